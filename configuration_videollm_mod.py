@@ -1,0 +1,211 @@
+"""Configuration of VideoLLM-MoD: the routed Llama (`text_config`), the vision tower, and what joins them.
+
+Only what a user chooses is stored; everything derived (tokens per frame, indices of routed layers, tokens kept)
+is computed from it.
+"""
+
+import math
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+
+VISION_ROUTINGS = ("mod", "full", "early_exit", "layer_skip")
+MOD_LAYERS = ("interleaved", "all", "all_deep", "interleaved_deep")
+MOD_SELECTIONS = ("learned", "uniform", "random")
+MOD_GATES = ("residual", "output", "none")
+VISION_MODEL_TYPES = ("siglip_vision_model", "clip_vision_model")
+AUTO_MAP = {
+    "AutoConfig": "configuration_videollm_mod.VideoLLMMoDConfig",
+    "AutoModel": "modeling_videollm_mod.VideoLLMMoDModel",
+    "AutoModelForCausalLM": "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
+    "AutoModelForImageTextToText": "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
+    "AutoProcessor": "processing_videollm_mod.VideoLLMMoDProcessor",
+    "AutoVideoProcessor": "processing_videollm_mod.VideoLLMMoDVideoProcessor",
+}
+
+
+def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+
+
+def check_keep_ratio(name: str, value: float) -> None:
+    """Raise `ValueError` unless `value` is a number in (0, 1]. `bool` is not a number here."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise ValueError(f"`{name}` must be a number in (0, 1], got {value!r}")
+
+
+def num_kept_tokens(keep_ratio: float, num_frame_tokens: int) -> int:
+    """Vision tokens of a frame that a routed layer keeps: `k = max(1, ceil(round(r * n, 6)))`.
+
+    Rounding first keeps `0.2 * 50 = 10.000000000000002` at 10.
+    """
+    return max(1, math.ceil(round(keep_ratio * num_frame_tokens, 6)))
+
+
+@strict
+class VideoLLMMoDTextConfig(LlamaConfig):
+    r"""
+    A `LlamaConfig` with mixture-of-depths routing of vision tokens.
+
+    Args:
+        vision_routing (`str`): how vision tokens pass through the layers. `"mod"`: in the layers of `mod_layers` only
+            the selected tokens of each frame do; `"full"`: all tokens, all layers; `"early_exit"`: from
+            `early_exit_layer` on, vision tokens and frame separators are skipped; `"layer_skip"`: the same in odd
+            layers.
+        mod_layers (`str` or `list[int]`): which layers route under `"mod"`. `"interleaved"`: odd indices (the paper's
+            choice, section 3.3); `"all"`; `"all_deep"`: index >= 2; `"interleaved_deep"`: odd and >= 3; or indices.
+        mod_keep_ratio (`float`): share of each frame's vision tokens that a routed layer keeps, in (0, 1].
+        mod_selection (`str`): `"learned"`: the highest scores of the layer's LayerExpert; `"uniform"` and `"random"`:
+            controls that do not look at the tokens and use no gate.
+        mod_gate (`str`): how a kept token's score enters its output, `"residual"`, `"output"` or `"none"`.
+        mod_force_keep_last (`bool`): always keep the last token of a frame, whose output decides whether to speak.
+        mod_seed (`int`): seed of `mod_selection="random"`.
+        early_exit_layer (`int`): first layer that skips vision tokens under `vision_routing="early_exit"`.
+
+    Raises:
+        `ValueError`: for a value outside the above, naming it.
+    """
+
+    model_type = "videollm_mod_text"
+    base_config_key = "text_config"
+
+    vision_routing: str = "mod"
+    mod_layers: str | list | tuple = "interleaved"
+    mod_keep_ratio: int | float = 0.2
+    mod_selection: str = "learned"
+    mod_gate: str = "residual"
+    mod_force_keep_last: bool = False
+    mod_seed: int = 0
+    early_exit_layer: int = 2
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        self.check_routing()
+
+    def check_routing(self) -> None:
+        """Raise `ValueError` for routing options out of range. Called again where a model is built, since attributes
+        can be set."""
+        check_choice("vision_routing", self.vision_routing, VISION_ROUTINGS)
+        check_choice("mod_selection", self.mod_selection, MOD_SELECTIONS)
+        check_choice("mod_gate", self.mod_gate, MOD_GATES)
+        check_keep_ratio("mod_keep_ratio", self.mod_keep_ratio)
+        if not 0 <= self.early_exit_layer <= self.num_hidden_layers:
+            raise ValueError(
+                f"`early_exit_layer` must be in [0, {self.num_hidden_layers}], got {self.early_exit_layer}"
+            )
+        if isinstance(self.mod_layers, str):
+            check_choice("mod_layers", self.mod_layers, MOD_LAYERS)
+            return
+        for index in self.mod_layers:
+            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < self.num_hidden_layers:
+                raise ValueError(
+                    f"`mod_layers` must hold layer indices in [0, {self.num_hidden_layers}), got {index!r} in "
+                    f"{list(self.mod_layers)}"
+                )
+
+    @property
+    def routed_layers(self) -> tuple[int, ...]:
+        """Indices of the layers that `mod_layers` names, ascending."""
+        step_from = {"interleaved": (1, 2), "all": (0, 1), "all_deep": (2, 1), "interleaved_deep": (3, 2)}
+        if isinstance(self.mod_layers, str):
+            first, step = step_from[self.mod_layers]
+            return tuple(range(first, self.num_hidden_layers, step))
+        return tuple(sorted(set(self.mod_layers)))
+
+
+@strict
+class VideoLLMMoDConfig(PreTrainedConfig):
+    r"""
+    Args:
+        text_config (`VideoLLMMoDTextConfig` or `dict`): the routed Llama.
+        vision_config (`SiglipVisionConfig`, `CLIPVisionConfig` or `dict`): the vision tower; SigLIP-L/16 at 384 pixels
+            when omitted.
+        frame_token_cls (`bool`): a frame starts with its class token (SigLIP `pooler_output`, CLIP
+            `last_hidden_state[:, 0]`).
+        frame_token_pooled (`[h, w]` or `None`): grid to which a frame's patches are average-pooled.
+        video_token_id (`int`): id of the placeholder that stands for one vision token.
+        frame_separator_token_id (`int`): id of the token between two frames of a stream; predicting it after a frame
+            means to stay silent.
+        stream_loss_weight (`float`): weight of the loss where the predicting token is a frame's last.
+
+    Raises:
+        `ValueError`: for a value outside the above, naming it.
+    """
+
+    model_type = "videollm_mod"
+    sub_configs = {"text_config": VideoLLMMoDTextConfig, "vision_config": AutoConfig}
+    keys_to_ignore_at_inference = ["past_key_values", "router_scores", "kept_indices"]
+
+    text_config: dict | PreTrainedConfig | None = None
+    vision_config: dict | PreTrainedConfig | None = None
+    frame_token_cls: bool = True
+    frame_token_pooled: list | tuple | None = (3, 3)
+    video_token_id: int = 3
+    frame_separator_token_id: int = 4
+    stream_loss_weight: int | float = 1.0
+    tie_word_embeddings: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self, **kwargs):
+        if not isinstance(self.text_config, PreTrainedConfig):
+            self.text_config = VideoLLMMoDTextConfig(**(self.text_config or {}))
+        if not isinstance(self.vision_config, PreTrainedConfig):
+            options = dict(
+                self.vision_config
+                or {
+                    "model_type": "siglip_vision_model",
+                    "hidden_size": 1024,
+                    "intermediate_size": 4096,
+                    "num_hidden_layers": 24,
+                    "num_attention_heads": 16,
+                    "image_size": 384,
+                    "patch_size": 16,
+                }
+            )
+            vision_model_type = options.pop("model_type", "siglip_vision_model")
+            check_choice("vision_config.model_type", vision_model_type, VISION_MODEL_TYPES)
+            self.vision_config = AutoConfig.for_model(vision_model_type, **options)
+        # One switch decides tying; the text config is where a Llama keeps it.
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
+        super().__post_init__(**kwargs)
+        self.check_frames()
+
+    def check_frames(self) -> None:
+        """Raise `ValueError` for frame options out of range. Called again where a model is built."""
+        pooled = self.frame_token_pooled
+        if pooled is not None and (
+            len(pooled) != 2 or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in pooled)
+        ):
+            raise ValueError(f"`frame_token_pooled` must be two positive integers [h, w] or None, got {pooled}")
+        if pooled is None and not self.frame_token_cls:
+            raise ValueError("a frame needs tokens: set `frame_token_cls=True` or `frame_token_pooled=[h, w]`")
+        check_choice("vision_config.model_type", self.vision_config.model_type, VISION_MODEL_TYPES)
+        for name in ("video_token_id", "frame_separator_token_id"):
+            value = getattr(self, name)
+            if not 0 <= value < self.text_config.vocab_size:
+                raise ValueError(f"`{name}` must be in [0, vocab_size={self.text_config.vocab_size}), got {value}")
+        if self.video_token_id == self.frame_separator_token_id:
+            raise ValueError(
+                f"`video_token_id` and `frame_separator_token_id` must differ, both are {self.video_token_id}"
+            )
+        if not 0 <= self.stream_loss_weight < math.inf:
+            raise ValueError(f"`stream_loss_weight` must be finite and >= 0, got {self.stream_loss_weight}")
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As in transformers, with every Auto class mapped to the code that is saved beside the weights; transformers
+        maps only the class being saved, and leaves the others to the repository they were loaded from."""
+        self.auto_map = dict(AUTO_MAP)
+        return super().save_pretrained(save_directory, **kwargs)
+
+    @property
+    def num_frame_tokens(self) -> int:
+        """Vision tokens per frame, `n = 1 + h * w` with a class token."""
+        height, width = self.frame_token_pooled or (0, 0)
+        return int(self.frame_token_cls) + height * width
+
+
+VideoLLMMoDConfig.register_for_auto_class()
+
+__all__ = ["VideoLLMMoDConfig", "VideoLLMMoDTextConfig"]
