@@ -1,0 +1,191 @@
+"""The key-value cache of a routed model: every layer holds its own tokens and knows where in the stream they stood.
+
+Routed layers hold fewer keys than dense ones, so no length of a layer says how far the stream is. The cache counts
+for itself: `seen_tokens` columns so far, `next_position` of each row; and each layer stores, beside its keys and
+values, the positions of what it holds. Rollback, reordering and batches with padding work from those positions.
+
+Shapes: B batch, L tokens a layer holds, T tokens of a call, E frames of the longest row.
+"""
+
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+PADDING = -1  # position of a slot that holds no token of its row
+
+
+class MoDCacheLayer(DynamicLayer):
+    """Keys and values `[B, heads, L, head_dim]` of one layer, with `positions` int64 `[B, L]` (-1: padding)."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions: torch.Tensor | None = None
+        self.padded = False  # some slot is padding: kept as a bool so that the common case needs no look at the device
+
+    def record(self, positions: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor | None:
+        """Note the tokens whose keys and values the next `update` brings.
+
+        Args:
+            positions (`int64 [B, K]`): their positions in the stream.
+            valid (`bool [B, K]`, *optional*): False where a slot is padding.
+
+        Returns:
+            bool `[B, L + K]`, which of all keys are tokens, or None when all are.
+        """
+        if valid is not None:
+            positions = positions.masked_fill(~valid, PADDING)
+            self.padded = True
+        self.positions = positions if self.positions is None else torch.cat([self.positions, positions], dim=1)
+        return self.positions >= 0 if self.padded else None
+
+    def rollback(self, limits: torch.Tensor) -> None:
+        """Drop every token at or after its row's limit. limits: int64 `[B]`."""
+        if self.positions is None or self.positions.shape[1] == 0:
+            return
+        keep = (self.positions >= 0) & (self.positions < limits[:, None])
+        length = int((keep * torch.arange(1, keep.shape[1] + 1, device=keep.device)).max())
+        self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
+        self.positions = self.positions[:, :length].masked_fill(~keep[:, :length], PADDING)
+        self.padded = not bool(keep[:, :length].all())
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        if self.positions is None:
+            return
+        self.positions = self.positions.index_select(0, rows.to(self.positions.device))
+        if self.is_initialized:
+            self.keys = self.keys.index_select(0, rows.to(self.keys.device))
+            self.values = self.values.index_select(0, rows.to(self.values.device))
+
+    def reset(self) -> None:
+        self.keys = self.values = self.positions = None
+        self.is_initialized = self.padded = False
+
+
+class MoDCache(Cache):
+    """
+    Cache of a `VideoLLMMoDTextModel`; the model makes one where none is given.
+
+    Attributes:
+        seen_tokens (`int`): columns processed so far, padding included: what `get_seq_length()` returns.
+        next_position (`int64 [B]` or None): position of the next token of each row.
+        frame_ends (`int64 [B, E]` or None): positions of the frames' last tokens, -1 where a row has fewer.
+
+    Args:
+        config (`VideoLLMMoDTextConfig`, or a config that holds one): gives the number of layers.
+        offloading (`bool`): keep layers on the CPU while they wait, as `DynamicCache(offloading=True)` does.
+    """
+
+    def __init__(self, config, offloading: bool = False):
+        num_layers = config.get_text_config(decoder=True).num_hidden_layers
+        super().__init__(layers=[MoDCacheLayer() for _ in range(num_layers)], offloading=offloading)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.seen_tokens = 0
+        self.next_position: torch.Tensor | None = None
+        self.frame_ends: torch.Tensor | None = None
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, the same for every layer; `layers[i].get_seq_length()` is how many layer `i` holds."""
+        return self.seen_tokens
+
+    @property
+    def num_frames(self) -> torch.Tensor | None:
+        """int64 [B]: frames each row has seen."""
+        return None if self.frame_ends is None else (self.frame_ends >= 0).sum(1)
+
+    @property
+    def after_frame(self) -> torch.Tensor | None:
+        """bool [B]: whether a row's last token was a frame's last."""
+        return None if self.frame_ends is None else (self.frame_ends == self.next_position[:, None] - 1).any(1)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def advance(
+        self, positions: torch.Tensor, valid: torch.Tensor | None = None, ends_frame: torch.Tensor | None = None
+    ) -> None:
+        """Count a call's tokens, before its layers run.
+
+        Args:
+            positions (`int64 [B, T]`): their positions in the stream.
+            valid (`bool [B, T]`, *optional*): False at padding.
+            ends_frame (`bool [B, T]`, *optional*): True at the last token of each frame; None when there is no frame.
+        """
+        self.seen_tokens += positions.shape[1]
+        if self.frame_ends is None:
+            self.frame_ends = positions[:, :0]
+        if valid is None:
+            self.next_position = positions[:, -1] + 1
+        else:
+            last = positions.masked_fill(~valid, PADDING).max(1).values + 1
+            self.next_position = last if self.next_position is None else last.maximum(self.next_position)
+        if ends_frame is not None:
+            ends_frame = ends_frame if valid is None else ends_frame & valid
+            num_ends = int(ends_frame.sum(1).max())
+            columns = ends_frame.int().argsort(dim=1, stable=True)[:, positions.shape[1] - num_ends :]
+            ends = positions.gather(1, columns).masked_fill(~ends_frame.gather(1, columns), PADDING)
+            self.frame_ends = torch.cat([self.frame_ends, ends], dim=1)
+
+    def rollback(self, position: int | torch.Tensor) -> None:
+        """Forget everything from `position` on, in every layer; the next token then gets that position.
+
+        Args:
+            position (`int` or `int64 [B]`): of the stream, one for all rows or one a row; not after the row's end.
+
+        Raises:
+            `ValueError`: if a position is negative or after the end of its row.
+        """
+        if self.next_position is None:
+            if torch.as_tensor(position).ne(0).any():
+                raise ValueError(f"`position` must be 0 in an empty cache, got {position}")
+            return
+        limits = torch.as_tensor(position, device=self.next_position.device).expand_as(self.next_position)
+        if (limits < 0).any() or (limits > self.next_position).any():
+            raise ValueError(
+                f"`position` must be between 0 and the row's end, got {limits.tolist()} with ends "
+                f"{self.next_position.tolist()}"
+            )
+        self.seen_tokens -= int((self.next_position - limits).min())
+        self.next_position = limits.clone()
+        self.frame_ends = self.frame_ends.masked_fill(self.frame_ends >= limits[:, None], PADDING)
+        for layer in self.layers:
+            layer.rollback(limits.to(layer.positions.device) if layer.positions is not None else limits)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens of every row (negative or 0, as transformers calls it)."""
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"`tokens_to_remove` must be negative or 0, got {tokens_to_remove}; `rollback(position)` keeps the "
+                "tokens before a position"
+            )
+        if tokens_to_remove and self.next_position is not None:
+            self.rollback((self.next_position + tokens_to_remove).clamp(min=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the given rows, in the given order. indices: int64, of any length."""
+        if self.next_position is None:
+            return
+        indices = indices.to(self.next_position.device)
+        self.next_position = self.next_position.index_select(0, indices)
+        self.frame_ends = self.frame_ends.index_select(0, indices)
+        for layer in self.layers:
+            layer.select_rows(indices)
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.next_position is not None:
+            rows = torch.arange(self.next_position.shape[0], device=self.next_position.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        for layer in self.layers:
+            layer.reset()
+        self._clear()
+
+
+__all__ = ["MoDCache", "MoDCacheLayer"]
