@@ -1,0 +1,690 @@
+"""VideoLLM-MoD (arXiv 2408.16730): a Llama in which most vision tokens pass by most layers.
+
+`VideoLLMMoDForConditionalGeneration.model` holds the vision tower, the connector and the language model. The language
+model is a `LlamaModel` whose decoder layers, where they are routed, see only the tokens that `routing_videollm_mod`
+lets in, and whose cache (`cache_videollm_mod`) holds only those.
+
+Shapes: B batch, T tokens of this call, F frames of this call over all rows in row order, N vision tokens per frame,
+K tokens that enter a routed layer, D hidden size of the language model, Dv of the vision tower, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AutoModel, GenerationMixin
+from transformers.activations import ACT2FN
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, find_packed_sequence_indices
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+)
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .cache_videollm_mod import MoDCache
+from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig, check_keep_ratio
+from .routing_videollm_mod import FrameRouter, LayerExpert, StreamLayout
+
+IGNORED = -100  # label of a token that nothing learns to predict
+
+
+@dataclass
+class VideoLLMMoDModelOutputWithPast(ModelOutput):
+    """
+    Args:
+        last_hidden_state (`[B, T, D]`).
+        past_key_values (`MoDCache`).
+        router_scores (`tuple`): with `output_router_scores=True`, one entry a layer: float32 `[F, N]`, or None where
+            the layer has no LayerExpert at work.
+        kept_indices (`tuple`): one entry a layer: int64 `[F, k]`, which of a frame's N tokens the layer kept,
+            ascending, or None where it kept all by design.
+    """
+
+    last_hidden_state: torch.Tensor | None = None
+    past_key_values: MoDCache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    router_scores: tuple[torch.Tensor | None, ...] | None = None
+    kept_indices: tuple[torch.Tensor | None, ...] | None = None
+
+
+@dataclass
+class VideoLLMMoDCausalLMOutputWithPast(ModelOutput):
+    """
+    Args:
+        loss (scalar, with `labels`): see `VideoLLMMoDForConditionalGeneration.forward`.
+        logits (`[B, T, V]`): None in training mode with labels, where only the logits that a label needs exist.
+        past_key_values, hidden_states, attentions, router_scores, kept_indices: as in
+            `VideoLLMMoDModelOutputWithPast`.
+    """
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    past_key_values: MoDCache | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    router_scores: tuple[torch.Tensor | None, ...] | None = None
+    kept_indices: tuple[torch.Tensor | None, ...] | None = None
+
+
+def causal_mask(
+    config: VideoLLMMoDTextConfig,
+    hidden_states: torch.Tensor,
+    num_keys: int,
+    key_valid: torch.Tensor | None,
+    segments: torch.Tensor | None,
+):
+    """The attention mask, in the form `config._attn_implementation` takes, of queries that are the last of the keys.
+
+    Args:
+        hidden_states (`[B, T, D]`): the queries' tokens.
+        num_keys (`int`): keys of the layer, those of this call last.
+        key_valid (`bool [B, num_keys]`, *optional*): False at padding.
+        segments (`int64 [B, T]`, *optional*): number of the sequence of each token, if sequences are packed.
+    """
+    batch_size, num_queries = hidden_states.shape[:2]
+    implementation, offset = config._attn_implementation, num_keys - num_queries
+    if key_valid is None and segments is None and implementation != "eager" and implementation != "flex_attention":
+        # `None` means causal from the upper left, which is right only where queries and keys are the same tokens
+        if implementation == "sdpa" and 1 < num_queries < num_keys:
+            return causal_lower_right(num_queries, num_keys)
+        return None
+
+    def sees(batch_idx, head_idx, query_idx, key_idx):
+        allowed = key_idx <= query_idx
+        if key_valid is not None:  # padding sees itself, so that no row of the softmax is empty
+            allowed = allowed & (key_valid[batch_idx, key_idx] | (key_idx == query_idx))
+        if segments is not None:
+            allowed = allowed & (segments[batch_idx, query_idx] == segments[batch_idx, key_idx])
+        return allowed
+
+    is_flash = "flash" in implementation  # takes the 2D mask itself
+    return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
+        batch_size=batch_size,
+        q_length=num_queries,
+        kv_length=num_keys,
+        q_offset=offset,
+        kv_offset=0,
+        mask_function=sees,
+        attention_mask=key_valid if is_flash else None,
+        allow_is_causal_skip=False,
+        dtype=hidden_states.dtype,
+        config=config,
+        device=hidden_states.device,
+    )
+
+
+class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
+    """A Llama decoder layer that, where it is routed, lets in only the tokens its router chooses."""
+
+    def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.config, self.layer_idx = config, layer_idx
+        learned = config.vision_routing == "mod" and config.mod_selection == "learned"
+        self.layer_expert = LayerExpert(config.hidden_size) if learned and layer_idx in config.routed_layers else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: MoDCache | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        router: FrameRouter | None = None,
+        segments: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`[B, T, D]`).
+            attention_mask (4D, *optional*): a mask of the caller's own, used as it is.
+            position_ids (`int64 [B, T]`), position_embeddings (cosine and sine, `[B, T, head_dim]`): of all T tokens.
+            router (`FrameRouter`): of this call.
+            segments (`int64 [B, T]`, *optional*): for packed sequences.
+        """
+        valid, entered, route = router.layout.valid, hidden_states, None
+        if router.routes(self.layer_idx):
+            route = router(self.layer_idx, self.layer_expert, hidden_states)
+            if route.index.numel() == 0:
+                return hidden_states  # every token passes by
+            entered, valid = route.gather(hidden_states), route.valid
+            position_embeddings = tuple(route.gather(x) for x in position_embeddings)
+            position_ids = route.gather(position_ids[..., None]).squeeze(-1)
+            segments = None if segments is None else route.gather(segments[..., None]).squeeze(-1)
+
+        key_valid, num_keys = valid, entered.shape[1]
+        if past_key_values is not None:
+            held = past_key_values.layers[self.layer_idx]
+            num_keys += held.get_seq_length()
+            key_valid = held.record(position_ids, valid)
+        if attention_mask is None:
+            attention_mask = causal_mask(self.config, entered, num_keys, key_valid, segments)
+        processed = super().forward(
+            entered,
+            attention_mask=attention_mask,
+            # flash attention reads gaps between positions as packed sequences
+            position_ids=position_ids if route is None else None,
+            past_key_values=past_key_values,
+            position_embeddings=position_embeddings,
+            **kwargs,
+        )
+        return processed if route is None else route.scatter(hidden_states, entered, processed)
+
+
+class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
+    config: VideoLLMMoDConfig
+    base_model_prefix = "model"
+    input_modalities = ("video", "text")
+    _no_split_modules = ["VideoLLMMoDDecoderLayer", "SiglipEncoderLayer", "CLIPEncoderLayer"]
+    _keep_in_fp32_modules_strict = ["layer_expert"]
+    _can_compile_fullgraph = False
+    _can_record_outputs = {"hidden_states": VideoLLMMoDDecoderLayer, "attentions": LlamaAttention}
+
+
+class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
+    """A `LlamaModel` with routed layers and a `MoDCache`. Without frames it is a plain Llama in every mode."""
+
+    config: VideoLLMMoDTextConfig
+    input_modalities = ("text",)
+
+    def __init__(self, config: VideoLLMMoDTextConfig):
+        config.check_routing()
+        # LlamaModel's own `__init__` would build, and initialise, its layers beside ours
+        LlamaPreTrainedModel.__init__(self, config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            [VideoLLMMoDDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: MoDCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        layout: StreamLayout | None = None,
+        output_router_scores: bool = False,
+        **kwargs,
+    ) -> VideoLLMMoDModelOutputWithPast:
+        """
+        Args:
+            input_ids (`int64 [B, T]`) or inputs_embeds (`[B, T, D]`): exactly one of them.
+            attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding; or a 4D mask, if no layer routes.
+            position_ids (`int64 [B, T]` or `[1, T]`, *optional*): of these tokens; counted on by the cache if omitted.
+            past_key_values (`MoDCache`, *optional*): of the earlier calls of these streams.
+            layout (`StreamLayout`, *optional*): where the frames are; without it every token is text.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if past_key_values is not None and not hasattr(past_key_values, "advance"):
+            raise ValueError(
+                f"`past_key_values` must be a MoDCache, got {type(past_key_values).__name__}: routed layers hold "
+                "different tokens, and only a MoDCache knows which"
+            )
+        if use_cache and past_key_values is None:
+            past_key_values = MoDCache(self.config)
+
+        batch_size, length = inputs_embeds.shape[:2]
+        own_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
+        if layout is None:
+            valid = None if own_mask is not None else valid_tokens(attention_mask, inputs_embeds, past_key_values)
+            nothing = torch.zeros(batch_size, length, dtype=torch.bool, device=inputs_embeds.device)
+            layout = StreamLayout.of(nothing, nothing, num_frame_tokens=1, valid=valid)
+        segments = None
+        if position_ids is not None and attention_mask is None and past_key_values is None:
+            position_ids = position_ids.expand(batch_size, -1)
+            segments = find_packed_sequence_indices(position_ids)
+        position_ids = next_positions(position_ids, layout, past_key_values)
+        router = FrameRouter(layout, self.config)
+        if own_mask is not None and any(router.routes(layer_idx) for layer_idx in range(len(self.layers))):
+            raise ValueError("`attention_mask` must be 2D where layers route, got a 4D mask")
+        if past_key_values is not None:
+            past_key_values.advance(position_ids, layout.valid, layout.ends_frame if layout.num_frames else None)
+
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        for decoder_layer in self.layers[: self.config.num_hidden_layers]:
+            hidden_states = decoder_layer(
+                hidden_states,
+                attention_mask=own_mask,
+                position_ids=position_ids,
+                past_key_values=past_key_values,
+                position_embeddings=position_embeddings,
+                use_cache=use_cache,
+                router=router,
+                segments=segments,
+                **kwargs,
+            )
+
+        layers = range(len(self.layers))
+        return VideoLLMMoDModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values,
+            router_scores=tuple(router.scores.get(i) for i in layers) if output_router_scores else None,
+            kept_indices=tuple(router.kept.get(i) for i in layers) if output_router_scores else None,
+        )
+
+
+def valid_tokens(
+    attention_mask: torch.Tensor | None, tokens: torch.Tensor, past_key_values: MoDCache | None
+) -> torch.Tensor | None:
+    """bool `[B, T]`, False at the padding of this call's `tokens` `[B, T, ...]`, or None when there is none."""
+    if attention_mask is None:
+        return None
+    batch_size, length = tokens.shape[:2]
+    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch_size or attention_mask.shape[1] < length:
+        raise ValueError(
+            f"`attention_mask` must be [{batch_size}, {length}] or, with the tokens seen so far, "
+            f"[{batch_size}, {seen + length}], got {list(attention_mask.shape)}"
+        )
+    valid = attention_mask[:, -length:].to(device=tokens.device, dtype=torch.bool)
+    return None if valid.all() else valid
+
+
+def next_positions(
+    position_ids: torch.Tensor | None, layout: StreamLayout, past_key_values: MoDCache | None
+) -> torch.Tensor:
+    """int64 `[B, T]`: positions that go on from the cache and leave padding out."""
+    batch_size, length = layout.is_text.shape
+    if position_ids is not None:
+        return position_ids.expand(batch_size, -1)
+    if layout.valid is None:
+        positions = torch.arange(length, device=layout.is_text.device).expand(batch_size, -1)
+    else:
+        positions = (layout.valid.long().cumsum(1) - 1).clamp(min=0)
+    if past_key_values is not None and past_key_values.next_position is not None:
+        positions = positions + past_key_values.next_position.to(positions.device)[:, None]
+    return positions
+
+
+class VideoLLMMoDConnector(nn.Module):
+    """Two linear maps with a GELU between: vision features `[..., Dv]` to token embeddings `[..., D]`."""
+
+    def __init__(self, config: VideoLLMMoDConfig):
+        super().__init__()
+        hidden_size = config.text_config.hidden_size
+        self.linear_1 = nn.Linear(config.vision_config.hidden_size, hidden_size)
+        self.act = ACT2FN["gelu"]
+        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, video_features: torch.Tensor) -> torch.Tensor:
+        return self.linear_2(self.act(self.linear_1(video_features.to(self.linear_1.weight.dtype))))
+
+
+class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
+    """Vision tower, connector and routed language model, without the language-modelling head."""
+
+    def __init__(self, config: VideoLLMMoDConfig):
+        super().__init__(config)
+        config.check_frames()
+        self.vision_tower = AutoModel.from_config(config.vision_config)
+        self.connector = VideoLLMMoDConnector(config)
+        self.language_model = VideoLLMMoDTextModel._from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of each frame's vision tokens that routed layers keep, in (0, 1]; can be set between calls."""
+        return self.config.text_config.mod_keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, value: float) -> None:
+        check_keep_ratio("keep_ratio", value)
+        self.config.text_config.mod_keep_ratio = value
+
+    def encode_frames(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """The vision tower's output with, as `pooler_output`, the frames' tokens before the connector: what
+        `video_features` takes.
+
+        Args:
+            pixel_values_videos (`[F, 3, H, W]`): normalised frames.
+
+        Returns:
+            `pooler_output` `[F, N, Dv]`: the class token (SigLIP `pooler_output`, CLIP `last_hidden_state[:, 0]`),
+            then the patches of `last_hidden_state`, average-pooled to h x w, row by row.
+
+        Raises:
+            `ValueError`: if the frames are not `[F, 3, H, W]` of the tower's size, or not finite.
+        """
+        vision = self.config.vision_config
+        expected = (vision.num_channels, vision.image_size, vision.image_size)
+        if pixel_values_videos.dim() != 4 or tuple(pixel_values_videos.shape[1:]) != expected:
+            raise ValueError(
+                f"`pixel_values_videos` must be [frames, {', '.join(map(str, expected))}], "
+                f"got {list(pixel_values_videos.shape)}"
+            )
+        check_finite("pixel_values_videos", pixel_values_videos)
+        outputs = self.vision_tower(pixel_values_videos.to(self.vision_tower.dtype), return_dict=True, **kwargs)
+        patches, tokens = outputs.last_hidden_state, []
+        if vision.model_type == "clip_vision_model":
+            class_token, patches = patches[:, 0], patches[:, 1:]
+        else:
+            class_token = outputs.pooler_output
+        if self.config.frame_token_cls:
+            if class_token is None:
+                raise ValueError(
+                    "`frame_token_cls` needs a vision tower with a pooling head, got `vision_use_head=False`"
+                )
+            tokens.append(class_token[:, None])
+        if self.config.frame_token_pooled is not None:
+            side = vision.image_size // vision.patch_size
+            grid = patches.transpose(1, 2).unflatten(2, (side, side))
+            pooled = nn.functional.adaptive_avg_pool2d(grid, tuple(self.config.frame_token_pooled))
+            tokens.append(pooled.flatten(2).transpose(1, 2))
+        outputs.pooler_output = torch.cat(tokens, dim=1)
+        return outputs
+
+    @can_return_tuple
+    def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """As `encode_frames`, with `pooler_output` after the connector: `[F, N, D]`, as the language model sees it."""
+        outputs = self.encode_frames(pixel_values_videos, **kwargs)
+        outputs.pooler_output = self.connector(outputs.pooler_output)
+        return outputs
+
+    @merge_with_config_defaults
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: MoDCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        layout: StreamLayout | None = None,
+        **kwargs,
+    ) -> VideoLLMMoDModelOutputWithPast:
+        """
+        Args:
+            input_ids (`int64 [B, T]`) or inputs_embeds (`[B, T, D]`): with N placeholders for each frame. In
+                embeddings a placeholder is recognised by its own embedding.
+            attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding.
+            pixel_values_videos (`[F, 3, H, W]`) or video_features (`[F, N, Dv]`): frames of all rows, in row order.
+            past_key_values (`MoDCache`, *optional*): of the earlier calls of these streams.
+            layout (`StreamLayout`, *optional*): what `lay_out` returns for these inputs, if it is known already.
+
+        Raises:
+            `ValueError`: if frames and placeholders do not match, a frame is cut, or a frame is not finite.
+        """
+        if layout is None:
+            layout = self.lay_out(input_ids, inputs_embeds, attention_mask, past_key_values)
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        inputs_embeds = self._put_frames(inputs_embeds, layout, pixel_values_videos, video_features)
+        return self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=use_cache,
+            layout=layout,
+            **kwargs,
+        )
+
+    def tokens_with_id(
+        self, token_id: int, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+    ) -> torch.Tensor:
+        """bool `[B, T]`: where a token stands; in embeddings it is recognised by its own embedding."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
+        if input_ids is not None:
+            return input_ids == token_id
+        embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+        return (inputs_embeds == embedding).all(-1)
+
+    def lay_out(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: MoDCache | None = None,
+    ) -> StreamLayout:
+        """Where the frames, separators and padding of these inputs lie."""
+        config = self.config
+        is_vision = self.tokens_with_id(config.video_token_id, input_ids, inputs_embeds)
+        valid = None
+        if attention_mask is not None and attention_mask.dim() != 4:
+            valid = valid_tokens(attention_mask, is_vision, past_key_values)
+        return StreamLayout.of(
+            is_vision,
+            self.tokens_with_id(config.frame_separator_token_id, input_ids, inputs_embeds),
+            config.num_frame_tokens,
+            valid=valid,
+            frames_seen=getattr(past_key_values, "num_frames", None),
+            after_frame=getattr(past_key_values, "after_frame", None),
+        )
+
+    def _put_frames(self, inputs_embeds, layout, pixel_values_videos, video_features) -> torch.Tensor:
+        """Replace the placeholders' embeddings by those of the frames."""
+        if pixel_values_videos is not None and video_features is not None:
+            raise ValueError("give only one of `pixel_values_videos` and `video_features`")
+        name, frames = (
+            ("video_features", video_features)
+            if pixel_values_videos is None
+            else ("pixel_values_videos", pixel_values_videos)
+        )
+        num_given = 0 if frames is None else frames.shape[0]
+        if num_given != layout.num_frames:
+            raise ValueError(
+                f"frames and placeholders do not match: `{name}` holds {num_given} frames, `input_ids` have "
+                f"placeholders for {layout.num_frames} (of {self.config.num_frame_tokens} tokens each)"
+            )
+        if not num_given:
+            return inputs_embeds
+        if pixel_values_videos is not None:
+            embeds = self.get_video_features(pixel_values_videos, return_dict=True).pooler_output
+        else:
+            expected = [num_given, self.config.num_frame_tokens, self.config.vision_config.hidden_size]
+            if list(video_features.shape) != expected:
+                raise ValueError(f"`video_features` must be {expected}, got {list(video_features.shape)}")
+            check_finite("video_features", video_features)
+            embeds = self.connector(video_features)
+        embeds = embeds.flatten(0, 1).to(inputs_embeds)
+        return inputs_embeds.flatten(0, 1).index_copy(0, layout.frames.flatten(), embeds).view_as(inputs_embeds)
+
+
+def check_finite(name: str, frames: torch.Tensor) -> None:
+    finite = torch.isfinite(frames).flatten(1).all(1)
+    if not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise ValueError(f"`{name}` must be finite, got nan or infinity in frames {bad[:10]} of {frames.shape[0]}")
+
+
+class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, GenerationMixin):
+    """The whole model, with stock `generate` (greedy, sampling, beams), and its loss on streams."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: VideoLLMMoDConfig):
+        super().__init__(config)
+        self.model = VideoLLMMoDModel(config)
+        self.vocab_size = config.text_config.vocab_size
+        self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
+        # a placeholder stands for a frame that was given, so it is never a token to be said
+        self.generation_config.suppress_tokens = [config.video_token_id]
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    @property
+    def keep_ratio(self) -> float:
+        """Share of each frame's vision tokens that routed layers keep, in (0, 1]; can be set between calls."""
+        return self.model.keep_ratio
+
+    @keep_ratio.setter
+    def keep_ratio(self, value: float) -> None:
+        self.model.keep_ratio = value
+
+    def encode_frames(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        return self.model.encode_frames(pixel_values_videos, **kwargs)
+
+    def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        return self.model.get_video_features(pixel_values_videos, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: MoDCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        pixel_values_videos: torch.Tensor | None = None,
+        video_features: torch.Tensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        **kwargs,
+    ) -> VideoLLMMoDCausalLMOutputWithPast:
+        """
+        As `VideoLLMMoDModel.forward`, and:
+
+        Args:
+            labels (`int64 [B, T]`, *optional*): ids to be predicted, shifted here, -100 where nothing is learned. The
+                loss is `sum(w * ce) / count(labels != -100)`, or `/ num_items_in_batch` where the Trainer gives it;
+                `w` is `config.stream_loss_weight` where the predicting token is a frame's last, else 1. Source:
+                VideoLLM-online (arXiv 2406.11816), equation 2. Labels already shifted are taken as `shift_labels`.
+            logits_to_keep (`int` or `int64` indices): compute the logits of the last so many tokens only; 0 is all.
+        """
+        shift_labels = kwargs.pop("shift_labels", None)
+        num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        layout = self.model.lay_out(input_ids, inputs_embeds, attention_mask, past_key_values)
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            pixel_values_videos=pixel_values_videos,
+            video_features=video_features,
+            use_cache=use_cache,
+            layout=layout,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if labels is not None and shift_labels is None:
+            shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+        loss = logits = None
+        if shift_labels is not None:
+            loss = self.stream_loss(hidden_states, shift_labels, layout.ends_frame, num_items_in_batch)
+        if loss is None or not self.training:
+            keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = self.lm_head(hidden_states[:, keep])
+        return VideoLLMMoDCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            router_scores=outputs.router_scores,
+            kept_indices=outputs.kept_indices,
+        )
+
+    def stream_loss(
+        self,
+        hidden_states: torch.Tensor,
+        shift_labels: torch.Tensor,
+        ends_frame: torch.Tensor,
+        num_items_in_batch: int | torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """The loss of `forward`, with logits at the labelled positions only.
+
+        Args:
+            hidden_states (`[B, T, D]`), shift_labels (`int64 [B, T]`: the id to be predicted at each token),
+            ends_frame (`bool [B, T]`), num_items_in_batch (*optional*): labels of all micro-batches of a step.
+        """
+        shift_labels = shift_labels.to(hidden_states.device)
+        learned = shift_labels != IGNORED
+        logits = self.lm_head(hidden_states[learned]).float()
+        losses = nn.functional.cross_entropy(logits, shift_labels[learned], reduction="none")
+        weights = torch.where(ends_frame[learned], self.config.stream_loss_weight, 1.0)
+        if num_items_in_batch is None:
+            num_items_in_batch = max(losses.numel(), 1)
+        elif isinstance(num_items_in_batch, torch.Tensor):
+            num_items_in_batch = num_items_in_batch.to(losses.device)
+        return (weights * losses).sum() / num_items_in_batch
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+        # transformers does so with `pixel_values_videos`; after the prefill the cache holds the frames
+        if not is_first_iteration and model_inputs.get("use_cache", True):
+            model_inputs.pop("video_features", None)
+        return model_inputs
+
+    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
+        """Repeat each row, and with it the row's block of frames, `expand_size` times."""
+        names = [n for n in ("pixel_values_videos", "video_features") if model_kwargs.get(n) is not None]
+        frames = {name: model_kwargs.pop(name) for name in names}
+        if frames and expand_size > 1:
+            has_ids = input_ids is not None and input_ids.numel() > 0
+            is_vision = self.model.tokens_with_id(
+                self.config.video_token_id,
+                input_ids if has_ids else None,
+                None if has_ids else model_kwargs.get("inputs_embeds"),
+            )
+            per_row = (is_vision.sum(1) // self.config.num_frame_tokens).tolist()
+            for name, value in frames.items():
+                blocks = value.split(per_row)
+                frames[name] = torch.cat([block for block in blocks for _ in range(expand_size)])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, **frames}
+
+    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            implementation = generation_config.cache_implementation
+            if implementation not in (None, "dynamic", "offloaded"):
+                raise ValueError(
+                    f'`cache_implementation` must be "dynamic" or "offloaded", got {implementation!r}: routed layers '
+                    "hold different tokens, which only a MoDCache can do"
+                )
+            model_kwargs["past_key_values"] = MoDCache(self.config, offloading=implementation == "offloaded")
+            return None
+        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
+
+
+VideoLLMMoDModel.register_for_auto_class("AutoModel")
+VideoLLMMoDForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+
+__all__ = [
+    "VideoLLMMoDForConditionalGeneration",
+    "VideoLLMMoDModel",
+    "VideoLLMMoDPreTrainedModel",
+    "VideoLLMMoDTextModel",
+]

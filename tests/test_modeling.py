@@ -1,0 +1,358 @@
+"""The routed forward against a naive one, against stock Llama, and against itself cut up and batched."""
+
+import copy
+import random
+
+import pytest
+import torch
+from reference import naive_forward
+from tiny import FIRST_WORD, PAD, ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_config, tiny_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from videollm_mod.configuration_videollm_mod import VideoLLMMoDTextConfig
+from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
+
+TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+
+
+def stock_llama(model) -> LlamaForCausalLM:
+    """A `LlamaForCausalLM` with the model's text weights."""
+    fields = LlamaConfig().to_dict().keys() - {"model_type", "architectures", "transformers_version"}
+    text = model.config.text_config.to_dict()
+    llama = LlamaForCausalLM(LlamaConfig(**{key: text[key] for key in fields if key in text})).eval()
+    state = {
+        name.removeprefix("model.language_model."): value
+        for name, value in model.state_dict().items()
+        if name.startswith("model.language_model.") and "layer_expert" not in name
+    }
+    llama.model.load_state_dict(state)
+    llama.lm_head.load_state_dict(model.lm_head.state_dict())
+    return llama
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+@pytest.mark.parametrize("seed", [0, 1])
+def test_forward_is_the_naive_one_in_value_and_gradient(name, seed):
+    seed += 10 * list(ROUTINGS).index(name)
+    shape = random.Random(seed).choice([{}, {"pooled": (1, 2), "cls": False}, {"pooled": (3, 2)}, {"pooled": None}])
+    model = tiny_model(seed, num_hidden_layers=4, **shape, **ROUTINGS[name])
+    _, (row,) = random_batch(model, seed, [random.Random(seed).randint(1, 3)])
+    out = model(**row, output_router_scores=True)
+    expected, kept = naive_forward(model, row["input_ids"][0].tolist(), row["video_features"])
+    torch.testing.assert_close(out.logits[0], expected, **TOLERANCE)
+    for layer_idx, indices in enumerate(out.kept_indices):
+        assert (indices is None) == (layer_idx not in kept)
+        if indices is not None:
+            assert indices.tolist() == kept[layer_idx]
+
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    probe = torch.randn_like(expected)
+    fast = torch.autograd.grad((out.logits[0] * probe).sum(), parameters, allow_unused=True)
+    naive = torch.autograd.grad((expected * probe).sum(), parameters, allow_unused=True)
+    for (parameter_name, _), a, b in zip(model.named_parameters(), fast, naive, strict=True):
+        zero = torch.zeros(1)
+        a, b = (zero if g is None else g for g in (a, b))
+        torch.testing.assert_close(
+            a.expand_as(b) if a is zero else a,
+            b.expand_as(a) if b is zero else b,
+            atol=2e-3,
+            rtol=1e-3,
+            msg=lambda m, n=parameter_name: f"gradient of {n}: {m}",
+        )
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_routing_off_is_stock_llama(seed):
+    """With its own embeddings fed to a stock Llama, the dense model is that Llama."""
+    model = tiny_model(seed, vision_routing="full", tie_word_embeddings=bool(seed % 2))
+    llama = stock_llama(model)
+    batch, _ = random_batch(model, seed, [2, 0, 3])
+    layout = model.model.lay_out(batch["input_ids"])
+    embeds = model.model._put_frames(
+        model.get_input_embeddings()(batch["input_ids"]), layout, None, batch["video_features"]
+    )
+    expected = llama(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
+    logits = model(**batch).logits
+    mask = batch["attention_mask"].bool()
+    torch.testing.assert_close(logits[mask], expected[mask], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_text_alone_is_stock_llama(name):
+    model = tiny_model(3, **ROUTINGS[name])
+    llama = stock_llama(model)
+    batch, _ = random_batch(model, 3, [0, 0, 0])
+    mask = batch["attention_mask"].bool()
+    out, expected = model(**batch), llama(**batch)
+    torch.testing.assert_close(out.logits[mask], expected.logits[mask], **TOLERANCE)
+    greedy = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [VIDEO], "pad_token_id": PAD}
+    assert torch.equal(model.generate(**batch, **greedy), llama.generate(**batch, **greedy))
+
+
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_packed_sequences_stay_apart(implementation):
+    """Positions that start anew mark packed sequences, as in stock Llama, in routed layers too."""
+    model = tiny_model(4)
+    model.set_attn_implementation(implementation)
+    _, rows = random_batch(model, 4, [2, 0, 1])
+    lengths = [row["input_ids"].shape[1] for row in rows]
+    packed = model(
+        input_ids=torch.cat([row["input_ids"] for row in rows], dim=1),
+        video_features=torch.cat([row["video_features"] for row in rows if "video_features" in row]),
+        position_ids=torch.cat([torch.arange(n) for n in lengths])[None],
+        use_cache=False,
+    ).logits
+    alone = torch.cat([model(**row).logits for row in rows], dim=1)
+    torch.testing.assert_close(packed, alone, **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+@pytest.mark.parametrize("implementation", ["eager", "sdpa"])
+def test_padded_batch_is_each_row_alone(name, implementation):
+    seed = list(ROUTINGS).index(name)
+    model = tiny_model(seed, **ROUTINGS[name])
+    model.set_attn_implementation(implementation)
+    batch, rows = random_batch(model, seed, [2, 0, 4, 1])
+    logits = model(**batch).logits
+    for index, row in enumerate(rows):
+        expected = model(**row).logits[0]
+        torch.testing.assert_close(logits[index, -len(expected) :], expected, **TOLERANCE)
+
+
+def test_a_frame_under_padding_is_not_seen():
+    model = tiny_model(5)
+    _, (row,) = random_batch(model, 5, [3])
+    ids = row["input_ids"]
+    first = int((ids[0] == VIDEO).nonzero()[0])
+    cut = first + model.config.num_frame_tokens  # hide the prompt and the first frame
+    mask = torch.ones_like(ids)
+    mask[:, :cut] = 0
+    hidden = model(**row, attention_mask=mask).logits[:, cut:]
+    expected = model(input_ids=ids[:, cut:], video_features=row["video_features"][1:]).logits
+    torch.testing.assert_close(hidden, expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("vision", ["siglip_vision_model", "clip_vision_model"])
+@pytest.mark.parametrize("pooled, cls", [((2, 2), True), (None, True), ((3, 1), False)])
+def test_pixels_are_their_features(vision, pooled, cls):
+    model = tiny_model(6, vision=vision, pooled=pooled, cls=cls)
+    batch, _ = random_batch(model, 6, [2, 1], pixels=True)
+    features = model.encode_frames(batch["pixel_values_videos"]).pooler_output
+    assert features.shape == (3, model.config.num_frame_tokens, 16)
+    expected = model(**batch).logits
+    del batch["pixel_values_videos"]
+    torch.testing.assert_close(model(**batch, video_features=features).logits, expected, **TOLERANCE)
+    tokens = model.get_video_features(torch.randn(1, 3, *[model.config.vision_config.image_size] * 2)).pooler_output
+    assert tokens.shape == (1, model.config.num_frame_tokens, 32)
+
+
+def test_frame_tokens_are_class_token_then_pooled_patches():
+    model = tiny_model(7, pooled=(3, 3))
+    pixels = torch.randn(2, 3, 24, 24)
+    tower = model.model.vision_tower(pixels)
+    features = model.encode_frames(pixels).pooler_output
+    torch.testing.assert_close(features[:, 0], tower.pooler_output)
+    torch.testing.assert_close(features[:, 1:], tower.last_hidden_state)  # 3 x 3 patches, pooled to 3 x 3
+    model = tiny_model(7, pooled=(1, 1), vision="clip_vision_model")
+    tower = model.model.vision_tower(torch.ones(1, 3, 16, 16)).last_hidden_state
+    features = model.encode_frames(torch.ones(1, 3, 16, 16)).pooler_output
+    torch.testing.assert_close(features[0, 0], tower[0, 0])
+    torch.testing.assert_close(features[0, 1], tower[0, 1:].mean(0))
+
+
+def test_embeddings_stand_for_ids():
+    model = tiny_model(8)
+    batch, _ = random_batch(model, 8, [2, 1])
+    ids = batch.pop("input_ids")
+    expected = model(input_ids=ids, **batch).logits
+    torch.testing.assert_close(
+        model(inputs_embeds=model.get_input_embeddings()(ids), **batch).logits, expected, **TOLERANCE
+    )
+
+
+def test_a_zero_router_at_keep_ratio_one_is_dense():
+    """Gate `residual` with weight and bias zero; and text that no frame precedes is dense at any ratio."""
+    model, dense = tiny_model(9, mod_keep_ratio=1), tiny_model(9, vision_routing="full")
+    dense.load_state_dict(model.state_dict(), strict=False)
+    for layer in model.model.language_model.layers:
+        if layer.layer_expert is not None:
+            torch.nn.init.zeros_(layer.layer_expert.weight)
+            torch.nn.init.zeros_(layer.layer_expert.bias)
+    batch, _ = random_batch(model, 9, [2, 3])
+    mask = batch["attention_mask"].bool()
+    torch.testing.assert_close(model(**batch).logits[mask], dense(**batch).logits[mask], **TOLERANCE)
+
+
+@pytest.mark.parametrize("name", [name for name in ROUTINGS if name != "learned"])
+def test_every_option_changes_the_output(name):
+    model = tiny_model(10, num_hidden_layers=6)
+    batch, _ = random_batch(model, 10, [3])
+    other = tiny_model(10, num_hidden_layers=6, **ROUTINGS[name])
+    other.load_state_dict(model.state_dict(), strict=False)
+    for layer, like in zip(other.model.language_model.layers, model.model.language_model.layers, strict=True):
+        if layer.layer_expert is not None and like.layer_expert is None:
+            torch.nn.init.normal_(layer.layer_expert.weight)
+    assert (model(**batch).logits - other(**batch).logits).abs().max() > 1e-2
+
+
+def test_seed_of_the_random_control():
+    models = [tiny_model(11, mod_selection="random", mod_seed=seed) for seed in (0, 0, 1)]
+    batch, _ = random_batch(models[0], 11, [4])
+    kept = [model(**batch, output_router_scores=True).kept_indices[1] for model in models]
+    assert torch.equal(kept[0], kept[1])
+    assert not torch.equal(kept[0], kept[2])
+
+
+def test_keep_ratio_at_run_time():
+    model = tiny_model(12, pooled=(3, 3))
+    batch, _ = random_batch(model, 12, [2])
+    counts = []
+    for ratio in (0.1, 0.2, 0.5, 1):
+        model.keep_ratio = ratio
+        assert model.model.keep_ratio == ratio
+        out = model(**batch, output_router_scores=True)
+        assert out.router_scores[0] is None
+        assert out.router_scores[1].shape == (2, 10)
+        assert out.router_scores[1].dtype == torch.float32
+        counts.append(out.kept_indices[1].shape[1])
+    assert counts == [1, 2, 5, 10]
+    for ratio in (0, -1, 1.01, float("nan"), "half", True, None):
+        with pytest.raises(ValueError, match="keep_ratio"):
+            model.keep_ratio = ratio
+    assert model.keep_ratio == 1
+
+
+def test_scores_stay_float32_in_half_precision():
+    model = tiny_model(13).to(torch.bfloat16)
+    batch, _ = random_batch(model, 13, [2])
+    assert model(**batch, output_router_scores=True).router_scores[1].dtype == torch.float32
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = tiny_model(13)(**batch, output_router_scores=True)
+    assert out.router_scores[1].dtype == torch.float32
+
+
+def test_outputs_as_tuple_with_hidden_states_and_attentions():
+    model = tiny_model(14)
+    model.set_attn_implementation("eager")
+    batch, _ = random_batch(model, 14, [2])
+    out = model(**batch, output_hidden_states=True, output_attentions=True)
+    length, layers = batch["input_ids"].shape[1], model.config.text_config.num_hidden_layers
+    assert [tuple(x.shape) for x in out.hidden_states] == [(1, length, 32)] * (layers + 1)
+    assert len(out.attentions) == layers
+    routed = length - 2 * model.config.num_frame_tokens + 2 * 2
+    assert [x.shape[-1] for x in out.attentions] == [length, routed] * 2 + [length]
+    as_tuple = model(**batch, return_dict=False)
+    assert torch.equal(as_tuple[0], out.logits)
+
+
+# -- input that is wrong ----------------------------------------------------------------------------------------------
+
+
+def test_frames_and_placeholders_must_match():
+    model = tiny_model(15)
+    batch, _ = random_batch(model, 15, [2])
+    features = batch.pop("video_features")
+    with pytest.raises(ValueError, match=r"holds 0 frames.*placeholders for 2"):
+        model(**batch)
+    with pytest.raises(ValueError, match=r"`video_features` holds 1 frames.*placeholders for 2"):
+        model(**batch, video_features=features[:1])
+    with pytest.raises(ValueError, match=r"`video_features` must be \[2, 5, 16\], got \[2, 4, 16\]"):
+        model(**batch, video_features=features[:, :4])
+    with pytest.raises(ValueError, match="only one of `pixel_values_videos` and `video_features`"):
+        model(**batch, video_features=features, pixel_values_videos=torch.zeros(2, 3, 24, 24))
+    with pytest.raises(ValueError, match=r"`pixel_values_videos` must be \[frames, 3, 24, 24\], got \[2, 3, 8, 8\]"):
+        model(**batch, pixel_values_videos=torch.zeros(2, 3, 8, 8))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_frames_must_be_finite(value):
+    model = tiny_model(16)
+    batch, _ = random_batch(model, 16, [3])
+    batch["video_features"][1, 2, 3] = value
+    with pytest.raises(ValueError, match=r"`video_features` must be finite.*frames \[1\] of 3"):
+        model(**batch)
+    pixels = torch.zeros(3, 3, 24, 24)
+    pixels[2, 0, 0, 0] = value
+    del batch["video_features"]
+    with pytest.raises(ValueError, match=r"`pixel_values_videos` must be finite.*frames \[2\] of 3"):
+        model(**batch, pixel_values_videos=pixels)
+
+
+@pytest.mark.parametrize("ids", [[7] + [VIDEO] * 4, [VIDEO] * 6, [VIDEO] * 3 + [SEPARATOR] + [VIDEO] * 2])
+def test_a_stream_must_not_break_inside_a_frame(ids):
+    with pytest.raises(ValueError, match="`input_ids` break inside a frame: a frame is 5 consecutive"):
+        tiny_model(17)(input_ids=torch.tensor([ids]), video_features=torch.zeros(1, 5, 16))
+
+
+def test_a_frame_must_not_spread_over_rows():
+    ids = torch.tensor([[FIRST_WORD] * 4 + [VIDEO] * 2, [VIDEO] * 3 + [FIRST_WORD] * 3])
+    with pytest.raises(ValueError, match=r"break inside a frame.*\[2, 3\]"):
+        tiny_model(17)(input_ids=ids, video_features=torch.zeros(1, 5, 16))
+
+
+def test_other_wrong_arguments():
+    model = tiny_model(18)
+    ids = torch.tensor([[FIRST_WORD, FIRST_WORD]])
+    with pytest.raises(ValueError, match="exactly one of `input_ids` and `inputs_embeds`"):
+        model()
+    with pytest.raises(ValueError, match=r"`attention_mask` must be \[1, 2\]"):
+        model(input_ids=ids, attention_mask=torch.ones(1, 1))
+    from transformers import DynamicCache
+
+    with pytest.raises(ValueError, match="`past_key_values` must be a MoDCache, got DynamicCache"):
+        model(input_ids=ids, past_key_values=DynamicCache())
+    with pytest.raises(ValueError, match='`cache_implementation` must be "dynamic" or "offloaded"'):
+        model.generate(input_ids=ids, cache_implementation="static", max_new_tokens=2)
+    dense = tiny_model(18, vision_routing="full")
+    dense.config.text_config.vision_routing = "mod"
+    batch, _ = random_batch(dense, 18, [1])
+    with pytest.raises(ValueError, match="layer 1 has no LayerExpert"):
+        dense(**batch)
+
+
+def test_options_are_checked_again_where_the_model_is_built():
+    config = tiny_config()
+    config.text_config.mod_keep_ratio = 2.0
+    with pytest.raises(ValueError, match=r"`mod_keep_ratio` must be a number in \(0, 1\], got 2.0"):
+        VideoLLMMoDForConditionalGeneration(config)
+    config = tiny_config()
+    config.frame_token_pooled = [0, 3]
+    with pytest.raises(ValueError, match="`frame_token_pooled`"):
+        VideoLLMMoDForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"mod_keep_ratio": 0}, r"`mod_keep_ratio` must be a number in \(0, 1\], got 0"),
+        ({"mod_keep_ratio": 1.5}, "`mod_keep_ratio`.*1.5"),
+        ({"mod_layers": [0, 5]}, r"`mod_layers` must hold layer indices in \[0, 5\), got 5 in \[0, 5\]"),
+        ({"mod_layers": [-1]}, "`mod_layers`.*-1"),
+        ({"mod_layers": "odd"}, "`mod_layers` must be one of 'interleaved'.*got 'odd'"),
+        ({"mod_gate": "relu"}, "`mod_gate` must be one of 'residual', 'output', 'none', got 'relu'"),
+        ({"mod_selection": "best"}, "`mod_selection` must be one of.*got 'best'"),
+        ({"vision_routing": "moe"}, "`vision_routing` must be one of.*got 'moe'"),
+        ({"early_exit_layer": 6}, r"`early_exit_layer` must be in \[0, 5\], got 6"),
+    ],
+)
+def test_wrong_routing_options_are_named(options, message):
+    with pytest.raises(ValueError, match=message):
+        VideoLLMMoDTextConfig(num_hidden_layers=5, **options)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"frame_token_pooled": [3]}, "`frame_token_pooled` must be two positive integers"),
+        ({"frame_token_pooled": None, "frame_token_cls": False}, "a frame needs tokens"),
+        ({"video_token_id": 60}, r"`video_token_id` must be in \[0, vocab_size=60\), got 60"),
+        ({"frame_separator_token_id": 3}, "must differ, both are 3"),
+        ({"stream_loss_weight": -1}, "`stream_loss_weight` must be finite and >= 0, got -1"),
+        ({"vision_config": {"model_type": "vit"}}, "`vision_config.model_type` must be one of.*got 'vit'"),
+    ],
+)
+def test_wrong_frame_options_are_named(options, message):
+    fields = tiny_config().to_dict() | copy.deepcopy(options)
+    fields.pop("model_type")
+    with pytest.raises(ValueError, match=message):
+        type(tiny_config())(**fields)

@@ -1,0 +1,182 @@
+"""The loss, its gradients, and the HF Trainer."""
+
+import random
+
+import pytest
+import torch
+from tiny import END, EOS, ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
+from torch.nn.functional import cross_entropy
+from transformers import Trainer, TrainingArguments
+
+
+def stream_labels(batch: dict, seed: int) -> torch.Tensor:
+    """Ordinary labels: what follows each frame, and some words; -100 elsewhere."""
+    ids, rng = batch["input_ids"], random.Random(seed)
+    labels = torch.full_like(ids, -100)
+    for row, column in batch["attention_mask"].nonzero().tolist():
+        token = int(ids[row, column])
+        after_frame = column and int(ids[row, column - 1]) == VIDEO and token in (SEPARATOR, END)
+        if after_frame or (token not in (VIDEO, SEPARATOR, END) and rng.random() < 0.5):
+            labels[row, column] = token
+    labels[:, 0] = -100  # nothing predicts the first token
+    return labels
+
+
+@pytest.mark.parametrize("weight", [0.5, 1, 3])
+@pytest.mark.parametrize("name", ["full", "learned", "early exit"])
+def test_loss_is_the_predecessors(weight, name):
+    """VideoLLM-online's loss, on its labels: those already shifted, with all logits."""
+    model = tiny_model(0, **ROUTINGS[name])
+    model.config.stream_loss_weight = weight
+    batch, _ = random_batch(model, 0, [3, 0, 2])
+    labels = stream_labels(batch, 0)
+    shifted = torch.full_like(labels, -100)
+    shifted[:, :-1] = labels[:, 1:]
+    logits = model(**batch).logits
+    at_vision = (batch["input_ids"] == VIDEO).flatten()
+    weights = at_vision * weight + ~at_vision
+    losses = cross_entropy(logits.flatten(0, 1), shifted.flatten(), reduction="none") * weights
+    expected = losses.sum() / (shifted >= 0).sum()
+    torch.testing.assert_close(model(**batch, labels=labels).loss, expected)
+    torch.testing.assert_close(model(**batch, shift_labels=shifted).loss, expected)
+    assert torch.equal(model(**batch, labels=labels).logits, logits)
+    torch.testing.assert_close(
+        model(**batch, labels=labels, num_items_in_batch=7).loss, expected * (shifted >= 0).sum() / 7
+    )
+
+
+def test_no_label_is_no_loss():
+    model = tiny_model(1).train()
+    batch, _ = random_batch(model, 1, [2])
+    out = model(**batch, labels=torch.full_like(batch["input_ids"], -100))
+    assert out.loss == 0
+    out.loss.backward()
+    assert all(p.grad is None or not p.grad.any() for p in model.parameters())
+
+
+def test_in_training_only_the_labelled_logits_exist(monkeypatch):
+    model = tiny_model(2).train()
+    batch, _ = random_batch(model, 2, [3, 1])
+    labels = stream_labels(batch, 2)
+    widths = []
+    monkeypatch.setattr(
+        model.lm_head,
+        "forward",
+        lambda x: widths.append(x.shape[:-1].numel()) or torch.nn.functional.linear(x, model.lm_head.weight),
+    )
+    assert model(**batch, labels=labels).logits is None
+    assert widths == [int((labels != -100).sum())]
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointed_gradients_are_plain_ones(name, reentrant):
+    model = tiny_model(3, **ROUTINGS[name]).train()
+    batch, _ = random_batch(model, 3, [2, 1])
+    labels = stream_labels(batch, 3)
+    gradients = []
+    for checkpointing in (False, True):
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": reentrant})
+        model.zero_grad()
+        model(**batch, labels=labels, use_cache=False).loss.backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for parameter_name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][parameter_name], gradient, msg=lambda m, n=parameter_name: n + m)
+
+
+@pytest.mark.parametrize("name", ["learned", "output gate", "keep all", "keep last", "all layers"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_every_router_learns(name, checkpointing):
+    model = tiny_model(4, **ROUTINGS[name]).train()
+    if checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    batch, _ = random_batch(model, 4, [12, 12])  # a kept token counts only where a later layer keeps it too
+    model(**batch, labels=stream_labels(batch, 4)).loss.backward()
+    routers = {n: p for n, p in model.named_parameters() if "layer_expert" in n}
+    assert len(routers) == 2 * len(model.config.text_config.routed_layers)
+    for parameter_name, router in routers.items():
+        assert router.grad is not None, parameter_name
+        assert router.grad.abs().max() > 0, parameter_name
+
+
+def test_without_a_gate_the_router_gets_no_gradient():
+    model = tiny_model(5, mod_gate="none").train()
+    batch, _ = random_batch(model, 5, [3])
+    model(**batch, labels=stream_labels(batch, 5)).loss.backward()
+    assert all(p.grad is None for n, p in model.named_parameters() if "layer_expert" in n)
+
+
+class Streams(torch.utils.data.Dataset):
+    def __init__(self, model):
+        self.rows = []
+        for seed in range(8):
+            batch, (row,) = random_batch(model, seed, [1 + seed % 3])
+            self.rows.append({**row, "labels": stream_labels(batch, seed)})
+
+    def __len__(self):
+        return len(self.rows)
+
+    def __getitem__(self, index):
+        return self.rows[index]
+
+
+def collate(rows: list[dict]) -> dict:
+    """Left padding; frames of all rows one after the other, in row order."""
+    length = max(row["input_ids"].shape[1] for row in rows)
+    pad = lambda x, value: torch.nn.functional.pad(x, (length - x.shape[1], 0), value=value)  # noqa: E731
+    return {
+        "input_ids": torch.cat([pad(row["input_ids"], EOS) for row in rows]),
+        "attention_mask": torch.cat([pad(torch.ones_like(row["input_ids"]), 0) for row in rows]),
+        "labels": torch.cat([pad(row["labels"], -100) for row in rows]),
+        "video_features": torch.cat([row["video_features"] for row in rows]),
+    }
+
+
+def train(tmp_path, model, **options) -> Trainer:
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path),
+        report_to=[],
+        use_cpu=True,
+        disable_tqdm=True,
+        save_strategy="no",
+        remove_unused_columns=False,
+        **options,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=Streams(model), data_collator=collate)
+    trainer.train()
+    return trainer
+
+
+def test_gradient_accumulation_over_four_is_one_batch_of_four(tmp_path):
+    weights = []
+    for size, accumulation in [(4, 1), (1, 4)]:
+        model = tiny_model(6)
+        before = {n: p.detach().clone() for n, p in model.named_parameters()}
+        train(
+            tmp_path,
+            model,
+            per_device_train_batch_size=size,
+            gradient_accumulation_steps=accumulation,
+            max_steps=2,
+            optim="sgd",
+            learning_rate=1e-3,
+            max_grad_norm=0,
+        )
+        weights.append(dict(model.named_parameters()))
+    moved = 0.0
+    for name, one in weights[0].items():
+        torch.testing.assert_close(weights[1][name], one, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: n + m)
+        moved = max(moved, (one - before[name]).abs().max().item())
+    assert moved > 1e-4
+
+
+def test_the_trainer_learns_and_evaluates(tmp_path):
+    model = tiny_model(7)
+    trainer = train(
+        tmp_path, model, per_device_train_batch_size=4, num_train_epochs=15, logging_steps=2, learning_rate=1e-2
+    )
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] < losses[0]
