@@ -41,11 +41,13 @@ class MoDCacheLayer(DynamicLayer):
         """Drop every token at or after its row's limit. limits: int64 `[B]`."""
         if self.positions is None or self.positions.shape[1] == 0:
             return
-        keep = (self.positions >= 0) & (self.positions < limits[:, None])
-        length = int((keep * torch.arange(1, keep.shape[1] + 1, device=keep.device)).max())
+        dropped = self.positions >= limits[:, None]
+        # slots are in order, so a row keeps those before its first dropped one
+        slots = torch.arange(dropped.shape[1], device=dropped.device).expand_as(dropped)
+        length = int(slots.masked_fill(~dropped, dropped.shape[1]).amin(1).max())
         self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
-        self.positions = self.positions[:, :length].masked_fill(~keep[:, :length], PADDING)
-        self.padded = not bool(keep[:, :length].all())
+        self.positions = self.positions[:, :length].masked_fill(dropped[:, :length], PADDING)
+        self.padded = bool((self.positions < 0).any())
 
     def select_rows(self, rows: torch.Tensor) -> None:
         if self.positions is None:

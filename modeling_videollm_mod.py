@@ -1,59 +1,34 @@
 """VideoLLM-MoD (arXiv 2408.16730): a Llama in which most vision tokens pass by most layers.
 
-`VideoLLMMoDForConditionalGeneration.model` holds the vision tower, the connector and the language model. The language
-model is a `LlamaModel` whose decoder layers, where they are routed, see only the tokens that `routing_videollm_mod`
-lets in, and whose cache (`cache_videollm_mod`) holds only those.
+`VideoLLMMoDForConditionalGeneration.model` holds the vision tower, the connector and the routed language model
+(`modeling_text_videollm_mod`).
 
 Shapes: B batch, T tokens of this call, F frames of this call over all rows in row order, N vision tokens per frame,
-K tokens that enter a routed layer, D hidden size of the language model, Dv of the vision tower, V vocabulary.
+D hidden size of the language model, Dv of the vision tower, V vocabulary.
 """
 
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
 from transformers import AutoModel, GenerationMixin
 from transformers.activations import ACT2FN
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, find_packed_sequence_indices
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
-from transformers.models.llama.modeling_llama import (
-    LlamaAttention,
-    LlamaDecoderLayer,
-    LlamaModel,
-    LlamaPreTrainedModel,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-)
+from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.output_capturing import capture_outputs
 
 from .cache_videollm_mod import MoDCache
-from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig, check_keep_ratio
-from .routing_videollm_mod import FrameRouter, LayerExpert, StreamLayout
+from .configuration_videollm_mod import VideoLLMMoDConfig, check_keep_ratio
+from .modeling_text_videollm_mod import (
+    VideoLLMMoDModelOutputWithPast,
+    VideoLLMMoDPreTrainedModel,
+    VideoLLMMoDTextModel,
+    valid_tokens,
+)
+from .routing_videollm_mod import LayerExpert, StreamLayout
 
 IGNORED = -100  # label of a token that nothing learns to predict
-
-
-@dataclass
-class VideoLLMMoDModelOutputWithPast(ModelOutput):
-    """
-    Args:
-        last_hidden_state (`[B, T, D]`).
-        past_key_values (`MoDCache`).
-        router_scores (`tuple`): with `output_router_scores=True`, one entry a layer: float32 `[F, N]`, or None where
-            the layer has no LayerExpert at work.
-        kept_indices (`tuple`): one entry a layer: int64 `[F, k]`, which of a frame's N tokens the layer kept,
-            ascending, or None where it kept all by design.
-    """
-
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: MoDCache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
-    router_scores: tuple[torch.Tensor | None, ...] | None = None
-    kept_indices: tuple[torch.Tensor | None, ...] | None = None
 
 
 @dataclass
@@ -73,249 +48,6 @@ class VideoLLMMoDCausalLMOutputWithPast(ModelOutput):
     attentions: tuple[torch.Tensor, ...] | None = None
     router_scores: tuple[torch.Tensor | None, ...] | None = None
     kept_indices: tuple[torch.Tensor | None, ...] | None = None
-
-
-def causal_mask(
-    config: VideoLLMMoDTextConfig,
-    hidden_states: torch.Tensor,
-    num_keys: int,
-    key_valid: torch.Tensor | None,
-    segments: torch.Tensor | None,
-):
-    """The attention mask, in the form `config._attn_implementation` takes, of queries that are the last of the keys.
-
-    Args:
-        hidden_states (`[B, T, D]`): the queries' tokens.
-        num_keys (`int`): keys of the layer, those of this call last.
-        key_valid (`bool [B, num_keys]`, *optional*): False at padding.
-        segments (`int64 [B, T]`, *optional*): number of the sequence of each token, if sequences are packed.
-    """
-    batch_size, num_queries = hidden_states.shape[:2]
-    implementation, offset = config._attn_implementation, num_keys - num_queries
-    if key_valid is None and segments is None and implementation != "eager" and implementation != "flex_attention":
-        # `None` means causal from the upper left, which is right only where queries and keys are the same tokens
-        if implementation == "sdpa" and 1 < num_queries < num_keys:
-            return causal_lower_right(num_queries, num_keys)
-        return None
-
-    def sees(batch_idx, head_idx, query_idx, key_idx):
-        allowed = key_idx <= query_idx
-        if key_valid is not None:  # padding sees itself, so that no row of the softmax is empty
-            allowed = allowed & (key_valid[batch_idx, key_idx] | (key_idx == query_idx))
-        if segments is not None:
-            allowed = allowed & (segments[batch_idx, query_idx] == segments[batch_idx, key_idx])
-        return allowed
-
-    is_flash = "flash" in implementation  # takes the 2D mask itself
-    return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
-        batch_size=batch_size,
-        q_length=num_queries,
-        kv_length=num_keys,
-        q_offset=offset,
-        kv_offset=0,
-        mask_function=sees,
-        attention_mask=key_valid if is_flash else None,
-        allow_is_causal_skip=False,
-        dtype=hidden_states.dtype,
-        config=config,
-        device=hidden_states.device,
-    )
-
-
-class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
-    """A Llama decoder layer that, where it is routed, lets in only the tokens its router chooses."""
-
-    def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
-        super().__init__(config, layer_idx)
-        self.config, self.layer_idx = config, layer_idx
-        learned = config.vision_routing == "mod" and config.mod_selection == "learned"
-        self.layer_expert = LayerExpert(config.hidden_size) if learned and layer_idx in config.routed_layers else None
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: MoDCache | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        router: FrameRouter | None = None,
-        segments: torch.Tensor | None = None,
-        **kwargs,
-    ) -> torch.Tensor:
-        """
-        Args:
-            hidden_states (`[B, T, D]`).
-            attention_mask (4D, *optional*): a mask of the caller's own, used as it is.
-            position_ids (`int64 [B, T]`), position_embeddings (cosine and sine, `[B, T, head_dim]`): of all T tokens.
-            router (`FrameRouter`): of this call.
-            segments (`int64 [B, T]`, *optional*): for packed sequences.
-        """
-        valid, entered, route = router.layout.valid, hidden_states, None
-        if router.routes(self.layer_idx):
-            route = router(self.layer_idx, self.layer_expert, hidden_states)
-            if route.index.numel() == 0:
-                return hidden_states  # every token passes by
-            entered, valid = route.gather(hidden_states), route.valid
-            position_embeddings = tuple(route.gather(x) for x in position_embeddings)
-            position_ids = route.gather(position_ids[..., None]).squeeze(-1)
-            segments = None if segments is None else route.gather(segments[..., None]).squeeze(-1)
-
-        key_valid, num_keys = valid, entered.shape[1]
-        if past_key_values is not None:
-            held = past_key_values.layers[self.layer_idx]
-            num_keys += held.get_seq_length()
-            key_valid = held.record(position_ids, valid)
-        if attention_mask is None:
-            attention_mask = causal_mask(self.config, entered, num_keys, key_valid, segments)
-        processed = super().forward(
-            entered,
-            attention_mask=attention_mask,
-            # flash attention reads gaps between positions as packed sequences
-            position_ids=position_ids if route is None else None,
-            past_key_values=past_key_values,
-            position_embeddings=position_embeddings,
-            **kwargs,
-        )
-        return processed if route is None else route.scatter(hidden_states, entered, processed)
-
-
-class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
-    config: VideoLLMMoDConfig
-    base_model_prefix = "model"
-    input_modalities = ("video", "text")
-    _no_split_modules = ["VideoLLMMoDDecoderLayer", "SiglipEncoderLayer", "CLIPEncoderLayer"]
-    _keep_in_fp32_modules_strict = ["layer_expert"]
-    _can_compile_fullgraph = False
-    _can_record_outputs = {"hidden_states": VideoLLMMoDDecoderLayer, "attentions": LlamaAttention}
-
-
-class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
-    """A `LlamaModel` with routed layers and a `MoDCache`. Without frames it is a plain Llama in every mode."""
-
-    config: VideoLLMMoDTextConfig
-    input_modalities = ("text",)
-
-    def __init__(self, config: VideoLLMMoDTextConfig):
-        config.check_routing()
-        # LlamaModel's own `__init__` would build, and initialise, its layers beside ours
-        LlamaPreTrainedModel.__init__(self, config)
-        self.padding_idx = config.pad_token_id
-        self.vocab_size = config.vocab_size
-        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
-        self.layers = nn.ModuleList(
-            [VideoLLMMoDDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
-        )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config=config)
-        self.gradient_checkpointing = False
-        self.post_init()
-
-    @merge_with_config_defaults
-    @capture_outputs
-    def forward(
-        self,
-        input_ids: torch.LongTensor | None = None,
-        attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        past_key_values: MoDCache | None = None,
-        inputs_embeds: torch.Tensor | None = None,
-        use_cache: bool | None = None,
-        layout: StreamLayout | None = None,
-        output_router_scores: bool = False,
-        **kwargs,
-    ) -> VideoLLMMoDModelOutputWithPast:
-        """
-        Args:
-            input_ids (`int64 [B, T]`) or inputs_embeds (`[B, T, D]`): exactly one of them.
-            attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding; or a 4D mask, if no layer routes.
-            position_ids (`int64 [B, T]` or `[1, T]`, *optional*): of these tokens; counted on by the cache if omitted.
-            past_key_values (`MoDCache`, *optional*): of the earlier calls of these streams.
-            layout (`StreamLayout`, *optional*): where the frames are; without it every token is text.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        if past_key_values is not None and not hasattr(past_key_values, "advance"):
-            raise ValueError(
-                f"`past_key_values` must be a MoDCache, got {type(past_key_values).__name__}: routed layers hold "
-                "different tokens, and only a MoDCache knows which"
-            )
-        if use_cache and past_key_values is None:
-            past_key_values = MoDCache(self.config)
-
-        batch_size, length = inputs_embeds.shape[:2]
-        own_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
-        if layout is None:
-            valid = None if own_mask is not None else valid_tokens(attention_mask, inputs_embeds, past_key_values)
-            nothing = torch.zeros(batch_size, length, dtype=torch.bool, device=inputs_embeds.device)
-            layout = StreamLayout.of(nothing, nothing, num_frame_tokens=1, valid=valid)
-        segments = None
-        if position_ids is not None and attention_mask is None and past_key_values is None:
-            position_ids = position_ids.expand(batch_size, -1)
-            segments = find_packed_sequence_indices(position_ids)
-        position_ids = next_positions(position_ids, layout, past_key_values)
-        router = FrameRouter(layout, self.config)
-        if own_mask is not None and any(router.routes(layer_idx) for layer_idx in range(len(self.layers))):
-            raise ValueError("`attention_mask` must be 2D where layers route, got a 4D mask")
-        if past_key_values is not None:
-            past_key_values.advance(position_ids, layout.valid, layout.ends_frame if layout.num_frames else None)
-
-        hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        for decoder_layer in self.layers[: self.config.num_hidden_layers]:
-            hidden_states = decoder_layer(
-                hidden_states,
-                attention_mask=own_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                position_embeddings=position_embeddings,
-                use_cache=use_cache,
-                router=router,
-                segments=segments,
-                **kwargs,
-            )
-
-        layers = range(len(self.layers))
-        return VideoLLMMoDModelOutputWithPast(
-            last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values,
-            router_scores=tuple(router.scores.get(i) for i in layers) if output_router_scores else None,
-            kept_indices=tuple(router.kept.get(i) for i in layers) if output_router_scores else None,
-        )
-
-
-def valid_tokens(
-    attention_mask: torch.Tensor | None, tokens: torch.Tensor, past_key_values: MoDCache | None
-) -> torch.Tensor | None:
-    """bool `[B, T]`, False at the padding of this call's `tokens` `[B, T, ...]`, or None when there is none."""
-    if attention_mask is None:
-        return None
-    batch_size, length = tokens.shape[:2]
-    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch_size or attention_mask.shape[1] < length:
-        raise ValueError(
-            f"`attention_mask` must be [{batch_size}, {length}] or, with the tokens seen so far, "
-            f"[{batch_size}, {seen + length}], got {list(attention_mask.shape)}"
-        )
-    valid = attention_mask[:, -length:].to(device=tokens.device, dtype=torch.bool)
-    return None if valid.all() else valid
-
-
-def next_positions(
-    position_ids: torch.Tensor | None, layout: StreamLayout, past_key_values: MoDCache | None
-) -> torch.Tensor:
-    """int64 `[B, T]`: positions that go on from the cache and leave padding out."""
-    batch_size, length = layout.is_text.shape
-    if position_ids is not None:
-        return position_ids.expand(batch_size, -1)
-    if layout.valid is None:
-        positions = torch.arange(length, device=layout.is_text.device).expand(batch_size, -1)
-    else:
-        positions = (layout.valid.long().cumsum(1) - 1).clamp(min=0)
-    if past_key_values is not None and past_key_values.next_position is not None:
-        positions = positions + past_key_values.next_position.to(positions.device)[:, None]
-    return positions
 
 
 class VideoLLMMoDConnector(nn.Module):
@@ -429,6 +161,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 embeddings a placeholder is recognised by its own embedding.
             attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding.
             pixel_values_videos (`[F, 3, H, W]`) or video_features (`[F, N, Dv]`): frames of all rows, in row order.
+                With neither, placeholders are read as text.
             past_key_values (`MoDCache`, *optional*): of the earlier calls of these streams.
             layout (`StreamLayout`, *optional*): what `lay_out` returns for these inputs, if it is known already.
 
@@ -436,7 +169,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             `ValueError`: if frames and placeholders do not match, a frame is cut, or a frame is not finite.
         """
         if layout is None:
-            layout = self.lay_out(input_ids, inputs_embeds, attention_mask, past_key_values)
+            has_frames = pixel_values_videos is not None or video_features is not None
+            layout = self.lay_out(input_ids, inputs_embeds, attention_mask, past_key_values, has_frames)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         inputs_embeds = self._put_frames(inputs_embeds, layout, pixel_values_videos, video_features)
@@ -467,10 +201,14 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         past_key_values: MoDCache | None = None,
+        has_frames: bool = True,
     ) -> StreamLayout:
-        """Where the frames, separators and padding of these inputs lie."""
+        """Where the frames, separators and padding of these inputs lie. Without `has_frames` a placeholder is read as
+        the text it is, as other video models of transformers do."""
         config = self.config
         is_vision = self.tokens_with_id(config.video_token_id, input_ids, inputs_embeds)
+        if not has_frames:
+            is_vision = torch.zeros_like(is_vision)
         valid = None
         if attention_mask is not None and attention_mask.dim() != 4:
             valid = valid_tokens(attention_mask, is_vision, past_key_values)
@@ -523,6 +261,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
     """The whole model, with stock `generate` (greedy, sampling, beams), and its loss on streams."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = LlamaForCausalLM._tp_plan
 
     def __init__(self, config: VideoLLMMoDConfig):
         super().__init__(config)
@@ -581,7 +320,10 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
         """
         shift_labels = kwargs.pop("shift_labels", None)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
-        layout = self.model.lay_out(input_ids, inputs_embeds, attention_mask, past_key_values)
+        # where something is to be learned, placeholders without frames are a fault of the data
+        has_frames = pixel_values_videos is not None or video_features is not None
+        strict = has_frames or labels is not None or shift_labels is not None
+        layout = self.model.lay_out(input_ids, inputs_embeds, attention_mask, past_key_values, has_frames=strict)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -638,6 +380,9 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
         return (weights * losses).sum() / num_items_in_batch
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length() == 0 and inputs_embeds is None:
+            is_first_iteration = True  # assisted decoding does not say so, and an empty cache needs the frames
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -683,6 +428,7 @@ VideoLLMMoDModel.register_for_auto_class("AutoModel")
 VideoLLMMoDForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
 __all__ = [
+    "LayerExpert",
     "VideoLLMMoDForConditionalGeneration",
     "VideoLLMMoDModel",
     "VideoLLMMoDPreTrainedModel",

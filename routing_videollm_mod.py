@@ -74,8 +74,6 @@ class StreamLayout:
         frames = placeholders[: num_frames * num_frame_tokens].view(num_frames, num_frame_tokens)
         rows = frames[:, 0] // length
         whole = (frames[:, -1] - frames[:, 0] == num_frame_tokens - 1) & (rows == frames[:, -1] // length)
-        if valid is not None:  # padding is for whole frames only
-            whole = whole & (valid.flatten()[frames].sum(1) % num_frame_tokens == 0)
         if rest or not whole.all():
             raise ValueError(
                 f"`input_ids` break inside a frame: a frame is {num_frame_tokens} consecutive vision placeholders, "
@@ -127,8 +125,8 @@ class Route:
     """The tokens that enter one layer, as slots of a smaller batch `[B, K]`."""
 
     index: torch.Tensor  # int64 [B, K]: flat index of the token in each slot; slots keep the tokens' order
-    valid: torch.Tensor | None  # bool [B, K]: False in the slots that only fill a shorter row up
-    valid_slots: torch.Tensor | None  # int64 [M]: flat slots that hold a token; None when all do
+    filled: torch.Tensor | None  # int64 [M]: flat slots that hold a token; None when all do
+    valid: torch.Tensor | None  # bool [B, K]: False in empty slots and at padding; None when there are none
     vision_slots: torch.Tensor  # int64 [F * k]: flat slots of the kept vision tokens
     gate: torch.Tensor | None  # float32 [F * k]: scores of the kept vision tokens; None when nothing is gated
     mod_gate: str
@@ -156,8 +154,8 @@ class Route:
                 change = (self.gate.sigmoid()[:, None] - 1) * kept
             processed = processed.index_add(0, self.vision_slots, change.to(processed.dtype))
         index = self.index.flatten()
-        if self.valid_slots is not None:
-            index, processed = index[self.valid_slots], processed[self.valid_slots]
+        if self.filled is not None:
+            index, processed = index[self.filled], processed[self.filled]
         return hidden_states.flatten(0, 1).index_copy(0, index, processed).view_as(hidden_states)
 
 
@@ -191,7 +189,6 @@ class FrameRouter:
         aligned right, as with left padding."""
         layout, (batch_size, length) = self.layout, enters.shape
         width = enters.long().flatten()
-        frame_valid = None if layout.valid is None else layout.valid.flatten()[layout.frames[:, 0]]
         width[layout.frames[:, 0]] = num_kept
         width = width.view(batch_size, length)
         ends = width.cumsum(1)
@@ -199,18 +196,14 @@ class FrameRouter:
         shift = torch.arange(batch_size, device=width.device)[:, None] * num_slots + num_slots - ends[:, -1:]
         first_slot = (ends - width + shift).flatten()
 
-        text = enters.flatten().nonzero().squeeze(-1)
+        self._shape = (batch_size, num_slots)
         self._index = torch.zeros(batch_size * num_slots, dtype=torch.long, device=width.device)
+        text = enters.flatten().nonzero().squeeze(-1)
         self._index[first_slot[text]] = text
         slots = torch.arange(num_kept, device=width.device)
         self._vision_slots = (first_slot[layout.frames[:, 0]][:, None] + slots).flatten()
-        valid = torch.zeros_like(self._index, dtype=torch.bool)
-        valid[first_slot[text]] = True
-        valid[self._vision_slots] = True if frame_valid is None else frame_valid.repeat_interleave(num_kept)
-        self._shape = (batch_size, num_slots)
-        self._valid, self._valid_slots = None, None
-        if (batch_size > 1 or layout.valid is not None) and not valid.all():
-            self._valid, self._valid_slots = valid.view(self._shape), valid.nonzero().squeeze(-1)
+        filled = torch.cat([first_slot[text], self._vision_slots])
+        self._filled = None if filled.numel() == batch_size * num_slots else filled
 
     def routes(self, layer_idx: int) -> bool:
         """Whether some token of this call passes by the layer or is gated in it."""
@@ -228,10 +221,15 @@ class FrameRouter:
             if scores is not None:
                 self.scores[layer_idx] = scores
                 gate = scores.gather(1, kept).flatten()
+        valid = None
+        if self._filled is not None or self.layout.valid is not None:
+            filled = slice(None) if self._filled is None else self._filled
+            valid = torch.zeros_like(index, dtype=torch.bool)
+            valid[filled] = True if self.layout.valid is None else self.layout.valid.flatten()[index[filled]]
         return Route(
             index=index.view(self._shape),
-            valid=self._valid,
-            valid_slots=self._valid_slots,
+            filled=self._filled,
+            valid=None if valid is None else valid.view(self._shape),
             vision_slots=self._vision_slots,
             gate=gate,
             mod_gate=self.config.mod_gate,

@@ -160,6 +160,31 @@ def test_frame_tokens_are_class_token_then_pooled_patches():
     torch.testing.assert_close(features[0, 1], tower[0, 1:].mean(0))
 
 
+def test_placeholders_without_frames_are_text():
+    model = tiny_model(8)
+    ids = torch.tensor([[FIRST_WORD, VIDEO, SEPARATOR, VIDEO, VIDEO]])
+    torch.testing.assert_close(model(input_ids=ids).logits, stock_llama(model)(input_ids=ids).logits, **TOLERANCE)
+
+
+def test_a_mask_may_hide_part_of_a_frame():
+    """Hidden vision tokens are seen by nobody, in routed layers too; the frame's selection stays."""
+    for name in ("full", "keep all"):
+        model = tiny_model(8, **ROUTINGS[name])
+        _, (row,) = random_batch(model, 8, [2])
+        mask = torch.ones_like(row["input_ids"])
+        hidden = (row["input_ids"][0] == VIDEO).nonzero()[[1, 2, 8], 0]
+        mask[0, hidden] = 0
+        changed = {**row, "video_features": row["video_features"].clone()}
+        changed["video_features"][0, 1:3] = 9.0
+        changed["video_features"][1, 3] = 9.0
+        seen = mask[0].bool()
+        torch.testing.assert_close(
+            model(**changed, attention_mask=mask).logits[:, seen],
+            model(**row, attention_mask=mask).logits[:, seen],
+            **TOLERANCE,
+        )
+
+
 def test_embeddings_stand_for_ids():
     model = tiny_model(8)
     batch, _ = random_batch(model, 8, [2, 1])
@@ -253,7 +278,9 @@ def test_frames_and_placeholders_must_match():
     batch, _ = random_batch(model, 15, [2])
     features = batch.pop("video_features")
     with pytest.raises(ValueError, match=r"holds 0 frames.*placeholders for 2"):
-        model(**batch)
+        model(**batch, labels=batch["input_ids"])
+    with pytest.raises(ValueError, match=r"holds 0 frames.*placeholders for 2"):
+        model(**batch, video_features=features[:0])
     with pytest.raises(ValueError, match=r"`video_features` holds 1 frames.*placeholders for 2"):
         model(**batch, video_features=features[:1])
     with pytest.raises(ValueError, match=r"`video_features` must be \[2, 5, 16\], got \[2, 4, 16\]"):
