@@ -21,7 +21,7 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
     "AutoProcessor": "processing_videollm_mod.VideoLLMMoDProcessor",
-    "AutoVideoProcessor": "processing_videollm_mod.VideoLLMMoDVideoProcessor",
+    "AutoVideoProcessor": "video_processing_videollm_mod.VideoLLMMoDVideoProcessor",
 }
 
 

@@ -1,0 +1,144 @@
+"""From a video file, URL or camera to frames and their times."""
+
+import math
+import os
+from collections.abc import Iterator
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+DEFAULT_FPS = 2.0
+
+
+def shown(value: Any) -> str:
+    """`repr` on one line of at most 80 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> None:
+    """Raise `ValueError` unless `value` is a whole number >= `minimum`. `bool` is not a number here."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name} must be a whole number >= {minimum}, got {shown(value)}")
+
+
+def check_fps(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a finite number > 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
+
+
+def is_video_source(video: Any) -> bool:
+    """Whether `video` is something to decode: a path, a URL or a binary file object."""
+    return isinstance(video, str | os.PathLike) or hasattr(video, "read")
+
+
+def iter_video_frames(source, fps: float | None = DEFAULT_FPS, **options) -> Iterator[tuple[np.ndarray, float]]:
+    """Decode a video as a stream: for i = 0, 1, ... the frame on screen `i / fps` seconds after the first one.
+
+    Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated. A
+    missing timestamp continues at the average rate. Rotation metadata is applied. One frame is held at a time.
+
+    Args:
+        source (`str`, `os.PathLike` or binary file object): path, URL or file.
+        fps (`float`, *optional*): frames per second; `None` gives every frame at its own time.
+        options: passed to `av.open`, such as `format="v4l2"` for a camera.
+
+    Yields:
+        `(uint8 [H, W, 3], seconds)`; all frames have the size of the first.
+
+    Raises:
+        `OSError`: if the source can not be read.
+        `ValueError`: if it holds no video that can be decoded, or `fps` is not a finite number > 0.
+        `ImportError`: without PyAV.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("decoding a video needs PyAV: pip install av") from error
+    if fps is not None:
+        check_fps("`fps`", fps)
+    name = str(getattr(source, "name", source))
+    if isinstance(source, str | os.PathLike):
+        source = name = os.fspath(source)
+        if not options and "://" not in name:
+            if os.path.isdir(name):
+                raise IsADirectoryError(f"{name} is a directory, not a video")
+            if not os.path.exists(name):
+                raise FileNotFoundError(f"there is no video {name}")
+    elif hasattr(source, "seekable") and source.seekable():
+        source.seek(0)  # a file may be read before, as to count frames
+    try:
+        with av.open(source, metadata_errors="replace", **options) as container:
+            if not container.streams.video:
+                raise ValueError(f"there is no video stream in {name}")
+            yield from _sample_frames(container, container.streams.video[0], fps)
+    except av.FFmpegError as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"can not decode {name}: {error.strerror}") from error
+
+
+def _sample_frames(container, stream, fps: float | None) -> Iterator[tuple[np.ndarray, float]]:
+    stream.thread_type = "AUTO"
+    step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    tolerance = 5e-4  # some containers round timestamps to milliseconds
+    first_seconds = frame = size = None
+    time, index = 0.0, 0
+
+    def image() -> np.ndarray:
+        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
+
+    for next_frame in container.decode(stream):
+        seconds = None if next_frame.pts is None else float(next_frame.pts * next_frame.time_base)
+        if frame is None:
+            size = next_frame.width, next_frame.height
+        elif seconds is None or first_seconds is None:
+            time += step
+        else:
+            time = max(time, seconds - first_seconds)
+        if first_seconds is None and seconds is not None:
+            first_seconds = seconds - time
+        while fps is not None and frame is not None and index / fps < time - tolerance:
+            yield image(), index / fps
+            index += 1
+        frame = next_frame
+        if fps is None:
+            yield image(), time
+    if fps is not None and frame is not None:
+        end = time + (float(frame.duration * frame.time_base) if frame.duration else step)
+        while index == 0 or index / fps < end - tolerance:
+            yield image(), index / fps
+            index += 1
+
+
+def decode_video(
+    source, fps: float | None = DEFAULT_FPS, num_frames: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of a video as from `iter_video_frames`, and their times. Only sampled frames are kept in memory.
+
+    Args:
+        num_frames (`int`, *optional*): instead of `fps`, this many frames evenly spread; they are counted first.
+
+    Returns:
+        `(uint8 [F, H, W, 3], float64 [F] seconds)`.
+
+    Raises:
+        as `iter_video_frames`; `ValueError` too for no frames at all or fewer than `num_frames`.
+    """
+    wanted = None
+    if num_frames is not None:
+        fps, total = None, sum(1 for _ in iter_video_frames(source, None))
+        if not 1 <= num_frames <= total:
+            raise ValueError(f"`num_frames` must be in [1, {total}], the frames of {shown(source)}, got {num_frames}")
+        wanted = {index * total // num_frames for index in range(num_frames)}
+    frames = iter_video_frames(source, fps)
+    sampled = [frame for index, frame in enumerate(frames) if wanted is None or index in wanted]
+    if not sampled:
+        raise ValueError(f"there is no frame in {shown(source)}")
+    images, times = zip(*sampled, strict=True)
+    return np.stack(images), np.array(times)
+
+
+__all__ = ["decode_video", "iter_video_frames"]

@@ -1,0 +1,410 @@
+"""The sequence that the model reads: frames and text interleaved, with labels.
+
+Shapes: `F` frames, `H` and `W` pixels, `n` vision tokens per frame, `B` conversations, `T` tokens.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+from transformers.video_processing_utils import BaseVideoProcessor
+
+from .conversation_videollm_mod import check_continuation, clean_text, read_conversation
+from .decoding_videollm_mod import check_count, shown
+from .video_processing_videollm_mod import LOADING_OPTIONS, VideoLLMMoDVideoProcessor, flatten_videos
+
+IGNORE_INDEX = -100
+TEMPLATE_CONSTANTS = ("num_frame_tokens", "video_token", "frame_separator", "stream_start", "stream_end")
+
+
+class VideoLLMMoDProcessor(ProcessorMixin):
+    r"""
+    Interleaves frames and text into one sequence, built from pieces that are tokenised one by one:
+
+        <bos>SYSTEM\n
+        \nUser: QUESTION
+        \n[<v>*n,<v>*n,<v>*n]
+        \nAssistant: REPLY<eos>
+
+    Message text can not forge this structure: special tokens in it are tokenised as text, line breaks become spaces.
+
+    Args:
+        video_processor (`VideoLLMMoDVideoProcessor`).
+        tokenizer: a fast tokenizer with an end-of-sequence token. It gets a padding token (the end of sequence) if it
+            has none, and pads on the left.
+        chat_template (`str`, *optional*): renders the same text where no tokens are asked for.
+        num_frame_tokens (`int`): vision tokens per frame, `n`.
+        video_token (`str`): the special token that stands for one vision token.
+        frame_separator (`str`): one token between frames; predicting it means to stay silent.
+        stream_start, stream_end (`str`): around a stream; predicting the end's first token means to speak.
+
+    Attributes:
+        video_token_id, frame_separator_token_id (`int`): as in `VideoLLMMoDConfig`.
+        frame_ids, stream_start_ids, stream_end_ids, user_header_ids, assistant_header_ids, system_end_ids
+            (`list[int]`): the other pieces: `<v>*n`, `"\n["`, `"]"`, `"\nUser:"`, `"\nAssistant:"`, `"\n"`.
+
+    Raises:
+        `ValueError`: for a tokenizer or pieces that do not fit together, naming what is missing.
+    """
+
+    def __init__(
+        self,
+        video_processor=None,
+        tokenizer=None,
+        chat_template=None,
+        num_frame_tokens=10,
+        video_token="<v>",
+        frame_separator=",",
+        stream_start="[",
+        stream_end="]",
+    ):
+        # Beside this file, unless it is remote code; then the repository's template is passed.
+        template_file = Path(__file__).with_name("chat_template.jinja")
+        if chat_template is None and template_file.exists():
+            chat_template = template_file.read_text(encoding="utf-8")
+        super().__init__(video_processor, tokenizer, chat_template=chat_template)
+        check_count("`num_frame_tokens`", num_frame_tokens)
+        if tokenizer.eos_token_id is None:
+            raise ValueError("`tokenizer` has no end-of-sequence token, without which no reply ends")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer.padding_side = "left"
+        special_ids = {str(token): i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+        if video_token not in special_ids:
+            raise ValueError(
+                f"`video_token` {video_token!r} is not a special token of the tokenizer; add it with "
+                f"`tokenizer.add_special_tokens({{'additional_special_tokens': [{video_token!r}]}})`"
+            )
+        self.num_frame_tokens = num_frame_tokens
+        self.video_token = video_token
+        self.frame_separator = frame_separator
+        self.stream_start = stream_start
+        self.stream_end = stream_end
+
+        self.video_token_id = special_ids[video_token]
+        self.frame_ids = [self.video_token_id] * num_frame_tokens
+        separator_ids = self._encode_piece("frame_separator", frame_separator)
+        self.frame_separator_token_id = separator_ids[0]
+        self.stream_start_ids = self._encode_piece("stream_start", "\n" + stream_start)
+        self.stream_end_ids = self._encode_piece("stream_end", stream_end)
+        self.user_header_ids = self._encode_piece("user header", "\nUser:")
+        self.assistant_header_ids = self._encode_piece("assistant header", "\nAssistant:")
+        self.system_end_ids = self._encode_piece("system end", "\n")
+        if len(separator_ids) != 1:
+            raise ValueError(f"`frame_separator` {frame_separator!r} must be one token, got the ids {separator_ids}")
+        if self.frame_separator_token_id in (self.video_token_id, self.stream_end_ids[0]):
+            raise ValueError(
+                f"`frame_separator` {frame_separator!r}, `stream_end` {stream_end!r} and `video_token` must begin "
+                "with different tokens"
+            )
+
+    def _encode_piece(self, name: str, text: str) -> list[int]:
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if not ids or self.tokenizer.unk_token_id in ids:
+            raise ValueError(f"`{name}` {text!r} must be made of known tokens, got the ids {ids}")
+        return ids
+
+    # Without torchvision, transformers' own check and loading would meet its dummy classes.
+    def check_argument_for_proper_class(self, argument_name, argument):
+        if argument_name != "video_processor":
+            return super().check_argument_for_proper_class(argument_name, argument)
+        if not isinstance(argument, BaseVideoProcessor):
+            raise TypeError(f"`video_processor` must be a VideoLLMMoDVideoProcessor, got {type(argument).__name__}")
+        return BaseVideoProcessor
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        return [
+            VideoLLMMoDVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs),
+        ]
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["token_type_ids"]
+
+    def encode_text(self, text: str, prefix: str = " ") -> list[int]:
+        """Token ids of a message's text behind `prefix`; whatever is typed stays text."""
+
+        def encode(part: str) -> list[int]:
+            return self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+
+        text = prefix + clean_text(text)
+        ids = encode(text)
+        # A vocabulary may spell a special token out of ordinary ones; not so one character at a time.
+        structure = {self.video_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
+        if not structure.isdisjoint(ids):
+            ids = [token_id for character in text for token_id in encode(character) if token_id not in structure]
+        return ids
+
+    def encode_conversation(
+        self, conversation: list[dict], add_generation_prompt: bool = False, continue_final_message: bool = False
+    ) -> tuple[list[int], list[int], list[int]]:
+        """Tokens of a conversation whose streams are `{"role": "stream", "num_frames": int}`.
+
+        Returns:
+            `(input_ids, labels, assistant_mask)`, `T` long each. Labels are ordinary ones that the model shifts: after
+            each frame the token that follows it (a separator, or the first token of the stream's end if an assistant
+            turn comes next), and the assistant's turns; -100 elsewhere and where `learn` says no. The mask is 1 on
+            replies and their end of sequence.
+
+        Raises:
+            `ValueError`: as `read_conversation`; for a stream without `num_frames`; if there is no reply to continue.
+        """
+        turns = read_conversation(conversation)
+        check_continuation(turns, add_generation_prompt, continue_final_message)
+        input_ids, labels, assistant_mask = [], [], []
+
+        def append(ids: list[int], learn: bool = False, reply: bool = False) -> None:
+            input_ids.extend(ids)
+            labels.extend(ids if learn else [IGNORE_INDEX] * len(ids))
+            assistant_mask.extend([int(reply)] * len(ids))
+
+        if self.tokenizer.bos_token_id is not None:
+            append([self.tokenizer.bos_token_id])
+        for turn, next_turn in zip(turns, [*turns[1:], None], strict=True):
+            role, learn = turn["role"], turn["learn"]
+            if role == "system":
+                append(self.encode_text(turn["content"], prefix="") + self.system_end_ids)
+            elif role == "user":
+                append(self.user_header_ids + self.encode_text(turn["content"]))
+            elif role == "assistant":
+                append(self.assistant_header_ids, learn)
+                append(self.encode_text(turn["content"]), learn, reply=True)
+                if next_turn is not None or not continue_final_message:
+                    append([self.tokenizer.eos_token_id], learn, reply=True)
+            else:
+                if "num_frames" not in turn:
+                    raise ValueError(f"`{turn['name']}` must have `num_frames`; `apply_chat_template` takes videos")
+                num_frames = turn["num_frames"]
+                num_learned = num_frames * learn if isinstance(learn, bool) else learn
+                append(self.stream_start_ids)
+                for index in range(1, num_frames):
+                    append(self.frame_ids)
+                    append([self.frame_separator_token_id], index <= num_learned)
+                append(self.frame_ids)
+                if next_turn is not None or add_generation_prompt:
+                    speaks = next_turn is not None and next_turn["role"] == "assistant"
+                    append(self.stream_end_ids[:1], speaks and num_frames <= num_learned)
+                    append(self.stream_end_ids[1:])
+        if add_generation_prompt:
+            append(self.assistant_header_ids)
+        return input_ids, labels, assistant_mask
+
+    def apply_chat_template(
+        self,
+        conversation: list[dict] | list[list[dict]],
+        chat_template: str | None = None,
+        *,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        return_labels: bool = False,
+        return_assistant_tokens_mask: bool = False,
+        processor_kwargs: dict | None = None,
+        **kwargs,
+    ) -> str | list[str] | list[list[int]] | np.ndarray | torch.Tensor | BatchFeature:
+        r"""
+        The sequence of one conversation (a list of messages) or of a batch of them (a list of lists).
+
+        Messages are `{"role": "system"|"user"|"assistant", "content": str or list of text blocks}` and
+        `{"role": "stream", "content": [{"type": "video", "video": ..., "fps": 2.0}]}`, where `video` is a path, URL,
+        file, array, tensor or list of frames. `fps` is the rate at which it is decoded; arrays are taken whole.
+        With `{"role": "stream", "num_frames": int}` the frames are given to the model separately. A video block in a
+        user turn is a stream before its text. `"learn": False` in a message leaves it out of the labels; on a stream a
+        number limits them to its first frames.
+
+        A stream ends when a message follows or `add_generation_prompt=True`; otherwise it stays open.
+
+        Args:
+            chat_template (`str`, *optional*): with a template of your own, all is left to
+                `ProcessorMixin.apply_chat_template`.
+            add_generation_prompt (`bool`): end an open stream, and begin the assistant's turn.
+            continue_final_message (`bool`): leave the last reply without its end of sequence.
+            tokenize (`bool`): tokens instead of text. In the text a video block is one placeholder, a slot of
+                `processor(text=..., videos=...)`.
+            return_tensors (`str`, *optional*): `"pt"` or `"np"`; lists otherwise.
+            return_dict (`bool`): a `BatchFeature` instead of the input ids alone: `input_ids` and `attention_mask`
+                `[B, T]`, and `pixel_values_videos` `[F, 3, H, W]`, the frames of all conversations in order.
+            return_labels (`bool`): `labels` `[B, T]` too, see `encode_conversation`.
+            return_assistant_tokens_mask (`bool`): `assistant_masks` `[B, T]` too.
+            processor_kwargs (`dict`), kwargs: of the tokenizer (`padding`, by default to the longest, `padding_side`,
+                `max_length`, `truncation`, ...) and of the video processor (`fps`, `num_frames`, `size`, ...).
+
+        Raises:
+            `ValueError`: naming the message or argument and its value.
+            `OSError`: for a video that can not be read.
+        """
+        if return_tensors == "auto":  # the default in newer transformers
+            return_tensors = None
+        if chat_template is not None:
+            if return_tensors is not None:
+                kwargs["return_tensors"] = return_tensors
+            return super().apply_chat_template(
+                conversation,
+                chat_template,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=continue_final_message,
+                return_assistant_tokens_mask=return_assistant_tokens_mask,
+                tokenize=tokenize,
+                return_dict=return_dict,
+                processor_kwargs=processor_kwargs,
+                **kwargs,
+            )
+        for name in ("tools", "documents", "load_audio_from_video"):
+            if value := kwargs.pop(name, None):
+                raise ValueError(f"`{name}` is not supported, got {shown(value)}")
+        if (return_labels or return_assistant_tokens_mask) and not (tokenize and return_dict):
+            raise ValueError("`return_labels` and `return_assistant_tokens_mask` need `tokenize` and `return_dict`")
+        kwargs.pop("sanitize_control_tokens", None)  # always done
+
+        is_list = isinstance(conversation, list | tuple)
+        is_batched = is_list and len(conversation) > 0 and isinstance(conversation[0], list | tuple)
+        if is_batched:
+            conversations = [read_conversation(x, f"conversation[{i}]") for i, x in enumerate(conversation)]
+        else:
+            conversations = [read_conversation(conversation)]
+        for turns in conversations:
+            check_continuation(turns, add_generation_prompt, continue_final_message)
+        if not tokenize:
+            texts = self._render(conversations, add_generation_prompt)
+            if continue_final_message:
+                texts = [text.removesuffix(self.tokenizer.eos_token) for text in texts]
+            return texts if is_batched else texts[0]
+
+        merged = self._merge_kwargs(
+            self.valid_processor_kwargs,
+            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+            **{**(processor_kwargs or {}), **kwargs},
+        )
+        videos = self._load_streams(conversations, merged["videos_kwargs"])
+        rows = [self.encode_conversation(x, add_generation_prompt, continue_final_message) for x in conversations]
+        data = self._pad_rows(rows, merged["text_kwargs"])
+        if not return_labels:
+            del data["labels"]
+        if not return_assistant_tokens_mask:
+            del data["assistant_masks"]
+        if videos:
+            data |= self._process_videos(videos, **merged["videos_kwargs"])[0]
+        inputs = BatchFeature(data, tensor_type=return_tensors or merged["text_kwargs"].get("return_tensors"))
+        return inputs if return_dict else inputs["input_ids"]
+
+    def _render(self, conversations: list[list[dict]], add_generation_prompt: bool) -> list[str]:
+        template = self.chat_template
+        if isinstance(template, dict):
+            template = template.get("default")
+        if template is None:
+            raise ValueError("the processor has no chat template; pass `chat_template` when building it")
+        slot = {"role": "stream", "content": [{"type": "video"}]}  # a template needs no pixels
+        return self.tokenizer.apply_chat_template(
+            [[slot if isinstance(x.get("content"), list) else x for x in turns] for turns in conversations],
+            chat_template=template,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
+            **{name: getattr(self, name) for name in TEMPLATE_CONSTANTS},
+        )
+
+    def _load_streams(self, conversations: list[list[dict]], videos_kwargs: dict) -> list[torch.Tensor]:
+        """Load the videos of all streams, `[F, 3, H, W]` each, and put `num_frames` in their place."""
+        streams = [turn for turns in conversations for turn in turns if turn["role"] == "stream"]
+        if len({"num_frames" in turn for turn in streams}) > 1:
+            raise ValueError("streams with `num_frames` and streams with videos can not be mixed in one call")
+        options = {name: videos_kwargs.get(name) for name in LOADING_OPTIONS}
+        videos = []
+        for turn in streams:
+            if "num_frames" in turn:
+                continue
+            (block,) = turn.pop("content")
+            video = next((block[key] for key in ("video", "url", "path") if block.get(key) is not None), None)
+            if video is None:
+                raise ValueError(f"the video block of `{turn['name']}` must hold `video`, got {shown(block)}")
+            fps = options["fps"] if block.get("fps") is None else block["fps"]
+            videos.append(self.video_processor.load_video(video, **{**options, "fps": fps}))
+            turn["num_frames"] = len(videos[-1])
+        return videos
+
+    def _pad_rows(self, rows: list[tuple[list[int], list[int], list[int]]], text_kwargs: dict) -> dict[str, list]:
+        """Truncate and pad the `(input_ids, labels, assistant_mask)` of each row."""
+        if text_kwargs.get("truncation"):
+            limit = text_kwargs.get("max_length") or self.tokenizer.model_max_length
+            if any(self.video_token_id in input_ids[limit:] for input_ids, _, _ in rows):
+                raise ValueError(f"truncation to `max_length={limit}` would cut frames; raise it or give fewer frames")
+            rows = [tuple(values[:limit] for values in row) for row in rows]
+        side = text_kwargs.get("padding_side") or self.tokenizer.padding_side
+        padded = self.tokenizer.pad(
+            {"input_ids": [row[0] for row in rows], "attention_mask": [[1] * len(row[0]) for row in rows]},
+            padding=text_kwargs.get("padding", True),
+            max_length=text_kwargs.get("max_length"),
+            pad_to_multiple_of=text_kwargs.get("pad_to_multiple_of"),
+            padding_side=side,
+            verbose=False,
+        )
+        data = {name: padded[name] for name in ("input_ids", "attention_mask")}
+        for column, (name, value) in enumerate({"labels": IGNORE_INDEX, "assistant_masks": 0}.items(), start=1):
+            fill = [[value] * (len(ids) - len(row[0])) for ids, row in zip(padded["input_ids"], rows, strict=True)]
+            data[name] = [f + r[column] if side == "left" else r[column] + f for f, r in zip(fill, rows, strict=True)]
+        return data
+
+    def __call__(self, text: str | list[str] | None = None, videos: Any = None, **kwargs) -> BatchFeature:
+        """Tokenise text as it is, one placeholder per video in it, and preprocess the videos.
+
+        Only here a typed placeholder is more than text: a slot, which becomes the placeholders of the video's frames
+        with separators between them. A beginning of sequence in the text is not added again.
+
+        Args:
+            text (`str` or `list[str]`): with `video_token` where a video goes, usually between `[` and `]`.
+            videos: one or several, nested per text or not: paths, URLs, files, arrays, tensors or lists of frames.
+            kwargs: of the tokenizer and the video processor.
+
+        Raises:
+            `ValueError`: if the numbers of slots and videos differ, and as the video processor.
+        """
+        bos, texts = self.tokenizer.bos_token, text if isinstance(text, list | tuple) else [text]
+        if bos and "text_kwargs" not in kwargs and all(str(sample).startswith(bos) for sample in texts):
+            kwargs.setdefault("add_special_tokens", False)
+        return super().__call__(text=text, videos=videos, **kwargs)
+
+    def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        for name, value in {"images": images, "audio": audio}.items():
+            if value is not None:
+                raise ValueError(f"`{name}` is not supported, got {shown(value)}")
+        if text is not None:
+            text = [text] if isinstance(text, str) else text
+            if not isinstance(text, list | tuple) or not all(isinstance(sample, str) for sample in text):
+                raise ValueError(f"`text` must be a string or a list of strings, got {shown(text)}")
+            text = list(text)
+        if videos is not None:
+            videos_kwargs = {**kwargs, **kwargs.get("videos_kwargs", {})}
+            options = {name: videos_kwargs.get(name) for name in LOADING_OPTIONS}
+            videos = [self.video_processor.load_video(video, **options) for video in flatten_videos(videos)] or None
+        return None, text, videos, None
+
+    def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
+        slots, given = sum(sample.count(self.video_token) for sample in text or []), len(videos or [])
+        if text is not None and slots != given:
+            raise ValueError(
+                f"the number of {self.video_token} tokens in the prompts should be the same as the number of videos, "
+                f"got {slots} and {given}"
+            )
+        super().validate_inputs(text=text, videos=videos, **kwargs)
+
+    def _process_videos(self, videos: list[torch.Tensor], **kwargs) -> tuple[BatchFeature, list[str]]:
+        # Loaded and sampled before, since the numbers of frames make the text.
+        kwargs |= {"do_sample_frames": False, "input_data_format": "channels_first"}
+        processed = self.video_processor(videos, **kwargs)
+        return processed, [self.replace_video_token(processed, i, num_frames=len(x)) for i, x in enumerate(videos)]
+
+    def replace_video_token(self, video_inputs: Mapping, video_idx: int, num_frames: int = 1, **kwargs) -> str:
+        """What a video's slot becomes: its frames' placeholders, with separators between them."""
+        return self.frame_separator.join([self.video_token * self.num_frame_tokens] * num_frames)
+
+
+VideoLLMMoDProcessor.register_for_auto_class()
+
+__all__ = ["VideoLLMMoDProcessor", "VideoLLMMoDVideoProcessor"]
