@@ -1,0 +1,28 @@
+"""Set-up of every test: nothing may reach a model hub, and random numbers start from one seed."""
+
+import os
+import tempfile
+
+import hypothesis
+import pytest
+import torch
+
+# huggingface_hub and transformers read theirs when they are first imported, which is after this file.
+_hf_home = tempfile.TemporaryDirectory(prefix="hf-home-")
+os.environ |= {
+    "HF_HUB_OFFLINE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HOME": _hf_home.name,
+    "HF_MODULES_CACHE": os.path.join(_hf_home.name, "modules"),
+    "OMP_NUM_THREADS": "1",  # for the processes that tests start
+}
+# Models this small gain nothing from a second thread, and beside other programs they wait for it most of the time.
+torch.set_num_threads(1)
+
+hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)

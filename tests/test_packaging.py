@@ -1,0 +1,106 @@
+"""The repository as a Python package: what a wheel of it holds, and that it works away from the repository."""
+
+import configparser
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from fresh import ROOT, run_fresh
+
+import videollm_mod
+
+
+def command(*arguments: object, **options) -> str:
+    process = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, **options)
+    assert process.returncode == 0, f"{arguments}\n{process.stdout}\n{process.stderr}"
+    return process.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    """A wheel built from a copy of the files that git has or would take, under another folder name."""
+    base = tmp_path_factory.mktemp("wheel")
+    listed = command("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            copy = base / "clone" / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            copy.write_bytes((ROOT / name).read_bytes())
+    pip = (sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check")
+    command(*pip, "wheel", "--no-index", "--no-deps", "--no-build-isolation", "-w", base / "dist", base / "clone")
+    (wheel,) = (base / "dist").iterdir()
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def site(wheel, tmp_path_factory) -> Path:
+    """A folder with nothing but the installed wheel."""
+    site = tmp_path_factory.mktemp("site")
+    command(sys.executable, "-m", "pip", "--quiet", "install", "--no-index", "--no-deps", "--target", site, wheel)
+    return site
+
+
+def test_wheel_holds_code_and_checkpoint_but_no_tests(wheel):
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("videollm_mod/")}
+    expected = {f"videollm_mod/{file.name}" for file in ROOT.glob("*.py")} | {
+        f"videollm_mod/{name}"
+        for name in (
+            "config.json",
+            "generation_config.json",
+            "processor_config.json",
+            "chat_template.jinja",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "model.safetensors",
+            "py.typed",
+        )
+    }
+    assert expected <= names
+    assert not [name for name in names if "/tests/" in name or "/build/" in name]
+
+
+def test_every_folder_that_is_a_package_is_listed():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    listed = setup["options"]["packages"].split()
+    found = [f"videollm_mod.{file.parent.name}" for file in ROOT.glob("*/__init__.py") if file.parent.name != "tests"]
+    assert sorted(listed) == sorted(["videollm_mod", *found])
+
+
+def test_public_names_are_importable():
+    for name in videollm_mod.__all__:
+        assert getattr(videollm_mod, name) is not None
+    assert set(videollm_mod.__all__) <= set(dir(videollm_mod))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        videollm_mod.nothing  # noqa: B018
+
+
+def use_installed_package(site: str) -> dict:
+    import videollm_mod
+
+    home = Path(videollm_mod.__file__).parent
+    assert home == Path(site) / "videollm_mod", home
+    assert "torch" not in sys.modules, "importing the package waits for torch"
+
+    import torch
+
+    processor = videollm_mod.VideoLLMMoDProcessor.from_pretrained(home)
+    model = videollm_mod.VideoLLMMoDForConditionalGeneration.from_pretrained(home).eval()
+    stream = {"role": "stream", "content": [{"type": "video", "video": torch.zeros(2, 3, 32, 48, dtype=torch.uint8)}]}
+    inputs = processor.apply_chat_template([stream], tokenize=True, return_dict=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    return {"finite": bool(logits.isfinite().all()), "tokens": logits.shape[1], "given": inputs["input_ids"].shape[1]}
+
+
+def test_installed_wheel_works_away_from_the_repository(site, tmp_path):
+    result = run_fresh(use_installed_package, tmp_path / "process", site, PYTHONPATH=str(site))
+    assert result["finite"]
+    assert result["tokens"] == result["given"]
+
+
+def test_console_script(site, tmp_path):
+    printed = command(site / "bin" / "videollm-mod", "--version", cwd=tmp_path, env={"PYTHONPATH": str(site)})
+    assert printed == f"videollm-mod {videollm_mod.__version__}\n"
