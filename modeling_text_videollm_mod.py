@@ -157,7 +157,7 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
     config: VideoLLMMoDConfig
     base_model_prefix = "model"
     input_modalities = ("video", "text")
-    _no_split_modules = ["VideoLLMMoDDecoderLayer", "SiglipEncoderLayer", "CLIPEncoderLayer"]
+    _no_split_modules = ["VideoLLMMoDDecoderLayer"]
     _keep_in_fp32_modules_strict = ["layer_expert"]
     _can_compile_fullgraph = False
     _can_record_outputs = {"hidden_states": VideoLLMMoDDecoderLayer, "attentions": LlamaAttention}
