@@ -27,6 +27,7 @@ from .modeling_text_videollm_mod import (
     valid_tokens,
 )
 from .routing_videollm_mod import LayerExpert, StreamLayout
+from .streaming_videollm_mod import StreamingSession
 
 IGNORED = -100  # label of a token that nothing learns to predict
 
@@ -378,6 +379,10 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
         elif isinstance(num_items_in_batch, torch.Tensor):
             num_items_in_batch = num_items_in_batch.to(losses.device)
         return (weights * losses).sum() / num_items_in_batch
+
+    def stream(self, processor, **options) -> StreamingSession:
+        """A session that watches one stream; `options` are those of `StreamingSession`."""
+        return StreamingSession(self, processor, **options)
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         cache = kwargs.get("past_key_values")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature
+from transformers import BatchFeature, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
@@ -120,7 +120,10 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         return [
             VideoLLMMoDVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            cls._load_tokenizer_from_pretrained("tokenizer", pretrained_model_name_or_path, **kwargs),
+            # The tokenizer's own files name its class; reading the model's config would ask to trust its code.
+            cls._load_tokenizer_from_pretrained(
+                "tokenizer", pretrained_model_name_or_path, **{"config": PreTrainedConfig(), **kwargs}
+            ),
         ]
 
     @property

@@ -1,0 +1,52 @@
+"""VideoLLM-MoD: a streaming video language model that skips most vision tokens in its routed layers.
+
+Names are imported on first use, so that `import videollm_mod` does not wait for torch and transformers.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .cache_videollm_mod import MoDCache
+    from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
+    from .modeling_videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDModel
+    from .processing_videollm_mod import VideoLLMMoDProcessor
+    from .streaming_videollm_mod import StreamEvent, StreamingSession
+    from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
+
+__version__ = "0.1.0"
+
+_MODULE_OF = {
+    "MoDCache": "cache_videollm_mod",
+    "StreamEvent": "streaming_videollm_mod",
+    "StreamingSession": "streaming_videollm_mod",
+    "VideoLLMMoDConfig": "configuration_videollm_mod",
+    "VideoLLMMoDForConditionalGeneration": "modeling_videollm_mod",
+    "VideoLLMMoDModel": "modeling_videollm_mod",
+    "VideoLLMMoDProcessor": "processing_videollm_mod",
+    "VideoLLMMoDTextConfig": "configuration_videollm_mod",
+    "VideoLLMMoDVideoProcessor": "video_processing_videollm_mod",
+}
+
+__all__ = [
+    "MoDCache",
+    "StreamEvent",
+    "StreamingSession",
+    "VideoLLMMoDConfig",
+    "VideoLLMMoDForConditionalGeneration",
+    "VideoLLMMoDModel",
+    "VideoLLMMoDProcessor",
+    "VideoLLMMoDTextConfig",
+    "VideoLLMMoDVideoProcessor",
+    "__version__",
+]
+
+
+def __getattr__(name: str):
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

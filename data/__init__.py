@@ -1,0 +1,1 @@
+"""Streams to learn from: the procedural world, and what turns streams into batches."""

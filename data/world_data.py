@@ -1,0 +1,77 @@
+"""The procedural world as data sets: streams to narrate, and frames whose cells are to be named."""
+
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import Dataset
+
+from .world import conversation, texts, world_stream
+
+
+@dataclass
+class WorldData:
+    """Which streams of the world are learned from.
+
+    Args:
+        level (`str`): of the world.
+        first_seed, num_streams (`int`): seeds `first_seed .. first_seed + num_streams - 1`.
+        fps (`float`): frames per second.
+        num_questions (`int`): asked in each stream.
+    """
+
+    level: str = "basic"
+    first_seed: int = 1_000_000_000
+    num_streams: int = 1_000_000
+    fps: float = 2.0
+    num_questions: int = 2
+
+    def stream(self, index: int):
+        return world_stream(self.first_seed + index, self.level)
+
+    def texts(self) -> list[str]:
+        """What is said in this level, for a tokenizer."""
+        return texts(self.level)
+
+
+class WorldStreams(Dataset):
+    """Example: `input_ids`, `labels` and uint8 `frames` `[F, 3, H, W]` of one stream."""
+
+    def __init__(self, data: WorldData, processor):
+        self.data, self.processor = data, processor
+        self.height = processor.video_processor.size["height"]
+
+    def __len__(self) -> int:
+        return self.data.num_streams
+
+    def __getitem__(self, index: int) -> dict:
+        stream, fps = self.data.stream(index), self.data.fps
+        messages = conversation(stream, fps, self.data.num_questions)
+        input_ids, labels, _ = self.processor.encode_conversation(messages)
+        frames = torch.from_numpy(stream.frames(fps, self.height)).permute(0, 3, 1, 2)
+        return {"input_ids": input_ids, "labels": labels, "frames": frames}
+
+
+class WorldCells(Dataset):
+    """Example: uint8 `frames` `[E, 3, H, W]`, one a change of a stream, and int64 `labels` `[E, h * w]`: what each
+    cell of the grid holds, 0 for nothing."""
+
+    def __init__(self, data: WorldData, height: int, grid: tuple[int, int]):
+        self.data, self.height, self.grid = data, height, tuple(grid)
+
+    def __len__(self) -> int:
+        return self.data.num_streams
+
+    @property
+    def num_kinds(self) -> int:
+        """Kinds of things a cell may hold, nothing among them."""
+        return self.data.stream(0).NUM_KINDS
+
+    def __getitem__(self, index: int) -> dict:
+        stream, fps = self.data.stream(index), self.data.fps
+        changes = [int(event.time * fps) for event in stream.events]
+        frames = torch.from_numpy(stream.frames(fps, self.height)[changes]).permute(0, 3, 1, 2)
+        return {"frames": frames, "labels": torch.from_numpy(stream.cells(fps, self.grid)[changes]).flatten(1)}
+
+
+def collate_cells(examples: list[dict]) -> dict[str, torch.Tensor]:
+    return {name: torch.cat([example[name] for example in examples]) for name in ("frames", "labels")}

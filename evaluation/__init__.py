@@ -1,0 +1,1 @@
+"""How well a model does: metrics and the tasks they are measured on."""

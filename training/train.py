@@ -1,0 +1,146 @@
+"""`videollm-mod train CONFIG.yaml`: first the vision tower learns to name what it sees, then the model the streams."""
+
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+
+import torch
+import yaml
+from accelerate import PartialState
+from transformers import TrainingArguments, set_seed
+from transformers.trainer_utils import get_last_checkpoint
+
+from ..data.collator import StreamCollator
+from ..data.world_data import WorldCells, WorldData, WorldStreams, collate_cells
+from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
+from ..processing_videollm_mod import VideoLLMMoDProcessor
+from .initialise import initialise
+from .trainer import StreamTrainer
+from .vision_stage import CellNamer
+
+
+@dataclass
+class TrainingConfig:
+    """
+    Args:
+        output_dir (`str`): gets `vision/` and `stream/` with the Trainer's checkpoints, and `final/`, the checkpoint.
+        model (`dict` or `str`): options of `VideoLLMMoDConfig` for a new model, or the path or id of a checkpoint.
+        vocab_size (`int`): tokens at most of a new model's tokenizer.
+        world (`dict`): fields of `WorldData`.
+        vision_stage, stream_stage (`dict` or None): fields of `transformers.TrainingArguments`; None leaves the stage
+            out. `freeze_vision_tower: true` in the stream stage keeps the tower as it is.
+        dtype (`str`): of the checkpoint that is written.
+        seed (`int`): of weights and data order.
+    """
+
+    output_dir: str
+    model: dict | str
+    vocab_size: int = 1000
+    world: dict = field(default_factory=dict)
+    vision_stage: dict | None = None
+    stream_stage: dict | None = field(default_factory=dict)
+    dtype: str = "bfloat16"
+    seed: int = 0
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TrainingConfig":
+        """Read a YAML file.
+
+        Raises:
+            `ValueError`: if it is no mapping, lacks a field or has an unknown one.
+        """
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        known = {f.name for f in fields(cls)}
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} must be a mapping with {', '.join(sorted(known))}, got {type(content).__name__}")
+        if unknown := content.keys() - known:
+            raise ValueError(
+                f"{path} has unknown fields {', '.join(sorted(map(str, unknown)))}; known: {', '.join(sorted(known))}"
+            )
+        if missing := {"output_dir", "model"} - content.keys():
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+        return cls(**content)
+
+
+def load(config: TrainingConfig) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
+    """The model and processor to start from, in float32."""
+    if isinstance(config.model, str):
+        model = VideoLLMMoDForConditionalGeneration.from_pretrained(config.model, dtype=torch.float32)
+        return model, VideoLLMMoDProcessor.from_pretrained(config.model)
+    return initialise(config.model, WorldData(**config.world).texts(), config.vocab_size, config.seed)
+
+
+def stage_arguments(config: TrainingConfig, name: str, options: dict) -> TrainingArguments:
+    defaults = {
+        "output_dir": str(Path(config.output_dir) / name),
+        "seed": config.seed,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "save_strategy": "steps",
+        "save_steps": 0.25,
+        "save_total_limit": 1,
+        "logging_steps": 20,
+    }
+    return TrainingArguments(**{**defaults, **options})
+
+
+def run_stage(trainer: StreamTrainer) -> None:
+    """Train, from the last checkpoint if there is one."""
+    folder = Path(trainer.args.output_dir)
+    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    trainer.save_state()
+
+
+def train(config: TrainingConfig) -> Path:
+    """Run the stages of `config` and return the folder of the finished checkpoint.
+
+    Run again after an interruption, it goes on from the last checkpoint of the stage that was cut off.
+    """
+    set_seed(config.seed)
+    model, processor = load(config)
+    data, output = WorldData(**config.world), Path(config.output_dir)
+    tower = model.model.vision_tower
+
+    if config.vision_stage is not None:
+        done = output / "vision" / "tower.pt"
+        if done.exists():
+            tower.load_state_dict(torch.load(done, weights_only=True))
+        else:
+            grid = model.config.frame_token_pooled
+            cells = WorldCells(data, processor.video_processor.size["height"], grid)
+            trainer = StreamTrainer(
+                model=CellNamer(model, cells.num_kinds),
+                args=stage_arguments(config, "vision", config.vision_stage),
+                train_dataset=cells,
+                data_collator=collate_cells,
+                video_processor=processor.video_processor,
+            )
+            run_stage(trainer)
+            torch.save({name: value.cpu() for name, value in tower.state_dict().items()}, done)
+
+    if config.stream_stage is not None:
+        options = dict(config.stream_stage)
+        tower.requires_grad_(not options.pop("freeze_vision_tower", False))
+        trainer = StreamTrainer(
+            model=model.train(),
+            args=stage_arguments(config, "stream", options),
+            train_dataset=WorldStreams(data, processor),
+            data_collator=StreamCollator(processor.tokenizer.pad_token_id),
+            processing_class=processor,
+            video_processor=processor.video_processor,
+        )
+        run_stage(trainer)
+
+    final = output / "final"
+    if PartialState().is_main_process:
+        save(model, processor, final, getattr(torch, config.dtype))
+    return final
+
+
+def save(model, processor, folder: Path, dtype: torch.dtype) -> None:
+    """Write a checkpoint in `dtype`, LayerExperts in float32."""
+    routers = {name: p.detach().clone() for name, p in model.named_parameters() if "layer_expert" in name}
+    model.to(dtype)
+    for name, value in routers.items():
+        model.get_parameter(name).data = value
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)

@@ -1,0 +1,24 @@
+"""The HF Trainer for streams: frames travel as uint8 and become pixel values on the device."""
+
+import torch
+from transformers import Trainer
+
+
+class StreamTrainer(Trainer):
+    """A `Trainer` whose batches may hold `frames`, uint8 `[F, 3, H, W]`, instead of `pixel_values_videos`: a quarter
+    of the bytes to copy, and the preprocessing is done where the model is.
+
+    Args:
+        video_processor: turns frames into pixel values; needed where batches hold `frames`.
+    """
+
+    def __init__(self, *args, video_processor=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.video_processor = video_processor
+
+    def _prepare_inputs(self, inputs: dict) -> dict[str, torch.Tensor]:
+        inputs = super()._prepare_inputs(inputs)
+        frames = inputs.pop("frames", None)
+        if frames is not None:
+            inputs["pixel_values_videos"] = self.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
+        return inputs
