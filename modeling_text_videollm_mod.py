@@ -158,7 +158,6 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("video", "text")
     _no_split_modules = ["VideoLLMMoDDecoderLayer"]
-    _keep_in_fp32_modules_strict = ["layer_expert"]
     _can_compile_fullgraph = False
     _can_record_outputs = {"hidden_states": VideoLLMMoDDecoderLayer, "attentions": LlamaAttention}
 
@@ -182,6 +181,8 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
+        if any(layer.layer_expert is not None for layer in self.layers):
+            self._keep_in_fp32_modules_strict = {"layer_expert"}  # models around this one take it over
         self.post_init()
 
     @merge_with_config_defaults

@@ -409,6 +409,11 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
             )
             per_row = (is_vision.sum(1) // self.config.num_frame_tokens).tolist()
             for name, value in frames.items():
+                if sum(per_row) != len(value):
+                    raise ValueError(
+                        f"frames and placeholders do not match: `{name}` holds {len(value)} frames, the rows have "
+                        f"placeholders for {per_row}"
+                    )
                 blocks = value.split(per_row)
                 frames[name] = torch.cat([block for block in blocks for _ in range(expand_size)])
         input_ids, model_kwargs = super()._expand_inputs_for_generation(

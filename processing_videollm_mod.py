@@ -126,6 +126,12 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             ),
         ]
 
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        # transformers leaves on the object what it wrote to the file; a processor loaded from there has none
+        self.__dict__.pop("auto_map", None)
+        return files
+
     @property
     def unused_input_names(self) -> list[str]:
         return ["token_type_ids"]

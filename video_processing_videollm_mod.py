@@ -20,7 +20,7 @@ from transformers.video_utils import VideoMetadata
 from .decoding_videollm_mod import DEFAULT_FPS, decode_video, is_video_source, shown
 
 LOADING_OPTIONS = ("fps", "num_frames", "do_sample_frames", "input_data_format")
-FRAMES_AT_ONCE = 16  # frames that are float32 at full resolution at the same time
+PIXELS_AT_ONCE = 16 * 1280 * 720  # of frames that are float32 at full resolution at the same time
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers of resampling filters
 
 
@@ -165,7 +165,11 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **options) -> BatchFeature:
         if options["do_center_crop"]:
             raise ValueError("`do_center_crop` is not supported")
-        chunks = (chunk for video in videos for chunk in video.split(FRAMES_AT_ONCE))
+        chunks = (
+            chunk
+            for video in videos
+            for chunk in video.split(max(1, PIXELS_AT_ONCE // (video.shape[-2] * video.shape[-1])))
+        )
         pixel_values = [self._preprocess_frames(chunk, **options) for chunk in chunks]
         sizes = {tuple(frames.shape[-2:]) for frames in pixel_values}
         if len(sizes) > 1:

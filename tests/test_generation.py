@@ -139,3 +139,11 @@ def test_prompt_lookup_rolls_the_cache_back():
     row["input_ids"] = torch.cat([row["input_ids"], torch.tensor([[20, 21, 22, 23, 20, 21]])], dim=1)
     expected = generate(model, row, max_new_tokens=20)
     assert torch.equal(generate(model, row, max_new_tokens=20, prompt_lookup_num_tokens=3), expected)
+
+
+def test_beams_need_the_frames_of_their_placeholders():
+    model = tiny_model(10)
+    batch, _ = random_batch(model, 10, [2, 1])
+    batch["video_features"] = batch["video_features"][:2]
+    with pytest.raises(ValueError, match=r"`video_features` holds 2 frames, the rows have placeholders for \[2, 1\]"):
+        generate(model, batch, num_beams=2)
