@@ -110,7 +110,7 @@ class BasicStream:
 
     def _put(self, rng: random.Random, colour: str, shape: str, things: tuple[Thing, ...]) -> Thing:
         row, column = rng.choice(self._free(things))
-        radius = rng.uniform(0.07, 0.12)
+        radius = rng.uniform(0.09, 0.12)
         x, y = ((cell + 0.5 + rng.uniform(-0.12, 0.12)) / 3 for cell in (column, row))
         return Thing(colour, shape, x, y, radius)
 
@@ -120,7 +120,9 @@ class BasicStream:
         return self._put(rng, *rng.choice(kinds), things)
 
     def _next_event(self, rng: random.Random, time: float, things: tuple[Thing, ...]) -> Event:
-        kinds = ["appear"] * (2 if len(things) < self.MAX_THINGS else 0) + ["move", "leave"] * bool(things)
+        kinds = ["appear"] * 3 * (len(things) < self.MAX_THINGS) + ["move", "move", "move", "leave", "leave"] * bool(
+            things
+        )
         kind = rng.choice(kinds)
         if kind == "appear":
             new = self._new_thing(rng, things)
@@ -145,26 +147,33 @@ class BasicStream:
         """Times of the stream's frames at `fps`: float64 `[F]`, from 0."""
         return np.arange(int(self.seconds * fps)) / fps
 
-    def frames(self, fps: float = 2.0, height: int = 96, width: int | None = None) -> np.ndarray:
-        """uint8 `[F, H, W, 3]`: the frames at `frame_times(fps)`; square without `width`."""
+    def shown(self, fps: float = 2.0) -> np.ndarray:
+        """int64 `[F]`: which event each of the frames at `frame_times(fps)` shows the outcome of."""
+        return np.searchsorted([event.time for event in self.events], self.frame_times(fps), side="right") - 1
+
+    def drawn(self, height: int = 96, width: int | None = None) -> np.ndarray:
+        """uint8 `[E, H, W, 3]`: what is seen after each event; square without `width`."""
         row = np.array([self.background] * (width or height), dtype=np.uint8)
         drawn = np.broadcast_to(row, (len(self.events), height, *row.shape)).copy()
         for frame, event in zip(drawn, self.events, strict=True):
             for thing in event.things:
                 thing.draw(frame)
-        shown = np.searchsorted([event.time for event in self.events], self.frame_times(fps), side="right") - 1
-        return drawn[shown]
+        return drawn
 
-    def cells(self, fps: float = 2.0, grid: tuple[int, int] = (3, 3)) -> np.ndarray:
-        """int64 `[F, h, w]`: what each cell of a grid holds: 0 nothing, else 1 + the kind of thing (`NUM_KINDS`)."""
+    def frames(self, fps: float = 2.0, height: int = 96, width: int | None = None) -> np.ndarray:
+        """uint8 `[F, H, W, 3]`: the frames at `frame_times(fps)`."""
+        return self.drawn(height, width)[self.shown(fps)]
+
+    def cells(self, grid: tuple[int, int] = (3, 3)) -> np.ndarray:
+        """int64 `[E, h, w]`: what each cell of a grid holds after each event: 0 nothing, else 1 + the kind of thing
+        (of `NUM_KINDS`)."""
         of_event = np.zeros((len(self.events), *grid), dtype=np.int64)
         colours = list(COLOURS)
         for cells, event in zip(of_event, self.events, strict=True):
             for thing in event.things:
                 kind = colours.index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape)
                 cells[int(thing.y * grid[0]), int(thing.x * grid[1])] = 1 + kind
-        shown = np.searchsorted([event.time for event in self.events], self.frame_times(fps), side="right") - 1
-        return of_event[shown]
+        return of_event
 
     NUM_KINDS = 1 + len(COLOURS) * len(SHAPES)
 

@@ -34,7 +34,8 @@ class WorldData:
 
 
 class WorldStreams(Dataset):
-    """Example: `input_ids`, `labels` and uint8 `frames` `[F, 3, H, W]` of one stream."""
+    """Example: `input_ids` and `labels` of one stream, uint8 `frames` `[E, 3, H, W]`, those that differ, and int64
+    `frame_index` `[F]`, which of them each frame of the stream is."""
 
     def __init__(self, data: WorldData, processor):
         self.data, self.processor = data, processor
@@ -47,8 +48,12 @@ class WorldStreams(Dataset):
         stream, fps = self.data.stream(index), self.data.fps
         messages = conversation(stream, fps, self.data.num_questions)
         input_ids, labels, _ = self.processor.encode_conversation(messages)
-        frames = torch.from_numpy(stream.frames(fps, self.height)).permute(0, 3, 1, 2)
-        return {"input_ids": input_ids, "labels": labels, "frames": frames}
+        return {
+            "input_ids": input_ids,
+            "labels": labels,
+            "frames": torch.from_numpy(stream.drawn(self.height)).permute(0, 3, 1, 2),
+            "frame_index": torch.from_numpy(stream.shown(fps)),
+        }
 
 
 class WorldCells(Dataset):
@@ -67,10 +72,11 @@ class WorldCells(Dataset):
         return self.data.stream(0).NUM_KINDS
 
     def __getitem__(self, index: int) -> dict:
-        stream, fps = self.data.stream(index), self.data.fps
-        changes = [int(event.time * fps) for event in stream.events]
-        frames = torch.from_numpy(stream.frames(fps, self.height)[changes]).permute(0, 3, 1, 2)
-        return {"frames": frames, "labels": torch.from_numpy(stream.cells(fps, self.grid)[changes]).flatten(1)}
+        stream = self.data.stream(index)
+        return {
+            "frames": torch.from_numpy(stream.drawn(self.height)).permute(0, 3, 1, 2),
+            "labels": torch.from_numpy(stream.cells(self.grid)).flatten(1),
+        }
 
 
 def collate_cells(examples: list[dict]) -> dict[str, torch.Tensor]:

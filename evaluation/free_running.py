@@ -1,6 +1,14 @@
 """Narration as it is used: the model runs on its own past words, frame by frame, over streams it has not seen."""
 
-from dataclasses import dataclass, fields
+import argparse
+import json
+import os
+import platform
+import sys
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -96,9 +104,48 @@ def watch_world(
     return counts, events
 
 
-def evaluate_world(model, processor, seeds: range, **options) -> Counts:
-    """Counts over the streams of `seeds`, with a progress bar; `options` are those of `watch_world`."""
-    total = Counts()
-    for seed in tqdm(seeds, desc="streams", disable=None):
-        total += watch_world(model, processor, seed, **options)[0]
-    return total
+def _count(job: tuple[str, range, dict]) -> Counts:
+    import torch
+
+    from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
+    from ..processing_videollm_mod import VideoLLMMoDProcessor
+
+    checkpoint, seeds, options = job
+    torch.set_num_threads(1)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(checkpoint)
+    return sum((watch_world(model, processor, seed, **options)[0] for seed in seeds), Counts())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("checkpoint")
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--streams", type=int, default=500)
+    parser.add_argument("--level", default="basic")
+    parser.add_argument("--questions", type=int, default=1, help="asked in each stream")
+    parser.add_argument("--processes", type=int, default=os.cpu_count())
+    parser.add_argument("--json", type=Path, help="write the result here")
+    arguments = parser.parse_args()
+    options = {"level": arguments.level, "num_questions": arguments.questions}
+    seeds = range(arguments.first_seed, arguments.first_seed + arguments.streams)
+    parts = 8 * arguments.processes
+    jobs = [(arguments.checkpoint, seeds[part::parts], options) for part in range(min(parts, len(seeds)))]
+    with get_context("spawn").Pool(arguments.processes) as pool:
+        counts = sum(tqdm(pool.imap_unordered(_count, jobs), total=len(jobs), desc="parts of the streams"), Counts())
+    result = {
+        "command": " ".join(["python -m videollm_mod.evaluation.free_running", *sys.argv[1:]]),
+        "seeds": [seeds.start, seeds.stop],
+        "counts": asdict(counts),
+        "summary": counts.summary(),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, CPU, float32",
+        "versions": {name: version(name) for name in ("torch", "transformers")}
+        | {"python": platform.python_version()},
+    }
+    print(json.dumps(result, indent=2))
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+"""The procedural world: the same for a seed, and what is said of it is what is drawn."""
+
+import hashlib
+import json
+
+import av
+import numpy as np
+import pytest
+
+from videollm_mod import cli
+from videollm_mod.data.world import COLOURS, PLACES, SHAPES, conversation, inside, world_stream
+
+SEEDS = range(60)
+
+
+def test_a_seed_is_one_stream_on_any_machine():
+    """The hash was made once; drawing uses only additions, products and comparisons."""
+    digest = hashlib.sha256()
+    for seed in (0, 1, 2, 12345):
+        stream = world_stream(seed)
+        digest.update(stream.frames(height=48).tobytes())
+        digest.update(json.dumps([conversation(stream, num_questions=3), stream.narrations]).encode())
+    assert digest.hexdigest() == "90895e803e60be80507ee6e0693edb449f5e4c8c3e370482d93d785fddd51361"
+
+
+def test_seeds_differ():
+    assert len({json.dumps(conversation(world_stream(seed))) for seed in SEEDS}) == len(SEEDS)
+
+
+def named(stream, frame: np.ndarray) -> dict[str, str]:
+    """Place -> thing, read from the pixels alone: the colour by its value, the shape by the best-fitting mask."""
+    height, width = frame.shape[:2]
+    found = {}
+    for colour, value in COLOURS.items():
+        mask = (frame == np.array(value, dtype=np.uint8)).all(-1)
+        for row, places in enumerate(PLACES):
+            for column, place in enumerate(places):
+                ys, xs = np.nonzero(mask)
+                here = (ys * 3 // height == row) & (xs * 3 // width == column)
+                if here.sum() < 20:
+                    continue
+                ys, xs = ys[here], xs[here]
+                extent = max(ys.max() - ys.min(), xs.max() - xs.min()) + 1
+                fits = {}
+                for shape in SHAPES:
+                    grid = (np.arange(201) - 100) / 100
+                    drawn = inside(shape, grid[None, :], grid[:, None])
+                    rows, columns = np.nonzero(drawn)
+                    share = drawn[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1].mean()
+                    box = (ys.max() - ys.min() + 1) * (xs.max() - xs.min() + 1)
+                    fits[shape] = abs(share - here.sum() / box)
+                assert extent > 10
+                found[place] = f"{colour} {min(fits, key=fits.get)}"
+    return found
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_what_is_said_is_what_is_seen(seed):
+    """A thing said to be at the top left is there, of its colour and shape; what left is gone."""
+    stream = world_stream(seed)
+    frames, times = stream.frames(height=300), stream.frame_times(2.0)
+    before = named(stream, frames[0])
+    for time, text in stream.narrations:
+        index = int(np.searchsorted(times, time))
+        assert times[index] == time
+        after = named(stream, frames[index])
+        words = text.rstrip(".").split()
+        thing = " ".join(words[1:3])
+        if "leaves" in words:
+            assert thing in before.values() and thing not in after.values()
+        else:
+            place = text.rstrip(".").split(" the ")[-1].removeprefix("The ")
+            assert after[place] == thing
+            assert (thing in before.values()) == ("moves" in words)
+        assert len(after) == len(before) + ("appears" in words) - ("leaves" in words)
+        before = after
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_answers_are_true_of_the_frame_before_the_question(seed):
+    stream = world_stream(seed)
+    for time, question, answer in stream.questions(count=4):
+        there = {thing.place: thing.name for thing in stream.things(time)}
+        if question.startswith("What is at the "):
+            place = question.removeprefix("What is at the ").rstrip("?")
+            assert answer == (f"A {there[place]}." if place in there else "Nothing.")
+        elif question.startswith("Where is the "):
+            name = question.removeprefix("Where is the ").rstrip("?")
+            places = [place for place, thing in there.items() if thing == name]
+            assert answer == (f"At the {places[0]}." if places else "It is not there.")
+        elif question.startswith("How many"):
+            assert ["None.", "One.", "Two.", "Three.", "Four."].index(answer) == len(there)
+        else:
+            past = [text for event_time, text in stream.narrations if event_time <= time]
+            assert answer == (past[-1] if past else "Nothing yet.")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_conversation_holds_every_frame_and_narration_once(seed):
+    stream = world_stream(seed)
+    messages, seen, said = conversation(stream, num_questions=3), 0, []
+    for previous, message in zip([{}, *messages], messages, strict=False):
+        if message["role"] == "stream":
+            seen += message["num_frames"]
+        elif message["role"] == "assistant" and previous.get("role") != "user":
+            said.append((stream.frame_times(2.0)[seen - 1], message["content"]))
+    assert seen == len(stream.frames())
+    assert said == stream.narrations
+    assert sum(message["role"] == "user" for message in messages) in (3, 4)  # questions and an instruction
+
+
+def test_frames_at_any_resolution_and_rate_show_the_same():
+    stream = world_stream(4)
+    for fps in (2.0, 4.0, 10.0):
+        frames = stream.frames(fps, height=40, width=64)
+        assert frames.shape == (int(stream.seconds * fps), 40, 64, 3)
+    assert np.array_equal(stream.frames(4.0)[::2], stream.frames(2.0))
+    cells = stream.cells((3, 3))
+    assert cells.shape == (len(stream.events), 3, 3)
+    assert [int((c > 0).sum()) for c in cells] == [len(event.things) for event in stream.events]
+
+
+def test_unknown_level_is_named():
+    with pytest.raises(ValueError, match="`level` must be one of 'basic', got 'hard'"):
+        world_stream(0, "hard")
+
+
+def test_command_writes_a_clip_with_its_truth(tmp_path, capsys):
+    clip = tmp_path / "clip.mp4"
+    assert cli.main(["world", "--seed", "7", "--output", str(clip), "--height", "128", "--fps", "6"]) == 0
+    truth = json.loads(clip.with_suffix(".jsonl").read_text())
+    stream = world_stream(7)
+    assert [(turn["time"], turn["content"]) for turn in truth["turns"]] == stream.narrations
+    with av.open(str(clip)) as container:
+        decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
+    drawn = stream.frames(6.0, 128)
+    assert decoded.shape == drawn.shape
+    assert np.abs(decoded.astype(int) - drawn).mean() < 6  # what the codec changes
+    for arguments, message in [
+        (["--output", str(tmp_path / "none" / "a.mp4")], "No such file"),
+        (["--output", str(clip), "--height", "33"], "`height` must be even"),
+        (["--output", str(clip), "--fps", "0"], r"`fps` must be in"),
+        (["--output", str(clip), "--level", "x"], "`level` must be one of"),
+    ]:
+        assert cli.main(["world", "--seed", "7", *arguments]) == 2
+        assert message in capsys.readouterr().err
