@@ -1,21 +1,27 @@
 """`videollm-mod train CONFIG.yaml`: first the vision tower learns to name what it sees, then the model the streams."""
 
+import json
 from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
 
 import torch
 import yaml
 from accelerate import PartialState
+from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, set_seed
-from transformers.trainer_utils import get_last_checkpoint
+from transformers.utils import logging
 
 from ..data.collator import StreamCollator
 from ..data.world_data import WorldCells, WorldData, WorldStreams, collate_cells
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
+from .curves import draw_curves
 from .initialise import initialise
 from .trainer import StreamTrainer
 from .vision_stage import CellNamer
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -48,17 +54,31 @@ class TrainingConfig:
         Raises:
             `ValueError`: if it is no mapping, lacks a field or has an unknown one.
         """
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        known = {f.name for f in fields(cls)}
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
-            raise ValueError(f"{path} must be a mapping with {', '.join(sorted(known))}, got {type(content).__name__}")
-        if unknown := content.keys() - known:
-            raise ValueError(
-                f"{path} has unknown fields {', '.join(sorted(map(str, unknown)))}; known: {', '.join(sorted(known))}"
-            )
+            raise ValueError(f"{path} must be a mapping, got {type(content).__name__}")
         if missing := {"output_dir", "model"} - content.keys():
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+        arguments = field_names(TrainingArguments)
+        check_names(str(path), content, field_names(cls))
+        check_names(f"`world` of {path}", content.get("world"), field_names(WorldData))
+        check_names(f"`vision_stage` of {path}", content.get("vision_stage"), arguments)
+        check_names(f"`stream_stage` of {path}", content.get("stream_stage"), {*arguments, "freeze_vision_tower"})
         return cls(**content)
+
+
+def field_names(cls: type) -> set[str]:
+    return {f.name for f in fields(cls)}
+
+
+def check_names(where: str, options: dict | None, known: set[str]) -> None:
+    """Raise `ValueError` for options that nobody reads, naming what may have been meant."""
+    for name in sorted(map(str, (options or {}).keys() - known)):
+        like = get_close_matches(name, known, n=3) or sorted(known)[:12]
+        raise ValueError(f"{where} has the unknown field {name!r}; did you mean {', '.join(like)}?")
 
 
 def load(config: TrainingConfig) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
@@ -83,11 +103,28 @@ def stage_arguments(config: TrainingConfig, name: str, options: dict) -> Trainin
     return TrainingArguments(**{**defaults, **options})
 
 
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint of a stage that was written to its end: the Trainer's state is what it writes last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for checkpoint in checkpoints:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(checkpoint)
+        except (OSError, ValueError):
+            continue
+    return None
+
+
 def run_stage(trainer: StreamTrainer) -> None:
-    """Train, from the last checkpoint if there is one."""
+    """Train, from the last checkpoint if there is one; leaves `trainer_state.json` and `curves.png`."""
     folder = Path(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=get_last_checkpoint(str(folder)) if folder.exists() else None)
+    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.save_state()
+    if trainer.is_world_process_zero():
+        try:
+            draw_curves({folder.name: trainer.state.log_history}, folder / "curves.png")
+        except ImportError:
+            logger.warning("no curves.png: drawing it needs matplotlib (pip install matplotlib)")
 
 
 def train(config: TrainingConfig) -> Path:
@@ -101,11 +138,15 @@ def train(config: TrainingConfig) -> Path:
     tower = model.model.vision_tower
 
     if config.vision_stage is not None:
-        done = output / "vision" / "tower.pt"
+        done = output / "vision" / "tower.safetensors"
         if done.exists():
-            tower.load_state_dict(torch.load(done, weights_only=True))
+            tower.load_state_dict(load_file(done))
         else:
             grid = model.config.frame_token_pooled
+            if grid is None:
+                raise ValueError(
+                    "`vision_stage` names what is in pooled cells: set `frame_token_pooled` or leave it out"
+                )
             cells = WorldCells(data, processor.video_processor.size["height"], grid)
             trainer = StreamTrainer(
                 model=CellNamer(model, cells.num_kinds),
@@ -115,7 +156,9 @@ def train(config: TrainingConfig) -> Path:
                 video_processor=processor.video_processor,
             )
             run_stage(trainer)
-            torch.save({name: value.cpu() for name, value in tower.state_dict().items()}, done)
+            partial = done.with_suffix(".partial")  # a killed run leaves no half-written tower under the final name
+            save_file({name: value.cpu() for name, value in tower.state_dict().items()}, partial)
+            partial.replace(done)
 
     if config.stream_stage is not None:
         options = dict(config.stream_stage)
@@ -142,5 +185,6 @@ def save(model, processor, folder: Path, dtype: torch.dtype) -> None:
     model.to(dtype)
     for name, value in routers.items():
         model.get_parameter(name).data = value
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)

@@ -18,7 +18,13 @@ class StreamTrainer(Trainer):
 
     def _prepare_inputs(self, inputs: dict) -> dict[str, torch.Tensor]:
         inputs = super()._prepare_inputs(inputs)
-        frames = inputs.pop("frames", None)
-        if frames is not None:
-            inputs["pixel_values_videos"] = self.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
-        return inputs
+        frames, index = inputs.pop("frames", None), inputs.pop("frame_index", None)
+        if frames is None:
+            return inputs
+        pixels = self.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
+        if index is None:
+            return {**inputs, "pixel_values_videos": pixels}
+        model = self.accelerator.unwrap_model(self.model)
+        with self.compute_loss_context_manager():  # frames that repeat are encoded once
+            features = model.encode_frames(pixels).pooler_output
+        return {**inputs, "video_features": features[index]}

@@ -1,0 +1,128 @@
+"""`videollm-mod train`: what it writes, what it refuses, and that a killed run goes on as if it had not been."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+import yaml
+from fresh import ROOT
+from safetensors.torch import load_file
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod.training.train import TrainingConfig, last_checkpoint
+
+STAGE = {
+    "max_steps": 8,
+    "save_steps": 2,
+    "save_total_limit": 10,
+    "per_device_train_batch_size": 2,
+    "learning_rate": 1e-3,
+    "use_cpu": True,
+    "disable_tqdm": True,
+    "logging_steps": 1,
+}
+
+
+def write_config(folder, name: str, **options):
+    config = yaml.safe_load((ROOT / "training" / "configs" / "nano.yaml").read_text())
+    config["model"]["text_config"] |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    config["model"]["text_config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2}
+    config["model"]["vision_config"] |= {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
+    config["model"]["vision_config"] |= {"num_hidden_layers": 1, "image_size": 48, "patch_size": 16}
+    stream = {"freeze_vision_tower": False, **STAGE}
+    config |= {"output_dir": str(folder / name), "vision_stage": STAGE, "stream_stage": stream, **options}
+    path = folder / f"{name}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def start(config) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "videollm_mod.cli", "train", str(config)],
+        cwd=config.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen) -> None:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+
+
+def kill_when(process: subprocess.Popen, exists) -> None:
+    """SIGKILL as soon as a file is there."""
+    deadline = time.monotonic() + 200
+    while not exists.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def losses(folder) -> list[float]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
+    whole, cut = write_config(tmp_path, "whole"), write_config(tmp_path, "cut")
+    uninterrupted = start(whole)
+    interrupted = start(cut)
+    kill_when(interrupted, tmp_path / "cut" / "vision" / "checkpoint-4" / "trainer_state.json")
+    finish(uninterrupted)
+    interrupted = start(cut)
+    kill_when(interrupted, tmp_path / "cut" / "stream" / "checkpoint-2" / "model.safetensors")
+    finish(start(cut))
+
+    for stage in ("vision", "stream"):
+        assert losses(tmp_path / "cut" / stage) == losses(tmp_path / "whole" / stage)
+        assert len(losses(tmp_path / "cut" / stage)) == 8
+        assert (tmp_path / "cut" / stage / "curves.png").stat().st_size > 5_000
+    expected = load_file(tmp_path / "whole" / "final" / "model.safetensors")
+    weights = load_file(tmp_path / "cut" / "final" / "model.safetensors")
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
+
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "cut" / "final")
+    processor = VideoLLMMoDProcessor.from_pretrained(tmp_path / "cut" / "final")
+    assert model.config.frame_separator_token_id == processor.frame_separator_token_id
+    assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+
+
+def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+    for step, content in [(2, "{}"), (4, '{"epoch": 1'), (10, None)]:
+        folder = tmp_path / f"checkpoint-{step}"
+        folder.mkdir()
+        if content is not None:
+            (folder / "trainer_state.json").write_text(content)
+    assert last_checkpoint(tmp_path) == str(tmp_path / "checkpoint-2")
+    assert last_checkpoint(tmp_path / "nothing") is None
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("[]", "must be a mapping"),
+        ("a: b: c", "is not YAML"),
+        ("output_dir: x", "lacks model"),
+        ("output_dir: x\nmodel: y\nvision_stages: {}", "'vision_stages'; did you mean vision_stage"),
+        ("output_dir: x\nmodel: y\nworld: {levels: basic}", "`world` of .* 'levels'; did you mean level"),
+        ("output_dir: x\nmodel: y\nstream_stage: {max_step: 3}", "`stream_stage` of .*; did you mean max_steps"),
+    ],
+)
+def test_wrong_configs_are_named(tmp_path, capsys, content, message):
+    path = tmp_path / "bad.yaml"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig.load(path)
+    assert cli.main(["train", str(path)]) == 2
+    assert capsys.readouterr().err.startswith("error: ")
+    assert cli.main(["train", str(tmp_path / "none.yaml")]) == 2
