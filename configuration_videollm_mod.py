@@ -66,6 +66,7 @@ class VideoLLMMoDTextConfig(LlamaConfig):
 
     Raises:
         `ValueError`: for a value outside the above, naming it.
+        `huggingface_hub.errors.StrictDataclassError`: for a value of another type, as all configurations do.
     """
 
     model_type = "videollm_mod_text"
@@ -95,6 +96,8 @@ class VideoLLMMoDTextConfig(LlamaConfig):
             raise ValueError(
                 f"`early_exit_layer` must be in [0, {self.num_hidden_layers}], got {self.early_exit_layer}"
             )
+        if not 0 <= self.mod_seed < 2**62:
+            raise ValueError(f"`mod_seed` must be in [0, 2**62), got {self.mod_seed}")
         if isinstance(self.mod_layers, str):
             check_choice("mod_layers", self.mod_layers, MOD_LAYERS)
             return

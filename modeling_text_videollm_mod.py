@@ -229,6 +229,8 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         if position_ids is not None and attention_mask is None and past_key_values is None:
             position_ids = position_ids.expand(batch_size, -1)
             segments = find_packed_sequence_indices(position_ids)
+            if segments is not None and layout.num_frames:
+                layout = layout.of_segments(segments)
         position_ids = next_positions(position_ids, layout, past_key_values)
         router = FrameRouter(layout, self.config)
         if own_mask is not None and any(router.routes(layer_idx) for layer_idx in range(len(self.layers))):

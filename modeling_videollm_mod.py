@@ -369,6 +369,10 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
             hidden_states (`[B, T, D]`), shift_labels (`int64 [B, T]`: the id to be predicted at each token),
             ends_frame (`bool [B, T]`), num_items_in_batch (*optional*): labels of all micro-batches of a step.
         """
+        if shift_labels.shape != hidden_states.shape[:2]:
+            raise ValueError(
+                f"`labels` must be {list(hidden_states.shape[:2])}, one a token, got {list(shift_labels.shape)}"
+            )
         shift_labels = shift_labels.to(hidden_states.device)
         learned = shift_labels != IGNORED
         logits = self.lm_head(hidden_states[learned]).float()

@@ -385,7 +385,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 raise ValueError(f"`{name}` is not supported, got {shown(value)}")
         if text is not None:
             text = [text] if isinstance(text, str) else text
-            if not isinstance(text, list | tuple) or not all(isinstance(sample, str) for sample in text):
+            if not isinstance(text, list | tuple) or not text or not all(isinstance(sample, str) for sample in text):
                 raise ValueError(f"`text` must be a string or a list of strings, got {shown(text)}")
             text = list(text)
         if videos is not None:

@@ -96,6 +96,14 @@ class StreamLayout:
             valid=valid,
         )
 
+    def of_segments(self, segments: torch.Tensor) -> "StreamLayout":
+        """The layout with each packed sequence's frames numbered from 0. segments: int64 `[B, T]`, of its tokens."""
+        row_and_segment = torch.stack([self.frames[:, 0] // segments.shape[1], segments.flatten()[self.frames[:, 0]]])
+        count = torch.arange(self.num_frames, device=segments.device)
+        starts = torch.ones_like(count, dtype=torch.bool)
+        starts[1:] = (row_and_segment[:, 1:] != row_and_segment[:, :-1]).any(0)
+        return replace(self, frame_numbers=count - (count * starts).cummax(0).values)
+
     @property
     def num_frames(self) -> int:
         return self.frames.shape[0]

@@ -90,9 +90,10 @@ def test_text_alone_is_stock_llama(name):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_packed_sequences_stay_apart(implementation):
+@pytest.mark.parametrize("name", ["learned", "random", "layer skip"])
+def test_packed_sequences_stay_apart(implementation, name):
     """Positions that start anew mark packed sequences, as in stock Llama, in routed layers too."""
-    model = tiny_model(4)
+    model = tiny_model(4, **ROUTINGS[name])
     model.set_attn_implementation(implementation)
     _, rows = random_batch(model, 4, [2, 0, 1])
     lengths = [row["input_ids"].shape[1] for row in rows]

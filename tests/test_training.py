@@ -54,6 +54,13 @@ def test_no_label_is_no_loss():
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
+def test_labels_of_another_length_are_named():
+    model = tiny_model(1)
+    batch, _ = random_batch(model, 1, [1])
+    with pytest.raises(ValueError, match=r"`labels` must be \[1, \d+\], one a token, got \[1, 3\]"):
+        model(**batch, labels=batch["input_ids"][:, :3])
+
+
 def test_in_training_only_the_labelled_logits_exist(monkeypatch):
     model = tiny_model(2).train()
     batch, _ = random_batch(model, 2, [3, 1])
