@@ -6,7 +6,9 @@ asked is part of the stream from then on.
 Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower, V vocabulary.
 """
 
+import math
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 
@@ -52,6 +54,11 @@ class StreamEvent:
     silence_probability: float | None = None
 
 
+def check_text(name: str, text: str) -> None:
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"`{name}` must be a string that is not empty, got {text!r}")
+
+
 class StreamingSession:
     """
     One stream watched by a model: push frames as they come, ask whenever you like.
@@ -70,31 +77,33 @@ class StreamingSession:
     """
 
     def __init__(self, model, processor, system_prompt=None, speak_threshold=0.725, max_new_tokens=64):
-        if not 0 <= speak_threshold <= 1:
-            raise ValueError(f"`speak_threshold` must be in [0, 1], got {speak_threshold}")
-        if max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` must be at least 1, got {max_new_tokens}")
+        if isinstance(speak_threshold, bool) or not isinstance(speak_threshold, Real) or not 0 <= speak_threshold <= 1:
+            raise ValueError(f"`speak_threshold` must be in [0, 1], got {speak_threshold!r}")
+        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+            raise ValueError(f"`max_new_tokens` must be a whole number of at least 1, got {max_new_tokens!r}")
         self.model, self.processor = model, processor
         self.speak_threshold, self.max_new_tokens = speak_threshold, max_new_tokens
         self.cache = MoDCache(model.config)
         self.query: str | None = None
-        self.time = 0.0  # seconds, of the last frame
+        self.time: float | None = None  # seconds, of the last frame
         self._in_stream = False
         bos = processor.tokenizer.bos_token_id
         self._pending = [] if bos is None else [bos]  # ids that the model has yet to read
         if system_prompt is not None:
+            check_text("system_prompt", system_prompt)
             self._pending += processor.encode_text(system_prompt, prefix="") + processor.system_end_ids
 
     def instruct(self, text: str) -> None:
         """Put a user's turn into the stream that asks for no answer now, such as what to narrate."""
+        check_text("text", text)
         self._close_stream()
         self._pending += self.processor.user_header_ids + self.processor.encode_text(text)
         self.query = text
 
     def ask(self, question: str) -> list[StreamEvent]:
-        """Ask after the last frame, and get the answer."""
+        """Ask after the last frame, and get the answer; its time is 0 where there was no frame yet."""
         self.instruct(question)
-        return [StreamEvent(self.time, "answer", self._reply(), question)]
+        return [StreamEvent(self.time or 0.0, "answer", self._reply(), question)]
 
     @torch.no_grad()
     def push(self, frames, times: list[float] | None = None) -> list[StreamEvent]:
@@ -107,18 +116,16 @@ class StreamingSession:
 
         Returns:
             What was said, in order.
+
+        Raises:
+            `ValueError`: for frames of another shape, or times that do not fit them or go back.
         """
-        device, video_processor = self.model.device, self.processor.video_processor
-        frames = torch.as_tensor(frames).to(device)
-        if times is None:
-            step, first = (
-                1 / video_processor.fps,
-                self.time if self.cache.get_seq_length() else -1 / video_processor.fps,
-            )
-            times = [first + step * (i + 1) for i in range(len(frames))]
-        if len(times) != len(frames):
-            raise ValueError(f"`times` must hold one time a frame, got {len(times)} for {len(frames)} frames")
-        pixels = video_processor(frames, return_tensors="pt")["pixel_values_videos"]
+        video_processor = self.processor.video_processor
+        frames = video_processor.load_video(frames, do_sample_frames=False).to(self.model.device)
+        times = self._check_times(times, len(frames))
+        pixels = video_processor(frames, return_tensors="pt", input_data_format="channels_first")[
+            "pixel_values_videos"
+        ]
         features = self.model.encode_frames(pixels).pooler_output
         events, done = [], 0
         while done < len(frames):
@@ -127,13 +134,29 @@ class StreamingSession:
             watched = spoken[0] + 1 if spoken else len(silence)
             self._forget_frames(len(silence) - watched)
             done += watched
-            self.time = float(times[done - 1])
+            self.time = times[done - 1]
             if spoken:
                 self._close_stream()
                 events.append(
                     StreamEvent(self.time, "narration", self._reply(), self.query, float(silence[spoken[0]]))
                 )
         return events
+
+    def _check_times(self, times, num_frames: int) -> list[float]:
+        if times is None:
+            step = 1 / self.processor.video_processor.fps
+            first = 0.0 if self.time is None else self.time + step
+            return [first + step * index for index in range(num_frames)]
+        times = [float(time) for time in times]
+        if len(times) != num_frames:
+            raise ValueError(f"`times` must hold one time a frame, got {len(times)} for {num_frames} frames")
+        before = [-math.inf if self.time is None else self.time, *times]
+        for index, (earlier, time) in enumerate(zip(before, times, strict=False)):
+            if not math.isfinite(time) or time < earlier:
+                raise ValueError(
+                    f"`times` must be finite seconds that do not go back, got {time} at index {index} after {earlier}"
+                )
+        return times
 
     def _watch(self, features: torch.Tensor) -> torch.Tensor:
         """Feed frames `[F, N, Dv]` with the separators between them; the probability of silence after each, `[F]`."""

@@ -113,14 +113,55 @@ def test_real_video_gives_well_formed_output(checkpoint):
     assert all("<v>" not in event.text and "\n" not in event.text for event in events)
 
 
-def test_wrong_arguments_are_named(checkpoint):
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"speak_threshold": 2}, r"`speak_threshold` must be in \[0, 1\], got 2"),
+        ({"speak_threshold": "a"}, r"`speak_threshold` must be in \[0, 1\], got 'a'"),
+        ({"max_new_tokens": 0}, "`max_new_tokens` must be a whole number of at least 1, got 0"),
+        ({"max_new_tokens": 1.5}, "`max_new_tokens`.*got 1.5"),
+        ({"system_prompt": 5}, "`system_prompt` must be a string that is not empty, got 5"),
+    ],
+)
+def test_wrong_options_are_named(checkpoint, options, message):
     model, processor = checkpoint
-    with pytest.raises(ValueError, match=r"`speak_threshold` must be in \[0, 1\], got 2"):
-        model.stream(processor, speak_threshold=2)
-    with pytest.raises(ValueError, match="`max_new_tokens` must be at least 1, got 0"):
-        model.stream(processor, max_new_tokens=0)
-    with pytest.raises(ValueError, match="`times` must hold one time a frame, got 1 for 2 frames"):
-        model.stream(processor).push(np.zeros((2, 8, 8, 3), dtype=np.uint8), times=[0.0])
+    with pytest.raises(ValueError, match=message):
+        model.stream(processor, **options)
+
+
+def test_wrong_frames_times_and_questions_are_named_and_change_nothing(checkpoint):
+    model, processor = checkpoint
+    frames, session = np.zeros((2, 8, 8, 3), dtype=np.uint8), model.stream(processor)
+    session.push(frames[:1], times=[3.0])
+    seen = session.cache.get_seq_length()
+    for times, message in [
+        ([4.0], "one time a frame, got 1 for 2 frames"),
+        ([4.0, float("nan")], "got nan at index 1"),
+        ([5.0, 4.0], "got 4.0 at index 1 after 5.0"),
+        ([2.0, 4.0], "got 2.0 at index 0 after 3.0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            session.push(frames, times=times)
+    for wrong in (np.zeros((2, 8, 8)), np.zeros((0, 8, 8, 3), dtype=np.uint8)):
+        with pytest.raises(ValueError):
+            session.push(wrong)
+    for question in ("", " \n ", None):
+        with pytest.raises(ValueError, match="`text` must be a string that is not empty"):
+            session.ask(question)
+    assert session.cache.get_seq_length() == seen
+    assert session.time == 3.0
+
+
+def test_times_start_at_zero_also_after_a_question(checkpoint):
+    model, processor = checkpoint
+    frames = np.zeros((2, 8, 8, 3), dtype=np.uint8)
+    for before in (lambda s: None, lambda s: s.ask("What is at the left?"), lambda s: s.instruct("Narrate.")):
+        session = model.stream(processor)
+        before(session)
+        session.push(frames[:1])
+        assert session.time == 0.0
+        session.push(frames[::-1])
+        assert session.time == 1.0
 
 
 def test_matching_is_one_to_one_and_nearest_first():
