@@ -7,6 +7,13 @@ from pathlib import Path
 from . import __version__
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line, without the usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"error: {message}\n")
+
+
 def add_train(commands) -> None:
     parser = commands.add_parser("train", help="train or fine-tune as a YAML file says")
     parser.add_argument("config", type=Path, help="see training/configs")
@@ -37,7 +44,7 @@ def add_world(commands) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code: 2 for bad input."""
-    parser = argparse.ArgumentParser(prog="videollm-mod", description="Streaming video language model.")
+    parser = Parser(prog="videollm-mod", description="Streaming video language model.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     add_train(commands)
@@ -49,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except (ValueError, OSError, ImportError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 

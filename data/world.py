@@ -144,7 +144,13 @@ class BasicStream:
         return [(event.time, event.text) for event in self.events[1:]]
 
     def frame_times(self, fps: float) -> np.ndarray:
-        """Times of the stream's frames at `fps`: float64 `[F]`, from 0."""
+        """Times of the stream's frames at `fps`: float64 `[F]`, from 0.
+
+        Raises:
+            `ValueError`: if there is no frame.
+        """
+        if not 1 <= self.seconds * fps < 1e6:
+            raise ValueError(f"`fps` must give at least one frame in {self.seconds} seconds, got {fps}")
         return np.arange(int(self.seconds * fps)) / fps
 
     def shown(self, fps: float = 2.0) -> np.ndarray:
@@ -200,7 +206,10 @@ class BasicStream:
         """`(time, question, answer)`, each asked right after the frame at its time, in order."""
         rng = random.Random()
         rng.setstate(self._rng_state)
-        times = sorted(rng.sample(self.frame_times(fps).tolist(), count))
+        times = self.frame_times(fps).tolist()
+        if not 0 <= count <= len(times):
+            raise ValueError(f"`num_questions` must be in [0, {len(times)}], the stream's frames, got {count}")
+        times = sorted(rng.sample(times, count))
         return [(time, *self.question(rng, time)) for time in times]
 
     def opening(self) -> tuple[str | None, str | None]:
@@ -248,11 +257,11 @@ def conversation(stream, fps: float = 2.0, num_questions: int = 1, opening: bool
     return messages
 
 
-def texts(level: str = "basic", count: int = 500) -> list[str]:
-    """Everything said in `count` streams, for a tokenizer to learn from."""
+def texts(seeds: range, level: str = "basic") -> list[str]:
+    """Everything said in the streams of `seeds`, for a tokenizer to learn from."""
     return [
         message["content"]
-        for seed in range(count)
+        for seed in seeds
         for message in conversation(world_stream(seed, level), num_questions=4)
         if message["role"] != "stream"
     ]

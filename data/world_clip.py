@@ -8,6 +8,8 @@ import numpy as np
 
 from .world import world_stream
 
+SUFFIXES = (".mp4", ".mkv", ".mov")
+
 
 def write_clip(
     path: str | Path, seed: int, level: str = "basic", fps: float = 10.0, height: int = 384
@@ -37,6 +39,11 @@ def write_clip(
     if not 16 <= height <= 8192 or height % 2:
         raise ValueError(f"`height` must be even and in [16, 8192], got {height}")
     path, stream = Path(path), world_stream(seed, level)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"`output` must end in {' or '.join(SUFFIXES)}, got {path}")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of the output does not exist: {path.parent}")
+    stream.frame_times(fps)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         video.width = video.height = height

@@ -25,12 +25,17 @@ class WorldData:
     fps: float = 2.0
     num_questions: int = 2
 
+    def __post_init__(self):
+        if self.num_streams < 1:
+            raise ValueError(f"`num_streams` must be at least 1, got {self.num_streams}")
+        conversation(self.stream(0), self.fps, self.num_questions)  # says what does not fit the level
+
     def stream(self, index: int):
         return world_stream(self.first_seed + index, self.level)
 
     def texts(self) -> list[str]:
-        """What is said in this level, for a tokenizer."""
-        return texts(self.level)
+        """What is said in some of these streams, for a tokenizer."""
+        return texts(range(self.first_seed, self.first_seed + min(500, self.num_streams)), self.level)
 
 
 class WorldStreams(Dataset):

@@ -127,6 +127,14 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="write the result here")
     arguments = parser.parse_args()
+    if arguments.streams < 1:
+        parser.error(f"--streams must be at least 1, got {arguments.streams}")
+    if not (Path(arguments.checkpoint) / "config.json").is_file():
+        parser.error(f"no checkpoint in {arguments.checkpoint}")
+    try:
+        world_stream(arguments.first_seed, arguments.level).questions(count=arguments.questions)
+    except ValueError as error:
+        parser.error(str(error))
     options = {"level": arguments.level, "num_questions": arguments.questions}
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.streams)
     parts = 8 * arguments.processes

@@ -111,6 +111,16 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     "content, message",
     [
         ("[]", "must be a mapping"),
+        ("output_dir: x\nmodel: 5", "`model` of .* must be of the type dict or str, got 5"),
+        ("output_dir: x\nmodel: y\nseed: abc", "`seed` of .* must be of the type int, got 'abc'"),
+        ("output_dir: x\nmodel: y\nworld: [1, 2]", "`world` of .* must be of the type dict"),
+        ("output_dir: x\nmodel: y\nstream_stage: yes please", "`stream_stage` of .*dict or NoneType"),
+        ("output_dir: x\nmodel: y\ndtype: float17", "`dtype` of .* floating-point type of torch, got 'float17'"),
+        ("output_dir: x\nmodel: {}", "must hold the mappings `text_config`"),
+        ("output_dir: x\nmodel: {text_config: {hidden_sise: 3}}", "'hidden_sise'; did you mean hidden_size"),
+        ("output_dir: x\nmodel: {text_config: {}, frame_tokens: 3}", "'frame_tokens'; did you mean frame_token"),
+        ("output_dir: x\nmodel: {text_config: {mod_keep_ratio: a}}", "mod_keep_ratio"),
+        ("output_dir: x\nmodel: {text_config: {hidden_size: 33}}", "hidden size"),
         ("a: b: c", "is not YAML"),
         ("output_dir: x", "lacks model"),
         ("output_dir: x\nmodel: y\nvision_stages: {}", "'vision_stages'; did you mean vision_stage"),
@@ -126,3 +136,28 @@ def test_wrong_configs_are_named(tmp_path, capsys, content, message):
     assert cli.main(["train", str(path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert cli.main(["train", str(tmp_path / "none.yaml")]) == 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"world": {"fps": 0}}, "`fps` must give at least one frame"),
+        ({"world": {"num_questions": 500}}, "`num_questions` must be in"),
+        ({"world": {"level": "x"}}, "`level` must be one of"),
+        ({"model": "./nowhere"}, "`model` is no folder: ./nowhere"),
+    ],
+)
+def test_wrong_values_are_named_before_anything_is_trained(tmp_path, capsys, options, message):
+    assert cli.main(["train", str(write_config(tmp_path, "bad", **options))]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("arguments", [["nosuch"], ["train"], ["world", "--seed", "abc", "--output", "x.mp4"]])
+def test_wrong_arguments_are_one_line(capsys, arguments):
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(arguments)
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1

@@ -137,7 +137,9 @@ def test_command_writes_a_clip_with_its_truth(tmp_path, capsys):
     assert decoded.shape == drawn.shape
     assert np.abs(decoded.astype(int) - drawn).mean() < 6  # what the codec changes
     for arguments, message in [
-        (["--output", str(tmp_path / "none" / "a.mp4")], "No such file"),
+        (["--output", str(tmp_path / "none" / "a.mp4")], "the folder of the output does not exist"),
+        (["--output", str(tmp_path / "a.gif")], "`output` must end in .mp4"),
+        (["--output", str(tmp_path / "low.mp4"), "--fps", "0.05"], "`fps` must give at least one frame"),
         (["--output", str(clip), "--height", "33"], "`height` must be even"),
         (["--output", str(clip), "--fps", "0"], r"`fps` must be in"),
         (["--output", str(clip), "--level", "x"], "`level` must be one of"),

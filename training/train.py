@@ -8,10 +8,12 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import PartialState
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
+from ..configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from ..data.collator import StreamCollator
 from ..data.world_data import WorldCells, WorldData, WorldStreams, collate_cells
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
@@ -22,6 +24,17 @@ from .trainer import StreamTrainer
 from .vision_stage import CellNamer
 
 logger = logging.get_logger(__name__)
+
+TYPES = {
+    "output_dir": (str,),
+    "model": (dict, str),
+    "vocab_size": (int,),
+    "world": (dict,),
+    "vision_stage": (dict, type(None)),
+    "stream_stage": (dict, type(None)),
+    "dtype": (str,),
+    "seed": (int,),
+}
 
 
 @dataclass
@@ -56,18 +69,42 @@ class TrainingConfig:
         """
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
             raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} must be a mapping, got {type(content).__name__}")
         if missing := {"output_dir", "model"} - content.keys():
             raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
-        arguments = field_names(TrainingArguments)
         check_names(str(path), content, field_names(cls))
+        for name, types in TYPES.items():
+            value = content.get(name)
+            if name in content and (not isinstance(value, types) or isinstance(value, bool)):
+                wanted = " or ".join(t.__name__ for t in types)
+                raise ValueError(f"`{name}` of {path} must be of the type {wanted}, got {value!r}")
+        arguments = field_names(TrainingArguments)
         check_names(f"`world` of {path}", content.get("world"), field_names(WorldData))
         check_names(f"`vision_stage` of {path}", content.get("vision_stage"), arguments)
         check_names(f"`stream_stage` of {path}", content.get("stream_stage"), {*arguments, "freeze_vision_tower"})
+        if isinstance(content["model"], dict):
+            check_model(f"`model` of {path}", content["model"])
+        dtype = getattr(torch, content.get("dtype", cls.dtype), None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"`dtype` of {path} must name a floating-point type of torch, got {content['dtype']!r}")
         return cls(**content)
+
+
+def check_model(where: str, options: dict) -> None:
+    """Raise `ValueError` unless `options` make a configuration of a new model."""
+    vision = options.get("vision_config") or {}
+    if not isinstance(options.get("text_config"), dict) or not isinstance(vision, dict):
+        raise ValueError(f"{where} must hold the mappings `text_config` and `vision_config`, got {options!r}")
+    check_names(where, options, field_names(VideoLLMMoDConfig))
+    check_names(f"`text_config` in {where}", options["text_config"], field_names(VideoLLMMoDTextConfig))
+    try:
+        config = VideoLLMMoDConfig(**options)
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+    check_names(f"`vision_config` in {where}", vision, {"model_type", *field_names(type(config.vision_config))})
 
 
 def field_names(cls: type) -> set[str]:
@@ -84,6 +121,8 @@ def check_names(where: str, options: dict | None, known: set[str]) -> None:
 def load(config: TrainingConfig) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
     """The model and processor to start from, in float32."""
     if isinstance(config.model, str):
+        if config.model.startswith((".", "/", "~")) and not Path(config.model).expanduser().is_dir():
+            raise FileNotFoundError(f"`model` is no folder: {config.model}")
         model = VideoLLMMoDForConditionalGeneration.from_pretrained(config.model, dtype=torch.float32)
         return model, VideoLLMMoDProcessor.from_pretrained(config.model)
     return initialise(config.model, WorldData(**config.world).texts(), config.vocab_size, config.seed)
@@ -100,7 +139,10 @@ def stage_arguments(config: TrainingConfig, name: str, options: dict) -> Trainin
         "save_total_limit": 1,
         "logging_steps": 20,
     }
-    return TrainingArguments(**{**defaults, **options})
+    try:
+        return TrainingArguments(**{**defaults, **options})
+    except TypeError as error:
+        raise ValueError(f"`{name}_stage`: {error}") from error
 
 
 def last_checkpoint(folder: Path) -> str | None:
@@ -133,8 +175,8 @@ def train(config: TrainingConfig) -> Path:
     Run again after an interruption, it goes on from the last checkpoint of the stage that was cut off.
     """
     set_seed(config.seed)
-    model, processor = load(config)
     data, output = WorldData(**config.world), Path(config.output_dir)
+    model, processor = load(config)
     tower = model.model.vision_tower
 
     if config.vision_stage is not None:
@@ -162,7 +204,10 @@ def train(config: TrainingConfig) -> Path:
 
     if config.stream_stage is not None:
         options = dict(config.stream_stage)
-        tower.requires_grad_(not options.pop("freeze_vision_tower", False))
+        freeze = options.pop("freeze_vision_tower", False)
+        if not isinstance(freeze, bool):
+            raise ValueError(f"`freeze_vision_tower` must be true or false, got {freeze!r}")
+        tower.requires_grad_(not freeze)
         trainer = StreamTrainer(
             model=model.train(),
             args=stage_arguments(config, "stream", options),
