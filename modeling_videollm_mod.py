@@ -15,7 +15,7 @@ from transformers import AutoModel, GenerationMixin
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 from transformers.utils.generic import merge_with_config_defaults
 
 from .cache_videollm_mod import MoDCache
@@ -28,6 +28,8 @@ from .modeling_text_videollm_mod import (
 )
 from .routing_videollm_mod import LayerExpert, StreamLayout
 from .streaming_videollm_mod import StreamingSession
+
+logger = logging.get_logger(__name__)
 
 IGNORED = -100  # label of a token that nothing learns to predict
 
@@ -209,6 +211,11 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         config = self.config
         is_vision = self.tokens_with_id(config.video_token_id, input_ids, inputs_embeds)
         if not has_frames:
+            if (past_key_values is None or past_key_values.get_seq_length() == 0) and is_vision.any():
+                logger.warning_once(
+                    "placeholders of frames are read as text, since neither `pixel_values_videos` nor "
+                    "`video_features` was given"
+                )
             is_vision = torch.zeros_like(is_vision)
         valid = None
         if attention_mask is not None and attention_mask.dim() != 4:

@@ -9,6 +9,7 @@ from reference import naive_forward
 from tiny import FIRST_WORD, PAD, ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_config, tiny_model
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from videollm_mod import modeling_videollm_mod
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDTextConfig
 from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
@@ -161,10 +162,14 @@ def test_frame_tokens_are_class_token_then_pooled_patches():
     torch.testing.assert_close(features[0, 1], tower[0, 1:].mean(0))
 
 
-def test_placeholders_without_frames_are_text():
-    model = tiny_model(8)
+def test_placeholders_without_frames_are_text_and_said_to_be(monkeypatch):
+    model, warnings = tiny_model(8), []
+    monkeypatch.setattr(modeling_videollm_mod.logger, "warning_once", warnings.append)
+    model(input_ids=torch.tensor([[FIRST_WORD]]))
+    assert not warnings
     ids = torch.tensor([[FIRST_WORD, VIDEO, SEPARATOR, VIDEO, VIDEO]])
     torch.testing.assert_close(model(input_ids=ids).logits, stock_llama(model)(input_ids=ids).logits, **TOLERANCE)
+    assert len(warnings) == 1 and "read as text" in warnings[0]
 
 
 def test_a_mask_may_hide_part_of_a_frame():
