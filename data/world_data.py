@@ -28,7 +28,14 @@ class WorldData:
     def __post_init__(self):
         if self.num_streams < 1:
             raise ValueError(f"`num_streams` must be at least 1, got {self.num_streams}")
-        conversation(self.stream(0), self.fps, self.num_questions)  # says what does not fit the level
+        stream = self.stream(0)
+        stream.frame_times(self.fps)  # says what is wrong with the rate
+        shortest = int(stream.SECONDS[0] * self.fps)
+        if not 0 <= self.num_questions <= shortest:
+            raise ValueError(
+                f"`num_questions` must be in [0, {shortest}], the frames of the shortest stream, "
+                f"got {self.num_questions}"
+            )
 
     def stream(self, index: int):
         return world_stream(self.first_seed + index, self.level)

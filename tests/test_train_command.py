@@ -13,7 +13,7 @@ from fresh import ROOT
 from safetensors.torch import load_file
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
-from videollm_mod.training.train import TrainingConfig, last_checkpoint
+from videollm_mod.training.train import TrainingConfig, last_checkpoint, stage_arguments
 
 STAGE = {
     "max_steps": 8,
@@ -97,6 +97,12 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
 
 
+def test_a_rate_as_people_write_it_is_a_number(tmp_path):
+    config = TrainingConfig(output_dir=str(tmp_path), model="x")
+    options = yaml.safe_load("{learning_rate: 1e-3, lr_scheduler_type: cosine, use_cpu: true}")
+    assert stage_arguments(config, "stream", options).learning_rate == 0.001
+
+
 def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     for step, content in [(2, "{}"), (4, '{"epoch": 1'), (10, None)]:
         folder = tmp_path / f"checkpoint-{step}"
@@ -142,7 +148,10 @@ def test_wrong_configs_are_named(tmp_path, capsys, content, message):
     "options, message",
     [
         ({"world": {"fps": 0}}, "`fps` must give at least one frame"),
-        ({"world": {"num_questions": 500}}, "`num_questions` must be in"),
+        ({"world": {"num_questions": 17}}, "`num_questions` must be in [0, 16]"),
+        ({"stream_stage": {"learning_rate": "abc"}}, "`learning_rate` of `stream_stage` must be a number, got 'abc'"),
+        ({"stream_stage": {"save_strategy": "now"}}, "now"),
+        ({"stream_stage": {"freeze_vision_tower": "maybe"}}, "`freeze_vision_tower` must be true or false"),
         ({"world": {"level": "x"}}, "`level` must be one of"),
         ({"model": "./nowhere"}, "`model` is no folder: ./nowhere"),
     ],

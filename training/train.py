@@ -139,6 +139,14 @@ def stage_arguments(config: TrainingConfig, name: str, options: dict) -> Trainin
         "save_total_limit": 1,
         "logging_steps": 20,
     }
+    options = dict(options)
+    for f in fields(TrainingArguments):
+        # YAML reads `1e-3` as a string, and TrainingArguments would only notice in the optimizer
+        if isinstance(options.get(f.name), str) and isinstance(f.default, float):
+            try:
+                options[f.name] = float(options[f.name])
+            except ValueError as error:
+                raise ValueError(f"`{f.name}` of `{name}_stage` must be a number, got {options[f.name]!r}") from error
     try:
         return TrainingArguments(**{**defaults, **options})
     except TypeError as error:
@@ -175,11 +183,21 @@ def train(config: TrainingConfig) -> Path:
     Run again after an interruption, it goes on from the last checkpoint of the stage that was cut off.
     """
     set_seed(config.seed)
+    # everything that can be wrong is found here, before a stage has run
     data, output = WorldData(**config.world), Path(config.output_dir)
+    vision_arguments = stream_arguments = None
+    if config.vision_stage is not None:
+        vision_arguments = stage_arguments(config, "vision", config.vision_stage)
+    if config.stream_stage is not None:
+        options = dict(config.stream_stage)
+        freeze = options.pop("freeze_vision_tower", False)
+        if not isinstance(freeze, bool):
+            raise ValueError(f"`freeze_vision_tower` must be true or false, got {freeze!r}")
+        stream_arguments = stage_arguments(config, "stream", options)
     model, processor = load(config)
     tower = model.model.vision_tower
 
-    if config.vision_stage is not None:
+    if vision_arguments is not None:
         done = output / "vision" / "tower.safetensors"
         if done.exists():
             tower.load_state_dict(load_file(done))
@@ -192,7 +210,7 @@ def train(config: TrainingConfig) -> Path:
             cells = WorldCells(data, processor.video_processor.size["height"], grid)
             trainer = StreamTrainer(
                 model=CellNamer(model, cells.num_kinds),
-                args=stage_arguments(config, "vision", config.vision_stage),
+                args=vision_arguments,
                 train_dataset=cells,
                 data_collator=collate_cells,
                 video_processor=processor.video_processor,
@@ -202,15 +220,11 @@ def train(config: TrainingConfig) -> Path:
             save_file({name: value.cpu() for name, value in tower.state_dict().items()}, partial)
             partial.replace(done)
 
-    if config.stream_stage is not None:
-        options = dict(config.stream_stage)
-        freeze = options.pop("freeze_vision_tower", False)
-        if not isinstance(freeze, bool):
-            raise ValueError(f"`freeze_vision_tower` must be true or false, got {freeze!r}")
+    if stream_arguments is not None:
         tower.requires_grad_(not freeze)
         trainer = StreamTrainer(
             model=model.train(),
-            args=stage_arguments(config, "stream", options),
+            args=stream_arguments,
             train_dataset=WorldStreams(data, processor),
             data_collator=StreamCollator(processor.tokenizer.pad_token_id),
             processing_class=processor,
