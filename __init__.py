@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .cache_videollm_mod import MoDCache
     from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
+    from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
     from .modeling_videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDModel
     from .processing_videollm_mod import VideoLLMMoDProcessor
-    from .streaming_videollm_mod import StreamEvent, StreamingSession
+    from .streaming_videollm_mod import StreamingSession
     from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
     "MoDCache": "cache_videollm_mod",
-    "StreamEvent": "streaming_videollm_mod",
+    "StreamEvent": "events_videollm_mod",
+    "StreamStats": "events_videollm_mod",
     "StreamingSession": "streaming_videollm_mod",
     "VideoLLMMoDConfig": "configuration_videollm_mod",
     "VideoLLMMoDForConditionalGeneration": "modeling_videollm_mod",
@@ -26,11 +28,13 @@ _MODULE_OF = {
     "VideoLLMMoDProcessor": "processing_videollm_mod",
     "VideoLLMMoDTextConfig": "configuration_videollm_mod",
     "VideoLLMMoDVideoProcessor": "video_processing_videollm_mod",
+    "WatchedFrame": "events_videollm_mod",
 }
 
 __all__ = [
     "MoDCache",
     "StreamEvent",
+    "StreamStats",
     "StreamingSession",
     "VideoLLMMoDConfig",
     "VideoLLMMoDForConditionalGeneration",
@@ -38,6 +42,7 @@ __all__ = [
     "VideoLLMMoDProcessor",
     "VideoLLMMoDTextConfig",
     "VideoLLMMoDVideoProcessor",
+    "WatchedFrame",
     "__version__",
 ]
 

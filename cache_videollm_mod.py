@@ -7,6 +7,8 @@ values, the positions of what it holds. Rollback, reordering and batches with pa
 Shapes: B batch, L tokens a layer holds, T tokens of a call, E frames of the longest row.
 """
 
+import copy
+
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
@@ -45,7 +47,8 @@ class MoDCacheLayer(DynamicLayer):
         # slots are in order, so a row keeps those before its first dropped one
         slots = torch.arange(dropped.shape[1], device=dropped.device).expand_as(dropped)
         length = int(slots.masked_fill(~dropped, dropped.shape[1]).amin(1).max())
-        self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
+        if self.is_initialized:  # not if a call failed between `record` and the first `update`
+            self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
         self.positions = self.positions[:, :length].masked_fill(dropped[:, :length], PADDING)
         self.padded = bool((self.positions < 0).any())
 
@@ -152,7 +155,8 @@ class MoDCache(Cache):
             )
         self.seen_tokens -= int((self.next_position - limits).min())
         self.next_position = limits.clone()
-        self.frame_ends = self.frame_ends.masked_fill(self.frame_ends >= limits[:, None], PADDING)
+        ends = self.frame_ends.masked_fill(self.frame_ends >= limits[:, None], PADDING)
+        self.frame_ends = ends[:, (ends >= 0).any(0)]
         for layer in self.layers:
             layer.rollback(limits.to(layer.positions.device) if layer.positions is not None else limits)
 
@@ -175,6 +179,12 @@ class MoDCache(Cache):
         self.frame_ends = self.frame_ends.index_select(0, indices)
         for layer in self.layers:
             layer.select_rows(indices)
+
+    def copy(self) -> "MoDCache":
+        """Another cache that holds the same tokens. It shares their tensors, since nothing here writes into one."""
+        other = copy.copy(self)
+        other.layers = [copy.copy(layer) for layer in self.layers]
+        return other
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.batch_select_indices(beam_idx)

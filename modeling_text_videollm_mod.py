@@ -197,6 +197,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         use_cache: bool | None = None,
         layout: StreamLayout | None = None,
         output_router_scores: bool = False,
+        keep_ratio: float | None = None,
         **kwargs,
     ) -> VideoLLMMoDModelOutputWithPast:
         """
@@ -206,6 +207,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             position_ids (`int64 [B, T]` or `[1, T]`, *optional*): of these tokens; counted on by the cache if omitted.
             past_key_values (`MoDCache`, *optional*): of the earlier calls of these streams.
             layout (`StreamLayout`, *optional*): where the frames are; without it every token is text.
+            keep_ratio (`float`, *optional*): of this call, in (0, 1]; `config.mod_keep_ratio` if omitted.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
@@ -232,7 +234,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             if segments is not None and layout.num_frames:
                 layout = layout.of_segments(segments)
         position_ids = next_positions(position_ids, layout, past_key_values)
-        router = FrameRouter(layout, self.config)
+        router = FrameRouter(layout, self.config, keep_ratio)
         if own_mask is not None and any(router.routes(layer_idx) for layer_idx in range(len(self.layers))):
             raise ValueError("`attention_mask` must be 2D where layers route, got a 4D mask")
         if past_key_values is not None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from .configuration_videollm_mod import num_kept_tokens
+from .configuration_videollm_mod import check_keep_ratio, num_kept_tokens
 
 GATE_STRENGTH = 0.2  # p-MoD (arXiv 2412.04449): a kept token's update is scaled by 1 + 0.2 * tanh(score)
 
@@ -173,11 +173,15 @@ class FrameRouter:
 
     layout: StreamLayout
     config: object  # VideoLLMMoDTextConfig
+    keep_ratio: float | None = None  # of this call; the config's if None
     scores: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> float32 [F, N]
     kept: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> int64 [F, k], ascending
 
     def __post_init__(self):
         self.config.check_routing()
+        if self.keep_ratio is None:
+            self.keep_ratio = self.config.mod_keep_ratio
+        check_keep_ratio("keep_ratio", self.keep_ratio)
         routing, layout = self.config.vision_routing, self.layout
         self._layers: tuple[int, ...] = ()
         if routing == "full" or (layout.num_frames == 0 and (routing == "mod" or not layout.is_separator.any())):
@@ -185,7 +189,7 @@ class FrameRouter:
         num_layers = self.config.num_hidden_layers
         if routing == "mod":
             self._layers = self.config.routed_layers
-            num_kept, enters = num_kept_tokens(self.config.mod_keep_ratio, layout.frames.shape[1]), layout.is_text
+            num_kept, enters = num_kept_tokens(self.keep_ratio, layout.frames.shape[1]), layout.is_text
         else:
             first, step = (self.config.early_exit_layer, 1) if routing == "early_exit" else (1, 2)
             self._layers = tuple(range(first, num_layers, step))
@@ -247,7 +251,7 @@ class FrameRouter:
         """Scores `[F, N]` for the gate (None for the controls) and the priority `[F, N]` to select by."""
         frames, selection = self.layout.frames, self.config.mod_selection
         if selection == "uniform":
-            return None, uniform_priority(frames, num_kept_tokens(self.config.mod_keep_ratio, frames.shape[1]))
+            return None, uniform_priority(frames, num_kept_tokens(self.keep_ratio, frames.shape[1]))
         if selection == "random":
             return None, random_priority(frames, self.layout.frame_numbers, layer_idx, self.config.mod_seed)
         if expert is None:

@@ -1,0 +1,67 @@
+"""How a reply's next token is chosen: greedily, or as a `GenerationConfig` says.
+
+Shapes: V vocabulary.
+"""
+
+import copy
+
+import torch
+from transformers import GenerationConfig
+
+
+class TokenSampler:
+    """
+    Chooses tokens one at a time, with the score processors of transformers' `generate`. They see the tokens of the
+    reply alone: a penalty for repeating them does not fall on what an earlier narration said.
+
+    Args:
+        model, processor: of the session.
+        generation_config (`GenerationConfig`, *optional*): greedy if omitted. Samples are drawn from a generator of
+            the chooser's own, seeded by torch's default one, so that a copy draws the same.
+
+    Raises:
+        `ValueError`: for another type, beams, or several sequences.
+    """
+
+    def __init__(self, model, processor, generation_config: GenerationConfig | None = None):
+        self.suppressed = processor.video_token_id  # stands for a frame that was given, never for a word
+        self.processors, self.generator = None, None
+        if generation_config is None:
+            return
+        if not isinstance(generation_config, GenerationConfig):
+            raise ValueError(f"`generation_config` must be a GenerationConfig, got {generation_config!r}")
+        if (generation_config.num_beams or 1) != 1 or (generation_config.num_return_sequences or 1) != 1:
+            raise ValueError(
+                "`generation_config` must have one beam and one sequence: a stream goes on from one reply"
+            )
+        options = copy.deepcopy(generation_config)
+        options.eos_token_id = processor.tokenizer.eos_token_id
+        options.pad_token_id = processor.tokenizer.pad_token_id
+        # both are transformers' own steps of `generate`
+        model._prepare_special_tokens(options, True, device=model.device)
+        self.processors = model._get_logits_processor(options, input_ids_seq_length=0, device=str(model.device))
+        if generation_config.do_sample:
+            self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+    def copy(self) -> "TokenSampler":
+        """A sampler that draws what this one would draw next."""
+        other = copy.copy(self)
+        if self.generator is not None:
+            other.generator = torch.Generator()
+            other.generator.set_state(self.generator.get_state())
+        return other
+
+    def __call__(self, said: list[int], logits: torch.Tensor) -> int:
+        """The token after the tokens `said` of a reply. logits: `[V]` of any dtype."""
+        logits = logits.float()
+        logits[self.suppressed] = -torch.inf
+        if self.processors is None:
+            return int(logits.argmax())
+        said_ids = torch.tensor([said], dtype=torch.long, device=logits.device)
+        scores = self.processors(said_ids, logits[None])[0]
+        if self.generator is None:
+            return int(scores.argmax())
+        return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator))
+
+
+__all__ = ["TokenSampler"]

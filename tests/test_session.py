@@ -1,0 +1,413 @@
+"""A streaming session: the same events however it is fed, forked, saved, restored, broken off or failed."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time as clock
+
+import numpy as np
+import pytest
+import torch
+from fresh import ROOT, run_fresh
+from transformers import GenerationConfig
+
+from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.data.world import world_stream
+
+QUESTION = "How many objects are there?"
+
+
+def load():
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return load()
+
+
+def clip(seed: int) -> tuple[np.ndarray, list[float]]:
+    stream = world_stream(seed)
+    return stream.frames(height=96), stream.frame_times(2.0).tolist()
+
+
+def same(events, expected) -> None:
+    assert [(e.time, e.kind, e.text, e.query) for e in events] == [(e.time, e.kind, e.text, e.query) for e in expected]
+    for event, other in zip(events, expected, strict=True):
+        assert event.silence_probability == pytest.approx(other.silence_probability, abs=1e-4)
+
+
+def holds_the_same(session, other) -> None:
+    for layer, expected in zip(session.cache.layers, other.cache.layers, strict=True):
+        assert torch.equal(layer.positions, expected.positions)
+        torch.testing.assert_close(layer.keys, expected.keys, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(layer.values, expected.values, atol=1e-3, rtol=1e-3)
+    assert torch.equal(session.cache.frame_ends, other.cache.frame_ends)
+    assert session._pending == other._pending
+
+
+@pytest.mark.parametrize("seed", [31, 32, 33])
+def test_blocks_are_one_by_one(checkpoint, seed):
+    """Also where the model speaks after many frames, so that blocks are cut and doubled again."""
+    frames, times = clip(seed)
+    frames, times = np.concatenate([frames, frames]), [*times, *(times[-1] + 0.5 + time for time in times)]
+    threshold = random.Random(seed).choice((0.3, 0.725, 0.9999))
+    one, many = (checkpoint[0].stream(checkpoint[1], speak_threshold=threshold) for _ in range(2))
+    expected, watched = [], []
+    for frame, time in zip(frames, times, strict=True):
+        expected += one.push(frame[None], [time])
+    for frame in many.watch(frames, times):
+        watched.append(frame)
+    assert expected
+    same([frame.event for frame in watched if frame.event], expected)
+    assert [frame.time for frame in watched] == times
+    holds_the_same(many, one)
+    assert many.stats.frames == one.stats.frames == len(frames)
+    assert (many.stats.tokens, many.stats.kv_bytes) == (one.stats.tokens, one.stats.kv_bytes)
+
+
+def test_watched_frames_tell_what_each_layer_kept(checkpoint):
+    model, processor = checkpoint
+    frames, times = clip(34)
+    pixels = processor.video_processor(torch.from_numpy(frames[:3]), return_tensors="pt")["pixel_values_videos"]
+    ids, _, _ = processor.encode_conversation([{"role": "stream", "num_frames": 3}])
+    with torch.no_grad():
+        out = model(input_ids=torch.tensor([ids]), pixel_values_videos=pixels, output_router_scores=True)
+    session = model.stream(processor, speak_threshold=0.0)
+    for index, frame in enumerate(session.watch(frames[:3], times[:3])):
+        assert 0 <= frame.silence_probability <= 1 and frame.event is None
+        for layer, kept in enumerate(frame.kept):
+            assert (kept is None) == (layer not in model.config.text_config.routed_layers)
+            if kept is not None:
+                assert torch.equal(kept, out.kept_indices[layer][index])
+
+
+@pytest.mark.parametrize("seed", [35, 36])
+def test_fork_and_original_go_on_alike_and_apart(checkpoint, seed):
+    frames, times = clip(seed)
+    cut = random.Random(seed).randrange(1, len(frames))
+    whole = checkpoint[0].stream(checkpoint[1])
+    expected = whole.push(frames, times)
+    session = checkpoint[0].stream(checkpoint[1])
+    before = session.push(frames[:cut], times[:cut])
+    fork, asked = session.fork(), session.fork()
+    held = session.cache.num_bytes
+    asked.ask(QUESTION)
+    asked.push(frames[:cut][::-1])
+    assert session.cache.num_bytes == held and session.query is None
+    same(before + fork.push(frames[cut:], times[cut:]), expected)
+    same(before + session.push(frames[cut:], times[cut:]), expected)
+    holds_the_same(fork, whole)
+
+
+def restore_and_go_on(path: str, seed: str, cut: str) -> dict:
+    session = StreamingSession.load(path, *load())
+    frames, times = clip(int(seed))
+    events = session.push(frames[int(cut) :], times[int(cut) :]) + session.ask(QUESTION)
+    return {"events": [vars(event) for event in events], "stats": {**session.stats, "seconds": None}}
+
+
+def test_saved_and_restored_in_another_process_is_uninterrupted(checkpoint, tmp_path):
+    seed = 37
+    frames, times = clip(seed)
+    cut = 7
+    session = checkpoint[0].stream(checkpoint[1], system_prompt="You watch a stream and say what happens.")
+    session.instruct("Narrate what happens.")
+    session.push(frames[:cut], times[:cut])
+    path = session.save(tmp_path / "session.safetensors")
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+    expected = session.push(frames[cut:], times[cut:]) + session.ask(QUESTION)
+    result = run_fresh(restore_and_go_on, tmp_path / "process", path, seed, cut)
+    assert result["events"] == [vars(event) for event in expected]
+    assert result["stats"] == {**session.stats, "seconds": None}
+
+
+@pytest.mark.parametrize("when", ["new", "instructed", "after an answer"])
+def test_a_session_can_be_saved_at_any_point(checkpoint, tmp_path, when):
+    frames, times = clip(38)
+    session = checkpoint[0].stream(checkpoint[1], keep_ratio=0.5, speak_threshold=0.6, max_new_tokens=9)
+    if when != "new":
+        session.instruct("Narrate what happens.")
+    if when == "after an answer":
+        session.push(frames[:3], times[:3])
+        session.ask(QUESTION)
+    restored = StreamingSession.load(session.save(tmp_path / "s"), *checkpoint)
+    assert (restored.keep_ratio, restored.speak_threshold, restored.max_new_tokens) == (0.5, 0.6, 9)
+    same(restored.push(frames[3:], times[3:]), session.push(frames[3:], times[3:]))
+    holds_the_same(restored, session)
+
+
+def damaged(data: bytes, how: str) -> bytes:
+    if how == "half written":
+        return data[: len(data) // 2]
+    if how == "a bit flipped":
+        return data[:-100] + bytes([data[-100] ^ 1]) + data[-99:]
+    if how == "a word changed":
+        return data.replace(b'frames\\": 3', b'frames\\": 4')
+    if how == "a later version":
+        return data.replace(b'"version":"1"', b'"version":"9"')
+    return {"empty": b"", "text": b"hello", "a model": (ROOT / "model.safetensors").read_bytes()}[how]
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("half written", "damaged"),
+        ("a bit flipped", "checksum"),
+        ("a word changed", "checksum"),
+        ("a later version", "version '9'"),
+        ("empty", "no saved session"),
+        ("text", "no saved session"),
+        ("a model", "no saved session"),
+    ],
+)
+def test_damaged_states_are_refused(checkpoint, tmp_path, how, message):
+    session = checkpoint[0].stream(checkpoint[1])
+    session.push(clip(39)[0][:3])
+    path = session.save(tmp_path / "s")
+    changed = damaged(path.read_bytes(), how)
+    assert changed != path.read_bytes()
+    path.write_bytes(changed)
+    with pytest.raises(ValueError, match=message):
+        StreamingSession.load(path, *checkpoint)
+
+
+def test_states_of_other_models_and_places_are_refused(checkpoint, tmp_path):
+    model, processor = checkpoint
+    session = model.stream(processor)
+    session.push(clip(39)[0][:2])
+    path = session.save(tmp_path / "s")
+    other = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.bfloat16)
+    with pytest.raises(ValueError, match="another dtype"):
+        StreamingSession.load(path, other, processor)
+    with pytest.raises(FileNotFoundError, match="there is no saved session"):
+        StreamingSession.load(tmp_path / "none", model, processor)
+    with pytest.raises(FileNotFoundError, match="folder of `path`"):
+        session.save(tmp_path / "no" / "s")
+    with pytest.raises(IsADirectoryError, match="must be a file"):
+        session.save(tmp_path)
+
+
+SAVES_FOREVER = """
+import sys
+sys.path.append({tests!r})
+from test_session import clip, load
+model, processor = load()
+session = model.stream(processor)
+frames, times = clip(40)
+session.push(frames[:4], times[:4])
+session.save({path!r})
+print("saved", flush=True)
+while True:
+    session.save({path!r})
+"""
+
+
+def test_a_process_killed_while_saving_leaves_a_whole_state(checkpoint, tmp_path):
+    path = tmp_path / "s"
+    code = SAVES_FOREVER.format(tests=str(ROOT / "tests"), path=str(path))
+    frames, times = clip(40)
+    for delay in (0.01, 0.05, 0.02):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        assert process.stdout.readline() == "saved\n"
+        clock.sleep(delay)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        restored = StreamingSession.load(path, *checkpoint)
+        expected = checkpoint[0].stream(checkpoint[1])
+        before = expected.push(frames[:4], times[:4])
+        assert restored.stats.narrations == len(before)
+        same(restored.push(frames[4:], times[4:]), expected.push(frames[4:], times[4:]))
+
+
+def test_answers_come_token_by_token(checkpoint):
+    session = checkpoint[0].stream(checkpoint[1])
+    session.push(clip(41)[0][:6])
+    fork = session.fork()
+    pieces = list(session.ask_tokens(QUESTION))
+    (event,) = fork.ask(QUESTION)
+    assert "".join(pieces) == event.text and all(pieces)
+    session.ask("What happened last?")
+    fork.ask("What happened last?")
+    holds_the_same(session, fork)
+    longer = [list(session.fork().ask_tokens(q)) for q in ("What happened last?", "What is at the top left?")]
+    assert max(map(len, longer)) > 1
+
+
+@pytest.mark.parametrize("how", ["close", "push", "fork", "never begun"])
+def test_a_cancelled_answer_is_what_was_heard_of_it(checkpoint, how):
+    """The stream then holds the words that came out, as if the answer had ended there."""
+    model, processor = checkpoint
+    frames, times = clip(42)
+    session = model.stream(processor)
+    session.push(frames[:6], times[:6])
+    narrated = session.fork()
+    answer = session.ask_tokens("What happened last?")
+    heard = "" if how == "never begun" else next(answer)
+    if how == "close":
+        answer.close()
+    elif how == "fork":
+        session = session.fork()
+    events = session.push(frames[6:8], times[6:8])
+    assert list(answer) == []
+    narrated.instruct("What happened last?")
+    if how != "never begun":
+        narrated._pending += processor.assistant_header_ids + processor.encode_text(heard)
+        narrated._pending += [processor.tokenizer.eos_token_id]
+    same(events, narrated.push(frames[6:8], times[6:8]))
+    holds_the_same(session, narrated)
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_watch_that_is_left_stays_at_its_last_frame(checkpoint, stop):
+    frames, times = clip(43)
+    session, other = (checkpoint[0].stream(checkpoint[1]) for _ in range(2))
+    for count, _ in enumerate(session.watch(frames, times), start=1):
+        if count == stop:
+            break
+    rest = session.push(frames[stop:], times[stop:])
+    other.push(frames[:stop], times[:stop])
+    same(rest, other.push(frames[stop:], times[stop:]))
+    holds_the_same(session, other)
+
+
+@pytest.mark.parametrize("failing_layer", [0, 5])
+@pytest.mark.parametrize("after", [0, 1, 3])
+def test_a_failed_call_leaves_no_trace(checkpoint, failing_layer, after):
+    """Such as one that ran out of memory in the middle of the model."""
+    model, processor = checkpoint
+    frames, times = clip(44)
+    session, other = model.stream(processor), model.stream(processor)
+    session.push(frames[:after], times[:after]) if after else None
+
+    def fail(*_):
+        raise MemoryError("no memory")
+
+    hook = model.model.language_model.layers[failing_layer].mlp.register_forward_pre_hook(fail)
+    with pytest.raises(MemoryError):
+        session.push(frames[after:], times[after:])
+    hook.remove()
+    assert session.stats.frames == after
+    rest = session.push(frames[after:], times[after:])
+    other.push(frames[:after], times[:after]) if after else None
+    same(rest, other.push(frames[after:], times[after:]))
+    holds_the_same(session, other)
+
+
+def test_weights_that_are_not_finite_are_named(checkpoint):
+    _, processor = checkpoint
+    model, _ = load()
+    frames, times = clip(44)
+    session = model.stream(processor)
+    session.push(frames[:2], times[:2])
+    weight = model.model.language_model.layers[3].mlp.up_proj.weight
+    kept = weight[0, 0].clone()
+    weight.data[0, 0] = torch.nan
+    with pytest.raises(ValueError, match="its weights hold nan or infinity"):
+        session.push(frames[2:], times[2:])
+    weight.data[0, 0] = kept
+    other = model.stream(processor)
+    other.push(frames[:2], times[:2])
+    same(session.push(frames[2:], times[2:]), other.push(frames[2:], times[2:]))
+
+
+def test_reset_is_a_new_session(checkpoint):
+    frames, times = clip(45)
+    session = checkpoint[0].stream(checkpoint[1], system_prompt="A stream follows.", speak_threshold=0.6)
+    expected = session.push(frames, times)
+    session.ask(QUESTION)
+    session.reset()
+    assert session.stats.frames == session.stats.tokens == session.stats.kv_bytes == 0
+    assert sum(session.stats.seconds.values()) == 0
+    assert session.time is None and session.query is None
+    same(session.push(frames, times), expected)
+
+
+@pytest.mark.parametrize("keep_ratio", [0.1, 0.5, 1.0])
+def test_sessions_have_keep_ratios_of_their_own(checkpoint, keep_ratio):
+    model, processor = checkpoint
+    frames, times = clip(46)
+    session, plain = model.stream(processor, keep_ratio=keep_ratio, speak_threshold=0), model.stream(processor)
+    session.push(frames[:4], times[:4])
+    plain.push(frames[:4], times[:4])
+    assert model.keep_ratio == 0.2
+    kept = max(1, round(10 * keep_ratio))
+    held = [layer.get_seq_length() for layer in session.cache.layers]
+    tokens = session.stats.tokens
+    assert held == [tokens - 4 * (10 - kept) * (i in model.config.text_config.routed_layers) for i in range(8)]
+    model.keep_ratio = keep_ratio
+    other = model.stream(processor, speak_threshold=0)
+    other.push(frames[:4], times[:4])
+    model.keep_ratio = 0.2
+    holds_the_same(session, other)
+
+
+def test_stats_count_bytes_exactly(checkpoint):
+    session = checkpoint[0].stream(checkpoint[1])
+    events = session.push(clip(47)[0])
+    stats = session.stats
+    held = sum(layer.get_seq_length() for layer in session.cache.layers)
+    per_token = 2 * 4 * 32 * 4  # keys and values, heads, head size, float32
+    assert stats.kv_bytes == held * per_token
+    assert stats.kv_bytes_if_dense == 8 * stats.tokens * per_token
+    assert stats.narrations == len(events)
+    assert stats["kv_bytes"] == stats.kv_bytes and json.dumps(stats)
+    assert set(stats.seconds) == {"preprocess", "vision", "language", "generation"}
+    assert all(seconds > 0 for seconds in stats.seconds.values())
+
+
+def test_greedy_generation_config_is_the_default(checkpoint):
+    frames, times = clip(48)
+    expected = checkpoint[0].stream(checkpoint[1]).push(frames, times)
+    config = GenerationConfig(do_sample=False)
+    same(checkpoint[0].stream(checkpoint[1], generation_config=config).push(frames, times), expected)
+    config = GenerationConfig(do_sample=True, top_k=1)
+    same(checkpoint[0].stream(checkpoint[1], generation_config=config).push(frames, times), expected)
+
+
+def test_sampling_is_reproducible_and_goes_on_after_fork_and_load(checkpoint, tmp_path):
+    config = GenerationConfig(do_sample=True, temperature=3.0, max_new_tokens=12)
+    frames, times = clip(49)
+    texts = set()
+    for _ in range(2):
+        torch.manual_seed(5)
+        session = checkpoint[0].stream(checkpoint[1], generation_config=config)
+        session.push(frames[:5], times[:5])
+        texts.add(session.ask(QUESTION)[0].text)
+    assert len(texts) == 1
+    restored = StreamingSession.load(session.save(tmp_path / "s"), *checkpoint)
+    assert restored.generation_config.temperature == 3.0
+    answers = [[s.ask(QUESTION)[0].text for _ in range(3)] for s in (session.fork(), restored, session)]
+    assert answers[0] == answers[1] == answers[2]
+    assert len(set(answers[0])) > 1
+    torch.manual_seed(6)
+    other = checkpoint[0].stream(checkpoint[1], generation_config=config)
+    other.push(frames[:5], times[:5])
+    assert [other.ask(QUESTION)[0].text for _ in range(3)] != answers[0]
+
+
+def test_score_processors_see_the_reply(checkpoint):
+    frames, _ = clip(50)
+    session = checkpoint[0].stream(checkpoint[1], generation_config=GenerationConfig(min_new_tokens=12))
+    session.push(frames[:2])
+    assert len(list(session.fork()._reply())) >= 12
+    short = checkpoint[0].stream(checkpoint[1], generation_config=GenerationConfig(max_new_tokens=2))
+    short.push(frames[:2])
+    assert len(list(short._reply())) == 2
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"keep_ratio": 0}, r"`keep_ratio` must be a number in \(0, 1\], got 0"),
+        ({"keep_ratio": 1.5}, r"`keep_ratio`.*got 1.5"),
+        ({"generation_config": {"do_sample": True}}, "`generation_config` must be a GenerationConfig"),
+        ({"generation_config": GenerationConfig(num_beams=2)}, "one beam"),
+    ],
+)
+def test_wrong_options_are_named(checkpoint, options, message):
+    with pytest.raises(ValueError, match=message):
+        checkpoint[0].stream(checkpoint[1], **options)
