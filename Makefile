@@ -1,9 +1,14 @@
 # Python 3.11 or newer, only used to create .venv: make test PYTHON=python3.12
 PYTHON ?= python3
 BIN := .venv/bin
+CORE := .venv/.core
 INSTALLED := .venv/.installed
 
-.PHONY: test lint format clean
+.PHONY: demo test lint format clean
+
+# narrates two bundled clips and writes subtitles and overlay videos to runs/demo
+demo: $(CORE)
+	HF_HUB_OFFLINE=1 $(BIN)/videollm-mod demo --output runs/demo
 
 test: $(INSTALLED)
 	$(BIN)/pytest
@@ -17,12 +22,16 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt
+$(INSTALLED): $(CORE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(CORE): setup.cfg pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
 		|| { echo "error: Python 3.11 or newer is needed; $(PYTHON) is not. Try: make $(MAKECMDGOALS) PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet -c constraints.txt setuptools
-	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e .
 	@touch $@
 
 clean:

@@ -1,10 +1,13 @@
 """The `videollm-mod` command: parses arguments and calls the package."""
 
 import argparse
+import os
+import signal
 import sys
 from pathlib import Path
 
 from . import __version__
+from .narration.options import DTYPES, FORMATS, NarrateOptions
 
 
 class Parser(argparse.ArgumentParser):
@@ -14,14 +17,57 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {message}\n")
 
 
+def add_narrate(commands) -> None:
+    parser = commands.add_parser("narrate", help="say what happens in a video or stream, as it happens")
+    parser.add_argument("source", help="a file, a URL, webcam:0, rtsp://..., or - for a container on standard input")
+    parser.add_argument("--model", help="folder or Hub id of a checkpoint; by default the one installed here")
+    parser.add_argument(
+        "--query",
+        action="append",
+        default=[],
+        dest="queries",
+        metavar="TEXT[@SECONDS]",
+        help="an instruction to begin with, or a question asked at a time; may be given several times",
+    )
+    parser.add_argument("--fps", type=float, help="frames per second that the model sees; by default its own")
+    parser.add_argument("--threshold", type=float, default=0.725, help="speak where silence is less probable")
+    parser.add_argument("--keep-ratio", type=float, help="share of vision tokens that routed layers keep")
+    parser.add_argument("--format", choices=FORMATS, help="by default what the output's name ends in, else text")
+    parser.add_argument("--output", type=Path, help="file for the events; by default standard output")
+    parser.add_argument("--overlay", type=Path, metavar="FILE.mp4", help="video of what was seen, kept and said")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="by default float32 on a CPU")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or mps; by default the best there is")
+    parser.add_argument("--load-in-4bit", action="store_true", help="needs bitsandbytes")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
+
+    def run(arguments: dict) -> None:
+        from .narration.narrate import narrate
+
+        narrate(NarrateOptions(**arguments))
+
+    parser.set_defaults(run=run)
+
+
+def add_demo(commands) -> None:
+    parser = commands.add_parser("demo", help="narrate two clips that come with the package")
+    parser.add_argument("--output", type=Path, default=Path("demo"), help="folder for subtitles and overlay videos")
+
+    def run(arguments: dict) -> None:
+        from .narration.demo import demo
+
+        demo(**arguments)
+
+    parser.set_defaults(run=run)
+
+
 def add_train(commands) -> None:
     parser = commands.add_parser("train", help="train or fine-tune as a YAML file says")
     parser.add_argument("config", type=Path, help="see training/configs")
 
-    def run(arguments: argparse.Namespace) -> None:
+    def run(arguments: dict) -> None:
         from .training.train import TrainingConfig, train
 
-        print(train(TrainingConfig.load(arguments.config)))
+        print(train(TrainingConfig.load(arguments["config"])))
 
     parser.set_defaults(run=run)
 
@@ -34,10 +80,10 @@ def add_world(commands) -> None:
     parser.add_argument("--fps", type=float, default=10.0, help="frames per second")
     parser.add_argument("--height", type=int, default=384, help="pixels")
 
-    def run(arguments: argparse.Namespace) -> None:
+    def run(arguments: dict) -> None:
         from .data.world_clip import write_clip
 
-        print(*write_clip(arguments.output, arguments.seed, arguments.level, arguments.fps, arguments.height))
+        print(*write_clip(path=arguments.pop("output"), **arguments))
 
     parser.set_defaults(run=run)
 
@@ -47,17 +93,26 @@ def main(argv: list[str] | None = None) -> int:
     parser = Parser(prog="videollm-mod", description="Streaming video language model.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    add_narrate(commands)
+    add_demo(commands)
     add_train(commands)
     add_world(commands)
-    arguments = parser.parse_args(argv)
-    if not hasattr(arguments, "run"):
+    arguments = vars(parser.parse_args(argv))
+    run = arguments.pop("run", None)
+    if run is None:
         parser.print_help()
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is ended properly
     try:
-        arguments.run(arguments)
-    except (ValueError, OSError, ImportError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        run(arguments)
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

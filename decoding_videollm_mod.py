@@ -2,13 +2,16 @@
 
 import math
 import os
+import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 DEFAULT_FPS = 2.0
+MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
 
 
 def shown(value: Any) -> str:
@@ -34,11 +37,77 @@ def is_video_source(video: Any) -> bool:
     return isinstance(video, str | os.PathLike) or hasattr(video, "read")
 
 
+def open_container(source, **options):
+    """An `av` container and its video stream, for `iter_video_frames` and `video_duration`.
+
+    Raises:
+        `OSError`: if the source can not be read.
+        `ValueError`: if it holds no video. A cover picture is none, nor is a text that could be drawn.
+        `ImportError`: without PyAV.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("decoding a video needs PyAV: pip install av") from error
+    name = source_name(source)
+    if isinstance(source, str | os.PathLike):
+        source = name
+        if not options and "://" not in name:
+            if os.path.isdir(name):
+                raise IsADirectoryError(f"{name} is a directory, not a video")
+            if not os.path.exists(name):
+                raise FileNotFoundError(f"there is no video {name}")
+            if not os.path.getsize(name) and os.path.isfile(name):
+                raise ValueError(f"{name} is empty")
+    elif hasattr(source, "seekable") and source.seekable():
+        source.seek(0)  # a file may be read before, as to count frames
+    with readable_errors(name):
+        container = av.open(source, metadata_errors="replace", **options)
+    pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams or container.format.name == "tty":
+        container.close()
+        raise ValueError(f"there is no video stream in {name}")
+    return container, streams[0]
+
+
+@contextmanager
+def readable_errors(name: str) -> Iterator[None]:
+    """Turn what FFmpeg says into an `OSError` or `ValueError` that names the source."""
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as error:
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"can not decode {name}: {error.strerror}") from error
+
+
+def source_name(source) -> str:
+    return os.fspath(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", source))
+
+
+def video_duration(source, **options) -> float | None:
+    """Seconds that the container states for its video, or None where it does not, as in a stream or a recording that
+    was never finished. Raises as `open_container`."""
+    container, stream = open_container(source, **options)
+    with container:
+        if stream.duration is not None:
+            return float(stream.duration * stream.time_base)
+        tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # of Matroska
+        if tag:
+            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+        if container.duration is not None and len(container.streams) == 1:
+            return container.duration / 1e6
+    return None
+
+
 def iter_video_frames(source, fps: float | None = DEFAULT_FPS, **options) -> Iterator[tuple[np.ndarray, float]]:
     """Decode a video as a stream: for i = 0, 1, ... the frame on screen `i / fps` seconds after the first one.
 
     Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated. A
-    missing timestamp continues at the average rate. Rotation metadata is applied. One frame is held at a time.
+    missing timestamp continues at the average rate. Rotation metadata is applied. One frame is held at a time, and a
+    frame of more than `MAX_PIXELS` is scaled down to that, aspect kept.
 
     Args:
         source (`str`, `os.PathLike` or binary file object): path, URL or file.
@@ -53,30 +122,17 @@ def iter_video_frames(source, fps: float | None = DEFAULT_FPS, **options) -> Ite
         `ValueError`: if it holds no video that can be decoded, or `fps` is not a finite number > 0.
         `ImportError`: without PyAV.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("decoding a video needs PyAV: pip install av") from error
     if fps is not None:
         check_fps("`fps`", fps)
-    name = str(getattr(source, "name", source))
-    if isinstance(source, str | os.PathLike):
-        source = name = os.fspath(source)
-        if not options and "://" not in name:
-            if os.path.isdir(name):
-                raise IsADirectoryError(f"{name} is a directory, not a video")
-            if not os.path.exists(name):
-                raise FileNotFoundError(f"there is no video {name}")
-    elif hasattr(source, "seekable") and source.seekable():
-        source.seek(0)  # a file may be read before, as to count frames
-    try:
-        with av.open(source, metadata_errors="replace", **options) as container:
-            if not container.streams.video:
-                raise ValueError(f"there is no video stream in {name}")
-            yield from _sample_frames(container, container.streams.video[0], fps)
-    except av.FFmpegError as error:
-        kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"can not decode {name}: {error.strerror}") from error
+    container, stream = open_container(source, **options)
+    with container, readable_errors(source_name(source)):
+        yield from _sample_frames(container, stream, fps)
+
+
+def limited_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of at most `MAX_PIXELS` together."""
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 def _sample_frames(container, stream, fps: float | None) -> Iterator[tuple[np.ndarray, float]]:
@@ -93,7 +149,7 @@ def _sample_frames(container, stream, fps: float | None) -> Iterator[tuple[np.nd
     for next_frame in container.decode(stream):
         seconds = None if next_frame.pts is None else float(next_frame.pts * next_frame.time_base)
         if frame is None:
-            size = next_frame.width, next_frame.height
+            size = limited_size(next_frame.width, next_frame.height)
         elif seconds is None or first_seconds is None:
             time += step
         else:
@@ -141,4 +197,4 @@ def decode_video(
     return np.stack(images), np.array(times)
 
 
-__all__ = ["decode_video", "iter_video_frames"]
+__all__ = ["decode_video", "iter_video_frames", "video_duration"]

@@ -1,0 +1,65 @@
+"""`videollm-mod demo`: two clips that come with the package, narrated, with subtitles and an overlay video each."""
+
+import json
+import sys
+from pathlib import Path
+
+from ..decoding_videollm_mod import decode_video
+from ..evaluation.free_running import match
+from ..events_videollm_mod import StreamEvent
+from .loading import load_checkpoint
+from .narrate import narrate
+from .options import OWN_CHECKPOINT, NarrateOptions
+from .savings import measure_savings
+from .writers import file_writer
+
+CLIPS = {
+    "world.mp4": (
+        "a stream of the world that this checkpoint has learned, though not this stream",
+        ["How many objects are there?@6", "What happened last?@9.5"],
+    ),
+    "cup.mp4": (
+        "a real clip: of such things this checkpoint knows nothing, it says the few words it has",
+        ["What is at the center?@4"],
+    ),
+}
+
+
+def demo(output: Path) -> None:
+    """Narrate the bundled clips, printing events as they come, and write subtitles, `NAME.srt`, and the overlay video,
+    `NAME.overlay.mp4`, of each to the folder `output`, which is made.
+
+    Raises:
+        `OSError`: if a file can not be written.
+    """
+    output.mkdir(parents=True, exist_ok=True)
+    checkpoint = load_checkpoint(NarrateOptions(source=""))
+    writer = file_writer("text", sys.stdout)
+    for name, (what, queries) in CLIPS.items():
+        clip, stem = OWN_CHECKPOINT / "media" / name, output / Path(name).stem
+        subtitles, overlay = stem.with_suffix(".srt"), stem.with_suffix(".overlay.mp4")
+        events: list[StreamEvent] = []
+
+        def echo(event: StreamEvent, events=events) -> None:
+            events.append(event)
+            writer.event(event)
+
+        print(f"\n{name}: {what}", flush=True)
+        options = NarrateOptions(source=str(clip), queries=queries, output=subtitles, overlay=overlay)
+        narrate(options, load=lambda _: checkpoint, echo=echo)
+        if clip.with_suffix(".jsonl").exists():
+            print(compared(clip.with_suffix(".jsonl"), events))
+        print(measure_savings(*checkpoint, decode_video(clip)[0]))
+        print(f"written: {subtitles} and {overlay}", flush=True)
+
+
+def compared(truth: Path, events: list[StreamEvent]) -> str:
+    """How many narrations are those of the clip's ground truth."""
+    turns = json.loads(truth.read_text(encoding="utf-8"))["turns"]
+    true = [(turn["time"], turn["content"]) for turn in turns]
+    said = [(event.time, event.text) for event in events if event.kind == "narration"]
+    exact, _, _ = match(true, said, tolerance=0.25)
+    return f"the same words at the same frame as the truth: {exact} of {len(true)}; besides these {len(said) - exact}"
+
+
+__all__ = ["demo"]

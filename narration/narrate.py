@@ -1,0 +1,175 @@
+"""`videollm-mod narrate`: from a source of frames to events, as they come."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from ..decoding_videollm_mod import DEFAULT_FPS
+from .options import NarrateOptions, Query
+from .source import Source, open_source
+from .writers import file_writer
+
+if TYPE_CHECKING:  # torch is slow to import, and an error should come at once
+    from ..events_videollm_mod import StreamEvent
+
+BLOCK_FRAMES = 16  # of a recorded video that are pushed together
+BLOCK_PIXELS = 16 * 1920 * 1080
+
+
+class Narration:
+    """
+    Lets a session watch a source, asks it questions at their times, and hands on what comes out.
+
+    Args:
+        session (`StreamingSession`), source (`Source`).
+        queries (`list[Query]`): instructions, put before everything, and questions with their times.
+        on_event (`Callable[[StreamEvent], None]`): called with each event as it is made.
+        on_frame (`Callable`): called with each frame, uint8 `[H, W, 3]`, and its `WatchedFrame`.
+    """
+
+    def __init__(self, session, source: Source, queries: list[Query], on_event: Callable, on_frame: Callable):
+        self.session, self.source = session, source
+        self.on_event, self.on_frame = on_event, on_frame
+        self.decode_seconds = 0.0
+        for query in queries:
+            if query.time is None:
+                session.instruct(query.text)
+        self._questions = sorted((q for q in queries if q.time is not None), key=lambda q: q.time)
+
+    def run(self) -> None:
+        """Until the source ends and the last question is answered.
+
+        Raises:
+            `ValueError`: as the source and the session do; if the source ended long before its stated duration.
+        """
+        block: list[tuple[np.ndarray, float]] = []
+        time = 0.0
+        for image, time in self._decoded():
+            if self._questions and self._questions[0].time <= time:
+                self._watch(block)
+                block = []
+                self._ask_until(time)
+            block.append((image, time))
+            limit = max(1, min(BLOCK_FRAMES, BLOCK_PIXELS // (image.shape[0] * image.shape[1])))
+            if self.source.live or len(block) >= limit:
+                self._watch(block)
+                block = []
+        self._watch(block)
+        self._ask_until(float("inf"))
+        self._check_end(time)
+
+    def _decoded(self) -> Iterator[tuple[np.ndarray, float]]:
+        while True:
+            start = perf_counter()
+            frame = next(self.source.frames, None)
+            self.decode_seconds += perf_counter() - start
+            if frame is None:
+                return
+            yield frame
+
+    def _watch(self, block: list[tuple[np.ndarray, float]]) -> None:
+        if not block:
+            return
+        images, times = zip(*block, strict=True)
+        for image, watched in zip(images, self.session.watch(np.stack(images), list(times)), strict=True):
+            if watched.event is not None:
+                self.on_event(watched.event)
+            self.on_frame(image, watched)
+
+    def _ask_until(self, time: float) -> None:
+        while self._questions and self._questions[0].time <= time:
+            for event in self.session.ask(self._questions.pop(0).text):
+                self.on_event(event)
+
+    def _check_end(self, time: float) -> None:
+        duration = self.source.duration
+        if duration is not None and time + 1 < 0.9 * duration:
+            raise ValueError(f"{self.source.name} is cut off: it ended at {time:.1f} of {duration:.1f} seconds")
+
+
+def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callable | None = None) -> dict:
+    """Narrate `options.source` as the options say; returns the statistics of the last line of `jsonl`.
+
+    Args:
+        load (`Callable`, *optional*): `(model, processor)` from the options, instead of `load_checkpoint`.
+        echo (`Callable[[StreamEvent], None]`, *optional*): called with each event too.
+
+    Raises:
+        `ValueError`, `OSError`, `ImportError`: naming what is wrong; what was written before is whole.
+    """
+    options.check()
+    queries = options.parsed_queries()
+    quiet_decoder()
+    # a source that can not be read is known before a model is loaded, and before an output is begun
+    source = open_source(options.source, options.fps or DEFAULT_FPS)
+    if load is None:
+        from .loading import load_checkpoint as load
+    model, processor = load(options)
+    if options.fps is None and processor.video_processor.fps != DEFAULT_FPS:
+        source = open_source(options.source, processor.video_processor.fps)
+    fps = options.fps or processor.video_processor.fps
+    session = model.stream(processor, speak_threshold=options.threshold, keep_ratio=options.keep_ratio)
+
+    with ExitStack() as stack:
+        file = sys.stdout
+        if options.output is not None:
+            file = stack.enter_context(open(options.output, "w", encoding="utf-8", newline="\n"))
+        writer = file_writer(options.output_format, file)
+        stack.callback(writer.close)
+        overlay = None
+        if options.overlay is not None:
+            from .overlay import OverlayVideo
+
+            overlay = OverlayVideo(
+                options.overlay, model.config, fps, options.threshold, processor.video_processor.do_pad
+            )
+            stack.callback(overlay.close)
+        bar = stack.enter_context(progress_bar(source))
+
+        def on_event(event: "StreamEvent") -> None:
+            with bar.external_write_mode():
+                writer.event(event)
+                if echo is not None:
+                    echo(event)
+            if overlay is not None:
+                overlay.event(event)
+
+        def on_frame(image: np.ndarray, watched) -> None:
+            writer.reached(watched.time)
+            if overlay is not None:
+                overlay.frame(image, watched)
+            bar.update(watched.time + 1 / fps - bar.n)
+
+        narration = Narration(session, source, queries, on_event, on_frame)
+        start = perf_counter()
+        narration.run()
+        stats = dict(session.stats)
+        stats["seconds"] = {"decode": narration.decode_seconds, **stats["seconds"], "all": perf_counter() - start}
+        stats["keep_ratio"] = model.keep_ratio if options.keep_ratio is None else options.keep_ratio
+        writer.close(stats)
+        return stats
+
+
+def quiet_decoder() -> None:
+    """FFmpeg's own messages go nowhere: what matters of them comes back as an error."""
+    try:
+        import av
+    except ImportError:
+        return  # said by the source that needs it
+    av.logging.set_level(av.logging.PANIC)
+
+
+def progress_bar(source: Source) -> tqdm:
+    """Of seconds of the stream, on standard error, if somebody looks at it."""
+    layout = None if source.duration else "{desc}: {n:.1f} s [{elapsed}]"
+    return tqdm(
+        total=source.duration, desc=source.name[-40:], unit="s", disable=None, bar_format=layout, dynamic_ncols=True
+    )
+
+
+__all__ = ["Narration", "narrate"]

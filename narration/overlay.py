@@ -1,0 +1,174 @@
+"""A video of what the model saw: over each frame the patches that routed layers kept, below it what was said.
+
+Left the frame as the model sees it, letterboxed, with cells the brighter the more routed layers kept them; right one
+small frame a routed layer, cells it skipped dark; below the last narration, and the probability of silence against the
+threshold.
+
+Shapes: H and W pixels, h x w grid of pooled patches, L routed layers, k tokens kept of the N of a frame.
+"""
+
+import math
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..decoding_videollm_mod import readable_errors
+from ..events_videollm_mod import StreamEvent, WatchedFrame
+from .writers import one_line
+
+SIDE = 480  # pixels of the main frame
+PANEL = 320  # width of the panel of layers
+STRIP = 128  # height of the strip below
+BACKGROUND, TEXT, FAINT, ACCENT, QUIET = (16, 18, 24), (240, 240, 240), (130, 135, 150), (255, 190, 60), (90, 170, 250)
+SKIPPED = 0.25  # brightness of a cell that a layer skipped
+
+
+def kept_cells(kept: np.ndarray, grid: tuple[int, int], has_class_token: bool) -> np.ndarray:
+    """bool `[h, w]`: which cells of the grid are among the kept tokens. kept: int `[k]`, indices of the N tokens."""
+    cells = np.zeros(grid[0] * grid[1], dtype=bool)
+    index = kept - int(has_class_token)
+    cells[index[index >= 0]] = True
+    return cells.reshape(grid)
+
+
+def spread(cells: np.ndarray, side: int) -> np.ndarray:
+    """`[h, w]` to `[side, side]`, each value over its cell."""
+    rows, columns = (np.arange(side) * count // side for count in cells.shape)
+    return cells[rows][:, columns]
+
+
+class OverlayVideo:
+    """
+    An H.264 video in fragments of a second: whatever is written of it plays, also after a kill.
+
+    Args:
+        path: of an .mp4 file.
+        config (`VideoLLMMoDConfig`): of the model.
+        fps (`float`): of the frames to come.
+        speak_threshold (`float`): drawn beside the probability of silence.
+        letterbox (`bool`): the model sees frames padded to a square, not stretched.
+    """
+
+    def __init__(self, path: Path, config, fps: float, speak_threshold: float, letterbox: bool = True):
+        import av
+
+        self.letterbox = letterbox
+        self.grid = tuple(config.frame_token_pooled or (1, 1))
+        self.has_class_token, self.num_tokens = config.frame_token_cls, config.num_frame_tokens
+        self.threshold, self.caption, self.asked = speak_threshold, "", ""
+        self._fonts = {size: ImageFont.load_default(size) for size in (13, 16, 22)}
+        self._av, self._path = av, path
+        with readable_errors(str(path)):
+            flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
+            self._container = av.open(str(path), "w", format="mp4", options=flags)
+            rate = Fraction(fps).limit_denominator(1001)
+            self._stream = self._container.add_stream("libx264", rate=rate)
+            self._stream.width, self._stream.height = SIDE + PANEL, SIDE + STRIP
+            self._stream.pix_fmt = "yuv420p"
+            # a key frame a second, and no frames held back
+            self._stream.options = {"crf": "20", "preset": "veryfast", "tune": "zerolatency", "g": str(math.ceil(fps))}
+
+    def event(self, event: StreamEvent) -> None:
+        """Show what was said from the next frame on; a narration belongs to the frame that brought it."""
+        self.caption = one_line(event.text)
+        self.asked = one_line(event.query) if event.kind == "answer" else ""
+
+    def frame(self, image: np.ndarray, watched: WatchedFrame) -> None:
+        """Add a frame, uint8 `[H, W, 3]`."""
+        if watched.event is not None:
+            self.event(watched.event)
+        drawn = self._av.VideoFrame.from_ndarray(self.draw(image, watched), format="rgb24")
+        with readable_errors(str(self._path)):
+            self._container.mux(self._stream.encode(drawn))
+
+    def close(self) -> None:
+        with readable_errors(str(self._path)):
+            self._container.mux(self._stream.encode())
+            self._container.close()
+
+    def draw(self, image: np.ndarray, watched: WatchedFrame) -> np.ndarray:
+        """uint8 `[SIDE + STRIP, SIDE + PANEL, 3]`."""
+        seen = square(image, SIDE, self.letterbox)
+        layers = {i: kept.cpu().numpy() for i, kept in enumerate(watched.kept) if kept is not None}
+        canvas = Image.new("RGB", (SIDE + PANEL, SIDE + STRIP), BACKGROUND)
+        canvas.paste(Image.fromarray(self._highlight(seen, list(layers.values()))), (0, 0))
+        pen = ImageDraw.Draw(canvas)
+        self._draw_layers(canvas, pen, seen, layers)
+        self._draw_strip(pen, watched)
+        return np.asarray(canvas)
+
+    def _highlight(self, seen: np.ndarray, layers: list[np.ndarray]) -> np.ndarray:
+        """The main frame: full brightness where every routed layer kept a cell, `SKIPPED` where none did."""
+        if not layers:
+            return seen
+        share = np.mean([kept_cells(kept, self.grid, self.has_class_token) for kept in layers], axis=0)
+        brightness = SKIPPED + (1 - SKIPPED) * np.sqrt(share)
+        return (seen * spread(brightness, SIDE)[:, :, None]).astype(np.uint8)
+
+    def _draw_layers(self, canvas, pen, seen: np.ndarray, layers: dict[int, np.ndarray]) -> None:
+        pen.text((SIDE + 12, 8), "kept in each routed layer", font=self._fonts[13], fill=FAINT)
+        columns = max(1, math.ceil(math.sqrt(len(layers) / 1.7)))
+        size = min(150, (PANEL - 12) // columns - 8, (SIDE - 30) // max(1, math.ceil(len(layers) / columns)) - 24)
+        small = np.asarray(Image.fromarray(seen).resize((max(size, 8),) * 2))
+        for number, (layer, kept) in enumerate(layers.items()):
+            x, y = SIDE + 12 + number % columns * (size + 8), 30 + number // columns * (size + 24)
+            cells = kept_cells(kept, self.grid, self.has_class_token)
+            shade = spread(np.where(cells, 1.0, SKIPPED), len(small))[:, :, None]
+            canvas.paste(Image.fromarray((small * shade).astype(np.uint8)), (x, y))
+            class_token = " + class" if self.has_class_token and 0 in kept else ""
+            label = f"{layer}: {len(kept)} of {self.num_tokens}{class_token}"
+            pen.text((x, y + len(small) + 2), label, font=self._fonts[13], fill=ACCENT if class_token else TEXT)
+
+    def _draw_strip(self, pen, watched: WatchedFrame) -> None:
+        y = SIDE + 10
+        pen.text((12, y), f"{watched.time:7.1f} s", font=self._fonts[16], fill=FAINT)
+        # how probable silence was, and the threshold below which the model speaks
+        left, width = 160, SIDE + PANEL - 160 - 12
+        speaks = watched.event is not None
+        pen.rectangle((left, y + 3, left + width, y + 17), outline=FAINT)
+        filled = left + round(width * watched.silence_probability)
+        pen.rectangle((left, y + 3, filled, y + 17), fill=ACCENT if speaks else QUIET)
+        mark = left + round(width * self.threshold)
+        pen.line((mark, y - 2, mark, y + 22), fill=TEXT, width=2)
+        pen.text((left - 58, y + 3), "silence", font=self._fonts[13], fill=FAINT)
+        y += 32
+        if self.asked:
+            pen.text((12, y), fitted(pen, self.asked, self._fonts[16]), font=self._fonts[16], fill=FAINT)
+            y += 24
+        for line in wrapped(pen, self.caption, self._fonts[22])[:2]:
+            pen.text((12, y), line, font=self._fonts[22], fill=ACCENT if speaks else TEXT)
+            y += 28
+
+
+def square(image: np.ndarray, side: int, letterbox: bool) -> np.ndarray:
+    """uint8 `[H, W, 3]` to `[side, side, 3]`, placed as the video processor places it: aspect kept, or stretched."""
+    height, width = image.shape[:2]
+    scale = side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale))) if letterbox else (side, side)
+    canvas = Image.new("RGB", (side, side))
+    canvas.paste(Image.fromarray(image).resize(size), ((side - size[0]) // 2, (side - size[1]) // 2))
+    return np.asarray(canvas)
+
+
+def fitted(pen, text: str, font) -> str:
+    """`text`, cut to the width of the strip."""
+    while text and pen.textlength(text, font=font) > SIDE + PANEL - 24:
+        text = text[:-4].rstrip() + "…"
+    return text
+
+
+def wrapped(pen, text: str, font) -> list[str]:
+    """`text` in lines as wide as the strip."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and pen.textlength(longer, font=font) > SIDE + PANEL - 24:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return [fitted(pen, line, font) for line in lines]
+
+
+__all__ = ["OverlayVideo", "kept_cells"]

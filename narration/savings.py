@@ -1,0 +1,77 @@
+"""What routing saves on a clip: the same frames, watched once routed and once by a dense model, side by side."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..configuration_videollm_mod import num_kept_tokens
+
+ROUNDS = 5
+
+
+@dataclass
+class Savings:
+    """
+    Args:
+        frames (`int`): watched in silence.
+        kept, tokens (`int`): vision tokens of a frame that a routed layer keeps, and all of them.
+        routed_layers, layers (`int`).
+        bytes, dense_bytes (`int`): of the cache after these frames.
+        seconds, dense_seconds (`float`): of the language model over these frames: the fastest of `ROUNDS` runs in turns.
+    """
+
+    frames: int
+    kept: int
+    tokens: int
+    routed_layers: int
+    layers: int
+    bytes: int
+    dense_bytes: int
+    seconds: float
+    dense_seconds: float
+
+    def __str__(self) -> str:
+        less_memory = 100 * (1 - self.bytes / self.dense_bytes)
+        less_time = 100 * (1 - self.seconds / self.dense_seconds)
+        return (
+            f"routing over {self.frames} frames: {self.kept} of {self.tokens} vision tokens enter "
+            f"{self.routed_layers} of {self.layers} layers\n"
+            f"  cache           {self.bytes / 1e6:8.2f} MB, dense {self.dense_bytes / 1e6:8.2f} MB: "
+            f"{less_memory:.0f} % less\n"
+            f"  language model  {self.seconds * 1e3:8.0f} ms, dense {self.dense_seconds * 1e3:8.0f} ms: "
+            f"{less_time:.0f} % less"
+        )
+
+
+def measure_savings(model, processor, frames: np.ndarray, keep_ratio: float | None = None) -> Savings:
+    """Watch `frames` (uint8 `[F, H, W, 3]`) routed and dense (`vision_routing="full"`: every token in every layer).
+
+    The model never speaks here, so that both do the same work; it is left as it was.
+    """
+    text = model.config.text_config
+    routing, seconds, held = text.vision_routing, {"mod": [], "full": []}, {}
+    try:
+        for _ in range(ROUNDS):
+            for mode in seconds:
+                text.vision_routing = mode
+                session = model.stream(processor, speak_threshold=0.0, keep_ratio=keep_ratio)
+                session.push(frames)
+                seconds[mode].append(session.stats.seconds["language"])
+                held[mode] = session.stats.kv_bytes
+    finally:
+        text.vision_routing = routing
+    tokens = model.config.num_frame_tokens
+    return Savings(
+        frames=len(frames),
+        kept=num_kept_tokens(keep_ratio or model.keep_ratio, tokens),
+        tokens=tokens,
+        routed_layers=len(text.routed_layers),
+        layers=text.num_hidden_layers,
+        bytes=held["mod"],
+        dense_bytes=held["full"],
+        seconds=min(seconds["mod"]),
+        dense_seconds=min(seconds["full"]),
+    )
+
+
+__all__ = ["Savings", "measure_savings"]
