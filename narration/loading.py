@@ -36,6 +36,8 @@ def load_checkpoint(options: NarrateOptions):
         `ImportError`: if 4 bit needs bitsandbytes.
     """
     import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
     from transformers.utils import logging
 
@@ -70,10 +72,11 @@ def load_checkpoint(options: NarrateOptions):
         from ..processing_videollm_mod import VideoLLMMoDProcessor
 
         check_model_type(source)
-        processor = VideoLLMMoDProcessor.from_pretrained(source)
         try:
+            processor = VideoLLMMoDProcessor.from_pretrained(source)
             model = VideoLLMMoDForConditionalGeneration.from_pretrained(source, **arguments)
-        except (RuntimeError, KeyError, TypeError) as error:  # weights of other shapes, a truncated file
+        # options of a wrong type, a truncated file, weights of other shapes
+        except (StrictDataclassError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
             raise ValueError(f"can not load the checkpoint {source}: {error}") from error
     if not options.load_in_4bit:
         model = model.to(device)

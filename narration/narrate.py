@@ -36,6 +36,7 @@ class Narration:
         self.session, self.source = session, source
         self.on_event, self.on_frame = on_event, on_frame
         self.decode_seconds = 0.0
+        self._failure: Exception | None = None
         for query in queries:
             if query.time is None:
                 session.instruct(query.text)
@@ -45,7 +46,8 @@ class Narration:
         """Until the source ends and the last question is answered.
 
         Raises:
-            `ValueError`: as the source and the session do; if the source ended long before its stated duration.
+            `ValueError`, `OSError`: as the source and the session do, after everything that was decoded has been
+                watched; `ValueError` too if the source ended long before its stated duration.
         """
         block: list[tuple[np.ndarray, float]] = []
         time = 0.0
@@ -60,13 +62,18 @@ class Narration:
                 self._watch(block)
                 block = []
         self._watch(block)
+        if self._failure is not None:
+            raise self._failure
         self._ask_until(float("inf"))
         self._check_end(time)
 
     def _decoded(self) -> Iterator[tuple[np.ndarray, float]]:
         while True:
             start = perf_counter()
-            frame = next(self.source.frames, None)
+            try:
+                frame = next(self.source.frames, None)
+            except (ValueError, OSError) as error:  # after what was decoded has been watched
+                frame, self._failure = None, error
             self.decode_seconds += perf_counter() - start
             if frame is None:
                 return

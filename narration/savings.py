@@ -17,7 +17,7 @@ class Savings:
         kept, tokens (`int`): vision tokens of a frame that a routed layer keeps, and all of them.
         routed_layers, layers (`int`).
         bytes, dense_bytes (`int`): of the cache after these frames.
-        seconds, dense_seconds (`float`): of the language model over these frames: the fastest of `ROUNDS` runs in turns.
+        seconds, dense_seconds (`float`): of the language model over them: the fastest of `ROUNDS` runs in turns.
     """
 
     frames: int

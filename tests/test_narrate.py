@@ -1,0 +1,590 @@
+"""`videollm-mod narrate`: any video that decodes, every format, every kind of bad input, killed at any moment."""
+
+import gc
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time as clock
+import weakref
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from clips import moving, write_sound, write_video
+from fresh import ROOT
+from PIL import Image
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, WatchedFrame, cli
+from videollm_mod.data.world import world_stream
+from videollm_mod.data.world_clip import write_clip
+from videollm_mod.decoding_videollm_mod import MAX_PIXELS, decode_video, iter_video_frames, limited_size
+from videollm_mod.narration import loading, narrate, source
+from videollm_mod.narration.options import NarrateOptions, Query
+
+COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, checkpoint):
+    """Call the command in this process: `(exit code, lines of standard output, standard error)`."""
+
+    def load(options):
+        loading.choose_device(options.device)
+        return checkpoint
+
+    def call(*arguments, own_checkpoint=True):
+        if own_checkpoint:
+            monkeypatch.setattr(loading, "load_checkpoint", load)
+        capfd.readouterr()  # what encoders said while the test made its videos
+        try:
+            code = cli.main(["narrate", *map(str, arguments)])
+        except SystemExit as exit_:
+            code = exit_.code
+        out, err = capfd.readouterr()
+        return code, out.splitlines(), err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", seed=60)[0]
+
+
+def truth(seed: int) -> list[tuple[float, str]]:
+    return world_stream(seed).narrations
+
+
+# --- what it can watch
+
+VIDEOS = {
+    "webm without duration": ("a.webm", "libvpx-vp9", {"seekable": False}),
+    "h265 in mp4 with sound": ("a.mp4", "libx265", {"audio": True}),
+    "mpeg4 in avi at 12.5": ("a.avi", "mpeg4", {"fps": 12.5}),
+    "mpeg2 in a transport stream at 25": ("a.ts", "mpeg2video", {"fps": 25}),
+    "a transport stream that can not be sought": ("a.ts", "mpeg2video", {"fps": 25, "seekable": False}),
+    "vp8": ("a.webm", "libvpx", {"fps": 29.97}),
+    "gif": ("a.gif", "gif", {}),
+    "flash": ("a.flv", "flv1", {}),
+    "prores": ("a.mov", "prores_ks", {}),
+    "variable rate": ("a.mkv", "mjpeg", {"times": [0, 0.1, 0.9, 1.5, 1.55, 3.0, 3.1, 4.2, 4.21, 5.0, 5.1, 6.0]}),
+    "one frame a second": ("a.mp4", "libx264", {"fps": 1}),
+    "120 frames a second": ("a.mp4", "libx264", {"fps": 120}),
+}
+
+
+@pytest.mark.parametrize("name", VIDEOS)
+def test_containers_codecs_and_rates(run, tmp_path, name):
+    file, codec, options = VIDEOS[name]
+    height, width = random.Random(name).choice([(48, 64), (120, 90), (240, 426)])
+    path = write_video(tmp_path / file, moving(12, height, width), codec, **options)
+    code, lines, err = run(path, "--format", "jsonl", "--fps", 4)
+    events = [json.loads(line) for line in lines]
+    assert (code, err) == (0, "")
+    frames = sum(1 for _ in iter_video_frames(path, 4))
+    assert events[-1]["stats"]["frames"] == frames > 0
+    times = [event["time"] for event in events[:-1]]
+    assert times == sorted(times) and all(0 <= time < frames / 4 for time in times)
+    assert set(events[-1]["stats"]) >= {"tokens", "kv_bytes", "kv_bytes_if_dense", "seconds", "keep_ratio"}
+
+
+@pytest.mark.parametrize("file, codec", [("w.webm", "libvpx-vp9"), ("w.avi", "mpeg4"), ("w.mkv", "libx265")])
+def test_a_world_clip_is_narrated_truly_in_any_codec(run, tmp_path, file, codec):
+    stream = world_stream(61)
+    options = {"seekable": False} if file.endswith("webm") else {}
+    path = write_video(tmp_path / file, stream.frames(8, 192), codec, fps=8, **options)
+    code, lines, _ = run(path, "--format", "jsonl")
+    said = [(event["time"], event["text"]) for event in map(json.loads, lines[:-1])]
+    assert code == 0 and said == truth(61)
+
+
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 200), (333, 77), (720, 1280)])
+def test_sizes(run, tmp_path, height, width):
+    path = write_video(tmp_path / "a.mkv", moving(3, height, width), "ffv1")
+    code, _, err = run(path, "--overlay", tmp_path / "o.mp4")
+    assert (code, err) == (0, "")
+    assert len(decode_video(tmp_path / "o.mp4")[0]) == 1
+
+
+def test_a_frame_of_64_million_pixels_is_scaled_down(run, tmp_path):
+    Image.new("RGB", (8000, 8000), (200, 30, 30)).save(tmp_path / "big.png")
+    code, _, err = run(tmp_path / "big.png")
+    assert (code, err) == (0, "")
+    (frame,), _ = decode_video(tmp_path / "big.png")
+    assert frame.shape[0] * frame.shape[1] <= MAX_PIXELS and frame.shape[0] == frame.shape[1]
+    assert np.abs(frame.astype(int) - (200, 30, 30)).max() <= 2
+    assert limited_size(1920, 1080) == (1920, 1080)
+    assert limited_size(100_000, 400) == (
+        int(100_000 * (MAX_PIXELS / 4e7) ** 0.5),
+        int(400 * (MAX_PIXELS / 4e7) ** 0.5),
+    )
+
+
+def test_events_are_those_of_a_session(run, clip, checkpoint):
+    model, processor = checkpoint
+    code, lines, _ = run(clip, "--format", "jsonl", "--threshold", 0.6, "--keep-ratio", 0.5)
+    session = model.stream(processor, speak_threshold=0.6, keep_ratio=0.5)
+    frames, times = decode_video(clip)
+    expected = [
+        event for frame, time in zip(frames, times, strict=True) for event in session.push(frame[None], [time])
+    ]
+    *events, last = map(json.loads, lines)
+    assert code == 0 and len(events) == len(expected) > 0
+    for event, other in zip(events, expected, strict=True):
+        probability = event.pop("silence_probability")
+        assert probability == pytest.approx(other.silence_probability, abs=1e-4)
+        assert event == {"time": other.time, "kind": "narration", "text": other.text, "query": None}
+    assert last["stats"]["kv_bytes"] == session.stats.kv_bytes and last["stats"]["keep_ratio"] == 0.5
+
+
+def test_standard_input(clip):
+    # an .mp4 keeps its index at the end, which a pipe can not wait for
+    with av.open(str(clip)) as read, av.open(str(clip.with_suffix(".ts")), "w") as write:
+        stream = write.add_stream_from_template(read.streams.video[0])
+        for packet in read.demux(video=0):
+            if packet.dts is not None:
+                packet.stream = stream
+                write.mux(packet)
+    with subprocess.Popen(["cat", clip.with_suffix(".ts")], stdout=subprocess.PIPE) as cat:
+        done = subprocess.run([*COMMAND, "-", "--format", "jsonl"], stdin=cat.stdout, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [(event["time"], event["text"]) for event in said[:-1]] == truth(60)
+
+
+def test_only_a_block_of_frames_is_held(monkeypatch):
+    """However long the video: frames are let go once they have been watched."""
+    alive, most = weakref.WeakSet(), 0
+
+    class Frame(np.ndarray):
+        __hash__ = object.__hash__
+
+    def frames():
+        nonlocal most
+        for index in range(500):
+            frame = np.zeros((8, 8, 3), np.uint8).view(Frame)
+            alive.add(frame)
+            most = max(most, len(alive))
+            yield frame, index / 2
+
+    class Silent:
+        def watch(self, images, times):
+            return (WatchedFrame(time, 1.0, ()) for time in times)
+
+    seen = []
+    opened = source.Source("frames", frames())
+    narrate.Narration(
+        Silent(), opened, [], on_event=None, on_frame=lambda image, watched: seen.append(watched.time)
+    ).run()
+    gc.collect()
+    assert len(seen) == 500 and most <= narrate.BLOCK_FRAMES + 3 and len(alive) == 0
+
+
+# --- what it is asked
+
+
+def test_queries_are_asked_at_their_times(run, clip, checkpoint):
+    model, processor = checkpoint
+    code, lines, _ = run(
+        clip, "--format", "jsonl", "--query", "What happened last?@1000", "--query", "Narrate what happens.",
+        "--query", "How many objects are there?@3.2", "--query", "What is at the left?@0"
+    )  # fmt: skip
+    session, expected = model.stream(processor), []
+    frames, times = decode_video(clip)
+    session.instruct("Narrate what happens.")
+    expected += session.ask("What is at the left?")
+    cut = int(np.searchsorted(times, 3.2))
+    expected += session.push(frames[:cut], times[:cut].tolist())
+    expected += session.ask("How many objects are there?")
+    expected += session.push(frames[cut:], times[cut:].tolist())
+    expected += session.ask("What happened last?")
+    *events, last = map(json.loads, lines)
+    assert code == 0
+    shown = [(e["time"], e["kind"], e["text"], e["query"]) for e in events]
+    assert shown == [(e.time, e.kind, e.text, e.query) for e in expected]
+    assert last["stats"]["answers"] == 3
+    assert [e["time"] for e in events] == sorted(e["time"] for e in events)
+
+
+def test_what_a_query_is():
+    assert Query.parse("What?@3") == Query("What?", 3.0)
+    assert Query.parse("What @home?@0.5") == Query("What @home?", 0.5)
+    assert Query.parse("Write to a@b.c") == Query("Write to a@b.c")
+    assert Query.parse("Narrate.") == Query("Narrate.")
+    for wrong in ("What?@-1", "What?@nan", "What?@inf", "What?@-inf", "@3", " ", ""):
+        with pytest.raises(ValueError, match="`?-?-?query"):
+            Query.parse(wrong)
+
+
+# --- what it writes
+
+
+def cues(path: Path) -> list[tuple[float, float, str]]:
+    """`(start, end, text)` as a player reads them."""
+    found = []
+    with av.open(str(path)) as container:
+        for packet in container.demux(container.streams.subtitles[0]):
+            if packet.pts is not None:
+                start, length = (float(value * packet.time_base) for value in (packet.pts, packet.duration))
+                found.append((start, start + length, bytes(packet).decode()))
+    return found
+
+
+@pytest.mark.parametrize("format", ["vtt", "srt"])
+def test_a_player_reads_the_subtitles(run, clip, tmp_path, format):
+    path = tmp_path / f"out.{format}"
+    code, lines, _ = run(clip, "--output", path, "--query", "Is 1 < 2 & 3 --> 4?@2")
+    assert code == 0 and lines == []
+    found = cues(path)
+    narrations = dict(truth(60))
+    spoken = {start: text for start, _, text in found}
+    assert {time for time, text in spoken.items() if narrations.get(time, "nothing") in text} >= set(
+        list(narrations)[-2:]
+    )
+    (question,) = [text for text in spoken.values() if text.startswith("Is 1 ")]
+    assert len(question.splitlines()) == 2 and "-->" not in question
+    for (start, end, _), following in zip(found, [*found[1:], (np.inf,)], strict=True):
+        assert start < end <= min(start + 4.001, following[0] + 0.001)
+    if format == "vtt":
+        assert "Is 1 &lt; 2 &amp; 3 --&gt; 4?" in path.read_text()
+
+
+def test_text_is_for_people(run, clip):
+    code, lines, _ = run(clip, "--query", "How many objects are there?@2")
+    assert code == 0
+    assert any(line.startswith("     1.5 s  [How many objects are there?] ") for line in lines)
+    narrated = [f"{time:8.1f} s  {text}" for time, text in truth(60)]
+    assert [line for line in lines if line in narrated][-2:] == narrated[-2:]
+
+
+def test_the_outputs_name_tells_the_format(run, clip, tmp_path):
+    starts = {"a.vtt": "WEBVTT", "a.srt": "1\n00:", "a.jsonl": '{"time"', "a.txt": "     "}
+    for name, start in starts.items():
+        assert run(clip, "--output", tmp_path / name)[0] == 0
+        assert (tmp_path / name).read_text().startswith(start)
+    run(clip, "--output", tmp_path / "a.srt", "--format", "jsonl")
+    assert (tmp_path / "a.srt").read_text().startswith('{"time"')
+
+
+# --- broken input
+
+
+def cut_off(clip: Path, path: Path) -> Path:
+    """The first half of a video with its index in front: what was decoded until then is narrated."""
+    whole = write_video(path.with_name("whole.mp4"), decode_video(clip, 10)[0], "mjpeg", movflags="faststart")
+    path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    return path
+
+
+def make_broken(kind: str, folder: Path, clip: Path) -> Path:
+    path = folder / "broken.mp4"
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "text":
+        path.write_text("This is no video.\n" * 100)
+    elif kind == "text as text":
+        path = folder / "notes.txt"
+        path.write_text("This is no video.\n" * 100)
+    elif kind == "noise":
+        path.write_bytes(np.random.default_rng(3).bytes(200_000))
+    elif kind == "index missing":
+        path.write_bytes(clip.read_bytes()[: clip.stat().st_size // 2])
+    elif kind == "cut off":
+        cut_off(clip, path)
+    elif kind == "header only":
+        path.write_bytes(clip.read_bytes()[:40])
+    elif kind == "audio":
+        path = write_sound(folder / "sound.m4a")
+    elif kind == "audio with cover":
+        path = write_sound(folder / "album.mp4", cover=True)
+    elif kind == "directory":
+        path.mkdir()
+    return path
+
+
+BROKEN = {
+    "empty": "is empty",
+    "text": "can not decode",
+    "text as text": "no video stream",
+    "noise": "can not decode",
+    "index missing": "can not decode",
+    "cut off": "is cut off: it ended at",
+    "header only": "can not decode",
+    "audio": "there is no video stream in",
+    "audio with cover": "there is no video stream in",
+    "directory": "is a directory",
+    "missing": "there is no video",
+}
+
+
+def is_one_line(err: str) -> bool:
+    return err.startswith("error: ") and err.count("\n") == 1 and len(err) < 400
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_videos_are_one_line(run, tmp_path, clip, kind):
+    output = tmp_path / "out.jsonl"
+    code, lines, err = run(make_broken(kind, tmp_path, clip), "--output", output)
+    assert code == 2 and lines == [] and is_one_line(err) and BROKEN[kind] in err
+    if kind == "cut off":  # what was narrated until then stays, as far as it is true
+        events = [json.loads(line) for line in output.read_text().splitlines()]
+        assert [(e["time"], e["text"]) for e in events][:1] == truth(60)[:1]
+    else:
+        assert not output.exists()  # nor would an older one have been overwritten
+
+
+ARGUMENTS = {
+    "--fps 0": "`--fps` must be a finite number > 0, got 0.0",
+    "--fps -2": "`--fps` must be a finite number > 0, got -2",
+    "--fps nan": "`--fps` must be a finite number > 0, got nan",
+    "--fps inf": "`--fps` must be a finite number > 0, got inf",
+    "--fps 1e9": "`--fps` must be at most 1000",
+    "--fps two": "argument --fps: invalid float value: 'two'",
+    "--threshold 2": "`--threshold` must be in [0, 1], got 2",
+    "--threshold -0.1": "`--threshold` must be in [0, 1]",
+    "--threshold nan": "`--threshold` must be in [0, 1], got nan",
+    "--keep-ratio 0": "`--keep-ratio` must be in (0, 1], got 0",
+    "--keep-ratio 1.1": "`--keep-ratio` must be in (0, 1]",
+    "--keep-ratio nan": "`--keep-ratio` must be in (0, 1], got nan",
+    "--format pdf": "argument --format: invalid choice: 'pdf'",
+    "--dtype int8": "argument --dtype: invalid choice: 'int8'",
+    "--device tpu": "`--device` must be auto, cpu, mps, cuda or cuda:N, got 'tpu'",
+    "--device cuda:99": "is not there: this machine has",
+    "--query What?@-3": "the time of a `--query` must be seconds from 0 on, got 'What?@-3'",
+    "--query What?@nan": "the time of a `--query` must be seconds from 0 on",
+    "--query @3": "a `--query` must hold text",
+    "--output no/such/folder.srt": "the folder of `--output` does not exist: no/such",
+    "--output .": "`--output` must be a file",
+    "--output clip.mp4": "`--output` would overwrite the source",
+    "--overlay clip.mp4": "`--overlay` would overwrite the source",
+    "--overlay no/o.mp4": "the folder of `--overlay` does not exist",
+    "--overlay o.gif": "`--overlay` must end in .mp4",
+    "--output o.mp4 --overlay o.mp4": "`--output` and `--overlay` must be two files",
+    "--model no-folder/x/y": "`--model` must be a folder with a checkpoint or a Hub id",
+    "--model ./nowhere": "`--model` must be a folder with a checkpoint or a Hub id",
+    "--model empty": "there is no config.json in empty",
+    "--model configured": "there is no *.safetensors in configured",
+    "--nonsense": "unrecognized arguments: --nonsense",
+}
+
+
+@pytest.mark.parametrize("arguments", ARGUMENTS)
+def test_wrong_arguments_are_one_line(run, tmp_path, monkeypatch, clip, arguments):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("configured").mkdir()
+    shutil.copy(ROOT / "config.json", "configured")
+    shutil.copy(clip, "clip.mp4")
+    code, lines, err = run("clip.mp4", *arguments.split(" ", 1 if "?" in arguments else -1))
+    assert code == 2 and lines == [] and is_one_line(err) and ARGUMENTS[arguments] in err
+    assert Path("clip.mp4").read_bytes() == clip.read_bytes()
+
+
+SOURCES = {
+    "webcam:0": "can not decode /dev/video0: No such file",
+    "webcam:front": "a camera is `webcam:` and its number",
+    "nosuch://x/y": "can not decode nosuch://x/y: Protocol not found",
+    "rtsp://127.0.0.1:9/x": "can not decode rtsp://127.0.0.1:9/x: Connection refused",
+    "http://127.0.0.1:9/x.mp4": "can not decode http://127.0.0.1:9/x.mp4: Connection refused",
+    "": "there is no video",
+}
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_sources_out_of_reach_are_one_line(run, name):
+    if name == "webcam:0" and Path("/dev/video0").exists():
+        pytest.skip("this machine has a camera")
+    code, _, err = run(name)
+    assert code == 2 and is_one_line(err) and SOURCES[name] in err
+
+
+def test_a_server_that_never_answers_is_given_up(run, monkeypatch):
+    monkeypatch.setattr(source, "TIMEOUT", 0.5)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=server.accept, daemon=True).start()
+        begin = clock.monotonic()
+        code, _, err = run(f"http://127.0.0.1:{server.getsockname()[1]}/x.mp4")
+    assert code == 2 and is_one_line(err) and clock.monotonic() - begin < 10
+
+
+def broken_checkpoint(kind: str, folder: Path) -> Path:
+    shutil.copytree(
+        ROOT, folder, ignore=lambda path, names: [n for n in names if not n.endswith((".json", ".safetensors"))]
+    )
+    if kind == "other kind":
+        (folder / "config.json").write_text('{"model_type": "llama"}')
+    elif kind == "no configuration":
+        (folder / "config.json").write_text("{")
+    elif kind == "wrong type":
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"]["mod_keep_ratio"] = "a fifth"
+        (folder / "config.json").write_text(json.dumps(config))
+    elif kind == "out of range":
+        config = json.loads((folder / "config.json").read_text())
+        config["text_config"]["mod_keep_ratio"] = 3
+        (folder / "config.json").write_text(json.dumps(config))
+    elif kind == "truncated":
+        path = folder / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:100_000])
+    elif kind == "no tokenizer":
+        (folder / "tokenizer.json").unlink()
+        (folder / "tokenizer_config.json").unlink()
+    return folder
+
+
+CHECKPOINTS = {
+    "other kind": "holds a model of type 'llama'",
+    "no configuration": "config.json",
+    "wrong type": "mod_keep_ratio",
+    "out of range": "`mod_keep_ratio` must be a number in (0, 1], got 3",
+    "truncated": "",
+    "no tokenizer": "",
+}
+
+
+@pytest.mark.parametrize("kind", CHECKPOINTS)
+def test_broken_checkpoints_are_one_line(run, tmp_path, clip, kind):
+    folder = broken_checkpoint(kind, tmp_path / "checkpoint")
+    code, lines, err = run(clip, "--model", folder, own_checkpoint=False)
+    assert code == 2 and lines == [] and err.startswith("error: ") and err.count("\n") == 1
+    assert CHECKPOINTS[kind] in err
+
+
+def test_weights_that_are_not_finite_are_one_line(run, tmp_path, clip):
+    folder = broken_checkpoint("whole", tmp_path / "checkpoint")
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT)
+    model.model.language_model.layers[2].mlp.up_proj.weight.data[3, 5] = torch.nan
+    model.save_pretrained(folder)
+    code, lines, err = run(clip, "--model", folder, own_checkpoint=False)
+    assert code == 2 and lines == [] and is_one_line(err) and "nan or infinity" in err
+
+
+def test_a_folder_with_the_checkpoint_is_the_default(run, tmp_path, clip):
+    folder = broken_checkpoint("whole", tmp_path / "checkpoint")
+    shutil.copy(ROOT / "chat_template.jinja", folder)
+    for arguments in ([], ["--model", folder]):
+        code, lines, err = run(clip, *arguments, own_checkpoint=False)
+        assert (code, err) == (0, "")
+        assert lines == [f"{time:8.1f} s  {text}" for time, text in truth(60)]
+
+
+def test_nothing_else_is_printed_by_a_process_of_its_own(tmp_path, clip):
+    """No traceback and no chatter of libraries, which write past Python's streams."""
+    path = make_broken("cut off", tmp_path, clip)
+    done = subprocess.run([*COMMAND, path, "--overlay", tmp_path / "o.mp4"], capture_output=True, text=True)
+    assert done.returncode == 2 and is_one_line(done.stderr)
+    assert done.stdout.splitlines()[0] == "{:8.1f} s  {}".format(*truth(60)[0])
+    assert len(decode_video(tmp_path / "o.mp4", 2)[0]) > 4
+
+
+# --- broken off
+
+
+def start(clip: Path, folder: Path, *arguments) -> subprocess.Popen:
+    command = [*COMMAND, clip, "--overlay", folder / "o.mp4", *map(str, arguments)]
+    return subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def readable(folder: Path, name: str) -> int:
+    """Check what a killed process left; how many events there are."""
+    if (folder / "o.mp4").exists() and (folder / "o.mp4").stat().st_size > 5000:
+        assert len(decode_video(folder / "o.mp4", 2)[0]) > 0
+    if not (folder / name).exists():
+        return 0
+    text = (folder / name).read_text(encoding="utf-8")
+    assert text == "" or text.endswith("\n")
+    if name.endswith(".jsonl"):
+        return len([json.loads(line) for line in text.splitlines()])
+    if not text.strip() or text.strip() == "WEBVTT":
+        return 0
+    return len(cues(folder / name))
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.srt", "out.vtt"])
+def test_killed_at_any_moment_what_is_written_is_whole(tmp_path, clip, name):
+    rng, counts = random.Random(name), []
+    for attempt in range(3):
+        folder = tmp_path / str(attempt)
+        folder.mkdir()
+        process = start(clip, folder, "--output", folder / name, "--fps", 8)
+        for _ in range(600):  # until it has begun to write
+            if (folder / name).exists() and (folder / name).stat().st_size > 20:
+                break
+            clock.sleep(0.05)
+        clock.sleep(rng.uniform(0, 0.5))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        counts.append(readable(folder, name))
+        assert (folder / "o.mp4").stat().st_size > 0
+    assert max(counts) > 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_stop_it_ends_its_files(tmp_path, clip, number):
+    process = start(clip, tmp_path, "--output", tmp_path / "out.vtt", "--fps", 30)
+    while not (tmp_path / "out.vtt").exists() or (tmp_path / "out.vtt").stat().st_size < 60:
+        clock.sleep(0.02)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number and (out, err) == ("", "")
+    assert readable(tmp_path, "out.vtt") > 0
+    frames = len(decode_video(tmp_path / "o.mp4", 30)[0])
+    assert 0 < frames < 30 * world_stream(60).seconds
+
+
+def test_a_reader_that_has_enough_is_no_error(clip):
+    process = subprocess.Popen([*COMMAND, clip], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.readline()
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait() in (0, 1) and err == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device without room")
+def test_a_full_disk_is_one_line(run, clip):
+    code, _, err = run(clip, "--output", "/dev/full")
+    assert code == 2 and is_one_line(err) and "No space left" in err
+
+
+def test_options_are_checked_before_anything_is_loaded(monkeypatch, clip):
+    def refuse(*_):
+        raise AssertionError("loaded")
+
+    with pytest.raises(ValueError, match="`--threshold`"):
+        narrate.narrate(NarrateOptions(source=str(clip), threshold=3), load=refuse)
+    with pytest.raises(OSError, match="there is no video"):
+        narrate.narrate(NarrateOptions(source="nowhere.mp4"), load=refuse)
+
+
+def test_what_was_decoded_before_a_fault_is_watched(checkpoint):
+    frames, times = world_stream(62).frames(2, 96), world_stream(62).frame_times(2).tolist()
+
+    def fails():
+        yield from zip(frames, times, strict=True)
+        raise OSError("the cable was pulled")
+
+    events = []
+    session = checkpoint[0].stream(checkpoint[1])
+    narration = narrate.Narration(session, source.Source("x", fails()), [], events.append, lambda *_: None)
+    with pytest.raises(OSError, match="cable"):
+        narration.run()
+    assert [(event.time, event.text) for event in events] == truth(62)
