@@ -3,10 +3,13 @@
 import contextlib
 import io
 import re
+import shlex
+import shutil
 
 import pytest
 from fresh import ROOT
 
+from videollm_mod import cli
 from videollm_mod.data.world_clip import write_clip
 
 
@@ -18,7 +21,7 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     write_clip(tmp_path / "video.mp4", seed=3)
     monkeypatch.chdir(tmp_path)
     names, printed = {}, io.StringIO()
-    assert len(blocks()) >= 2
+    assert len(blocks()) >= 5
     with contextlib.redirect_stdout(printed):
         for block in blocks():
             exec(block.replace('repo = "."', f"repo = {str(ROOT)!r}"), names)
@@ -26,6 +29,25 @@ def test_python_blocks_run_in_order(tmp_path, monkeypatch):
 
     for time, text in world_stream(4242).narrations:
         assert f"{time:5.1f} s  {text}" in printed.getvalue()
+    assert f"\n{world_stream(4242).narrations[-1][1]}\ncache: " in printed.getvalue()  # what happened last
+
+
+def test_the_commands_exist(tmp_path):
+    """Each `make` target and each `videollm-mod` command line of the README, its options too."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"\bmake ([a-z]+)", text))
+    assert targets >= {"demo", "test", "lint"}
+    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
+    shell = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S))
+    lines = re.findall(r"videollm-mod (narrate [^|#\n]*)", shell)
+    assert len(lines) == 3
+    for line in lines:
+        arguments = [str(tmp_path / word) if word.startswith("VIDEO") else word for word in shlex.split(line)]
+        if "-" not in arguments:
+            shutil.copy(write_clip(tmp_path / "clip.mp4", seed=3)[0], tmp_path / "VIDEO")
+            assert cli.main(arguments) == 0
+    assert (tmp_path / "VIDEO.srt").stat().st_size > 0 and (tmp_path / "VIDEO.overlay.mp4").stat().st_size > 0
 
 
 @pytest.mark.parametrize("number", ["99.7 % of 2,719", "0.3 %", "0.0 s", "94.8 % of 500"])

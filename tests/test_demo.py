@@ -1,0 +1,54 @@
+"""`videollm-mod demo`: what `make demo` runs."""
+
+import json
+
+import av
+import numpy as np
+import pytest
+import torch
+from fresh import ROOT
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod.data.world import world_stream
+from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod.narration.savings import measure_savings
+
+
+def test_the_demo_narrates_both_clips(tmp_path, capsys):
+    assert cli.main(["demo", "--output", str(tmp_path / "demo")]) == 0
+    printed = capsys.readouterr().out
+    truth = json.loads((ROOT / "media" / "world.jsonl").read_text())["turns"]
+    for turn in truth:
+        assert f"{turn['time']:8.1f} s  {turn['content']}\n" in printed
+    assert f"the same words at the same frame as the truth: {len(truth)} of {len(truth)}; besides these 0" in printed
+    assert printed.count("routing over") == printed.count("% less") // 2 == 2
+    for name, frames in {"world": 31, "cup": 17}.items():
+        assert len(decode_video(tmp_path / "demo" / f"{name}.overlay.mp4", 2)[0]) == frames
+        with av.open(str(tmp_path / "demo" / f"{name}.srt")) as subtitles:
+            assert sum(packet.size > 0 for packet in subtitles.demux()) >= 4
+
+
+def test_the_world_clip_is_its_seed():
+    """What media/README.md says it was made with."""
+    truth = json.loads((ROOT / "media" / "world.jsonl").read_text())["turns"]
+    assert [(turn["time"], turn["content"]) for turn in truth] == world_stream(7).narrations
+    frames, _ = decode_video(ROOT / "media" / "world.mp4", 2)
+    difference = np.abs(frames.astype(int) - world_stream(7).frames(2, 384))
+    assert difference.mean() < 4
+
+
+@pytest.mark.parametrize("keep_ratio", [None, 0.5])
+def test_savings_are_counted_exactly(keep_ratio):
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    savings = measure_savings(model, processor, world_stream(8).frames(2, 96)[:5], keep_ratio)
+    assert model.config.text_config.vision_routing == "mod" and model.keep_ratio == 0.2
+    tokens = 1 + len(processor.stream_start_ids) + 5 * 10 + 4  # beginning, opening, frames, separators
+    kept = 2 if keep_ratio is None else 5
+    per_token = 2 * 4 * 32 * 4
+    assert savings.dense_bytes == 8 * tokens * per_token
+    assert savings.bytes == savings.dense_bytes - 4 * 5 * (10 - kept) * per_token
+    assert (savings.kept, savings.tokens, savings.routed_layers, savings.layers) == (kept, 10, 4, 8)
+    assert savings.seconds > 0 and savings.dense_seconds > 0
+    less = 100 * (1 - savings.bytes / savings.dense_bytes)
+    assert f"{less:.0f} % less" in str(savings)

@@ -1,0 +1,73 @@
+"""The overlay video shows what the model saw, which patches each routed layer kept, and what was said."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from fresh import ROOT
+
+from videollm_mod import StreamEvent, VideoLLMMoDConfig, VideoLLMMoDVideoProcessor, WatchedFrame
+from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod.narration.overlay import PANEL, SIDE, SKIPPED, STRIP, OverlayVideo, kept_cells, square
+
+CONFIG = VideoLLMMoDConfig.from_pretrained(ROOT)
+
+
+def watched(kept, time=1.0, silence=0.3, event=None) -> WatchedFrame:
+    return WatchedFrame(time, silence, tuple(None if k is None else torch.tensor(k) for k in kept), event)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_cells_are_bright_where_layers_kept_them(tmp_path, seed):
+    rng = random.Random(seed)
+    kept = [None, *(sorted(rng.sample(range(10), 2)) for _ in range(3))]
+    overlay = OverlayVideo(tmp_path / "o.mp4", CONFIG, 2.0, 0.725)
+    picture = overlay.draw(np.full((90, 90, 3), 200, np.uint8), watched(kept))
+    assert picture.shape == (SIDE + STRIP, SIDE + PANEL, 3)
+    for cell in range(9):
+        count = sum(cell + 1 in layer for layer in kept if layer)  # token 0 is the class token
+        row, column = (int((index + 0.5) * SIDE / 3) for index in divmod(cell, 3))
+        expected = 200 * (SKIPPED + (1 - SKIPPED) * (count / 3) ** 0.5)
+        assert picture[row, column, 0] == pytest.approx(expected, abs=1)
+    overlay.close()
+
+
+def test_kept_cells_leave_the_class_token_out():
+    assert kept_cells(np.array([0, 5]), (3, 3), True).nonzero() == (np.array([1]), np.array([1]))
+    assert kept_cells(np.array([0, 5]), (2, 3), False).tolist() == [[True, False, False], [False, False, True]]
+
+
+@pytest.mark.parametrize("do_pad", [True, False])
+@pytest.mark.parametrize("height, width", [(30, 90), (90, 30), (64, 64)])
+def test_the_frame_lies_where_the_processor_puts_it(do_pad, height, width):
+    frame = np.full((height, width, 3), 255, np.uint8)
+    processor = VideoLLMMoDVideoProcessor(size={"height": 96, "width": 96}, do_pad=do_pad, do_normalize=False)
+    pixels = processor(torch.from_numpy(frame)[None], return_tensors="pt")["pixel_values_videos"][0, 0]
+    assert np.array_equal(square(frame, 96, do_pad)[:, :, 0] > 127, pixels.numpy() > 0.5)
+
+
+@pytest.mark.parametrize("fps", [0.5, 2.0, 29.97])
+def test_the_video_has_a_frame_for_each_watched(tmp_path, fps):
+    overlay = OverlayVideo(tmp_path / "o.mp4", CONFIG, fps, 0.725)
+    event = StreamEvent(0.0, "narration", "A red circle appears " * 8, None, 0.1)
+    for index in range(7):
+        shade = np.full((48, 64, 3), 20 + 30 * index, np.uint8)
+        overlay.frame(shade, watched([[0, 1]] * 4, index / fps, index / 7, event if index == 2 else None))
+    overlay.event(StreamEvent(1.0, "answer", "Two.", "How many?"))
+    overlay.close()
+    frames, times = decode_video(tmp_path / "o.mp4", None) if fps is None else decode_video(tmp_path / "o.mp4", fps)
+    assert len(frames) == 7
+    np.testing.assert_allclose(times, np.arange(7) / fps)
+    strips = frames[:, SIDE + 40 :].reshape(7, -1).astype(int)
+    changed = (np.abs(np.diff(strips, axis=0)) > 60).mean(1) > 0.005
+    assert changed.tolist() == [False, True, True, False, False, False]  # said at 2, no longer new at 3
+
+
+def test_models_without_routed_layers_or_patches_are_drawn(tmp_path):
+    config = VideoLLMMoDConfig(frame_token_pooled=None)
+    overlay = OverlayVideo(tmp_path / "o.mp4", config, 2.0, 0.725)
+    frame = np.full((20, 20, 3), 77, np.uint8)
+    assert (overlay.draw(frame, watched([None, None]))[:SIDE, :SIDE] == 77).all()
+    overlay.draw(frame, watched([[0]] * 40))  # as many layers as a large model has
+    overlay.close()
