@@ -4,9 +4,12 @@ import random
 
 import pytest
 import torch
+from fresh import ROOT
 from tiny import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_model
 
-from videollm_mod.cache_videollm_mod import MoDCache
+from videollm_mod import MoDCache, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod.data.world import world_stream
+from videollm_mod.data.world_clip import write_clip
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -78,3 +81,38 @@ def test_gradients_are_the_cpus():
         gradients.append({n: p.grad.cpu().clone() for n, p in model.named_parameters() if p.grad is not None})
     for name, gradient in gradients[0].items():
         torch.testing.assert_close(gradients[1][name], gradient, atol=1e-4, rtol=1e-3, msg=lambda m, n=name: n + m)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_session_is_the_cpus_and_moves_between_devices(tmp_path, dtype):
+    """Blocks, one by one, forked, and saved on one device and restored on the other."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    stream = world_stream(71)
+    frames, times = stream.frames(height=96), stream.frame_times(2.0).tolist()
+    session = model.stream(processor)
+    expected = [(e.time, e.text) for e in session.push(frames, times) + session.ask("What happened last?")]
+    model.to("cuda", dtype)
+    together, single = model.stream(processor), model.stream(processor)
+    events = together.push(frames[:9], times[:9])
+    restored = type(together).load(together.save(tmp_path / "s"), model, processor)
+    for session in (restored, together.fork(), together):
+        rest = session.push(frames[9:], times[9:]) + session.ask("What happened last?")
+        assert [(e.time, e.text) for e in events + rest] == expected
+    alone = [e for frame, time in zip(frames, times, strict=True) for e in single.push(frame[None], [time])]
+    alone += single.ask("What happened last?")
+    assert [(e.time, e.text) for e in alone] == expected
+    assert all(seconds > 0 for seconds in single.stats.seconds.values())
+    if dtype == torch.float32:
+        model.cpu()
+        session = type(together).load(tmp_path / "s", model, processor)
+        rest = session.push(frames[9:], times[9:]) + session.ask("What happened last?")
+        assert [(e.time, e.text) for e in events + rest] == expected
+
+
+def test_narrate_runs_on_the_gpu(tmp_path, capsys):
+    path = write_clip(tmp_path / "clip.mp4", seed=72)[0]
+    for arguments in ([], ["--dtype", "float32"], ["--device", "cuda:0"]):
+        assert cli.main(["narrate", str(path), *arguments]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines == [f"{time:8.1f} s  {text}" for time, text in world_stream(72).narrations]
