@@ -8,6 +8,7 @@ Shapes: B batch, L tokens a layer holds, T tokens of a call, E frames of the lon
 """
 
 import copy
+from collections.abc import Callable
 
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
@@ -52,6 +53,14 @@ class MoDCacheLayer(DynamicLayer):
         self.positions = self.positions[:, :length].masked_fill(dropped[:, :length], PADDING)
         self.padded = bool((self.positions < 0).any())
 
+    def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        """See `MoDCache.forget`."""
+        stay = ~leaving[self.positions[0]]
+        positions = self.positions[:, stay]
+        distance = leaving.long().cumsum(0)[positions]
+        self.keys, self.values = turn(self.keys[:, :, stay], distance[0]), self.values[:, :, stay]
+        self.positions = positions - distance
+
     def select_rows(self, rows: torch.Tensor) -> None:
         if self.positions is None:
             return
@@ -86,6 +95,7 @@ class MoDCache(Cache):
 
     def _clear(self) -> None:
         self.seen_tokens = 0
+        self.frames_forgotten = 0
         self.next_position: torch.Tensor | None = None
         self.frame_ends: torch.Tensor | None = None
 
@@ -96,7 +106,7 @@ class MoDCache(Cache):
     @property
     def num_frames(self) -> torch.Tensor | None:
         """int64 [B]: frames each row has seen."""
-        return None if self.frame_ends is None else (self.frame_ends >= 0).sum(1)
+        return None if self.frame_ends is None else self.frames_forgotten + (self.frame_ends >= 0).sum(1)
 
     @property
     def after_frame(self) -> torch.Tensor | None:
@@ -159,6 +169,31 @@ class MoDCache(Cache):
         self.frame_ends = ends[:, (ends >= 0).any(0)]
         for layer in self.layers:
             layer.rollback(limits.to(layer.positions.device) if layer.positions is not None else limits)
+
+    def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        """Let tokens of a single stream leave every layer that holds them, and close the gaps: those that stay get the
+        positions 0, 1, 2, ... in their order.
+
+        Args:
+            leaving (`bool [M]`): of the tokens at positions 0 .. M-1, all that were seen.
+            turn (`Callable`): gives keys `[1, heads, L, head_dim]` moved back by int64 `[L]` positions.
+
+        Raises:
+            `ValueError`: for several streams or another number of tokens.
+        """
+        if self.next_position is None or self.next_position.tolist() != [len(leaving)] != [self.seen_tokens]:
+            raise ValueError(
+                f"`leaving` must hold each token of one stream, got {len(leaving)} for {self.next_position}"
+            )
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.forget(leaving.to(layer.keys.device), turn)
+        leaving = leaving.to(self.frame_ends.device)
+        ends = self.frame_ends[:, ~leaving[self.frame_ends[0]]]
+        self.frames_forgotten += self.frame_ends.shape[1] - ends.shape[1]
+        self.frame_ends = ends - leaving.long().cumsum(0)[ends]
+        self.seen_tokens = len(leaving) - int(leaving.sum())
+        self.next_position = torch.full_like(self.next_position, self.seen_tokens)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens of every row (negative or 0, as transformers calls it)."""

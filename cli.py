@@ -32,6 +32,12 @@ def add_narrate(commands) -> None:
     parser.add_argument("--fps", type=float, help="frames per second that the model sees; by default its own")
     parser.add_argument("--threshold", type=float, default=0.725, help="speak where silence is less probable")
     parser.add_argument("--keep-ratio", type=float, help="share of vision tokens that routed layers keep")
+    parser.add_argument(
+        "--max-cached-frames",
+        type=int,
+        metavar="N",
+        help="that are remembered; by default what the model can overlook",
+    )
     parser.add_argument("--format", choices=FORMATS, help="by default what the output's name ends in, else text")
     parser.add_argument("--output", type=Path, help="file for the events; by default standard output")
     parser.add_argument("--overlay", type=Path, metavar="FILE.mp4", help="video of what was seen, kept and said")

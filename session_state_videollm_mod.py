@@ -14,9 +14,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
+from .memory_videollm_mod import FIELDS
+
 FORMAT = "videollm-mod session"
 VERSION = 1
-OPTIONS = ("system_prompt", "speak_threshold", "keep_ratio", "max_new_tokens")
+OPTIONS = ("system_prompt", "speak_threshold", "keep_ratio", "max_cached_frames", "max_new_tokens", "cache_policy")
 STATE = ("query", "time", "_in_stream", "_ahead", "_pending", "_counts", "_seconds")
 # of the text config: what a cache means depends on these
 SHAPE_OPTIONS = (
@@ -60,6 +62,8 @@ def save_session(session, path: str | os.PathLike) -> Path:
         if layer.is_initialized:
             tensors |= {f"layers.{index}.keys": layer.keys, f"layers.{index}.values": layer.values}
             tensors[f"layers.{index}.positions"] = layer.positions.clone()  # dense layers share theirs
+    if session._memory is not None:
+        tensors |= {f"memory.{name}": getattr(session._memory, name) for name in FIELDS}
     if session._sampler.generator is not None:
         tensors["generator"] = session._sampler.generator.get_state()
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if value is not None}
@@ -71,6 +75,8 @@ def save_session(session, path: str | os.PathLike) -> Path:
             "generation_config": None if config is None else json.loads(config.to_json_string(use_diff=True)),
             "state": {name: getattr(session, name) for name in STATE},
             "seen_tokens": cache.seen_tokens,
+            "frames_forgotten": cache.frames_forgotten,
+            "tokens_forgotten": 0 if session._memory is None else session._memory.forgotten,
         }
     )
     metadata = {"format": FORMAT, "version": str(VERSION), "content": content}
@@ -122,13 +128,17 @@ def load_session(cls, path: str | os.PathLike, model, processor):
     for name, value in content["state"].items():
         setattr(session, name, value)
     cache, tensors = session.cache, {name: value.to(model.device) for name, value in tensors.items()}
-    cache.seen_tokens = content["seen_tokens"]
+    cache.seen_tokens, cache.frames_forgotten = content["seen_tokens"], content["frames_forgotten"]
     cache.next_position, cache.frame_ends = tensors.get("next_position"), tensors.get("frame_ends")
     for index, layer in enumerate(cache.layers):
         if f"layers.{index}.keys" in tensors:
             layer.lazy_initialization(tensors[f"layers.{index}.keys"], tensors[f"layers.{index}.values"])
             for name in ("keys", "values", "positions"):
                 setattr(layer, name, tensors[f"layers.{index}.{name}"])
+    if session._memory is not None:
+        session._memory.forgotten = content["tokens_forgotten"]
+        for name in FIELDS:
+            setattr(session._memory, name, tensors[f"memory.{name}"].cpu())
     if "generator" in tensors:
         session._sampler.generator.set_state(tensors["generator"].cpu())
     return session

@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import check_keep_ratio
 from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
+from .memory_videollm_mod import KeyTurner, StreamMemory
 from .sampling_videollm_mod import TokenSampler
 from .session_state_videollm_mod import load_session, save_session
 
@@ -73,6 +74,9 @@ class StreamingSession:
         speak_threshold (`float`): in [0, 1]; the model speaks after a frame where silence is less probable than this.
         keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep in this session, in (0, 1];
             the model's own if omitted.
+        max_cached_frames (`int`, *optional*): bound of what is remembered of the frames, see `StreamMemory`; at least
+            4. Everything if omitted.
+        cache_policy (`str`): what leaves first then, `"window"` or `"router"`.
         max_new_tokens (`int`): tokens of one narration or answer at most.
         generation_config (`GenerationConfig`, *optional*): how replies are chosen: sampling and everything that
             changes scores, over the tokens of the reply. Greedy if omitted. Its `max_new_tokens` is a limit too.
@@ -88,8 +92,10 @@ class StreamingSession:
         system_prompt: str | None = None,
         speak_threshold: float = 0.725,
         keep_ratio: float | None = None,
+        max_cached_frames: int | None = None,
         max_new_tokens: int = 64,
         generation_config: GenerationConfig | None = None,
+        cache_policy: str = "window",
     ):
         check_threshold("speak_threshold", speak_threshold)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
@@ -101,6 +107,7 @@ class StreamingSession:
         self.model, self.processor = model, processor
         self.system_prompt, self.speak_threshold = system_prompt, speak_threshold
         self.keep_ratio, self.max_new_tokens = keep_ratio, max_new_tokens
+        self.max_cached_frames, self.cache_policy = max_cached_frames, cache_policy
         self.generation_config = generation_config
         self._sampler = TokenSampler(model, processor, generation_config)
         self._running: Iterator | None = None  # what `watch` or `ask_tokens` handed out last
@@ -110,6 +117,10 @@ class StreamingSession:
         """Forget the stream, as if the session were new; its options stay."""
         self._break_off()
         self.cache = MoDCache(self.model.config)
+        self._memory = None
+        if self.max_cached_frames is not None:
+            self._memory = StreamMemory(self.max_cached_frames, self.model.config.num_frame_tokens, self.cache_policy)
+            KeyTurner(self._rotary_embedding)  # says if they can not be turned
         self.query: str | None = None
         self.time: float | None = None  # seconds, of the last frame
         self._in_stream = False
@@ -127,6 +138,7 @@ class StreamingSession:
         self._break_off()
         other = copy.copy(self)
         other.cache, other._sampler = self.cache.copy(), self._sampler.copy()
+        other._memory = None if self._memory is None else self._memory.copy()
         other._pending = list(self._pending)
         other._counts, other._seconds = dict(self._counts), dict(self._seconds)
         return other
@@ -155,7 +167,7 @@ class StreamingSession:
         itemsize = next((x.keys.element_size() for x in self.cache.layers if x.is_initialized), 0)
         return StreamStats(
             **self._counts,
-            tokens=tokens,
+            tokens=tokens + (0 if self._memory is None else self._memory.forgotten),
             kv_bytes=self.cache.num_bytes,
             kv_bytes_if_dense=tokens * per_token * itemsize,
             seconds=dict(self._seconds),
@@ -259,7 +271,8 @@ class StreamingSession:
             if done == encoded:
                 features = self._encode(frames[done : done + FRAMES_AT_ONCE])
                 encoded += len(features)
-            block = features[len(features) - (encoded - done) :][: self._ahead]
+            self._make_room()
+            block = features[len(features) - (encoded - done) :][: self._frames_ahead()]
             before, watched = (self.cache.get_seq_length(), self._pending, self._in_stream), 0
             try:
                 silence, kept = self._feed_frames(block)
@@ -279,7 +292,7 @@ class StreamingSession:
                         break
             finally:
                 if watched == 0:
-                    self.cache.rollback(before[0])
+                    self._rollback(before[0])
                     _, self._pending, self._in_stream = before
                 elif not speech[watched - 1]:
                     self._forget_frames(len(block) - watched)
@@ -314,7 +327,24 @@ class StreamingSession:
     def _forget_frames(self, count: int) -> None:
         """Take back the last frames, and the separators before them."""
         if count:
-            self.cache.rollback(self.cache.get_seq_length() - count * (len(self.processor.frame_ids) + 1))
+            self._rollback(self.cache.get_seq_length() - count * (len(self.processor.frame_ids) + 1))
+
+    def _rollback(self, position: int) -> None:
+        self.cache.rollback(position)
+        if self._memory is not None:
+            self._memory.rollback(position)
+
+    @property
+    def _rotary_embedding(self):
+        return self.model.model.language_model.rotary_emb
+
+    def _frames_ahead(self) -> int:
+        """Frames that may be fed together: a memory is emptied at the same frames however they are pushed."""
+        return self._ahead if self._memory is None else min(self._ahead, self._memory.room)
+
+    def _make_room(self) -> None:
+        if self._memory is not None and self._memory.room <= 0:
+            self._memory.make_room(self.cache, self._rotary_embedding)
 
     def _close_stream(self) -> None:
         if self._in_stream:
@@ -327,6 +357,7 @@ class StreamingSession:
         limit = self.max_new_tokens
         if self.generation_config is not None and self.generation_config.max_new_tokens is not None:
             limit = min(limit, self.generation_config.max_new_tokens)
+        self._make_room()
         self._pending, said = self._pending + self.processor.assistant_header_ids, []
         try:
             while len(said) < limit:
@@ -363,9 +394,16 @@ class StreamingSession:
         """The model's output for tokens that follow all that was fed before. A call that fails leaves no trace."""
         input_ids, before = torch.tensor([ids], device=self.model.device), self.cache.get_seq_length()
         try:
-            return self.model(input_ids=input_ids, past_key_values=self.cache, keep_ratio=self.keep_ratio, **inputs)
+            output = self.model(input_ids=input_ids, past_key_values=self.cache, keep_ratio=self.keep_ratio, **inputs)
+            if self._memory is not None:
+                scores = [layer.sigmoid() for layer in output.router_scores or () if layer is not None]
+                worth = torch.stack(scores).mean(0).cpu() if scores else None
+                self._memory.record(
+                    input_ids[0].cpu(), self.processor.video_token_id, self.processor.frame_separator_token_id, worth
+                )
+            return output
         except BaseException:
-            self.cache.rollback(before)
+            self._rollback(before)
             raise
 
 

@@ -117,10 +117,17 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
     if load is None:
         from .loading import load_checkpoint as load
     model, processor = load(options)
+    from ..memory_videollm_mod import frames_in_context  # as slow to import as the model
+
     if options.fps is None and processor.video_processor.fps != DEFAULT_FPS:
         source = open_source(options.source, processor.video_processor.fps)
     fps = options.fps or processor.video_processor.fps
-    session = model.stream(processor, speak_threshold=options.threshold, keep_ratio=options.keep_ratio)
+    session = model.stream(
+        processor,
+        speak_threshold=options.threshold,
+        keep_ratio=options.keep_ratio,
+        max_cached_frames=options.max_cached_frames or frames_in_context(model.config),
+    )
 
     with ExitStack() as stack:
         file = sys.stdout

@@ -56,6 +56,7 @@ class NarrateOptions:
     fps: float | None = None
     threshold: float = 0.725
     keep_ratio: float | None = None
+    max_cached_frames: int | None = None
     format: str | None = None
     output: Path | None = None
     overlay: Path | None = None
@@ -73,6 +74,8 @@ class NarrateOptions:
             raise ValueError(f"`--threshold` must be in [0, 1], got {self.threshold:g}")
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise ValueError(f"`--keep-ratio` must be in (0, 1], got {self.keep_ratio:g}")
+        if self.max_cached_frames is not None and self.max_cached_frames < 4:
+            raise ValueError(f"`--max-cached-frames` must be at least 4, got {self.max_cached_frames}")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"`--device` must be auto, cpu, mps, cuda or cuda:N, got {self.device!r}")
         self.parsed_queries()

@@ -6,7 +6,7 @@ import numpy as np
 
 from ..configuration_videollm_mod import num_kept_tokens
 
-ROUNDS = 5
+ROUNDS = 10
 
 
 @dataclass
@@ -31,16 +31,19 @@ class Savings:
     dense_seconds: float
 
     def __str__(self) -> str:
-        less_memory = 100 * (1 - self.bytes / self.dense_bytes)
-        less_time = 100 * (1 - self.seconds / self.dense_seconds)
         return (
             f"routing over {self.frames} frames: {self.kept} of {self.tokens} vision tokens enter "
             f"{self.routed_layers} of {self.layers} layers\n"
             f"  cache           {self.bytes / 1e6:8.2f} MB, dense {self.dense_bytes / 1e6:8.2f} MB: "
-            f"{less_memory:.0f} % less\n"
+            f"{compared(self.bytes, self.dense_bytes)}\n"
             f"  language model  {self.seconds * 1e3:8.0f} ms, dense {self.dense_seconds * 1e3:8.0f} ms: "
-            f"{less_time:.0f} % less"
+            f"{compared(self.seconds, self.dense_seconds)}"
         )
+
+
+def compared(value: float, dense: float) -> str:
+    change = 100 * (value / dense - 1)
+    return f"{abs(change):.0f} % {'less' if change <= 0 else 'more'}"
 
 
 def measure_savings(model, processor, frames: np.ndarray, keep_ratio: float | None = None) -> Savings:

@@ -151,6 +151,29 @@ def test_events_are_those_of_a_session(run, clip, checkpoint):
     assert last["stats"]["kv_bytes"] == session.stats.kv_bytes and last["stats"]["keep_ratio"] == 0.5
 
 
+def test_long_streams_stay_true(run, tmp_path):
+    """Twice the length of any stream in training and more: by default the model forgets what it can not overlook."""
+    streams, frames, expected, start = [world_stream(seed) for seed in range(5000, 5006)], [], [], 0.0
+    for stream in streams:
+        frames.append(stream.frames(2, 192))
+        expected += [(time + start, text) for time, text in stream.narrations]
+        start += len(frames[-1]) / 2
+    path = write_video(tmp_path / "long.mkv", np.concatenate(frames), "mjpeg", fps=2)
+    lines = {}
+    for limit in ([], ["--max-cached-frames", 16], ["--max-cached-frames", 10_000]):
+        code, out, _ = run(path, "--format", "jsonl", "--query", "Narrate what happens.", *limit)
+        assert code == 0
+        lines[str(limit)] = [json.loads(line) for line in out]
+    exact = {
+        limit: len({(e["time"], e["text"]) for e in found[:-1]} & set(expected)) / len(expected)
+        for limit, found in lines.items()
+    }
+    held = {limit: found[-1]["stats"]["kv_bytes"] for limit, found in lines.items()}
+    bounded, short, unbounded = lines
+    assert exact[bounded] > 0.95 and exact[short] > 0.95 and exact[unbounded] < 0.7
+    assert held[short] < held[bounded] < held[unbounded] / 2
+
+
 def test_standard_input(clip):
     # an .mp4 keeps its index at the end, which a pipe can not wait for
     with av.open(str(clip)) as read, av.open(str(clip.with_suffix(".ts")), "w") as write:
@@ -360,6 +383,8 @@ ARGUMENTS = {
     "--keep-ratio 0": "`--keep-ratio` must be in (0, 1], got 0",
     "--keep-ratio 1.1": "`--keep-ratio` must be in (0, 1]",
     "--keep-ratio nan": "`--keep-ratio` must be in (0, 1], got nan",
+    "--max-cached-frames 0": "`--max-cached-frames` must be at least 4, got 0",
+    "--max-cached-frames many": "argument --max-cached-frames: invalid int value: 'many'",
     "--format pdf": "argument --format: invalid choice: 'pdf'",
     "--dtype int8": "argument --dtype: invalid choice: 'int8'",
     "--device tpu": "`--device` must be auto, cpu, mps, cuda or cuda:N, got 'tpu'",
