@@ -94,6 +94,53 @@ def add_world(commands) -> None:
     parser.set_defaults(run=run)
 
 
+def add_data(commands) -> None:
+    parser = commands.add_parser("validate", help="name every fault of a JSONL file of streams")
+    parser.add_argument("file", type=Path)
+
+    def run_validate(arguments: dict) -> None:
+        from .data.jsonl import validate
+
+        file = arguments["file"]
+        faults = validate(file)
+        for fault in faults:
+            print(f"{file}:{fault}")
+        if faults:
+            raise ValueError(f"{len(faults)} faults in {file}")
+        print(f"{file}: no faults")
+
+    parser.set_defaults(run=run_validate)
+
+    parser = commands.add_parser("extract", help="write the features of the videos of a JSONL file, to train on")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--model", required=True, help="folder or Hub id")
+    parser.add_argument("--output", type=Path, required=True, help="a folder; what is in it already is not redone")
+    parser.add_argument("--batch-size", type=int, default=64, help="frames encoded together")
+
+    def run_extract(arguments: dict) -> None:
+        from .data.extract import extract
+
+        print(extract(jsonl=arguments.pop("file"), **arguments))
+
+    parser.set_defaults(run=run_extract)
+
+    parser = commands.add_parser("prepare", help="turn a public data set into JSONL")
+    parser.add_argument("dataset", help="ego4d, goalstep, coin or egoexo4d")
+    parser.add_argument("annotations", type=Path, help="the data set's JSON file")
+    parser.add_argument("--task", required=True, help="narration, chat, lta, step, task, next, procedure, ...")
+    parser.add_argument("--videos", type=Path, required=True, help="the folder of the videos")
+    parser.add_argument("--output", type=Path, required=True, help="the JSONL file")
+    parser.add_argument("--subset", help="only this one, as the annotations name it")
+    parser.add_argument("--missing", default="stop", help="stop (the default) or skip where videos are missing")
+
+    def run_prepare(arguments: dict) -> None:
+        from .data.prepare import prepare
+
+        print(prepare(**arguments))
+
+    parser.set_defaults(run=run_prepare)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code: 2 for bad input."""
     parser = Parser(prog="videollm-mod", description="Streaming video language model.")
@@ -103,6 +150,7 @@ def main(argv: list[str] | None = None) -> int:
     add_demo(commands)
     add_train(commands)
     add_world(commands)
+    add_data(commands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run", None)
     if run is None:

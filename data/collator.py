@@ -1,8 +1,13 @@
-"""From examples to a batch: rows padded on the left, frames of all rows one after the other."""
+"""From examples to a batch: rows padded on the left or packed, frames of all rows one after the other."""
 
 from dataclasses import dataclass
 
 import torch
+
+from .augmentation import IGNORE_INDEX, ReplyAugmentation
+from .turns import clip
+
+FRAMES = ("frames", "pixel_values_videos", "video_features")
 
 
 @dataclass
@@ -11,24 +16,43 @@ class StreamCollator:
     An example is `{"input_ids": list[int], "labels": list[int]}` with its frames, one of `"frames"` (uint8
     `[F, 3, H, W]`, preprocessed on the device by `training.StreamTrainer`), `"pixel_values_videos"` or
     `"video_features"`. Where frames repeat, `"frame_index"` (int64 `[F]`) says which of the example's `"frames"` each
-    frame of the stream is. The batch holds `input_ids`, `attention_mask` and `labels`, int64 `[B, T]`, and the frames
-    of all rows in row order.
+    frame of the stream is.
+
+    The batch holds `input_ids`, `attention_mask` and `labels`, int64 `[B, T]`, and the frames of all rows in row
+    order. Packed, `position_ids` take the place of `attention_mask`: they start at 0 with each sequence, and so the
+    model tells the sequences of a row apart.
+
+    Args:
+        pad_token_id (`int`).
+        processor (`VideoLLMMoDProcessor`, *optional*): that made the examples; needed to cut them.
+        max_tokens (`int`, *optional*): tokens of a row at most. A longer example loses what does not fit at its end,
+            whole turns and whole frames (`turns.clip`).
+        packing (`bool`): put several examples into a row, in as few rows as `max_tokens` allows by taking the longest
+            first; in one row without it. Every row is one example otherwise.
+        augmentation (`ReplyAugmentation`, *optional*): alters narrations, before examples are cut.
+
+    Raises:
+        `ValueError`: for `max_tokens` that is no number of tokens, without a processor, or too small for an example.
     """
 
     pad_token_id: int
+    processor: object = None
+    max_tokens: int | None = None
+    packing: bool = False
+    augmentation: ReplyAugmentation | None = None
+
+    def __post_init__(self):
+        if self.max_tokens is not None:
+            if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, int) or self.max_tokens < 1:
+                raise ValueError(f"`max_tokens` must be a whole number of at least 1, got {self.max_tokens!r}")
+            if self.processor is None:
+                raise ValueError(f"`max_tokens`, {self.max_tokens}, needs a `processor`: it knows where a frame ends")
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        length = max(len(example["input_ids"]) for example in examples)
-
-        def padded(rows: list[list[int]], value: int) -> torch.Tensor:
-            return torch.tensor([[value] * (length - len(row)) + list(row) for row in rows])
-
-        batch = {
-            "input_ids": padded([example["input_ids"] for example in examples], self.pad_token_id),
-            "attention_mask": padded([[1] * len(example["input_ids"]) for example in examples], 0),
-            "labels": padded([example["labels"] for example in examples], -100),
-        }
-        for name in ("frames", "pixel_values_videos", "video_features"):
+        rows = self.rows([self.prepared(example) for example in examples])
+        batch = self.packed(rows) if self.packing else self.padded(rows)
+        examples = [example for row in rows for example in row]
+        for name in FRAMES:
             if name in examples[0]:
                 batch[name] = torch.cat([example[name] for example in examples])
         if "frame_index" in examples[0]:
@@ -38,3 +62,64 @@ class StreamCollator:
                 first += len(example["frames"])
             batch["frame_index"] = torch.cat(indices)
         return batch
+
+    def prepared(self, example: dict) -> dict:
+        """An example altered and cut."""
+        example = {**example, "input_ids": list(example["input_ids"]), "labels": list(example["labels"])}
+        if self.augmentation is not None:
+            altered = self.augmentation(example["input_ids"], example["labels"])
+            example["input_ids"], example["labels"] = altered
+        if self.max_tokens is not None and len(example["input_ids"]) > self.max_tokens:
+            tokens, num_frames = clip(example["input_ids"], self.max_tokens, self.processor)
+            example |= {name: example[name][:tokens] for name in ("input_ids", "labels")}
+            if "frame_index" in example:
+                used, example["frame_index"] = example["frame_index"][:num_frames].unique(return_inverse=True)
+                example["frames"] = example["frames"][used]
+            else:
+                example |= {name: example[name][:num_frames] for name in FRAMES if name in example}
+        # nothing comes before the first token that could predict it, but in a row something stands there
+        example["labels"][:1] = [IGNORE_INDEX] * len(example["labels"][:1])
+        return example
+
+    def rows(self, examples: list[dict]) -> list[list[dict]]:
+        """The examples of each row: first fit, the longest first."""
+        if not self.packing:
+            return [[example] for example in examples]
+        if self.max_tokens is None:
+            return [examples]
+        rows, left = [], []
+        for example in sorted(examples, key=lambda example: len(example["input_ids"]), reverse=True):
+            length = len(example["input_ids"])
+            place = next((index for index, room in enumerate(left) if length <= room), len(rows))
+            if place == len(rows):
+                rows.append([])
+                left.append(self.max_tokens)
+            rows[place].append(example)
+            left[place] -= length
+        return rows
+
+    def padded(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
+        length = max(len(example["input_ids"]) for (example,) in rows)
+
+        def pad(values: list[list[int]], value: int) -> torch.Tensor:
+            return torch.tensor([[value] * (length - len(row)) + row for row in values])
+
+        return {
+            "input_ids": pad([example["input_ids"] for (example,) in rows], self.pad_token_id),
+            "attention_mask": pad([[1] * len(example["input_ids"]) for (example,) in rows], 0),
+            "labels": pad([example["labels"] for (example,) in rows], IGNORE_INDEX),
+        }
+
+    def packed(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
+        """Padding stands on the right, as one more sequence of the row."""
+        length = max(sum(len(example["input_ids"]) for example in row) for row in rows)
+        batch = {"input_ids": [], "position_ids": [], "labels": []}
+        for row in rows:
+            padding = length - sum(len(example["input_ids"]) for example in row)
+            lengths = [*(len(example["input_ids"]) for example in row), padding]
+            ids = [token for example in row for token in example["input_ids"]]
+            labels = [label for example in row for label in example["labels"]]
+            batch["input_ids"].append(ids + [self.pad_token_id] * padding)
+            batch["labels"].append(labels + [IGNORE_INDEX] * padding)
+            batch["position_ids"].append([position for count in lengths for position in range(count)])
+        return {name: torch.tensor(values) for name, values in batch.items()}

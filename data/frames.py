@@ -1,0 +1,84 @@
+"""Frames of a video file at the size that a model sees, a few at full size in memory at a time.
+
+Frame `i` is the one on screen `i / fps` seconds after the video's first frame, whatever part of the video is taken; so
+rows of extracted features and frames decoded again are the same frames.
+
+Shapes: `F` frames, `H` and `W` pixels of the processor's size.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+import torch
+
+from ..decoding_videollm_mod import iter_video_frames
+from ..video_processing_videollm_mod import resize_frames
+
+TOLERANCE = 1e-6  # seconds or frames: times such as 0.1 * 3 are meant to be on the grid
+
+
+def frame_range(fps: float, start: float | None = None, end: float | None = None) -> tuple[int, int | None]:
+    """Indices `(first, stop)` of the frames with `start <= time < end`, seconds; of the one on screen at `start` where
+    there is none. `stop` is None without `end`."""
+    first = math.ceil((start or 0.0) * fps - TOLERANCE)
+    if end is None:
+        return first, None
+    stop = math.ceil(end * fps - TOLERANCE)
+    if stop <= first:
+        first = int((start or 0.0) * fps + TOLERANCE)
+    return first, max(stop, first + 1)
+
+
+def iter_frames(
+    video: str, fps: float, video_processor, first: int = 0, stop: int | None = None, at_once: int = 16
+) -> Iterator[torch.Tensor]:
+    """Decode the frames `first <= i < stop` of a video, `at_once` at a time.
+
+    Yields:
+        uint8 `[f, 3, H, W]`, `f <= at_once`: resized and letterboxed as `video_processor` does, to whole numbers.
+
+    Raises:
+        as `iter_video_frames`.
+    """
+    frames = islice((frame for frame, _ in iter_video_frames(video, fps)), first, stop)
+    while batch := list(islice(frames, at_once)):
+        pixels = torch.from_numpy(np.stack(batch)).movedim(-1, 1)
+        if video_processor.do_resize:
+            size, resample, do_pad = video_processor.size, video_processor.resample, video_processor.do_pad
+            pixels = resize_frames(pixels.float(), size, resample, do_pad).clamp(0, 255).round().to(torch.uint8)
+        yield pixels.contiguous()
+
+
+def read_frames(
+    video: str, fps: float, video_processor, first: int = 0, stop: int | None = None, at_once: int = 16
+) -> torch.Tensor:
+    """uint8 `[F, 3, H, W]`: all that `iter_frames` yields.
+
+    Raises:
+        `ValueError`: if there is no such frame; and as `iter_video_frames`.
+    """
+    chunks = list(iter_frames(video, fps, video_processor, first, stop, at_once))
+    if not chunks:
+        raise ValueError(f"{video} ends before {first / fps} seconds, where its frames were to start")
+    return torch.cat(chunks)
+
+
+def video_seconds(video: str) -> float | None:
+    """Seconds that a video says it lasts, None if it does not say; its first frame is decoded to see that it can be.
+
+    Raises:
+        as `iter_video_frames`; `ValueError` too if there is no frame.
+    """
+    import av
+
+    frames = iter_video_frames(video, fps=None)
+    if next(frames, None) is None:
+        raise ValueError(f"there is no frame in {video}")
+    frames.close()
+    with av.open(video, metadata_errors="replace") as container:
+        stream = container.streams.video[0]
+        if stream.duration is not None:
+            return float(stream.duration * stream.time_base)
+        return None if container.duration is None else container.duration / av.time_base
