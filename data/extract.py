@@ -19,7 +19,8 @@ from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .features import fingerprint, read_about, write_features
 from .files import PARTIAL, written_whole
 from .frames import iter_frames
-from .jsonl import iter_lines, media_of, validate
+from .jsonl import check, iter_lines, missing_error, missing_media
+from .stream_checks import media_of
 
 INDEX = "index.json"
 
@@ -95,10 +96,9 @@ def extract(jsonl: str | Path, model: str | Path, output: str | Path, batch_size
     jsonl, output = Path(jsonl), Path(output)
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1, got {batch_size}")
-    if faults := validate(jsonl):
-        raise ValueError(
-            f"{len(faults)} faults in {jsonl}, the first at line {faults[0]}. `videollm-mod validate` shows all"
-        )
+    check(jsonl)
+    if gone := missing_media(jsonl):
+        raise missing_error(jsonl, gone)
     if not output.parent.is_dir():
         raise FileNotFoundError(f"the folder of the output does not exist: {output.parent}")
     if output.resolve() == jsonl.parent.resolve():

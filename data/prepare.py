@@ -8,7 +8,7 @@ from pathlib import Path
 from . import coin, ego4d, ego4d_lta, egoexo4d, goalstep
 from .annotations import Request, Stream
 from .files import written_whole
-from .jsonl import check_stream
+from .stream_checks import check_stream
 
 DATASETS = {
     "ego4d": {**ego4d.TASKS, **ego4d_lta.TASKS},

@@ -14,7 +14,7 @@ from transformers.utils import logging
 
 from .features import fingerprint, read_about, read_features
 from .frames import TOLERANCE, frame_range, read_frames
-from .jsonl import line_spans, read_streams, validate
+from .jsonl import check, line_spans, missing_error, missing_media, read_streams
 
 logger = logging.get_logger(__name__)
 
@@ -155,14 +155,10 @@ def load_streams(path: str | Path, processor, *, streaming: bool = False, missin
         raise ValueError(f"{path} has lines with `video` and lines with `features`; a batch can not hold both")
     gone = missing_media(path)
     if gone and missing == "stop":
-        files = sorted(set(gone.values()))
-        raise FileNotFoundError(
-            f"{len(files)} files of {path} are missing, such as {', '.join(files[:3])}; `missing='skip'` leaves their "
-            "lines out"
-        )
+        raise missing_error(path, gone)
     spans = line_spans(path, SHARDS)
     if len(gone) == sum(count for _, _, count in spans):
-        raise FileNotFoundError(f"all {len(gone)} videos or features of {path} are missing, such as {gone[min(gone)]}")
+        raise missing_error(path, gone)
     if gone:
         logger.warning(f"{path}: {len(gone)} lines are left out, their videos or features are missing")
     with open(path, "rb") as file:
@@ -174,21 +170,6 @@ def load_streams(path: str | Path, processor, *, streaming: bool = False, missin
         lines = IterableDataset.from_generator(rows, features=COLUMNS, gen_kwargs=source)
         return lines.map(examples.example, remove_columns=list(COLUMNS))
     return Dataset.from_generator(rows, features=COLUMNS, gen_kwargs=source).with_transform(examples)
-
-
-def check(path: str | Path) -> None:
-    """Raise `ValueError` if lines of a file are faulty, naming the first."""
-    faults = validate(path, media=False)
-    if faults:
-        raise ValueError(
-            f"{len(faults)} faults in {path}, the first at line {faults[0]}. `videollm-mod validate` shows all"
-        )
-
-
-def missing_media(path: str | Path) -> dict[int, str]:
-    """Line number -> path of the video or features, where that is no file."""
-    media = ((stream["line"], stream.get("video") or stream["features"]) for stream in read_streams(path))
-    return {line: file for line, file in media if "://" not in file and not Path(file).is_file()}
 
 
 def check_features(path: str | Path, model, video_processor) -> None:

@@ -1,0 +1,173 @@
+"""What may be wrong with one line of a JSONL file of streams (`data.jsonl`), and what would be right."""
+
+import math
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from ..conversation_videollm_mod import clean_text
+from ..decoding_videollm_mod import shown
+from .features import read_about
+from .frames import video_seconds
+
+MEDIA = ("video", "features")
+FIELDS = (*MEDIA, "fps", "start", "end", "turns")
+TURN_FIELDS = ("time", "role", "content")
+ROLES = ("system", "user", "assistant")
+SLACK = 1.0  # seconds by which annotations may outlast their video: containers round, annotators too
+Problem = tuple[str, str, str]  # field, what is wrong, what would be right
+
+
+class Object(dict):
+    """A JSON object that remembers which of its keys were given more than once."""
+
+    def __init__(self, pairs: list[tuple[str, Any]]):
+        super().__init__(pairs)
+        names = [name for name, _ in pairs]
+        self.repeated = sorted({name for name in names if names.count(name) > 1})
+
+
+def check_keys(item: Object, prefix: str, known: tuple[str, ...]) -> Iterator[Problem]:
+    for name in getattr(item, "repeated", ()):
+        yield f"{prefix}{name}", "it is given more than once", "give it once"
+    for name in item:
+        if name in known:
+            continue
+        like = get_close_matches(name, known, n=1)
+        meant = f"did you mean {like[0]}?" if like else f"known fields are {', '.join(known)}"
+        yield f"{prefix}{shown(name)[1:-1]}", "unknown field", meant
+
+
+def is_seconds(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= float(value) < math.inf
+    except OverflowError:
+        return False
+
+
+def is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+
+
+def check_turns(turns: list, start: float, end: float) -> Iterator[Problem]:
+    last = start
+    for index, turn in enumerate(turns):
+        where = f"turns[{index}]"
+        if not isinstance(turn, dict):
+            yield where, f"it is {shown(turn)}", 'an object {"time": ..., "role": ..., "content": ...}'
+            continue
+        yield from check_keys(turn, f"{where}.", TURN_FIELDS)
+        for name in TURN_FIELDS:
+            if name not in turn:
+                yield f"{where}.{name}", "it is missing", f"every turn has {', '.join(TURN_FIELDS)}"
+        time, role, content = (turn.get(name) for name in TURN_FIELDS)
+        if "time" in turn:
+            if not is_seconds(time):
+                yield f"{where}.time", f"it is {shown(time)}", "a finite number of seconds >= 0"
+            elif not start <= time <= end:
+                right = f"a time from `start`, {start}, on" if end == math.inf else f"a time in [{start}, {end}]"
+                yield f"{where}.time", f"{time} is outside the part that is taken", right
+            elif time < last:
+                yield f"{where}.time", f"{time} is before the turn above it", f"turns in order of time, from {last} on"
+            else:
+                last = time
+        if "role" in turn:
+            if not isinstance(role, str) or role not in ROLES:
+                yield f"{where}.role", f"it is {shown(role)}", f"one of {', '.join(ROLES)}"
+            elif role == "system" and index > 0:
+                yield f"{where}.role", "a system turn after another turn", "system only as the first turn"
+        if "content" in turn:
+            if not isinstance(content, str):
+                yield f"{where}.content", f"it is {shown(content)}", "a string"
+            elif not clean_text(content):
+                yield f"{where}.content", "it is empty", "what is said"
+            elif any("\ud800" <= character <= "\udfff" for character in content):
+                yield f"{where}.content", "half of a surrogate pair, which is no character", "whole characters"
+
+
+def check_stream(stream: Any) -> Iterator[Problem]:
+    """What is wrong with the value of a line, without looking at its media."""
+    if not isinstance(stream, dict):
+        yield "line", f"it is {shown(stream)}", 'an object {"video": ..., "turns": [...]}'
+        return
+    yield from check_keys(stream, "", FIELDS)
+    given = [name for name in MEDIA if name in stream]
+    if not given:
+        yield "video", "neither video nor features is given", "the path of a video, or of its features"
+    if len(given) == 2:
+        yield "features", "both video and features are given", "one of them"
+    for name in given:
+        if not is_path(stream[name]):
+            yield name, f"it is {shown(stream[name])}", "a path as a string"
+    fps = stream.get("fps")
+    if "fps" in stream and (not is_seconds(fps) or not fps):
+        yield "fps", f"it is {shown(fps)}", "a finite number of frames per second > 0"
+    part = {"start": 0.0, "end": math.inf}
+    for name in part:
+        if name in stream:
+            if is_seconds(stream[name]):
+                part[name] = stream[name]
+            else:
+                yield name, f"it is {shown(stream[name])}", "a finite number of seconds >= 0"
+    if part["start"] >= part["end"]:
+        yield "end", f"{part['end']} is not after `start`, {part['start']}", "an end after the start"
+        part["end"] = math.inf
+    turns = stream.get("turns")
+    if "turns" not in stream:
+        yield "turns", "it is missing", "a list of turns"
+    elif not isinstance(turns, list):
+        yield "turns", f"it is {shown(turns)}", "a list of turns"
+    elif not turns:
+        yield "turns", "it is empty", "at least one turn"
+    else:
+        yield from check_turns(turns, part["start"], part["end"])
+
+
+def check_media(stream: Any, folder: Path, seen: dict) -> Iterator[Problem]:
+    """What is wrong with the media of a line, and with times beyond their end, as far as the line can be understood.
+    `seen`: what was found of the files before."""
+    given = [name for name in MEDIA if isinstance(stream, dict) and is_path(stream.get(name))]
+    if len(given) != 1 or "://" in stream[given[0]]:
+        return
+    name, path = media_of(stream, folder)
+    if (name, path) not in seen:
+        seen[name, path] = probe(name, path)
+    problem, fps, seconds = seen[name, path]
+    if problem:
+        yield name, *problem
+        return
+    if fps is not None and is_seconds(stream.get("fps")) and stream["fps"] != fps:
+        yield "fps", f"it is {stream['fps']}, but the features were taken at {fps}", f"{fps}, or new features"
+    if seconds is None:
+        return
+    turns = stream.get("turns")
+    times = {"start": stream.get("start"), "end": stream.get("end")}
+    for index, turn in enumerate(turns if isinstance(turns, list) else ()):
+        times[f"turns[{index}].time"] = turn.get("time") if isinstance(turn, dict) else None
+    for field, time in times.items():
+        limit = seconds if field == "start" else seconds + SLACK
+        if is_seconds(time) and (time > limit or (field == "start" and time == limit)):
+            yield field, f"{time} is beyond the end of the {name}", f"a time within its {seconds:.3f} seconds"
+
+
+def probe(name: str, path: str) -> tuple[tuple[str, str] | None, float | None, float | None]:
+    """What is wrong with a file, else the fps of features, and the seconds it lasts."""
+    if not Path(path).is_file():
+        problem = f"there is no file {path}" if not Path(path).exists() else f"{path} is no file"
+        return (problem, "a path relative to the folder of the JSONL file, or an absolute one"), None, None
+    try:
+        if name == "video":
+            return None, None, video_seconds(path)
+        about = read_about(path)
+        return None, about["fps"], about["num_frames"] / about["fps"]
+    except (ValueError, OSError) as error:
+        right = "a video that FFmpeg can decode" if name == "video" else "a file that `videollm-mod extract` wrote"
+        return (" ".join(str(error).split()), right), None, None
+
+
+def media_of(stream: dict, folder: Path) -> tuple[str, str]:
+    """`("video" | "features", path or URL)` of a line; paths as seen from anywhere."""
+    name = "video" if "video" in stream else "features"
+    path = stream[name]
+    return name, path if "://" in path else str(folder / path)

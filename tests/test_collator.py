@@ -1,0 +1,248 @@
+"""Batches: packed rows equal separate ones, cuts and altered narrations equal the encoding of such conversations."""
+
+import random
+from itertools import pairwise
+
+import pytest
+import torch
+from small import small_model
+
+from videollm_mod.data.augmentation import ReplyAugmentation
+from videollm_mod.data.collator import StreamCollator
+from videollm_mod.data.turns import clip, read_turns
+
+WORDS = ["A red square appears.", "It leaves.", "The blue cross moves to the top.", "Nothing, at all [yet]."]
+
+
+@pytest.fixture(scope="module")
+def model_and_processor():
+    return small_model()
+
+
+@pytest.fixture(scope="module")
+def processor(model_and_processor):
+    return model_and_processor[1]
+
+
+def random_messages(rng: random.Random, turns: int = 6) -> list[dict]:
+    """Any order of turns, but no two streams in a row, which would be one."""
+    messages = [{"role": "system", "content": rng.choice(WORDS)}] if rng.random() < 0.5 else []
+    for _ in range(turns):
+        roles = (
+            ["user", "assistant"] if messages and messages[-1]["role"] == "stream" else ["user", "stream", "stream"]
+        )
+        role = rng.choice(roles)
+        if role == "stream":
+            messages.append({"role": role, "num_frames": rng.randint(1, 5)})
+        else:
+            messages.append({"role": role, "content": rng.choice(WORDS)})
+    return messages
+
+
+def narrated(rng: random.Random, replies: int = 4) -> list[dict]:
+    """Streams with narrations between them, which all differ."""
+    messages = [{"role": "user", "content": "Narrate."}]
+    for index in range(replies):
+        messages.append({"role": "stream", "num_frames": rng.randint(1, 4)})
+        messages.append({"role": "assistant", "content": f"{rng.choice(WORDS)} {index}"})
+    return [*messages, {"role": "stream", "num_frames": rng.randint(1, 3)}]
+
+
+def example_of(messages: list[dict], processor) -> dict:
+    input_ids, labels, _ = processor.encode_conversation(messages)
+    num_frames = sum(message.get("num_frames", 0) for message in messages)
+    return {"input_ids": input_ids, "labels": labels, "video_features": torch.randn(num_frames, 5, 16)}
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_turns_are_found_again(processor, seed):
+    messages = random_messages(random.Random(seed))
+    input_ids, _, _ = processor.encode_conversation(messages)
+    turns = read_turns(input_ids, processor)
+    assert turns[0].kind == "opening"
+    kinds = {"assistant": "reply", "system": "opening"}
+    wanted = [kinds.get(m["role"], m["role"]) for m in messages if m["role"] != "system"]
+    assert [turn.kind for turn in turns[1:]] == wanted
+    assert [turn.num_frames for turn in turns if turn.kind == "stream"] == [
+        message["num_frames"] for message in messages if message["role"] == "stream"
+    ]
+    assert [turn.stop for turn in turns] == [*[turn.start for turn in turns[1:]], len(input_ids)]
+
+
+def cut_messages(messages: list[dict], frames: int, replies: int) -> list[dict]:
+    """The first turns, with so many frames and other turns."""
+    kept = []
+    for message in messages:
+        if message["role"] == "stream":
+            if frames:
+                kept.append({**message, "num_frames": min(frames, message["num_frames"])})
+            if frames < message["num_frames"]:
+                return kept
+            frames -= message["num_frames"]
+        elif replies:
+            kept.append(message)
+            replies -= 1
+        else:
+            return kept
+    return kept
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_cut_sequence_is_that_of_the_messages_up_to_there(processor, seed):
+    messages = random_messages(random.Random(seed))
+    messages.append({"role": "stream", "num_frames": 3})
+    example = example_of(messages, processor)
+    all_frames, texts = len(example["video_features"]), sum(m["role"] != "stream" for m in messages)
+    # every place where turns and frames are whole, by brute force
+    prefixes = {}
+    for frames in range(all_frames + 1):
+        for replies in range(texts + 1):
+            kept = cut_messages(messages, frames, replies)
+            if kept and sum(m.get("num_frames", 0) for m in kept) == frames:
+                input_ids, labels, _ = processor.encode_conversation(kept)
+                prefixes[len(input_ids)] = frames, input_ids, labels
+    smallest = min(length for length, (frames, _, _) in prefixes.items() if frames)
+    for max_tokens in range(smallest, len(example["input_ids"]) + 2):
+        length = max(length for length in prefixes if length <= max_tokens)
+        frames, input_ids, labels = prefixes[length]
+        assert clip(example["input_ids"], max_tokens, processor) == (length, frames)
+        batch = StreamCollator(0, processor, max_tokens)([example])
+        assert batch["input_ids"].tolist() == [input_ids]
+        assert batch["labels"].tolist() == [labels]
+        assert torch.equal(batch["video_features"], example["video_features"][:frames])
+    with pytest.raises(ValueError, match=f"`max_tokens` must be at least {smallest} .*, got {smallest - 1}"):
+        clip(example["input_ids"], smallest - 1, processor)
+
+
+ROUTINGS = {
+    "mod": {},
+    "random": {"mod_selection": "random", "mod_layers": "all"},
+    "early exit": {"vision_routing": "early_exit", "early_exit_layer": 2},
+    "full": {"vision_routing": "full"},
+}
+
+
+@pytest.mark.parametrize("routing", ROUTINGS)
+@pytest.mark.parametrize("seed", range(3))
+def test_packed_rows_equal_separate_ones(routing, seed):
+    model, processor = small_model(seed, **ROUTINGS[routing])
+    rng = random.Random(seed)
+    examples = [example_of(random_messages(rng, turns=rng.randint(2, 6)), processor) for _ in range(5)]
+    longest = max(len(example["input_ids"]) for example in examples)
+    pad = processor.tokenizer.pad_token_id
+    alone = [StreamCollator(pad)([example]) for example in examples]
+    total = sum(int((row["labels"] != -100).sum()) for row in alone)
+    with torch.no_grad():
+        logits = {tuple(row["input_ids"][0].tolist()): model(**row).logits[0] for row in alone}
+        expected = sum(model(**row, num_items_in_batch=total).loss for row in alone)
+        for options in ({}, {"max_tokens": longest}, {"max_tokens": longest + 40}):
+            batch = StreamCollator(pad, processor, packing=True, **options)(examples)
+            assert "attention_mask" not in batch
+            assert int((batch["labels"] != -100).sum()) == total
+            out = model(**batch)
+            torch.testing.assert_close(out.loss, expected, rtol=1e-4, atol=1e-5)
+            found = 0
+            for row, positions in enumerate(batch["position_ids"].tolist()):
+                starts = [*(i for i, position in enumerate(positions) if position == 0), len(positions)]
+                for start, stop in pairwise(starts):
+                    ids = tuple(batch["input_ids"][row, start:stop].tolist())
+                    if set(ids) != {pad}:
+                        torch.testing.assert_close(out.logits[row, start:stop], logits[ids], rtol=1e-3, atol=1e-4)
+                        found += 1
+            assert found == len(examples)
+            assert batch["input_ids"].shape[1] <= options.get("max_tokens", 10**6)
+        padded = StreamCollator(pad)(examples)
+        torch.testing.assert_close(model(**padded).loss, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_token_that_nothing_precedes_is_not_learned(processor):
+    """In a padded or packed row something stands before it that would be made to predict it."""
+    example = {"input_ids": [9, 10], "labels": [9, 10], "video_features": torch.zeros(0, 5, 16)}
+    longer = {**example, "input_ids": [9, 10, 11], "labels": [9, 10, 11]}
+    assert StreamCollator(2)([example, longer])["labels"].tolist() == [[-100, -100, 10], [-100, 10, 11]]
+    packed = StreamCollator(2, packing=True)([example, longer])
+    assert packed["labels"].tolist() == [[-100, 10, -100, 10, 11]]
+    assert packed["position_ids"].tolist() == [[0, 1, 0, 1, 2]]
+    assert example["labels"] == [9, 10]
+
+
+def test_repeated_frames_are_cut_and_packed_by_their_index(processor):
+    messages = [{"role": "stream", "num_frames": 6}, {"role": "assistant", "content": "Done."}]
+    input_ids, labels, _ = processor.encode_conversation(messages)
+    frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    index = torch.tensor([3, 1, 1, 0, 2, 2])
+    example = {"input_ids": input_ids, "labels": labels, "frames": frames, "frame_index": index}
+    length = len(processor.encode_conversation([{"role": "stream", "num_frames": 3}])[0])
+    short = {**example, "input_ids": input_ids[:length], "labels": labels[:length], "frame_index": index[:3]}
+    batch = StreamCollator(2, processor, length)([example, example])
+    assert torch.equal(batch["frames"][batch["frame_index"]], torch.cat([frames[[3, 1, 1]]] * 2))
+    assert len(batch["frames"]) == 4
+    packed = StreamCollator(2, processor, packing=True)([short, example])
+    assert torch.equal(packed["frames"][packed["frame_index"]], torch.cat([frames[[3, 1, 1]], frames[index]]))
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_altered_examples_equal_the_encoding_of_altered_conversations(processor, seed):
+    rng = random.Random(seed)
+    messages = narrated(rng)
+    example = example_of(messages, processor)
+    augmentation = ReplyAugmentation(processor, seed=seed)
+    turns = read_turns(example["input_ids"], processor)
+    index = rng.randrange(2, len(messages) - 3, 2)  # a narration that is not the last
+    before, reply, after = messages[index - 1 : index + 2]
+    assert reply["role"] == "assistant"
+    head, tail = messages[: index - 1], messages[index + 2 :]
+    a, b = before["num_frames"], after["num_frames"]
+    others = [m for m in messages if m["role"] == "assistant" and m is not reply]
+
+    def stream(count: int, learn) -> dict:
+        return {"role": "stream", "num_frames": count, "learn": learn}
+
+    altered = {
+        "shift": [[stream(a + 1, a - 1), reply, stream(b - 1, True)]] if b > 1 else [],
+        "replace": [[before, {**other, "learn": False}, stream(b, False)] for other in others],
+        "remove": [[stream(a + b, a - 1)]],
+    }
+    for kind, conversations in altered.items():
+        if conversations:
+            result = augmentation.alter(
+                example["input_ids"], example["labels"], turns, kind, index + (turns[0].kind == "opening"), rng
+            )
+            expected = [processor.encode_conversation([*head, *middle, *tail])[:2] for middle in conversations]
+            assert result in expected, kind
+
+
+def test_augmentation_alters_one_narration_and_depends_on_nothing_else(processor):
+    examples = [example_of(narrated(random.Random(seed)), processor) for seed in range(60)]
+    rows = [(example["input_ids"], example["labels"]) for example in examples]
+    altered = [ReplyAugmentation(processor)(*row) for row in rows]
+    assert all(one != other for one, other in zip(altered, rows, strict=True))
+    assert altered == [ReplyAugmentation(processor)(*row) for row in rows]
+    assert altered != [ReplyAugmentation(processor, epoch=1)(*row) for row in rows]
+    assert altered != [ReplyAugmentation(processor, seed=1)(*row) for row in rows]
+    for (ids, labels), (old, _) in zip(altered, rows, strict=True):
+        assert ids.count(processor.video_token_id) == old.count(processor.video_token_id)
+        assert len(ids) == len(labels)
+        assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
+    replies = [sum(turn.kind == "reply" for turn in read_turns(ids, processor)) for ids, _ in altered]
+    assert 10 < replies.count(3) < 50 and replies.count(3) + replies.count(4) == 60
+    share = sum(ReplyAugmentation(processor, 0.3)(*row) != row for row in rows)
+    assert 5 < share < 35
+    assert all(ReplyAugmentation(processor, 0.0)(*row) == row for row in rows)
+    batch = StreamCollator(2, processor, augmentation=ReplyAugmentation(processor))(examples[:1])
+    assert batch["input_ids"].tolist() == [altered[0][0]]
+
+
+def test_a_single_narration_stays_as_it_is(processor):
+    row = processor.encode_conversation(narrated(random.Random(0), replies=1))[:2]
+    assert ReplyAugmentation(processor)(*row) == row
+
+
+def test_bad_options_are_named(processor):
+    for value in (0, -1, True, 2.5):
+        with pytest.raises(ValueError, match=f"`max_tokens` must be a whole number of at least 1, got {value}"):
+            StreamCollator(2, processor, max_tokens=value)
+    with pytest.raises(ValueError, match="needs a `processor`"):
+        StreamCollator(2, max_tokens=100)
+    with pytest.raises(ValueError, match=r"`probability` must be in \[0, 1\], got 1.5"):
+        ReplyAugmentation(processor, 1.5)
