@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
+from accelerate.utils import parse_flag_from_env
 from tqdm import tqdm
 
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
@@ -108,7 +109,8 @@ def extract(jsonl: str | Path, model: str | Path, output: str | Path, batch_size
         if "video" not in stream:
             raise ValueError(f"{jsonl}:{number}: it has `features` already, and no video to take them from")
 
-    state = PartialState()
+    # without an accelerator, accelerate takes every process for the only one unless told that it is to be the CPU
+    state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
     processor = VideoLLMMoDProcessor.from_pretrained(model)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(model, dtype="auto").eval()
     made_by = fingerprint(model, processor.video_processor)

@@ -1,0 +1,210 @@
+"""`videollm-mod extract`: features are those of the model, and a killed run ends as one that was not."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import PartialState
+from safetensors.torch import load
+from small import said, small_model, write_lines, write_video
+
+from videollm_mod import cli
+from videollm_mod.data.extract import extract
+from videollm_mod.data.features import read_about, read_features
+from videollm_mod.data.jsonl import read_streams, validate
+from videollm_mod.data.streams import check_features, load_streams
+
+NUM_VIDEOS = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint, and videos of which some are used several times, at two rates."""
+    folder = tmp_path_factory.mktemp("extract")
+    model, processor = small_model()
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    lines = []
+    for index in range(NUM_VIDEOS):
+        video = write_video(folder / "clips" / f"{index % 3}" / f"v{index}.mp4", num_frames=9 + 4 * index, seed=index)
+        line = {"video": str(video.relative_to(folder)), "turns": [said(0.5, "Ä red square appears.")]}
+        lines += [line, {**line, "start": 1.0, "turns": [said(1.25, "It leaves.")]}]
+    lines.append({**lines[0], "fps": 4.0})
+    write_lines(folder / "streams.jsonl", lines)
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def whole(folder) -> dict[str, bytes]:
+    """What an uninterrupted run writes."""
+    extract(folder / "streams.jsonl", folder / "model", folder / "whole", batch_size=4)
+    return contents(folder / "whole")
+
+
+def test_features_are_those_of_the_frames(folder, whole, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
+    model, processor = small_model()
+    result = folder / "whole" / "streams.jsonl"
+    assert validate(result) == []
+    check_features(result, model, processor.video_processor)
+    videos, features = load_streams(folder / "streams.jsonl", processor), load_streams(result, processor)
+    assert len(videos) == len(features) == 2 * NUM_VIDEOS + 1
+    for video, feature in zip(videos, features, strict=True):
+        assert video["input_ids"] == feature["input_ids"] and video["labels"] == feature["labels"]
+        pixels = processor.video_processor(video["frames"], return_tensors="pt")["pixel_values_videos"]
+        with torch.no_grad():
+            expected = model.encode_frames(pixels).pooler_output
+        torch.testing.assert_close(feature["video_features"], expected, rtol=1e-4, atol=1e-5)
+
+    index = json.loads(whole["index.json"])
+    files = {name for name in whole if name.endswith(".safetensors")}
+    assert set(index) == files and len(files) == NUM_VIDEOS + 1
+    assert set(whole) == {*files, "index.json", "streams.jsonl"}
+    for name, about in index.items():
+        assert about == read_about(folder / "whole" / name)
+        assert about["num_frames"] == len(read_features(folder / "whole" / name))
+    given, made = list(read_streams(folder / "streams.jsonl")), list(read_streams(result))
+    for one, other in zip(given, made, strict=True):
+        assert (one["turns"], one.get("start"), one.get("fps", 2.0)) == (
+            other["turns"],
+            other.get("start"),
+            other["fps"],
+        )
+
+
+def start(folder: Path, output: Path, pause: float = 0.0, environment: dict | None = None, log: Path | None = None):
+    """An extraction in a process of its own, which waits `pause` seconds inside each writing of a file."""
+
+    def run() -> None:
+        write = Path.write_bytes
+
+        def write_slowly(path: Path, data: bytes) -> None:
+            write(path, data[: len(data) // 2])
+            time.sleep(pause)
+            write(path, data)
+
+        Path.write_bytes = write_slowly
+        PartialState._reset_state()  # a new process knows nothing of its parent's
+        os.environ |= environment or {}
+        if log is not None:
+            sys.stderr = open(log, "w", buffering=1)  # noqa: SIM115 (of a process that ends)
+        extract(folder / "streams.jsonl", folder / "model", output, batch_size=4)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_at_random_moments_it_ends_as_uninterrupted(folder, whole, seed):
+    rng, output, kills = random.Random(seed), folder / f"cut{seed}", 0
+    kept: dict[str, bytes] = {}
+    while True:
+        process = start(folder, output, pause=0.25)
+        process.join(rng.uniform(0.1, 0.7))
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += process.exitcode == -signal.SIGKILL
+        assert kills < 200
+        there = contents(output) if output.is_dir() else {}
+        assert kept.items() <= there.items(), "a file that was whole has changed"
+        kept = {name: data for name, data in there.items() if not name.endswith(".partial")}
+        assert kept.items() <= whole.items(), "a file under its final name is not whole"
+    assert process.exitcode == 0 and kills >= 2
+    assert contents(output) == whole
+
+
+def test_what_is_there_is_not_redone(folder, whole):
+    output = folder / "whole"
+    before = {file.name: file.stat().st_mtime_ns for file in output.glob("*.safetensors")}
+    damaged, missing, *_ = sorted(before)
+    (output / damaged).write_bytes(whole[damaged][:-7])
+    (output / missing).unlink()
+    (output / "left.safetensors.partial").write_bytes(b"half")
+    extract(folder / "streams.jsonl", folder / "model", output, batch_size=4)
+    assert contents(output) == whole
+    after = {file.name: file.stat().st_mtime_ns for file in output.glob("*.safetensors")}
+    assert {name for name in after if after[name] != before[name]} == {damaged, missing}
+
+
+def test_a_changed_video_is_encoded_anew(folder, tmp_path):
+    write_video(tmp_path / "a.mp4", num_frames=8)
+    file = write_lines(tmp_path / "a.jsonl", [{"video": "a.mp4", "turns": [said(0, "x")]}])
+    (first,) = read_streams(extract(file, folder / "model", tmp_path / "out"))
+    before = read_features(first["features"])
+    write_video(tmp_path / "a.mp4", num_frames=12, seed=5)
+    (second,) = read_streams(extract(file, folder / "model", tmp_path / "out"))
+    assert len(before) == 4 and len(read_features(second["features"])) == 6
+    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+        Path(second["features"]).write_bytes(Path(second["features"]).read_bytes()[:50])
+        read_about(second["features"])
+
+
+def test_processes_share_the_videos(folder, whole, tmp_path):
+    """Two processes on one machine, as `accelerate launch` and `torchrun` start them."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    output = folder / "shared"
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    logs = [tmp_path / f"{rank}.log" for rank in range(2)]
+    processes = [
+        start(folder, output, environment={**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}, log=logs[rank])
+        for rank in range(2)
+    ]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0], [log.read_text() for log in logs]
+    made = contents(output)
+    assert made.keys() == whole.keys()
+    for name, data in made.items():
+        if name.endswith(".safetensors"):  # the last bits of a product differ with the threads that make it
+            expected = load(whole[name])["video_features"]
+            torch.testing.assert_close(load(data)["video_features"], expected, rtol=1e-5, atol=1e-5)
+        else:
+            assert data == whole[name]
+    assert "4/4" in logs[0].read_text()  # four of the seven videos; the other process shows no progress
+    assert "videos" not in logs[1].read_text()
+
+
+def test_another_model_is_refused(folder, whole, tmp_path, capsys):
+    model, processor = small_model(seed=1)
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    arguments = ["extract", str(folder / "streams.jsonl"), "--output", str(folder / "whole"), "--model"]
+    assert cli.main([*arguments, str(tmp_path / "model")]) == 2
+    assert "was made by another vision tower or preprocessing" in capsys.readouterr().err
+    assert contents(folder / "whole") == whole
+
+
+def test_bad_arguments_are_named_and_nothing_is_written(folder, tmp_path, capsys):
+    video = {"video": str(write_video(tmp_path / "a.mp4", 4)), "turns": [said(0, "x")]}
+    good = write_lines(tmp_path / "good.jsonl", [video])
+    gone = write_lines(tmp_path / "gone.jsonl", [video, {**video, "video": "b.mp4"}])
+    features = write_lines(tmp_path / "features.jsonl", [{"features": "a.mp4", "turns": [said(0, "x")]}])
+    before = sorted(tmp_path.rglob("*"))
+    for file, output, options, message in [
+        (good, tmp_path / "out", ["--batch-size", "0"], "`batch_size` must be at least 1, got 0"),
+        (good, tmp_path / "none" / "out", [], "the folder of the output does not exist"),
+        (good, tmp_path, [], "`output` must be another folder"),
+        (gone, tmp_path / "out", [], "1 files that"),
+        (features, tmp_path / "out", [], "features.jsonl:1: it has `features` already"),
+    ]:
+        arguments = ["extract", str(file), "--model", str(folder / "model"), "--output", str(output), *options]
+        assert cli.main(arguments) == 2
+        assert message in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before
