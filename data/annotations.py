@@ -97,7 +97,7 @@ def numbered(texts: list[str]) -> str:
 
 def words_of(name: str) -> str:
     """`PutOnHairExtensions` -> `put on hair extensions`; `ReplaceSIMCard` -> `replace SIM card`."""
-    words = re.findall(r"[A-Z]{2,}(?![a-z])\d*|[A-Z]?[a-z]+|[A-Z]+\d*|\d+", name)
+    words = re.findall(r"[A-Z]+(?![a-z])\d*|[A-Z]?[a-z]+|\d+", name)
     return " ".join(word if len(word) > 1 and word.isupper() else word.lower() for word in words)
 
 

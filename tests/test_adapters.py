@@ -1,0 +1,377 @@
+"""Adapters of public data sets, on small files in their schemas; the real Goal-Step file where it is at hand."""
+
+import json
+from pathlib import Path
+
+import pytest
+from fresh import ROOT
+from small import said
+
+from videollm_mod import cli
+from videollm_mod.data import coin, ego4d, ego4d_lta, egoexo4d, goalstep
+from videollm_mod.data.annotations import numbered, words_of
+from videollm_mod.data.jsonl import validate
+from videollm_mod.data.prepare import DATASETS, prepare
+
+REAL_GOALSTEP = ROOT.parent / "shared" / "data" / "goalstep_valid.json"
+
+
+class Folder:
+    """Annotations and videos in a folder, and what `prepare` makes of them."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def videos(self, *names: str) -> None:
+        for name in names:
+            file = self.path / "videos" / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.touch()
+
+    def run(self, dataset: str, task: str, annotations, **options):
+        file = self.path / "annotations.json"
+        file.write_text(json.dumps(annotations))
+        return prepare(dataset, file, task, self.path / "videos", self.path / "out.jsonl", **options)
+
+    def lines(self, *arguments, **options) -> list[dict]:
+        prepared = self.run(*arguments, **options)
+        assert validate(prepared.path, media=False) == []
+        lines = [json.loads(line) for line in prepared.path.read_text(encoding="utf-8").splitlines()]
+        assert len(lines) == prepared.streams
+        assert len({line["video"] for line in lines}) == prepared.videos
+        assert all((prepared.path.parent / line["video"]).is_file() for line in lines)
+        return lines
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    (tmp_path / "videos").mkdir()
+    return Folder(tmp_path)
+
+
+def narrate(text: str) -> dict:
+    return said(0.0, text, "user")
+
+
+REDACTED = {
+    "videos": {
+        "v1": {
+            "narrations": [
+                {"time": 3.0, "text": "#C C opens the #unsure", "_annotation_uid": "x"},
+                {"time": 1.5, "text": "#C C picks up a cup.", "_annotation_uid": "x"},
+                {"time": 2.0, "text": "#O A man X walks", "_annotation_uid": "y"},
+                {"time": 2.5, "text": "#O A man X walks ", "_annotation_uid": "y"},
+                {"time": 4.0, "text": "#unsure", "_annotation_uid": "x"},
+            ],
+            "summaries": [{"start_time": 0.0, "end_time": 5.0, "text": "#Summary C drinks"}],
+        },
+        "v2": {"narrations": [], "summaries": []},
+    }
+}
+
+
+def passes(*texts: list[tuple[float, str]]) -> dict:
+    return {
+        "status": "complete",
+        **{
+            f"narration_pass_{number}": {
+                "narrations": [
+                    {"timestamp_sec": time, "timestamp_frame": int(time * 30), "narration_text": text}
+                    for time, text in narrations
+                ],
+                "summaries": [],
+            }
+            for number, narrations in enumerate(texts, start=1)
+        },
+    }
+
+
+def test_ego4d_redacted_narrations(folder):
+    folder.videos("v1.mp4")
+    first, second = folder.lines("ego4d", "narration", REDACTED)
+    assert first == {
+        "video": "videos/v1.mp4",
+        "turns": [
+            narrate(ego4d.INSTRUCTION),
+            said(1.5, "C picks up a cup."),
+            said(3.0, "C opens the something."),
+        ],
+    }
+    assert second["turns"] == [narrate(ego4d.INSTRUCTION), said(2.0, "A man X walks.")]
+    assert folder.run("ego4d", "narration", REDACTED).left_out == {
+        "narrations without text": 1,
+        "narrations that repeat the one before": 1,
+    }
+
+
+def test_ego4d_official_narrations(folder):
+    folder.videos("a/v1.mp4", "b/v2.MP4")
+    one, other = [(1.0, "#C C sits"), (2.0, "#C C reads, # a book")], [(1.25, "#c c sits down")]
+    lines = folder.lines("ego4d", "narration", {"v1": passes(one, other), "v2": passes(one, one), "v3": passes()})
+    assert [line["video"] for line in lines] == ["videos/a/v1.mp4", "videos/a/v1.mp4", "videos/b/v2.MP4"]
+    assert lines[0]["turns"][1:] == [said(1.0, "C sits."), said(2.0, "C reads, a book.")]
+    assert lines[1]["turns"][1:] == [said(1.25, "C sits down.")]
+    assert lines[2]["turns"] == lines[0]["turns"]
+
+
+def test_ego4d_refined_narrations(folder):
+    folder.videos("v1.mp4")
+    refined = {"v1": {"x": [{"time": 2.0, "text": "You sit."}], "y": [{"time": 1.0, "text": "You stand. #1"}]}}
+    first, second = folder.lines("ego4d", "narration", refined)
+    assert first["turns"] == [narrate(ego4d.REFINED_INSTRUCTION), said(2.0, "You sit.")]
+    assert second["turns"] == [narrate(ego4d.REFINED_INSTRUCTION), said(1.0, "You stand. #1")]
+
+
+def step(start: float, text: str, **more) -> dict:
+    return {"start_time": start, "end_time": start + 1, "step_category": "c: d", "step_description": text, **more}
+
+
+GOALSTEP = {
+    "version": "1.0",
+    "split": "val",
+    "videos": [
+        {"video_uid": "v1", "segments": [step(4.5, "Stir", segments=[step(4.5, "Take")]), step(0.5, "Cut ")]},
+        {"video_uid": "v2", "segments": [step(0.0, "")]},
+        {"video_uid": "v3", "segments": []},
+    ],
+}
+
+
+def test_goalstep(folder):
+    folder.videos("v1.mp4", "v2.webm", "v3.mp4")
+    first, second = folder.lines("goalstep", "narration", GOALSTEP, subset="val")
+    assert first["turns"] == [narrate(goalstep.INSTRUCTION), said(0.5, "Cut"), said(4.5, "Stir")]
+    assert second["turns"] == [narrate(goalstep.INSTRUCTION), said(0.0, "c: d")]
+    assert folder.run("goalstep", "narration", GOALSTEP).left_out == {"videos without steps": 1}
+    with pytest.raises(ValueError, match="`subset` is 'train', but these annotations are 'val'"):
+        folder.run("goalstep", "narration", GOALSTEP, subset="train")
+
+
+def test_goalstep_chat(folder):
+    folder.videos("v1.mp4")
+    talk = [
+        {"role": "user", "time": 2.0, "content": "What now?"},
+        {"role": "assistant", "time": 2.0, "content": "Stir it."},
+        {"role": "assistant", "time": 6.5, "content": " "},
+    ]
+    chat = [{"video_uid": "v1", "conversation": talk}, {"video_uid": "v1", "conversation": talk[:1]}]
+    first, second = folder.lines("goalstep", "chat", chat)
+    system = said(0.0, goalstep.CHAT_SYSTEM, "system")
+    assert first["turns"] == [system, said(2.0, "What now?", "user"), said(2.0, "Stir it.")]
+    assert second["turns"] == [system, said(2.0, "What now?", "user")]
+
+
+def lta_clips(count: int, labels: bool = True, clip: str = "c1", parent: float = 100.0) -> list[dict]:
+    return [
+        {
+            "clip_uid": clip,
+            "video_uid": "v1",
+            "clip_parent_start_sec": parent,
+            "action_clip_start_sec": 2.0 * index,
+            "action_clip_end_sec": 2.0 * index + 3,
+            "action_idx": index,
+            **({"verb": f"take_(pick,_grab)_{index}", "noun": "nut_(tool)", "verb_label": 1} if labels else {}),
+        }
+        for index in range(count)
+    ]
+
+
+def test_ego4d_lta(folder):
+    folder.videos("v1.mp4")
+    clips = [*lta_clips(29)[::-1], *lta_clips(28, clip="c2", parent=500.0), *lta_clips(27, clip="c3")]
+    lines = folder.lines("ego4d", "lta", {"split": "val", "clips": clips}, subset="val")
+    assert [(line["start"], line["end"]) for line in lines] == [(100.0, 117.0), (102.0, 119.0), (500.0, 517.0)]
+    answer = numbered(["take nut (tool)"] * 20)
+    assert lines[1]["turns"] == [said(102.0, ego4d_lta.INSTRUCTION, "user"), said(119.0, answer)]
+    assert answer.startswith("1. take nut (tool) 2. take") and answer.endswith("20. take nut (tool)")
+    assert folder.run("ego4d", "lta", {"clips": clips}).left_out == {"clips of fewer than 28 actions": 1}
+
+    (unseen,) = folder.lines("ego4d", "lta", {"clips": lta_clips(10, labels=False)})
+    assert (unseen["start"], unseen["end"]) == (104.0, 121.0)
+    assert unseen["turns"] == [said(104.0, ego4d_lta.INSTRUCTION, "user")]
+    assert ego4d_lta.word_of("put_(place,_leave,_drop)") == "put" and ego4d_lta.word_of("cooker_hood") == "cooker hood"
+
+
+def coin_video(subset: str, *labels: str, name: str = "MakeRJ45Cable") -> dict:
+    annotation = [
+        {"id": str(i), "segment": [10.0 * i, 10.0 * i + 5], "label": label} for i, label in enumerate(labels)
+    ]
+    return {"duration": 90.5, "class": name, "subset": subset, "start": 0, "end": 80, "annotation": annotation}
+
+
+COIN = {
+    "database": {
+        "-a.b": coin_video("training", "s0", "s1", "s2", "s3", "s4", "s5", "s6"),
+        "b_c": coin_video("testing", "t0", "t1"),
+    }
+}
+
+
+def test_coin_steps_and_tasks(folder):
+    folder.videos("1/-a.b.mp4", "2/b_c.mp4")
+    lines = folder.lines("coin", "step", COIN)
+    assert len(lines) == 9
+    assert lines[1] == {
+        "video": "videos/1/-a.b.mp4",
+        "start": 10.0,
+        "end": 15.0,
+        "turns": [said(10.0, coin.STEP, "user"), said(15.0, "s1")],
+    }
+    whole = folder.lines("coin", "task", COIN)
+    assert whole[1] == {
+        "video": "videos/2/b_c.mp4",
+        "turns": [said(0.0, coin.TASK, "user"), said(90.5, "make RJ45 cable")],
+    }
+
+
+def test_coin_what_comes_next(folder):
+    folder.videos("-a.b.mp4", "b_c.mp4")
+    answers = {
+        task: [(line["start"], line["turns"][1]["content"]) for line in folder.lines("coin", task, COIN)]
+        for task in ("next", "procedure", "procedure+")
+    }
+    starts = [0.0, 10.0, 20.0, 30.0, 40.0, 50.0, 0.0]
+    assert answers["next"] == list(zip(starts, ["s1", "s2", "s3", "s4", "s5", "s6", "t1"], strict=True))
+    assert answers["procedure"] == answers["procedure+"]
+    assert answers["procedure"][0] == (0.0, "1. s1 2. s2 3. s3 4. s4 5. s5")
+    assert answers["procedure"][3:] == [
+        (30.0, "1. s4 2. s5 3. s6"),
+        (40.0, "1. s5 2. s6"),
+        (50.0, "1. s6"),
+        (0, "1. t1"),
+    ]
+    question = folder.lines("coin", "procedure+", COIN)[0]["turns"][0]["content"]
+    assert question == "This is to make RJ45 cable. " + coin.PROCEDURE
+
+
+@pytest.mark.parametrize("held_out", ["testing", "test", "validation"])
+def test_coin_subsets_by_any_name(folder, held_out):
+    folder.videos("-a.b.mp4", "b_c.mp4")
+    database = {**COIN["database"], "b_c": coin_video(held_out, "t0", "t1")}
+    for subset in ("testing", "test", "validation"):
+        (line,) = folder.lines("coin", "next", {"database": database}, subset=subset)
+        assert line["video"] == "videos/b_c.mp4"
+    assert len(folder.lines("coin", "next", {"database": database}, subset="training")) == 6
+    with pytest.raises(ValueError, match=f"`subset` must be one of .*{held_out}.*, got 'dev'"):
+        folder.run("coin", "next", {"database": database}, subset="dev")
+
+
+def test_coin_steps_of_no_length_are_counted(folder):
+    folder.videos("v.mp4")
+    video = coin_video("training", "s0", " ", "s2")
+    video["annotation"][2]["segment"] = [20.0, 20.0]
+    prepared = folder.run("coin", "step", {"database": {"v": video}})
+    assert prepared.streams == 1
+    assert str(prepared).endswith(
+        "1 videos, 1 streams, 1 replies; left out: 2 steps without a name or without a length"
+    )
+
+
+def test_egoexo4d_keysteps(folder):
+    folder.videos("take1.mp4", "named.mp4")
+    segment = {"start_time": 1.0, "end_time": 2.5, "step_id": 3, "step_name": "Crack eggs", "is_essential": True}
+    takes = {
+        "take1": {"segments": [segment, {**segment, "end_time": 1.0}, {**segment, "step_name": "Fry"}]},
+        "take2": {"take_name": "named", "segments": [segment]},
+    }
+    lines = folder.lines("egoexo4d", "keystep", {"annotations": takes, "taxonomy": {}, "vocabulary": {}})
+    assert [line["video"] for line in lines] == ["videos/take1.mp4", "videos/take1.mp4", "videos/named.mp4"]
+    assert [line["turns"][1]["content"] for line in lines] == ["Crack eggs", "Fry", "Crack eggs"]
+    assert lines[0]["turns"] == [said(1.0, egoexo4d.INSTRUCTION, "user"), said(2.5, "Crack eggs")]
+
+
+def test_missing_videos_stop_or_are_counted(folder, capsys):
+    folder.videos("v2.mp4")
+    (folder.path / "a.json").write_text(json.dumps(GOALSTEP))
+    output = folder.path / "o.jsonl"
+    command = ["prepare", "goalstep", str(folder.path / "a.json"), "--task", "narration"]
+    command += ["--videos", str(folder.path / "videos"), "--output", str(output)]
+    assert cli.main(command) == 2
+    printed = capsys.readouterr()
+    assert "error: 1 of 2 videos are missing in" in printed.err and "such as v1; with `--missing skip`" in printed.err
+    assert sorted(path.name for path in folder.path.iterdir()) == ["a.json", "videos"]
+    assert cli.main([*command, "--missing", "skip"]) == 0
+    assert capsys.readouterr().out == (
+        f"{output}: 1 videos, 1 streams, 1 replies; 1 videos missing; left out: 1 videos without steps\n"
+    )
+    before = output.read_bytes()
+    (folder.path / "videos" / "v2.mp4").unlink()
+    assert cli.main([*command, "--missing", "skip"]) == 2
+    assert "error: 2 of 2 videos are missing" in capsys.readouterr().err
+    assert output.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("dataset", "task", "annotations", "message"),
+    [
+        (
+            "ego4d",
+            "narration",
+            {"videos": {"v": {"narrations": [{"text": "C sits"}]}}},
+            "v.narrations.0. has no 'time'",
+        ),
+        (
+            "ego4d",
+            "narration",
+            {"v": {"x": [{"time": "1", "text": "a b"}]}},
+            "'time' of v.x.0. must be of the type int",
+        ),
+        ("ego4d", "narration", [1], "narrations are an object of videos, got a list"),
+        ("ego4d", "lta", {"clips": [{"video_uid": "v"}]}, "clips.0. has no 'clip_uid'"),
+        ("goalstep", "narration", {"videos": [{"video_uid": "v"}]}, "videos.0. has no 'segments'"),
+        (
+            "goalstep",
+            "narration",
+            {"videos": [{"video_uid": "v", "segments": [step(-1, "x")]}]},
+            "v: turns.1..time: it is -1",
+        ),
+        ("goalstep", "chat", {}, "chat annotations are a list of conversations, got a dict"),
+        ("coin", "step", {"videos": {}}, "the file has no 'database'"),
+        ("egoexo4d", "keystep", {"annotations": {"v": []}}, "'v' of annotations must be of the type dict"),
+        ("goalstep", "narration", {"videos": []}, "holds nothing for the task 'narration'"),
+        ("goalstep", "steps", {}, "`task` must be one of narration, chat, got 'steps'"),
+        ("coco", "step", {}, "`dataset` must be one of ego4d, goalstep, coin, egoexo4d, got 'coco'"),
+    ],
+)
+def test_annotations_in_another_schema_are_named(folder, dataset, task, annotations, message):
+    folder.videos("v.mp4")
+    with pytest.raises(ValueError, match=message):
+        folder.run(dataset, task, annotations)
+    assert not (folder.path / "out.jsonl").exists()
+
+
+def test_every_task_of_the_issue_is_there():
+    assert {name: set(tasks) for name, tasks in DATASETS.items()} == {
+        "ego4d": {"narration", "lta"},
+        "goalstep": {"narration", "chat"},
+        "coin": {"step", "task", "next", "procedure", "procedure+"},
+        "egoexo4d": {"keystep"},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("PutOnHairExtensions", "put on hair extensions"),
+        ("ReplaceSIMCard", "replace SIM card"),
+        ("MakeRJ45Cable", "make RJ45 cable"),
+        ("ChangeATire", "change a tire"),
+        ("UseEpinephrine", "use epinephrine"),
+    ],
+)
+def test_class_names_become_words(name, words):
+    assert words_of(name) == words
+
+
+@pytest.mark.skipif(not REAL_GOALSTEP.exists(), reason="the real Goal-Step file is not beside the repository")
+def test_the_real_goalstep_file_goes_through_in_full(folder):
+    annotations = json.loads(REAL_GOALSTEP.read_text(encoding="utf-8"))
+    folder.videos(*(f"{video['video_uid']}.mp4" for video in annotations["videos"]))
+    prepared = folder.run("goalstep", "narration", annotations)
+    assert (prepared.videos, prepared.streams, prepared.replies) == (134, 134, 3349)
+    assert prepared.left_out == {} and validate(prepared.path, media=False) == []
+    lines = [json.loads(line) for line in prepared.path.read_text(encoding="utf-8").splitlines()]
+    for video, line in zip(annotations["videos"], lines, strict=True):
+        told = [(turn["time"], turn["content"]) for turn in line["turns"] if turn["role"] == "assistant"]
+        steps = [(step["start_time"], step["step_description"].strip()) for step in video["segments"]]
+        assert sorted(told) == sorted(steps)
