@@ -130,7 +130,8 @@ def load_streams(path: str | Path, processor, *, streaming: bool = False, missin
     """Streams in JSONL (`data.jsonl`) as examples for `StreamCollator`, made one at a time when they are asked for.
 
     Lines are kept in a memory-mapped cache of `datasets`, or with `streaming` read as they are needed; the examples
-    are the same. Columns are replaced on the fly, so `TrainingArguments.remove_unused_columns` must be False.
+    are the same. Columns are replaced on the fly, so `TrainingArguments.remove_unused_columns` must be False; with
+    `streaming` so must `accelerator_config.dispatch_batches`, since frames of a batch are not sliced by rows.
 
     Args:
         path: of the JSONL file.

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from fresh import ROOT
 from small import said, write_lines, write_video
 
 from videollm_mod import cli
 from videollm_mod.data.jsonl import Fault, line_spans, read_streams, validate
+from videollm_mod.data.world import world_stream
 
 SEEN = "A red square appears."
 TURNS = [said(0.0, "Narrate.", "user"), said(1.0, SEEN), said(2.5, "It leaves.")]
@@ -160,6 +162,24 @@ def test_a_good_file_has_no_faults(folder, capsys):
     assert next(read_streams(file))["video"] == str(folder / "clips" / "a.mp4")
     file.write_bytes(file.read_bytes()[:-1])  # a last line without its line break
     assert validate(file) == []
+
+
+def test_the_example_is_right_once_its_clips_are_made(tmp_path, capsys):
+    """The commands of its README."""
+    example = ROOT / "examples" / "own_videos"
+    (tmp_path / "clips").mkdir()
+    (tmp_path / "streams.jsonl").write_bytes((example / "streams.jsonl").read_bytes())
+    commands = [
+        line.split() for line in (example / "README.md").read_text().splitlines() if "videollm-mod world" in line
+    ]
+    for _, *arguments in commands:
+        arguments[-1] = str(tmp_path / arguments[-1])
+        assert cli.main(arguments) == 0
+    assert cli.main(["validate", str(tmp_path / "streams.jsonl")]) == 0
+    for stream, arguments in zip(read_streams(tmp_path / "streams.jsonl"), commands, strict=True):
+        told = [(turn["time"], turn["content"]) for turn in stream["turns"] if turn["role"] == "assistant"]
+        narrations = world_stream(int(arguments[3])).narrations
+        assert told[: len(narrations)] == narrations and len(told) <= len(narrations) + 1
 
 
 def test_byte_order_mark_and_empty_file(folder, capsys):
