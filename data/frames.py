@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from ..decoding_videollm_mod import iter_video_frames
+from ..decoding_videollm_mod import iter_video_frames, video_duration
 from ..video_processing_videollm_mod import resize_frames
 
 TOLERANCE = 1e-6  # seconds or frames: times such as 0.1 * 3 are meant to be on the grid
@@ -71,14 +71,8 @@ def video_seconds(video: str) -> float | None:
     Raises:
         as `iter_video_frames`; `ValueError` too if there is no frame.
     """
-    import av
-
     frames = iter_video_frames(video, fps=None)
     if next(frames, None) is None:
         raise ValueError(f"there is no frame in {video}")
     frames.close()
-    with av.open(video, metadata_errors="replace") as container:
-        stream = container.streams.video[0]
-        if stream.duration is not None:
-            return float(stream.duration * stream.time_base)
-        return None if container.duration is None else container.duration / av.time_base
+    return video_duration(video)

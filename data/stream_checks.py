@@ -16,6 +16,7 @@ FIELDS = (*MEDIA, "fps", "start", "end", "turns")
 TURN_FIELDS = ("time", "role", "content")
 ROLES = ("system", "user", "assistant")
 SLACK = 1.0  # seconds by which annotations may outlast their video: containers round, annotators too
+MAX_FPS = 1000
 Problem = tuple[str, str, str]  # field, what is wrong, what would be right
 
 
@@ -101,8 +102,8 @@ def check_stream(stream: Any) -> Iterator[Problem]:
         if not is_path(stream[name]):
             yield name, f"it is {shown(stream[name])}", "a path as a string"
     fps = stream.get("fps")
-    if "fps" in stream and (not is_seconds(fps) or not fps):
-        yield "fps", f"it is {shown(fps)}", "a finite number of frames per second > 0"
+    if "fps" in stream and (not is_seconds(fps) or not 0 < fps <= MAX_FPS):
+        yield "fps", f"it is {shown(fps)}", f"a number of frames per second > 0, at most {MAX_FPS}"
     part = {"start": 0.0, "end": math.inf}
     for name in part:
         if name in stream:

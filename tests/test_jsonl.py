@@ -54,6 +54,7 @@ BROKEN = {
     "features no safetensors": (without("video", features="clips/a.mp4"), [("features", "not a whole safetensors")]),
     "fps zero": ({**GOOD, "fps": 0}, [("fps", "it is 0")]),
     "fps nan": (TEXT.replace(b'"fps": 2.0', b'"fps": NaN'), [("fps", "it is nan")]),
+    "fps beyond reason": ({**GOOD, "fps": 1e9}, [("fps", "it is 1000000000.0")]),
     "fps true": ({**GOOD, "fps": True}, [("fps", "it is True")]),
     "fps a string": ({**GOOD, "fps": "2"}, [("fps", "it is '2'")]),
     "start negative": ({**GOOD, "start": -1}, [("start", "it is -1")]),
