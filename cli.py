@@ -118,9 +118,13 @@ def add_data(commands) -> None:
     parser.add_argument("--batch-size", type=int, default=64, help="frames encoded together")
 
     def run_extract(arguments: dict) -> None:
+        from accelerate import PartialState
+
         from .data.extract import extract
 
-        print(extract(jsonl=arguments.pop("file"), **arguments))
+        result = extract(jsonl=arguments.pop("file"), **arguments)
+        if PartialState().is_main_process:
+            print(result)
 
     parser.set_defaults(run=run_extract)
 
