@@ -218,9 +218,6 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
                 f"`past_key_values` must be a MoDCache, got {type(past_key_values).__name__}: routed layers hold "
                 "different tokens, and only a MoDCache knows which"
             )
-        if use_cache and past_key_values is None:
-            past_key_values = MoDCache(self.config)
-
         batch_size, length = inputs_embeds.shape[:2]
         own_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
         if layout is None:
@@ -233,6 +230,8 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             segments = find_packed_sequence_indices(position_ids)
             if segments is not None and layout.num_frames:
                 layout = layout.of_segments(segments)
+        if use_cache and past_key_values is None and segments is None:  # packed sequences are not one stream
+            past_key_values = MoDCache(self.config)
         position_ids = next_positions(position_ids, layout, past_key_values)
         router = FrameRouter(layout, self.config, keep_ratio)
         if own_mask is not None and any(router.routes(layer_idx) for layer_idx in range(len(self.layers))):

@@ -20,7 +20,7 @@ class StreamCollator:
 
     The batch holds `input_ids`, `attention_mask` and `labels`, int64 `[B, T]`, and the frames of all rows in row
     order. Packed, `position_ids` take the place of `attention_mask`: they start at 0 with each sequence, and so the
-    model tells the sequences of a row apart; `use_cache`, False, is there because with a cache it would not look.
+    model tells the sequences of a row apart.
 
     Args:
         pad_token_id (`int`).
@@ -48,7 +48,7 @@ class StreamCollator:
             if self.processor is None:
                 raise ValueError(f"`max_tokens`, {self.max_tokens}, needs a `processor`: it knows where a frame ends")
 
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor | bool]:
+    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         rows = self.rows([self.prepared(example) for example in examples])
         batch = self.packed(rows) if self.packing else self.padded(rows)
         examples = [example for row in rows for example in row]
@@ -110,7 +110,7 @@ class StreamCollator:
             "labels": pad([example["labels"] for (example,) in rows], IGNORE_INDEX),
         }
 
-    def packed(self, rows: list[list[dict]]) -> dict[str, torch.Tensor | bool]:
+    def packed(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
         """Padding stands on the right, as one more sequence of the row."""
         length = max(sum(len(example["input_ids"]) for example in row) for row in rows)
         batch = {"input_ids": [], "position_ids": [], "labels": []}
@@ -122,4 +122,4 @@ class StreamCollator:
             batch["input_ids"].append(ids + [self.pad_token_id] * padding)
             batch["labels"].append(labels + [IGNORE_INDEX] * padding)
             batch["position_ids"].append([position for count in lengths for position in range(count)])
-        return {**{name: torch.tensor(values) for name, values in batch.items()}, "use_cache": False}
+        return {name: torch.tensor(values) for name, values in batch.items()}
