@@ -14,7 +14,7 @@ class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
 
     def error(self, message: str):
-        self.exit(2, f"error: {message}\n")
+        self.exit(2, f"error: {' '.join(message.split())}\n")
 
 
 def add_narrate(commands) -> None:
@@ -168,6 +168,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except (ValueError, OSError, ImportError, MemoryError) as error:
         print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 DEFAULT_FPS = 2.0
+LONGEST_HOLD = 3600.0  # seconds that a frame may stay on screen
+CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
 MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
 
 
@@ -53,6 +55,7 @@ def open_container(source, **options):
     if isinstance(source, str | os.PathLike):
         source = name
         if not options and "://" not in name:
+            source = os.path.abspath(name)  # FFmpeg takes what stands before a colon for a protocol
             if os.path.isdir(name):
                 raise IsADirectoryError(f"{name} is a directory, not a video")
             if not os.path.exists(name):
@@ -72,15 +75,15 @@ def open_container(source, **options):
 
 
 @contextmanager
-def readable_errors(name: str) -> Iterator[None]:
-    """Turn what FFmpeg says into an `OSError` or `ValueError` that names the source."""
+def readable_errors(name: str, doing: str = "decode") -> Iterator[None]:
+    """Turn what FFmpeg says into an `OSError` or `ValueError` that names the file."""
     import av
 
     try:
         yield
     except av.FFmpegError as error:
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"can not decode {name}: {error.strerror}") from error
+        raise kind(f"can not {doing} {name}: {error.strerror}") from error
 
 
 def source_name(source) -> str:
@@ -94,11 +97,12 @@ def video_duration(source, **options) -> float | None:
     with container:
         if stream.duration is not None:
             return float(stream.duration * stream.time_base)
+        start = float((stream.start_time or 0) * stream.time_base)  # what follows are times of the end
         tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # of Matroska
         if tag:
-            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3])
+            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start
         if container.duration is not None and len(container.streams) == 1:
-            return container.duration / 1e6
+            return container.duration / 1e6 - start
     return None
 
 
@@ -106,7 +110,8 @@ def iter_video_frames(source, fps: float | None = DEFAULT_FPS, **options) -> Ite
     """Decode a video as a stream: for i = 0, 1, ... the frame on screen `i / fps` seconds after the first one.
 
     Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated. A
-    missing timestamp continues at the average rate. Rotation metadata is applied. One frame is held at a time, and a
+    missing timestamp continues at the average rate, and so do timestamps that jump by more than an hour or go back by
+    more than a second. Rotation metadata is applied. One frame is held at a time, and a
     frame of more than `MAX_PIXELS` is scaled down to that, aspect kept.
 
     Args:
@@ -152,8 +157,11 @@ def _sample_frames(container, stream, fps: float | None) -> Iterator[tuple[np.nd
             size = limited_size(next_frame.width, next_frame.height)
         elif seconds is None or first_seconds is None:
             time += step
-        else:
+        elif -CLOCK_JITTER <= seconds - first_seconds - time <= LONGEST_HOLD:
             time = max(time, seconds - first_seconds)
+        else:  # a clock that was set anew, as where recordings were joined
+            time += step
+            first_seconds = seconds - time
         if first_seconds is None and seconds is not None:
             first_seconds = seconds - time
         while fps is not None and frame is not None and index / fps < time - tolerance:

@@ -64,7 +64,10 @@ class VideoLLMMoDConnector(nn.Module):
         self.linear_2 = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, video_features: torch.Tensor) -> torch.Tensor:
-        return self.linear_2(self.act(self.linear_1(video_features.to(self.linear_1.weight.dtype))))
+        dtype = self.linear_1.weight.dtype
+        if dtype.is_floating_point:  # quantised weights take any
+            video_features = video_features.to(dtype)
+        return self.linear_2(self.act(self.linear_1(video_features)))
 
 
 class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):

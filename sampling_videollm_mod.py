@@ -8,6 +8,8 @@ import copy
 import torch
 from transformers import GenerationConfig
 
+UNSUPPORTED = {"guidance_scale": 1, "stop_strings": None, "max_time": None, "penalty_alpha": 0}  # and what is plain
+
 
 class TokenSampler:
     """
@@ -17,10 +19,10 @@ class TokenSampler:
     Args:
         model, processor: of the session.
         generation_config (`GenerationConfig`, *optional*): greedy if omitted. Samples are drawn from a generator of
-            the chooser's own, seeded by torch's default one, so that a copy draws the same.
+            the sampler's own, seeded by torch's default one, so that a copy draws the same.
 
     Raises:
-        `ValueError`: for another type, beams, or several sequences.
+        `ValueError`: for another type, beams, several sequences, or an option that takes more than scores.
     """
 
     def __init__(self, model, processor, generation_config: GenerationConfig | None = None):
@@ -34,6 +36,10 @@ class TokenSampler:
             raise ValueError(
                 "`generation_config` must have one beam and one sequence: a stream goes on from one reply"
             )
+        for name, plain in UNSUPPORTED.items():
+            if getattr(generation_config, name, None) not in (None, plain):
+                value = getattr(generation_config, name)
+                raise ValueError(f"`generation_config.{name}` is not supported in a stream, got {value!r}")
         options = copy.deepcopy(generation_config)
         options.eos_token_id = processor.tokenizer.eos_token_id
         options.pad_token_id = processor.tokenizer.pad_token_id

@@ -29,24 +29,40 @@ SHAPE_OPTIONS = (
     "vocab_size",
     "rope_parameters",
 )
-ROUTING_OPTIONS = ("vision_routing", "mod_layers", "mod_selection", "mod_gate", "mod_force_keep_last", "mod_seed")
+ROUTING_OPTIONS = (
+    "vision_routing",
+    "mod_layers",
+    "mod_selection",
+    "mod_gate",
+    "mod_force_keep_last",
+    "mod_seed",
+    "early_exit_layer",
+)
 
 
 def model_fingerprint(model) -> str:
-    """Tells models apart whose sessions can not be exchanged: by their options, dtype and final norm's weights."""
+    """Tells models apart whose sessions can not be exchanged: by their options, dtype and some of all weights."""
     text = model.config.text_config
     options = {name: getattr(text, name) for name in (*SHAPE_OPTIONS, *ROUTING_OPTIONS)}
     options |= {"dtype": str(model.dtype), "num_frame_tokens": model.config.num_frame_tokens}
-    weights = model.model.language_model.norm.weight.detach().float().cpu().contiguous()
-    return hashlib.sha256(json.dumps(options, sort_keys=True).encode() + weights.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for name, weight in model.named_parameters():
+        digest.update(name.encode())
+        digest.update(raw_bytes(weight.detach().flatten()[:: max(1, weight.numel() // 16)].cpu()))
+    return digest.hexdigest()
+
+
+def raw_bytes(value: torch.Tensor):
+    """The bytes of a tensor of any dtype and layout, as an array."""
+    return value.flatten().clone(memory_format=torch.contiguous_format).view(torch.uint8).numpy()
 
 
 def checksum(tensors: dict[str, torch.Tensor], content: str) -> str:
     digest = hashlib.sha256(content.encode())
     for name in sorted(tensors):
-        value = tensors[name].contiguous()
+        value = tensors[name]
         digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(value.flatten().view(torch.uint8).numpy())
+        digest.update(raw_bytes(value))
     return digest.hexdigest()
 
 
@@ -68,10 +84,13 @@ def save_session(session, path: str | os.PathLike) -> Path:
         tensors["generator"] = session._sampler.generator.get_state()
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if value is not None}
     config = session.generation_config
+    options = {name: getattr(session, name) for name in OPTIONS}
+    if options["keep_ratio"] is None:
+        options["keep_ratio"] = session.model.keep_ratio  # which may be another one by the time it is restored
     content = json.dumps(
         {
             "model": model_fingerprint(session.model),
-            "options": {name: getattr(session, name) for name in OPTIONS},
+            "options": options,
             "generation_config": None if config is None else json.loads(config.to_json_string(use_diff=True)),
             "state": {name: getattr(session, name) for name in STATE},
             "seen_tokens": cache.seen_tokens,
@@ -120,13 +139,21 @@ def load_session(cls, path: str | os.PathLike, model, processor):
     """See `StreamingSession.load`."""
     path = Path(path)
     tensors, content = read_session(path)
-    if content["model"] != model_fingerprint(model):
-        raise ValueError(f"{path} was saved with another model, other routing options or another dtype")
+    try:
+        if content["model"] != model_fingerprint(model):
+            raise ValueError(f"{path} was saved with another model, other routing options or another dtype")
+        return restore(cls, tensors, content, model, processor)
+    except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
+        raise ValueError(f"{path} is no saved session of this package: {error!r}") from error
+
+
+def restore(cls, tensors: dict[str, torch.Tensor], content: dict, model, processor):
     config = content["generation_config"]
     config = None if config is None else GenerationConfig.from_dict(config)
-    session = cls(model, processor, **content["options"], generation_config=config)
-    for name, value in content["state"].items():
-        setattr(session, name, value)
+    options = {name: content["options"][name] for name in OPTIONS}
+    session = cls(model, processor, **options, generation_config=config)
+    for name in STATE:
+        setattr(session, name, content["state"][name])
     cache, tensors = session.cache, {name: value.to(model.device) for name, value in tensors.items()}
     cache.seen_tokens, cache.frames_forgotten = content["seen_tokens"], content["frames_forgotten"]
     cache.next_position, cache.frame_ends = tensors.get("next_position"), tensors.get("frame_ends")
@@ -139,7 +166,7 @@ def load_session(cls, path: str | os.PathLike, model, processor):
         session._memory.forgotten = content["tokens_forgotten"]
         for name in FIELDS:
             setattr(session._memory, name, tensors[f"memory.{name}"].cpu())
-    if "generator" in tensors:
+    if session._sampler.generator is not None:
         session._sampler.generator.set_state(tensors["generator"].cpu())
     return session
 

@@ -9,8 +9,10 @@ Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of t
 import copy
 import math
 import os
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import accumulate
 from numbers import Real
 from pathlib import Path
 from time import perf_counter
@@ -105,12 +107,13 @@ class StreamingSession:
         if system_prompt is not None:
             check_text("system_prompt", system_prompt)
         self.model, self.processor = model, processor
-        self.system_prompt, self.speak_threshold = system_prompt, speak_threshold
+        self.system_prompt, self.speak_threshold = system_prompt, float(speak_threshold)
         self.keep_ratio, self.max_new_tokens = keep_ratio, max_new_tokens
         self.max_cached_frames, self.cache_policy = max_cached_frames, cache_policy
         self.generation_config = generation_config
         self._sampler = TokenSampler(model, processor, generation_config)
-        self._running: Iterator | None = None  # what `watch` or `ask_tokens` handed out last
+        # what `watch` or `ask_tokens` handed out last; weakly, so that leaving a loop over it closes it at once
+        self._running: weakref.ref | None = None
         self.reset()
 
     def reset(self) -> None:
@@ -190,9 +193,11 @@ class StreamingSession:
         """As `ask`, with the answer's text piece by piece as it is made. Leaving the iterator (`close()`, or any other
         call of the session) cancels the rest: the answer then ends with the last piece that came out."""
         self.instruct(question)
+        self._make_room()
         self._counts["answers"] += 1
-        self._running = self._pieces()
-        return self._running
+        pieces = self._pieces()
+        self._running = weakref.ref(pieces)
+        return pieces
 
     def push(self, frames, times: list[float] | None = None) -> list[StreamEvent]:
         """Let the model see frames, and speak after any of them.
@@ -219,21 +224,27 @@ class StreamingSession:
         self._break_off()
         frames = self.processor.video_processor.load_video(frames, do_sample_frames=False)
         times = self._check_times(times, len(frames))
-        self._running = self._watch(frames, times)
-        return self._running
+        watched = self._watch(frames, times)
+        self._running = weakref.ref(watched)
+        return watched
 
     def _break_off(self) -> None:
         """End what `watch` or `ask_tokens` handed out, if somebody still holds it half used."""
-        if self._running is not None:
-            self._running.close()
+        running = None if self._running is None else self._running()
+        if running is not None:
+            running.close()
         self._running = None
 
     def _check_times(self, times, num_frames: int) -> list[float]:
         if times is None:
             step = 1 / self.processor.video_processor.fps
-            first = 0.0 if self.time is None else self.time + step
-            return [first + step * index for index in range(num_frames)]
-        times = [float(time) for time in times]
+            before = -step if self.time is None else self.time
+            # one after the other, to the last bit as in calls of one frame
+            return list(accumulate([step] * num_frames, initial=before))[1:]
+        try:
+            times = [float(time) for time in times]
+        except TypeError as error:
+            raise ValueError(f"`times` must be a list of seconds, got {times!r}") from error
         if len(times) != num_frames:
             raise ValueError(f"`times` must hold one time a frame, got {len(times)} for {num_frames} frames")
         before = [-math.inf if self.time is None else self.time, *times]
@@ -273,41 +284,44 @@ class StreamingSession:
                 encoded += len(features)
             self._make_room()
             block = features[len(features) - (encoded - done) :][: self._frames_ahead()]
-            before, watched = (self.cache.get_seq_length(), self._pending, self._in_stream), 0
+            before, watched, spoke = (self.cache.get_seq_length(), self._pending, self._in_stream), 0, False
             try:
                 silence, kept = self._feed_frames(block)
+                end = self.cache.get_seq_length()
                 speech = speaks(silence, self.speak_threshold).tolist()
                 for index, probability in enumerate(silence.tolist()):
                     if not math.isfinite(probability):
                         raise ValueError("the model's scores are not finite numbers: its weights hold nan or infinity")
-                    watched = index + 1
-                    self._count_frame(times[done + index])
-                    event = None
+                    time, event = times[done + index], None
                     if speech[index]:
-                        self._forget_frames(len(block) - watched)
-                        event = self._narrate(probability)
+                        self._rollback(self._end_of_frame(index, len(block), end))
+                        event = self._narrate(time, probability)
+                    # from here on the frame is part of the stream; until here a failure takes it back
+                    self.time, watched, spoke = time, index + 1, event is not None
+                    self._counts["frames"] += 1
                     kept_now = tuple(None if tokens is None else tokens[index] for tokens in kept)
-                    yield WatchedFrame(self.time, probability, kept_now, event)
-                    if event is not None:
+                    yield WatchedFrame(time, probability, kept_now, event)
+                    if spoke:
                         break
             finally:
                 if watched == 0:
                     self._rollback(before[0])
                     _, self._pending, self._in_stream = before
-                elif not speech[watched - 1]:
-                    self._forget_frames(len(block) - watched)
+                elif not spoke:
+                    self._rollback(self._end_of_frame(watched - 1, len(block), end))
+                    self._pending, self._in_stream = [], True
             done += watched
-            self._ahead = AHEAD_AFTER_SPEECH if speech[watched - 1] else min(2 * self._ahead, FRAMES_AT_ONCE)
+            self._ahead = AHEAD_AFTER_SPEECH if spoke else min(2 * self._ahead, FRAMES_AT_ONCE)
 
-    def _count_frame(self, time: float) -> None:
-        self.time = time
-        self._counts["frames"] += 1
+    def _end_of_frame(self, index: int, num_frames: int, end: int) -> int:
+        """Position after frame `index` of a block of `num_frames` that ends at position `end`."""
+        return end - (num_frames - 1 - index) * (len(self.processor.frame_ids) + 1)
 
-    def _narrate(self, silence: float) -> StreamEvent:
+    def _narrate(self, time: float, silence: float) -> StreamEvent:
         self._close_stream()
         text = "".join(self._pieces())
         self._counts["narrations"] += 1
-        return StreamEvent(self.time, "narration", text, self.query, silence)
+        return StreamEvent(time, "narration", text, self.query, silence)
 
     def _feed_frames(self, features: torch.Tensor) -> tuple[torch.Tensor, tuple]:
         """Feed frames `[F, N, Dv]` with the separators between them; the probability of silence after each, `[F]`, and
@@ -323,11 +337,6 @@ class StreamingSession:
             silence = silence_probability(output.logits[0], processor.frame_separator_token_id).cpu()
         self._pending, self._in_stream = [], True
         return silence, output.kept_indices
-
-    def _forget_frames(self, count: int) -> None:
-        """Take back the last frames, and the separators before them."""
-        if count:
-            self._rollback(self.cache.get_seq_length() - count * (len(self.processor.frame_ids) + 1))
 
     def _rollback(self, position: int) -> None:
         self.cache.rollback(position)
@@ -357,7 +366,6 @@ class StreamingSession:
         limit = self.max_new_tokens
         if self.generation_config is not None and self.generation_config.max_new_tokens is not None:
             limit = min(limit, self.generation_config.max_new_tokens)
-        self._make_room()
         self._pending, said = self._pending + self.processor.assistant_header_ids, []
         try:
             while len(said) < limit:

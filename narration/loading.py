@@ -4,7 +4,9 @@ import json
 import warnings
 from pathlib import Path
 
-from .options import OWN_CHECKPOINT, NarrateOptions
+from .options import NarrateOptions
+
+HUB_TIMEOUT = 8.0  # seconds
 
 
 def choose_device(name: str):
@@ -38,56 +40,88 @@ def load_checkpoint(options: NarrateOptions):
     import torch
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils import logging
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.simplefilter("ignore")
 
-    device = choose_device(options.device)
-    source = options.model or str(OWN_CHECKPOINT)
-    arguments = {}
+    device, source = choose_device(options.device), options.checkpoint
+    arguments, trust = {}, {}
     if options.load_in_4bit:
-        try:
-            import bitsandbytes  # noqa: F401
-        except ImportError as error:
-            raise ImportError("`--load-in-4bit` needs bitsandbytes: pip install videollm-mod[quant]") from error
-        arguments["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True,
-            bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=["vision_tower", "connector", "layer_expert", "lm_head"],
-        )
-        arguments["device_map"] = {"": device}
-    # CPUs are no faster in half precision, and float32 makes blocks of frames equal to single ones
+        arguments |= {"quantization_config": nf4(), "device_map": {"": device}}
+    # CPUs are no faster in half precision, and in float32 blocks of frames are as good as equal to single ones
     dtype = options.dtype if options.dtype != "auto" or device.type != "cpu" else "float32"
     arguments["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
+    config = fetch_config(source)
     if options.trust_remote_code:
-        processor = AutoProcessor.from_pretrained(source, trust_remote_code=True)
-        model = AutoModelForImageTextToText.from_pretrained(source, trust_remote_code=True, **arguments)
+        model_class, processor_class, trust = AutoModelForImageTextToText, AutoProcessor, {"trust_remote_code": True}
     else:
-        from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
-        from ..processing_videollm_mod import VideoLLMMoDProcessor
+        from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration as model_class
+        from ..processing_videollm_mod import VideoLLMMoDProcessor as processor_class
 
-        check_model_type(source)
-        try:
-            processor = VideoLLMMoDProcessor.from_pretrained(source)
-            model = VideoLLMMoDForConditionalGeneration.from_pretrained(source, **arguments)
-        # options of a wrong type, a truncated file, weights of other shapes
-        except (StrictDataclassError, SafetensorError, RuntimeError, KeyError, TypeError) as error:
-            raise ValueError(f"can not load the checkpoint {source}: {error}") from error
+        check_model_type(source, config)
+    try:
+        processor = processor_class.from_pretrained(source, **trust)
+        model, info = model_class.from_pretrained(source, **arguments, **trust, output_loading_info=True)
+    # options of a wrong type, a truncated file, weights of other shapes
+    except (StrictDataclassError, SafetensorError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"can not load the checkpoint {source}: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise ValueError(f"the checkpoint {source} lacks {len(missing)} weights, such as {', '.join(missing[:3])}")
     if not options.load_in_4bit:
         model = model.to(device)
     return model.eval(), processor
 
 
-def check_model_type(source: str) -> None:
-    """Raise `ValueError` if a folder's checkpoint is of another kind of model."""
-    path = Path(source).expanduser() / "config.json"
-    if not path.is_file():
-        return  # on the Hub
+def nf4():
+    """The `BitsAndBytesConfig` of 4 bit: all of the language model but its routers."""
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ImportError("`--load-in-4bit` needs bitsandbytes: pip install videollm-mod[quant]") from error
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        llm_int8_skip_modules=["model.vision_tower", "model.connector", "layer_expert", "lm_head"],
+    )
+
+
+def fetch_config(source: str) -> Path:
+    """The path of `config.json` in a folder, the Hub's cache, or the Hub itself, asked once and not for long.
+
+    Raises:
+        `OSError`: if it can not be had.
+    """
+    from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.utils import logging
+
+    logging.set_verbosity_error()
+    if Path(source).is_dir():
+        return Path(source) / "config.json"
+    cached = try_to_load_from_cache(source, "config.json")
+    if isinstance(cached, str):
+        return Path(cached)
+    if constants.HF_HUB_OFFLINE:
+        raise OSError(f"{source} is no folder, and not in the cache of the Hub, which is offline")
+    try:
+        HfApi().model_info(source, timeout=HUB_TIMEOUT)  # says at once what a download would say after many tries
+        return Path(hf_hub_download(source, "config.json", etag_timeout=HUB_TIMEOUT))
+    except HfHubHTTPError as error:
+        raise OSError(f"{source} is no folder, and the Hub has no such model: {error}") from error
+    except Exception as error:  # of whichever HTTP library huggingface_hub uses
+        raise OSError(f"{source} is no folder, and the Hub can not be reached: {error}") from error
+
+
+def check_model_type(source: str, path: Path) -> None:
+    """Raise `ValueError` if the configuration at `path` is of another kind of model."""
     try:
         model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:

@@ -1,5 +1,6 @@
 """`videollm-mod narrate`: from a source of frames to events, as they come."""
 
+import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -9,8 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from ..decoding_videollm_mod import DEFAULT_FPS
-from .options import NarrateOptions, Query
+from .options import NarrateOptions, Query, stated_fps
 from .source import Source, open_source
 from .writers import file_writer
 
@@ -27,13 +27,16 @@ class Narration:
 
     Args:
         session (`StreamingSession`), source (`Source`).
+        fps (`float`): of the source's frames.
         queries (`list[Query]`): instructions, put before everything, and questions with their times.
         on_event (`Callable[[StreamEvent], None]`): called with each event as it is made.
         on_frame (`Callable`): called with each frame, uint8 `[H, W, 3]`, and its `WatchedFrame`.
     """
 
-    def __init__(self, session, source: Source, queries: list[Query], on_event: Callable, on_frame: Callable):
-        self.session, self.source = session, source
+    def __init__(
+        self, session, source: Source, fps: float, queries: list[Query], on_event: Callable, on_frame: Callable
+    ):
+        self.session, self.source, self.fps = session, source, fps
         self.on_event, self.on_frame = on_event, on_frame
         self.decode_seconds = 0.0
         self._failure: Exception | None = None
@@ -95,7 +98,7 @@ class Narration:
 
     def _check_end(self, time: float) -> None:
         duration = self.source.duration
-        if duration is not None and time + 1 < 0.9 * duration:
+        if duration is not None and time + 1 / self.fps + 0.5 < 0.9 * duration:
             raise ValueError(f"{self.source.name} is cut off: it ended at {time:.1f} of {duration:.1f} seconds")
 
 
@@ -112,16 +115,16 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
     options.check()
     queries = options.parsed_queries()
     quiet_decoder()
+    if options.output is None and sys.stdout is None:
+        raise OSError("there is no standard output to write to; give `--output`")
     # a source that can not be read is known before a model is loaded, and before an output is begun
-    source = open_source(options.source, options.fps or DEFAULT_FPS)
+    fps = options.fps or stated_fps(options.checkpoint)
+    source = open_source(options.source, fps)
     if load is None:
         from .loading import load_checkpoint as load
     model, processor = load(options)
     from ..memory_videollm_mod import frames_in_context  # as slow to import as the model
 
-    if options.fps is None and processor.video_processor.fps != DEFAULT_FPS:
-        source = open_source(options.source, processor.video_processor.fps)
-    fps = options.fps or processor.video_processor.fps
     session = model.stream(
         processor,
         speak_threshold=options.threshold,
@@ -157,9 +160,9 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
             writer.reached(watched.time)
             if overlay is not None:
                 overlay.frame(image, watched)
-            bar.update(watched.time + 1 / fps - bar.n)
+            bar.update(min(watched.time + 1 / fps, source.duration or math.inf) - bar.n)
 
-        narration = Narration(session, source, queries, on_event, on_frame)
+        narration = Narration(session, source, fps, queries, on_event, on_frame)
         start = perf_counter()
         narration.run()
         stats = dict(session.stats)
@@ -180,10 +183,11 @@ def quiet_decoder() -> None:
 
 def progress_bar(source: Source) -> tqdm:
     """Of seconds of the stream, on standard error, if somebody looks at it."""
-    layout = None if source.duration else "{desc}: {n:.1f} s [{elapsed}]"
-    return tqdm(
-        total=source.duration, desc=source.name[-40:], unit="s", disable=None, bar_format=layout, dynamic_ncols=True
-    )
+    layout = "{desc}: {n:.1f} s, {elapsed} passed"
+    if source.duration:
+        layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f} of {total:.1f} s, {elapsed} passed, {remaining} left"
+    name = source.name if len(source.name) <= 40 else "…" + source.name[-39:]
+    return tqdm(total=source.duration, desc=name, disable=None, bar_format=layout, dynamic_ncols=True)
 
 
 __all__ = ["Narration", "narrate"]

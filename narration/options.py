@@ -1,11 +1,12 @@
 """What `videollm-mod narrate` is asked to do, checked before anything slow begins."""
 
+import json
 import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..decoding_videollm_mod import check_fps
+from ..decoding_videollm_mod import DEFAULT_FPS, check_fps
 
 FORMATS = ("text", "jsonl", "vtt", "srt")
 FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".vtt": "vtt", ".srt": "srt"}
@@ -92,11 +93,36 @@ class NarrateOptions:
         return [Query.parse(argument) for argument in self.queries]
 
     @property
+    def checkpoint(self) -> str:
+        """The folder, or Hub id, of the checkpoint."""
+        if self.model is None:
+            return str(OWN_CHECKPOINT)
+        folder = Path(self.model).expanduser()
+        return str(folder) if folder.is_dir() else self.model
+
+    @property
     def output_format(self) -> str:
         """The format asked for, or what the output's name ends in."""
         if self.format is not None:
             return self.format
         return FORMAT_OF_SUFFIX.get(self.output.suffix.lower(), "text") if self.output is not None else "text"
+
+
+def stated_fps(checkpoint: str) -> float:
+    """Frames per second of a checkpoint's video processor; on the Hub, where no file is at hand, the usual ones.
+
+    Raises:
+        `ValueError`: if the folder says nothing sensible.
+    """
+    path = Path(checkpoint) / "processor_config.json"
+    if not path.is_file():
+        return DEFAULT_FPS
+    try:
+        fps = json.loads(path.read_text(encoding="utf-8"))["video_processor"]["fps"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no configuration of a processor: {error!r}") from error
+    check_fps(f"`fps` in {path}", fps)
+    return fps
 
 
 def check_output(name: str, path: Path, source: str) -> None:
@@ -122,4 +148,4 @@ def check_model(model: str | None, trust_remote_code: bool) -> None:
         raise FileNotFoundError(f"`--model` holds no weights: there is no *.safetensors in {model}")
 
 
-__all__ = ["OWN_CHECKPOINT", "NarrateOptions", "Query"]
+__all__ = ["OWN_CHECKPOINT", "NarrateOptions", "Query", "stated_fps"]

@@ -8,6 +8,8 @@ Shapes: H and W pixels, h x w grid of pooled patches, L routed layers, k tokens 
 """
 
 import math
+import os
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -55,14 +57,15 @@ class OverlayVideo:
         import av
 
         self.letterbox = letterbox
+        self._last, self._unseen = None, False  # the last frame, and whether something was said since
         self.grid = tuple(config.frame_token_pooled or (1, 1))
         self.has_class_token, self.num_tokens = config.frame_token_cls, config.num_frame_tokens
         self.threshold, self.caption, self.asked = speak_threshold, "", ""
         self._fonts = {size: ImageFont.load_default(size) for size in (13, 16, 22)}
         self._av, self._path = av, path
-        with readable_errors(str(path)):
+        with readable_errors(str(path), "write"):
             flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
-            self._container = av.open(str(path), "w", format="mp4", options=flags)
+            self._container = av.open(os.path.abspath(path), "w", format="mp4", options=flags)
             rate = Fraction(fps).limit_denominator(1001)
             self._stream = self._container.add_stream("libx264", rate=rate)
             self._stream.width, self._stream.height = SIDE + PANEL, SIDE + STRIP
@@ -72,6 +75,7 @@ class OverlayVideo:
 
     def event(self, event: StreamEvent) -> None:
         """Show what was said from the next frame on; a narration belongs to the frame that brought it."""
+        self._unseen = True
         self.caption = one_line(event.text)
         self.asked = one_line(event.query) if event.kind == "answer" else ""
 
@@ -79,12 +83,16 @@ class OverlayVideo:
         """Add a frame, uint8 `[H, W, 3]`."""
         if watched.event is not None:
             self.event(watched.event)
+        self._last, self._unseen = (image, watched), False
         drawn = self._av.VideoFrame.from_ndarray(self.draw(image, watched), format="rgb24")
-        with readable_errors(str(self._path)):
+        with readable_errors(str(self._path), "write"):
             self._container.mux(self._stream.encode(drawn))
 
     def close(self) -> None:
-        with readable_errors(str(self._path)):
+        """End the video; what was said after the last frame is shown over it once more."""
+        if self._unseen and self._last is not None:
+            self.frame(self._last[0], replace(self._last[1], event=None))
+        with readable_errors(str(self._path), "write"):
             self._container.mux(self._stream.encode())
             self._container.close()
 
@@ -108,7 +116,7 @@ class OverlayVideo:
         return (seen * spread(brightness, SIDE)[:, :, None]).astype(np.uint8)
 
     def _draw_layers(self, canvas, pen, seen: np.ndarray, layers: dict[int, np.ndarray]) -> None:
-        pen.text((SIDE + 12, 8), "kept in each routed layer", font=self._fonts[13], fill=FAINT)
+        pen.text((SIDE + 12, 8), "tokens kept in each routed layer", font=self._fonts[13], fill=FAINT)
         columns = max(1, math.ceil(math.sqrt(len(layers) / 1.7)))
         size = min(150, (PANEL - 12) // columns - 8, (SIDE - 30) // max(1, math.ceil(len(layers) / columns)) - 24)
         small = np.asarray(Image.fromarray(seen).resize((max(size, 8),) * 2))
@@ -117,8 +125,8 @@ class OverlayVideo:
             cells = kept_cells(kept, self.grid, self.has_class_token)
             shade = spread(np.where(cells, 1.0, SKIPPED), len(small))[:, :, None]
             canvas.paste(Image.fromarray((small * shade).astype(np.uint8)), (x, y))
-            class_token = " + class" if self.has_class_token and 0 in kept else ""
-            label = f"{layer}: {len(kept)} of {self.num_tokens}{class_token}"
+            class_token = self.has_class_token and 0 in kept
+            label = f"{layer}: {len(kept)} of {self.num_tokens}{', class' if class_token else ''}"
             pen.text((x, y + len(small) + 2), label, font=self._fonts[13], fill=ACCENT if class_token else TEXT)
 
     def _draw_strip(self, pen, watched: WatchedFrame) -> None:

@@ -47,6 +47,8 @@ def open_source(source: str, fps: float) -> Source:
     elif source.startswith("webcam:"):
         raise ValueError(f"a camera is `webcam:` and its number, as webcam:0, got {source}")
     elif source == "-":
+        if sys.stdin is None:
+            raise OSError("standard input is closed")
         source, name, live = sys.stdin.buffer, "standard input", True
     elif "://" in source:
         live = source.startswith(("rtsp", "rtmp", "udp", "srt"))

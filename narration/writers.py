@@ -81,9 +81,9 @@ class SubtitleWriter(EventWriter):
     def _end_cue(self, time: float) -> None:
         if not self._lines:
             return
-        self._number += 1
         start, end = (self._stamp(t) for t in (self._start, min(time, self._start + CUE_SECONDS)))
         if start != end:  # closer than a millisecond
+            self._number += 1
             self._write("\n".join([str(self._number), f"{start} --> {end}", *self._lines]) + "\n\n")
             self._lines = []
 
@@ -104,13 +104,16 @@ class VttWriter(SubtitleWriter):
         return html.escape(text, quote=False)
 
 
+LOOKALIKES = str.maketrans("<>{}", "\u2039\u203a()")
+
+
 class SrtWriter(SubtitleWriter):
     """SubRip, which knows no escapes: players read tags and arrows in it, so these are broken up."""
 
     decimal_mark = ","
 
     def escape(self, text: str) -> str:
-        return text.replace("<", "\u2039").replace(">", "\u203a")
+        return text.translate(LOOKALIKES)
 
 
 WRITERS = {"text": TextWriter, "jsonl": JsonLinesWriter, "vtt": VttWriter, "srt": SrtWriter}

@@ -21,11 +21,18 @@ import torch
 from clips import moving, write_sound, write_video
 from fresh import ROOT
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, WatchedFrame, cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
-from videollm_mod.decoding_videollm_mod import MAX_PIXELS, decode_video, iter_video_frames, limited_size
+from videollm_mod.decoding_videollm_mod import (
+    MAX_PIXELS,
+    decode_video,
+    iter_video_frames,
+    limited_size,
+    video_duration,
+)
 from videollm_mod.narration import loading, narrate, source
 from videollm_mod.narration.options import NarrateOptions, Query
 
@@ -132,6 +139,66 @@ def test_a_frame_of_64_million_pixels_is_scaled_down(run, tmp_path):
         int(100_000 * (MAX_PIXELS / 4e7) ** 0.5),
         int(400 * (MAX_PIXELS / 4e7) ** 0.5),
     )
+
+
+@pytest.mark.parametrize("fps", [0.001, 0.1, 0.15, 0.2, 0.37, 3])
+def test_a_whole_video_is_not_cut_off_at_any_rate(run, fps):
+    code, _, err = run(ROOT / "media" / "cup.mp4", "--fps", fps)
+    assert (code, err) == (0, "")
+
+
+@pytest.mark.parametrize(
+    "file, codec", [("late.mkv", "libx264"), ("late.webm", "libvpx-vp9"), ("late.mp4", "libx264")]
+)
+def test_a_video_that_starts_late_is_not_cut_off(run, tmp_path, file, codec):
+    path = write_video(tmp_path / file, moving(60, 48, 64), codec, times=[30 + index / 10 for index in range(60)])
+    code, lines, err = run(path, "--format", "jsonl")
+    assert (code, err) == (0, "") and json.loads(lines[-1])["stats"]["frames"] == 12
+    assert video_duration(path) == pytest.approx(6.0, abs=0.15)
+
+
+@pytest.mark.parametrize("jump", [1e5, -2.5])
+def test_a_clock_that_jumps_goes_on_at_the_average_rate(tmp_path, jump):
+    times = [index / 10 for index in range(30)] + [2.9 + jump + index / 10 for index in range(1, 31)]
+    path = write_video(tmp_path / "jump.mkv", moving(60, 48, 64), "mjpeg", times=times) if jump > 0 else None
+    if path is None:  # containers sort or refuse it: two recordings joined as they are
+        parts = [write_video(tmp_path / f"{i}.ts", moving(30, 48, 64), "mpeg2video", fps=25) for i in range(2)]
+        path = tmp_path / "joined.ts"
+        path.write_bytes(b"".join(part.read_bytes() for part in parts))
+        times = [index / 25 for index in range(60)]
+    found = [time for _, time in iter_video_frames(path, 5)]
+    expected = 6.0 if jump > 0 else 2.4
+    assert found == [index / 5 for index in range(len(found))] and abs(len(found) / 5 - expected) <= 0.4
+
+
+def test_names_that_look_like_protocols(run, tmp_path, monkeypatch, clip):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(clip, "http:a part 1.mp4")
+    code, lines, err = run("http:a part 1.mp4", "--overlay", "file:o.mp4", "--output", "c:out.srt")
+    assert (code, lines, err) == (0, [], "")
+    assert len(decode_video("file:o.mp4", 2)[0]) > 10 and Path("c:out.srt").stat().st_size > 0
+
+
+def test_the_checkpoints_own_rate_is_taken_also_from_a_pipe(tmp_path, clip):
+    folder = broken_checkpoint("whole", tmp_path / "checkpoint")
+    config = json.loads((folder / "processor_config.json").read_text())
+    config["video_processor"]["fps"] = 4.0
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    path = write_video(tmp_path / "a.ts", decode_video(clip, 10)[0][:30], "mpeg2video", fps=10)
+    with open(path, "rb") as file:
+        done = subprocess.run(
+            [*COMMAND, "-", "--model", folder, "--format", "jsonl"], stdin=file, capture_output=True, text=True
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout.splitlines()[-1])["stats"]["frames"] == 12
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-"])
+def test_closed_streams_are_one_line(clip, closed):
+    source_name = "-" if closed == "<&-" else clip
+    command = " ".join([*map(str, COMMAND), str(source_name), closed])
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == 2 and is_one_line(done.stderr)
 
 
 def test_events_are_those_of_a_session(run, clip, checkpoint):
@@ -465,6 +532,16 @@ def broken_checkpoint(kind: str, folder: Path) -> Path:
     elif kind == "truncated":
         path = folder / "model.safetensors"
         path.write_bytes(path.read_bytes()[:100_000])
+    elif kind == "weights missing":
+        tensors = load_file(folder / "model.safetensors")
+        kept = {name: value for name, value in tensors.items() if "layers.3.mlp" not in name}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    elif kind == "no rate":
+        config = json.loads((folder / "processor_config.json").read_text())
+        config["video_processor"]["fps"] = None
+        (folder / "processor_config.json").write_text(json.dumps(config))
+    elif kind == "no processor":
+        (folder / "processor_config.json").write_text("[]")
     elif kind == "no tokenizer":
         (folder / "tokenizer.json").unlink()
         (folder / "tokenizer_config.json").unlink()
@@ -477,6 +554,9 @@ CHECKPOINTS = {
     "wrong type": "mod_keep_ratio",
     "out of range": "`mod_keep_ratio` must be a number in (0, 1], got 3",
     "truncated": "",
+    "weights missing": "lacks 3 weights, such as model.language_model.layers.3.mlp.down_proj.weight",
+    "no rate": "`fps` in ",
+    "no processor": "is no configuration of a processor",
     "no tokenizer": "",
 }
 
@@ -487,6 +567,37 @@ def test_broken_checkpoints_are_one_line(run, tmp_path, clip, kind):
     code, lines, err = run(clip, "--model", folder, own_checkpoint=False)
     assert code == 2 and lines == [] and err.startswith("error: ") and err.count("\n") == 1
     assert CHECKPOINTS[kind] in err
+
+
+def test_a_hub_id_that_can_not_be_had_is_one_line(clip):
+    """The hub is asked once: here it refuses the connection."""
+    begin = clock.monotonic()
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+    for extra in ([], ["--trust-remote-code"]):
+        done = subprocess.run(
+            [*COMMAND, clip, "--model", "no/model", *extra], capture_output=True, text=True, env=environment
+        )
+        assert done.returncode == 2 and is_one_line(done.stderr) and "the Hub can not be reached" in done.stderr
+    assert clock.monotonic() - begin < 60
+    done = subprocess.run([*COMMAND, clip, "--model", "no/model"], capture_output=True, text=True)
+    assert done.returncode == 2 and is_one_line(done.stderr) and "which is offline" in done.stderr
+
+
+def test_broken_code_of_a_checkpoint_is_one_line(run, tmp_path, clip):
+    folder = broken_checkpoint("truncated", tmp_path / "checkpoint")
+    for file in ROOT.glob("*_videollm_mod.py"):
+        shutil.copy(file, folder)
+    code, lines, err = run(clip, "--model", folder, "--trust-remote-code", own_checkpoint=False)
+    assert code == 2 and lines == [] and is_one_line(err)
+
+
+def test_four_bit_narrates(run, clip):
+    pytest.importorskip("bitsandbytes", reason="--load-in-4bit needs bitsandbytes")
+    code, lines, err = run(clip, "--load-in-4bit", "--format", "jsonl", own_checkpoint=False)
+    assert (code, err) == (0, "")
+    *events, last = map(json.loads, lines)
+    assert last["stats"]["frames"] == int(2 * world_stream(60).seconds)
+    assert {(e["time"], e["text"]) for e in events} & set(truth(60))  # not quite what it was, but still of the world
 
 
 def test_weights_that_are_not_finite_are_one_line(run, tmp_path, clip):
@@ -609,7 +720,7 @@ def test_what_was_decoded_before_a_fault_is_watched(checkpoint):
 
     events = []
     session = checkpoint[0].stream(checkpoint[1])
-    narration = narrate.Narration(session, source.Source("x", fails()), [], events.append, lambda *_: None)
+    narration = narrate.Narration(session, source.Source("x", fails()), 2.0, [], events.append, lambda *_: None)
     with pytest.raises(OSError, match="cable"):
         narration.run()
     assert [(event.time, event.text) for event in events] == truth(62)

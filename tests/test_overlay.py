@@ -54,14 +54,14 @@ def test_the_video_has_a_frame_for_each_watched(tmp_path, fps):
     for index in range(7):
         shade = np.full((48, 64, 3), 20 + 30 * index, np.uint8)
         overlay.frame(shade, watched([[0, 1]] * 4, index / fps, index / 7, event if index == 2 else None))
-    overlay.event(StreamEvent(1.0, "answer", "Two.", "How many?"))
+    overlay.event(StreamEvent(1.0, "answer", "Two.", "How many?"))  # after the last frame, which is shown once more
     overlay.close()
-    frames, times = decode_video(tmp_path / "o.mp4", None) if fps is None else decode_video(tmp_path / "o.mp4", fps)
-    assert len(frames) == 7
-    np.testing.assert_allclose(times, np.arange(7) / fps)
-    strips = frames[:, SIDE + 40 :].reshape(7, -1).astype(int)
+    frames, times = decode_video(tmp_path / "o.mp4", fps)
+    assert len(frames) == 8
+    np.testing.assert_allclose(times, np.arange(8) / fps)
+    strips = frames[:, SIDE + 40 :].reshape(8, -1).astype(int)
     changed = (np.abs(np.diff(strips, axis=0)) > 60).mean(1) > 0.005
-    assert changed.tolist() == [False, True, True, False, False, False]  # said at 2, no longer new at 3
+    assert changed.tolist() == [False, True, True, False, False, False, True]  # said at 2, no longer new at 3
 
 
 def test_models_without_routed_layers_or_patches_are_drawn(tmp_path):

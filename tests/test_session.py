@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 import torch
 from fresh import ROOT, run_fresh
+from safetensors.torch import save_file
 from transformers import GenerationConfig
 
 from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.data.world import world_stream
+from videollm_mod.session_state_videollm_mod import FORMAT, checksum, read_session
 
 QUESTION = "How many objects are there?"
 
@@ -183,6 +185,10 @@ def test_states_of_other_models_and_places_are_refused(checkpoint, tmp_path):
     other = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="another dtype"):
         StreamingSession.load(path, other, processor)
+    other = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32)
+    other.model.language_model.layers[5].self_attn.q_proj.weight.data *= 1.01
+    with pytest.raises(ValueError, match="another model"):
+        StreamingSession.load(path, other, processor)
     with pytest.raises(FileNotFoundError, match="there is no saved session"):
         StreamingSession.load(tmp_path / "none", model, processor)
     with pytest.raises(FileNotFoundError, match="folder of `path`"):
@@ -297,6 +303,68 @@ def test_a_failed_call_leaves_no_trace(checkpoint, failing_layer, after):
     holds_the_same(session, other)
 
 
+@pytest.mark.parametrize("failing_call", [2, 3, 5])
+def test_a_failure_while_it_speaks_takes_the_frame_back(checkpoint, failing_call):
+    model, processor = checkpoint
+    frames, times = clip(44)
+    session, other, calls = model.stream(processor), model.stream(processor), []
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) == failing_call:
+            raise MemoryError("no memory")
+
+    hook = model.model.language_model.layers[2].mlp.register_forward_pre_hook(fail)
+    seen = []
+    with pytest.raises(MemoryError):
+        for frame in session.watch(frames, times):
+            seen.append(frame)
+    hook.remove()
+    done = len(seen)
+    assert done > 0 and session.stats.frames == done and session.time == times[done - 1]
+    other.push(frames[:done], times[:done])
+    assert session.stats.narrations == other.stats.narrations
+    same(session.push(frames[done:], times[done:]), other.push(frames[done:], times[done:]))
+    holds_the_same(session, other)
+
+
+LEAVES_A_LOOP = """
+import sys
+sys.path.append({tests!r})
+from test_session import clip, load
+def main():
+    model, processor = load()
+    session = model.stream(processor, speak_threshold=0.0)
+    for index, frame in enumerate(session.watch(clip(40)[0])):
+        if index == 2:
+            break
+main()
+"""
+
+
+def test_a_loop_that_is_left_is_closed_at_once(checkpoint):
+    code = LEAVES_A_LOOP.format(tests=str(ROOT / "tests"))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("Error") == 0, done.stderr
+    session = checkpoint[0].stream(checkpoint[1], speak_threshold=0.0)
+    for frame in session.watch(clip(40)[0]):
+        if frame.time == 1.0:
+            break
+    assert session.cache.num_frames.tolist() == [3]  # not only at the next call
+
+
+def test_times_are_the_same_to_the_last_bit(checkpoint):
+    model, processor = checkpoint
+    frames = np.zeros((9, 8, 8, 3), np.uint8)
+    processor.video_processor.fps = 3.0
+    try:
+        together, one = model.stream(processor), model.stream(processor)
+        times = [frame.time for frame in together.watch(frames)]
+        assert times == [frame.time for image in frames for frame in one.watch(image[None])]
+    finally:
+        processor.video_processor.fps = 2.0
+
+
 def test_weights_that_are_not_finite_are_named(checkpoint):
     _, processor = checkpoint
     model, _ = load()
@@ -399,6 +467,37 @@ def test_score_processors_see_the_reply(checkpoint):
     assert len(list(short._reply())) == 2
 
 
+def test_a_restored_session_keeps_the_ratio_it_ran_at(checkpoint, tmp_path):
+    model, processor = checkpoint
+    session = model.stream(processor)
+    path = session.save(tmp_path / "s")
+    model.keep_ratio = 0.7
+    try:
+        assert StreamingSession.load(path, model, processor).keep_ratio == 0.2
+    finally:
+        model.keep_ratio = 0.2
+
+
+@pytest.mark.parametrize("change", ["state", "options", "tensors"])
+def test_forged_states_are_refused(checkpoint, tmp_path, change):
+    """With a checksum that fits: whatever else is in a state does not reach the session."""
+    session = checkpoint[0].stream(checkpoint[1])
+    session.push(clip(39)[0][:3])
+    path = session.save(tmp_path / "s")
+    tensors, content = read_session(path)
+    if change == "state":
+        content["state"] = {"push": "x"}
+    elif change == "options":
+        content["options"] = []
+    else:
+        del tensors["layers.3.values"]
+    metadata = {"format": FORMAT, "version": "1", "content": json.dumps(content)}
+    metadata["checksum"] = checksum(tensors, metadata["content"])
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="is no saved session of this package"):
+        StreamingSession.load(path, *checkpoint)
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -406,6 +505,8 @@ def test_score_processors_see_the_reply(checkpoint):
         ({"keep_ratio": 1.5}, r"`keep_ratio`.*got 1.5"),
         ({"generation_config": {"do_sample": True}}, "`generation_config` must be a GenerationConfig"),
         ({"generation_config": GenerationConfig(num_beams=2)}, "one beam"),
+        ({"generation_config": GenerationConfig(guidance_scale=1.5)}, "`generation_config.guidance_scale` is not"),
+        ({"generation_config": GenerationConfig(stop_strings=["."])}, "`generation_config.stop_strings` is not"),
     ],
 )
 def test_wrong_options_are_named(checkpoint, options, message):
