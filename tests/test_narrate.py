@@ -278,7 +278,7 @@ def test_only_a_block_of_frames_is_held(monkeypatch):
     seen = []
     opened = source.Source("frames", frames())
     narrate.Narration(
-        Silent(), opened, [], on_event=None, on_frame=lambda image, watched: seen.append(watched.time)
+        Silent(), opened, 2.0, [], on_event=None, on_frame=lambda image, watched: seen.append(watched.time)
     ).run()
     gc.collect()
     assert len(seen) == 500 and most <= narrate.BLOCK_FRAMES + 3 and len(alive) == 0
@@ -554,7 +554,7 @@ CHECKPOINTS = {
     "wrong type": "mod_keep_ratio",
     "out of range": "`mod_keep_ratio` must be a number in (0, 1], got 3",
     "truncated": "",
-    "weights missing": "lacks 3 weights, such as model.language_model.layers.3.mlp.down_proj.weight",
+    "weights missing": "lacks 7 weights, such as model.language_model.layers.3.mlp.down_proj.weight",
     "no rate": "`fps` in ",
     "no processor": "is no configuration of a processor",
     "no tokenizer": "",
