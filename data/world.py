@@ -227,7 +227,7 @@ def world_stream(seed: int, level: str = "basic"):
     Raises:
         `ValueError`: for an unknown level.
     """
-    from . import world_hard  # noqa: F401 - adds its levels
+    from . import world_tasks  # noqa: F401 - adds the hard levels
 
     if level not in LEVELS:
         raise ValueError(f"`level` must be one of {', '.join(map(repr, LEVELS))}, got {level!r}")

@@ -1,0 +1,94 @@
+"""Streams of the hard level as tensors on a device: encoded once for all rows, drawn when they are needed."""
+
+import fcntl
+import hashlib
+import os
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data.world import conversation, world_stream
+from ..data.world_hard import SPLITS, sprites
+from ..processing_videollm_mod import VideoLLMMoDProcessor
+
+CELL = 8  # pixels, one patch
+FPS = 2.0
+
+
+def encode(job: tuple[str, range, VideoLLMMoDProcessor]) -> list[tuple]:
+    """`(ids, labels, codes of the frames' cells, depths of the narrations)` of streams; one placeholder a frame."""
+    level, seeds, processor = job
+    encoded = []
+    for seed in seeds:
+        stream = world_stream(seed, level)
+        ids, labels, _ = processor.encode_conversation(conversation(stream, FPS, num_questions=0, opening=False))
+        encoded.append((ids, labels, stream.codes()[stream.shown(FPS)], stream.depths))
+    return encoded
+
+
+def encoded_streams(level: str, split: str, count: int, processor, folder: Path) -> list[list[torch.Tensor]]:
+    """Streams of a split by their shapes: `[ids, labels, codes, depths]` of each group, one row a stream."""
+    folder.mkdir(parents=True, exist_ok=True)
+    processor = VideoLLMMoDProcessor(processor.video_processor, processor.tokenizer, num_frame_tokens=1)
+    seeds = range(SPLITS[split], SPLITS[split] + count)
+    jobs = [(level, seeds[i : i + 250], processor) for i in range(0, count, 250)]
+    first = [(*stream[:2], stream[2].tolist()) for stream in encode((level, seeds[:10], processor))]
+    version = hashlib.sha256(repr(first).encode()).hexdigest()[:8]  # of world and tokenizer
+    path = folder / f"{level}_{split}_{count}_{version}.pt"
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes them, those beside it wait
+        if not path.exists():
+            groups: dict[tuple, list] = {}
+            with get_context("fork").Pool(os.cpu_count()) as pool:
+                for stream in (stream for part in pool.imap(encode, jobs) for stream in part):
+                    groups.setdefault((len(stream[0]), len(stream[2]), len(stream[3])), []).append(stream)
+            dtypes = (np.int16, np.int16, np.uint8, np.uint8)
+            stacked = [
+                [torch.from_numpy(np.array(x, dtype=t)) for x, t in zip(zip(*rows, strict=True), dtypes, strict=True)]
+                for rows in groups.values()
+            ]
+            torch.save(stacked, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+    return torch.load(path)
+
+
+class Streams:
+    """Streams on the device, in groups of one shape, so that no batch is padded."""
+
+    def __init__(self, groups: list[list[torch.Tensor]], num_frame_tokens: int, video_token_id: int, device: str):
+        self.groups = []
+        for ids, labels, codes, depths in groups:
+            counts = torch.where(ids == video_token_id, num_frame_tokens, 1).flatten()
+            long = [x.flatten().repeat_interleave(counts).view(len(ids), -1).long() for x in (ids, labels)]
+            self.groups.append([x.to(device) for x in (*long, codes, depths)])
+
+    def batches(self, batch_size: int, rng: np.random.Generator | None = None):
+        """`(ids, labels, codes, depths)` batches of one epoch; with `rng` in random order and whole batches only."""
+        plan = []
+        for group in self.groups:
+            size = len(group[0])
+            order = np.arange(size) if rng is None else rng.permutation(size)
+            stop = size if rng is None else size // batch_size * batch_size
+            plan += [(group, order[i : i + batch_size]) for i in range(0, stop, batch_size)]
+        if not plan:
+            raise ValueError(f"`batch_size` {batch_size} is more than the streams of any one shape")
+        for i in range(len(plan)) if rng is None else rng.permutation(len(plan)):
+            group, rows = plan[i]
+            index = torch.from_numpy(rows).to(group[0].device)
+            yield tuple(x[index] for x in group)
+
+
+def pixels(bank: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
+    """The frames of a batch as the processor gives them. bank: float `[codes, p, p, 3]`, normalised; codes: uint8
+    `[B, F, h, w]`. Returns `[B * F, 3, h * p, w * p]`."""
+    cells = bank[codes.flatten(0, 1).long()]
+    frames, h, w, p, _, _ = cells.shape
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(frames, 3, h * p, w * p)
+
+
+def normalised_sprites(processor, device: str) -> torch.Tensor:
+    video = processor.video_processor
+    mean, std = torch.tensor(video.image_mean), torch.tensor(video.image_std)
+    return ((torch.from_numpy(sprites(CELL)) * video.rescale_factor - mean) / std).to(device)

@@ -1,0 +1,153 @@
+"""The hard level: the same for a seed, true of its pixels, and hard to say without following the past."""
+
+import hashlib
+import json
+import random
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.data.world_hard import KINDS, SPLITS, sprites
+from videollm_mod.data.world_tasks import ORDINALS, PROCEDURES, TASKS
+
+LEVELS = ("hard", "hard_small", "hard_lessons", "hard_small_lessons")
+TASK_LEVELS = ("hard_tasks", "hard_small_tasks")
+
+
+def test_a_seed_is_one_stream_on_any_machine():
+    """The hash was made once."""
+    digest = hashlib.sha256()
+    for level in LEVELS + TASK_LEVELS:
+        for seed in (0, 1, *SPLITS.values()):
+            stream = world_stream(seed, level)
+            digest.update(stream.frames(height=8 * stream.GRID).tobytes())
+            digest.update(json.dumps([conversation(stream, num_questions=3), stream.depths]).encode())
+    digest.update(json.dumps(PROCEDURES).encode())
+    assert digest.hexdigest() == "9f277800eff4e1efc9865c642a5b956d9162d75c47f995b167cbf634f051d03a"
+
+
+def cells_of(frame: np.ndarray, grid: int) -> list[tuple[int, int, int, bool]]:
+    """`(row, column, kind, lit)` of what a frame shows, read from its pixels: whichever sprite is nearest."""
+    side = frame.shape[0] // grid
+    bank = sprites(side).astype(int)
+    found = []
+    for row in range(grid):
+        for column in range(grid):
+            cell = frame[row * side : (row + 1) * side, column * side : (column + 1) * side].astype(int)
+            code = int(((bank - cell) ** 2).sum((1, 2, 3)).argmin())
+            if code:
+                found.append((row, column, (code - 1) // 2, bool((code - 1) % 2)))
+    return found
+
+
+def watched(stream, side: int = 16) -> list[tuple[int, int, int]]:
+    """What a stream's pixels alone tell: `(frame, first look, changes since)` of each thing that is lit."""
+    first, depth, unmasked = {}, {}, []
+    for index, frame in enumerate(stream.frames(height=side * stream.GRID)):
+        there = {(row, column): (kind, lit) for row, column, kind, lit in cells_of(frame, stream.GRID)}
+        for (row, column), (kind, lit) in there.items():
+            left, right = there.get((row, column - 1)), there.get((row, column + 1))
+            if lit:
+                assert left is None and right is None and len(there) == 1
+                unmasked.append((index, first[kind], depth[kind]))
+            elif left is not None:  # it is what the left one turned into
+                assert right is None
+                before = left[0]
+                first.setdefault(before, before), depth.setdefault(before, 0)
+                first[kind], depth[kind] = first[before], depth[before] + 1
+            else:
+                assert right is not None
+    return unmasked
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("seed", range(6))
+def test_what_is_said_follows_from_the_pixels(level, seed):
+    stream = world_stream(seed, level)
+    times = stream.frame_times(2.0)
+    seen = watched(stream)
+    assert [(times[frame], f"The {KINDS[kind]} is unmasked.") for frame, kind, _ in seen] == stream.narrations
+    assert [depth for _, _, depth in seen] == stream.depths
+    assert len(stream.narrations) == stream.UNMASKED
+
+
+def test_most_narrations_lie_two_changes_deep_or_more():
+    """What separates deep from shallow models; in lessons every depth is as likely."""
+    for level, low, high in (("hard", 0.65, 0.8), ("hard_small", 0.65, 0.8), ("hard_lessons", 0.35, 0.55)):
+        depths = [depth for seed in range(100) for depth in world_stream(seed, level).depths]
+        assert set(depths) == {0, 1, 2, 3}
+        assert low < np.mean(np.array(depths) >= 2) < high
+
+
+def test_no_narration_names_a_disguise():
+    for seed in range(30):
+        stream = world_stream(seed, "hard")
+        hidden = {KINDS[kind] for chain in stream.chains for kind in chain[1:]}
+        assert not any(name in text for _, text in stream.narrations for name in hidden)
+
+
+def test_splits_are_apart():
+    starts = sorted(SPLITS.values())
+    assert len(SPLITS) == 3 and all(b - a >= 100_000_000 for a, b in pairwise(starts))
+
+
+@pytest.mark.parametrize("side", [8, 13])
+def test_sprites_side_by_side_are_the_frame(side):
+    stream = world_stream(5, "hard_small")
+    cells = sprites(side)[stream.codes()]  # [E, h, w, side, side, 3]
+    joined = cells.transpose(0, 1, 3, 2, 4, 5).reshape(len(cells), 3 * side, 3 * side, 3)
+    assert np.array_equal(joined, stream.drawn(3 * side))
+
+
+def test_answers_are_true_of_what_was_seen():
+    for seed in range(20):
+        stream = world_stream(seed, "hard_small")
+        for time, question, answer in stream.questions(count=4):
+            if not question.startswith("Who is the "):
+                continue
+            name = question.removeprefix("Who is the ").rstrip("?")
+            origin = {KINDS[kind]: chain for chain in stream.chains for kind in chain}.get(name)
+            shown = {KINDS[kind] for t, *pair in stream.changes if t <= time for kind in pair}
+            assert answer == (f"The {KINDS[origin[0]]}." if name in shown else "Nobody yet.")
+
+
+def test_who_follows_whom_tells_the_procedure():
+    pairs = [(steps[i][1], steps[(i + 1) % len(steps)][1]) for steps in PROCEDURES.values() for i in range(len(steps))]
+    assert len(set(pairs)) == len(pairs) == len(PROCEDURES) * len(ORDINALS)
+
+
+@pytest.mark.parametrize("level", TASK_LEVELS)
+@pytest.mark.parametrize("seed", range(5))
+def test_answers_to_tasks_follow_from_pixels_and_known_procedures(level, seed):
+    stream = world_stream(seed, level)
+    assert stream.narrations == ()  # the order would tell who is next
+    times, seen = stream.frame_times(2.0), watched(stream)
+    examples = stream.examples()
+    assert tuple(examples) == TASKS
+    for task, (time, question, answer) in examples.items():
+        order = [kind for frame, kind, _ in seen if times[frame] <= time]
+        (name,) = (
+            name
+            for name, steps in PROCEDURES.items()
+            if any([steps[(at + i) % 10][1] for i in range(len(order))] == order for at in range(10))
+        )
+        steps = PROCEDURES[name]
+        index = [kind for _, kind in steps].index(order[-1])
+        said = [f"{steps[(index + i) % 10][0]} the {KINDS[steps[(index + i) % 10][1]]}" for i in range(21)]
+        expected = {
+            "step": f"{said[0].capitalize()}.",
+            "task": f"The {name}.",
+            "next": f"{said[1].capitalize()}.",
+            "procedure": " ".join(f"{n}. {said[n].capitalize()}." for n in range(1, 6)),
+            "procedure+": " ".join(f"{n}. {said[n].capitalize()}." for n in range(1, 6)),
+            "lta": f"{', '.join(said[1:]).capitalize()}.",
+            "keystep": f"Step {ORDINALS[index]} of the {name}.",
+        }
+        assert answer == expected[task]
+        assert (name in question) == (task == "procedure+")
+        assert task != "lta" or len(order) == 8
+    rng = random.Random(seed)
+    with pytest.raises(ValueError, match="`name` must be one of"):
+        stream.task("lta", stream.steps[rng.randrange(7)][0])

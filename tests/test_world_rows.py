@@ -1,0 +1,132 @@
+"""The runner of table rows: its tensors are the processor's, its score is counted by hand, its runs repeat."""
+
+import json
+from argparse import Namespace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from videollm_mod.benchmarks import world_rows
+from videollm_mod.benchmarks.world_streams import Streams, encoded_streams, normalised_sprites, pixels
+from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.data.world_hard import SPLITS
+
+ARGS = Namespace(layers=2, hidden=32, ratio=0.2, mod_layers="interleaved", seed=0)
+
+
+@pytest.fixture(scope="module")
+def small():
+    """`(model, processor)` of the dense row on 3 x 3 cells."""
+    return world_rows.build("dense", "hard_small", ARGS)
+
+
+def test_rows_differ_in_routing_and_tokens_only():
+    for row, routing, tokens in (
+        ("dense", "full", 50),
+        ("layer_skip", "layer_skip", 50),
+        ("early_exit", "early_exit", 50),
+        ("class_token", "full", 1),
+        ("random", "mod", 50),
+    ):
+        model, processor = world_rows.build(row, "hard", ARGS)
+        assert model.config.text_config.vision_routing == routing
+        assert model.config.num_frame_tokens == processor.num_frame_tokens == tokens
+        assert len(model.model.vision_tower.encoder.layers) == 0
+    assert model.config.text_config.mod_selection == "random" and model.config.text_config.mod_keep_ratio == 0.2
+
+
+def test_streams_are_what_the_processor_makes(small, tmp_path):
+    model, processor = small
+    groups = encoded_streams("hard_small", "validation", 12, processor, tmp_path)
+    streams = Streams(groups, 10, model.config.video_token_id, "cpu")
+    bank, seen = normalised_sprites(processor, "cpu"), []
+    expected = {}
+    for seed in range(SPLITS["validation"], SPLITS["validation"] + 12):
+        stream = world_stream(seed, "hard_small")
+        ids, labels, _ = processor.encode_conversation(conversation(stream, num_questions=0, opening=False))
+        frames = torch.from_numpy(stream.frames(height=24)).permute(0, 3, 1, 2)
+        values = processor.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
+        expected[tuple(ids), tuple(labels), tuple(stream.depths)] = values
+    for ids, labels, codes, depths in streams.batches(5):
+        made = pixels(bank, codes).unflatten(0, codes.shape[:2])
+        for row in range(len(ids)):
+            key = (tuple(ids[row].tolist()), tuple(labels[row].tolist()), tuple(depths[row].tolist()))
+            seen.append(key)
+            torch.testing.assert_close(made[row], expected[key])
+    assert len(seen) == 12
+    random_order = [tuple(row.tolist()) for batch in streams.batches(1, np.random.default_rng(0)) for row in batch[0]]
+    assert sorted(random_order) == sorted(key[0] for key in seen)
+    assert encoded_streams("hard_small", "validation", 12, processor, tmp_path)[0][0].equal(groups[0][0])
+    with pytest.raises(ValueError, match="`batch_size` 13"):
+        next(streams.batches(13, np.random.default_rng(0)))
+
+
+class Oracle(torch.nn.Module):
+    """Knows every next token but those at `mistakes`, `{(ids of the row, position)}`."""
+
+    def __init__(self, mistakes: set, vocab_size: int):
+        super().__init__()
+        self.mistakes, self.vocab_size = mistakes, vocab_size
+
+    def forward(self, input_ids, pixel_values_videos):
+        known = input_ids.roll(-1, 1)
+        for row, ids in enumerate(input_ids.tolist()):
+            for position in range(len(ids)):
+                if (tuple(ids), position) in self.mistakes:
+                    known[row, position] = (known[row, position] + 1) % self.vocab_size
+        return SimpleNamespace(logits=torch.nn.functional.one_hot(known, self.vocab_size).float())
+
+
+def test_a_narration_is_exact_if_all_since_the_one_before_it_is_right(small, tmp_path):
+    model, processor = small
+    streams = Streams(
+        encoded_streams("hard_small", "validation", 3, processor, tmp_path), 10, model.config.video_token_id, "cpu"
+    )
+    bank, eos = normalised_sprites(processor, "cpu"), processor.tokenizer.eos_token_id
+    rows = [
+        (tuple(ids.tolist()), labels.tolist(), depths.tolist())
+        for batch in streams.batches(1)
+        for ids, labels, depths in [(batch[0][0], batch[1][0], batch[3][0])]
+    ]
+
+    def score(mistakes: set) -> dict:
+        return world_rows.evaluate(Oracle(mistakes, len(processor.tokenizer)), streams, bank, processor, 2)
+
+    assert score(set())["exact"] == score(set())["timed"] == 100
+    ids, labels, depths = rows[0]
+    ends = [i for i, label in enumerate(labels) if label == eos]
+    silent = labels.index(processor.frame_separator_token_id)  # before the first narration
+    mistakes = {(ids, silent - 1), (ids, ends[3] - 2), (ids, 0)}  # a word of the fourth, and what nothing learns
+    result = score(mistakes)
+    wrong = (0, 3)
+    assert result["narrations"] == 24
+    assert result["exact"] == round(100 * 22 / 24, 3)
+    assert result["timed"] == round(100 * 23 / 24, 3)
+    for depth, share in result["exact_by_depth"].items():
+        count = sum(row[2].count(depth) for row in rows)
+        missed = sum(depths[i] == depth for i in wrong)
+        assert share == round(100 * (count - missed) / count, 3)
+
+
+def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch, capsys):
+    stages = {"hard": (("hard_small", 2, 4), ("hard", 2, 4))}
+    monkeypatch.setattr(world_rows, "STAGES", stages)
+    command = "layer_skip --level hard --layers 2 --hidden 32 --streams 20 --curve-streams 2 --eval-streams 2"
+    command = [*command.split(), "--device", "cpu", "--data", str(tmp_path / "data"), "--output"]
+    results = []
+    for name in ("one", "two"):
+        world_rows.main([*command, str(tmp_path / name)])
+        (path,) = (tmp_path / name).iterdir()
+        results.append(json.loads(path.read_text()))
+        results[-1].pop("output", None)
+        for point in results[-1]["curve"]:
+            assert point.pop("seconds") > 0
+    assert results[0] == results[1]
+    assert [(point["level"], point["step"]) for point in results[0]["curve"]] == [("hard_small", 2), ("hard", 2)]
+    assert results[0]["narrations"] == 16
+    capsys.readouterr()
+    monkeypatch.setattr(world_rows, "run", None)  # would fail if called
+    world_rows.main([*command, str(tmp_path / "one")])
+    assert "exists" in capsys.readouterr().out
