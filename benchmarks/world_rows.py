@@ -17,10 +17,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.world import texts, world_stream
-from ..data.world_hard import SPLITS
+from ..data.world_streams import (
+    CELL,
+    Streams,
+    encoded_streams,
+    grid_of,
+    normalised_sprites,
+    pixels,
+    training_texts,
+)
 from ..training.initialise import initialise
-from .world_streams import CELL, Streams, encoded_streams, normalised_sprites, pixels
 
 ROWS = {
     "dense": {"vision_routing": "full"},
@@ -41,11 +47,11 @@ STAGES = {
 def build(row: str, level: str, args):
     """A model without vision layers, so that seeing is left to the language model: each patch goes straight through
     the connector. Its processor knows the words of every level."""
-    grid = world_stream(0, level).GRID
+    grid = grid_of(level)
     routing = dict(ROWS[row])
     if routing["vision_routing"] == "mod":
         routing |= {"mod_keep_ratio": args.ratio, "mod_layers": args.mod_layers}
-    said = texts(range(SPLITS["train"], SPLITS["train"] + 300), "hard")
+    said = training_texts()
     return initialise(
         {
             "frame_token_cls": True,

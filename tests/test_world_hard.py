@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.data.world_data import WorldCells, WorldData
 from videollm_mod.data.world_hard import KINDS, SPLITS, sprites
 from videollm_mod.data.world_tasks import ORDINALS, PROCEDURES, TASKS
 
@@ -151,3 +152,19 @@ def test_answers_to_tasks_follow_from_pixels_and_known_procedures(level, seed):
     rng = random.Random(seed)
     with pytest.raises(ValueError, match="`name` must be one of"):
         stream.task("lta", stream.steps[rng.randrange(7)][0])
+
+
+@pytest.mark.parametrize("level", LEVELS + TASK_LEVELS)
+def test_levels_serve_as_training_data(level):
+    """As `videollm-mod train` takes them: the shortest stream holds its questions, cells say what is where."""
+    data = WorldData(level=level, first_seed=SPLITS["train"], num_streams=30, num_questions=3)
+    grid = data.stream(0).GRID
+    cells = WorldCells(data, 8 * grid, (grid, grid))
+    for index in range(5):
+        stream, example = data.stream(index), cells[index]
+        assert len(stream.frame_times(data.fps)) >= stream.SECONDS[0] * data.fps
+        assert len(stream.questions(data.fps, data.num_questions)) == 3
+        for frame, labels in zip(example["frames"].numpy(), example["labels"].numpy(), strict=True):
+            seen = {(row, column): 1 + kind for row, column, kind, _ in cells_of(frame.transpose(1, 2, 0), grid)}
+            assert {divmod(int(i), grid): int(labels[i]) for i in labels.nonzero()[0]} == seen
+        assert labels.max() < cells.num_kinds

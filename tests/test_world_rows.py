@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from videollm_mod.benchmarks import world_rows
-from videollm_mod.benchmarks.world_streams import Streams, encoded_streams, normalised_sprites, pixels
 from videollm_mod.data.world import conversation, world_stream
 from videollm_mod.data.world_hard import SPLITS
+from videollm_mod.data.world_streams import Streams, encoded_streams, normalised_sprites, pixels
 
 ARGS = Namespace(layers=2, hidden=32, ratio=0.2, mod_layers="interleaved", seed=0)
 

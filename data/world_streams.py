@@ -9,12 +9,22 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..data.world import conversation, world_stream
-from ..data.world_hard import SPLITS, sprites
 from ..processing_videollm_mod import VideoLLMMoDProcessor
+from .world import conversation, texts, world_stream
+from .world_hard import SPLITS, sprites
 
 CELL = 8  # pixels, one patch
 FPS = 2.0
+
+
+def grid_of(level: str) -> int:
+    """Cells a side of a level's frames."""
+    return world_stream(0, level).GRID
+
+
+def training_texts(level: str = "hard", count: int = 300) -> list[str]:
+    """What is said in some streams of the training split, for a tokenizer."""
+    return texts(range(SPLITS["train"], SPLITS["train"] + count), level)
 
 
 def encode(job: tuple[str, range, VideoLLMMoDProcessor]) -> list[tuple]:
