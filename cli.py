@@ -86,6 +86,19 @@ def add_train(commands) -> None:
     parser.set_defaults(run=run)
 
 
+def add_merge(commands) -> None:
+    parser = commands.add_parser("merge", help="write the checkpoint that an adapter and its base model amount to")
+    parser.add_argument("adapter", type=Path, help="the folder of an adapter, `final/` of a run with `lora`")
+    parser.add_argument("--output", type=Path, required=True, help="a new folder")
+
+    def run(arguments: dict) -> None:
+        from .training.adapters import merge_adapter
+
+        print(merge_adapter(**arguments))
+
+    parser.set_defaults(run=run)
+
+
 def add_world(commands) -> None:
     parser = commands.add_parser("world", help="write a clip of the procedural world with its ground truth")
     parser.add_argument("--seed", type=int, required=True)
@@ -161,6 +174,7 @@ def main(argv: list[str] | None = None) -> int:
     add_narrate(commands)
     add_demo(commands)
     add_train(commands)
+    add_merge(commands)
     add_world(commands)
     add_data(commands)
     arguments = vars(parser.parse_args(argv))

@@ -10,10 +10,11 @@ import pytest
 import torch
 import yaml
 from fresh import ROOT
+from peft import PeftModel
 from safetensors.torch import load_file
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
-from videollm_mod.training.train import TrainingConfig, last_checkpoint, stage_arguments
+from videollm_mod.training.train import TrainingConfig, last_checkpoint, stage_arguments, train
 
 STAGE = {
     "max_steps": 8,
@@ -97,6 +98,29 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
 
 
+def test_a_killed_run_of_lora_ends_as_one_that_was_not(tmp_path):
+    """With dropout and keep ratios that are drawn: both go on where they were cut off."""
+    new = TrainingConfig.load(write_config(tmp_path, "new", vision_stage=None, stream_stage=None))
+    base = train(new)
+    stage = {**STAGE, "keep_ratio_warmup_steps": 3, "elastic_keep_ratio": [0.1, 0.9], "warmup_steps": 2}
+    options = {"model": str(base), "vision_stage": None, "stream_stage": stage}
+    options |= {"lora": {"r": 4, "alpha": 8, "dropout": 0.2}, "dtype": "float32"}
+    whole, cut = (write_config(tmp_path, name, **options) for name in ("whole", "cut"))
+    interrupted = start(cut)
+    train(TrainingConfig.load(whole))
+    kill_when(interrupted, tmp_path / "cut" / "stream" / "checkpoint-4" / "adapter_model.safetensors")
+    final = train(TrainingConfig.load(cut))
+    assert losses(tmp_path / "cut" / "stream") == losses(tmp_path / "whole" / "stream")
+    assert len(losses(tmp_path / "cut" / "stream")) == 8
+    weights, expected = (load_file(tmp_path / n / "final" / "adapter_model.safetensors") for n in ("cut", "whole"))
+    assert weights.keys() == expected.keys()
+    for name, value in expected.items():
+        assert torch.equal(weights[name], value), name
+    VideoLLMMoDProcessor.from_pretrained(final)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(base)
+    assert PeftModel.from_pretrained(model, final).peft_config["default"].base_model_name_or_path == str(base)
+
+
 def test_a_rate_as_people_write_it_is_a_number(tmp_path):
     config = TrainingConfig(output_dir=str(tmp_path), model="x")
     options = yaml.safe_load("{learning_rate: 1e-3, lr_scheduler_type: cosine, use_cpu: true}")
@@ -132,6 +156,23 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
         ("output_dir: x\nmodel: y\nvision_stages: {}", "'vision_stages'; did you mean vision_stage"),
         ("output_dir: x\nmodel: y\nworld: {levels: basic}", "`world` of .* 'levels'; did you mean level"),
         ("output_dir: x\nmodel: y\nstream_stage: {max_step: 3}", "`stream_stage` of .*; did you mean max_steps"),
+        ("output_dir: x\nmodel: y\nlora: {rank: 3}", "`lora` of .* 'rank'; did you mean"),
+        ("output_dir: x\nmodel: y\nlora: {r: 0}", "`r` of `lora` must be a positive integer, got 0"),
+        ("output_dir: x\nmodel: y\nlora: {}\nvision_stage: {}", "leave it out with `lora`"),
+        ("output_dir: x\nmodel: {text_config: {}}\nlora: {}", "`lora` needs a checkpoint as `model`"),
+        ("output_dir: x\nmodel: y\nquantize: 4bit", "`quantize` needs `lora`"),
+        ("output_dir: x\nmodel: y\nlora: {}\nquantize: 8bit", "`quantize` must be '4bit', got '8bit'"),
+        ("output_dir: x\nmodel: y\ndata: a.jsonl\nworld: {fps: 1}", "only one of `data` and `world`"),
+        ("output_dir: x\nmodel: y\ndata: {file: a.jsonl}", "`data` has the unknown field 'file'"),
+        ("output_dir: x\nmodel: y\ndata: {path: a, streaming: 1}", "`streaming` of `data` must be of the type bool"),
+        ("output_dir: x\nmodel: {text_config: {}}\ndata: a.jsonl", "`data` needs a checkpoint as `model`"),
+        ("output_dir: x\nmodel: y\nstream_stage: {keep_ratio_warmup_steps: -1}", "must be a number of steps, got -1"),
+        ("output_dir: x\nmodel: y\nstream_stage: {elastic_keep_ratio: 0.2}", "must be \\[low, high\\], got 0.2"),
+        ("output_dir: x\nmodel: y\nstream_stage: {elastic_keep_ratio: [0.4, 0.2]}", "low <= high"),
+        (
+            "output_dir: x\nmodel: y\nstream_stage: {elastic_keep_ratio: [0, 0.2]}",
+            "`elastic_keep_ratio` must be a number",
+        ),
     ],
 )
 def test_wrong_configs_are_named(tmp_path, capsys, content, message):
@@ -161,6 +202,11 @@ def test_wrong_values_are_named_before_anything_is_trained(tmp_path, capsys, opt
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("name", ["nano", "qlora_24gb", "paper_8gpu"])
+def test_the_recipes_are_right(name):
+    TrainingConfig.load(ROOT / "training" / "configs" / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["train"], ["world", "--seed", "abc", "--output", "x.mp4"]])

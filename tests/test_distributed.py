@@ -1,0 +1,119 @@
+"""Two processes train as one: DDP and FSDP2, the whole model and LoRA, on the same configs, over gloo."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+from fresh import ROOT
+from safetensors.torch import load_file
+from test_train_command import STAGE, write_config
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.data.world_data import WorldData
+from videollm_mod.training.initialise import initialise
+from videollm_mod.training.saving import save
+from videollm_mod.training.train import TrainingConfig, train
+
+SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
+WHOLE = {"freeze_vision_tower": False}
+LORA = {"lora": {"r": 4, "alpha": 8}}
+# name -> options of the config, options of its stream stage
+RUNS = {
+    "ddp": ({}, WHOLE),
+    "ddp_lora": (LORA, {}),
+    "fsdp": ({}, SHARDED | WHOLE),
+    "fsdp_lora": (LORA, SHARDED),
+    "fsdp_lora_bf16": (LORA | {"dtype": "bfloat16"}, SHARDED | {"bf16": True}),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Every run by two processes, in `NAME/`, and the same by one process, in `alone/` and `alone_lora/`."""
+    folder = tmp_path_factory.mktemp("distributed")
+    options = yaml.safe_load(write_config(folder, "model").read_text())["model"]
+    options["text_config"] |= {"num_hidden_layers": 4, "mod_layers": [0, 2], "mod_keep_ratio": 0.5}
+    model, processor = initialise(options, WorldData().texts(), 400, seed=3)
+    torch.manual_seed(3)
+    for name, parameter in model.named_parameters():
+        if "layer_expert" in name:
+            torch.nn.init.normal_(parameter, std=0.3)  # so that gates, and routers' gradients, are not near 0
+    save(model, processor, folder / "base", torch.float32)
+    for name, (own, stage) in RUNS.items():
+        stage = STAGE | {"max_steps": 3, "save_steps": 2, "gradient_checkpointing": True} | stage
+        stage |= {"keep_ratio_warmup_steps": 2, "elastic_keep_ratio": [0.2, 0.6]}
+        config = {"model": str(folder / "base"), "dtype": "float32", "seed": 7, **own}
+        together = config | {"output_dir": str(folder / name), "stream_stage": stage}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(together))
+        if name.startswith("ddp"):
+            alone = stage | {"per_device_train_batch_size": 4}
+            output = folder / name.replace("ddp", "alone")
+            train(TrainingConfig(**config | {"output_dir": str(output), "stream_stage": alone}))
+    workers = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = subprocess.run(
+        [*workers, str(ROOT / "tests" / "two_processes.py"), *(str(folder / f"{name}.yaml") for name in RUNS)],
+        cwd=folder,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    return folder
+
+
+def history(folder) -> list[dict]:
+    state = json.loads((folder / "stream" / "trainer_state.json").read_text())
+    return [entry for entry in state["log_history"] if "loss" in entry]
+
+
+def seen(folder, name: str, rank: int) -> dict:
+    return json.loads((folder / name / f"seen.{name}.{rank}.json").read_text())
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if not name.endswith("bf16")])
+def test_two_processes_are_one(folder, name):
+    reference = folder / ("alone_lora" if "lora" in name else "alone")
+    together, alone = history(folder / name), history(reference)
+    for key in ("loss", "grad_norm"):
+        assert [entry[key] for entry in together] == pytest.approx([entry[key] for entry in alone], rel=1e-4)
+    assert [entry["keep_ratio"] for entry in together] == [entry["keep_ratio"] for entry in alone]
+    file = "adapter_model.safetensors" if "lora" in name else "model.safetensors"
+    for part in ("final", "stream/checkpoint-3"):
+        weights, expected = load_file(folder / name / part / file), load_file(reference / part / file)
+        assert weights.keys() == expected.keys()
+        for key, value in expected.items():
+            torch.testing.assert_close(weights[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_router_learns_in_every_process(folder, name):
+    for rank in range(2):
+        gradients = seen(folder, name, rank)["routers"]
+        assert len(gradients) == 4  # two routed layers, weight and bias
+        assert all(value > 0 for value in gradients.values()), gradients
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_fsdp_shards_what_is_trained_and_ddp_does_not(folder, name):
+    for rank in range(2):
+        assert seen(folder, name, rank)["sharded"] == ["fsdp" in name]
+        assert seen(folder, name, rank)["dtypes"] == ["torch.float32"]
+
+
+def test_half_precision_under_fsdp_is_near_full(folder):
+    half, full = history(folder / "fsdp_lora_bf16"), history(folder / "fsdp_lora")
+    assert [entry["loss"] for entry in half] == pytest.approx([entry["loss"] for entry in full], rel=2e-2)
+    assert [entry["loss"] for entry in half] != [entry["loss"] for entry in full]
+
+
+def test_a_sharded_run_ends_in_a_plain_checkpoint(folder):
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder / "fsdp" / "final")
+    assert type(model) is VideoLLMMoDForConditionalGeneration
+    config = json.loads((folder / "fsdp" / "final" / "config.json").read_text())
+    assert config["architectures"] == ["VideoLLMMoDForConditionalGeneration"]
+    assert (folder / "fsdp" / "final" / "modeling_videollm_mod.py").exists()

@@ -1,0 +1,218 @@
+"""What a training run is made of: the YAML file of `videollm-mod train`, read and checked before anything runs."""
+
+import json
+from dataclasses import dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+import yaml
+from huggingface_hub.errors import StrictDataclassError
+from transformers import TrainingArguments
+
+from ..configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig, check_keep_ratio
+from ..data.world_data import WorldData
+from .adapters import LoraOptions
+
+TYPES = {
+    "output_dir": (str,),
+    "model": (dict, str),
+    "vocab_size": (int,),
+    "world": (dict,),
+    "data": (dict, str),
+    "lora": (dict, type(None)),
+    "quantize": (str, type(None)),
+    "vision_stage": (dict, type(None)),
+    "stream_stage": (dict, type(None)),
+    "dtype": (str,),
+    "seed": (int,),
+}
+DATA_FIELDS = {"path": str, "streaming": bool, "missing": str}
+STREAM_OPTIONS = {"freeze_vision_tower", "keep_ratio_warmup_steps", "elastic_keep_ratio"}
+
+
+@dataclass
+class TrainingConfig:
+    """
+    Args:
+        output_dir (`str`): gets `vision/` and `stream/` with the Trainer's checkpoints, and `final/`: the checkpoint,
+            or with `lora` the adapter, which `videollm-mod merge` turns into a checkpoint.
+        model (`dict` or `str`): options of `VideoLLMMoDConfig` for a new model, or the path or id of a checkpoint.
+        vocab_size (`int`): tokens at most of a new model's tokenizer.
+        world (`dict`): fields of `WorldData`; the data unless `data` is given.
+        data (`str` or `dict`): a JSONL file of one's own streams, or `{path, streaming, missing}` as
+            `data.streams.load_streams` takes them.
+        lora (`dict`, *optional*): fields of `LoraOptions`; `{}` takes their defaults. Without it all weights train.
+        quantize (`str`, *optional*): `4bit` holds the language model's layers in NF4 (QLoRA); needs `lora`.
+        vision_stage, stream_stage (`dict` or None): fields of `transformers.TrainingArguments`; None leaves the stage
+            out. The stream stage also takes
+
+            - `freeze_vision_tower` (`bool`): keep the tower as it is; true by default with `lora`,
+            - `keep_ratio_warmup_steps` (`int`) and `elastic_keep_ratio` (`[low, high]`): see `KeepRatioSchedule`.
+        dtype (`str`): of the checkpoint that is written; with `lora`, of the frozen weights.
+        seed (`int`): of weights, data order and drawn keep ratios.
+    """
+
+    output_dir: str
+    model: dict | str
+    vocab_size: int = 1000
+    world: dict = field(default_factory=dict)
+    data: dict | str | None = None
+    lora: dict | None = None
+    quantize: str | None = None
+    vision_stage: dict | None = None
+    stream_stage: dict | None = field(default_factory=dict)
+    dtype: str = "bfloat16"
+    seed: int = 0
+
+    @classmethod
+    def load(cls, path: str | Path) -> "TrainingConfig":
+        """Read a YAML file.
+
+        Raises:
+            `ValueError`: if it is no mapping, lacks a field or has an unknown one.
+        """
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{path} must be a mapping, got {type(content).__name__}")
+        if missing := {"output_dir", "model"} - content.keys():
+            raise ValueError(f"{path} lacks {', '.join(sorted(missing))}")
+        check_names(str(path), content, field_names(cls))
+        for name, types in TYPES.items():
+            value = content.get(name)
+            if name in content and (not isinstance(value, types) or isinstance(value, bool)):
+                wanted = " or ".join(t.__name__ for t in types)
+                raise ValueError(f"`{name}` of {path} must be of the type {wanted}, got {value!r}")
+        arguments = field_names(TrainingArguments)
+        check_names(f"`world` of {path}", content.get("world"), field_names(WorldData))
+        check_names(f"`lora` of {path}", content.get("lora"), field_names(LoraOptions))
+        check_names(f"`vision_stage` of {path}", content.get("vision_stage"), arguments)
+        check_names(f"`stream_stage` of {path}", content.get("stream_stage"), {*arguments, *STREAM_OPTIONS})
+        if isinstance(content["model"], dict):
+            check_model(f"`model` of {path}", content["model"])
+        dtype = getattr(torch, content.get("dtype", cls.dtype), None)
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+            raise ValueError(f"`dtype` of {path} must name a floating-point type of torch, got {content['dtype']!r}")
+        config = cls(**content)
+        config.check()
+        return config
+
+    def check(self) -> None:
+        """Raise `ValueError` for what cannot go together."""
+        if isinstance(self.data, dict):
+            check_names("`data`", self.data, set(DATA_FIELDS))
+            for name, value in self.data.items():
+                if not isinstance(value, DATA_FIELDS[name]):
+                    raise ValueError(f"`{name}` of `data` must be of the type {DATA_FIELDS[name].__name__}")
+            if "path" not in self.data:
+                raise ValueError("`data` lacks path, the JSONL file")
+        if self.data is not None and self.world:
+            raise ValueError("give only one of `data` and `world`")
+        if self.quantize not in (None, "4bit"):
+            raise ValueError(f"`quantize` must be '4bit', got {self.quantize!r}")
+        if self.quantize is not None and self.lora is None:
+            raise ValueError("`quantize` needs `lora`: weights in 4 bit do not learn themselves")
+        new = isinstance(self.model, dict)
+        for name in ("lora", "data"):
+            if getattr(self, name) is not None and new:
+                raise ValueError(f"`{name}` needs a checkpoint as `model`, got options of a new one")
+            if getattr(self, name) is not None and self.vision_stage is not None:
+                raise ValueError(
+                    f"`vision_stage` teaches a new model's tower on the world: leave it out with `{name}`"
+                )
+        if self.lora is not None:
+            LoraOptions(**self.lora)
+        stage = self.stream_stage or {}
+        freeze, warmup = stage.get("freeze_vision_tower", False), stage.get("keep_ratio_warmup_steps", 0)
+        if not isinstance(freeze, bool):
+            raise ValueError(f"`freeze_vision_tower` must be true or false, got {freeze!r}")
+        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
+            raise ValueError(f"`keep_ratio_warmup_steps` must be a number of steps, got {warmup!r}")
+        elastic = stage.get("elastic_keep_ratio")
+        if elastic is not None:
+            if not isinstance(elastic, list) or len(elastic) != 2:
+                raise ValueError(f"`elastic_keep_ratio` must be [low, high], got {elastic!r}")
+            for ratio in elastic:
+                check_keep_ratio("elastic_keep_ratio", ratio)
+            if elastic[0] > elastic[1]:
+                raise ValueError(f"`elastic_keep_ratio` must be [low, high] with low <= high, got {elastic}")
+
+    @property
+    def freeze_vision_tower(self) -> bool:
+        return (self.stream_stage or {}).get("freeze_vision_tower", self.lora is not None)
+
+    def arguments(self, name: str) -> TrainingArguments | None:
+        """The Trainer's arguments of the stage `name` (`vision` or `stream`), or None if it is left out."""
+        options = getattr(self, f"{name}_stage")
+        if options is None:
+            return None
+        return stage_arguments(self, name, {k: v for k, v in options.items() if k not in STREAM_OPTIONS})
+
+
+def check_model(where: str, options: dict) -> None:
+    """Raise `ValueError` unless `options` make a configuration of a new model."""
+    vision = options.get("vision_config") or {}
+    if not isinstance(options.get("text_config"), dict) or not isinstance(vision, dict):
+        raise ValueError(f"{where} must hold the mappings `text_config` and `vision_config`, got {options!r}")
+    check_names(where, options, field_names(VideoLLMMoDConfig))
+    check_names(f"`text_config` in {where}", options["text_config"], field_names(VideoLLMMoDTextConfig))
+    try:
+        config = VideoLLMMoDConfig(**options)
+    except (StrictDataclassError, TypeError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+    check_names(f"`vision_config` in {where}", vision, {"model_type", *field_names(type(config.vision_config))})
+
+
+def field_names(cls: type) -> set[str]:
+    return {f.name for f in fields(cls)}
+
+
+def check_names(where: str, options: dict | None, known: set[str]) -> None:
+    """Raise `ValueError` for options that nobody reads, naming what may have been meant."""
+    for name in sorted(map(str, (options or {}).keys() - known)):
+        like = get_close_matches(name, known, n=3) or sorted(known)[:12]
+        raise ValueError(f"{where} has the unknown field {name!r}; did you mean {', '.join(like)}?")
+
+
+def stage_arguments(config: TrainingConfig, name: str, options: dict) -> TrainingArguments:
+    defaults = {
+        "output_dir": str(Path(config.output_dir) / name),
+        "seed": config.seed,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "save_strategy": "steps",
+        "save_steps": 0.25,
+        "save_total_limit": 1,
+        "logging_steps": 20,
+        "prediction_loss_only": True,
+        "ddp_find_unused_parameters": False,  # there are none: `freezing` takes them out of training
+        # accelerate would cut a batch along dimension 0, where the frames of all rows lie one after the other
+        "accelerator_config": {"dispatch_batches": False},
+    }
+    options = dict(options)
+    for f in fields(TrainingArguments):
+        # YAML reads `1e-3` as a string, and TrainingArguments would only notice in the optimizer
+        if isinstance(options.get(f.name), str) and isinstance(f.default, float):
+            try:
+                options[f.name] = float(options[f.name])
+            except ValueError as error:
+                raise ValueError(f"`{f.name}` of `{name}_stage` must be a number, got {options[f.name]!r}") from error
+    try:
+        return TrainingArguments(**{**defaults, **options})
+    except TypeError as error:
+        raise ValueError(f"`{name}_stage`: {error}") from error
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The newest checkpoint of a stage that was written to its end: the Trainer's state is what it writes last."""
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
+    for checkpoint in checkpoints:
+        try:
+            json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+            return str(checkpoint)
+        except (OSError, ValueError):
+            continue
+    return None

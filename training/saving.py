@@ -1,0 +1,29 @@
+"""Writing checkpoints: in one dtype with routers in float32, also from a model that FSDP has sharded."""
+
+from pathlib import Path
+
+import torch
+
+from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
+
+
+def save(model, processor, folder: Path, dtype: torch.dtype) -> None:
+    """Write a checkpoint in `dtype`, LayerExperts in float32."""
+    routers = {name: p.detach().clone() for name, p in model.named_parameters() if "layer_expert" in name}
+    model.to(dtype)
+    for name, value in routers.items():
+        model.get_parameter(name).data = value
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
+def unsharded(model, state: dict[str, torch.Tensor]) -> VideoLLMMoDForConditionalGeneration:
+    """The plain model that FSDP sharded, around its gathered `state`: FSDP changes the class of what it shards, and
+    `save_pretrained` writes class names and code."""
+    with torch.device("meta"):
+        plain = VideoLLMMoDForConditionalGeneration(model.config)
+    plain.load_state_dict(state, assign=True)
+    plain.tie_weights()
+    plain.generation_config = model.generation_config
+    return plain
