@@ -1,0 +1,129 @@
+"""Peak GPU memory of the recipe for cards of 24 GB: QLoRA of an 8B model on streams of 600 frames of 10 tokens.
+
+    python benchmarks/qlora_memory.py
+
+Random weights are written as a checkpoint, then loaded and trained for a few steps as `videollm-mod train
+training/configs/qlora_24gb.yaml` does it, in a process that may not take more memory than `--limit` GiB.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from random_streams import GEOMETRIES, RandomStreams, random_model
+from record import summarise, surroundings, write_result
+from transformers import TrainerCallback
+
+from videollm_mod import VideoLLMMoDProcessor
+from videollm_mod.data.collator import StreamCollator
+from videollm_mod.training.adapters import LoraOptions, add_lora
+from videollm_mod.training.config import TrainingConfig
+from videollm_mod.training.freezing import freeze_unreached
+from videollm_mod.training.train import load
+from videollm_mod.training.trainer import StreamTrainer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def memory() -> dict[str, float]:
+    """Peaks so far, in GiB: what tensors took, and what the allocator held for them."""
+    if not torch.cuda.is_available():
+        return {"allocated_gib": 0.0, "reserved_gib": 0.0}
+    return {
+        "allocated_gib": torch.cuda.max_memory_allocated() / 2**30,
+        "reserved_gib": torch.cuda.max_memory_reserved() / 2**30,
+    }
+
+
+class RouterGradients(TrainerCallback):
+    """At each step the largest entry of every router's gradient, and of these the smallest."""
+
+    def __init__(self):
+        self.smallest = []
+
+    def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
+        trained = [p for n, p in model.named_parameters() if n.endswith("weight") and "layer_expert" in n]
+        self.smallest.append(min(p.grad.abs().max().item() for p in trained if p.requires_grad))
+
+
+def train(checkpoint: str, frames: int, steps: int, limit: float) -> dict:
+    """Load and train as the recipe says, and return what it took."""
+    cuda = torch.cuda.is_available()
+    if cuda:
+        total = torch.cuda.get_device_properties(0).total_memory
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit * 2**30 / total))
+    config = TrainingConfig.load(ROOT / "training" / "configs" / "qlora_24gb.yaml")
+    stage = {**config.stream_stage, "max_steps": steps, "logging_steps": 1, "save_strategy": "no"}
+    stage |= {"dataloader_num_workers": 0, "report_to": [], "gradient_accumulation_steps": 1, "use_cpu": not cuda}
+    config = replace(config, model=checkpoint, stream_stage=stage, output_dir=f"{checkpoint}/run")
+    arguments = config.arguments("stream")
+    model, _ = load(config, arguments.device)
+    loading = memory()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    dataset = RandomStreams(model.config, frames)
+    model = add_lora(model, LoraOptions(**config.lora))
+    freeze_unreached(model, given_features=True)
+    gradients = RouterGradients()
+    trainer = StreamTrainer(
+        model=model.train(),
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=StreamCollator(pad_token_id=2),
+        callbacks=[gradients],
+    )
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "loading": loading,
+        "training": memory(),
+        "losses": [entry["loss"] for entry in history],
+        "grad_norms": [entry["grad_norm"] for entry in history],
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "smallest_router_gradient": gradients.smallest,
+        "recipe": {key: stage[key] for key in sorted(stage)},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="llama-3-8b")
+    parser.add_argument("--frames", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--limit", type=float, default=22.0, help="GiB that the training process may take")
+    parser.add_argument("--make", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.make:  # a process of its own, so that nothing of it counts
+        random_model(arguments.geometry, "cuda" if torch.cuda.is_available() else "cpu").save_pretrained(
+            arguments.make
+        )
+        VideoLLMMoDProcessor.from_pretrained(ROOT).save_pretrained(arguments.make)
+        return
+
+    with tempfile.TemporaryDirectory() as checkpoint:
+        make = [sys.executable, __file__, "--geometry", arguments.geometry, "--make", checkpoint]
+        subprocess.run(make, check=True)
+        run = train(checkpoint, arguments.frames, arguments.steps, arguments.limit)
+    command = " ".join(["python benchmarks/qlora_memory.py", *sys.argv[1:]])
+    peak = max(run[part]["reserved_gib"] for part in ("loading", "training"))
+    result = {
+        "command": command,
+        **surroundings("accelerate", "peft", "bitsandbytes"),
+        "geometry": arguments.geometry,
+        "sample": f"{arguments.frames} frames of 10 tokens",
+        "limit_gib": arguments.limit,
+        "peak_gib": peak,
+        **run,
+    }
+    path = write_result("qlora_memory", result)
+    summarise("qlora_600x10_peak_gib", round(peak, 2), f"benchmarks/results/{path.name}", command)
+    print(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
