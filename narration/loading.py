@@ -50,7 +50,9 @@ def load_checkpoint(options: NarrateOptions):
     device, source = choose_device(options.device), options.checkpoint
     arguments, trust = {}, {}
     if options.load_in_4bit:
-        arguments |= {"quantization_config": nf4(), "device_map": {"": device}}
+        from ..training.adapters import four_bit
+
+        arguments |= {"quantization_config": four_bit(), "device_map": {"": device}}
     # CPUs are no faster in half precision, and in float32 blocks of frames are as good as equal to single ones
     dtype = options.dtype if options.dtype != "auto" or device.type != "cpu" else "float32"
     arguments["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
@@ -73,24 +75,6 @@ def load_checkpoint(options: NarrateOptions):
     if not options.load_in_4bit:
         model = model.to(device)
     return model.eval(), processor
-
-
-def nf4():
-    """The `BitsAndBytesConfig` of 4 bit: all of the language model but its routers."""
-    import torch
-    from transformers import BitsAndBytesConfig
-
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ImportError("`--load-in-4bit` needs bitsandbytes: pip install videollm-mod[quant]") from error
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-        llm_int8_skip_modules=["model.vision_tower", "model.connector", "layer_expert", "lm_head"],
-    )
 
 
 def fetch_config(source: str) -> Path:

@@ -42,7 +42,15 @@ class LoraOptions:
 
 def four_bit() -> BitsAndBytesConfig:
     """NF4 with double quantisation and bfloat16 arithmetic for the language model's layers, as in QLoRA (arXiv
-    2305.14314). Connector, routers, vision tower and head keep their precision."""
+    2305.14314). Connector, routers, vision tower and head keep their precision.
+
+    Raises:
+        `ImportError`: without bitsandbytes.
+    """
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise ImportError("weights in 4 bit need bitsandbytes: pip install videollm-mod[quant]") from error
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
