@@ -166,6 +166,47 @@ def add_data(commands) -> None:
     parser.set_defaults(run=run_prepare)
 
 
+def add_build(commands) -> None:
+    parser = commands.add_parser("build", help="put MoD on a language model and a vision tower")
+    parser.add_argument("--llm", required=True, help="folder or Hub id: Llama, SmolLM2, TinyLlama, Mistral, Qwen2")
+    parser.add_argument("--vision", required=True, help="folder or Hub id: SigLIP, SigLIP 2 of fixed resolution, CLIP")
+    parser.add_argument("--gguf-file", help="of the language model's folder")
+    parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
+    add_routing(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of the weights that are new")
+
+    def run_build(arguments: dict) -> None:
+        from .training.assemble import build_folder
+
+        print(build_folder(**arguments))
+
+    parser.set_defaults(run=run_build)
+
+
+def add_convert(commands) -> None:
+    parser = commands.add_parser("convert", help="turn another project's checkpoint into this format")
+    parser.add_argument("kind", choices=["videollm-online"])
+    parser.add_argument("path", type=Path, help="the adapter's folder")
+    parser.add_argument("--base", help="folder or Hub id of the language model; by default the one the adapter names")
+    parser.add_argument("--vision", default="google/siglip-large-patch16-384", help="folder or Hub id of the tower")
+    parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
+    parser.add_argument("--mod", action="store_true", help="add routers; by default every layer sees every token")
+    add_routing(parser)
+
+    def run_convert(arguments: dict) -> None:
+        from .training.assemble import convert_folder
+
+        arguments.pop("kind")
+        print(convert_folder(**arguments))
+
+    parser.set_defaults(run=run_convert)
+
+
+def add_routing(parser) -> None:
+    parser.add_argument("--keep-ratio", type=float, dest="mod_keep_ratio", help="of routed layers, by default 0.2")
+    parser.add_argument("--mod-layers", help="interleaved (the default), all, all_deep or interleaved_deep")
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code: 2 for bad input."""
     parser = Parser(prog="videollm-mod", description="Streaming video language model.")
@@ -177,6 +218,8 @@ def main(argv: list[str] | None = None) -> int:
     add_merge(commands)
     add_world(commands)
     add_data(commands)
+    add_build(commands)
+    add_convert(commands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run", None)
     if run is None:

@@ -283,6 +283,35 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
         self.generation_config.suppress_tokens = [config.video_token_id]
         self.post_init()
 
+    @classmethod
+    def from_components(cls, llm, vision, **options):
+        """MoD on a language model and a vision tower that exist.
+
+        For text the new model is the language model, at any keep ratio, and at keep ratio 1 it is dense, since its
+        LayerExperts start at zero. At zero all scores tie, so that until they are trained a routed layer keeps the
+        first tokens of each frame: the class token, then the top row of patches. The connector is new too: what the
+        model says of frames means nothing before it is trained.
+
+        Args:
+            llm: id, path or model: Llama 2, 3, SmolLM2, TinyLlama ..., Mistral without a sliding window, Qwen2.
+            vision: id, path or model: SigLIP, SigLIP 2 of fixed resolution or CLIP, whole or its vision tower alone.
+            tokenizer (*optional*): id, path or tokenizer; the language model's, needed where `llm` is a model.
+            gguf_file (`str`, *optional*): file of `llm` to read.
+            dtype (`str` or `torch.dtype`, defaults to `"auto"`): of the new model; that of `llm` by default.
+            pad_to_multiple_of (`int`, *optional*): of the embeddings' rows, to be split evenly over devices.
+            options: routing of `VideoLLMMoDTextConfig` (`mod_keep_ratio`, `mod_layers`, ...), `frame_token_cls`,
+                `frame_token_pooled`, `stream_loss_weight`, and pieces of `VideoLLMMoDProcessor` (`video_token`, ...).
+
+        Returns:
+            `(model, processor)`. New weights come from torch's default generator.
+
+        Raises:
+            `ValueError`: for a component of another family, naming it, or an unknown option.
+        """
+        from .building_videollm_mod import build
+
+        return build(cls, llm, vision, **options)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 

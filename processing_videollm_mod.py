@@ -15,6 +15,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 from .conversation_videollm_mod import check_continuation, clean_text, read_conversation
 from .decoding_videollm_mod import check_count, shown
+from .pieces_videollm_mod import tokenizer_of_pieces
 from .video_processing_videollm_mod import LOADING_OPTIONS, VideoLLMMoDVideoProcessor, flatten_videos
 
 IGNORE_INDEX = -100
@@ -85,6 +86,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         self.stream_start = stream_start
         self.stream_end = stream_end
 
+        self.piece_tokenizer = tokenizer_of_pieces(tokenizer)
         self.video_token_id = special_ids[video_token]
         self.frame_ids = [self.video_token_id] * num_frame_tokens
         separator_ids = self._encode_piece("frame_separator", frame_separator)
@@ -103,7 +105,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             )
 
     def _encode_piece(self, name: str, text: str) -> list[int]:
-        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.piece_tokenizer(text, add_special_tokens=False)["input_ids"]
         if not ids or self.tokenizer.unk_token_id in ids:
             raise ValueError(f"`{name}` {text!r} must be made of known tokens, got the ids {ids}")
         return ids
@@ -140,7 +142,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         """Token ids of a message's text behind `prefix`; whatever is typed stays text."""
 
         def encode(part: str) -> list[int]:
-            return self.tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            return self.piece_tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
         text = prefix + clean_text(text)
         ids = encode(text)

@@ -1,0 +1,188 @@
+"""A VideoLLM-MoD from a language model and a vision tower that exist: `from_components`.
+
+The language model keeps every weight; only the connector, the LayerExperts and the placeholder's embedding are new.
+With its LayerExperts at zero the model is the given language model for text, at any keep ratio, and dense at ratio 1.
+"""
+
+import copy
+import dataclasses
+
+import torch
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+from .configuration_videollm_mod import VISION_MODEL_TYPES, VideoLLMMoDConfig, VideoLLMMoDTextConfig
+from .processing_videollm_mod import VideoLLMMoDProcessor
+from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
+
+TEXT_FIELDS = {field.name for field in dataclasses.fields(VideoLLMMoDTextConfig)}
+MOD_OPTIONS = set(VideoLLMMoDTextConfig.__annotations__) - {"model_type", "base_config_key"}
+FRAME_OPTIONS = {"frame_token_cls", "frame_token_pooled", "stream_loss_weight"}
+PIECE_OPTIONS = {"video_token", "frame_separator", "stream_start", "stream_end"}
+# Layers that a Llama layer computes exactly: Mistral without its window, and Qwen2, whose one bias less is a zero.
+TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2")
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+def build(
+    model_class: type[PreTrainedModel],
+    llm,
+    vision,
+    tokenizer=None,
+    gguf_file: str | None = None,
+    dtype: str | torch.dtype = "auto",
+    pad_to_multiple_of: int | None = None,
+    **mod_options,
+) -> tuple[PreTrainedModel, VideoLLMMoDProcessor]:
+    """See `VideoLLMMoDForConditionalGeneration.from_components`."""
+    unknown = sorted(set(mod_options) - MOD_OPTIONS - FRAME_OPTIONS - PIECE_OPTIONS)
+    if unknown:
+        known = ", ".join(sorted(MOD_OPTIONS | FRAME_OPTIONS | PIECE_OPTIONS))
+        raise ValueError(f"unknown option {unknown[0]!r}; options are {known}")
+    if pad_to_multiple_of is not None and (not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1):
+        raise ValueError(f"`pad_to_multiple_of` must be a positive integer, got {pad_to_multiple_of!r}")
+    if isinstance(llm, PreTrainedModel) and tokenizer is None:
+        raise ValueError("`tokenizer` is needed where `llm` is a model and not an id or path")
+    tower_source, vision = vision, load_tower(vision, dtype)
+    source, llm = llm, load_language_model(llm, gguf_file, dtype)
+    tokenizer = load_tokenizer(tokenizer, source, gguf_file, mod_options.get("video_token", "<v>"))
+
+    options = {name: mod_options[name] for name in FRAME_OPTIONS & set(mod_options)}
+    if not getattr(vision.config, "vision_use_head", True) and options.get("frame_token_cls", True):
+        raise ValueError("`vision` has no pooling head (`vision_use_head=False`): pass `frame_token_cls=False`")
+    video_token_id = tokenizer.convert_tokens_to_ids(mod_options.get("video_token", "<v>"))
+    rows = max(llm.get_input_embeddings().weight.shape[0], len(tokenizer))
+    rows += -rows % (pad_to_multiple_of or 1)
+    text_options = {name: mod_options[name] for name in MOD_OPTIONS & set(mod_options)}
+    frames = VideoLLMMoDConfig(
+        vision_config=vision.config.to_dict(), **options
+    ).num_frame_tokens  # checked before anything large is made
+    processor = VideoLLMMoDProcessor(
+        VideoLLMMoDVideoProcessor(**pixel_options(tower_source, vision.config)),
+        tokenizer,
+        num_frame_tokens=frames,
+        **{name: mod_options[name] for name in PIECE_OPTIONS & set(mod_options)},
+    )
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    config = VideoLLMMoDConfig(
+        text_config=routed_config(llm.config, vocab_size=rows, **ids, **text_options),
+        vision_config=vision.config.to_dict(),
+        video_token_id=video_token_id,
+        frame_separator_token_id=processor.frame_separator_token_id,
+        tie_word_embeddings=llm.config.tie_word_embeddings,
+        **ids,
+        **options,
+    )
+    model = model_class.from_pretrained(
+        None, config=config, state_dict=joined_weights(config, llm, vision), dtype=llm.dtype
+    )
+    model.generation_config = copy.deepcopy(llm.generation_config)
+    new = range(llm.get_input_embeddings().weight.shape[0], rows)  # rows that no token has are never said
+    model.generation_config.suppress_tokens = sorted(
+        {*(llm.generation_config.suppress_tokens or ()), video_token_id, *new}
+    )
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model.eval(), processor
+
+
+def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:
+    """The causal language model `llm` names, or is. Raises `ValueError` where Llama layers would not compute it."""
+    given = isinstance(llm, PreTrainedModel)
+    options = {} if gguf_file is None else {"gguf_file": gguf_file}
+    config = llm.config if given else AutoConfig.from_pretrained(llm, **options)
+    if config.model_type not in TEXT_MODEL_TYPES:
+        raise ValueError(
+            f"`llm` is of the type {config.model_type!r}; its layers must be those of a Llama, which holds for "
+            f"{', '.join(TEXT_MODEL_TYPES)}"
+        )
+    windowed = config.model_type == "mistral" or getattr(config, "use_sliding_window", False)
+    if windowed and getattr(config, "sliding_window", None) is not None:
+        raise ValueError(
+            f"`llm` attends within a sliding window of {config.sliding_window} tokens, which routed layers do not"
+        )
+    if not given:
+        return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, **options)
+    if llm.get_output_embeddings() is None:
+        raise ValueError(f"`llm` must be a causal language model with its head, got {type(llm).__name__}")
+    return llm if dtype == "auto" else copy.deepcopy(llm).to(dtype)
+
+
+def load_tower(vision, dtype) -> PreTrainedModel:
+    """The vision tower `vision` names, is, or holds: of a SigLIP or CLIP model, its vision half."""
+    given = isinstance(vision, PreTrainedModel)
+    config = vision.config if given else AutoConfig.from_pretrained(vision)
+    config = getattr(config, "vision_config", config)
+    if config.model_type not in VISION_MODEL_TYPES:
+        raise ValueError(
+            f"`vision` has a tower of the type {config.model_type!r}; supported are {', '.join(VISION_MODEL_TYPES)} "
+            "(SigLIP, SigLIP 2 of fixed resolution, CLIP)"
+        )
+    if not given:
+        return AutoModel.from_pretrained(vision, config=config, dtype=dtype)
+    own = type(AutoModel.from_config(config)) if not hasattr(vision, "vision_model") else None
+    return vision if own is not None and isinstance(vision, own) else vision.vision_model
+
+
+def load_tokenizer(tokenizer, llm, gguf_file: str | None, video_token: str):
+    """A tokenizer of its own, with the placeholder as a special token; what it makes of other text stays the same."""
+    if tokenizer is None or isinstance(tokenizer, str) or hasattr(tokenizer, "__fspath__"):
+        options = {} if gguf_file is None or tokenizer is not None else {"gguf_file": gguf_file}
+        tokenizer = AutoTokenizer.from_pretrained(llm if tokenizer is None else tokenizer, **options)
+    else:
+        tokenizer = copy.deepcopy(tokenizer)
+    if not tokenizer.is_fast:
+        raise ValueError(f"`tokenizer` must be a fast one, got {type(tokenizer).__name__}")
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if video_token in tokenizer.get_vocab() and video_token not in special:
+        raise ValueError(f"`video_token` {video_token!r} is a word of the tokenizer; choose another")
+    if video_token not in special:
+        tokenizer.add_special_tokens({"additional_special_tokens": [video_token]}, replace_extra_special_tokens=False)
+    tokenizer.chat_template = None  # the processor's is another, and a folder holds one
+    return tokenizer
+
+
+def routed_config(config, **options) -> VideoLLMMoDTextConfig:
+    values = {name: value for name, value in config.to_dict().items() if name in TEXT_FIELDS - {"model_type"}}
+    if config.model_type == "qwen2":
+        values |= {"attention_bias": True}
+    return VideoLLMMoDTextConfig(**{**values, **options})
+
+
+def joined_weights(config: VideoLLMMoDConfig, llm, vision) -> dict[str, torch.Tensor]:
+    """Weights of both under the names of the joined model. New rows of embeddings are drawn as a new model's are, and
+    the connector is left to be; LayerExperts are zero, where every gate is 1."""
+    weights = {f"model.vision_tower.{name}": value for name, value in vision.state_dict().items()}
+    text = config.text_config
+    for name, value in llm.state_dict().items():
+        if name == "lm_head.weight" and config.tie_word_embeddings:
+            continue
+        if name in ("lm_head.weight", "model.embed_tokens.weight"):
+            new = value.new_empty(text.vocab_size - value.shape[0], value.shape[1])
+            value = torch.cat([value, new.normal_(std=text.initializer_range)])
+        weights[name.replace("model.", "model.language_model.", 1) if name.startswith("model.") else name] = value
+    for index in range(text.num_hidden_layers):
+        prefix = f"model.language_model.layers.{index}"
+        if text.attention_bias and f"{prefix}.self_attn.o_proj.bias" not in weights:
+            projection = weights[f"{prefix}.self_attn.o_proj.weight"]
+            weights[f"{prefix}.self_attn.o_proj.bias"] = projection.new_zeros(projection.shape[0])
+        if index in text.routed_layers and text.vision_routing == "mod" and text.mod_selection == "learned":
+            weights[f"{prefix}.layer_expert.weight"] = torch.zeros(1, text.hidden_size)
+            weights[f"{prefix}.layer_expert.bias"] = torch.zeros(1)
+    return weights
+
+
+def pixel_options(source, config) -> dict:
+    """How the tower's pixels are normalised: as its checkpoint says, else as its family has it."""
+    clip = config.model_type == "clip_vision_model"
+    values = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD} if clip else {}
+    if not isinstance(source, PreTrainedModel):
+        try:
+            stored, _ = ImageProcessingMixin.get_image_processor_dict(source)
+        except OSError:
+            stored = {}
+        names = ("image_mean", "image_std", "resample", "rescale_factor")
+        values |= {name: stored[name] for name in names if stored.get(name) is not None}
+    return {**values, "size": {"height": config.image_size, "width": config.image_size}}
+
+
+__all__ = ["build"]

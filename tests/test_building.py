@@ -1,0 +1,178 @@
+"""Models built from language models and vision towers as they come from elsewhere."""
+
+import numpy as np
+import pytest
+import torch
+from backbones import TOKENIZERS, save_language_model, save_tower
+from fresh import run_fresh
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
+
+FRAME = {"frame_token_pooled": [2, 2]}
+TEXTS = ["She cuts the onion, then", "He sees: [a red cup] <v> 7", "  why?\n\nbecause\u00e9 "]
+
+
+def build(llm, vision, **options):
+    return VideoLLMMoDForConditionalGeneration.from_components(llm=llm, vision=vision, **FRAME | options)
+
+
+def frames(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, 20, 28, 3), dtype=np.uint8)
+
+
+@torch.no_grad()
+def assert_same_text(model, stock, ids: torch.Tensor) -> None:
+    """The language model's logits and words, exactly."""
+    known = stock.get_input_embeddings().weight.shape[0]
+    assert torch.equal(model(input_ids=ids).logits[..., :known], stock(input_ids=ids).logits)
+    options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+    assert torch.equal(model.generate(ids, **options), stock.generate(ids, **options))
+
+
+@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_text_is_the_language_models(tmp_path, name, tied):
+    llm = save_language_model(tmp_path / "llm", name, tie_word_embeddings=tied)
+    model, processor = build(llm, save_tower(tmp_path / "vision"), mod_keep_ratio=0.3)
+    stock, words = AutoModelForCausalLM.from_pretrained(llm), AutoTokenizer.from_pretrained(llm)
+    assert (model.lm_head.weight is model.get_input_embeddings().weight) == tied
+    for text in TEXTS:
+        ids = words(text, add_special_tokens=False)["input_ids"]
+        assert processor.tokenizer(text, split_special_tokens=True, add_special_tokens=False)["input_ids"] == ids
+        assert_same_text(model, stock, torch.tensor([ids]))
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_tokens_say_what_the_chat_template_renders(tmp_path, name):
+    llm = save_language_model(tmp_path / "llm", name)
+    model, processor = build(llm, save_tower(tmp_path / "vision"))
+    messages = [
+        {"role": "system", "content": "She sees"},
+        {"role": "user", "content": "why <v>?"},
+        {"role": "stream", "num_frames": 3},
+        {"role": "assistant", "content": "because"},
+        {"role": "stream", "num_frames": 1},
+    ]
+    text = processor.apply_chat_template(messages)
+    (ids,) = processor.apply_chat_template(messages, tokenize=True)
+    assert processor.tokenizer.decode(ids) == text
+    assert ids.count(processor.video_token_id) == 4 * model.config.num_frame_tokens
+    assert ids.count(processor.frame_separator_token_id) == 2
+
+    session = model.stream(processor, max_new_tokens=5)
+    session.push(frames(3), [0.0, 0.5, 1.0])
+    assert session.ask("why?")[0].kind == "answer"
+    assert session.stats.frames == 3
+
+
+@pytest.mark.parametrize("kind", ["siglip_vision_model", "clip_vision_model", "siglip", "clip"])
+def test_the_tower_is_the_one_given(tmp_path, kind):
+    """Whole models and towers, from disk and as they are."""
+    llm, path = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision", kind)
+    whole = AutoModel.from_pretrained(path)
+    tower = getattr(whole, "vision_model", whole)
+    pixels = torch.randn(2, 3, tower.config.image_size, tower.config.image_size)
+    for vision in (path, whole):
+        model, processor = build(llm, vision)
+        with torch.no_grad():
+            expected = (whole.vision_model if kind in ("siglip", "clip") else whole)(pixels)
+            actual = model.model.vision_tower(pixels)
+        assert torch.equal(actual.last_hidden_state, expected.last_hidden_state)
+        assert processor.video_processor.size == {"height": pixels.shape[-1], "width": pixels.shape[-1]}
+        assert (processor.video_processor.image_mean[0] == 0.5) == ("siglip" in kind)
+
+
+def inputs_with_frames(model, processor) -> dict:
+    messages = [
+        {"role": "user", "content": "why?"},
+        {"role": "stream", "content": [{"type": "video", "video": frames(3)}]},
+    ]
+    return processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
+
+
+@torch.no_grad()
+def test_starts_dense_at_keep_ratio_1(tmp_path):
+    model, processor = build(
+        save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision"), mod_keep_ratio=1.0
+    )
+    inputs = inputs_with_frames(model, processor)
+    torch.manual_seed(1)
+    routed = model(**inputs).logits
+    model.config.text_config.vision_routing = "full"
+    torch.testing.assert_close(model(**inputs).logits, routed, rtol=0, atol=1e-5)
+    model.config.text_config.vision_routing = "mod"
+    model.keep_ratio = 0.4  # scores tie: the first tokens of each frame stay
+    kept = model(**inputs, output_router_scores=True).kept_indices[1]
+    assert kept.tolist() == [[0, 1]] * 3
+    assert (model(**inputs).logits - routed).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
+def test_other_families_that_llama_layers_compute(tmp_path, kind):
+    options = {"sliding_window": None} if kind == "mistral" else {}
+    llm = save_language_model(tmp_path / "llm", "no start", kind, **options)
+    model, _ = build(llm, save_tower(tmp_path / "vision"))
+    assert_same_text(model, AutoModelForCausalLM.from_pretrained(llm), torch.randint(5, 200, (2, 17)))
+
+
+def test_spare_rows_and_multiples(tmp_path):
+    llm, vision = save_language_model(tmp_path / "llm", spare=10), save_tower(tmp_path / "vision")
+    stock, words = AutoModelForCausalLM.from_pretrained(llm), AutoTokenizer.from_pretrained(llm)
+    model, processor = build(llm, vision)
+    assert model.lm_head.weight.shape[0] == len(words) + 10
+    assert processor.video_token_id == len(words)
+    model, _ = build(stock, vision, tokenizer=words, pad_to_multiple_of=64)
+    assert model.lm_head.weight.shape[0] % 64 == 0
+    assert len(words) == processor.video_token_id  # the given tokenizer is left as it is
+    assert_same_text(model, stock, torch.randint(5, 200, (1, 9)))
+
+
+def test_refuses_what_it_can_not_build(tmp_path):
+    llm, vision = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision")
+    window = save_language_model(tmp_path / "window", kind="mistral", sliding_window=8)
+    for arguments, message in [
+        ((vision, vision), "`llm` is of the type 'siglip_vision_model'"),
+        ((llm, llm), "`vision` has a tower of the type 'llama'"),
+        ((window, vision), "sliding window of 8"),
+        ((AutoModelForCausalLM.from_pretrained(llm), vision), "`tokenizer` is needed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build(*arguments)
+    for options, message in [
+        ({"keep": 1}, "unknown option 'keep'"),
+        ({"mod_keep_ratio": 0.0}, "`mod_keep_ratio`"),
+        ({"pad_to_multiple_of": 0}, "`pad_to_multiple_of`"),
+        ({"video_token": "a"}, "`video_token` 'a' is a word"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            build(llm, vision, **options)
+
+
+def load_elsewhere(path: str) -> dict:
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=True)
+    with torch.no_grad():
+        logits = model(**inputs_with_frames(model, processor)).logits
+    return {"logits": logits.tolist(), "ratio": model.keep_ratio, "class": type(model).__module__}
+
+
+def test_command_writes_a_hub_folder(tmp_path, capsys):
+    llm, vision = save_language_model(tmp_path / "llm", "metaspace"), save_tower(tmp_path / "vision", "clip")
+    output = tmp_path / "built"
+    command = ["build", "--llm", str(llm), "--vision", str(vision), "--output", str(output), "--keep-ratio", "0.5"]
+    assert cli.main(command) == 0
+    assert (output / "building_videollm_mod.py").is_file()
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(output)
+    from videollm_mod import VideoLLMMoDProcessor
+
+    with torch.no_grad():
+        here = model(**inputs_with_frames(model, VideoLLMMoDProcessor.from_pretrained(output))).logits
+    there = run_fresh(load_elsewhere, tmp_path / "fresh", output, HF_HUB_OFFLINE="1")
+    assert there["ratio"] == 0.5 and there["class"].startswith("transformers_modules")
+    torch.testing.assert_close(torch.tensor(there["logits"]), here, rtol=0, atol=1e-5)
+    capsys.readouterr()
+    assert cli.main(command) == 2
+    assert capsys.readouterr().err == f"error: `output` must be a new or empty folder, got {output}\n"

@@ -1,0 +1,159 @@
+"""Checkpoints made of others: a language model with a vision tower, and VideoLLM-online's adapters.
+
+Layout of the latter (showlab/videollm-online, `models/modeling_live.py`): a PEFT folder with LoRA on projections of
+`model.*` and on `lm_head`, and the whole `connector`, a `Sequential` of linear, GELU, linear. Its placeholder has
+an id one past the vocabulary, and no embedding. Frames are a class token and 3 x 3 pooled patches, separated by `,`.
+"""
+
+import json
+import re
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
+
+PREFIX = "base_model.model."
+CONNECTOR = {"connector.0": "linear_1", "connector.2": "linear_2"}
+
+
+def new_folder(output: Path) -> Path:
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"`output` must be a new or empty folder, got {output}")
+    if not output.parent.is_dir():
+        raise ValueError(f"the folder of `output` does not exist: {output.parent}")
+    return output
+
+
+def write(model, processor, output: Path) -> str:
+    model.save_pretrained(output)
+    processor.save_pretrained(output)
+    parameters = sum(x.numel() for x in model.parameters())
+    return f"{output}: {parameters:,} parameters, {model.config.num_frame_tokens} tokens a frame"
+
+
+def build_folder(llm: str, vision: str, output: Path, seed: int = 0, **options) -> str:
+    """Write `from_components(llm, vision, **options)` as a Hub folder; options that are None are left out."""
+    new_folder(output)
+    torch.manual_seed(seed)
+    options = {name: value for name, value in options.items() if value is not None}
+    return write(*VideoLLMMoDForConditionalGeneration.from_components(llm, vision, **options), output)
+
+
+def convert_folder(
+    path: Path, output: Path, vision: str, base: str | None = None, mod: bool = False, **options
+) -> str:
+    """Write VideoLLM-online's adapter, merged into its base, as a Hub folder. Without `mod` no layer routes."""
+    options = {name: value for name, value in options.items() if value is not None}
+    if options and not mod:
+        raise ValueError(f"`{next(iter(options))}` needs `mod`: a dense model does not route")
+    new_folder(output)
+    return write(*convert(path, vision, base, **options, **({} if mod else {"vision_routing": "full"})), output)
+
+
+def convert(path: Path, vision, base: str | None = None, **options):
+    """`(model, processor)` of VideoLLM-online's adapter.
+
+    Args:
+        path (`Path`): the PEFT folder: `adapter_config.json`, `adapter_model.safetensors` (or `.bin`), and the
+            tokenizer if it was saved there.
+        vision, options: as in `from_components`.
+        base: id or path of the language model; by default the one that the adapter names.
+
+    Raises:
+        `ValueError`: for a folder of another layout, naming what is missing or left over.
+    """
+    settings, adapter = read_adapter(Path(path))
+    tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else None
+    base = base or settings.get("base_model_name_or_path")
+    if not base:
+        raise ValueError("the adapter names no language model; pass `base`")
+    # A head of its own: LoRA on `lm_head` alone must not reach embeddings that were tied to it
+    llm = VideoLLMMoDForConditionalGeneration.from_components
+    model, processor = llm(untied(base), vision, tokenizer=tokenizer or base, **options)
+    merge(model, settings, adapter)
+    return model, processor
+
+
+def untied(base: str):
+    from transformers import AutoModelForCausalLM
+
+    llm = AutoModelForCausalLM.from_pretrained(base)
+    if llm.config.tie_word_embeddings:
+        llm.config.tie_word_embeddings = False
+        llm.lm_head.weight = torch.nn.Parameter(llm.get_input_embeddings().weight.detach().clone())
+    return llm
+
+
+def read_adapter(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
+    """`adapter_config.json` and the tensors, by their names without PEFT's prefix."""
+    if not (path / "adapter_config.json").is_file():
+        raise ValueError(f"no adapter_config.json in {path}")
+    settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    if settings.get("peft_type") != "LORA" or settings.get("use_dora") or settings.get("bias", "none") != "none":
+        raise ValueError(f"the adapter in {path} is not a plain LoRA")
+    if (path / "adapter_model.safetensors").is_file():
+        tensors = load_file(path / "adapter_model.safetensors")
+    elif (path / "adapter_model.bin").is_file():
+        tensors = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
+    else:
+        raise ValueError(f"no adapter_model.safetensors in {path}")
+    return settings, {name.removeprefix(PREFIX): value for name, value in tensors.items()}
+
+
+@torch.no_grad()
+def merge(model, settings: dict, adapter: dict[str, torch.Tensor]) -> None:
+    """Add `B A * scale` to each weight that has a LoRA (rows of the vocabulary that the adapter does not know stay),
+    and put the connector in place."""
+    left = set(adapter)
+    parameters = dict(model.named_parameters())
+    for theirs, ours in CONNECTOR.items():
+        for kind in ("weight", "bias"):
+            name = f"{theirs}.{kind}"
+            if name not in adapter:
+                raise ValueError(f"the adapter has no {PREFIX}{name}")
+            target = parameters[f"model.connector.{ours}.{kind}"]
+            if target.shape != adapter[name].shape:
+                raise ValueError(
+                    f"{PREFIX}{name} is {list(adapter[name].shape)}; the given base and vision tower need "
+                    f"{list(target.shape)}"
+                )
+            target.copy_(adapter[name])
+            left.discard(name)
+    # PEFT stores the frozen head, and embeddings, too where `lm_head` is adapted
+    for name in sorted(left):
+        module = name.removesuffix(".weight").removesuffix(".base_layer")
+        if module in ("lm_head", "model.embed_tokens"):
+            target = parameters[module.replace("model.", "model.language_model.") + ".weight"]
+            if target.shape[1:] != adapter[name].shape[1:] or target.shape[0] < adapter[name].shape[0]:
+                raise ValueError(f"{PREFIX}{name} does not fit the given base")
+            target[: adapter[name].shape[0]] = adapter[name].to(target.dtype)
+            left.discard(name)
+    for name in sorted(adapter):
+        if not name.endswith(".lora_A.weight"):
+            continue
+        module = name.removesuffix(".lora_A.weight")
+        down, up = adapter[name].float(), adapter[f"{module}.lora_B.weight"].float()
+        target = parameters.get(re.sub(r"^model\.", "model.language_model.", module) + ".weight")
+        if target is None or target.shape[1] != down.shape[1] or target.shape[0] < up.shape[0]:
+            raise ValueError(f"{PREFIX}{name} does not fit the given base")
+        target[: up.shape[0]] = (
+            target[: up.shape[0]].float() + scale(settings, module, down.shape[0]) * up @ down
+        ).to(target.dtype)
+        left -= {name, f"{module}.lora_B.weight"}
+    if left:
+        raise ValueError(f"the adapter holds {PREFIX}{min(left)}, which is no part of VideoLLM-online's layout")
+
+
+def scale(settings: dict, module: str, rank: int) -> float:
+    """`alpha / r`, or `alpha / sqrt(r)` with rank-stabilised LoRA; patterns name modules by how they end."""
+    alpha = settings["lora_alpha"]
+    for pattern, value in (settings.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})", module):
+            alpha = value
+            break
+    return alpha / rank**0.5 if settings.get("use_rslora") else alpha / rank
+
+
+__all__ = ["build_folder", "convert", "convert_folder"]
