@@ -1,0 +1,36 @@
+"""All metrics in one place; each is a pure function of arrays or texts."""
+
+from .answers import edit_distance, edit_distance_at, listed, nearest, right_steps
+from .self_conditioned import best_pairs, precision_recall_f1, segments, temporal_iou
+from .speaking import calibration, plot_sweep, sweep
+from .teacher_forced import (
+    TurnScores,
+    frame_difference,
+    leading,
+    num_following,
+    score_turn,
+    summarise,
+    wants_to_speak,
+)
+
+__all__ = [
+    "TurnScores",
+    "best_pairs",
+    "calibration",
+    "edit_distance",
+    "edit_distance_at",
+    "frame_difference",
+    "leading",
+    "listed",
+    "nearest",
+    "num_following",
+    "plot_sweep",
+    "precision_recall_f1",
+    "right_steps",
+    "score_turn",
+    "segments",
+    "summarise",
+    "sweep",
+    "temporal_iou",
+    "wants_to_speak",
+]

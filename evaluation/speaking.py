@@ -1,0 +1,80 @@
+"""How far the probability of speaking can be trusted, and what each threshold of silence would do.
+
+Shapes: S decisions, one after each frame.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+
+def _checked(silence, should_speak) -> tuple[np.ndarray, np.ndarray]:
+    silence, should_speak = np.asarray(silence, dtype=float), np.asarray(should_speak, dtype=bool)
+    if silence.ndim != 1 or silence.shape != should_speak.shape or not len(silence):
+        raise ValueError(
+            f"`silence` and `should_speak` must be [S], S >= 1, got {silence.shape} and {should_speak.shape}"
+        )
+    if not ((silence >= 0) & (silence <= 1)).all():
+        raise ValueError("`silence` must be probabilities in [0, 1]")
+    return silence, should_speak
+
+
+def calibration(silence, should_speak, num_bins: int = 10) -> dict:
+    """Expected calibration error of the probability to speak, and per bin the count, mean probability and share.
+
+    Args:
+        silence (float `[S]`): probability of silence.
+        should_speak (bool `[S]`).
+    """
+    silence, should_speak = _checked(silence, should_speak)
+    speak, bins = 1 - silence, []
+    index = np.minimum((speak * num_bins).astype(int), num_bins - 1)
+    for number in range(num_bins):
+        here = index == number
+        if here.any():
+            bins.append(
+                {
+                    "count": int(here.sum()),
+                    "probability": float(speak[here].mean()),
+                    "share": float(should_speak[here].mean()),
+                }
+            )
+    error = sum(b["count"] * abs(b["probability"] - b["share"]) for b in bins) / len(speak)
+    return {"expected_calibration_error": error, "bins": bins}
+
+
+def sweep(silence, should_speak, thresholds=tuple(np.linspace(0, 1, 21))) -> list[dict[str, float]]:
+    """Precision, recall and F1 (percent) of speaking where silence is less probable than each threshold."""
+    silence, should_speak = _checked(silence, should_speak)
+    rows = []
+    for threshold in thresholds:
+        speaks = silence < threshold
+        right, said, true = int((speaks & should_speak).sum()), int(speaks.sum()), int(should_speak.sum())
+        rows.append(
+            {
+                "threshold": float(threshold),
+                "precision": 100 * right / max(1, said),
+                "recall": 100 * right / max(1, true),
+                "f1": 200 * right / max(1, said + true),
+            }
+        )
+    return rows
+
+
+def plot_sweep(rows: list[dict[str, float]], path: str | Path) -> None:
+    """Write the sweep as a picture, in the format that the path ends in.
+
+    Raises:
+        `ImportError`: without matplotlib.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("a plot needs matplotlib: pip install videollm-mod[eval]") from error
+    figure = Figure(figsize=(5, 3.5), layout="constrained")
+    axes = figure.subplots()
+    for name in ("precision", "recall", "f1"):
+        axes.plot([row["threshold"] for row in rows], [row[name] for row in rows], label=name)
+    axes.set(xlabel="threshold of silence", ylabel="%", xlim=(0, 1), ylim=(0, 102))
+    axes.legend()
+    figure.savefig(path)

@@ -1,0 +1,108 @@
+"""Streaming metrics with the true words before each reply, as VideoLLM-online (arXiv 2406.11816) computes them.
+
+Followed from its `stream_evaluate`, two peculiarities included:
+- a last turn in which the model never wants to speak has a frame difference of 0;
+- a stream that a user's question cuts has no decision to speak, so staying silent in it counts as late.
+
+A consequence of the first is that such a turn's Fluency counts its decisions as right; and an early wish counts as
+right in Fluency itself, with the silent decisions before it.
+
+Shapes: L tokens of a reply, S decisions of a turn (whether to speak after a frame), A frames fed after the turn.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class TurnScores:
+    """Of one turn; None where it has no reply, or no decision.
+
+    Args:
+        ppl (`float`): exp of the mean cross-entropy of the reply's tokens.
+        frame_diff (`int`): frames; negative is late.
+        fluency, correctness (`float`): in [0, 1].
+    """
+
+    ppl: float | None
+    frame_diff: int | None
+    fluency: float | None
+    correctness: float | None
+
+
+def leading(right: np.ndarray) -> int:
+    """Length of the leading run of True in bool `[L]`."""
+    right = np.asarray(right, dtype=bool)
+    return len(right) if right.all() else int(np.argmin(right))
+
+
+def wants_to_speak(silence: np.ndarray, silence_is_likeliest: np.ndarray, threshold: float) -> np.ndarray:
+    """bool `[S]`: silence is less probable than `threshold`, or another token is likelier; with a threshold of 0 only
+    the latter counts."""
+    return (np.asarray(silence) < threshold) | ~np.asarray(silence_is_likeliest, dtype=bool)
+
+
+def num_following(frames: int, next_frames: int | None) -> int:
+    """How many following frames a model is fed that does not want to speak in a turn of `frames` frames, before one of
+    `next_frames`; None is the last turn."""
+    return 0 if next_frames is None else max(0, min(next_frames, frames - 1))
+
+
+def frame_difference(wants: np.ndarray, later: Sequence[bool] = ()) -> int:
+    """Frames from the first wish to speak to the turn's last decision; negative is late.
+
+    Args:
+        wants (bool `[S]`): after each frame with a decision, S >= 1.
+        later (bool `[A]`): after each following frame, which were fed without the reply.
+    """
+    wants, later = np.asarray(wants, dtype=bool), np.asarray(later, dtype=bool)
+    if not len(wants):
+        raise ValueError("`wants` must hold a decision, got none")
+    if wants.any():
+        return len(wants) - int(np.argmax(wants)) - 1
+    return -(int(np.argmax(later)) + 1 if later.any() else len(later))
+
+
+def score_turn(nll: np.ndarray, right: np.ndarray, wants: np.ndarray, later: Sequence[bool] = ()) -> TurnScores:
+    """
+    Args:
+        nll (float `[L]`): cross-entropy of the reply's tokens, nats.
+        right (bool `[L]`): where the likeliest token is the true one.
+        wants (bool `[S]`), later (bool `[A]`): see `frame_difference`.
+    """
+    if len(nll) != len(right):
+        raise ValueError(f"`nll` and `right` must be as long as each other, got {len(nll)} and {len(right)}")
+    reply, decisions, correct = len(nll), len(wants), leading(right) if len(right) else 0
+    difference = frame_difference(wants, later) if decisions else None
+    fluency = None
+    if reply and decisions:
+        if difference == 0:
+            run = decisions + correct
+        else:
+            run = decisions - (difference if difference > 0 else 1)
+        fluency = run / (decisions + reply)
+    return TurnScores(
+        ppl=float(np.exp(np.mean(nll))) if reply else None,
+        frame_diff=difference,
+        fluency=fluency,
+        correctness=correct / reply if reply else None,
+    )
+
+
+def summarise(streams: list[list[TurnScores]], fps: float) -> dict[str, float | None]:
+    """LM-PPL, TimeDiff (seconds), Fluency and LM-Correctness (percent): the mean over the turns of each stream, then
+    over the streams; a stream without a value is left out. None where no stream has one."""
+    values = {
+        "lm_ppl": lambda turn: turn.ppl,
+        "time_diff": lambda turn: None if turn.frame_diff is None else abs(turn.frame_diff) / fps,
+        "fluency": lambda turn: None if turn.fluency is None else 100 * turn.fluency,
+        "lm_correctness": lambda turn: None if turn.correctness is None else 100 * turn.correctness,
+    }
+    result = {}
+    for name, value in values.items():
+        of_stream = [[x for x in map(value, turns) if x is not None] for turns in streams]
+        means = [float(np.mean(numbers)) for numbers in of_stream if numbers]
+        result[name] = float(np.mean(means)) if means else None
+    return result
