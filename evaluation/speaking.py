@@ -43,7 +43,10 @@ def calibration(silence, should_speak, num_bins: int = 10) -> dict:
     return {"expected_calibration_error": error, "bins": bins}
 
 
-def sweep(silence, should_speak, thresholds=tuple(np.linspace(0, 1, 21))) -> list[dict[str, float]]:
+THRESHOLDS = tuple(np.linspace(0, 1, 21))
+
+
+def sweep(silence, should_speak, thresholds=THRESHOLDS) -> list[dict[str, float]]:
     """Precision, recall and F1 (percent) of speaking where silence is less probable than each threshold."""
     silence, should_speak = _checked(silence, should_speak)
     rows = []

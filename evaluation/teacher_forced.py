@@ -78,10 +78,8 @@ def score_turn(nll: np.ndarray, right: np.ndarray, wants: np.ndarray, later: Seq
     difference = frame_difference(wants, later) if decisions else None
     fluency = None
     if reply and decisions:
-        if difference == 0:
-            run = decisions + correct
-        else:
-            run = decisions - (difference if difference > 0 else 1)
+        late = decisions - (difference if difference > 0 else 1)
+        run = decisions + correct if difference == 0 else late
         fluency = run / (decisions + reply)
     return TurnScores(
         ppl=float(np.exp(np.mean(nll))) if reply else None,

@@ -110,7 +110,7 @@ def test_lists_of_steps():
 def test_lowest_edit_distance_of_the_candidates():
     true = list(range(20))
     assert metrics.edit_distance_at([true[::-1], true[:10] + [-1] * 10], true) == pytest.approx(0.5)
-    assert metrics.edit_distance_at([true + [5]], true) == 0  # what is beyond 20 does not count
+    assert metrics.edit_distance_at([[*true, 5]], true) == 0  # what is beyond 20 does not count
     assert metrics.edit_distance_at([[]], true) == 1
 
 

@@ -14,7 +14,9 @@ from peft import PeftModel
 from safetensors.torch import load_file
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod.data.augmentation import ReplyAugmentation
 from videollm_mod.training.train import TrainingConfig, last_checkpoint, stage_arguments, train
+from videollm_mod.training.trainer import StreamTrainer
 
 STAGE = {
     "max_steps": 8,
@@ -167,6 +169,9 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
         ("output_dir: x\nmodel: y\ndata: {path: a, streaming: 1}", "`streaming` of `data` must be of the type bool"),
         ("output_dir: x\nmodel: {text_config: {}}\ndata: a.jsonl", "`data` needs a checkpoint as `model`"),
         ("output_dir: x\nmodel: y\nstream_stage: {keep_ratio_warmup_steps: -1}", "must be a number of steps, got -1"),
+        ("output_dir: x\nmodel: y\nstream_stage: {max_tokens: 0}", "`max_tokens` must be a whole number"),
+        ("output_dir: x\nmodel: y\nstream_stage: {packing: 3}", "`packing` must be true or false, got 3"),
+        ("output_dir: x\nmodel: y\nstream_stage: {augmentation: 2}", "`augmentation` must be in \\[0, 1\\], got 2"),
         ("output_dir: x\nmodel: y\nstream_stage: {elastic_keep_ratio: 0.2}", "must be \\[low, high\\], got 0.2"),
         ("output_dir: x\nmodel: y\nstream_stage: {elastic_keep_ratio: [0.4, 0.2]}", "low <= high"),
         (
@@ -216,3 +221,26 @@ def test_wrong_arguments_are_one_line(capsys, arguments):
     assert exit_.value.code == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "options, batch",
+    [({"packing": True, "max_tokens": 500}, {"position_ids"}), ({"max_tokens": 120}, {"attention_mask"})],
+)
+def test_the_collators_options_reach_it(tmp_path, monkeypatch, options, batch):
+    """Rows are bound and packed as the stage says, and altered narrations are drawn."""
+    shapes, drawn = [], []
+    forward, alter = StreamTrainer.compute_loss, ReplyAugmentation.alter
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        assert batch <= inputs.keys()
+        shapes.append(inputs["input_ids"].shape)
+        return forward(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(StreamTrainer, "compute_loss", compute_loss)
+    monkeypatch.setattr(ReplyAugmentation, "alter", lambda self, *a: drawn.append(1) or alter(self, *a))
+    stage = {**STAGE, "max_steps": 2, "augmentation": 1.0, **options}
+    path = write_config(tmp_path, "own", vision_stage=None, stream_stage=stage)
+    train(TrainingConfig.load(path))
+    assert len(shapes) == 2 and len(drawn) >= 2
+    assert all(length <= options["max_tokens"] for _, length in shapes)

@@ -28,7 +28,8 @@ TYPES = {
     "seed": (int,),
 }
 DATA_FIELDS = {"path": str, "streaming": bool, "missing": str}
-STREAM_OPTIONS = {"freeze_vision_tower", "keep_ratio_warmup_steps", "elastic_keep_ratio"}
+COLLATOR_OPTIONS = {"max_tokens", "packing", "augmentation"}
+STREAM_OPTIONS = {"freeze_vision_tower", "keep_ratio_warmup_steps", "elastic_keep_ratio", *COLLATOR_OPTIONS}
 
 
 @dataclass
@@ -48,6 +49,8 @@ class TrainingConfig:
             out. The stream stage also takes
 
             - `freeze_vision_tower` (`bool`): keep the tower as it is; true by default with `lora`,
+            - `max_tokens` (`int`) of a row, `packing` (`bool`): see `StreamCollator`,
+            - `augmentation` (`float`): share of streams with an altered narration, see `ReplyAugmentation`,
             - `keep_ratio_warmup_steps` (`int`) and `elastic_keep_ratio` (`[low, high]`): see `KeepRatioSchedule`.
         dtype (`str`): of the checkpoint that is written; with `lora`, of the frozen weights.
         seed (`int`): of weights, data order and drawn keep ratios.
@@ -131,6 +134,13 @@ class TrainingConfig:
             raise ValueError(f"`freeze_vision_tower` must be true or false, got {freeze!r}")
         if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
             raise ValueError(f"`keep_ratio_warmup_steps` must be a number of steps, got {warmup!r}")
+        tokens, packing, augmentation = stage.get("max_tokens"), stage.get("packing", False), self.augmentation
+        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
+            raise ValueError(f"`max_tokens` must be a whole number of at least 1, got {tokens!r}")
+        if not isinstance(packing, bool):
+            raise ValueError(f"`packing` must be true or false, got {packing!r}")
+        if isinstance(augmentation, bool) or not isinstance(augmentation, int | float) or not 0 <= augmentation <= 1:
+            raise ValueError(f"`augmentation` must be in [0, 1], got {augmentation!r}")
         elastic = stage.get("elastic_keep_ratio")
         if elastic is not None:
             if not isinstance(elastic, list) or len(elastic) != 2:
@@ -143,6 +153,10 @@ class TrainingConfig:
     @property
     def freeze_vision_tower(self) -> bool:
         return (self.stream_stage or {}).get("freeze_vision_tower", self.lora is not None)
+
+    @property
+    def augmentation(self) -> float:
+        return (self.stream_stage or {}).get("augmentation", 0.0)
 
     def arguments(self, name: str) -> TrainingArguments | None:
         """The Trainer's arguments of the stage `name` (`vision` or `stream`), or None if it is left out."""

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import TrainingArguments, set_seed
 from transformers.utils import logging
 
+from ..data.augmentation import ReplyAugmentation
 from ..data.collator import StreamCollator
 from ..data.world_data import WorldCells, WorldData, WorldStreams, collate_cells
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
@@ -112,7 +113,13 @@ def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model
         model=model.train(),
         args=arguments,
         train_dataset=dataset,
-        data_collator=StreamCollator(processor.tokenizer.pad_token_id),
+        data_collator=StreamCollator(
+            processor.tokenizer.pad_token_id,
+            processor,
+            options.get("max_tokens"),
+            options.get("packing", False),
+            ReplyAugmentation(processor, config.augmentation, config.seed) if config.augmentation else None,
+        ),
         processing_class=processor,
         video_processor=processor.video_processor,
         keep_ratio=schedule if schedule.warmup_steps or schedule.elastic else None,
