@@ -67,8 +67,8 @@ class StreamingSession:
     cache is that of the same conversation in one pass. Whatever fails or is broken off, an error, an interrupt or an
     iterator that is left, the session stays at the last frame or token that came out of it.
 
-    It runs where the model is: CPU, CUDA, or Apple's mps. A session belongs to one thread at a time; sessions of one
-    model are independent.
+    It runs where the model is: CPU, CUDA, or Apple's mps (on which it was not tried). A session belongs to one thread
+    at a time; sessions of one model are independent.
 
     Args:
         model (`VideoLLMMoDForConditionalGeneration`), processor (`VideoLLMMoDProcessor`).

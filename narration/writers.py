@@ -2,6 +2,7 @@
 
 import html
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
@@ -11,7 +12,7 @@ if TYPE_CHECKING:  # torch is slow to import, and an error should come at once
 CUE_SECONDS = 4.0  # that a subtitle stays, unless another comes
 
 
-class EventWriter:
+class EventWriter(ABC):
     """Writes events in order of time; what is written is flushed, a whole event at a time.
 
     Args:
@@ -21,13 +22,14 @@ class EventWriter:
     def __init__(self, write: Callable[[str], None]):
         self._write = write
 
+    @abstractmethod
     def event(self, event: "StreamEvent") -> None:
-        raise NotImplementedError
+        """Something was said."""
 
-    def reached(self, time: float) -> None:
+    def reached(self, time: float) -> None:  # noqa: B027 -- not every format waits for anything
         """The stream is at `time`, in seconds, and no event before it will come."""
 
-    def close(self, stats: dict | None = None) -> None:
+    def close(self, stats: dict | None = None) -> None:  # noqa: B027
         """The stream has ended, or was broken off (without `stats`)."""
 
 
@@ -60,8 +62,9 @@ class SubtitleWriter(EventWriter):
         super().__init__(write)
         self._number, self._start, self._lines = 0, 0.0, []
 
+    @abstractmethod
     def escape(self, text: str) -> str:
-        raise NotImplementedError
+        """`text` so that a player shows it as it is."""
 
     def event(self, event: "StreamEvent") -> None:
         if event.time > self._start:
