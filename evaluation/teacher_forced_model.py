@@ -1,0 +1,161 @@
+"""What a model predicts along streams whose replies are given: the model's side of `teacher_forced`.
+
+All streams of a batch go through the model once. Where it stayed silent when it should have spoken, the cache is rolled
+back to that frame, and the frames that follow are fed without the reply; such turns of all streams again go together.
+
+Followed from VideoLLM-online's `stream_evaluate` (arXiv 2406.11816), three peculiarities included:
+- a turn is what ends with a reply, so frames after the last reply count for nothing;
+- what follows a turn are the frames of the next one. Where a user's question cuts a stream, the frame at the cut has no
+  decision and is not among them either;
+- a reply's tokens are all that are learned of it, its header too.
+
+Shapes: F frames of a stream, N vision tokens per frame, Dv hidden size of the vision tower, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from ..cache_videollm_mod import MoDCache
+from ..streaming_videollm_mod import silence_probability
+from .teacher_forced import TurnScores, num_following, score_turn, wants_to_speak
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class ForcedTurn:
+    """Where a turn's decisions and reply are predicted.
+
+    Args:
+        decisions (`list[int]`): positions of the last tokens of frames after which something is to be learned.
+        speak (`list[bool]`): whether it is to speak, one a decision.
+        reply (`list[int]`): positions that predict the reply's tokens.
+        frames (`int`): of the turn, and `first_frame`, how many came before it.
+    """
+
+    decisions: list[int]
+    speak: list[bool]
+    reply: list[int]
+    frames: int
+    first_frame: int
+
+
+@dataclass(frozen=True)
+class ForcedStream:
+    """
+    Args:
+        turns (`list[TurnScores]`): one a reply.
+        exact (`list[bool]`): one a reply that was not asked for: whether every decision of its turn was as it should be
+            and every token of the reply right.
+        silence (`list[float]`), speak (`list[bool]`): probability of silence, and whether to speak, at each decision.
+    """
+
+    turns: list[TurnScores]
+    exact: list[bool]
+    silence: list[float]
+    speak: list[bool]
+
+
+def forced_turns(input_ids: list[int], labels: list[int], processor) -> list[ForcedTurn]:
+    """The turns of a sequence of `VideoLLMMoDProcessor.encode_conversation`, each up to and with a reply's end."""
+    eos, video, speaks = processor.tokenizer.eos_token_id, processor.video_token_id, processor.stream_end_ids[0]
+    targets = [*labels[1:], IGNORE_INDEX]
+    turns, start, seen = [], 0, 0
+    for stop in (index + 1 for index, token in enumerate(input_ids) if token == eos):
+        learned = [i for i in range(start, stop) if targets[i] != IGNORE_INDEX]
+        decisions = [i for i in learned if input_ids[i] == video]
+        frames = input_ids[start:stop].count(video) // processor.num_frame_tokens
+        if learned:
+            speak = [targets[i] == speaks for i in decisions]
+            reply = [i for i in learned if input_ids[i] != video]
+            turns.append(ForcedTurn(decisions, speak, reply, frames, seen))
+        start, seen = stop, seen + frames
+    return turns
+
+
+@torch.no_grad()
+def teacher_forced(
+    model, processor, conversations: list[list[dict]], features: list[torch.Tensor], threshold: float = 0.725
+) -> list[ForcedStream]:
+    """
+    Args:
+        conversations: messages of each stream, with `num_frames` in place of frames.
+        features (`list[Tensor]`): `[F, N, Dv]` of each stream, on the model's device.
+        threshold (`float`): the model wants to speak where silence is less probable than this, or another token likelier.
+    """
+    rows = [processor.encode_conversation(messages)[:2] for messages in conversations]
+    rows = [(ids, labels, forced_turns(ids, labels, processor)) for ids, labels in rows]
+    cache = MoDCache(model.config)
+    hidden = run(model, processor, [ids for ids, _, _ in rows], torch.cat(features), cache)
+    streams, late = [], []
+    for row, (ids, labels, turns) in enumerate(rows):
+        targets = torch.tensor([*labels[1:], IGNORE_INDEX], device=hidden.device)
+        predicted = []
+        for number, turn in enumerate(turns):
+            silence, wants = decided(model, hidden[row, turn.decisions], threshold)
+            logits = model.lm_head(hidden[row, turn.reply]).float()
+            expected = targets[turn.reply]
+            nll = torch.nn.functional.cross_entropy(logits, expected, reduction="none")
+            predicted.append((silence, wants, nll.cpu().numpy(), (logits.argmax(-1) == expected).cpu().numpy()))
+            following = turns[number + 1].frames if number + 1 < len(turns) else None
+            count = num_following(turn.frames, following)
+            if turn.decisions and not wants.any() and count:
+                frames = features[row][turn.first_frame + turn.frames :][:count]
+                late.append((row, number, turn.decisions[-1] + 1, frames))
+        streams.append((turns, predicted))
+    later = {}
+    for first in range(0, len(late), len(rows)):
+        later |= wishes_after(model, processor, cache, late[first : first + len(rows)], threshold)
+    return [scored(turns, predicted, row, later) for row, (turns, predicted) in enumerate(streams)]
+
+
+def run(model, processor, rows: list[list[int]], features: torch.Tensor, cache: MoDCache) -> torch.Tensor:
+    """Hidden states `[B, T, D]` of rows of tokens that follow what the cache holds; padding is on the right."""
+    length = max(map(len, rows))
+    pad = processor.tokenizer.pad_token_id
+    device = model.device
+    return model.model(
+        input_ids=torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device),
+        attention_mask=torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device),
+        video_features=features if len(features) else None,
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+
+
+def decided(model, hidden: torch.Tensor, threshold: float):
+    """Probability of silence, float `[S]`, and whether the model wants to speak, bool `[S]`, after frames whose last
+    tokens have the hidden states `[S, D]`."""
+    separator = model.config.frame_separator_token_id
+    logits = model.lm_head(hidden)
+    silence = silence_probability(logits, separator).cpu().numpy()
+    return silence, wants_to_speak(silence, (logits.argmax(-1) == separator).cpu().numpy(), threshold)
+
+
+def wishes_after(model, processor, cache: MoDCache, late: list[tuple], threshold: float) -> dict:
+    """`(row, turn) -> bool [A]`: whether the model wants to speak after each of the frames fed from a position of a row
+    on. late: `(row, turn, position, features [A, N, Dv])` of each."""
+    rows = torch.tensor([row for row, _, _, _ in late], device=model.device)
+    cache = cache.copy()
+    cache.batch_select_indices(rows)
+    cache.rollback(torch.tensor([position for _, _, position, _ in late], device=model.device))
+    piece = [processor.frame_separator_token_id, *processor.frame_ids]
+    ids = [piece * len(frames) for _, _, _, frames in late]
+    hidden = run(model, processor, ids, torch.cat([frames for _, _, _, frames in late]), cache)
+    wishes = {}
+    for index, (row, number, _, frames) in enumerate(late):
+        ends = torch.arange(1, len(frames) + 1, device=hidden.device) * len(piece) - 1
+        wishes[row, number] = decided(model, hidden[index, ends], threshold)[1]
+    return wishes
+
+
+def scored(turns: list[ForcedTurn], predicted: list[tuple], row: int, later: dict) -> ForcedStream:
+    scores, exact, silences, speak = [], [], [], []
+    for number, (turn, (silence, wants, nll, right)) in enumerate(zip(turns, predicted, strict=True)):
+        scores.append(score_turn(nll, right, wants, later.get((row, number), ())))
+        if any(turn.speak):
+            exact.append(wants.tolist() == turn.speak and bool(right.all()))
+        silences += silence.tolist()
+        speak += turn.speak
+    return ForcedStream(scores, exact, silences, speak)

@@ -1,0 +1,228 @@
+"""The model's side of the teacher-forced metrics: one batch with a cache is each turn by itself without one, and a
+scripted model gets the scores that were worked out by hand."""
+
+import random
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small import small_model
+from tiny import ROUTINGS
+
+from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
+from videollm_mod.evaluation import metrics
+from videollm_mod.evaluation.teacher_forced_model import teacher_forced
+
+
+def random_messages(rng: random.Random) -> list[dict]:
+    """Streams, narrations and questions in any order, ending in any of them."""
+    messages = [{"role": "user", "content": "Narrate what happens."}] * rng.randint(0, 1)
+    for _ in range(rng.randint(3, 5)):
+        if rng.random() < 0.9:
+            messages.append({"role": "stream", "num_frames": rng.randint(1, 5)})
+        if rng.random() < 0.3:
+            messages.append({"role": "user", "content": "What happened last?"})
+        if messages and rng.random() < 0.9:
+            messages.append({"role": "assistant", "content": rng.choice(("The red circle leaves.", "Nothing."))})
+    return [*messages, {"role": "stream", "num_frames": 2}]
+
+
+def naive(model, processor, messages, features, threshold) -> list[metrics.TurnScores]:
+    """One turn after the other, a pass over the whole past for every decision and every frame that follows."""
+    ids, labels, _ = processor.encode_conversation(messages)
+    eos, video = processor.tokenizer.eos_token_id, processor.video_token_id
+    separator = model.config.frame_separator_token_id
+
+    def logits(sequence: list[int], frames: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            given = {"video_features": frames} if len(frames) else {}
+            return model(input_ids=torch.tensor([sequence]), use_cache=False, **given).logits[0, -1].float()
+
+    def wants(sequence: list[int], frames: torch.Tensor) -> bool:
+        scores = logits(sequence, frames)
+        return bool(scores.softmax(-1)[separator] < threshold or scores.argmax() != separator)
+
+    def num_frames(start: int, stop: int) -> int:
+        return ids[start:stop].count(video) // model.config.num_frame_tokens
+
+    stops = [i + 1 for i, token in enumerate(ids) if token == eos]
+    turns = []
+    for number, (start, stop) in enumerate(zip([0, *stops[:-1]], stops, strict=True)):
+        learned = [i for i in range(start, stop) if i + 1 < len(ids) and labels[i + 1] != -100]
+        decisions = [i for i in learned if ids[i] == video]
+        spoken = [wants(ids[: i + 1], features[: num_frames(0, i + 1)]) for i in decisions]
+        nll, right = [], []
+        for i in (i for i in learned if ids[i] != video):
+            scores = logits(ids[: i + 1], features[: num_frames(0, i + 1)])
+            nll.append(-scores.log_softmax(-1)[ids[i + 1]].item())
+            right.append(bool(scores.argmax() == ids[i + 1]))
+        later = []
+        if decisions and not any(spoken) and number + 1 < len(stops):
+            most = min(num_frames(stop, stops[number + 1]), num_frames(start, stop) - 1)
+            for count in range(1, most + 1):
+                sequence = ids[: decisions[-1] + 1] + [separator, *processor.frame_ids] * count
+                past, following = num_frames(0, decisions[-1] + 1), num_frames(0, stop)
+                frames = torch.cat([features[:past], features[following : following + count]])
+                later.append(wants(sequence, frames))
+        turns.append(metrics.score_turn(nll, right, spoken, later))
+    return turns
+
+
+def close(scores: list[metrics.TurnScores], expected: list[metrics.TurnScores]) -> None:
+    assert len(scores) == len(expected)
+    for one, other in zip(scores, expected, strict=True):
+        for name in ("ppl", "frame_diff", "fluency", "correctness"):
+            value = getattr(other, name)
+            assert getattr(one, name) == (value if value is None else pytest.approx(value, rel=1e-4)), name
+
+
+@torch.no_grad()
+def incline(model, conversations, features, processor) -> None:
+    """Give the model a bias to silence, with which it is the likeliest token after half of the frames."""
+    separator = model.config.frame_separator_token_id
+    margins = []
+    for messages, frames in zip(conversations, features, strict=True):
+        ids = torch.tensor([processor.encode_conversation(messages)[0]])
+        logits = model(input_ids=ids, video_features=frames).logits[0, model.model.lay_out(ids).ends_frame[0]]
+        margins += (logits.max(-1).values - logits[:, separator]).tolist()
+    head = torch.nn.Linear(*model.lm_head.weight.shape[::-1])
+    head.weight.copy_(model.lm_head.weight)
+    head.bias.zero_()[separator] = float(np.median(margins)) + 1e-3
+    model.lm_head = head
+
+
+@pytest.mark.parametrize("routing", ["learned", "random", "layer skip", "early exit", "keep last"])
+def test_a_batch_with_a_cache_is_one_by_one_without(routing):
+    seed = list(ROUTINGS).index(routing)
+    rng, lateness = random.Random(seed), []
+    model, processor = small_model(seed, **ROUTINGS[routing])
+    conversations = [random_messages(rng) for _ in range(3)]
+    features = [
+        torch.randn(sum(m.get("num_frames", 0) for m in messages), model.config.num_frame_tokens, 16)
+        for messages in conversations
+    ]
+    # silence is the likeliest token after about half of the frames, and at the thresholds still after some
+    incline(model, conversations, features, processor)
+    silence = np.concatenate([s.silence for s in teacher_forced(model, processor, conversations, features)])
+    for threshold in (0.0, float(np.quantile(silence, 0.7))):
+        streams = teacher_forced(model, processor, conversations, features, threshold)
+        for stream, messages, frames in zip(streams, conversations, features, strict=True):
+            close(stream.turns, naive(model, processor, messages, frames, threshold))
+            lateness += [turn.frame_diff for turn in stream.turns if turn.frame_diff is not None]
+    assert any(x > 0 for x in lateness) and any(x < 0 for x in lateness)
+
+
+class Scripted:
+    """A model that sees in each frame how probable silence is after it, and gives each word of a reply a probability of
+    a half, which is the likeliest but for one wrong word."""
+
+    def __init__(self, processor, wrong_word: str | None = None):
+        self.processor, self.device = processor, torch.device("cpu")
+        self.config = VideoLLMMoDConfig(frame_separator_token_id=processor.frame_separator_token_id)
+        self.wrong = None if wrong_word is None else processor.encode_text(wrong_word)[-1]
+        self.starts = []  # positions of the rows at each call
+        self.lm_head = torch.nn.Identity()
+        self.model = self.call
+
+    def call(self, input_ids, attention_mask, video_features, past_key_values, use_cache):
+        processor, valid = self.processor, attention_mask.bool()
+        before = past_key_values.next_position
+        self.starts.append([0] * len(input_ids) if before is None else before.tolist())
+        columns = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+        past_key_values.advance(columns + torch.tensor(self.starts[-1])[:, None], valid)
+        scores = torch.full((*input_ids.shape, 400), 1e-9)
+        *others, wrong = sorted(set(range(400)) - set(input_ids.flatten().tolist()))[-3:]  # words that nobody says
+        scores[..., others] = 0.25
+        following = input_ids.roll(-1, dims=1)
+        scores.scatter_(2, following[..., None], 0.5)
+        scores[..., wrong] = torch.where(following == self.wrong, 0.6, 1e-9) if self.wrong else 1e-9
+        ends = (input_ids == processor.video_token_id).nonzero()[
+            processor.num_frame_tokens - 1 :: processor.num_frame_tokens
+        ]
+        assert len(ends) == len(video_features)
+        for (row, column), frame in zip(ends.tolist(), video_features, strict=True):
+            silence = frame[0, 0].item()
+            scores[row, column] = 1e-9
+            scores[row, column, [processor.frame_separator_token_id, processor.stream_end_ids[0]]] = torch.tensor(
+                [silence, 1 - silence]
+            )
+        return SimpleNamespace(last_hidden_state=scores.log())
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return small_model()[1]
+
+
+FIRST, SECOND, QUESTION = "The red circle leaves.", "A blue square appears at the left.", "What happened last?"
+S, T = 0.9, 0.1  # silent, and speaking, which is the likelier below a half or the threshold
+RIGHT = [S, S, S, T]
+
+
+@pytest.mark.parametrize(
+    "frames, cut, wrong, expected",
+    [
+        (RIGHT + [S, S, S, S, T], False, None, [(0, 4, 1), (0, 5, 1)]),
+        ([S, 0.7, S, S] + [S, S, S, S, T], False, None, [(2, 2, 0), (0, 5, 1)]),  # 0.7 is under the threshold
+        (
+            [S, S, S, S] + [S, T, S, S, T],
+            False,
+            None,
+            [(-2, 3, 0), (3, 2, 0)],
+        ),  # late, as of which the second is early
+        ([S, S, S, S] + [S, S, S, S, S], False, None, [(-3, 3, 0), (0, 5, 1)]),  # never; the last turn is forgiven
+        ([S, S, S, S] + [S, S, S, T, T], False, None, [(-3, 3, 0), (1, 4, 0)]),  # beyond the bound of three frames
+        (RIGHT + [S, S, S, S, T], False, "circle", [(0, 4, "wrong"), (0, 5, 1)]),
+        ([S, S, S, T] + [S, S, S, S, T], True, None, [(-3, 2, 0), (0, 5, 1)]),  # the fourth frame has no decision
+        ([S, S, S, S] + [T, S, S, S, T], True, None, [(-1, 2, 0), (4, 1, 0)]),
+        ([T, S, S, S] + [S, S, S, S, T], True, None, [(2, 1, 0), (0, 5, 1)]),
+    ],
+)
+def test_scripted_models(processor, frames, cut, wrong, expected):
+    model = Scripted(processor, wrong)
+    question = [{"role": "user", "content": QUESTION}] * cut
+    messages = [
+        {"role": "stream", "num_frames": 4},
+        *question,
+        {"role": "assistant", "content": FIRST},
+        {"role": "stream", "num_frames": 5},
+        {"role": "assistant", "content": SECOND},
+        {"role": "stream", "num_frames": 1},
+    ]
+    features = torch.tensor([*frames, T])[:, None, None].expand(-1, 5, 16)
+    other = [{"role": "stream", "num_frames": 1}, *messages]  # beside a longer one
+    ours, _ = teacher_forced(model, processor, [messages, other], [features, torch.cat([features[:1], features])])
+    header = len(processor.assistant_header_ids)
+    for turn, (text, decisions), (difference, run, share) in zip(
+        ours.turns, ((FIRST, 3 if cut else 4), (SECOND, 5)), expected, strict=True
+    ):
+        words = processor.encode_text(text)
+        length = header + len(words) + 1
+        right = length
+        if share == "wrong":
+            right = header + words.index(processor.encode_text(wrong)[-1])
+            assert turn.ppl > 2
+        else:
+            assert turn.ppl == pytest.approx(2, rel=1e-3)
+        assert turn.frame_diff == difference
+        assert turn.correctness == pytest.approx(right / length)
+        assert turn.fluency == pytest.approx((run + right * bool(share)) / (decisions + length))
+    told = [difference == 0 and share == 1 for difference, _, share in expected]
+    assert ours.exact == [told[0] and frames[3] == T, told[1] and frames[8] == T][cut:]
+    late = [difference < 0 for difference, _, _ in expected]
+    assert len(model.starts) == 1 + any(late)
+
+
+def test_what_follows_a_late_turn_stands_where_the_reply_would(processor):
+    model = Scripted(processor)
+    messages = [
+        {"role": "stream", "num_frames": 3},
+        {"role": "assistant", "content": FIRST},
+        {"role": "stream", "num_frames": 3},
+        {"role": "assistant", "content": SECOND},
+    ]
+    features = torch.full((6, 5, 16), S)
+    teacher_forced(model, processor, [messages], [features])
+    opening = 1 + len(processor.stream_start_ids)
+    assert model.starts == [[0], [opening + 3 * 5 + 2]]
