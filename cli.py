@@ -1,7 +1,9 @@
 """The `videollm-mod` command: parses arguments and calls the package."""
 
 import argparse
+import json
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -82,6 +84,41 @@ def add_train(commands) -> None:
         from .training.train import TrainingConfig, train
 
         print(train(TrainingConfig.load(arguments["config"])))
+
+    parser.set_defaults(run=run)
+
+
+def add_evaluate(commands) -> None:
+    parser = commands.add_parser("evaluate", help="measure how well a checkpoint does a task")
+    parser.add_argument("--task", required=True, help="narration, chat, step, task, next, procedure, lta, ...")
+    parser.add_argument("--model", help="folder or Hub id of a checkpoint; by default the one installed here")
+    parser.add_argument("--data", type=Path, metavar="FILE.jsonl", help="streams (see `prepare`); else of the world")
+    parser.add_argument("--level", help="of the world: basic (the default), hard or hard_small")
+    parser.add_argument("--split", help="of the world's seeds: validation (the default), test or train")
+    parser.add_argument("--first-seed", type=int, metavar="SEED", help="of the world, instead of a split's")
+    parser.add_argument("--questions", type=int, metavar="N", help="asked in each stream of the world, by default 1")
+    parser.add_argument("--streams", type=int, metavar="N", help="the first N; by default all, or 500 of the world")
+    parser.add_argument("--self-conditioned", action="store_true", help="let the model run on its own past words")
+    parser.add_argument("--threshold", type=float, default=0.725, help="speak where silence is less probable")
+    parser.add_argument("--keep-ratio", type=float, help="share of vision tokens that routed layers keep")
+    parser.add_argument(
+        "--categories", type=Path, metavar="FILE", help="all answers, one a line; for lta the taxonomy.json"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="streams that go through the model together")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="for the result; a killed run goes on from there")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="of what each threshold would do")
+    parser.add_argument("--dtype", choices=DTYPES, default="auto", help="by default float32 on a CPU")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or mps; by default the best there is")
+
+    def run(arguments: dict) -> None:
+        share_cores()
+        from .evaluation.evaluate import EvaluateOptions, evaluate
+
+        result = evaluate(EvaluateOptions(**arguments), command=shlex.join(["videollm-mod", *sys.argv[1:]]))
+        if result is not None:
+            print(json.dumps(result["summary"], indent=1))
+            if "note" in result:
+                print(result["note"], file=sys.stderr)
 
     parser.set_defaults(run=run)
 
@@ -215,6 +252,7 @@ def main(argv: list[str] | None = None) -> int:
     add_narrate(commands)
     add_demo(commands)
     add_train(commands)
+    add_evaluate(commands)
     add_merge(commands)
     add_world(commands)
     add_data(commands)

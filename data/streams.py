@@ -5,10 +5,12 @@ Shapes: `F` frames, `H` and `W` pixels, `N` vision tokens per frame, `Dv` hidden
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from datasets import Dataset, Features, IterableDataset, Value
 from transformers.utils import logging
 
@@ -81,13 +83,26 @@ class StreamExamples:
     processor: object
 
     def example(self, stream: dict) -> dict:
+        with self._named(stream):
+            messages, frames, _, _ = self._read(stream)
+            input_ids, labels, _ = self.processor.encode_conversation(messages)
+            return {"input_ids": input_ids, "labels": labels, **frames}
+
+    def read(self, stream: dict) -> tuple[list[dict], dict[str, torch.Tensor], np.ndarray, float]:
+        """`(messages, {"frames" or "video_features": tensor}, seconds of the frames, frames a second)` of a line."""
+        with self._named(stream):
+            return self._read(stream)
+
+    @contextmanager
+    def _named(self, stream: dict) -> Iterator[None]:
+        """Say in errors which line it was."""
         try:
-            return self._example(stream)
+            yield
         except (ValueError, OSError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{self.path}:{stream['line']}: {error}") from error
 
-    def _example(self, stream: dict) -> dict:
+    def _read(self, stream: dict) -> tuple[list[dict], dict[str, torch.Tensor], np.ndarray, float]:
         video_processor = self.processor.video_processor
         path, fps = stream.get("features"), stream.get("fps")
         if path is not None:
@@ -106,9 +121,8 @@ class StreamExamples:
             name, frames = "frames", read_frames(stream["video"], fps, video_processor, first, stop)
         else:
             name, frames = "video_features", read_features(path, first, stop)
-        messages = conversation(stream["turns"], (first + np.arange(len(frames))) / fps)
-        input_ids, labels, _ = self.processor.encode_conversation(messages)
-        return {"input_ids": input_ids, "labels": labels, name: frames}
+        times = (first + np.arange(len(frames))) / fps
+        return conversation(stream["turns"], times), {name: frames}, times, fps
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """A batch of columns, as `Dataset.with_transform` hands it over."""

@@ -1,7 +1,10 @@
 """Answers against categories: top-1 with the nearest category, steps of a procedure, and ED@20 of anticipation."""
 
+import math
 import re
+from collections import Counter
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 
 
 def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
@@ -23,7 +26,15 @@ def nearest(text: str, categories: Sequence[str]) -> str:
     """The category of the least edit distance to a text, the first of those as near."""
     if not categories:
         raise ValueError("`categories` must not be empty")
-    return min(categories, key=lambda category: edit_distance(plain(text), plain(category)))
+    text = plain(text)
+    best, letters = (math.inf, 0), Counter(text)
+    # what is not in both texts has to be changed: in order of that bound, few distances need be computed
+    bounds = [max(len(text), len(c)) - (letters & Counter(c)).total() for c in map(plain, categories)]
+    for index in sorted(range(len(bounds)), key=bounds.__getitem__):
+        if bounds[index] > best[0]:
+            break
+        best = min(best, (edit_distance(text, plain(categories[index])), index))
+    return categories[best[1]]
 
 
 def listed(text: str) -> list[str]:
@@ -49,3 +60,40 @@ def edit_distance_at(candidates: list[list[Hashable]], true: list[Hashable]) -> 
     if not candidates or not true:
         raise ValueError(f"`candidates` and `true` must not be empty, got {len(candidates)} and {len(true)}")
     return min(edit_distance(candidate[: len(true)], true) for candidate in candidates) / len(true)
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """The words of actions, such as those of `fho_lta_taxonomy.json`. Without any, the first word of an action is its
+    verb and the rest its noun."""
+
+    verbs: Sequence[str] = ()
+    nouns: Sequence[str] = ()
+
+    def split(self, action: str) -> tuple[str, str]:
+        """`put down cutting board` -> `("put down", "cutting board")`: the longest verb that it begins with, and of
+        what no taxonomy has the nearest."""
+        action = plain(action)
+        verbs = [verb for verb in self.verbs if f"{action} ".startswith(f"{verb} ")]
+        verb = max(verbs, key=len, default=action.split(" ")[0])
+        noun = action[len(verb) :].strip()
+        if self.verbs and not verbs:
+            verb = nearest(verb, self.verbs)
+        return verb, nearest(noun, self.nouns) if self.nouns else noun
+
+
+def actions(text: str) -> list[str]:
+    """Of a numbered list, or else of one with commas."""
+    steps = listed(text)
+    return [part.strip() for part in steps[0].split(",") if part.strip()] if len(steps) == 1 else steps
+
+
+def anticipation(candidates: list[str], true: str, taxonomy: Taxonomy) -> tuple[float, float, float]:
+    """`edit_distance_at` of verbs, nouns and actions: lists of actions against the true one."""
+    of_true = [taxonomy.split(action) for action in actions(true)]
+    of_candidates = [[taxonomy.split(action) for action in actions(text)] for text in candidates]
+    verbs, nouns = (
+        edit_distance_at([[pair[i] for pair in pairs] for pairs in of_candidates], [pair[i] for pair in of_true])
+        for i in (0, 1)
+    )
+    return verbs, nouns, edit_distance_at(of_candidates, of_true)

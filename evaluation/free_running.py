@@ -1,19 +1,13 @@
 """Narration as it is used: the model runs on its own past words, frame by frame, over streams it has not seen."""
 
-import argparse
-import json
-import os
-import platform
-import sys
-from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
-from multiprocessing import get_context
-from pathlib import Path
+import weakref
+from dataclasses import dataclass, field, fields
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
-from ..data.world import world_stream
+from ..events_videollm_mod import StreamEvent
+from ..streaming_videollm_mod import StreamingSession
 
 
 @dataclass
@@ -71,89 +65,77 @@ def match(true: list[tuple[float, str]], said: list[tuple[float, str]], toleranc
     return exact, len(used_true), seconds
 
 
-def watch_world(
-    model, processor, seed: int, level: str = "basic", fps: float = 2.0, num_questions: int = 1, **options
-) -> tuple[Counts, list]:
-    """Let a model watch the stream of a seed, frame by frame, and ask it the stream's questions.
+class FeatureSession(StreamingSession):
+    """A session that is pushed features `[F, N, Dv]` of frames instead of the frames."""
 
-    Returns:
-        The counts, and the events of the session. An answer is not learned to be followed by the true narration: the
-        model hears itself only.
+    def watch(self, frames, times=None):
+        self._break_off()
+        watched = self._watch(frames, self._check_times(times, len(frames)))
+        self._running = weakref.ref(watched)
+        return watched
+
+    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
+        return frames.to(self.model.device)
+
+
+@dataclass
+class Watched:
+    """What a model said of a stream, and what is true.
+
+    Args:
+        true, said (`list[tuple[float, str]]`): narrations, `(seconds, text)`.
+        questions (`list[tuple[str, str, str]]`): question, true answer and that of the model.
+        events (`list[StreamEvent]`): of the session.
     """
-    stream = world_stream(seed, level)
-    session = model.stream(processor, system_prompt=stream.opening()[0], **options)
-    if stream.opening()[1]:
-        session.instruct(stream.opening()[1])
-    frames, times = stream.frames(fps, processor.video_processor.size["height"]), stream.frame_times(fps)
-    asked = stream.questions(fps, num_questions)
-    events, counts, start = [], Counts(), 0
-    for stop, question, answer in [
-        *((int(np.searchsorted(times, time)) + 1, question, answer) for time, question, answer in asked),
-        (len(times), None, None),
-    ]:
-        if stop > start:
-            events += session.push(frames[start:stop], times[start:stop].tolist())
-        start = max(start, stop)
-        if question is not None:
-            events += session.ask(question)
-            counts.questions += 1
-            counts.right += events[-1].text == answer
-    said = [(event.time, event.text) for event in events if event.kind == "narration"]
-    counts.narrations, counts.said = len(stream.narrations), len(said)
-    counts.exact, counts.matched, counts.seconds_off = match(stream.narrations, said, tolerance=0.5 / fps)
-    return counts, events
+
+    true: list[tuple[float, str]] = field(default_factory=list)
+    said: list[tuple[float, str]] = field(default_factory=list)
+    questions: list[tuple[str, str, str]] = field(default_factory=list)
+    events: list[StreamEvent] = field(default_factory=list)
+
+    def counts(self, fps: float) -> Counts:
+        exact, matched, seconds = match(self.true, self.said, tolerance=0.5 / fps)
+        right = sum(true == said for _, true, said in self.questions)
+        return Counts(len(self.true), exact, len(self.said), matched, seconds, len(self.questions), right)
 
 
-def _count(job: tuple[str, range, dict]) -> Counts:
-    import torch
+def watch(model, processor, messages: list[dict], frames, times: np.ndarray, **options) -> Watched:
+    """Let a model watch a stream freely. It is told what the user says, and asked what the user asks; what is said by
+    the messages' assistant it does not hear.
 
-    from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
-    from ..processing_videollm_mod import VideoLLMMoDProcessor
+    Args:
+        messages: with `num_frames` in place of frames.
+        frames (uint8 `[F, 3, H, W]` or `[F, H, W, 3]`, or features `[F, N, Dv]`), times (float `[F]`): of all streams.
+        options: of `StreamingSession`.
+    """
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    kind = StreamingSession if frames.ndim == 4 else FeatureSession
+    session = kind(model, processor, system_prompt=system, **options)
+    watched, shown, due = Watched(), 0, 0
 
-    checkpoint, seeds, options = job
-    torch.set_num_threads(1)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval()
-    processor = VideoLLMMoDProcessor.from_pretrained(checkpoint)
-    return sum((watch_world(model, processor, seed, **options)[0] for seed in seeds), Counts())
+    def show() -> None:
+        nonlocal shown
+        if due > shown:
+            watched.events += session.push(frames[shown:due], times[shown:due].tolist())
+            shown = due
 
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("checkpoint")
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--streams", type=int, default=500)
-    parser.add_argument("--level", default="basic")
-    parser.add_argument("--questions", type=int, default=1, help="asked in each stream")
-    parser.add_argument("--processes", type=int, default=os.cpu_count())
-    parser.add_argument("--json", type=Path, help="write the result here")
-    arguments = parser.parse_args()
-    if arguments.streams < 1:
-        parser.error(f"--streams must be at least 1, got {arguments.streams}")
-    if not (Path(arguments.checkpoint) / "config.json").is_file():
-        parser.error(f"no checkpoint in {arguments.checkpoint}")
-    try:
-        world_stream(arguments.first_seed, arguments.level).questions(count=arguments.questions)
-    except ValueError as error:
-        parser.error(str(error))
-    options = {"level": arguments.level, "num_questions": arguments.questions}
-    seeds = range(arguments.first_seed, arguments.first_seed + arguments.streams)
-    parts = 8 * arguments.processes
-    jobs = [(arguments.checkpoint, seeds[part::parts], options) for part in range(min(parts, len(seeds)))]
-    with get_context("spawn").Pool(arguments.processes) as pool:
-        counts = sum(tqdm(pool.imap_unordered(_count, jobs), total=len(jobs), desc="parts of the streams"), Counts())
-    result = {
-        "command": " ".join(["python -m videollm_mod.evaluation.free_running", *sys.argv[1:]]),
-        "seeds": [seeds.start, seeds.stop],
-        "counts": asdict(counts),
-        "summary": counts.summary(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, CPU, float32",
-        "versions": {name: version(name) for name in ("torch", "transformers")}
-        | {"python": platform.python_version()},
-    }
-    print(json.dumps(result, indent=2))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()
+    asked = None
+    for message, following in zip(messages, [*messages[1:], {"role": None}], strict=True):
+        role = message["role"]
+        if role == "stream":
+            due += message["num_frames"]
+        elif role == "user":
+            show()
+            asked = message["content"] if following["role"] == "assistant" else None
+            if asked is None:
+                session.instruct(message["content"])
+            else:
+                watched.events += session.ask(asked)
+        elif role == "assistant" and asked is not None:
+            watched.questions.append((asked, message["content"], watched.events[-1].text))
+            asked = None
+        elif role == "assistant":
+            watched.true.append((float(times[max(due, 1) - 1]), message["content"]))
+    show()
+    watched.said = [(event.time, event.text) for event in watched.events if event.kind == "narration"]
+    return watched

@@ -1,8 +1,9 @@
 """All metrics in one place; each is a pure function of arrays or texts."""
 
-from .answers import edit_distance, edit_distance_at, listed, nearest, right_steps
+from .answers import Taxonomy, actions, anticipation, edit_distance, edit_distance_at, listed, nearest, right_steps
+from .captions import caption_scores
 from .self_conditioned import best_pairs, precision_recall_f1, segments, temporal_iou
-from .speaking import calibration, plot_sweep, sweep
+from .speaking import calibration, plot_speaking, sweep
 from .teacher_forced import (
     TurnScores,
     frame_difference,
@@ -14,9 +15,13 @@ from .teacher_forced import (
 )
 
 __all__ = [
+    "Taxonomy",
     "TurnScores",
+    "actions",
+    "anticipation",
     "best_pairs",
     "calibration",
+    "caption_scores",
     "edit_distance",
     "edit_distance_at",
     "frame_difference",
@@ -24,7 +29,7 @@ __all__ = [
     "listed",
     "nearest",
     "num_following",
-    "plot_sweep",
+    "plot_speaking",
     "precision_recall_f1",
     "right_steps",
     "score_turn",

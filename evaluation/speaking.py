@@ -64,20 +64,41 @@ def sweep(silence, should_speak, thresholds=THRESHOLDS) -> list[dict[str, float]
     return rows
 
 
-def plot_sweep(rows: list[dict[str, float]], path: str | Path) -> None:
-    """Write the sweep as a picture, in the format that the path ends in.
-
-    Raises:
-        `ImportError`: without matplotlib.
-    """
+def check_plot(path: str | Path) -> None:
+    """Raise `ImportError` without matplotlib, `ValueError` for a path with an ending that is no format of its."""
     try:
-        from matplotlib.figure import Figure
+        from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise ImportError("a plot needs matplotlib: pip install videollm-mod[eval]") from error
-    figure = Figure(figsize=(5, 3.5), layout="constrained")
-    axes = figure.subplots()
+    if Path(path).suffix.removeprefix(".").lower() not in FigureCanvasBase.filetypes:
+        raise ValueError(f"a plot's file must end in .png, .svg or .pdf, got {path}")
+
+
+def plot_speaking(rows: list[dict[str, float]], calibrated: dict, path: str | Path) -> None:
+    """Write a picture, in the format that the path ends in: the sweep, and how often the model was to speak where it
+    gave speaking a probability.
+
+    Raises:
+        as `check_plot`.
+    """
+    check_plot(path)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.8), layout="constrained")
+    left, right = figure.subplots(1, 2)
     for name in ("precision", "recall", "f1"):
-        axes.plot([row["threshold"] for row in rows], [row[name] for row in rows], label=name)
-    axes.set(xlabel="threshold of silence", ylabel="%", xlim=(0, 1), ylim=(0, 102))
-    axes.legend()
-    figure.savefig(path)
+        left.plot([row["threshold"] for row in rows], [row[name] for row in rows], label=name)
+    left.set(xlabel="threshold of silence", ylabel="of decisions to speak, %", xlim=(0, 1), ylim=(0, 102))
+    left.legend()
+    bins = calibrated["bins"]
+    right.plot([0, 1], [0, 1], color="0.8", linestyle="--", label="as it should be")
+    right.plot([b["probability"] for b in bins], [b["share"] for b in bins], marker="o", label="model")
+    for b in bins:
+        offset = (5, -11) if b["share"] > 0.5 else (-5, 7)
+        side = "left" if b["share"] > 0.5 else "right"
+        right.annotate(f"{b['count']:,}", (b["probability"], b["share"]), offset, textcoords="offset points", ha=side)
+    error = calibrated["expected_calibration_error"]
+    right.set(xlabel="probability of speaking", ylabel="share of frames to speak after", xlim=(-0.1, 1.1))
+    right.set(ylim=(-0.1, 1.1), title=f"expected calibration error {error:.4f}")
+    right.legend(loc="upper left")
+    figure.savefig(path, dpi=120)

@@ -89,18 +89,21 @@ def score_turn(nll: np.ndarray, right: np.ndarray, wants: np.ndarray, later: Seq
     )
 
 
-def summarise(streams: list[list[TurnScores]], fps: float) -> dict[str, float | None]:
+def summarise(streams: list[list[TurnScores]], fps: float | list[float]) -> dict[str, float | None]:
     """LM-PPL, TimeDiff (seconds), Fluency and LM-Correctness (percent): the mean over the turns of each stream, then
-    over the streams; a stream without a value is left out. None where no stream has one."""
+    over the streams; a stream without a value is left out. None where no stream has one. `fps` is of all streams, or
+    of each."""
+    rates = fps if isinstance(fps, list) else [fps] * len(streams)
     values = {
-        "lm_ppl": lambda turn: turn.ppl,
-        "time_diff": lambda turn: None if turn.frame_diff is None else abs(turn.frame_diff) / fps,
-        "fluency": lambda turn: None if turn.fluency is None else 100 * turn.fluency,
-        "lm_correctness": lambda turn: None if turn.correctness is None else 100 * turn.correctness,
+        "lm_ppl": lambda turn, _: turn.ppl,
+        "time_diff": lambda turn, fps: None if turn.frame_diff is None else abs(turn.frame_diff) / fps,
+        "fluency": lambda turn, _: None if turn.fluency is None else 100 * turn.fluency,
+        "lm_correctness": lambda turn, _: None if turn.correctness is None else 100 * turn.correctness,
     }
     result = {}
     for name, value in values.items():
-        of_stream = [[x for x in map(value, turns) if x is not None] for turns in streams]
+        found = [[value(turn, rate) for turn in turns] for turns, rate in zip(streams, rates, strict=True)]
+        of_stream = [[x for x in turns if x is not None] for turns in found]
         means = [float(np.mean(numbers)) for numbers in of_stream if numbers]
         result[name] = float(np.mean(means)) if means else None
     return result

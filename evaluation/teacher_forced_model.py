@@ -1,12 +1,12 @@
 """What a model predicts along streams whose replies are given: the model's side of `teacher_forced`.
 
-All streams of a batch go through the model once. Where it stayed silent when it should have spoken, the cache is rolled
-back to that frame, and the frames that follow are fed without the reply; such turns of all streams again go together.
+All streams of a batch go through the model once. Where it stayed silent when it should have spoken, the cache is
+rolled back to that frame, and the frames that follow are fed without the reply; such turns again go together.
 
 Followed from VideoLLM-online's `stream_evaluate` (arXiv 2406.11816), three peculiarities included:
 - a turn is what ends with a reply, so frames after the last reply count for nothing;
-- what follows a turn are the frames of the next one. Where a user's question cuts a stream, the frame at the cut has no
-  decision and is not among them either;
+- what follows a turn are the frames of the next one. Where a user's question cuts a stream, the frame at the cut has
+  no decision and is not among them either;
 - a reply's tokens are all that are learned of it, its header too.
 
 Shapes: F frames of a stream, N vision tokens per frame, Dv hidden size of the vision tower, V vocabulary.
@@ -46,8 +46,8 @@ class ForcedStream:
     """
     Args:
         turns (`list[TurnScores]`): one a reply.
-        exact (`list[bool]`): one a reply that was not asked for: whether every decision of its turn was as it should be
-            and every token of the reply right.
+        exact (`list[bool]`): one a reply that was not asked for: whether every decision of its turn was as it should
+            be and every token of the reply right.
         silence (`list[float]`), speak (`list[bool]`): probability of silence, and whether to speak, at each decision.
     """
 
@@ -82,14 +82,15 @@ def teacher_forced(
     Args:
         conversations: messages of each stream, with `num_frames` in place of frames.
         features (`list[Tensor]`): `[F, N, Dv]` of each stream, on the model's device.
-        threshold (`float`): the model wants to speak where silence is less probable than this, or another token likelier.
+        threshold (`float`): the model wants to speak where silence is less probable than this, or another token is
+            likelier.
     """
     rows = [processor.encode_conversation(messages)[:2] for messages in conversations]
     rows = [(ids, labels, forced_turns(ids, labels, processor)) for ids, labels in rows]
     cache = MoDCache(model.config)
     hidden = run(model, processor, [ids for ids, _, _ in rows], torch.cat(features), cache)
     streams, late = [], []
-    for row, (ids, labels, turns) in enumerate(rows):
+    for row, (_, labels, turns) in enumerate(rows):
         targets = torch.tensor([*labels[1:], IGNORE_INDEX], device=hidden.device)
         predicted = []
         for number, turn in enumerate(turns):
@@ -134,8 +135,8 @@ def decided(model, hidden: torch.Tensor, threshold: float):
 
 
 def wishes_after(model, processor, cache: MoDCache, late: list[tuple], threshold: float) -> dict:
-    """`(row, turn) -> bool [A]`: whether the model wants to speak after each of the frames fed from a position of a row
-    on. late: `(row, turn, position, features [A, N, Dv])` of each."""
+    """`(row, turn) -> bool [A]`: whether the model wants to speak after each of the frames fed from a position of a
+    row on. late: `(row, turn, position, features [A, N, Dv])` of each."""
     rows = torch.tensor([row for row, _, _, _ in late], device=model.device)
     cache = cache.copy()
     cache.batch_select_indices(rows)

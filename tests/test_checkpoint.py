@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
-from videollm_mod.evaluation.free_running import Counts, match, watch_world
+from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.evaluation.free_running import Counts, match, watch
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -21,7 +22,9 @@ def checkpoint():
 def test_it_narrates_and_answers(checkpoint):
     counts = Counts()
     for seed in range(900_000, 900_008):
-        counts += watch_world(*checkpoint, seed, num_questions=2)[0]
+        stream = world_stream(seed)
+        messages = conversation(stream, num_questions=2)
+        counts += watch(*checkpoint, messages, stream.frames(), stream.frame_times(2.0)).counts(2.0)
     summary = counts.summary()
     assert counts.narrations > 30
     assert summary["exact"] >= 95

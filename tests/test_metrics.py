@@ -1,5 +1,7 @@
 """Metrics against cases computed by hand, and their properties."""
 
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -92,6 +94,12 @@ def test_edit_distance_and_nearest_category():
     assert metrics.nearest("Cut the aple.", ["peel the apple", "cut the apple"]) == "cut the apple"
 
 
+@given(st.text("abc ", max_size=8), st.lists(st.text("abc ", max_size=8), min_size=1))
+def test_the_nearest_category_is_the_first_of_the_nearest(text, categories):
+    distances = [metrics.edit_distance(text.strip(), category.strip()) for category in categories]
+    assert metrics.nearest(text, categories) == categories[distances.index(min(distances))]
+
+
 @given(st.text("abc", max_size=8), st.text("abc", max_size=8), st.text("abc", max_size=8))
 def test_edit_distance_is_a_metric(a, b, c):
     distance = metrics.edit_distance
@@ -114,6 +122,41 @@ def test_lowest_edit_distance_of_the_candidates():
     assert metrics.edit_distance_at([[]], true) == 1
 
 
+def test_actions_are_split_into_verbs_and_nouns():
+    taxonomy = metrics.Taxonomy(["put", "put down", "cut"], ["cutting board", "bat (tool)", "bat (sports)"])
+    assert taxonomy.split("Put down cutting board.") == ("put down", "cutting board")
+    assert taxonomy.split("cat bat (tol)") == ("cut", "bat (tool)")
+    assert metrics.Taxonomy().split("put down cutting board") == ("put", "down cutting board")
+    assert metrics.actions("1. take a cup 2. cut it") == ["take a cup", "cut it"]
+    assert metrics.actions("Crown the cross, greet the circle.") == ["Crown the cross", "greet the circle."]
+
+
+def test_anticipation_by_hand():
+    true = "1. take cup 2. cut apple 3. take knife 4. put apple"
+    good, half = "1. take cup 2. cut pear 3. take knife 4. put apple", "1. take cup 2. put apple"
+    assert metrics.anticipation([half, good], true, metrics.Taxonomy()) == (0, 0.25, 0.25)
+    assert metrics.anticipation([half], true, metrics.Taxonomy()) == (0.5, 0.5, 0.5)
+    assert metrics.anticipation([""], true, metrics.Taxonomy()) == (1, 1, 1)
+
+
+def test_caption_scores_by_hand(monkeypatch):
+    said, true = "The red circle leaves.", "the red circle moves"
+    monkeypatch.setenv("PATH", "")  # no Java
+    scores = metrics.caption_scores([(said, true), ("a dog", "A dog!")])
+    assert scores["meteor"] is None
+    # the longest common subsequence has three of four words on either side
+    assert scores["rouge_l"] == pytest.approx(100 * (0.75 + 1) / 2)
+    identical = metrics.caption_scores([(text, text) for text in ("one two three four five", "six seven eight nine")])
+    assert identical["cider"] == pytest.approx(1000) and identical["rouge_l"] == pytest.approx(100)
+    assert metrics.caption_scores([]) == {"cider": None, "meteor": None, "rouge_l": None}
+
+
+@pytest.mark.skipif(shutil.which("java") is None, reason="METEOR needs Java")
+def test_meteor_knows_stems():
+    pairs = [("the red circle leaves", "The red circle leaves."), ("a circle leaving", "a circle leaves"), ("", "dog")]
+    assert 40 < metrics.caption_scores(pairs)["meteor"] < 100
+
+
 def test_calibration_by_hand():
     result = metrics.calibration([0.95, 0.95, 0.25, 0.25], [False, False, True, False])
     assert result["expected_calibration_error"] == pytest.approx(0.5 * 0.05 + 0.5 * 0.25)
@@ -124,7 +167,8 @@ def test_sweep_by_hand_and_its_plot(tmp_path):
     rows = metrics.sweep([0.1, 0.4, 0.9], [True, False, True], thresholds=(0.0, 0.2, 0.5, 1.0))
     assert [row["precision"] for row in rows] == pytest.approx([0, 100, 50, 200 / 3])
     assert [row["recall"] for row in rows] == pytest.approx([0, 50, 50, 100])
-    metrics.plot_sweep(rows, tmp_path / "sweep.png")
+    calibrated = metrics.calibration([0.1, 0.4, 0.9], [True, False, True])
+    metrics.plot_speaking(rows, calibrated, tmp_path / "sweep.png")
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 

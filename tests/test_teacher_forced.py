@@ -114,8 +114,8 @@ def test_a_batch_with_a_cache_is_one_by_one_without(routing):
 
 
 class Scripted:
-    """A model that sees in each frame how probable silence is after it, and gives each word of a reply a probability of
-    a half, which is the likeliest but for one wrong word."""
+    """A model that sees in each frame how probable silence is after it, and gives each word of a reply a probability
+    of a half, which is the likeliest but for one wrong word."""
 
     def __init__(self, processor, wrong_word: str | None = None):
         self.processor, self.device = processor, torch.device("cpu")
@@ -156,27 +156,22 @@ def processor():
 
 
 FIRST, SECOND, QUESTION = "The red circle leaves.", "A blue square appears at the left.", "What happened last?"
-S, T = 0.9, 0.1  # silent, and speaking, which is the likelier below a half or the threshold
-RIGHT = [S, S, S, T]
+SILENCE = {".": 0.9, "!": 0.1, "?": 0.7}  # after a frame; at 0.7 it is the likeliest, but under the threshold
 
 
 @pytest.mark.parametrize(
+    # expected: frames early or late, right predictions before the reply, whether those of the reply count too
     "frames, cut, wrong, expected",
     [
-        (RIGHT + [S, S, S, S, T], False, None, [(0, 4, 1), (0, 5, 1)]),
-        ([S, 0.7, S, S] + [S, S, S, S, T], False, None, [(2, 2, 0), (0, 5, 1)]),  # 0.7 is under the threshold
-        (
-            [S, S, S, S] + [S, T, S, S, T],
-            False,
-            None,
-            [(-2, 3, 0), (3, 2, 0)],
-        ),  # late, as of which the second is early
-        ([S, S, S, S] + [S, S, S, S, S], False, None, [(-3, 3, 0), (0, 5, 1)]),  # never; the last turn is forgiven
-        ([S, S, S, S] + [S, S, S, T, T], False, None, [(-3, 3, 0), (1, 4, 0)]),  # beyond the bound of three frames
-        (RIGHT + [S, S, S, S, T], False, "circle", [(0, 4, "wrong"), (0, 5, 1)]),
-        ([S, S, S, T] + [S, S, S, S, T], True, None, [(-3, 2, 0), (0, 5, 1)]),  # the fourth frame has no decision
-        ([S, S, S, S] + [T, S, S, S, T], True, None, [(-1, 2, 0), (4, 1, 0)]),
-        ([T, S, S, S] + [S, S, S, S, T], True, None, [(2, 1, 0), (0, 5, 1)]),
+        ("...! ....!", False, None, [(0, 4, 1), (0, 5, 1)]),
+        (".?.. ....!", False, None, [(2, 2, 0), (0, 5, 1)]),  # early
+        (".... .!..!", False, None, [(-2, 3, 0), (3, 2, 0)]),  # late, and for the next turn early
+        (".... .....", False, None, [(-3, 3, 0), (0, 5, 1)]),  # never; the last turn is forgiven
+        (".... ...!!", False, None, [(-3, 3, 0), (1, 4, 0)]),  # beyond the bound of three frames
+        ("...! ....!", False, "circle", [(0, 4, "wrong"), (0, 5, 1)]),
+        ("...! ....!", True, None, [(-3, 2, 0), (0, 5, 1)]),  # cut by a question: the fourth frame has no decision
+        (".... !...!", True, None, [(-1, 2, 0), (4, 1, 0)]),
+        ("!... ....!", True, None, [(2, 1, 0), (0, 5, 1)]),
     ],
 )
 def test_scripted_models(processor, frames, cut, wrong, expected):
@@ -190,7 +185,8 @@ def test_scripted_models(processor, frames, cut, wrong, expected):
         {"role": "assistant", "content": SECOND},
         {"role": "stream", "num_frames": 1},
     ]
-    features = torch.tensor([*frames, T])[:, None, None].expand(-1, 5, 16)
+    silence = [SILENCE[frame] for frame in frames if frame != " "]
+    features = torch.tensor([*silence, SILENCE["!"]])[:, None, None].expand(-1, 5, 16)
     other = [{"role": "stream", "num_frames": 1}, *messages]  # beside a longer one
     ours, _ = teacher_forced(model, processor, [messages, other], [features, torch.cat([features[:1], features])])
     header = len(processor.assistant_header_ids)
@@ -209,7 +205,7 @@ def test_scripted_models(processor, frames, cut, wrong, expected):
         assert turn.correctness == pytest.approx(right / length)
         assert turn.fluency == pytest.approx((run + right * bool(share)) / (decisions + length))
     told = [difference == 0 and share == 1 for difference, _, share in expected]
-    assert ours.exact == [told[0] and frames[3] == T, told[1] and frames[8] == T][cut:]
+    assert ours.exact == [told[0] and frames[3] == "!", told[1] and frames[-1] == "!"][cut:]
     late = [difference < 0 for difference, _, _ in expected]
     assert len(model.starts) == 1 + any(late)
 
@@ -222,7 +218,7 @@ def test_what_follows_a_late_turn_stands_where_the_reply_would(processor):
         {"role": "stream", "num_frames": 3},
         {"role": "assistant", "content": SECOND},
     ]
-    features = torch.full((6, 5, 16), S)
+    features = torch.full((6, 5, 16), SILENCE["."])
     teacher_forced(model, processor, [messages], [features])
     opening = 1 + len(processor.stream_start_ids)
     assert model.starts == [[0], [opening + 3 * 5 + 2]]

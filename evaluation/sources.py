@@ -1,0 +1,142 @@
+"""What a model is evaluated on: streams of a JSONL file, or of the procedural world, one at a time.
+
+Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..data import jsonl
+from ..data.streams import StreamExamples, check_features
+from ..data.world import LEVELS, conversation, world_stream
+from ..data.world_hard import SPLITS
+from .tasks import STREAMING, check_fit
+
+WORLD_FPS = 2.0
+
+
+@dataclass
+class Example:
+    """
+    Args:
+        messages: with `num_frames` in place of frames.
+        frames (uint8 `[F, 3, H, W]`, or features `[F, N, Dv]`).
+        times (float64 `[F]`), fps (`float`): seconds of the frames, and how many a second.
+    """
+
+    messages: list[dict]
+    frames: torch.Tensor
+    times: np.ndarray
+    fps: float
+
+
+class JsonlSource:
+    """The lines of a file (`data.jsonl`), the first `count` of them if that is given.
+
+    Raises:
+        `ValueError`: for faults in the file, a task that its lines are not for, no lines.
+        `OSError`: if the file, or a video or file of features it names, is not there.
+    """
+
+    def __init__(self, path: Path, task: str, count: int | None = None):
+        jsonl.check(path)
+        if gone := jsonl.missing_media(path):
+            raise jsonl.missing_error(path, gone)
+        self.path, self.lines = path, list(jsonl.read_streams(path))[:count]
+        for line in self.lines:
+            try:
+                check_fit(task, line["turns"])
+            except ValueError as error:
+                raise ValueError(f"{path}:{line['line']}: {error}") from error
+        if not any(turn["role"] == "assistant" for line in self.lines for turn in line["turns"]):
+            raise ValueError(f"{path} holds no replies, so there is nothing to be compared with")
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @property
+    def about(self) -> dict:
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return {"file": self.path.name, "sha256": digest, "streams": len(self)}
+
+    def open(self, model, processor) -> None:
+        """Get ready to give examples for a model."""
+        check_features(self.path, model, processor.video_processor)
+        self.examples = StreamExamples(str(self.path), processor)
+
+    def __getitem__(self, index: int) -> Example:
+        messages, frames, times, fps = self.examples.read(self.lines[index])
+        (frames,) = frames.values()
+        return Example(messages, frames, times, fps)
+
+
+class WorldSource:
+    """Streams of a level of the world: those that a level is for, or of its tasks one question each.
+
+    Raises:
+        `ValueError`: for an unknown level or split, a task that the level does not have, a number out of range.
+    """
+
+    def __init__(
+        self, level: str, task: str, split: str, first_seed: int | None = None, count: int = 500, questions: int = 1
+    ):
+        world_stream(0, level)
+        tasks_level = level if level.endswith("_tasks") else f"{level}_tasks"
+        self.has_tasks = task not in STREAMING
+        known = ["narration"] * (level != tasks_level)
+        known += world_stream(0, tasks_level).examples() if tasks_level in LEVELS else []
+        if task not in known:
+            raise ValueError(f"the level {level!r} has the tasks {', '.join(known)}, got {task!r}")
+        if split not in SPLITS:
+            raise ValueError(f"`--split` must be one of {', '.join(SPLITS)}, got {split!r}")
+        if count < 1:
+            raise ValueError(f"`--streams` must be at least 1, got {count}")
+        self.level, self.task, self.questions = (tasks_level if self.has_tasks else level), task, questions
+        first = SPLITS[split] if first_seed is None else first_seed
+        self.seeds = range(first, first + count)
+        self._messages(self._stream(0))  # says what is wrong with the questions
+
+    def __len__(self) -> int:
+        return len(self.seeds)
+
+    @property
+    def about(self) -> dict:
+        about = {"level": self.level, "seeds": [self.seeds.start, self.seeds.stop]}
+        return about if self.has_tasks else about | {"questions": self.questions}
+
+    def open(self, model, processor) -> None:
+        """Get ready to give examples for a model."""
+        self.height = processor.video_processor.size["height"]
+
+    def _stream(self, index: int):
+        return world_stream(self.seeds[index], self.level)
+
+    def _messages(self, stream) -> list[dict]:
+        if not self.has_tasks:
+            return conversation(stream, WORLD_FPS, self.questions)
+        time, question, answer = stream.examples()[self.task]
+        seen = int(np.searchsorted(stream.frame_times(WORLD_FPS), time)) + 1
+        system, instruction = stream.opening()
+        turns = [
+            ("system", system),
+            ("user", instruction),
+            ("stream", seen),
+            ("user", question),
+            ("assistant", answer),
+        ]
+        return [
+            {"role": role, "num_frames" if role == "stream" else "content": content}
+            for role, content in turns
+            if content is not None
+        ]
+
+    def __getitem__(self, index: int) -> Example:
+        stream = self._stream(index)
+        messages = self._messages(stream)
+        count = sum(message.get("num_frames", 0) for message in messages)
+        frames = torch.from_numpy(stream.frames(WORLD_FPS, self.height)[:count]).permute(0, 3, 1, 2)
+        return Example(messages, frames, stream.frame_times(WORLD_FPS)[:count], WORLD_FPS)

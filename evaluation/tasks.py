@@ -1,0 +1,120 @@
+"""The tasks a model is evaluated on: what each wants of the data, and how the results of its streams add up.
+
+A result is the JSON object that `evaluate` stores of one stream:
+- teacher-forced: `turns` (`TurnScores` as objects), `exact`, `silence`, `speak` as in `ForcedStream`, and `fps`;
+- self-conditioned: `true`, `said`, `questions` as in `Watched`, `end` (seconds) and `fps`;
+- with an answer at the end: `question`, `true` and `said`, the candidates.
+"""
+
+from functools import cache
+
+from ..data import coin, ego4d, ego4d_lta, egoexo4d, goalstep
+from .answers import Taxonomy, anticipation, listed, nearest, plain, right_steps
+from .captions import caption_scores
+from .free_running import Counts, Watched
+from .self_conditioned import best_pairs, precision_recall_f1, segments
+from .speaking import calibration, sweep
+from .teacher_forced import TurnScores, summarise
+
+STREAMING = ("narration", "chat")
+ANSWERING = ("step", "task", "next", "procedure", "procedure+", "lta", "keystep")
+TASKS = (*STREAMING, *ANSWERING)
+LISTS = ("procedure", "procedure+", "lta")  # answered with a numbered list
+CANDIDATES = {"lta": 5}  # answers that are looked at, the best beams; Ego4D (arXiv 2110.07058) takes the best of 5
+MAX_NEW_TOKENS = {"lta": 512, "procedure": 256, "procedure+": 256}
+# how `videollm-mod prepare` asks for what
+INSTRUCTIONS = {
+    ego4d.INSTRUCTION: "narration",
+    ego4d.REFINED_INSTRUCTION: "narration",
+    goalstep.INSTRUCTION: "narration",
+    ego4d_lta.INSTRUCTION: "lta",
+    egoexo4d.INSTRUCTION: "keystep",
+    coin.STEP: "step",
+    coin.TASK: "task",
+    coin.NEXT: "next",
+    coin.PROCEDURE: "procedure",
+}
+
+
+def asked_for(instruction: str) -> str | None:
+    """The task that `videollm-mod prepare` gives this instruction to; None for one of somebody's own."""
+    if instruction.endswith(f". {coin.PROCEDURE}"):
+        return "procedure+"
+    return INSTRUCTIONS.get(instruction)
+
+
+def check_fit(task: str, turns: list[dict]) -> None:
+    """Raise `ValueError` if the turns of a stream are not for a task."""
+    roles = [turn["role"] for turn in turns if turn["role"] != "system"]
+    other = next((asked_for(turn["content"]) for turn in turns if turn["role"] == "user"), None)
+    if other not in (None, task):
+        raise ValueError(f"the stream was prepared for the task {other!r}, not for {task!r}")
+    if task in STREAMING:
+        return
+    if roles[-2:] != ["user", "assistant"] or roles.count("assistant") != 1:
+        raise ValueError(
+            f"the task {task!r} wants a question and, at last, its answer, got turns of {', '.join(roles)}"
+        )
+    if task in LISTS and not turns[-1]["content"].startswith("1."):
+        raise ValueError(f"the task {task!r} wants a numbered list for an answer, got {turns[-1]['content']!r}")
+
+
+def summarise_forced(results: list[dict]) -> dict:
+    """The streaming metrics; narrations that are exact, in percent of all; the threshold sweep and calibration."""
+    turns = [[TurnScores(**turn) for turn in result["turns"]] for result in results]
+    exact = [x for result in results for x in result["exact"]]
+    summary = {
+        "streams": len(results),
+        "replies": sum(map(len, turns)),
+        **summarise(turns, [result["fps"] for result in results]),
+        "narrations": len(exact),
+        "exact": 100 * sum(exact) / max(1, len(exact)),
+    }
+    silence, speak = ([x for result in results for x in result[name]] for name in ("silence", "speak"))
+    speaking = {"calibration": calibration(silence, speak), "sweep": sweep(silence, speak)} if silence else None
+    return {"summary": summary, "speaking": speaking}
+
+
+def summarise_free(results: list[dict]) -> dict:
+    """What was said at its frame and at all (`Counts`), and segments and their texts (`self_conditioned`)."""
+    counts, matched, predicted, true, pairs = Counts(), 0, 0, 0, []
+    for result in results:
+        watched = Watched(*(result[name] for name in ("true", "said", "questions")))
+        counts += watched.counts(result["fps"])
+        said_segments, true_segments = (segments(result[name], result["end"]) for name in ("said", "true"))
+        found = best_pairs(said_segments, true_segments)
+        matched, predicted, true = matched + len(found), predicted + len(said_segments), true + len(true_segments)
+        pairs += [(said_segments[i][2], true_segments[j][2]) for i, j in found]
+    summary = {"streams": len(results), **counts.summary(), "said": counts.said, "segments_matched": matched}
+    summary |= precision_recall_f1(matched, predicted, true) | caption_scores(pairs)
+    return {"summary": summary}
+
+
+def summarise_answers(task: str, results: list[dict], categories: list[str] | Taxonomy | None) -> dict:
+    """Top-1 in percent, of the nearest category, at each place of a list; or ED@20 of long-term anticipation, of 1.
+
+    `categories` are all answers or steps that there are, by default those of these streams.
+    """
+    if task == "lta":
+        taxonomy = categories or Taxonomy()
+        distances = [anticipation(result["said"], result["true"], taxonomy) for result in results]
+        names = ("ed_verb", "ed_noun", "ed_action")
+        means = {name: sum(d[i] for d in distances) / len(distances) for i, name in enumerate(names)}
+        return {"summary": {"streams": len(results), **means}}
+
+    def steps(text: str) -> list[str]:
+        return [plain(step) for step in (listed(text) if task in LISTS else [text])]
+
+    true = [steps(result["true"]) for result in results]
+    known = sorted({plain(name) for name in categories or ()} | {step for answer in true for step in answer})
+
+    @cache
+    def category(text: str) -> str:
+        return nearest(text, known)
+
+    said = [[category(step) for step in steps(result["said"][0])] for result in results]
+    right = sum(right_steps(s, t, known) for s, t in zip(said, true, strict=True))
+    count = sum(map(len, true))
+    summary = {"streams": len(results), "answers": count, "categories": len(known), "top1": 100 * right / count}
+    summary["to_the_letter"] = 100 * sum(r["said"][0] == r["true"] for r in results) / len(results)
+    return {"summary": summary}
