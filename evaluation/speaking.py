@@ -86,19 +86,18 @@ def plot_speaking(rows: list[dict[str, float]], calibrated: dict, path: str | Pa
 
     figure = Figure(figsize=(9, 3.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for name in ("precision", "recall", "f1"):
-        left.plot([row["threshold"] for row in rows], [row[name] for row in rows], label=name)
+    for name, label in {"precision": "precision", "recall": "recall", "f1": "F1"}.items():
+        left.plot([row["threshold"] for row in rows], [row[name] for row in rows], label=label)
     left.set(xlabel="threshold of silence", ylabel="of decisions to speak, %", xlim=(0, 1), ylim=(0, 102))
     left.legend()
     bins = calibrated["bins"]
     right.plot([0, 1], [0, 1], color="0.8", linestyle="--", label="as it should be")
-    right.plot([b["probability"] for b in bins], [b["share"] for b in bins], marker="o", label="model")
+    right.plot([b["probability"] for b in bins], [b["share"] for b in bins], marker="o", label="model, with the number of frames")
     for b in bins:
-        offset = (5, -11) if b["share"] > 0.5 else (-5, 7)
-        side = "left" if b["share"] > 0.5 else "right"
+        side, offset = ("right", (-7, 5)) if b["share"] > 0.5 else ("left", (7, -11))
         right.annotate(f"{b['count']:,}", (b["probability"], b["share"]), offset, textcoords="offset points", ha=side)
     error = calibrated["expected_calibration_error"]
     right.set(xlabel="probability of speaking", ylabel="share of frames to speak after", xlim=(-0.1, 1.1))
-    right.set(ylim=(-0.1, 1.1), title=f"expected calibration error {error:.4f}")
+    right.set(ylim=(-0.1, 1.25), title=f"expected calibration error {error:.4f}")
     right.legend(loc="upper left")
     figure.savefig(path, dpi=120)
