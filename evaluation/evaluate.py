@@ -141,7 +141,7 @@ def fingerprint_of(folder: str) -> str:
 def encode(model, processor, frames: torch.Tensor) -> torch.Tensor:
     """Features `[F, N, Dv]` on the model's device, of frames uint8 `[F, 3, H, W]` or of features."""
     if frames.ndim == 3:
-        return frames.to(model.device)
+        return frames.to(model.device, model.dtype)
     encoded = []
     for part in frames.split(FRAMES_AT_ONCE):
         pixels = processor.video_processor(
@@ -182,9 +182,13 @@ def results_of(options: EvaluateOptions, model, processor, examples: list[Exampl
         MAX_NEW_TOKENS.get(options.task, 64),
     )
     return [
-        {"question": messages[-2]["content"], "true": messages[-1]["content"], "said": texts}
+        {"question": last_question(messages), "true": messages[-1]["content"], "said": texts}
         for messages, texts in zip(conversations, said, strict=True)
     ]
+
+
+def last_question(messages: list[dict]) -> str:
+    return next(message["content"] for message in reversed(messages) if message["role"] == "user")
 
 
 def summarise(options: EvaluateOptions, results: list[dict], categories) -> dict:

@@ -75,7 +75,7 @@ class FeatureSession(StreamingSession):
         return watched
 
     def _encode(self, frames: torch.Tensor) -> torch.Tensor:
-        return frames.to(self.model.device)
+        return frames.to(self.model.device, self.model.dtype)
 
 
 @dataclass

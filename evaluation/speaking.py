@@ -92,7 +92,12 @@ def plot_speaking(rows: list[dict[str, float]], calibrated: dict, path: str | Pa
     left.legend()
     bins = calibrated["bins"]
     right.plot([0, 1], [0, 1], color="0.8", linestyle="--", label="as it should be")
-    right.plot([b["probability"] for b in bins], [b["share"] for b in bins], marker="o", label="model, with the number of frames")
+    right.plot(
+        [b["probability"] for b in bins],
+        [b["share"] for b in bins],
+        marker="o",
+        label="model, with the number of frames",
+    )
     for b in bins:
         side, offset = ("right", (-7, 5)) if b["share"] > 0.5 else ("left", (7, -11))
         right.annotate(f"{b['count']:,}", (b["probability"], b["share"]), offset, textcoords="offset points", ha=side)

@@ -1,0 +1,378 @@
+"""`videollm-mod evaluate`: every task on files that `videollm-mod prepare` wrote and on the world; the same numbers
+with other batches, several processes, and after kills."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fresh import ROOT
+from small import said, small_model, write_lines, write_video
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod.data.prepare import DATASETS, prepare
+from videollm_mod.evaluation import evaluate as evaluation
+from videollm_mod.evaluation import tasks
+from videollm_mod.evaluation.answering import answers
+from videollm_mod.evaluation.evaluate import EvaluateOptions, evaluate
+from videollm_mod.evaluation.free_running import watch
+from videollm_mod.evaluation.results import Results
+from videollm_mod.evaluation.sources import JsonlSource, WorldSource
+
+SAID = [{"time": 0.5 + i, "text": f"The {thing} leaves."} for i, thing in enumerate(("red circle", "cross"))]
+NARRATIONS = {f"v{i}": {"x": SAID} for i in range(3)}
+STEPS = [{"id": str(i), "segment": [i, i + 1], "label": label} for i, label in enumerate(("cut it", "stir", "cut it"))]
+VIDEO = {"duration": 4.0, "class": "CutAnApple", "subset": "testing", "annotation": STEPS}
+ACTION = {"video_uid": "v0", "clip_uid": "c", "clip_parent_start_sec": 0.0}
+KEYSTEPS = [{"start_time": i, "end_time": i + 1, "step_name": name} for i, name in enumerate(("Cut", "Stir", "Pour"))]
+ANNOTATIONS = {
+    "ego4d": {
+        "narration": NARRATIONS,
+        "lta": {
+            "clips": [
+                ACTION
+                | {"action_idx": i, "verb": "take_(grab)", "noun": f"cup{i}", "action_clip_start_sec": 0.1 * i}
+                | {"action_clip_end_sec": 0.1 * i + 0.5}
+                for i in range(30)
+            ]
+        },
+    },
+    "goalstep": {
+        "narration": {
+            "videos": [
+                {"video_uid": f"v{i}", "segments": [{"start_time": 1.0, "end_time": 2.0, "step_description": "cut"}]}
+                for i in range(2)
+            ]
+        },
+        "chat": [
+            {
+                "video_uid": "v0",
+                "conversation": [
+                    {"role": "assistant", "time": 0.5, "content": "It cuts."},
+                    {"role": "user", "time": 2.0, "content": "What is left?"},
+                    {"role": "assistant", "time": 2.0, "content": "Nothing."},
+                ],
+            }
+        ],
+    },
+    "coin": {task: {"database": {f"v{i}": VIDEO for i in range(2)}} for task in DATASETS["coin"]},
+    "egoexo4d": {"keystep": {"annotations": {f"v{i}": {"segments": KEYSTEPS} for i in range(2)}}},
+}
+PREPARED = [(dataset, task) for dataset, of_task in ANNOTATIONS.items() for task in of_task]
+
+
+def test_all_that_can_be_prepared_can_be_evaluated():
+    assert {(dataset, task) for dataset, of_task in DATASETS.items() for task in of_task} == set(PREPARED)
+    assert {task for _, task in PREPARED} == set(tasks.TASKS)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A checkpoint that says little, videos, and each task's file as `prepare` writes it."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    model, processor = small_model(seed=4)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    for i in range(3):
+        write_video(folder / "videos" / f"v{i}.mp4", num_frames=16 + i, seed=i)
+    for dataset, task in PREPARED:
+        (folder / "annotations.json").write_text(json.dumps(ANNOTATIONS[dataset][task]))
+        prepare(dataset, folder / "annotations.json", task, folder / "videos", folder / f"{dataset}_{task}.jsonl")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch):
+    """The checkpoint knows no end."""
+    for task in tasks.ANSWERING:
+        monkeypatch.setitem(tasks.MAX_NEW_TOKENS, task, 6)
+
+
+def run(folder: Path, *arguments: str, model: str | None = None) -> None:
+    given = [str(argument) for argument in arguments]
+    assert cli.main(["evaluate", "--model", str(model or folder / "model"), *given]) == 0
+
+
+def streams(file: Path) -> list[dict]:
+    lines = file.with_suffix(".streams.jsonl").read_text(encoding="utf-8").splitlines()
+    return sorted(map(json.loads, lines[1:]), key=lambda line: line["index"])
+
+
+@pytest.mark.parametrize("dataset, task", PREPARED)
+def test_every_task_of_a_file(folder, dataset, task, tmp_path, capsys):
+    data, file = folder / f"{dataset}_{task}.jsonl", tmp_path / "out.json"
+    run(folder, "--task", task, "--data", data, "--json", file, "--batch-size", 2)
+    result, found = json.loads(file.read_text()), streams(file)
+    assert json.loads(capsys.readouterr().out) == result["summary"]
+    assert result["summary"]["streams"] == len(found) == len(data.read_text().splitlines())
+    assert result["versions"]["torch"] and result["task"] == task
+    if task in tasks.STREAMING:
+        assert result["summary"]["lm_ppl"] > 1 and 0 <= result["summary"]["time_diff"] < 9
+        return
+    # what was answered in batches is what is answered alone
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder / "model").eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(folder / "model")
+    source = JsonlSource(data, task)
+    source.open(model, processor)
+    for line in found:
+        example = source[line["index"]]
+        features = evaluation.encode(model, processor, example.frames)
+        count = tasks.CANDIDATES.get(task, 1)
+        assert [line["said"]] == answers(model, processor, [example.messages[:-1]], [features], count, 6)
+        assert len(line["said"]) == count and line["true"] == example.messages[-1]["content"]
+
+
+@pytest.mark.parametrize("task", ["step", "procedure+", "lta", "keystep"])
+def test_tasks_of_the_hard_level(folder, task, tmp_path):
+    file = tmp_path / "out.json"
+    run(folder, "--task", task, "--level", "hard_small", "--streams", 3, "--split", "test", "--json", file)
+    result = json.loads(file.read_text())
+    assert result["data"] == {"level": "hard_small_tasks", "seeds": [200_000_000, 200_000_003]}
+    source = WorldSource("hard_small", task, "test", count=3)
+    assert [line["question"] for line in streams(file)] == [source._stream(i).examples()[task][1] for i in range(3)]
+
+
+def test_answers_that_are_true_score_fully():
+    true = ["1. Cut it. 2. Stir it.", "1. Pour. 2. Cut it. 3. Stir it."]
+    results = [{"true": text, "said": [text]} for text in true]
+    assert tasks.summarise_answers("procedure", results, None)["summary"]["top1"] == 100
+    results[1]["said"] = ["1. Pour. 2. Stir it. 3. Stir at."]  # the second is wrong, the third near enough
+    summary = tasks.summarise_answers("procedure", results, ["peel"])["summary"]
+    assert summary == {"streams": 2, "answers": 5, "categories": 4, "top1": 80, "to_the_letter": 50}
+    lists = [{"true": "1. take cup 2. put cup", "said": ["1. take cup 2. put cup", "nothing"]}]
+    ed = tasks.summarise_answers("lta", lists, None)["summary"]
+    assert ed == {"streams": 1, "ed_verb": 0, "ed_noun": 0, "ed_action": 0}
+
+
+def test_the_checkpoint_here_is_exact_in_its_world(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # no Java, whose METEOR takes long to start
+    forced, free = tmp_path / "forced.json", tmp_path / "free.json"
+    world = ["--task", "narration", "--first-seed", 700_000]
+    run(tmp_path, *world, "--streams", 6, "--json", forced, "--plot", tmp_path / "sweep.png", model=ROOT)
+    run(tmp_path, *world, "--streams", 3, "--json", free, "--self-conditioned", model=ROOT)
+    forced_result, free_result = (json.loads(file.read_text()) for file in (forced, free))
+    assert forced_result["summary"]["exact"] >= 95 and forced_result["summary"]["lm_ppl"] < 1.1
+    assert forced_result["speaking"]["calibration"]["expected_calibration_error"] < 0.05
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    summary = free_result["summary"]
+    assert summary["exact"] >= 95 and summary["f1"] >= 95 and summary["rouge_l"] >= 95
+    assert summary["meteor"] is None and "needs Java" in free_result["note"]
+    # free and forced say the same wherever the model is right
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    source = WorldSource("basic", "narration", "validation", 700_000, 3)
+    source.open(model, processor)
+    for line, expected in zip(streams(free), (source[i] for i in range(3)), strict=True):
+        watched = watch(model, processor, expected.messages, expected.frames, expected.times)
+        assert line["said"] == [list(pair) for pair in watched.said]
+        assert line["end"] == expected.times[-1] + 0.5
+
+
+def test_features_are_the_frames_they_are_of(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    data = folder / "ego4d_narration.jsonl"
+    assert cli.main(["extract", str(data), "--model", str(folder / "model"), "--output", str(tmp_path / "f")]) == 0
+    for index, options in enumerate(([], ["--self-conditioned", "--streams", "1"])):
+        files = [tmp_path / f"{index}{name}.json" for name in ("videos", "features")]
+        for file, path in zip(files, (data, tmp_path / "f" / data.name), strict=True):
+            run(folder, "--task", "narration", "--data", path, "--json", file, *options)
+        frames, features = (json.loads(file.read_text())["summary"] for file in files)
+        assert features == {name: value and pytest.approx(value, rel=1e-4) for name, value in frames.items()}
+    assert frames["said"] > 0
+
+
+def test_two_processes_give_the_numbers_of_one(folder, tmp_path):
+    arguments = ["--task", "narration", "--streams", "7", "--batch-size", "2", "--json"]
+    run(folder, *arguments, tmp_path / "one.json")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, "-m", "videollm_mod.cli", "evaluate", "--model", str(folder / "model"), *arguments]
+    process = subprocess.run(
+        [*command, str(tmp_path / "two.json")], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+    one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
+    assert two["processes"] == 2 and "streams of process 1 of 2: 100%" in process.stderr
+    assert two["summary"] == one["summary"] and two["speaking"] == one["speaking"]
+    assert streams(tmp_path / "two.json") == streams(tmp_path / "one.json")
+
+
+def start(options: EvaluateOptions, pause: float) -> multiprocessing.Process:
+    """An evaluation in a process of its own, which takes some time for each batch."""
+
+    def go():
+        torch.set_num_threads(1)
+        results_of = evaluation.results_of
+
+        def slow(*arguments):
+            time.sleep(pause)
+            return results_of(*arguments)
+
+        evaluation.results_of = slow
+        evaluate(options)
+
+    process = multiprocessing.get_context("fork").Process(target=go)
+    process.start()
+    return process
+
+
+def test_killed_at_random_moments_it_ends_as_uninterrupted(folder, tmp_path):
+    given = {"task": "narration", "model": str(folder / "model"), "streams": 9, "batch_size": 2}
+    evaluate(EvaluateOptions(**given, json=tmp_path / "whole.json"))
+    rng, file, kept, kills = random.Random(5), tmp_path / "cut.json", b"", 0
+    while True:
+        process = start(EvaluateOptions(**given, json=file), pause=0.3)
+        process.join(rng.uniform(0.3, 1.5))
+        if process.exitcode is not None:
+            break
+        os.kill(process.pid, signal.SIGKILL)
+        process.join()
+        kills += 1
+        assert kills < 100 and not file.exists()
+        there = file.with_suffix(".streams.jsonl")
+        there = there.read_bytes() if there.exists() else b""
+        assert there.startswith(kept)
+        kept = there[: there.rfind(b"\n") + 1]
+    assert process.exitcode == 0 and kills >= 2 and kept.count(b"\n") > 2
+    one, other = (json.loads(path.read_text()) for path in (tmp_path / "whole.json", file))
+    assert one == other
+    assert streams(file) == streams(tmp_path / "whole.json")
+
+
+def test_results_survive_a_line_that_was_cut(tmp_path):
+    path, settings = tmp_path / "a.streams.jsonl", {"task": "x", "ä": 1}
+    results = Results(path, settings)
+    results.begin()
+    lines = [{"index": index, "said": "ä" * index} for index in range(4)]
+    results.add(lines)
+    whole = path.read_bytes()
+    for cut in range(len(whole) + 1):
+        path.write_bytes(whole[:cut])
+        again = Results(path, settings)
+        assert (
+            list(again.done.values())
+            == lines[: max(0, whole[:cut].count(b"\n") - 1 + (whole[cut - 1 : cut + 1] == b"}\n"))]
+        )
+        again.begin()
+        again.add([line for line in lines if line["index"] not in again.done])
+        assert [line for _, line in sorted(Results(path, settings).done.items())] == lines
+
+
+def test_nothing_is_done_twice_and_other_settings_are_refused(folder, tmp_path, monkeypatch, capsys):
+    file = tmp_path / "out.json"
+    arguments = ["--task", "step", "--data", folder / "coin_step.jsonl", "--json", file]
+    run(folder, *arguments)
+    before = file.with_suffix(".streams.jsonl").read_bytes()
+    monkeypatch.setattr(evaluation, "results_of", lambda *_: pytest.fail("it was done already"))
+    file.unlink()
+    run(folder, *arguments)
+    assert file.exists() and file.with_suffix(".streams.jsonl").read_bytes() == before
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--model", str(folder / "model"), *map(str, arguments), "--keep-ratio", "1"]) == 2
+    assert "another run: keep_ratio was None, is 1.0. Remove it" in capsys.readouterr().err
+    assert file.with_suffix(".streams.jsonl").read_bytes() == before
+
+
+def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
+    (tmp_path / "steps.txt").write_text("cut it\nstir\npeel\n\n")
+    run(folder, "--task", "step", "--data", folder / "coin_step.jsonl", "--json", tmp_path / "a.json",
+        "--categories", tmp_path / "steps.txt")  # fmt: skip
+    assert json.loads((tmp_path / "a.json").read_text())["summary"]["categories"] == 3
+    taxonomy = {"verbs": ["take_(grab)", "put_(place)"], "nouns": [f"cup{i}" for i in range(30)]}
+    (tmp_path / "taxonomy.json").write_text(json.dumps(taxonomy))
+    assert EvaluateOptions("lta", categories=tmp_path / "taxonomy.json").read_categories().verbs == ["take", "put"]
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--task", "stepp"], "`--task` must be one of narration, chat, step"),
+        (["--task", "step"], "the level 'basic' has the tasks narration, got 'step'"),
+        (["--task", "narration", "--level", "hard_tasks"], "has the tasks step, task, next"),
+        (["--task", "narration", "--level", "harder"], "`level` must be one of 'basic', 'hard'"),
+        (["--task", "narration", "--split", "dev"], "`--split` must be one of train, validation, test, got 'dev'"),
+        (["--task", "narration", "--streams", "0"], "`--streams` must be at least 1, got 0"),
+        (["--task", "narration", "--questions", "99"], "`num_questions` must be in"),
+        (["--task", "narration", "--model", "nowhere/at/all"], "`--model` must be a folder with a checkpoint"),
+        (["--task", "narration", "--model", "{empty}"], "`--model` holds no checkpoint"),
+        (["--task", "narration", "--json", "no/where.json"], "the folder of `--json` does not exist"),
+        (["--task", "narration", "--plot", "a.txt"], "a plot's file must end in .png"),
+        (["--task", "narration", "--self-conditioned", "--plot", "a.png"], "`--plot` shows the decisions to speak"),
+        (["--task", "step", "--self-conditioned"], "`--self-conditioned` is for the tasks narration and chat"),
+        (["--task", "narration", "--threshold", "2"], "`--threshold` must be in [0, 1]"),
+        (["--task", "narration", "--categories", "a"], "`--categories` is for tasks with an answer"),
+        (["--task", "step", "--data", "{empty}/none.jsonl"], "No such file"),
+        (["--task", "step", "--data", "{folder}/empty.jsonl"], "1 faults in"),
+        (["--task", "step", "--data", "{folder}/coin_step.jsonl", "--level", "hard"], "`--level` is of the world"),
+        (["--task", "next", "--data", "{folder}/coin_step.jsonl"], "coin_step.jsonl:1: the stream was prepared for"),
+        (["--task", "procedure", "--data", "{folder}/coin_procedure+.jsonl"], "for the task 'procedure+', not"),
+        (["--task", "step", "--data", "{folder}/own.jsonl"], "own.jsonl:1: the task 'step' wants a question and"),
+        (["--task", "lta", "--data", "{folder}/own_step.jsonl"], "wants a numbered list for an answer, got 'Cut.'"),
+        (["--task", "narration", "--data", "{folder}/silent.jsonl"], "silent.jsonl holds no replies"),
+        (["--task", "narration", "--data", "{folder}/gone.jsonl"], "1 files that"),
+        (["--task", "step", "--level", "hard", "--categories", "{folder}/empty.jsonl"], "holds no categories"),
+        (["--task", "lta", "--data", "{folder}/ego4d_lta.jsonl", "--categories", "{folder}/own.jsonl"], "no taxonomy"),
+    ],
+)
+def test_bad_arguments_are_named(folder, tmp_path, arguments, message, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "load_checkpoint", lambda _: pytest.fail("the model was loaded"))
+    video = {"video": "videos/v0.mp4"}
+    (folder / "empty.jsonl").write_text("")
+    write_lines(folder / "own.jsonl", [{**video, "turns": [said(0.5, "a"), said(1.0, "b")]}])
+    write_lines(folder / "own_step.jsonl", [{**video, "turns": [said(0, "Which?", "user"), said(3.0, "Cut.")]}])
+    write_lines(folder / "silent.jsonl", [{**video, "turns": [said(0, "Narrate.", "user")]}])
+    write_lines(folder / "gone.jsonl", [{"video": "no.mp4", "turns": [said(0, "a")]}])
+    arguments = [argument.format(folder=folder, empty=tmp_path) for argument in arguments]
+    if "--model" not in arguments:
+        arguments += ["--model", str(folder / "model")]
+    assert cli.main(["evaluate", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.startswith("error: ") and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_video_is_named_and_results_so_far_are_kept(folder, tmp_path, capsys):
+    lines = [json.loads(line) for line in (folder / "coin_step.jsonl").read_text().splitlines()[:3]]
+    (folder / "videos" / "bad.mp4").write_bytes((folder / "videos" / "v0.mp4").read_bytes()[:300])
+    lines[2]["video"] = "videos/bad.mp4"
+    write_lines(folder / "damaged.jsonl", lines)
+    file = tmp_path / "out.json"
+    arguments = ["--task", "step", "--data", folder / "damaged.jsonl", "--json", file, "--batch-size", 1]
+    assert cli.main(["evaluate", "--model", str(folder / "model"), *map(str, arguments)]) == 2
+    assert "damaged.jsonl:3: " in capsys.readouterr().err
+    assert len(streams(file)) == 2 and not file.exists()
+
+
+def test_a_question_is_asked_and_an_instruction_told(folder):
+    model, processor = small_model(seed=4)
+    frames = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    messages = [
+        {"role": "user", "content": "Narrate what happens."},
+        {"role": "stream", "num_frames": 2},
+        {"role": "assistant", "content": "A"},
+        {"role": "stream", "num_frames": 2},
+        {"role": "user", "content": "Tell me what you see."},
+        {"role": "stream", "num_frames": 1},
+        {"role": "user", "content": "What happened last?"},
+        {"role": "assistant", "content": "B"},
+        {"role": "stream", "num_frames": 1},
+    ]
+    watched = watch(model, processor, messages, frames, np.arange(6) / 2, speak_threshold=0.0, max_new_tokens=4)
+    assert watched.true == [(0.5, "A")] and watched.said == []
+    ((question, true, answer),) = watched.questions
+    assert (question, true) == ("What happened last?", "B")
+    session = model.stream(processor, speak_threshold=0.0, max_new_tokens=4)
+    session.instruct("Narrate what happens.")
+    session.push(frames[:4])
+    session.instruct("Tell me what you see.")
+    session.push(frames[4:5])
+    assert session.ask("What happened last?")[0].text == answer
