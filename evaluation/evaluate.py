@@ -191,14 +191,14 @@ def last_question(messages: list[dict]) -> str:
     return next(message["content"] for message in reversed(messages) if message["role"] == "user")
 
 
-def summarise(options: EvaluateOptions, results: list[dict], categories) -> dict:
+def summarise(options: EvaluateOptions, results: list[dict], categories, source) -> dict:
     if options.self_conditioned:
         summary = summarise_free(results)
         pairs = summary["summary"]["segments_matched"]
         return summary | ({"note": NEEDS_JAVA} if pairs and summary["summary"]["meteor"] is None else {})
     if options.task in STREAMING:
         return summarise_forced(results)
-    return summarise_answers(options.task, results, categories)
+    return summarise_answers(options.task, results, categories, source.answers)
 
 
 def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
@@ -263,7 +263,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     result = {
         "command": command,
         **settings,
-        **summarise(options, ordered, categories),
+        **summarise(options, ordered, categories, source),
         "processes": state.num_processes,
         "device": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}",
         **surroundings("accelerate", "pycocoevalcap"),

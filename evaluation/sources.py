@@ -17,6 +17,7 @@ from ..data.world_hard import SPLITS
 from .tasks import STREAMING, check_fit
 
 WORLD_FPS = 2.0
+KNOWN_FROM = 1000  # streams
 
 
 @dataclass
@@ -46,12 +47,15 @@ class JsonlSource:
         jsonl.check(path)
         if gone := jsonl.missing_media(path):
             raise jsonl.missing_error(path, gone)
-        self.path, self.lines = path, list(jsonl.read_streams(path))[:count]
-        for line in self.lines:
+        lines = list(jsonl.read_streams(path))
+        self.path, self.lines = path, lines[:count]
+        for line in lines:
             try:
                 check_fit(task, line["turns"])
             except ValueError as error:
                 raise ValueError(f"{path}:{line['line']}: {error}") from error
+        # all that are known, however many lines are evaluated
+        self.answers = [] if task in STREAMING else [line["turns"][-1]["content"] for line in lines]
         if not any(turn["role"] == "assistant" for line in self.lines for turn in line["turns"]):
             raise ValueError(f"{path} holds no replies, so there is nothing to be compared with")
 
@@ -111,6 +115,13 @@ class WorldSource:
     def open(self, model, processor) -> None:
         """Get ready to give examples for a model."""
         self.height = processor.video_processor.size["height"]
+
+    @property
+    def answers(self) -> list[str]:
+        """Of so many streams that no answer is missing, however many streams are evaluated."""
+        if not self.has_tasks or self.task == "lta":
+            return []
+        return [world_stream(seed, self.level).examples()[self.task][2] for seed in range(KNOWN_FROM)]
 
     def _stream(self, index: int):
         return world_stream(self.seeds[index], self.level)

@@ -90,10 +90,12 @@ def summarise_free(results: list[dict]) -> dict:
     return {"summary": summary}
 
 
-def summarise_answers(task: str, results: list[dict], categories: list[str] | Taxonomy | None) -> dict:
+def summarise_answers(
+    task: str, results: list[dict], categories: list[str] | Taxonomy | None, answers: list[str] | tuple = ()
+) -> dict:
     """Top-1 in percent, of the nearest category, at each place of a list; or ED@20 of long-term anticipation, of 1.
 
-    `categories` are all answers or steps that there are, by default those of these streams.
+    `categories` are all answers or steps that there are, by default those of `answers` and of the results.
     """
     if task == "lta":
         taxonomy = categories or Taxonomy()
@@ -106,7 +108,8 @@ def summarise_answers(task: str, results: list[dict], categories: list[str] | Ta
         return [plain(step) for step in (listed(text) if task in LISTS else [text])]
 
     true = [steps(result["true"]) for result in results]
-    known = sorted({plain(name) for name in categories or ()} | {step for answer in true for step in answer})
+    known = [plain(name) for name in categories] if categories else [x for answer in answers for x in steps(answer)]
+    known = sorted({*known, *(step for answer in true for step in answer)})
 
     @cache
     def category(text: str) -> str:

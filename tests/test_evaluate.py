@@ -130,12 +130,16 @@ def test_every_task_of_a_file(folder, dataset, task, tmp_path, capsys):
         assert len(line["said"]) == count and line["true"] == example.messages[-1]["content"]
 
 
+CATEGORIES = {"step": 80, "procedure+": 80, "keystep": 120}
+
+
 @pytest.mark.parametrize("task", ["step", "procedure+", "lta", "keystep"])
 def test_tasks_of_the_hard_level(folder, task, tmp_path):
     file = tmp_path / "out.json"
     run(folder, "--task", task, "--level", "hard_small", "--streams", 3, "--split", "test", "--json", file)
     result = json.loads(file.read_text())
     assert result["data"] == {"level": "hard_small_tasks", "seeds": [200_000_000, 200_000_003]}
+    assert result["summary"].get("categories") == CATEGORIES.get(task)
     source = WorldSource("hard_small", task, "test", count=3)
     assert [line["question"] for line in streams(file)] == [source._stream(i).examples()[task][1] for i in range(3)]
 
@@ -145,6 +149,7 @@ def test_answers_that_are_true_score_fully():
     results = [{"true": text, "said": [text]} for text in true]
     assert tasks.summarise_answers("procedure", results, None)["summary"]["top1"] == 100
     results[1]["said"] = ["1. Pour. 2. Stir it. 3. Stir at."]  # the second is wrong, the third near enough
+    assert tasks.summarise_answers("procedure", results, None, ["1. Peel. 2. Rest."])["summary"]["categories"] == 5
     summary = tasks.summarise_answers("procedure", results, ["peel"])["summary"]
     assert summary == {"streams": 2, "answers": 5, "categories": 4, "top1": 80, "to_the_letter": 50}
     lists = [{"true": "1. take cup 2. put cup", "said": ["1. take cup 2. put cup", "nothing"]}]
