@@ -27,6 +27,9 @@ def caption_scores(pairs: list[tuple[str, str]]) -> dict[str, float | None]:
     """CIDEr, METEOR and ROUGE-L of pairs `(said, true)`, times 100 as they are usually given; CIDEr weighs words by
     how few of these pairs' true texts have them. None without pairs, METEOR also without Java.
 
+    METEOR is that of all pairs as one text, as captioning papers give it. Its penalty for fragments is waived for a
+    perfect text only, so it falls from 100 to below 90 with the first wrong word among many pairs.
+
     Raises:
         `ImportError`: without pycocoevalcap.
     """
