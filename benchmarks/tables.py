@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=9, help="no run is started that would not end by then")
     parser.add_argument("--per-card", type=int, default=8, help="runs side by side on one card")
     parser.add_argument("--data", type=Path, default=Path("runs/world_rows"))
-    parser.add_argument("--output", type=Path, default=Path("runs/tables"))
+    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/tables"))
     args = parser.parse_args()
     if args.what == "run":
         run_all(args)
