@@ -1,6 +1,6 @@
 """All tables of the hard level: trains what is missing, side by side on every card, then writes them.
 
-    python -m videollm_mod.benchmarks.tables run --minutes 9     # as often as needed, until it says that none is missing
+    python -m videollm_mod.benchmarks.tables run --minutes 9  # again, until it says that none is missing
     python -m videollm_mod.benchmarks.tables report
 
 A run is one row, seed and learning rate (`benchmarks/world_rows.py`). The learning rate of each row is the best of
