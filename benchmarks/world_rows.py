@@ -11,32 +11,53 @@ import argparse
 import json
 import math
 import time
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from ..data.world_streams import (
-    CELL,
-    Streams,
-    encoded_streams,
-    grid_of,
-    normalised_sprites,
-    pixels,
-    training_texts,
-)
+from ..data.world_streams import CELL, Streams, encoded_streams, grid_of, normalised_sprites, pixels, training_texts
+from ..routing_videollm_mod import LayerExpert
 from ..training.initialise import initialise
+from ..training.keep_ratio import KeepRatioSchedule
+from .world_scores import autocast, exact_narrations, self_conditioned, streaming_metrics
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a row changes: options of the text config, and how it is trained."""
+
+    routing: dict
+    only_class_token: bool = False
+    frozen: bool = False  # routers as they were initialised
+    warmup: float = 0.0  # share of each stage in which the keep ratio falls from 1 to its value
+    elastic: tuple[float, float] | None = None  # a keep ratio drawn from here each step
+
+
+def mod(**options) -> dict:
+    return {"vision_routing": "mod", "mod_keep_ratio": 0.2, **options}
+
 
 ROWS = {
-    "dense": {"vision_routing": "full"},
-    "layer_skip": {"vision_routing": "layer_skip"},
-    "early_exit": {"vision_routing": "early_exit"},
-    "class_token": {"vision_routing": "full"},
-    "learned": {"vision_routing": "mod", "mod_selection": "learned"},
-    "random": {"vision_routing": "mod", "mod_selection": "random"},
-    "uniform": {"vision_routing": "mod", "mod_selection": "uniform"},
+    "dense": Row({"vision_routing": "full"}),
+    "layer_skip": Row({"vision_routing": "layer_skip"}),
+    "early_exit": Row({"vision_routing": "early_exit"}),
+    "class_token": Row({"vision_routing": "full"}, only_class_token=True),
+    "mod": Row(mod()),
+    "random": Row(mod(mod_selection="random")),
+    "uniform": Row(mod(mod_selection="uniform")),
+    "frozen": Row(mod(mod_gate="none"), frozen=True),
+    **{f"mod_{layers}": Row(mod(mod_layers=layers)) for layers in ("all", "all_deep", "interleaved_deep")},
+    **{f"mod_r{ratio}": Row(mod(mod_keep_ratio=ratio)) for ratio in (0.1, 0.3, 0.5, 1.0)},
+    **{f"mod_{gate}": Row(mod(mod_gate=gate)) for gate in ("output", "none")},
+    "mod_keep_last": Row(mod(mod_force_keep_last=True)),
+    "mod_warmup": Row(mod(), warmup=0.5),
+    "mod_elastic": Row(mod(), elastic=(0.1, 1.0)),
 }
+ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
 # (level, steps, streams a step): among 50 tokens a frame nothing is found in two minutes, unless few came first
 STAGES = {
     "hard_small": (("hard_small", 2000, 128),),
@@ -44,18 +65,14 @@ STAGES = {
 }
 
 
-def build(row: str, level: str, args):
+def build(name: str, level: str, args):
     """A model without vision layers, so that seeing is left to the language model: each patch goes straight through
     the connector. Its processor knows the words of every level."""
-    grid = grid_of(level)
-    routing = dict(ROWS[row])
-    if routing["vision_routing"] == "mod":
-        routing |= {"mod_keep_ratio": args.ratio, "mod_layers": args.mod_layers}
-    said = training_texts()
-    return initialise(
+    grid, row, said = grid_of(level), ROWS[name], training_texts()
+    model, processor = initialise(
         {
             "frame_token_cls": True,
-            "frame_token_pooled": None if row == "class_token" else [grid, grid],
+            "frame_token_pooled": None if row.only_class_token else [grid, grid],
             "text_config": {
                 "hidden_size": args.hidden,
                 "intermediate_size": 3 * args.hidden,
@@ -64,7 +81,7 @@ def build(row: str, level: str, args):
                 "num_key_value_heads": args.hidden // 32,
                 "max_position_embeddings": 4096,
                 "tie_word_embeddings": True,
-                **routing,
+                **row.routing,
             },
             "vision_config": {
                 "model_type": "siglip_vision_model",
@@ -80,39 +97,11 @@ def build(row: str, level: str, args):
         vocab_size=400,
         seed=args.seed,
     )
-
-
-@torch.no_grad()
-def evaluate(model, streams: Streams, bank: torch.Tensor, processor, batch_size: int = 128) -> dict:
-    """Teacher-forced. A narration is exact if, since the one before it, every silent decision, the decision to speak,
-    and every token of the reply was the likeliest; timed if the decisions were. In percent, and exact by depth."""
-    training = model.training
-    model.eval()
-    eos, decisions = (
-        processor.tokenizer.eos_token_id,
-        [processor.stream_end_ids[0], processor.frame_separator_token_id],
-    )
-    exact, timed, depth = [], [], []
-    for ids, labels, codes, depths in streams.batches(batch_size):
-        with torch.autocast(ids.device.type, torch.bfloat16, enabled=ids.is_cuda):
-            logits = model(input_ids=ids, pixel_values_videos=pixels(bank, codes)).logits
-        target = labels[:, 1:]
-        wrong = (target != -100) & (logits[:, :-1].argmax(-1) != target)
-        decides = torch.isin(target, torch.tensor(decisions, device=ids.device))
-        ends = (target == eos).long()
-        turn = ends.cumsum(1) - ends  # which narration each label leads to
-        for i in range(depths.shape[1]):
-            exact.append(~(wrong & (turn == i)).any(1))
-            timed.append(~(wrong & decides & (turn == i)).any(1))
-            depth.append(depths[:, i])
-    model.train(training)
-    exact, timed, depth = (torch.cat(x).cpu().numpy() for x in (exact, timed, depth))
-    return {
-        "narrations": len(exact),
-        "exact": round(100 * float(exact.mean()), 3),
-        "timed": round(100 * float(timed.mean()), 3),
-        "exact_by_depth": {int(d): round(100 * float(exact[depth == d].mean()), 3) for d in np.unique(depth)},
-    }
+    if row.frozen:
+        for module in model.modules():
+            if isinstance(module, LayerExpert):
+                module.requires_grad_(False)
+    return model, processor
 
 
 def stage_data(level: str, processor, args) -> list:
@@ -125,14 +114,17 @@ def stage_data(level: str, processor, args) -> list:
 def train_stage(model, processor, stage: tuple[str, int, int], args, rng: np.random.Generator) -> list[dict]:
     """One stage of AdamW with warm-up and cosine; the curve: loss and score on validation streams, whole steps."""
     level, steps, batch_size = stage
+    row, text_config = ROWS[args.row], model.config.text_config
     placeholder = (model.config.num_frame_tokens, model.config.video_token_id, args.device)
     learned, lessons, scored = stage_data(level, processor, args)
     learned, scored = Streams(learned + lessons, *placeholder), Streams(scored, *placeholder)
-    bank = normalised_sprites(processor, args.device)
+    bank, keep_ratio = normalised_sprites(processor, args.device), text_config.mod_keep_ratio
+    schedule_of_ratio = KeepRatioSchedule(int(row.warmup * steps), row.elastic, args.seed)
+    trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in model.parameters() if p.dim() > 1], "weight_decay": 0.01},
-            {"params": [p for p in model.parameters() if p.dim() <= 1], "weight_decay": 0.0},
+            {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.01},
+            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ],
         lr=args.lr,
         betas=(0.9, 0.98),
@@ -142,22 +134,28 @@ def train_stage(model, processor, stage: tuple[str, int, int], args, rng: np.ran
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda s: min((s + 1) / warmup, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1, s / steps))))
     )
+
+    def loss_of(ids, labels, codes):
+        with autocast(ids.device):
+            return model(input_ids=ids, labels=labels, pixel_values_videos=pixels(bank, codes), use_cache=False).loss
+
     curve, losses, step, started = [], [], 0, time.perf_counter()
     while step < steps:
         for ids, labels, codes, _ in learned.batches(batch_size, rng):
-            with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
-                loss = model(
-                    input_ids=ids, labels=labels, pixel_values_videos=pixels(bank, codes), use_cache=False
-                ).loss
+            text_config.mod_keep_ratio = schedule_of_ratio.ratio(step, keep_ratio)
+            loss = loss_of(ids, labels, codes)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad(set_to_none=True)
             losses.append(loss.detach())
             step += 1
+            text_config.mod_keep_ratio = keep_ratio
             if step % 200 == 0 or step == steps:
-                score = evaluate(model, scored, bank, processor)
+                model.eval()
+                score = exact_narrations(model, scored, bank, processor)
+                model.train()
                 seconds = round(time.perf_counter() - started, 1)
                 mean_loss = round(float(torch.stack(losses).mean()), 5)
                 curve.append({"level": level, "step": step, "seconds": seconds, "loss": mean_loss, **score})
@@ -168,9 +166,26 @@ def train_stage(model, processor, stage: tuple[str, int, int], args, rng: np.ran
     return curve
 
 
+def flops_per_stream(model, streams: Streams, bank: torch.Tensor) -> float:
+    """Floating-point operations of matrix products, forward and backward, as torch counts them, over one batch."""
+    ids, labels, codes, _ = next(streams.batches(32))
+    with FlopCounterMode(display=False) as counter:
+        model(input_ids=ids, labels=labels, pixel_values_videos=pixels(bank, codes), use_cache=False).loss.backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / len(ids)
+
+
+def scores(model, streams: Streams, bank: torch.Tensor, processor) -> dict:
+    return {
+        **exact_narrations(model, streams, bank, processor),
+        "streaming": streaming_metrics(model, streams, bank, processor),
+        "self_conditioned": self_conditioned(model, streams, bank, processor),
+    }
+
+
 def run(args) -> dict:
     torch.set_num_threads(1)
-    rng, curve, known = np.random.default_rng(args.seed), [], {}
+    rng, curve, known, seconds = np.random.default_rng(args.seed), [], {}, 0.0
     for level, *_ in STAGES[args.level]:  # made by forked processes, so before the card is in use
         stage_data(level, build(args.row, level, args)[1], args)
     for stage in STAGES[args.level]:
@@ -179,18 +194,40 @@ def run(args) -> dict:
         model.load_state_dict({n: v for n, v in known.items() if v.shape == own[n].shape}, strict=False)
         model.to(args.device).train()
         curve += train_stage(model, processor, stage, args, rng)
+        seconds += curve[-1]["seconds"]
         known = {name: value.cpu() for name, value in model.state_dict().items()}
-    streams = encoded_streams(args.level, args.split, args.eval_streams, processor, args.data)
-    streams = Streams(streams, model.config.num_frame_tokens, model.config.video_token_id, args.device)
+    bank, result, started = normalised_sprites(processor, args.device), {}, time.perf_counter()
+    for split in ("validation", "test"):
+        streams = encoded_streams(args.level, split, args.eval_streams, processor, args.data)
+        streams = Streams(streams, model.config.num_frame_tokens, model.config.video_token_id, args.device)
+        if split == "validation":
+            flops = flops_per_stream(model.train(), streams, bank)
+            model.eval()
+        result[split] = scores(model, streams, bank, processor)
+    if ROWS[args.row].elastic:
+        for ratio in ELASTIC_RATIOS:
+            model.config.text_config.mod_keep_ratio = ratio
+            result[f"test_r{ratio:g}"] = exact_narrations(model, streams, bank, processor)
+    if args.save is not None:
+        model.save_pretrained(args.save)
+        processor.save_pretrained(args.save)
     return {
-        **{k: v for k, v in vars(args).items() if k not in ("data", "output", "device")},
+        "row": args.row,
+        **{name: getattr(args, name) for name in ("level", "seed", "lr", "layers", "hidden", "streams")},
         "stages": STAGES[args.level],
         "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_per_stream": flops,
+        "training_seconds": round(seconds, 1),
+        "scoring_seconds": round(time.perf_counter() - started, 1),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU",
         "versions": {name: version(name) for name in ("torch", "transformers")},
-        **evaluate(model, streams, normalised_sprites(processor, args.device), processor),
+        **result,
         "curve": curve,
     }
+
+
+def path_of(folder: Path, row: str, level: str, seed: int, lr: float) -> Path:
+    return folder / f"{level}_{row}_lr{lr:g}_s{seed}.json"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -199,21 +236,17 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--level", default="hard_small", choices=STAGES)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--hidden", type=int, default=128)
-    parser.add_argument("--ratio", type=float, default=0.2, help="of vision tokens that a routed layer keeps")
-    parser.add_argument("--mod-layers", default="interleaved")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--split", default="validation", choices=("validation", "test"))
     parser.add_argument("--streams", type=int, default=20_000, help="to learn from, and as many lessons")
     parser.add_argument("--curve-streams", type=int, default=150)
     parser.add_argument("--eval-streams", type=int, default=640, help="of eight narrations each")
     parser.add_argument("--data", type=Path, default=Path("runs/world_rows"))
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/world_hard"))
+    parser.add_argument("--output", type=Path, default=Path("runs/tables"))
+    parser.add_argument("--save", type=Path, help="a folder for the checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
-    routed = f"_r{args.ratio:g}_{args.mod_layers}" if ROWS[args.row]["vision_routing"] == "mod" else ""
-    name = f"{args.level}_{args.row}{routed}_l{args.layers}_d{args.hidden}_lr{args.lr:g}_s{args.seed}_{args.split}"
-    path = args.output / f"{name}.json"
+    path = path_of(args.output, args.row, args.level, args.seed, args.lr)
     if path.exists():
         print(f"{path} exists")
         return
@@ -221,7 +254,7 @@ def main(argv: list[str] | None = None) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
     path.with_suffix(".part").write_text(json.dumps(result) + "\n", encoding="utf-8")
     path.with_suffix(".part").replace(path)
-    print(name, *(f"{key} {result[key]}" for key in ("exact", "timed", "exact_by_depth")))
+    print(path.stem, json.dumps(result["test"]))
 
 
 if __name__ == "__main__":

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-from videollm_mod.benchmarks import world_rows
+from videollm_mod.benchmarks import tables, world_rows
+from videollm_mod.benchmarks.world_scores import exact_narrations
 from videollm_mod.data.world import conversation, world_stream
 from videollm_mod.data.world_hard import SPLITS
 from videollm_mod.data.world_streams import Streams, encoded_streams, normalised_sprites, pixels
 
-ARGS = Namespace(layers=2, hidden=32, ratio=0.2, mod_layers="interleaved", seed=0)
+ARGS = Namespace(layers=2, hidden=32, seed=0)
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +26,7 @@ def small():
 def test_rows_differ_in_routing_and_tokens_only():
     for row, routing, tokens in (
         ("dense", "full", 50),
+        ("mod_r1.0", "mod", 50),
         ("layer_skip", "layer_skip", 50),
         ("early_exit", "early_exit", 50),
         ("class_token", "full", 1),
@@ -92,7 +94,7 @@ def test_a_narration_is_exact_if_all_since_the_one_before_it_is_right(small, tmp
     ]
 
     def score(mistakes: set) -> dict:
-        return world_rows.evaluate(Oracle(mistakes, len(processor.tokenizer)), streams, bank, processor, 2)
+        return exact_narrations(Oracle(mistakes, len(processor.tokenizer)), streams, bank, processor, 2)
 
     assert score(set())["exact"] == score(set())["timed"] == 100
     ids, labels, depths = rows[0]
@@ -120,13 +122,35 @@ def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch, capsys):
         world_rows.main([*command, str(tmp_path / name)])
         (path,) = (tmp_path / name).iterdir()
         results.append(json.loads(path.read_text()))
-        results[-1].pop("output", None)
+        assert results[-1].pop("training_seconds") >= 0 and results[-1].pop("scoring_seconds") >= 0
         for point in results[-1]["curve"]:
             assert point.pop("seconds") >= 0
     assert results[0] == results[1]
     assert [(point["level"], point["step"]) for point in results[0]["curve"]] == [("hard_small", 2), ("hard", 2)]
-    assert results[0]["narrations"] == 16
+    assert results[0]["test"]["narrations"] == results[0]["validation"]["narrations"] == 16
+    assert results[0]["flops_per_stream"] > 0
     capsys.readouterr()
     monkeypatch.setattr(world_rows, "run", None)  # would fail if called
     world_rows.main([*command, str(tmp_path / "one")])
     assert "exists" in capsys.readouterr().out
+
+
+def test_the_rate_of_a_row_is_chosen_before_its_other_seeds(tmp_path):
+    def write(row, seed, lr, exact):
+        path = world_rows.path_of(tmp_path, row, "hard", seed, lr)
+        path.write_text(json.dumps({"validation": {"exact": exact}}))
+
+    rows = ["dense", "mod"]
+    assert tables.wanted(tmp_path, "hard", rows) == [(row, "hard", 0, lr) for lr in tables.RATES for row in rows]
+    for lr, exact in zip(tables.RATES, (80, 90, 85), strict=True):
+        write("mod", 0, lr, exact)
+    write("dense", 0, tables.RATES[0], 99)
+    missing = tables.wanted(tmp_path, "hard", rows)
+    assert missing[:2] == [("dense", "hard", 0, lr) for lr in tables.RATES[1:]]
+    assert missing[2:] == [("mod", "hard", seed, tables.RATES[1]) for seed in tables.SEEDS[1:]]
+
+
+def test_routers_of_the_frozen_row_are_not_trained():
+    model, _ = world_rows.build("frozen", "hard_small", ARGS)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    assert frozen == {name for name, _ in model.named_parameters() if "layer_expert" in name} != set()

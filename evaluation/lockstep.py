@@ -1,0 +1,86 @@
+"""Many streams at once, each on the model's own past words: frame by frame in step, without a cache.
+
+Every forward is over whole sequences, so nothing is shared with the session that streams one video; the tests hold the
+two against each other.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from ..streaming_videollm_mod import silence_probability, speaks
+
+Said = list[tuple[int, tuple[int, ...]]]  # (frame, tokens of the reply without the end of sequence)
+
+
+@torch.no_grad()
+def narrate_in_step(
+    model: nn.Module,
+    processor,
+    frames_of: Callable[[torch.Tensor, int], torch.Tensor],
+    num_frames: torch.Tensor,
+    threshold: float = 0.725,
+    max_reply: int = 32,
+) -> list[Said]:
+    """What a model says of itself, greedily decoded, over streams without any instruction.
+
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`): in eval mode.
+        processor (`VideoLLMMoDProcessor`)
+        frames_of (`callable`): `(streams int64 [R], count)` -> pixel values `[R * count, 3, H, W]` of the
+            first `count` frames of those streams.
+        num_frames (int64 `[S]`): of each stream, on the model's device.
+        threshold (`float`): it speaks where the probability of silence is below.
+        max_reply (`int`): tokens of a narration at most.
+    """
+    bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
+    frame, speak = processor.frame_ids, processor.stream_end_ids + processor.assistant_header_ids
+    longest = max(len(processor.stream_start_ids), 1) + len(frame) + len(speak) + max_reply + 1
+    ids = torch.full((len(num_frames), 1 + int(num_frames.max()) * longest), eos, device=num_frames.device)
+    ids[:, 0] = bos
+    lengths = torch.ones_like(num_frames)
+    in_stream = torch.zeros_like(num_frames, dtype=torch.bool)
+    said: list[Said] = [[] for _ in num_frames]
+
+    def append(streams: torch.Tensor, tokens: torch.Tensor | list[int]) -> None:
+        """Tokens `[L]` to all of `streams`, or `[R, L]`."""
+        tokens = torch.as_tensor(tokens, device=ids.device)
+        columns = lengths[streams, None] + torch.arange(tokens.shape[-1], device=ids.device)
+        ids[streams[:, None], columns] = tokens.expand(len(streams), -1)
+        lengths[streams] += tokens.shape[-1]
+
+    def next_logits(streams: torch.Tensor, seen: int) -> torch.Tensor:
+        """`[R, V]`; what stands right of a sequence's end has no part in them."""
+        ends = lengths[streams]
+        hidden = model.model(
+            input_ids=ids[streams, : int(ends.max())],
+            pixel_values_videos=frames_of(streams, seen),
+            use_cache=False,
+        ).last_hidden_state
+        return model.lm_head(hidden[torch.arange(len(streams), device=ids.device), ends - 1])
+
+    for index in range(int(num_frames.max())):
+        live = num_frames > index
+        append((live & in_stream).nonzero()[:, 0], [processor.frame_separator_token_id])
+        append((live & ~in_stream).nonzero()[:, 0], processor.stream_start_ids)
+        live = live.nonzero()[:, 0]
+        append(live, frame)
+        in_stream[live] = True
+        silence = silence_probability(next_logits(live, index + 1), processor.frame_separator_token_id)
+        speaking = live[speaks(silence, threshold)]
+        in_stream[speaking] = False
+        append(speaking, speak)
+        replies = {stream: [] for stream in speaking.tolist()}
+        for _ in range(max_reply):
+            if not len(speaking):
+                break
+            tokens = next_logits(speaking, index + 1).argmax(-1)
+            append(speaking, tokens[:, None])
+            for stream, token in zip(speaking.tolist(), tokens.tolist(), strict=True):
+                replies[stream].append(token)
+            speaking = speaking[tokens != eos]
+        append(speaking, [eos])  # cut off
+        for stream, tokens in replies.items():
+            said[stream].append((index, tuple(token for token in tokens if token != eos)))
+    return said
