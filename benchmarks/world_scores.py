@@ -6,7 +6,8 @@ import torch
 from ..data.world_streams import FPS, Streams, pixels
 from ..evaluation.lockstep import Said, narrate_in_step
 from ..evaluation.self_conditioned import best_pairs, precision_recall_f1, segments
-from ..evaluation.teacher_forced import TurnScores, num_following, score_turn, summarise
+from ..evaluation.teacher_forced import TurnScores, summarise
+from ..evaluation.teacher_forced_model import forced_turns, teacher_forced_rows
 
 
 def autocast(device: torch.device):
@@ -41,81 +42,26 @@ def exact_narrations(model, streams: Streams, bank: torch.Tensor, processor, bat
     }
 
 
-def turns_of(ids: np.ndarray, labels: np.ndarray, video: int, eos: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """`(decisions, reply)` of each turn, as positions in `ids` `[T]`: the last tokens of its frames, and the tokens of
-    the words that follow, the header before them included. A last turn without words has an empty `reply`."""
-    position = np.arange(len(ids))
-    is_video = ids == video
-    last = is_video & ~np.append(is_video[1:], False)
-    after_frame = np.append(False, last[:-1])
-    ends = [*position[labels == eos], len(ids) - 1]
-    turns, start = [], 0
-    for end in ends:
-        within = (position >= start) & (position <= end)
-        frames, reply = position[within & last], position[within & (labels != -100) & ~after_frame]
-        if len(frames):
-            turns.append((frames, reply))
-        start = end + 1
-    return turns
-
-
-@torch.no_grad()
 def streaming_metrics(model, streams: Streams, bank: torch.Tensor, processor, batch_size: int = 128) -> dict:
     """LM-PPL, TimeDiff, Fluency and LM-Correctness of `evaluation.teacher_forced`."""
-    video, eos = processor.video_token_id, processor.tokenizer.eos_token_id
-    separator = processor.frame_separator_token_id
     scores: list[list[TurnScores]] = []
     for ids, labels, codes, _ in streams.batches(batch_size):
-        with autocast(ids.device):
-            logits = model(input_ids=ids, pixel_values_videos=pixels(bank, codes)).logits.float()
-        nll = torch.nn.functional.cross_entropy(
-            logits[:, :-1].transpose(1, 2), labels[:, 1:].clamp(min=0), reduction="none"
-        )
-        nll, likeliest = nll.cpu().numpy(), logits.argmax(-1).cpu().numpy()
-        for row in range(len(ids)):
-            row_ids, row_labels = ids[row].cpu().numpy(), labels[row].cpu().numpy()
-            turns, of_row, fed = turns_of(row_ids, row_labels, video, eos), [], 0
-            for number, (frames, reply) in enumerate(turns):
-                # the stream's very last frame has no decision, unless words follow
-                decisions = frames if len(reply) else frames[:-1]
-                wants, later = likeliest[row, decisions] != separator, []
-                following = len(turns[number + 1][0]) if number + 1 < len(turns) else None
-                count = num_following(len(frames), following)
-                if len(decisions) and not wants.any() and count:
-                    later = _later(
-                        model,
-                        ids[row, : frames[-1] + 1],
-                        codes[row, : fed + len(frames) + count],
-                        count,
-                        bank,
-                        processor,
-                    )
-                fed += len(frames)
-                of_row.append(
-                    score_turn(nll[row, reply - 1], likeliest[row, reply - 1] == row_ids[reply], wants, later)
-                )
-            scores.append(of_row)
+        with torch.no_grad(), autocast(ids.device):
+            features = model.encode_frames(pixels(bank, codes)).pooler_output.unflatten(0, codes.shape[:2])
+            rows = list(zip(ids.tolist(), labels.tolist(), strict=True))
+            forced = teacher_forced_rows(model, processor, rows, list(features), threshold=0)
+        scores += [stream.turns for stream in forced]
     return {name: None if value is None else round(value, 5) for name, value in summarise(scores, FPS).items()}
 
 
-def _later(model, ids: torch.Tensor, codes: torch.Tensor, count: int, bank: torch.Tensor, processor) -> list[bool]:
-    """Whether the model wants to speak after each of `count` more frames, which follow `ids` without words."""
-    more = torch.tensor([processor.frame_separator_token_id, *processor.frame_ids] * count, device=ids.device)
-    with autocast(ids.device):
-        logits = model(input_ids=torch.cat([ids, more])[None], pixel_values_videos=pixels(bank, codes[None])).logits
-    step = 1 + len(processor.frame_ids)
-    last = [-1 - step * back for back in range(count - 1, -1, -1)]
-    return (logits[0, last].argmax(-1) != processor.frame_separator_token_id).tolist()
-
-
-def true_narrations(ids: torch.Tensor, labels: torch.Tensor, processor) -> Said:
+def true_narrations(ids: list[int], labels: list[int], processor) -> Said:
     """What is said in one encoded stream, `ids` and `labels` `[T]`."""
-    ids, labels = ids.cpu().numpy(), labels.cpu().numpy()
-    header, said, seen = len(processor.assistant_header_ids), [], 0
-    for frames, reply in turns_of(ids, labels, processor.video_token_id, processor.tokenizer.eos_token_id):
-        seen += len(frames)
-        if len(reply):
-            said.append((seen - 1, tuple(ids[reply[header:-1]].tolist())))
+    header = len(processor.assistant_header_ids)
+    said = []
+    for turn in forced_turns(ids, labels, processor):
+        if any(turn.speak):  # positions of a reply are those that predict it
+            words = tuple(ids[position + 1] for position in turn.reply[header:-1])
+            said.append((turn.first_frame + turn.frames - 1, words))
     return said
 
 
@@ -128,7 +74,7 @@ def self_conditioned(model, streams: Streams, bank: torch.Tensor, processor) -> 
         said = narrate_in_step(
             model, processor, lambda some, count: pixels(bank, padded[some, :count]), num_frames, max_reply=24
         )
-    true = [true_narrations(ids, labels, processor) for ids, labels, _, _ in rows]
+    true = [true_narrations(ids.tolist(), labels.tolist(), processor) for ids, labels, _, _ in rows]
     matched = worded = exact = 0
     for frames, mine, theirs in zip(num_frames.tolist(), said, true, strict=True):
         predicted, wanted = ([(frame / FPS, words) for frame, words in part] for part in (mine, theirs))

@@ -74,7 +74,6 @@ def forced_turns(input_ids: list[int], labels: list[int], processor) -> list[For
     return turns
 
 
-@torch.no_grad()
 def teacher_forced(
     model, processor, conversations: list[list[dict]], features: list[torch.Tensor], threshold: float = 0.725
 ) -> list[ForcedStream]:
@@ -86,6 +85,14 @@ def teacher_forced(
             likelier.
     """
     rows = [processor.encode_conversation(messages)[:2] for messages in conversations]
+    return teacher_forced_rows(model, processor, rows, features, threshold)
+
+
+@torch.no_grad()
+def teacher_forced_rows(
+    model, processor, rows: list[tuple[list[int], list[int]]], features: list[torch.Tensor], threshold: float = 0.725
+) -> list[ForcedStream]:
+    """The same for streams that are encoded already: `(input_ids, labels)` of each."""
     rows = [(ids, labels, forced_turns(ids, labels, processor)) for ids, labels in rows]
     cache = MoDCache(model.config)
     hidden = run(model, processor, [ids for ids, _, _ in rows], torch.cat(features), cache)
