@@ -180,6 +180,10 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
     _can_compile_fullgraph = False
     _can_record_outputs = {"hidden_states": VideoLLMMoDDecoderLayer, "attentions": LlamaAttention}
 
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        self.add_model_tags(["custom_code", "video", "streaming", "mixture-of-depths"])  # of the card that is pushed
+
     @classmethod
     def from_pretrained(cls, *args, quantization_config=None, **kwargs):
         if quantization_config is not None:
