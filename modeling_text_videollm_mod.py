@@ -29,8 +29,7 @@ from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .routing_videollm_mod import FrameRouter, LayerExpert, StreamLayout
 
-
-# By their full names, with and without a head around them. LayerExperts are no plain linear layers, and so never taken.
+# By their full names, with and without a head around them. LayerExperts are no plain linear layers: none takes them.
 FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
 
 
@@ -179,10 +178,6 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
     _no_split_modules = ["VideoLLMMoDDecoderLayer"]
     _can_compile_fullgraph = False
     _can_record_outputs = {"hidden_states": VideoLLMMoDDecoderLayer, "attentions": LlamaAttention}
-
-    def __init__(self, config, *args, **kwargs):
-        super().__init__(config, *args, **kwargs)
-        self.add_model_tags(["custom_code", "video", "streaming", "mixture-of-depths"])  # of the card that is pushed
 
     @classmethod
     def from_pretrained(cls, *args, quantization_config=None, **kwargs):
