@@ -1,7 +1,7 @@
 """Weights in 8 bit and NF4 against bfloat16: memory at the geometry of an 8B model, and narration by the nano.
 
     python benchmarks/quantisation.py memory     # on a GPU; writes a checkpoint of 17 GB to a temporary folder
-    python benchmarks/quantisation.py quality    # on a CPU
+    python benchmarks/quantisation.py quality    # on a GPU, or slowly on a CPU
 
 Each measures one half of `results/quantisation.json` and leaves the other as it is; both print the table. Memory is
 `get_memory_footprint()` and, on a GPU, what torch had allocated once the model was there. In each precision the nano
@@ -11,7 +11,6 @@ watches the same unseen streams frame by frame on its own past words.
 import argparse
 import gc
 import json
-import os
 import sys
 import tempfile
 import time
@@ -67,7 +66,7 @@ def memory(args) -> dict:
 def quality(args) -> dict:
     processor, rows = VideoLLMMoDProcessor.from_pretrained(ROOT), {}
     for precision in PRECISIONS:
-        model, counts = load(ROOT, precision, "cpu"), Counts()
+        model, counts = load(ROOT, precision, "cuda" if torch.cuda.is_available() else "cpu"), Counts()
         for seed in tqdm(range(args.first_seed, args.first_seed + args.streams), desc=precision):
             counts += watch_world(model, processor, seed, num_questions=1)[0]
         rows[precision] = counts.summary() | {"footprint_bytes": model.get_memory_footprint()}
@@ -100,7 +99,8 @@ def main() -> None:
     parser.add_argument("--first-seed", type=int, default=3_000_000_000)
     parser.add_argument("--streams", type=int, default=40)
     args = parser.parse_args()
-    torch.set_num_threads(1 if args.half == "quality" else os.cpu_count())
+    if args.half == "quality":
+        torch.set_num_threads(1)
     command = " ".join(["python benchmarks/quantisation.py", *sys.argv[1:]])
     path = RESULTS / "quantisation.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

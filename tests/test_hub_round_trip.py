@@ -13,6 +13,7 @@ from fresh import ROOT
 from hub_server import serve
 
 from videollm_mod.data.world import world_stream
+from videollm_mod.data.world_clip import write_clip
 
 REPO, SEED = "some-one/video.llm-mod", 11
 OPTIONAL = ("accelerate", "bitsandbytes", "datasets", "gguf", "gradio", "matplotlib", "peft", "torchvision")
@@ -100,11 +101,30 @@ pathlib.Path("result.json").write_text(json.dumps(names[function](*{arguments!r}
 """
     import inspect
 
-    source = "\n".join(inspect.getsource(function) for function in (push, watch, write))
+    source = "\n".join(inspect.getsource(function) for function in (push, watch, write, command_line))
     (folder / "functions.py").write_text(source)
     process = subprocess.run([python, "-P", "-c", code], cwd=folder, env=clean, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return json.loads((folder / "result.json").read_text())
+
+
+def command_line(package: str, *commands: str) -> dict:
+    """What the package's commands print without its extras."""
+    import contextlib
+    import io
+    import os
+    import sys
+
+    os.symlink(package, "videollm_mod")
+    sys.path.insert(0, os.getcwd())
+    from videollm_mod import cli
+
+    result = {}
+    for command in commands:
+        with contextlib.redirect_stderr(io.StringIO()) as errors, contextlib.redirect_stdout(io.StringIO()) as output:
+            code = cli.main(command.split())
+        result[command] = [code, errors.getvalue(), output.getvalue()]
+    return result
 
 
 @pytest.fixture(scope="module")
@@ -124,6 +144,9 @@ def round_trip(tmp_path_factory):
         python = bare_python(folder / "venv")
         arguments = (REPO, pushed["commits"][0], str(folder / "frames.npy"), *OPTIONAL)
         watched = call(python, watch, folder / "watch", url, *arguments)
+    clip = write_clip(folder / "clip.mp4", seed=SEED)[0]
+    commands = (f"narrate {clip}", f"narrate {clip} --load-in-4bit", "train any.yaml")
+    watched["commands"] = call(python, command_line, folder / "commands", url, str(ROOT), *commands)
     return hub, pushed, watched | {"downloads": hub.served[pushing:]}
 
 
@@ -155,3 +178,11 @@ def test_it_says_what_to_install(round_trip):
     messages = round_trip[2]["messages"]
     assert "peft" in messages["peft"].lower() and "install" in messages["peft"].lower()
     assert "pip install" in messages["bitsandbytes"]
+
+
+def test_the_commands_run_without_extras_or_name_them(round_trip):
+    narrate, four_bit, train = round_trip[2]["commands"].values()
+    assert narrate[0] == 0
+    assert all(text in narrate[2] for _, text in world_stream(SEED).narrations)
+    assert four_bit[:2] == [2, "error: weights in 4 bit need bitsandbytes: pip install videollm-mod[quant]\n"]
+    assert train[:2] == [2, "error: No module named 'accelerate': pip install videollm-mod[train]\n"]
