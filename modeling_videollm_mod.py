@@ -31,6 +31,7 @@ from .streaming_videollm_mod import StreamingSession
 
 logger = logging.get_logger(__name__)
 
+TAGS = ["custom_code", "video", "streaming", "mixture-of-depths"]  # of the card that `push_to_hub` writes
 IGNORED = -100  # label of a token that nothing learns to predict
 
 
@@ -79,6 +80,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.connector = VideoLLMMoDConnector(config)
         self.language_model = VideoLLMMoDTextModel._from_config(config.text_config)
+        self.add_model_tags(TAGS)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -281,6 +283,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
         self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
         # a placeholder stands for a frame that was given, so it is never a token to be said
         self.generation_config.suppress_tokens = [config.video_token_id]
+        self.add_model_tags(TAGS)
         self.post_init()
 
     @classmethod

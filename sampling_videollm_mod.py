@@ -26,7 +26,9 @@ class TokenSampler:
     """
 
     def __init__(self, model, processor, generation_config: GenerationConfig | None = None):
-        self.suppressed = processor.video_token_id  # stands for a frame that was given, never for a word
+        # a placeholder stands for a frame that was given, never for a word; nor do rows of the vocabulary that pad it
+        never = {processor.video_token_id, *(model.generation_config.suppress_tokens or ())}
+        self.suppressed = torch.tensor(sorted(never), device=model.device)
         self.processors, self.generator = None, None
         if generation_config is None:
             return

@@ -128,6 +128,18 @@ def test_spare_rows_and_multiples(tmp_path):
     assert_same_text(model, stock, torch.randint(5, 200, (1, 9)))
 
 
+def test_rows_that_pad_the_vocabulary_are_never_said(tmp_path):
+    llm, vision = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision")
+    model, processor = build(llm, vision, pad_to_multiple_of=64)
+    words = len(processor.tokenizer)
+    assert model.lm_head.weight.shape[0] > words
+    sampler = model.stream(processor)._sampler
+    logits = torch.zeros(model.lm_head.weight.shape[0])
+    logits[words:] = 9.0  # an untrained row may have any score
+    logits[processor.video_token_id], logits[7] = 9.0, 1.0
+    assert sampler([], logits) == 7
+
+
 def test_refuses_what_it_can_not_build(tmp_path):
     llm, vision = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision")
     window = save_language_model(tmp_path / "window", kind="mistral", sliding_window=8)

@@ -64,3 +64,34 @@ def test_numbers_come_from_the_committed_result(number):
     ]
     assert number in shown
     assert number in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_says_what_the_hub_reads():
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(ROOT / "README.md").data
+    assert (card.library_name, card.pipeline_tag, card.license) == ("transformers", "video-text-to-text", "apache-2.0")
+    assert "custom_code" in card.tags
+
+
+def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
+    import json
+
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(ROOT / "examples")
+    cells = json.loads((ROOT / "examples" / "narrate.ipynb").read_text(encoding="utf-8"))["cells"]
+    names, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == []
+                exec("".join(cell["source"]), names)
+    from videollm_mod.data.world import world_stream
+
+    narrations = world_stream(4242).narrations
+    assert all(f"{time:5.1f} s  {text}" in printed.getvalue() for time, text in narrations)
+    assert f"What happened last? {narrations[-1][1]}" in printed.getvalue()
+    names["figure"].savefig(io.BytesIO())
+    assert all(len(panel.images) == 1 and panel.images[0].get_array().std() > 0.02 for panel in names["panels"])

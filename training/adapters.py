@@ -42,7 +42,7 @@ class LoraOptions:
 
 def four_bit() -> BitsAndBytesConfig:
     """NF4 with double quantisation and bfloat16 arithmetic for the language model's layers, as in QLoRA (arXiv
-    2305.14314). Connector, routers, vision tower and head keep their precision.
+    2305.14314). The model keeps the precision of the rest.
 
     Raises:
         `ImportError`: without bitsandbytes.
@@ -56,8 +56,6 @@ def four_bit() -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
-        # matched against the start or the end of a module's full name
-        llm_int8_skip_modules=["model.connector", "model.vision_tower", "layer_expert", "lm_head"],
     )
 
 
