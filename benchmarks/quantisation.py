@@ -68,7 +68,7 @@ def quality(args) -> dict:
     for precision in PRECISIONS:
         model, counts = load(ROOT, precision, "cuda" if torch.cuda.is_available() else "cpu"), Counts()
         for seed in tqdm(range(args.first_seed, args.first_seed + args.streams), desc=precision):
-            counts += watch_world(model, processor, seed, num_questions=1)[0]
+            counts += watch_world(model, processor, seed).counts(2.0)
         rows[precision] = counts.summary() | {"footprint_bytes": model.get_memory_footprint()}
     return {"seeds": [args.first_seed, args.first_seed + args.streams], "rows": rows}
 

@@ -165,7 +165,7 @@ def narrate(job: tuple[str, range, str]) -> Counts:
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder).to(device).eval()
     processor = VideoLLMMoDProcessor.from_pretrained(folder)
     options = {"num_questions": 0, "max_new_tokens": 24}
-    return sum((watch_world(model, processor, seed, **options)[0] for seed in seeds), Counts())
+    return sum((watch_world(model, processor, seed, **options).counts(2.0) for seed in seeds), Counts())
 
 
 def free_running(folder: Path, args) -> dict:

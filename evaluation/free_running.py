@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 import torch
 
+from ..data.world import conversation, world_stream
 from ..events_videollm_mod import StreamEvent
 from ..streaming_videollm_mod import StreamingSession
 
@@ -139,3 +140,14 @@ def watch(model, processor, messages: list[dict], frames, times: np.ndarray, **o
     show()
     watched.said = [(event.time, event.text) for event in watched.events if event.kind == "narration"]
     return watched
+
+
+def watch_world(
+    model, processor, seed: int, level: str = "basic", fps: float = 2.0, num_questions: int = 1, **options
+) -> Watched:
+    """The same with the stream of a seed and its questions."""
+    stream = world_stream(seed, level)
+    frames = stream.frames(fps, processor.video_processor.size["height"])
+    return watch(
+        model, processor, conversation(stream, fps, num_questions), frames, stream.frame_times(fps), **options
+    )

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
-from videollm_mod.data.world import conversation, world_stream
-from videollm_mod.evaluation.free_running import Counts, match, watch
+from videollm_mod.data.world import world_stream
+from videollm_mod.evaluation.free_running import Counts, match, watch_world
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,9 +22,7 @@ def checkpoint():
 def test_it_narrates_and_answers(checkpoint):
     counts = Counts()
     for seed in range(900_000, 900_008):
-        stream = world_stream(seed)
-        messages = conversation(stream, num_questions=2)
-        counts += watch(*checkpoint, messages, stream.frames(), stream.frame_times(2.0)).counts(2.0)
+        counts += watch_world(*checkpoint, seed, num_questions=2).counts(2.0)
     summary = counts.summary()
     assert counts.narrations > 30
     assert summary["exact"] >= 95
@@ -48,7 +46,6 @@ def test_its_routers_are_trained_and_kept_in_float32(checkpoint):
 def test_a_session_is_the_conversation_in_one_pass(checkpoint):
     """Silence, narrations and answers of a session are what one pass over its conversation predicts."""
     model, processor = checkpoint
-    from videollm_mod.data.world import world_stream
 
     stream = world_stream(17)
     frames = stream.frames(height=96)
@@ -87,7 +84,6 @@ def test_a_session_is_the_conversation_in_one_pass(checkpoint):
 @pytest.mark.parametrize("sizes", [[1], [3, 1], [7], [16]])
 def test_frames_pushed_together_are_frames_pushed_one_by_one(checkpoint, sizes):
     model, processor = checkpoint
-    from videollm_mod.data.world import world_stream
 
     frames, times = world_stream(21).frames(height=96), world_stream(21).frame_times(2.0).tolist()
     expected = model.stream(processor).push(frames, times)
