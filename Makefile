@@ -3,12 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 CORE := .venv/.core
 INSTALLED := .venv/.installed
+WITH_SPACE := .venv/.space
 
-.PHONY: demo test lint format clean
+.PHONY: demo space test lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
 	HF_HUB_OFFLINE=1 $(BIN)/videollm-mod demo --output runs/demo
+
+# the demo in a browser
+space: $(WITH_SPACE)
+	$(BIN)/python space_app/app.py
 
 test: $(INSTALLED)
 	$(BIN)/pytest
@@ -24,6 +29,10 @@ format: $(INSTALLED)
 
 $(INSTALLED): $(CORE)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(WITH_SPACE): $(CORE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[space]'
 	@touch $@
 
 $(CORE): setup.cfg pyproject.toml constraints.txt
