@@ -61,7 +61,7 @@ class Stream:
         self.pictures: list[bytes] = []  # of a camera, as they came
         self._source = None if clip.path is None else clip.frames(models.fps)
         self._next: tuple[np.ndarray, float] | None = None  # decoded, and not due yet
-        self._lock = threading.Lock()
+        self._turn, self._lock = False, threading.Lock()
         self.touched = time.monotonic()
 
     @property
@@ -164,7 +164,8 @@ class Stream:
         self._source = self._next = None
 
     def _step(self, step: Step) -> None:
-        for lane in self.lanes.values():
+        self._turn = not self._turn  # whoever computes first finds the processor's caches cold
+        for lane in list(self.lanes.values())[:: 1 if self._turn else -1]:
             if not self.stopped:
                 lane.step(step)
 

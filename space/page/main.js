@@ -27,7 +27,7 @@ const about = await (await fetch("about.json")).json();
 const state = { clip: null, stream: null, running: null, waiting: 0, over: false, began: 0, lanes: {} };
 const stage = new Stage(about.model);
 const charts = makeCharts();
-const log = new Log((time) => stage.seek(time));
+const log = new Log((time) => { stage.seek(time); redraw(); });
 
 // ---- what is said to the visitor
 
@@ -169,8 +169,10 @@ async function start() {
     if (!state.clip.camera) {
       stage.video.pause();
       stage.video.currentTime = 0;
-    } else if (!stage.video.srcObject?.active) {
-      await openCamera();
+    } else {
+      stage.snapshots = [];
+      if (!stage.video.srcObject?.active) await openCamera();
+      await stage.video.play();
     }
     const view = await call("begin", state.clip.clip, options());
     if (state.running !== token) return call("stop", view.stream);
