@@ -4,8 +4,10 @@ The page's calls are gradio endpoints too, that answer at once and queue nowhere
 """
 
 import functools
+import inspect
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -67,11 +69,7 @@ def friendly(function):
         except Exception as error:
             raise as_error(error) from None
 
-    return iterate if is_generator(function) else call
-
-
-def is_generator(function) -> bool:
-    return bool(function.__code__.co_flags & 0x20)
+    return iterate if inspect.isgeneratorfunction(function) else call
 
 
 def checked(text: str | None, name: str) -> str | None:
@@ -113,8 +111,9 @@ class Space:
 
     def __init__(self, models: Models, settings: Settings):
         self.models, self.settings = models, settings
-        self.visitors = Visitors(models, settings)
+        self.visitors = Visitors(models, settings, self._uploads)
         self._last: dict[str, str] = {}  # session of an API client -> its last stream
+        self._rendering = threading.Semaphore(1)
         self.server = gr.Server(title="VideoLLM-MoD", docs_url=None, redoc_url=None, openapi_url=None)
         for function, public in (
             (self.narrate, True),
@@ -127,6 +126,7 @@ class Space:
             self.server.api(
                 friendly(function),
                 name=function.__name__,
+                description=" ".join(inspect.getdoc(function).split()),  # gradio itself leaves the parameters out
                 queue=public,
                 concurrency_limit=None,
                 api_visibility="public" if public else "undocumented",
@@ -161,6 +161,7 @@ class Space:
         clip = self._choose("upload", video, None)
         stream = self.visitors.begin(clip, controls, checked(instruction, "instruction"), compare)
         try:
+            self._last = {session: last for session, last in self._last.items() if last in self.visitors.streams}
             self._last[request.session_hash] = stream.id
             while place := self.visitors.line.place(stream.id):
                 yield {"stream": stream.id, "waiting": place, "events": [], "done": False}
@@ -212,14 +213,18 @@ class Space:
         if kind != "upload":
             raise ValueError(f"There is nothing to watch of the kind {kind!r}.")
         path = Path(str((value or {}).get("path", "") if isinstance(value, dict) else value))
-        folder = Path(self.server.uploaded_file_dir).resolve()
-        if not path.is_file() or not path.resolve().is_relative_to(folder):
+        if str(path) not in self._uploads() or not path.is_file():
             raise ValueError("There is no such upload. Please upload the video again.")
         size, limit = path.stat().st_size / 1e6, self.settings.upload_megabytes
         if size > limit:
             raise ValueError(f"The video has {size:.0f} MB, up to {limit} MB can be uploaded.")
         name = Path(name or (value.get("orig_name") if isinstance(value, dict) else None) or path.name).name
         return self.visitors.add_clip(clips.upload, path, name, self.settings.video_seconds)
+
+    def _uploads(self) -> set[str]:
+        """The files that visitors have uploaded, as gradio keeps account of them once it runs."""
+        blocks = getattr(self.server, "blocks", None)
+        return set() if blocks is None else blocks.upload_file_set
 
     def begin(self, clip: str, options: dict[str, Any]) -> dict[str, Any]:
         """Begin to watch what was chosen."""
@@ -302,7 +307,7 @@ class Space:
             if name != "overlay.mp4":
                 raise HTTPException(404)
             try:
-                with self.models.turns:
+                with self._rendering:
                     path = stream.write_overlay()
             except ValueError as error:
                 raise HTTPException(409, str(error)) from error

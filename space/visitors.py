@@ -1,11 +1,13 @@
 """Everything that visitors have here: clips, streams, places in line; and what happens to it when they go."""
 
 import logging
+import os
 import secrets
 import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from .clips import Clip
@@ -29,10 +31,11 @@ class Visitors:
 
     Args:
         models (`Models`), settings (`Settings`).
+        uploads (`Callable[[], set[str]]`): gives the paths of all uploads, of which clips have links of their own.
     """
 
-    def __init__(self, models: Models, settings: Settings):
-        self.models, self.settings = models, settings
+    def __init__(self, models: Models, settings: Settings, uploads: Callable[[], set[str]] = set):
+        self.models, self.settings, self._uploads = models, settings, uploads
         self.line = Line(settings.running, settings.waiting, settings.patience_seconds)
         self.clips: dict[str, Clip] = {}
         self.streams: dict[str, Stream] = {}
@@ -104,6 +107,12 @@ class Visitors:
             stream.stop()
         for clip in clips:
             shutil.rmtree(clip.folder, ignore_errors=True)
+        oldest = time.time() - self.settings.idle_seconds
+        uploads = self._uploads()
+        for upload in list(uploads):
+            if not os.path.exists(upload) or os.path.getmtime(upload) < oldest:
+                Path(upload).unlink(missing_ok=True)
+                uploads.discard(upload)
 
     def _sweep_again(self) -> None:
         while not self._closed.wait(min(SWEEP_SECONDS, self.settings.idle_seconds)):

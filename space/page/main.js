@@ -4,13 +4,19 @@ import { makeCharts } from "./charts.js";
 import { clock, Log } from "./log.js";
 import { Stage } from "./stage.js";
 
-const POLL = 150; // milliseconds between two calls while a video plays
+const [SOONEST, LATEST] = [20, 500]; // milliseconds between two calls while a video plays
 const TRIES = 5; // when the server can not be reached
 const QUESTIONS = ["How many objects are there?", "What happened last?", "What is at the center?", "Where is the red circle?"];
 const $ = (id) => document.getElementById(id);
 const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
 class Refused extends Error {}
+
+// The stream of this tab, kept over a reload where the browser allows it.
+const kept = {
+  get: () => { try { return sessionStorage.getItem("stream"); } catch { return null; } },
+  set: (stream) => { try { sessionStorage.setItem("stream", stream ?? ""); } catch { /* then a reload begins anew */ } },
+};
 
 async function call(name, ...data) {
   const response = await fetch(`gradio_api/run/${name}`, {
@@ -86,7 +92,7 @@ function show(clip) {
   state.stream = null;
   state.over = false;
   state.lanes = {};
-  sessionStorage.removeItem("stream");
+  kept.set(null);
   if (!clip.camera) stage.play(clip.url);
   $("notice").hidden = !clip.notice;
   $("notice").textContent = clip.notice;
@@ -140,6 +146,7 @@ const options = () => ({
 const known = () => Object.fromEntries(Object.entries(state.lanes).map(([name, { frames, events }]) => [name, [frames.length, events.length]]));
 
 function take(view) {
+  const before = JSON.stringify(known());
   for (const [name, { frames, events, from }] of Object.entries(view.lanes)) {
     const lane = (state.lanes[name] ??= { frames: [], events: [] });
     if (from[0] <= lane.frames.length) lane.frames.splice(from[0], Infinity, ...frames);
@@ -153,7 +160,7 @@ function take(view) {
   state.over = view.over;
   if (view.problem) complain(new Refused(`The video ends early: ${view.problem}`));
   if (view.truth) log.truth(view.truth);
-  redraw();
+  if (JSON.stringify(known()) !== before) redraw();
 }
 
 async function start() {
@@ -177,7 +184,7 @@ async function start() {
     const view = await call("begin", state.clip.clip, options());
     if (state.running !== token) return call("stop", view.stream);
     state.stream = view.stream;
-    sessionStorage.setItem("stream", view.stream);
+    kept.set(view.stream);
     take(view);
     state.began = performance.now();
     await run(token);
@@ -225,12 +232,17 @@ async function run(token) {
     showClock(view);
     if (state.clip.camera) await sleep(Math.max(20, 1000 / about.model.fps - (performance.now() - asked)));
     else if (stage.video.paused && !stage.video.ended) return pause();
-    else await sleep(view.more ? 0 : POLL);
+    else await sleep(view.more ? 0 : untilNextFrame());
   }
 }
 
 const elapsed = () => (performance.now() - state.began) / 1000;
 const now = () => (state.clip.camera ? elapsed() : stage.video.ended ? 1e9 : stage.video.currentTime);
+
+function untilNextFrame() {
+  const due = state.lanes.mod.frames.length ? lastTime() + 1 / about.model.fps : 0;
+  return Math.min(LATEST, Math.max(SOONEST, 1000 * (due - stage.video.currentTime) + 5));
+}
 
 function showClock(view) {
   const behind = Math.min(now(), length()) - view.time;
@@ -364,13 +376,13 @@ function describe() {
 
 // After a reload the stream is still there, where it was.
 async function restore() {
-  const stream = sessionStorage.getItem("stream");
+  const stream = kept.get();
   if (!stream) return false;
   try {
     const view = await call("advance", stream, 0, options(), {}, null);
     show(view.clip);
     state.stream = stream;
-    sessionStorage.setItem("stream", stream);
+    kept.set(stream);
     log.clear(view.compare);
     $("compare").checked = view.compare;
     take(view);
@@ -379,7 +391,7 @@ async function restore() {
     showButtons();
     return true;
   } catch {
-    sessionStorage.removeItem("stream");
+    kept.set(null);
     return false;
   }
 }

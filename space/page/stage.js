@@ -107,9 +107,11 @@ export class Stage {
     const frame = live ? this.frames.at(-1) : this.#frameAt(this.time);
     const box = this.canvas.getBoundingClientRect();
     const ratio = window.devicePixelRatio || 1;
-    this.canvas.width = box.width * ratio;
-    this.canvas.height = box.height * ratio;
-    if (!w || !h || !box.width) return;
+    for (const side of ["width", "height"]) {
+      const pixels = Math.round(box[side] * ratio);
+      if (this.canvas[side] !== pixels) this.canvas[side] = pixels; // which is slow, and clears it
+    }
+    if (!w || !h || !box.width) return this.canvas.getContext("2d").reset();
     this.#drawOver(picture, Boolean(frozen), w, h, frame);
     for (const [index, layer] of this.layers.entries()) this.#drawLayer(layer, picture, w, h, frame?.[2][index]);
   }
@@ -121,6 +123,7 @@ export class Stage {
 
   #drawOver(picture, opaque, w, h, frame) {
     const pen = this.canvas.getContext("2d");
+    pen.reset();
     const scale = Math.min(this.canvas.width / w, this.canvas.height / h);
     pen.translate((this.canvas.width - w * scale) / 2, (this.canvas.height - h * scale) / 2);
     pen.scale(scale, scale);
