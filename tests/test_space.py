@@ -103,6 +103,17 @@ def test_dense_twin_shares_weights_and_is_the_model_without_routing():
     assert [watched.silence_probability for watched in session().watch(frames)] == before != dense
 
 
+def test_both_models_see_what_was_encoded_once(scene):
+    stream, calls = Stream("id", models(), scene(12), Controls(), INSTRUCTION, compare=True), []
+    towers = {models().lanes[lane].model.vision_tower for lane in ("mod", "dense")}
+    hooks = [tower.register_forward_hook(lambda *_: calls.append(1)) for tower in towers]
+    for seconds in (0.0, 0.5, 2.0):
+        stream.advance(seconds)
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) == 3 and len(stream.lanes["dense"].seen) == len(stream.lanes["mod"].seen) == 5
+
+
 @pytest.mark.parametrize("seed", [21])
 def test_stream_in_any_steps_is_one_session(scene, seed):
     """However the page's calls fall, with a question in between and the dense twin beside it."""

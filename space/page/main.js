@@ -1,5 +1,6 @@
 // What happens when: choosing, starting, stopping, asking. The server is taken to the time at which the video plays.
 
+import { call, kept, Refused, send } from "./calls.js";
 import { makeCharts } from "./charts.js";
 import { clock, Log } from "./log.js";
 import { Stage } from "./stage.js";
@@ -9,25 +10,6 @@ const TRIES = 5; // when the server can not be reached
 const QUESTIONS = ["How many objects are there?", "What happened last?", "What is at the center?", "Where is the red circle?"];
 const $ = (id) => document.getElementById(id);
 const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
-
-class Refused extends Error {}
-
-// The stream of this tab, kept over a reload where the browser allows it.
-const kept = {
-  get: () => { try { return sessionStorage.getItem("stream"); } catch { return null; } },
-  set: (stream) => { try { sessionStorage.setItem("stream", stream ?? ""); } catch { /* then a reload begins anew */ } },
-};
-
-async function call(name, ...data) {
-  const response = await fetch(`gradio_api/run/${name}`, {
-    method: "POST",
-    headers: { "Content-Type": "application/json" },
-    body: JSON.stringify({ data }),
-  });
-  const body = await response.json();
-  if (!response.ok) throw new Refused(body.error || "Something went wrong here, not with you. Please start again.");
-  return body.data[0];
-}
 
 const about = await (await fetch("about.json")).json();
 const state = { clip: null, stream: null, running: null, waiting: 0, over: false, began: 0, lanes: {} };
@@ -113,24 +95,19 @@ async function openCamera() {
   }
 }
 
-function upload(file) {
+async function upload(file) {
   const limit = about.limits.upload_megabytes;
   if (file.size > limit * 1e6) {
     complain(new Refused(`${file.name} has ${Math.round(file.size / 1e6)} MB; up to ${limit} MB can be uploaded.`));
     return;
   }
   complain(null);
-  const request = new XMLHttpRequest();
-  request.upload.addEventListener("progress", (event) => say(`Uploading ${file.name}: ${Math.round((100 * event.loaded) / event.total)} %`));
-  request.addEventListener("load", () => {
-    if (request.status === 200) choose($("drop"), "upload", { path: JSON.parse(request.responseText)[0] }, file.name);
-    else complain(new Refused(`${file.name} was not taken: up to ${limit} MB can be uploaded.`));
-  });
-  request.addEventListener("error", () => complain(new Error("The upload broke off.")));
-  const form = new FormData();
-  form.append("files", file);
-  request.open("POST", "gradio_api/upload");
-  request.send(form);
+  try {
+    const path = await send(file, (percent) => say(`Uploading ${file.name}: ${percent} %`));
+    await choose($("drop"), "upload", { path }, file.name);
+  } catch (error) {
+    complain(error);
+  }
 }
 
 // ---- watching
