@@ -251,7 +251,7 @@ def test_files_that_are_no_videos_and_calls_that_fail_are_explained(visit, tmp_p
     # a stream that the server forgot
     space, _ = serve()
     for stream in list(space.visitors.streams):
-        space.visitors.streams.pop(stream).stop()
+        del space.visitors.streams[stream]
     wait_until(page, "document.getElementById('problem').textContent.includes('left alone for too long')")
     assert page.is_enabled("#start")
 
