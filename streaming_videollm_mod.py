@@ -176,6 +176,18 @@ class StreamingSession:
             seconds=dict(self._seconds),
         )
 
+    def remember(self, max_cached_frames: int) -> None:
+        """Change the bound of what is remembered; frames too many leave before the next one comes.
+
+        Raises:
+            `ValueError`: for a session that began without a bound, or a number below 4.
+        """
+        if self._memory is None:
+            raise ValueError("`max_cached_frames` can be changed only where a session began with a bound")
+        self._break_off()
+        self._memory.resize(max_cached_frames)
+        self.max_cached_frames = max_cached_frames
+
     def instruct(self, text: str) -> None:
         """Put a user's turn into the stream that asks for no answer now, such as what to narrate."""
         check_text("text", text)

@@ -1,0 +1,143 @@
+"""What a visitor can let the model watch: an upload, an example, a scene made on the spot, or a camera."""
+
+import json
+import random
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from ..data.world import world_stream
+from ..data.world_clip import write_clip
+from ..decoding_videollm_mod import iter_video_frames, open_container, video_duration
+from ..narration.options import OWN_CHECKPOINT
+
+# what browsers play: container, codecs and pixel format
+PLAYABLE = {"mp4": {"h264", "vp9", "av1"}, "webm": {"vp8", "vp9", "av1"}}
+PREVIEW_FPS, PREVIEW_HEIGHT = 8, 480  # of a copy that is made where the browser can not play the original
+EXAMPLES = {
+    "world": ("Shapes that come and go", "world.mp4"),
+    "cup": ("A hand and a cup (real)", "cup.mp4"),
+}
+
+
+@dataclass
+class Clip:
+    """
+    Args:
+        id (`str`): hard to guess, names it to its visitor.
+        title (`str`), folder (`Path`): of the visitor's files; deleted with the clip.
+        path (`Path`, *optional*): what is watched; None for a camera.
+        shown (`Path`, *optional*): what the browser plays.
+        seconds (`float`, *optional*): of its length, where known.
+        truth (`list[tuple[float, str]]`, *optional*): what there is to narrate, with its time.
+        notice (`str`): something its visitor should know.
+    """
+
+    id: str
+    title: str
+    folder: Path
+    path: Path | None = None
+    shown: Path | None = None
+    seconds: float | None = None
+    truth: list[tuple[float, str]] | None = None
+    notice: str = ""
+    touched: float = field(default_factory=time.monotonic)
+
+    def frames(self, fps: float) -> Iterator[tuple[np.ndarray, float]]:
+        return iter_video_frames(self.path, fps)
+
+    def describe(self) -> dict:
+        return {
+            "clip": self.id,
+            "title": self.title,
+            "url": None if self.shown is None else f"media/{self.id}",
+            "seconds": self.seconds,
+            "notice": self.notice,
+            "camera": self.path is None,
+        }
+
+
+def camera(clip_id: str, folder: Path) -> Clip:
+    return Clip(clip_id, "Your camera", folder)
+
+
+def example(clip_id: str, folder: Path, name: str) -> Clip:
+    """Raises `ValueError` for an unknown name."""
+    if name not in EXAMPLES:
+        raise ValueError(f"there is no example {name!r}, only {', '.join(EXAMPLES)}")
+    title, file = EXAMPLES[name]
+    path = OWN_CHECKPOINT / "media" / file
+    truth = None
+    if path.with_suffix(".jsonl").exists():
+        turns = json.loads(path.with_suffix(".jsonl").read_text(encoding="utf-8"))["turns"]
+        truth = [(turn["time"], turn["content"]) for turn in turns]
+    return Clip(clip_id, title, folder, path, path, video_duration(path), truth)
+
+
+def scene(clip_id: str, folder: Path, seed: int | None = None) -> Clip:
+    """A stream of the world that nobody has seen, or that of a seed."""
+    seed = random.SystemRandom().randrange(10**6, 10**9) if seed is None else seed
+    path, _ = write_clip(folder / "scene.mp4", seed)
+    stream = world_stream(seed)
+    return Clip(clip_id, f"Random scene {seed}", folder, path, path, stream.seconds, stream.narrations)
+
+
+def upload(clip_id: str, folder: Path, file: Path, name: str, most_seconds: float) -> Clip:
+    """A visitor's file, checked to be a video by decoding its first frame.
+
+    Raises:
+        `ValueError`, `OSError`: naming the file by its own name, not by its path.
+    """
+    path = folder / ("clip" + file.suffix.lower())
+    try:
+        path.hardlink_to(file)  # the same upload may be another visitor's too
+    except OSError:
+        shutil.copy(file, path)
+    try:
+        if next(iter_video_frames(path, 1.0), None) is None:
+            raise ValueError(f"there is no frame in {name}")
+        seconds = video_duration(path)
+        shown = path if playable(path) else write_preview(path, folder / "preview.mp4", most_seconds)
+    except (ValueError, OSError) as error:
+        raise type(error)(str(error).replace(str(path), name)) from error
+    notice = ""
+    if seconds is not None and seconds > most_seconds:
+        notice = f"Only the first {most_seconds / 60:g} minutes of it are watched."
+    return Clip(clip_id, name, folder, path, shown, seconds, notice=notice)
+
+
+def playable(path: Path) -> bool:
+    """Whether browsers play the file as it is."""
+    container, stream = open_container(path)
+    with container:
+        formats, codec = set(container.format.name.split(",")), stream.codec_context
+        deep = codec.pix_fmt not in ("yuv420p", "yuvj420p")
+        kind = "webm" if path.suffix == ".webm" else "mp4"
+        return kind in formats and codec.name.removeprefix("lib") in PLAYABLE[kind] and not deep
+
+
+def write_preview(path: Path, preview: Path, most_seconds: float) -> Path:
+    """A small copy that any browser plays."""
+    import av
+
+    with av.open(str(preview), "w") as container:
+        stream = None
+        for image, seconds in iter_video_frames(path, PREVIEW_FPS):
+            if seconds > most_seconds:
+                break
+            if stream is None:
+                scale = min(1.0, PREVIEW_HEIGHT / image.shape[0])
+                stream = container.add_stream("libx264", rate=Fraction(PREVIEW_FPS))
+                stream.height, stream.width = (max(2, int(side * scale) // 2 * 2) for side in image.shape[:2])
+                stream.pix_fmt, stream.options = "yuv420p", {"preset": "ultrafast", "crf": "23"}
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return preview
+
+
+__all__ = ["EXAMPLES", "Clip", "camera", "example", "scene", "upload"]

@@ -1,0 +1,99 @@
+"""The model that all visitors share, a dense twin on the same weights, and whose turn it is to compute."""
+
+import copy
+import os
+import threading
+
+import torch
+
+from ..memory_videollm_mod import frames_in_context
+from ..narration.loading import load_checkpoint
+from ..narration.options import NarrateOptions
+
+try:
+    import spaces
+
+    gpu = spaces.GPU  # outside of ZeroGPU it does nothing
+except ImportError:
+
+    def gpu(function):
+        return function
+
+
+ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # a GPU only inside `gpu` functions, each a process of its own
+
+
+def dense_twin(model):
+    """The model with every token in every layer, sharing all its weights."""
+    shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
+    twin = copy.deepcopy(model, shared)
+    twin.config.text_config.vision_routing = "full"
+    return twin
+
+
+def once_a_thread(encode):
+    """`encode`, which does not do again what it did last in this thread: two models look at the same frames."""
+    last = threading.local()
+
+    def call(pixels):
+        if not hasattr(last, "pixels") or not torch.equal(last.pixels, pixels):
+            last.pixels, last.output = pixels, encode(pixels)
+        return last.output
+
+    return call
+
+
+class Models:
+    """
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`), processor (`VideoLLMMoDProcessor`).
+    """
+
+    def __init__(self, model, processor):
+        self.processor = processor
+        self.lanes = {"mod": model, "dense": dense_twin(model)}
+        model.encode_frames = self.lanes["dense"].encode_frames = once_a_thread(model.encode_frames)
+        self.config, self.device = model.config, model.device
+        self.fps = float(processor.video_processor.fps)
+        self.most_frames = frames_in_context(model.config)
+        self.default_keep_ratio = model.keep_ratio
+        self.turns = threading.Semaphore(1)
+        if self.device.type == "cpu":
+            # streams gain more from a core each than from sharing all
+            torch.set_num_threads(1)
+            self.turns = threading.Semaphore(os.cpu_count() or 1)
+
+    @classmethod
+    def load(cls, checkpoint: str | None = None) -> "Models":
+        """Of a folder or Hub id; the checkpoint that comes with the package if omitted."""
+        options = NarrateOptions(source="", model=checkpoint)
+        options.check()
+        return cls(*load_checkpoint(options))
+
+    def warm_up(self) -> None:
+        """Let a first frame pass and a word be said, so that no visitor waits for what is set up on first use."""
+        for model in self.lanes.values():
+            session = model.stream(self.processor, max_new_tokens=2, speak_threshold=1.0)
+            side = self.processor.video_processor.size["height"]
+            session.push(torch.zeros(2, 3, side, side, dtype=torch.uint8))
+
+    def describe(self) -> dict:
+        """What the page draws by: the grid of patches, the routed layers, and the ranges of the controls."""
+        config, text = self.config, self.config.text_config
+        grid = config.frame_token_pooled or (1, 1)
+        return {
+            "fps": self.fps,
+            "grid": list(grid),
+            "class_token": config.frame_token_cls,
+            "letterbox": bool(self.processor.video_processor.do_pad),
+            "tokens": config.num_frame_tokens,
+            "layers": text.num_hidden_layers,
+            "routed_layers": list(text.routed_layers),
+            "keep_ratio": self.default_keep_ratio,
+            "most_frames": self.most_frames,
+            "parameters": sum(p.numel() for p in self.lanes["mod"].parameters()),
+            "device": self.device.type,
+        }
+
+
+__all__ = ["ZERO_GPU", "Models", "dense_twin", "gpu"]

@@ -1,0 +1,384 @@
+// What happens when: choosing, starting, stopping, asking. The server is taken to the time at which the video plays.
+
+import { call, kept, Refused, send } from "./calls.js";
+import { makeCharts } from "./charts.js";
+import { clock, Log } from "./log.js";
+import { Stage } from "./stage.js";
+
+const [SOONEST, LATEST] = [20, 500]; // milliseconds between two calls while a video plays
+const TRIES = 5; // when the server can not be reached
+const QUESTIONS = ["How many objects are there?", "What happened last?", "What is at the center?", "Where is the red circle?"];
+const $ = (id) => document.getElementById(id);
+const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
+
+const about = await (await fetch("about.json")).json();
+const state = { clip: null, stream: null, running: null, waiting: 0, over: false, began: 0, lanes: {} };
+const stage = new Stage(about.model);
+const charts = makeCharts();
+const log = new Log((time) => { stage.seek(time); redraw(); });
+
+// ---- what is said to the visitor
+
+const say = (text) => { if ($("status").textContent !== text) $("status").textContent = text; };
+
+function complain(error) {
+  $("problem").hidden = !error;
+  $("problem").textContent = error ? (error instanceof Refused ? error.message : `The server can not be reached. ${error.message}`) : "";
+}
+
+function showButtons() {
+  const running = Boolean(state.running);
+  $("start").disabled = !state.clip || running;
+  $("start").textContent = state.stream ? "Start again" : "Start";
+  $("stop").disabled = !running;
+  $("continue").hidden = !state.stream || running || state.over || state.clip?.camera;
+  const asking = Boolean(state.stream) && !state.waiting;
+  for (const element of [...$("ask").elements, ...$("suggestions").children]) element.disabled = !asking;
+  for (const link of $("downloads").children) {
+    if (state.stream) link.href = `download/${state.stream}/${link.dataset.name}`;
+    else link.removeAttribute("href");
+  }
+}
+
+const length = () => state.clip?.seconds || (isFinite(stage.video.duration) && stage.video.duration) || Math.max(30, lastTime());
+const lastTime = () => state.lanes.mod?.frames.at(-1)?.[0] ?? 0;
+
+function redraw() {
+  stage.frames = state.lanes.mod?.frames ?? [];
+  stage.draw();
+  log.at(state.clip?.camera && stage.frozen === null ? lastTime() : stage.time, length());
+  charts.speak.draw(state.lanes, length(), 1 - Number($("threshold").value));
+  charts.bytes.draw(state.lanes, length());
+  charts.time.draw(state.lanes, length());
+}
+
+// ---- choosing
+
+async function choose(pressed, kind, value = null, name = "") {
+  if (state.running) await stop();
+  complain(null);
+  say("One moment…");
+  try {
+    if (kind === "camera") await openCamera();
+    show(await call("choose", kind, value, name));
+    for (const other of document.querySelectorAll(".choice")) other.setAttribute("aria-pressed", String(other === pressed));
+    say(`${state.clip.title}. Press Start.`);
+  } catch (error) {
+    complain(error);
+    say("Choose something else, or try again.");
+  }
+}
+
+function show(clip) {
+  state.clip = clip;
+  state.stream = null;
+  state.over = false;
+  state.lanes = {};
+  kept.set(null);
+  if (!clip.camera) stage.play(clip.url);
+  $("notice").hidden = !clip.notice;
+  $("notice").textContent = clip.notice;
+  log.clear();
+  log.truth(null);
+  $("clock").textContent = "";
+  redraw();
+  showButtons();
+}
+
+async function openCamera() {
+  if (!navigator.mediaDevices) throw new Refused("This browser gives no camera to this page: it must be served over https.");
+  try {
+    await stage.watchCamera();
+  } catch (error) {
+    const why = { NotAllowedError: "The camera was not allowed.", NotFoundError: "There is no camera." }[error.name];
+    throw new Refused(`${why ?? "The camera can not be opened."} Allow it in the browser, or choose a video.`);
+  }
+}
+
+async function upload(file) {
+  const limit = about.limits.upload_megabytes;
+  if (file.size > limit * 1e6) {
+    complain(new Refused(`${file.name} has ${Math.round(file.size / 1e6)} MB; up to ${limit} MB can be uploaded.`));
+    return;
+  }
+  complain(null);
+  try {
+    const path = await send(file, (percent) => say(`Uploading ${file.name}: ${percent} %`));
+    await choose($("drop"), "upload", { path }, file.name);
+  } catch (error) {
+    complain(error);
+  }
+}
+
+// ---- watching
+
+const options = () => ({
+  keep_ratio: Number($("keep-ratio").value),
+  threshold: Number($("threshold").value),
+  memory: Number($("memory").value),
+  instruction: $("instruction").value,
+  compare: $("compare").checked,
+});
+
+const known = () => Object.fromEntries(Object.entries(state.lanes).map(([name, { frames, events }]) => [name, [frames.length, events.length]]));
+
+function take(view) {
+  const before = JSON.stringify(known());
+  for (const [name, { frames, events, from }] of Object.entries(view.lanes)) {
+    const lane = (state.lanes[name] ??= { frames: [], events: [] });
+    if (from[0] <= lane.frames.length) lane.frames.splice(from[0], Infinity, ...frames);
+    if (from[1] <= lane.events.length) {
+      log.add(name, events.slice(lane.events.length - from[1]));
+      lane.events.splice(from[1], Infinity, ...events);
+    }
+  }
+  log.answering(view.answering);
+  state.waiting = view.waiting ?? 0;
+  state.over = view.over;
+  if (view.problem) complain(new Refused(`The video ends early: ${view.problem}`));
+  if (view.truth) log.truth(view.truth);
+  if (JSON.stringify(known()) !== before) redraw();
+}
+
+async function start() {
+  complain(null);
+  const token = (state.running = {});
+  Object.assign(state, { stream: null, over: false, lanes: {} });
+  stage.unfreeze();
+  log.clear($("compare").checked);
+  log.truth(null);
+  showButtons();
+  say("Starting…");
+  try {
+    if (!state.clip.camera) {
+      stage.video.pause();
+      stage.video.currentTime = 0;
+    } else {
+      stage.snapshots = [];
+      if (!stage.video.srcObject?.active) await openCamera();
+      await stage.video.play();
+    }
+    const view = await call("begin", state.clip.clip, options());
+    if (state.running !== token) return call("stop", view.stream);
+    state.stream = view.stream;
+    kept.set(view.stream);
+    take(view);
+    state.began = performance.now();
+    await run(token);
+  } catch (error) {
+    if (state.running === token) finish();
+    complain(error);
+    say("It did not start.");
+  }
+}
+
+async function run(token) {
+  state.running = token;
+  showButtons();
+  let playing = false;
+  let tries = 0;
+  while (state.running === token) {
+    const asked = performance.now();
+    let view;
+    try {
+      view = await call("advance", state.stream, now(), options(), known(), playing && state.clip.camera ? stage.snapshot(elapsed()) : null);
+      tries = 0;
+    } catch (error) {
+      if (error instanceof Refused || ++tries > TRIES) throw error;
+      say("The connection broke. Trying again…");
+      await sleep(500 * tries);
+      continue;
+    }
+    if (state.running !== token) return;
+    take(view);
+    if (view.over) return finish();
+    if (view.waiting) {
+      say(`All places are taken: you are number ${view.waiting} in line. It starts by itself.`);
+      showButtons();
+      await sleep(1000);
+      continue;
+    }
+    if (!playing) {
+      playing = true;
+      state.began = performance.now();
+      showButtons();
+      say("Watching.");
+      if (!state.clip.camera) await stage.video.play().catch(() => say("Press play on the video."));
+      continue;
+    }
+    showClock(view);
+    if (state.clip.camera) await sleep(Math.max(20, 1000 / about.model.fps - (performance.now() - asked)));
+    else if (stage.video.paused && !stage.video.ended) return pause();
+    else await sleep(view.more ? 0 : untilNextFrame());
+  }
+}
+
+const elapsed = () => (performance.now() - state.began) / 1000;
+const now = () => (state.clip.camera ? elapsed() : stage.video.ended ? 1e9 : stage.video.currentTime);
+
+function untilNextFrame() {
+  const due = state.lanes.mod.frames.length ? lastTime() + 1 / about.model.fps : 0;
+  return Math.min(LATEST, Math.max(SOONEST, 1000 * (due - stage.video.currentTime) + 5));
+}
+
+function showClock(view) {
+  const behind = Math.min(now(), length()) - view.time;
+  const late = behind > 2 ? `, ${behind.toFixed(0)} s behind` : "";
+  $("clock").textContent = `${clock(view.time)}${state.clip.camera ? "" : ` of ${clock(length())}`}${late}`;
+}
+
+function pause() {
+  state.running = null;
+  say("Paused: the model waits with you. Play the video to go on.");
+  showButtons();
+}
+
+async function goOn() {
+  if (state.running || !state.stream || state.over || state.clip.camera) return;
+  try {
+    await run({});
+  } catch (error) {
+    finish();
+    complain(error);
+  }
+}
+
+function finish() {
+  state.running = null;
+  if (!state.clip?.camera || state.over) stage.video.pause();
+  say(state.over ? "It has seen all of it. Click an entry to go there, or ask on." : "Stopped.");
+  showButtons();
+  redraw();
+}
+
+async function stop() {
+  const { stream } = state;
+  state.running = null;
+  stage.video.pause();
+  say("Stopped. You can still ask, or start again.");
+  showButtons();
+  if (!stream) return;
+  try {
+    take(await call("stop", stream, known()));
+    state.over = true;
+    showButtons();
+  } catch (error) {
+    complain(error);
+  }
+}
+
+async function ask(question) {
+  const { stream } = state;
+  log.answering({ time: lastTime(), query: question, text: "" });
+  try {
+    await call("ask", question, stream);
+    if (state.stream === stream) take(await call("advance", stream, 0, options(), known(), null));
+  } catch (error) {
+    log.answering(null);
+    complain(error);
+  }
+}
+
+// ---- the page itself
+
+function setTheme(theme) {
+  document.documentElement.dataset.theme = theme;
+  redraw();
+}
+
+function listen() {
+  for (const { name, title } of about.examples) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "choice";
+    button.textContent = title;
+    button.addEventListener("click", () => choose(button, "example", name));
+    $("examples").append(button);
+  }
+  $("scene").addEventListener("click", (event) => choose(event.currentTarget, "scene"));
+  $("camera").addEventListener("click", (event) => choose(event.currentTarget, "camera"));
+  $("file").addEventListener("change", (event) => {
+    if (event.target.files[0]) upload(event.target.files[0]);
+    event.target.value = "";
+  });
+  for (const event of ["dragover", "dragleave", "drop"]) {
+    $("drop").addEventListener(event, (happened) => {
+      happened.preventDefault();
+      $("drop").classList.toggle("over", event === "dragover");
+      if (event === "drop" && happened.dataTransfer.files[0]) upload(happened.dataTransfer.files[0]);
+    });
+  }
+  $("start").addEventListener("click", start);
+  $("stop").addEventListener("click", stop);
+  $("continue").addEventListener("click", () => stage.video.play());
+  stage.video.addEventListener("play", () => setTimeout(goOn));
+  stage.video.addEventListener("timeupdate", () => log.at(stage.time, length()));
+  $("ask").addEventListener("submit", (event) => {
+    event.preventDefault();
+    const question = $("question").value.trim();
+    $("question").value = "";
+    if (question) ask(question);
+  });
+  for (const question of QUESTIONS) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.textContent = question;
+    button.addEventListener("click", () => ask(question));
+    $("suggestions").append(button);
+  }
+  $("keep-ratio").value = about.model.keep_ratio;
+  $("memory").max = $("memory").value = about.model.most_frames;
+  const tell = {
+    "keep-ratio": (value) => `${Math.round(100 * value)} %: ${Math.ceil(Number((value * about.model.tokens).toFixed(6)))} of ${about.model.tokens} tokens`,
+    threshold: (value) => Number(value).toFixed(3),
+    memory: (value) => `${value} frames, ${value / about.model.fps} s`,
+  };
+  for (const [id, words] of Object.entries(tell)) {
+    const update = () => { $(`${id}-value`).textContent = words($(id).value); };
+    $(id).addEventListener("input", () => { update(); redraw(); });
+    update();
+  }
+  $("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+}
+
+function describe() {
+  const { model, limits } = about;
+  const million = (model.parameters / 1e6).toFixed(1);
+  $("limits").textContent = `Videos up to ${limits.upload_megabytes} MB; ${limits.video_seconds / 60} minutes of a video and ` +
+    `${limits.camera_seconds / 60} of a camera are watched. ${limits.running} streams run at once, ${limits.waiting} can wait.`;
+  $("layers-hint").textContent = `${model.routed_layers.length} of ${model.layers} layers are routed; bright patches were kept, dark ones passed by.`;
+  $("about").textContent = `This model has ${million} million parameters and runs on ${model.device === "cpu" ? "the CPU" : "a GPU"}. ` +
+    "It knows only a world of coloured shapes: what it says of other videos means nothing.";
+}
+
+// After a reload the stream is still there, where it was.
+async function restore() {
+  const stream = kept.get();
+  if (!stream) return false;
+  try {
+    const view = await call("advance", stream, 0, options(), {}, null);
+    show(view.clip);
+    state.stream = stream;
+    kept.set(stream);
+    log.clear(view.compare);
+    $("compare").checked = view.compare;
+    take(view);
+    stage.video.addEventListener("loadedmetadata", () => stage.seek(view.time), { once: true });
+    say(state.over ? "Here is what it saw." : state.clip.camera ? "The page was loaded anew: start the camera again." : "The page was loaded anew. Go on, or start again.");
+    showButtons();
+    return true;
+  } catch {
+    kept.set(null);
+    return false;
+  }
+}
+
+listen();
+describe();
+const wanted = new URLSearchParams(location.search).get("__theme");
+const dark = matchMedia("(prefers-color-scheme: dark)");
+setTheme(["light", "dark"].includes(wanted) ? wanted : dark.matches ? "dark" : "light");
+dark.addEventListener("change", () => setTheme(dark.matches ? "dark" : "light"));
+showButtons();
+if (!(await restore())) await choose($("examples").querySelector("button"), "example", about.examples[0].name);
+document.documentElement.dataset.ready = "true";

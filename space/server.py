@@ -1,0 +1,273 @@
+"""The page and the API, on gradio's server: `/narrate` and `/ask` for programs, and what the page calls.
+
+The page's calls are gradio endpoints too, that answer at once and queue nowhere: who may run is the line's to say.
+"""
+
+import inspect
+import os
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+# nothing is sent anywhere
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import gradio as gr
+from fastapi import HTTPException
+from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse
+
+from . import clips
+from .checks import checked, controls_of, friendly
+from .models import Models
+from .settings import Settings
+from .stream import FORMATS, Stream
+from .visitors import Visitors
+
+PAGE = Path(__file__).parent / "page"
+ASSETS = {
+    "style.css": "text/css",
+    "icon.svg": "image/svg+xml",
+    **dict.fromkeys(("main.js", "calls.js", "stage.js", "charts.js", "log.js"), "text/javascript"),
+}
+WAIT_SECONDS = 0.5
+# the page needs nothing from elsewhere, and gets nothing
+POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'; base-uri 'none'"
+
+
+class Space:
+    """
+    The server, and what it does for visitors.
+
+    Args:
+        models (`Models`), settings (`Settings`).
+    """
+
+    def __init__(self, models: Models, settings: Settings):
+        self.models, self.settings = models, settings
+        self.visitors = Visitors(models, settings, self._uploads)
+        self._last: dict[str, str] = {}  # session of an API client -> its last stream
+        self._rendering = threading.Semaphore(1)
+        self.server = gr.Server(title="VideoLLM-MoD", docs_url=None, redoc_url=None, openapi_url=None)
+        for function, public in (
+            (self.narrate, True),
+            (self.ask, True),
+            (self.choose, False),
+            (self.begin, False),
+            (self.advance, False),
+            (self.stop, False),
+        ):
+            self.server.api(
+                friendly(function),
+                name=function.__name__,
+                description=" ".join(inspect.getdoc(function).split()),  # gradio itself leaves the parameters out
+                queue=public,
+                concurrency_limit=None,
+                api_visibility="public" if public else "undocumented",
+            )
+        self._add_routes()
+
+    def narrate(
+        self,
+        video: dict[str, Any],
+        instruction: str = "Narrate what happens.",
+        keep_ratio: float | None = None,
+        threshold: float | None = None,
+        memory: int | None = None,
+        compare: bool = False,
+        request: gr.Request = None,
+    ) -> Iterator[dict[str, Any]]:
+        """
+        Narrate a video, as fast as it goes.
+
+        Yields what was said so far each time it speaks; the last result holds everything: `events`, `stats`, and the
+        events as `vtt`, `srt` and `jsonl`. While others run first, `waiting` tells how many.
+
+        Parameters:
+            video: a file, as `gradio_client.handle_file(path)` gives it.
+            instruction: what the stream opens with.
+            keep_ratio: share of vision tokens that routed layers keep, above 0 and at most 1.
+            threshold: the model speaks after a frame where silence is less probable than this.
+            memory: frames that are remembered, at least 4.
+            compare: let the dense model watch too; its figures are in `stats`, its events in `dense_events`.
+        """
+        controls = controls_of(self.models, keep_ratio, threshold, memory)
+        clip = self._choose("upload", video, None)
+        stream = self.visitors.begin(clip, controls, checked(instruction, "instruction"), compare)
+        try:
+            self._last = {session: last for session, last in self._last.items() if last in self.visitors.streams}
+            self._last[request.session_hash] = stream.id
+            while place := self.visitors.line.place(stream.id):
+                yield {"stream": stream.id, "waiting": place, "events": [], "done": False}
+                self.visitors.stream(stream.id)
+                time.sleep(WAIT_SECONDS)
+            told = -1
+            while not stream.over:
+                stream.advance(float("inf"), controls)
+                self.visitors.stream(stream.id)
+                self.visitors.line.place(stream.id)
+                if len(stream.lanes["mod"].events) != told:
+                    told = len(stream.lanes["mod"].events)
+                    yield self._told(stream)
+            if stream.problem:
+                raise ValueError(stream.problem)
+            yield {**self._told(stream), **{name: stream.written(name) for name in FORMATS}, "done": True}
+        finally:
+            self.visitors.line.leave(stream.id)
+
+    def _told(self, stream: Stream) -> dict[str, Any]:
+        told = {"stream": stream.id, "waiting": 0, "time": stream.time, "done": False, "stats": stream.stats()}
+        told["events"] = [vars(event) for event in stream.lanes["mod"].events]
+        if stream.compare:
+            told["dense_events"] = [vars(event) for event in stream.lanes["dense"].events]
+        return told
+
+    def ask(self, question: str, stream: str = "", request: gr.Request = None) -> dict[str, Any]:
+        """
+        Ask about a stream, while it runs or after; the answer becomes part of it.
+
+        Parameters:
+            question: in words that the model knows.
+            stream: the `stream` of a result of `/narrate`; this client's last one if omitted.
+        """
+        stream = self.visitors.stream(stream or self._last.get(request.session_hash, ""))
+        return vars(stream.ask(checked(question, "question") or ""))
+
+    def choose(self, kind: str, value: Any = None, name: str = "") -> dict[str, Any]:
+        """Choose what to watch: `kind` is `example`, `scene`, `upload` or `camera`."""
+        return self._choose(kind, value, name).describe()
+
+    def _choose(self, kind: str, value: Any, name: str | None) -> clips.Clip:
+        if kind == "example":
+            return self.visitors.add_clip(clips.example, value)
+        if kind == "scene":
+            return self.visitors.add_clip(clips.scene, value)
+        if kind == "camera":
+            return self.visitors.add_clip(clips.camera)
+        if kind != "upload":
+            raise ValueError(f"There is nothing to watch of the kind {kind!r}.")
+        path = Path(str((value or {}).get("path", "") if isinstance(value, dict) else value))
+        if str(path) not in self._uploads() or not path.is_file():
+            raise ValueError("There is no such upload. Please upload the video again.")
+        size, limit = path.stat().st_size / 1e6, self.settings.upload_megabytes
+        if size > limit:
+            raise ValueError(f"The video has {size:.0f} MB, up to {limit} MB can be uploaded.")
+        name = Path(name or (value.get("orig_name") if isinstance(value, dict) else None) or path.name).name
+        return self.visitors.add_clip(clips.upload, path, name, self.settings.video_seconds)
+
+    def _uploads(self) -> set[str]:
+        """The files that visitors have uploaded, as gradio keeps account of them once it runs."""
+        blocks = getattr(self.server, "blocks", None)
+        return set() if blocks is None else blocks.upload_file_set
+
+    def begin(self, clip: str, options: dict[str, Any]) -> dict[str, Any]:
+        """Begin to watch what was chosen."""
+        controls = controls_of(self.models, *(options.get(name) for name in ("keep_ratio", "threshold", "memory")))
+        stream = self.visitors.begin(
+            self.visitors.clip(clip),
+            controls,
+            checked(options.get("instruction"), "instruction"),
+            bool(options.get("compare")),
+        )
+        return {**self._view(stream, None), "waiting": self.visitors.line.place(stream.id)}
+
+    def advance(
+        self, stream: str, seconds: float, options: dict[str, Any], known: dict[str, Any], picture: str | None = None
+    ) -> dict[str, Any]:
+        """Take a stream to the time at which its video plays, with a picture if it is a camera."""
+        found = self.visitors.stream(stream)
+        if found.over:
+            return self._view(found, known)
+        if place := self.visitors.line.place(stream):
+            return {**self._view(found, known), "waiting": place}
+        controls = controls_of(self.models, *(options.get(name) for name in ("keep_ratio", "threshold", "memory")))
+        more = False
+        if found.clip.path is not None:
+            more = found.advance(seconds, controls)
+        elif picture is not None:
+            found.look(picture, seconds, controls)
+        if found.over:
+            self.visitors.line.leave(stream)
+        return {**self._view(found, known), "waiting": 0, "more": more}
+
+    def stop(self, stream: str, known: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Stop watching."""
+        found = self.visitors.stream(stream)
+        found.stop()
+        self.visitors.line.leave(stream)
+        return self._view(found, known)
+
+    def _view(self, stream: Stream, known: dict | None) -> dict[str, Any]:
+        return {**stream.view(known), "clip": stream.clip.describe(), "compare": stream.compare}
+
+    def _add_routes(self) -> None:
+        server, visitors = self.server, self.visitors
+
+        @server.get("/", response_class=HTMLResponse)
+        def page():
+            html = (PAGE / "index.html").read_text(encoding="utf-8")
+            return HTMLResponse(html, headers={"Content-Security-Policy": POLICY})
+
+        @server.get("/assets/{name}")
+        def asset(name: str):
+            if name not in ASSETS:
+                raise HTTPException(404)
+            return FileResponse(PAGE / name, media_type=ASSETS[name], headers={"Cache-Control": "no-cache"})
+
+        @server.get("/about.json")
+        def about():
+            limits = {name: getattr(self.settings, name) for name in ("running", "waiting", "upload_megabytes")}
+            limits |= {"video_seconds": self.settings.video_seconds, "camera_seconds": self.settings.camera_seconds}
+            examples = [{"name": name, "title": title} for name, (title, _) in clips.EXAMPLES.items()]
+            return {"model": self.models.describe(), "limits": limits, "examples": examples}
+
+        @server.get("/media/{clip_id}")
+        def media(clip_id: str):
+            clip = visitors.clips.get(clip_id)
+            if clip is None or clip.shown is None:
+                raise HTTPException(404)
+            return FileResponse(clip.shown)
+
+        @server.get("/download/{stream_id}/{name}")
+        def download(stream_id: str, name: str):
+            stream, suffix = visitors.streams.get(stream_id), name.rpartition(".")[2]
+            if stream is None:
+                raise HTTPException(404, "This stream is not here any more.")
+            stem = Path(stream.clip.title).stem.replace(" ", "-") or "stream"
+            headers = {"Content-Disposition": f'attachment; filename="{ascii_name(stem)}.{suffix}"'}
+            if name in {f"narration.{format}" for format in FORMATS}:
+                kind = "text/vtt" if suffix == "vtt" else "text/plain"
+                return PlainTextResponse(stream.written(suffix), media_type=kind, headers=headers)
+            if name != "overlay.mp4":
+                raise HTTPException(404)
+            try:
+                with self._rendering:
+                    path = stream.write_overlay()
+            except ValueError as error:
+                raise HTTPException(409, str(error)) from error
+            return FileResponse(path, media_type="video/mp4", headers=headers)
+
+        @server.get("/favicon.ico")
+        def favicon():
+            return RedirectResponse("assets/icon.svg")
+
+    def launch(self, **options) -> tuple[Any, str, str]:
+        """Serve; see `gradio.Blocks.launch`."""
+        limit = f"{self.settings.upload_megabytes}mb"
+        options = {"show_error": False, "max_file_size": limit, "ssr_mode": False, **options}
+        return self.server.launch(_frontend=False, **options)
+
+
+def ascii_name(name: str) -> str:
+    return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)
+
+
+def launch(checkpoint: str | None = None, **options) -> None:
+    """Load the model, and serve until interrupted."""
+    models = Models.load(checkpoint)
+    models.warm_up()
+    Space(models, Settings.from_environment()).launch(**options)
+
+
+__all__ = ["Space", "launch"]

@@ -1,0 +1,265 @@
+"""One visitor's stream: the clip or camera, the models that watch it, and all that came of it so far.
+
+Nothing here waits: a page asks for the stream to be taken to a time, as its video plays, and gets what is new. So
+pausing, seeking and stopping are the page's own business, and visitors take turns step by step.
+"""
+
+import base64
+import binascii
+import io
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..events_videollm_mod import StreamEvent
+from ..narration.overlay import OverlayVideo
+from ..narration.writers import file_writer
+from .clips import Clip
+from .lane import Controls, Lane, Step
+from .models import Models
+
+FRAMES_A_CALL = 8  # of a video, so that a page is heard between them
+CAMERA_PIXELS = 1024  # a side at most; models see fewer
+SAME_FRAME = 0.25  # seconds
+FORMATS = ("vtt", "srt", "jsonl")
+
+
+class Stream:
+    """
+    Args:
+        id (`str`): hard to guess.
+        models (`Models`), clip (`Clip`), controls (`Controls`).
+        instruction (`str`, *optional*): that opens the stream.
+        compare (`bool`): the dense twin watches too.
+        most_seconds (`float`): of the clip that are watched.
+    """
+
+    def __init__(
+        self,
+        id: str,
+        models: Models,
+        clip: Clip,
+        controls: Controls,
+        instruction: str | None = None,
+        compare: bool = False,
+        most_seconds: float = 180.0,
+    ):
+        self.id, self.models, self.clip, self.most_seconds = id, models, clip, most_seconds
+        self.controls, self.compare, self.instruction = controls, compare, instruction
+        self.lanes = {
+            name: Lane(models, name, controls, instruction, clip.folder)
+            for name in (("mod", "dense") if compare else ("mod",))
+        }
+        self.ended = self.stopped = False
+        self.problem: str | None = None  # why the video ended early, if it did
+        self.answering: dict | None = None  # an answer that is being made
+        self.pictures: list[bytes] = []  # of a camera, as they came
+        self._source = None if clip.path is None else clip.frames(models.fps)
+        self._next: tuple[np.ndarray, float] | None = None  # decoded, and not due yet
+        self._turn, self._lock = False, threading.Lock()
+        self.touched = time.monotonic()
+
+    @property
+    def time(self) -> float:
+        """Seconds, of the last frame that was watched."""
+        seen = self.lanes["mod"].seen
+        return seen[-1].watched.time if seen else 0.0
+
+    @property
+    def over(self) -> bool:
+        return self.ended or self.stopped
+
+    def advance(self, seconds: float, controls: Controls | None = None) -> bool:
+        """Watch the clip's frames that are due at `seconds`, `FRAMES_A_CALL` at most. True if more are due."""
+        if not self._lock.acquire(blocking=False):  # an answer is being made, or another call is at it
+            return False
+        try:
+            self.controls = controls or self.controls
+            block = []
+            while not self.over and len(block) < FRAMES_A_CALL:
+                frame = self._peek()
+                if frame is None or frame[1] > seconds:
+                    break
+                block.append(frame)
+                self._next = None
+            if block:
+                images, times = zip(*block, strict=True)
+                self._step(Step(self.controls, np.stack(images), times))
+            frame = None if self.over else self._peek()
+            return frame is not None and frame[1] <= seconds
+        finally:
+            self._lock.release()
+
+    def look(self, picture: str, seconds: float, controls: Controls | None = None) -> None:
+        """Watch a camera's picture, a `data:` URL of a JPEG.
+
+        Raises:
+            `ValueError`: if it is none.
+        """
+        encoded = picture.partition("base64,")[2]
+        try:
+            raw = base64.b64decode(encoded, validate=True)
+            image = Image.open(io.BytesIO(raw), formats=("JPEG",))
+            if max(image.size) > CAMERA_PIXELS:
+                raise ValueError(f"a picture may be {CAMERA_PIXELS} pixels wide and high, got {image.size}")
+            pixels = np.asarray(image.convert("RGB"))
+        except (binascii.Error, OSError) as error:
+            raise ValueError("the camera's picture can not be read") from error
+        with self._lock:
+            self.controls = controls or self.controls
+            if self.over:
+                return
+            if seconds >= self.most_seconds:
+                self.ended = True
+                return
+            self.pictures.append(raw)
+            self._step(Step(self.controls, pixels[None], (max(float(seconds), self.time),)))
+
+    def ask(self, question: str) -> StreamEvent:
+        """Ask after the last frame that was watched; the answer of the routed model.
+
+        Raises:
+            `ValueError`: for no question.
+        """
+        if not question or not question.strip():
+            raise ValueError("Type a question first.")
+        with self._lock:
+
+            def grow(text: str) -> None:
+                self.answering = {"query": question, "text": text, "time": self.time}
+
+            try:
+                grow("")
+                for name, lane in self.lanes.items():
+                    lane.step(Step(self.controls, question=question), grow if name == "mod" else None)
+            finally:
+                self.answering = None
+            return self.lanes["mod"].events[-1]
+
+    def stop(self) -> None:
+        """No further frame is watched. Questions still are answered."""
+        self.stopped = True
+        with self._lock:
+            self._close()
+
+    def _peek(self) -> tuple[np.ndarray, float] | None:
+        if self._next is None and self._source is not None:
+            try:
+                self._next = next(self._source, None)
+            except (ValueError, OSError) as error:
+                self.problem = str(error).replace(str(self.clip.path), self.clip.title)
+            if self._next is None or self._next[1] >= self.most_seconds:
+                self.ended = True
+                self._close()
+        return self._next
+
+    def _close(self) -> None:
+        if self._source is not None:
+            self._source.close()
+        self._source = self._next = None
+
+    def _step(self, step: Step) -> None:
+        self._turn = not self._turn  # whoever computes first finds the processor's caches cold
+        for lane in list(self.lanes.values())[:: 1 if self._turn else -1]:
+            if not self.stopped:
+                lane.step(step)
+
+    def view(self, known: dict | None = None) -> dict:
+        """What a page shows, less what it says it has: `known` is `{lane: [frames, events]}`."""
+        lanes = {}
+        for name, lane in self.lanes.items():
+            frames, events = (known or {}).get(name) or (0, 0)
+            lanes[name] = {
+                "frames": [as_row(seen) for seen in lane.seen[frames:]],
+                "events": [vars(event) for event in lane.events[events:]],
+                "from": [frames, events],
+            }
+        view = {"stream": self.id, "time": self.time, "lanes": lanes, "over": self.over, "problem": self.problem}
+        view["answering"] = self.answering
+        if self.over and self.clip.truth is not None:
+            view["truth"] = self.judged()
+        return view
+
+    def judged(self) -> list[dict]:
+        """What there was to narrate until now, and whether it was said: `right`, at another time (`late`) or not at
+        all (`missed`); then what was said besides (`wrong`)."""
+        said = [event for event in self.lanes["mod"].events if event.kind == "narration"]
+        judged = []
+        for seconds, text in self.clip.truth:
+            if seconds > self.time + 1e-6:
+                continue
+            same = [event for event in said if event.text == text]
+            nearest = min(same, key=lambda event: abs(event.time - seconds), default=None)
+            verdict = "missed"
+            if nearest is not None:
+                verdict = "right" if abs(nearest.time - seconds) <= SAME_FRAME else "late"
+                said.remove(nearest)
+            judged.append({"time": seconds, "text": text, "verdict": verdict})
+        judged += [{"time": event.time, "text": event.text, "verdict": "wrong"} for event in said]
+        return sorted(judged, key=lambda entry: entry["time"])
+
+    def stats(self) -> dict:
+        """Of each model: frames, bytes of its cache, and milliseconds a frame of the language model."""
+        return {
+            name: {
+                "frames": len(lane.seen),
+                "kv_bytes": lane.seen[-1].kv_bytes,
+                "milliseconds_a_frame": sum(seen.milliseconds for seen in lane.seen) / len(lane.seen),
+            }
+            for name, lane in self.lanes.items()
+            if lane.seen
+        }
+
+    def written(self, format: str) -> str:
+        """The events as `vtt`, `srt` or `jsonl`."""
+        file = io.StringIO()
+        writer = file_writer(format, file)
+        for event in list(self.lanes["mod"].events):
+            writer.event(event)
+        writer.close(self.stats())
+        return file.getvalue()
+
+    def write_overlay(self) -> Path:
+        """The video of what was kept, as `videollm-mod narrate --overlay` makes it.
+
+        Raises:
+            `ValueError`: before a frame was watched.
+        """
+        seen, events = list(self.lanes["mod"].seen), list(self.lanes["mod"].events)
+        if not seen:
+            raise ValueError("There is nothing to show yet: no frame was watched.")
+        path = self.clip.folder / f"{self.id}.overlay.mp4"
+        letterbox = bool(self.models.processor.video_processor.do_pad)
+        video = OverlayVideo(path, self.models.config, self.models.fps, self.controls.threshold, letterbox)
+        try:
+            for image, frame in zip(self._images(), seen, strict=False):
+                while events and events[0].time <= frame.watched.time:
+                    video.event(events.pop(0))
+                video.frame(image, frame.watched)
+        finally:
+            video.close()
+        return path
+
+    def _images(self) -> Iterator[np.ndarray]:
+        if self.clip.path is None:
+            for raw in self.pictures:
+                yield np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
+        else:
+            with suppress(ValueError, OSError):  # where it broke off before, it does again
+                for image, _ in self.clip.frames(self.models.fps):
+                    yield image
+
+
+def as_row(seen) -> list:
+    """`[time, probability of silence, tokens kept in each routed layer, bytes, milliseconds]`."""
+    watched = seen.watched
+    kept = [tokens.tolist() for tokens in watched.kept if tokens is not None]
+    return [watched.time, watched.silence_probability, kept, seen.kv_bytes, seen.milliseconds]
+
+
+__all__ = ["FORMATS", "Stream"]

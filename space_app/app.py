@@ -1,0 +1,50 @@
+"""The Space: the demo of the package, on a checkpoint from the Hub or the repository that this folder lies in.
+
+`VIDEOLLM_MOD_MODEL` names a model repository on the Hub and `VIDEOLLM_MOD_REVISION` one of its commits or tags; code
+and weights both come from there, since such a repository is the package too.
+"""
+
+import importlib.util
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+with suppress(ImportError):
+    import spaces  # noqa: F401 -- on ZeroGPU it has to come before torch
+
+
+def repository() -> Path:
+    """The folder of the model repository.
+
+    Raises:
+        `SystemExit`: if there is none, or no revision is named.
+    """
+    model, revision = os.environ.get("VIDEOLLM_MOD_MODEL"), os.environ.get("VIDEOLLM_MOD_REVISION")
+    if not model:
+        folder = Path(__file__).resolve().parent.parent
+        if not (folder / "configuration_videollm_mod.py").is_file():
+            sys.exit("error: set VIDEOLLM_MOD_MODEL and VIDEOLLM_MOD_REVISION to a model repository and its commit")
+        return folder
+    if not revision:
+        sys.exit(f"error: set VIDEOLLM_MOD_REVISION to the commit of {model} to run: its code runs here")
+    from huggingface_hub import snapshot_download
+
+    return Path(snapshot_download(model, revision=revision))
+
+
+def import_package(folder: Path) -> None:
+    """Make `folder` the package `videollm_mod`, whatever its own name."""
+    spec = importlib.util.spec_from_file_location(
+        "videollm_mod", folder / "__init__.py", submodule_search_locations=[str(folder)]
+    )
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["videollm_mod"] = module
+    spec.loader.exec_module(module)
+
+
+if __name__ == "__main__":
+    import_package(repository())
+    from videollm_mod.space.server import launch
+
+    launch()

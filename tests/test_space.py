@@ -1,0 +1,403 @@
+"""The Space without a browser: streams, visitors, the line, and the API for programs."""
+
+import base64
+import io
+import json
+import os
+import random
+import time as clock
+
+import av
+import httpx
+import numpy as np
+import pytest
+from clips import moving, write_sound, write_video
+from fresh import ROOT
+from PIL import Image
+from serving import call, models, serve, upload
+
+from videollm_mod.data.world import world_stream
+from videollm_mod.data.world_clip import write_clip
+from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod.space import clips
+from videollm_mod.space.lane import Controls
+from videollm_mod.space.line import Line, LineIsFull
+from videollm_mod.space.models import dense_twin
+from videollm_mod.space.settings import Settings
+from videollm_mod.space.stream import Stream
+from videollm_mod.space.visitors import Gone, Visitors
+
+INSTRUCTION = "Narrate what happens."
+
+
+@pytest.fixture
+def scene(tmp_path):
+    """`scene(seed)`: a clip of the world."""
+    return lambda seed: clips.scene(f"clip-{seed}", tmp_path, seed)
+
+
+def session(lane="mod", **options):
+    options = {"max_cached_frames": models().most_frames, **options}
+    started = models().lanes[lane].stream(models().processor, **options)
+    started.instruct(INSTRUCTION)
+    return started
+
+
+def finish(stream: Stream) -> Stream:
+    while not stream.over:
+        stream.advance(float("inf"))
+    return stream
+
+
+def told(events) -> list:
+    return [(event.time, event.kind, event.text, event.query) for event in events]
+
+
+# ---- the line and the settings
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_line_is_first_come_first_served_and_forgets_who_is_silent(seed):
+    now, rng = [0.0], random.Random(seed)
+    running, waiting = rng.randint(1, 3), rng.randint(2, 4)
+    line = Line(running, waiting, patience=10, clock=lambda: now[0])
+    tickets = [f"t{i}" for i in range(running + waiting)]
+    places = [line.place(ticket) for ticket in tickets]
+    assert places == [0] * running + list(range(1, waiting + 1))
+    with pytest.raises(LineIsFull):
+        line.place("one too many")
+    line.leave(tickets[0])
+    assert line.place(tickets[running]) == 0
+    now[0] += 6
+    line.place(tickets[-1])
+    now[0] += 6  # all others were silent for 12 seconds
+    assert line.place("new") == max(0, 2 - running) and line.place(tickets[-1]) == 0
+    assert line.place(tickets[0]) == max(0, 3 - running)  # back again, at the end
+
+
+def test_settings_come_from_the_environment():
+    given = {"VIDEOLLM_MOD_RUNNING": "7", "VIDEOLLM_MOD_IDLE_SECONDS": "2.5", "VIDEOLLM_MOD_WAITING": ""}
+    settings = Settings.from_environment(given)
+    assert (settings.running, settings.idle_seconds, settings.waiting) == (7, 2.5, Settings.waiting)
+    with pytest.raises(ValueError, match="VIDEOLLM_MOD_RUNNING must be a number, got 'many'"):
+        Settings.from_environment({"VIDEOLLM_MOD_RUNNING": "many"})
+    with pytest.raises(ValueError, match="must be more than 0"):
+        Settings.from_environment({"VIDEOLLM_MOD_WAITING": "0"})
+
+
+# ---- streams
+
+
+def test_dense_twin_shares_weights_and_is_the_model_without_routing():
+    model = models().lanes["mod"]
+    twin, frames = dense_twin(model), world_stream(11).frames()[:9]
+    before = [watched.silence_probability for watched in session().watch(frames)]
+    for (name, one), (_, other) in zip(model.named_parameters(), twin.named_parameters(), strict=True):
+        assert one is other, name
+    dense = [watched.silence_probability for watched in session("dense").watch(frames)]
+    try:
+        model.config.text_config.vision_routing = "full"
+        assert [watched.silence_probability for watched in session().watch(frames)] == dense
+    finally:
+        model.config.text_config.vision_routing = "mod"
+    assert [watched.silence_probability for watched in session().watch(frames)] == before != dense
+
+
+def test_both_models_see_what_was_encoded_once(scene):
+    stream, calls = Stream("id", models(), scene(12), Controls(), INSTRUCTION, compare=True), []
+    towers = {models().lanes[lane].model.vision_tower for lane in ("mod", "dense")}
+    hooks = [tower.register_forward_hook(lambda *_: calls.append(1)) for tower in towers]
+    for seconds in (0.0, 0.5, 2.0):
+        stream.advance(seconds)
+    for hook in hooks:
+        hook.remove()
+    assert len(calls) == 3 and len(stream.lanes["dense"].seen) == len(stream.lanes["mod"].seen) == 5
+
+
+@pytest.mark.parametrize("seed", [21])
+def test_stream_in_any_steps_is_one_session(scene, seed):
+    """However the page's calls fall, with a question in between and the dense twin beside it."""
+    rng, clip = random.Random(seed), scene(seed)
+    frames, times = decode_video(clip.path, models().fps)
+    asked = rng.randrange(2, len(times) - 2)
+    stream = Stream("id", models(), clip, Controls(), INSTRUCTION, compare=True)
+    seconds = 0.0
+    while stream.time < times[asked]:
+        seconds = min(seconds + rng.uniform(0, 2.5), times[asked])
+        stream.advance(seconds)
+        stream.advance(rng.uniform(0, seconds))  # a page that went back
+    assert stream.ask("How many objects are there?").kind == "answer"
+    finish(stream)
+    for lane in ("mod", "dense"):
+        one = session(lane)
+        events = one.push(frames[: asked + 1], times[: asked + 1].tolist())
+        events += one.ask("How many objects are there?")
+        events += one.push(frames[asked + 1 :], times[asked + 1 :].tolist())
+        assert told(stream.lanes[lane].events) == told(events)
+        assert [seen.watched.time for seen in stream.lanes[lane].seen] == times.tolist()
+        assert stream.lanes[lane].seen[-1].kv_bytes == one.stats.kv_bytes
+    assert stream.stats()["mod"]["kv_bytes"] < stream.stats()["dense"]["kv_bytes"]
+    said = [(event.time, event.text) for event in stream.lanes["mod"].events if event.kind == "narration"]
+    judged = stream.judged()
+    assert [(entry["time"], entry["text"]) for entry in judged if entry["verdict"] != "wrong"] == clip.truth
+    right = [entry for entry in judged if entry["verdict"] == "right"]
+    assert len(right) == len(set(said) & set(clip.truth)) >= 1
+
+
+def test_controls_count_from_the_next_frame_on(scene):
+    clip = scene(31)
+    stream = Stream("id", models(), clip, Controls(), INSTRUCTION)
+    stream.advance(2.0, Controls(keep_ratio=0.2))
+    stream.advance(4.0, Controls(keep_ratio=0.9, threshold=0.0))
+    kept = [[len(tokens) for tokens in row[2]] for row in stream.view()["lanes"]["mod"]["frames"]]
+    assert kept[0] == [2] * 4 and kept[4] == [2] * 4 and kept[5] == [9] * 4 and kept[-1] == [9] * 4
+    assert not [event for event in stream.lanes["mod"].events if event.time > 2]
+    before = stream.lanes["mod"].seen[-1].kv_bytes
+    stream.advance(5.0, Controls(keep_ratio=0.2, threshold=0.0, memory=4))
+    assert stream.lanes["mod"].seen[-1].kv_bytes < before
+    assert all(row[1] is not None for row in stream.view({"mod": [9, 0]})["lanes"]["mod"]["frames"])
+
+
+def test_memory_that_is_changed_at_the_start_is_one_that_was_given():
+    frames = world_stream(41).frames()[:14]
+    given, changed = session(max_cached_frames=6), session(max_cached_frames=30)
+    changed.remember(6)
+    assert told(given.push(frames)) == told(changed.push(frames))
+    assert given.stats.kv_bytes == changed.stats.kv_bytes
+    with pytest.raises(ValueError, match="at least 4, got 3"):
+        changed.remember(3)
+    with pytest.raises(ValueError, match="only where a session began with a bound"):
+        session(max_cached_frames=None).remember(8)
+
+
+def jpeg(image: np.ndarray) -> str:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=95)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def test_camera_pictures_are_watched_as_they_come(tmp_path):
+    world = world_stream(51)
+    stream = Stream("id", models(), clips.camera("c", tmp_path), Controls(), INSTRUCTION, most_seconds=6.0)
+    for image, seconds in zip(world.frames(height=192), world.frame_times(2.0), strict=True):
+        stream.look(jpeg(image), float(seconds))
+    assert stream.over and stream.time == 5.5
+    said = [(event.time, event.text) for event in stream.lanes["mod"].events]
+    assert said == [(seconds, text) for seconds, text in world.narrations if seconds < 6]
+    assert len(decode_video(stream.write_overlay(), 2.0)[0]) == 12
+    for wrong, why in {"": "can not be read", "data:image/jpeg;base64,AAAA": "can not be read"}.items():
+        with pytest.raises(ValueError, match=why):
+            stream.look(wrong, 1.0)
+    with pytest.raises(ValueError, match="1024 pixels"):
+        stream.look(jpeg(np.zeros((8, 1100, 3), np.uint8)), 1.0)
+
+
+def test_downloads_are_what_was_said_and_kept(scene):
+    stream = Stream("id", models(), scene(61), Controls(), INSTRUCTION)
+    with pytest.raises(ValueError, match="nothing to show yet"):
+        stream.write_overlay()
+    stream.advance(1.0)
+    stream.ask("What is at the <center>?")
+    finish(stream)
+    events = stream.lanes["mod"].events
+    lines = [json.loads(line) for line in stream.written("jsonl").splitlines()]
+    assert [line["text"] for line in lines[:-1]] == [event.text for event in events] and "stats" in lines[-1]
+    assert stream.written("vtt").startswith("WEBVTT") and "&lt;center&gt;" in stream.written("vtt")
+    assert stream.written("srt").startswith("1\n") and all(event.text in stream.written("srt") for event in events)
+    frames, _ = decode_video(stream.write_overlay(), models().fps)
+    assert len(frames) >= len(stream.lanes["mod"].seen)
+
+
+def test_a_stopped_stream_watches_no_more_and_still_answers(scene):
+    stream = Stream("id", models(), scene(71), Controls(), INSTRUCTION)
+    stream.advance(2.0)
+    frames = len(stream.lanes["mod"].seen)
+    stream.stop()
+    assert stream.advance(float("inf")) is False and len(stream.lanes["mod"].seen) == frames == 5
+    assert stream.ask("What happened last?").text
+    with pytest.raises(ValueError, match="Type a question"):
+        stream.ask("  ")
+
+
+# ---- clips and visitors
+
+
+def test_uploads_are_checked_and_made_playable(tmp_path):
+    frames = moving(20, 120, 160)
+    plain = write_video(tmp_path / "plain.mp4", frames, "libx264")
+    odd = write_video(tmp_path / "odd.mkv", frames, "mpeg4")
+    for index, (path, same) in enumerate(((plain, True), (odd, False))):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        clip = clips.upload("id", folder, path, "my clip.mp4", 180.0)
+        assert (clip.shown == clip.path) is same and clips.playable(clip.shown)
+        assert clip.title == "my clip.mp4" and clip.notice == ""
+        assert len(decode_video(clip.path, 2.0)[0]) == 4
+    folder = tmp_path / "long"
+    folder.mkdir()
+    assert "first 0.01" in clips.upload("id", folder, plain, "long.mp4", 0.6).notice
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(plain.read_bytes()[:300])
+    for path in (broken, write_sound(tmp_path / "sound.mp4")):
+        folder = tmp_path / path.stem
+        folder.mkdir()
+        with pytest.raises((ValueError, OSError), match="holiday.mp4") as caught:
+            clips.upload("id", folder, path, "holiday.mp4", 180.0)
+        assert str(tmp_path) not in str(caught.value)
+
+
+def test_what_is_left_alone_is_deleted_and_what_is_used_stays(tmp_path):
+    uploads = [tmp_path / name for name in ("old.mp4", "new.mp4")]
+    kept = set(map(str, uploads))
+    visitors = Visitors(models(), Settings(running=1, idle_seconds=100.0), lambda: kept)
+    old, used = (visitors.add_clip(clips.scene, seed) for seed in (1, 2))
+    streams = [visitors.begin(clip, Controls(), None, False) for clip in (old, used)]
+    assert visitors.line.place(streams[1].id) == 1
+    for file in uploads:
+        file.touch()
+    os.utime(uploads[0], (1, 1))
+    for thing in (*streams, old, used):
+        thing.touched = clock.monotonic() - 101
+    visitors.stream(streams[1].id)
+    visitors.sweep()
+    assert [file.exists() for file in uploads] == [False, True] and kept == {str(uploads[1])}
+    assert not old.path.exists() and used.path.exists() and streams[0].over and not streams[1].over
+    assert visitors.line.place(streams[1].id) == 0
+    with pytest.raises(Gone, match="choose it again"):
+        visitors.clip(old.id)
+    with pytest.raises(Gone, match="start again"):
+        visitors.stream(streams[0].id)
+    visitors.close()
+    assert streams[1].over and not used.path.exists()
+
+
+# ---- the server
+
+
+def test_page_and_files_are_served_with_a_policy_and_nothing_else():
+    _, url = serve()
+    page = httpx.get(url)
+    assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
+    assert "http://" not in page.text and "https://" not in page.text
+    for name in ("main.js", "style.css", "icon.svg"):
+        assert httpx.get(f"{url}assets/{name}").status_code == 200
+    for path in ("assets/server.py", "media/nothing", "download/nothing/narration.vtt"):
+        assert httpx.get(url + path).status_code == 404, path
+    names = httpx.get(f"{url}gradio_api/info").json()["named_endpoints"]
+    assert set(names) == {"/narrate", "/ask"}
+    for option in names["/narrate"]["parameters"]:
+        assert f"{option['parameter_name']}: " in names["/narrate"]["description"]
+
+
+def test_bad_calls_get_one_sentence(tmp_path):
+    _, url = serve()
+    secret = tmp_path / "secret.mp4"
+    write_clip(secret, 1)
+    status, clip = call(url, "choose", "example", "world", "")
+    assert status == 200
+    long = "x" * 301
+    for name, data, message in [
+        ("choose", ["example", "nothing", ""], "There is no example 'nothing', only world, cup"),
+        ("choose", ["tape", None, ""], "There is nothing to watch of the kind 'tape'."),
+        ("choose", ["upload", {"path": str(secret)}, "x"], "There is no such upload. Please upload the video again."),
+        ("choose", ["upload", "../../etc/passwd", "x"], "There is no such upload. Please upload the video again."),
+        ("choose", ["upload", [1], "x"], "There is no such upload. Please upload the video again."),
+        ("begin", ["unknown", {}], "This video is not here any more. Please choose it again."),
+        ("begin", [clip["clip"], {"keep_ratio": 0}], "The keep ratio must be above 0 and at most 1, got 0."),
+        ("begin", [clip["clip"], {"threshold": "high"}], "The threshold must be a number, got 'high'."),
+        ("begin", [clip["clip"], {"memory": 3}], "The memory must be between 4 and 33 frames, got 3."),
+        ("begin", [clip["clip"], {"instruction": long}], "The instruction may have 300 characters, this one has 301."),
+        ("advance", ["unknown", 0, {}, {}, None], "This stream has ended: it was left alone for too long."),
+        ("begin", [clip["clip"], 7], "Something went wrong here, not with you. Please start again."),
+    ]:
+        status, answer = call(url, name, *data)
+        assert status == 500 and answer.startswith(message), (name, data, answer)
+
+
+def test_an_upload_that_is_too_large_is_turned_away(tmp_path):
+    _, url = serve(upload_megabytes=1)
+    path = tmp_path / "large.mp4"
+    path.write_bytes(bytes(1_200_000))
+    with pytest.raises(httpx.HTTPStatusError, match="413"):
+        upload(url, path)
+
+
+def test_the_line_has_a_stated_limit_and_moves_on():
+    space, url = serve(running=1, waiting=1)
+    assert httpx.get(f"{url}about.json").json()["limits"]["waiting"] == 1
+    clip = call(url, "choose", "scene", 81, "")[1]["clip"]
+    first, second = (call(url, "begin", clip, {})[1] for _ in range(2))
+    assert (first["waiting"], second["waiting"]) == (0, 1)
+    assert call(url, "begin", clip, {}) == (500, "Too many people are here right now. Please try again in a minute.")
+    waiting = call(url, "advance", second["stream"], 2.0, {}, {}, None)[1]
+    assert waiting["waiting"] == 1 and waiting["lanes"]["mod"]["frames"] == []
+    call(url, "stop", first["stream"], {})
+    going = call(url, "advance", second["stream"], 2.0, {}, {}, None)[1]
+    assert going["waiting"] == 0 and len(going["lanes"]["mod"]["frames"]) == 5
+    call(url, "stop", second["stream"], {})
+    assert len(space.visitors.line._heard) == 0
+
+
+def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
+    import re
+
+    _, url = serve()
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = (b for b in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "gradio_client" in b)
+    monkeypatch.chdir(tmp_path)
+    _, truth = write_clip(tmp_path / "video.mp4", seed=3)
+    address = re.search(r"http://[\d.:]+/?", block)[0]
+    exec(block.replace(address, url), {})
+    printed = capsys.readouterr().out
+    for turn in json.loads(truth.read_text())["turns"]:
+        assert turn["content"] in printed
+    assert (tmp_path / "video.vtt").read_text().startswith("WEBVTT")
+    assert printed.rstrip().endswith("s  " + world_stream(3).narrations[-1][1])  # what happened last
+
+
+def test_two_programs_do_not_share_a_stream(tmp_path):
+    from gradio_client import Client, handle_file
+    from gradio_client.exceptions import AppError
+
+    _, url = serve()
+    clients = [Client(url, verbose=False) for _ in range(2)]
+    paths = [write_clip(tmp_path / f"{seed}.mp4", seed)[0] for seed in (91, 92)]
+    jobs = [
+        client.submit(handle_file(path), compare=True, api_name="/narrate")
+        for client, path in zip(clients, paths, strict=True)
+    ]
+    for client, job, seed in zip(clients, jobs, (91, 92), strict=True):
+        result = job.result(timeout=120)
+        said = [(event["time"], event["text"]) for event in result["events"]]
+        assert set(said) <= set(world_stream(seed).narrations) and len(said) >= 3
+        for earlier in job.outputs():  # as they came
+            assert earlier["events"] == result["events"][: len(earlier["events"])]
+        assert 0 < len(job.outputs()[0]["events"]) < len(said)
+        assert result["stats"]["mod"]["kv_bytes"] < result["stats"]["dense"]["kv_bytes"]
+        answer = client.predict("What happened last?", api_name="/ask")
+        assert answer["text"] == world_stream(seed).narrations[-1][1]
+    with pytest.raises(AppError, match="left alone"):
+        Client(url, verbose=False).predict("What happened last?", api_name="/ask")
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no video")
+    with pytest.raises(AppError, match="broken.mp4") as caught:
+        clients[0].predict(handle_file(broken), api_name="/narrate")
+    assert "Traceback" not in str(caught.value)
+
+
+def test_downloads_over_http():
+    _, url = serve()
+    clip = call(url, "choose", "scene", 95, "")[1]["clip"]
+    stream = call(url, "begin", clip, {})[1]["stream"]
+    view = {"more": True}
+    while view.get("more"):
+        view = call(url, "advance", stream, 3.0, {}, {}, None)[1]
+    for name, kind in {"narration.vtt": "text/vtt", "narration.srt": "text/plain", "overlay.mp4": "video/mp4"}.items():
+        response = httpx.get(f"{url}download/{stream}/{name}", timeout=60)
+        assert response.status_code == 200 and response.headers["content-type"].startswith(kind)
+        assert response.headers["content-disposition"].startswith('attachment; filename="Random-scene-95')
+    with av.open(io.BytesIO(response.content)) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 7
+    part = httpx.get(f"{url}media/{clip}", headers={"Range": "bytes=0-99"})
+    assert part.status_code == 206 and len(part.content) == 100
+    assert call(url, "stop", stream, {})[1]["over"]

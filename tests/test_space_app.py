@@ -1,0 +1,146 @@
+"""How the Space starts: from the Hub, from the repository it lies in, and on ZeroGPU."""
+
+import configparser
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import httpx
+import pytest
+import yaml
+from fresh import ROOT, run_fresh
+
+APP = ROOT / "space_app"
+REVISION = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_the_files_of_a_space():
+    head = yaml.safe_load((APP / "README.md").read_text(encoding="utf-8").split("---")[1])
+    constraints = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
+    assert head["sdk"] == "gradio" and head["sdk_version"] == constraints["gradio"] and head["app_file"] == "app.py"
+    assert {"title", "emoji", "python_version", "models", "license"} <= set(head)
+    assert len(head["short_description"]) <= 60  # what the Hub takes
+    lines = [line for line in (APP / "requirements.txt").read_text().splitlines() if not line.startswith("#")]
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    assert set(setup["options"]["install_requires"].split("\n")) - {""} <= set(lines)
+    assert f"gradio=={constraints['gradio']}" in lines
+
+
+def start(app, **environment) -> tuple[subprocess.Popen, str]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1"} | environment
+    pipe = subprocess.PIPE
+    process = subprocess.Popen([sys.executable, app], env=environment, stdout=pipe, stderr=pipe, text=True)
+    return process, f"http://127.0.0.1:{port}/"
+
+
+@pytest.fixture(scope="module")
+def pushed(tmp_path_factory):
+    """A Space's root away from the repository."""
+    return shutil.copytree(APP, tmp_path_factory.mktemp("space") / "app") / "app.py"
+
+
+@pytest.mark.parametrize(
+    "environment, message",
+    [
+        ({}, "error: set VIDEOLLM_MOD_MODEL and VIDEOLLM_MOD_REVISION to a model repository and its commit"),
+        ({"VIDEOLLM_MOD_MODEL": "a/b"}, "error: set VIDEOLLM_MOD_REVISION to the commit of a/b to run"),
+    ],
+)
+def test_what_is_missing_is_said_at_once(pushed, environment, message):
+    process, _ = start(pushed, **environment)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and errors.startswith(message) and errors.count("\n") == 1
+
+
+def test_code_and_weights_come_from_the_pinned_revision(pushed, tmp_path):
+    """From the Hub's cache, since no Hub is reached here."""
+    snapshot = tmp_path / "hub" / "models--someone--nano" / "snapshots" / REVISION
+    snapshot.mkdir(parents=True)
+    for item in ROOT.iterdir():
+        if not item.name.startswith(".") and item.name != "space":
+            (snapshot / item.name).symlink_to(item)
+    page = shutil.copytree(ROOT / "space", snapshot / "space") / "page" / "index.html"
+    page.write_text(page.read_text(encoding="utf-8").replace("<title>", "<title>From the revision: "), "utf-8")
+    environment = {"VIDEOLLM_MOD_MODEL": "someone/nano", "VIDEOLLM_MOD_REVISION": REVISION, "HF_HUB_OFFLINE": "1"}
+    process, url = start(pushed, HF_HOME=str(tmp_path), VIDEOLLM_MOD_WAITING="3", **environment)
+    try:
+        end = time.monotonic() + 120
+        while True:
+            try:
+                html = httpx.get(url).text
+                break
+            except httpx.TransportError:
+                assert process.poll() is None and time.monotonic() < end, process.communicate()
+                time.sleep(0.2)
+        assert "<title>From the revision: " in html
+        about = httpx.get(f"{url}about.json").json()
+        assert about["limits"]["waiting"] == 3 and about["model"]["parameters"] > 8e6
+    finally:
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
+    assert "Traceback" not in errors
+
+
+def watch_in_processes_of_their_own(folder: str) -> dict:
+    """As on ZeroGPU: what is decorated runs in a process that ends with the call and takes its memory along."""
+    import multiprocessing
+    import pickle
+    import types
+
+    processes = multiprocessing.get_context("fork")
+    calls = []
+
+    def gpu(function):
+        def call(*arguments):
+            here, there = processes.Pipe()
+            work = processes.Process(target=lambda: there.send_bytes(pickle.dumps(function(*arguments))))
+            work.start()
+            result = pickle.loads(here.recv_bytes())
+            work.join()
+            calls.append(work.pid)
+            return result
+
+        return call
+
+    sys.modules["spaces"] = types.SimpleNamespace(GPU=gpu)
+    from videollm_mod.space.models import ZERO_GPU
+
+    assert ZERO_GPU
+    return watched(folder) | {"processes": len(set(calls))}
+
+
+def watched(folder) -> dict:
+    """What a stream gives that is watched, asked and altered."""
+    from pathlib import Path
+
+    from videollm_mod.space import clips
+    from videollm_mod.space.lane import Controls
+    from videollm_mod.space.models import Models
+    from videollm_mod.space.stream import Stream
+
+    stream = Stream("id", Models.load(), clips.scene("clip", Path(folder), 121), Controls(), "Narrate.", compare=True)
+    stream.advance(2.0, Controls(keep_ratio=0.4))
+    stream.ask("How many objects are there?")
+    stream.advance(5.0, Controls(memory=6))
+    lanes = stream.lanes.values()
+    events = [[event.time, event.text, event.query] for lane in lanes for event in lane.events]
+    frames = [[s.watched.silence_probability, s.kv_bytes, len(s.watched.kept)] for lane in lanes for s in lane.seen]
+    return {"events": events, "frames": frames}
+
+
+def test_zero_gpu_gives_what_one_process_gives(tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "apart").mkdir()
+    process = tmp_path / "process"
+    apart = run_fresh(watch_in_processes_of_their_own, process, tmp_path / "apart", SPACES_ZERO_GPU="1")
+    assert apart.pop("processes") == 6
+    assert apart == watched(tmp_path / "one") and len(apart["events"]) >= 4

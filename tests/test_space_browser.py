@@ -1,0 +1,354 @@
+"""The Space's page in a real browser: headless Chromium, driven as a visitor would."""
+
+import json
+import os
+import re
+import shutil
+import time as clock
+
+import av
+import numpy as np
+import pytest
+from serving import serve
+
+from videollm_mod.data.world import world_stream
+from videollm_mod.data.world_clip import write_clip
+from videollm_mod.narration.options import OWN_CHECKPOINT
+
+playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+CUP = OWN_CHECKPOINT / "media" / "cup.mp4"
+PATIENCE = 30_000  # milliseconds, on a machine that has other work too
+
+
+@pytest.fixture(scope="module", autouse=True)
+def chromium_is_there():
+    if CHROMIUM is None:
+        missing = "no chromium: apt-get install chromium"
+        pytest.fail(missing) if os.environ.get("CI") else pytest.skip(missing)
+
+
+@pytest.fixture(scope="module")
+def camera_clip(tmp_path_factory):
+    """A scene of the world as the picture of a camera: what the fake device plays over and over."""
+    path = tmp_path_factory.mktemp("camera") / "scene.mjpeg"
+    with av.open(str(path), "w", format="mjpeg") as container:
+        video = container.add_stream("mjpeg", rate=10)
+        video.width = video.height = 384
+        video.pix_fmt, video.options = "yuvj420p", {"q": "2"}
+        for image in world_stream(101).frames(fps=10.0, height=384):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
+        container.mux(video.encode())
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser(camera_clip):
+    options = [
+        "--no-sandbox",
+        "--use-fake-ui-for-media-stream",
+        "--use-fake-device-for-media-stream",
+        f"--use-file-for-fake-video-capture={camera_clip}",
+    ]
+    with playwright.sync_playwright() as started:
+        yield started.chromium.launch(executable_path=CHROMIUM, args=options)
+
+
+@pytest.fixture
+def visit(browser):
+    """`visit(width, scheme, query)`: a page of a new visitor, ready to use. At the end nothing may have failed in it,
+    and nothing may have been asked of any other server."""
+    _, url = serve()
+    contexts, wrong = [], []
+
+    def note(kind):
+        return lambda what: wrong.append(f"{kind}: {getattr(what, 'text', what)}")
+
+    def watch_request(request):
+        if not request.url.startswith((url, "data:", "blob:")):
+            wrong.append(f"asked elsewhere: {request.url}")
+
+    def visit(width=1440, scheme="light", query="", expect_errors=False):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=scheme, permissions=["camera"]
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.on("pageerror", note("error"))
+        page.on("request", watch_request)
+        if not expect_errors:
+            page.on("console", lambda message: message.type == "error" and note("console")(message))
+        page.goto(url + query)
+        page.wait_for_selector("html[data-ready]")
+        return page
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert not wrong
+
+
+def upload(page, path) -> None:
+    page.set_input_files("#file", path)
+    wait_until(page, f"document.getElementById('status').textContent.startsWith('{path.name}')")
+
+
+def log(page) -> list[str]:
+    return page.eval_on_selector_all("#log li", "items => items.map(item => item.innerText.replace(/\\s+/g, ' '))")
+
+
+def said(page) -> list[tuple[float, str]]:
+    """Narrations with their times."""
+    found = [re.match(r"(\d+):([\d.]+) (.*?\.)", line) for line in log(page)]
+    return [(60 * int(match[1]) + float(match[2]), match[3]) for match in found if match]
+
+
+def slide(page, name: str, value: float) -> None:
+    page.fill(f"#{name}", str(value))
+
+
+def wait_until(page, condition: str) -> None:
+    """Playwright's own `wait_for_function` evaluates in the page, which the page's policy forbids."""
+    end = clock.monotonic() + PATIENCE / 1000
+    while not page.evaluate(condition):
+        assert clock.monotonic() < end, f"never came true: {condition}\n{page.inner_text('main')}"
+        page.wait_for_timeout(50)
+
+
+def test_a_real_clip_through_every_control(visit, tmp_path):
+    page = visit()
+    upload(page, CUP)
+    slide(page, "threshold", 1)
+    page.click("#start")
+    page.wait_for_selector("#log li")
+    assert page.inner_text("#start") == "Start again" and page.is_disabled("#start")
+    # a question in mid-stream is answered in the stream; pausing the video lets the model wait too
+    page.fill("#question", "What is at the center?")
+    page.press("#question", "Enter")
+    page.evaluate("document.getElementById('video').pause()")
+    page.wait_for_selector("#log li.answer button:enabled")
+    assert "What is at the center?" in page.inner_text("#log li.answer")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Paused')")
+    assert not page.evaluate("document.getElementById('video').ended")
+    # each control counts from the next frame on
+    for name, value, shown in [
+        ("keep-ratio", 0.5, "50 %: 5 of 10 tokens"),
+        ("threshold", 0.4, "0.400"),
+        ("memory", 8, "8 frames, 4 s"),
+    ]:
+        slide(page, name, value)
+        assert page.inner_text(f"#{name}-value") == shown
+    page.uncheck("#show-kept")
+    page.check("#show-kept")
+    page.click("#continue")
+    page.click("#suggestions button >> nth=1")
+    wait_until(page, "document.querySelectorAll('#log li.answer button:enabled').length == 2")
+    wait_until(page, "document.querySelector('#layers figcaption').textContent.match(/[45] of 9 patches/)")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('It has seen all')")
+    for chart in ("speak", "bytes", "time"):
+        drawn = page.eval_on_selector_all(f"#chart-{chart} polyline", "lines => lines.map(l => l.points.length)")
+        assert drawn == [17, 17], (chart, drawn)
+    assert re.search(r"MoD [\d.]+ [kM]B · dense [\d.]+ [kM]B, \d+ % less", page.inner_text("#chart-bytes"))
+    # choosing an entry goes to its time
+    page.click("#log li >> nth=0")
+    first = page.inner_text("#log li >> nth=0")
+    wait_until(page, f"Math.abs(document.getElementById('video').currentTime - {float(first[2:6])}) < 0.1")
+    assert page.get_attribute("#timeline button >> nth=0", "aria-label") in " ".join(first.split())
+    for name in ("narration.vtt", "narration.srt", "narration.jsonl", "overlay.mp4"):
+        with page.expect_download() as download:
+            page.click(f"#downloads a[data-name='{name}']")
+        download.value.save_as(tmp_path / name)
+    lines = [json.loads(line) for line in (tmp_path / "narration.jsonl").read_text().splitlines()]
+    assert next(line["query"] for line in lines if line.get("kind") == "answer") == "What is at the center?"
+    assert (tmp_path / "narration.vtt").read_text().startswith("WEBVTT")
+    with av.open(str(tmp_path / "overlay.mp4")) as container:
+        assert sum(1 for _ in container.decode(video=0)) >= 17
+
+
+def test_two_visitors_do_not_see_each_other(visit, tmp_path):
+    seeds = (111, 113)  # in whose streams no sentence is the same
+    pages = [visit() for _ in seeds]
+    for page, seed in zip(pages, seeds, strict=True):
+        upload(page, write_clip(tmp_path / f"{seed}.mp4", seed)[0])
+    for page in pages:
+        page.click("#start")
+    for page in pages:
+        wait_until(page, "document.querySelectorAll('#log li').length >= 2")
+        page.fill("#question", f"How many objects are there?{' ' * pages.index(page)}")
+        page.click("#ask button")
+        page.wait_for_selector("#log li.answer button:enabled")
+    for page, seed in zip(pages, seeds, strict=True):
+        page.evaluate("document.getElementById('stop').click()")  # if it still runs
+        own, others = ({text for _, text in world_stream(s).narrations} for s in (seed, sum(seeds) - seed))
+        narrated = {text for _, text in said(page)}
+        assert narrated & own and not narrated & others
+        assert len(page.query_selector_all("#log li.answer")) == 1
+
+
+def test_stop_is_at_once_and_start_begins_anew_with_the_truth_of_a_scene(visit):
+    page = visit()
+    page.click("#scene")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Random scene')")
+    assert page.is_hidden("#truth")
+    page.uncheck("#compare")
+    page.click("#start")
+    page.wait_for_selector("#log li")
+    pressed = clock.monotonic()
+    page.click("#stop")
+    wait_until(page, "document.getElementById('stop').disabled")
+    assert clock.monotonic() - pressed < 1.5
+    page.wait_for_selector("#truth:not([hidden])")
+    before = log(page)
+    clock.sleep(0.6)
+    assert log(page) == before and page.evaluate("document.getElementById('video').paused")
+    page.fill("#question", "What happened last?")
+    page.click("#ask button")
+    page.wait_for_selector("#log li.answer button:enabled")  # it still answers
+    page.click("#start")
+    wait_until(page, "document.querySelectorAll('#log li.answer').length == 0")
+    page.wait_for_selector("#log li")
+    assert page.is_hidden("#truth") and "dense" not in page.inner_text("#chart-bytes")
+    assert log(page)[0] == before[0]
+    page.click("#stop")
+    page.wait_for_selector("#truth:not([hidden])")
+    assert page.inner_text("#truth ol li >> nth=0").endswith("said")
+
+
+def test_a_camera_is_watched_live(visit):
+    page = visit()
+    page.click("#camera")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('Your camera')")
+    page.click("#start")
+    wait_until(page, "document.querySelectorAll('#log li').length >= 2")
+    page.click("#suggestions button >> nth=0")
+    page.wait_for_selector("#log li.answer button:enabled")
+    page.click("#stop")
+    narrated = {text for _, text in said(page)}
+    assert narrated & {text for _, text in world_stream(101).narrations}
+    for entry in page.query_selector_all("#log li button")[:2]:  # to the picture of its time
+        entry.click()
+        assert entry.get_attribute("aria-current") == "true"
+
+
+def test_files_that_are_no_videos_and_calls_that_fail_are_explained(visit, tmp_path):
+    page = visit(expect_errors=True)
+    broken, large = tmp_path / "broken.mp4", tmp_path / "large.mp4"
+    broken.write_bytes(CUP.read_bytes()[:4000])
+    large.write_bytes(b"")
+    os.truncate(large, 101_000_000)
+    page.set_input_files("#file", broken)
+    page.wait_for_selector("#problem:not([hidden])")
+    assert "broken.mp4" in page.inner_text("#problem") and "Traceback" not in page.content()
+    page.set_input_files("#file", large)
+    wait_until(page, "document.getElementById('problem').textContent.includes('101 MB; up to 100 MB')")
+    # the page goes on as if nothing had been
+    page.click("#examples button >> nth=0")
+    wait_until(page, "!document.getElementById('start').disabled && document.getElementById('problem').hidden")
+    page.click("#start")
+    page.wait_for_selector("#log li")
+    # a stream that the server forgot
+    space, _ = serve()
+    for stream in list(space.visitors.streams):
+        del space.visitors.streams[stream]
+    wait_until(page, "document.getElementById('problem').textContent.includes('left alone for too long')")
+    assert page.is_enabled("#start")
+
+
+def test_a_reload_in_mid_stream_goes_on_where_it_was(visit):
+    page = visit()
+    page.click("#start")
+    wait_until(page, "document.querySelectorAll('#log li').length >= 1")
+    before = log(page)
+    page.reload()
+    page.wait_for_selector("html[data-ready]")
+    assert log(page)[: len(before)] == before
+    page.click("#continue")
+    wait_until(page, f"document.querySelectorAll('#log li').length > {len(before)}")
+    assert said(page) == [entry for entry in world_of_example() if entry[0] <= said(page)[-1][0]]
+    page.click("#stop")
+
+
+def world_of_example() -> list[tuple[float, str]]:
+    turns = json.loads((OWN_CHECKPOINT / "media" / "world.jsonl").read_text())["turns"]
+    return [(turn["time"], turn["content"]) for turn in turns]
+
+
+# Of each text that is seen, its contrast with what is behind it; and of each control, whether it has a name.
+AUDIT = """() => {
+  const channel = (c) => ((c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+  const parse = (text) => text.match(/[\\d.]+/g).map(Number);
+  const luminance = ([r, g, b]) => 0.2126 * channel(r) + 0.7152 * channel(g) + 0.0722 * channel(b);
+  const behind = (element) => {
+    for (; element; element = element.parentElement) {
+      const colour = parse(getComputedStyle(element).backgroundColor);
+      if (colour.length < 4 || colour[3] === 1) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const found = [];
+  for (const element of document.querySelectorAll("body *")) {
+    const own = [...element.childNodes].some((node) => node.nodeType === 3 && node.textContent.trim());
+    const box = element.getBoundingClientRect();
+    if (!own || box.width < 2 || element.closest(":disabled, [hidden], svg, [aria-hidden]")) continue;
+    if (element.matches(".links a:not([href])")) continue;
+    const [a, b] = [luminance(parse(getComputedStyle(element).color)), luminance(behind(element))];
+    const ratio = (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
+    if (ratio < 4.5) found.push(`contrast ${ratio.toFixed(2)} of ${element.textContent.trim().slice(0, 40)}`);
+    if (box.right > innerWidth + 1) found.push(`too wide: ${element.textContent.trim().slice(0, 40)}`);
+  }
+  for (const control of document.querySelectorAll("button, input, video, [role=img]")) {
+    const name = control.getAttribute("aria-label") || control.labels?.[0]?.textContent || control.textContent;
+    if (!name?.trim()) found.push(`no name: ${control.outerHTML.slice(0, 80)}`);
+    const box = control.getBoundingClientRect();
+    const small = control.matches("button:not(.timeline *)") && box.height && box.height < 32;
+    if (small) found.push(`small: ${control.textContent}`);
+  }
+  const wide = document.documentElement.scrollWidth;
+  if (wide > innerWidth) found.push(`scrolls sideways: ${wide}`);
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+def test_keyboard_alone_in_both_schemes(visit, width):
+    page = visit(width, "dark" if width == 390 else "light")
+
+    def tab_to(selector):
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate("selector => document.activeElement.matches(selector)", selector):
+                return
+        pytest.fail(f"the tab key does not reach {selector}")
+
+    tab_to("#examples button")
+    page.keyboard.press("Enter")
+    wait_until(page, "!document.getElementById('start').disabled")
+    tab_to("#start")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#log li")
+    tab_to("#log button")
+    page.keyboard.press("ArrowDown")
+    tab_to("#question")
+    page.keyboard.type("How many objects are there?")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#log li.answer button:enabled")
+    tab_to("#keep-ratio")
+    page.keyboard.press("ArrowRight")
+    assert page.inner_text("#keep-ratio-value").startswith("30 %")
+    page.keyboard.press("Shift+Tab")
+    wait_until(page, "document.querySelector('#truth[hidden]')")
+    for _ in range(40):
+        page.keyboard.press("Shift+Tab")
+        if page.evaluate("document.activeElement.id") == "stop":
+            break
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#truth:not([hidden])")
+    assert page.evaluate(AUDIT) == []
+    page.click("#theme")
+    assert page.evaluate(AUDIT) == []
+    if folder := os.environ.get("SPACE_SCREENSHOTS"):  # to look at
+        for theme in ("light", "dark"):
+            page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
+            page.screenshot(path=f"{folder}/{width}-{theme}.png", full_page=True)
