@@ -53,9 +53,8 @@ def streams(config: TrainingConfig, processor: VideoLLMMoDProcessor):
         return WorldStreams(WorldData(**config.world), processor)
     from ..data.streams import load_streams
 
-    return load_streams(
-        **({"path": config.data} if isinstance(config.data, str) else config.data), processor=processor
-    )
+    data = {"path": config.data} if isinstance(config.data, str) else config.data
+    return load_streams(**data, processor=processor, max_tokens=config.stream_stage.get("max_tokens"))
 
 
 def run_stage(trainer: StreamTrainer) -> None:
