@@ -41,14 +41,17 @@ def memory() -> dict[str, float]:
 
 
 class RouterGradients(TrainerCallback):
-    """At each step the largest entry of every router's gradient, and of these the smallest."""
+    """At each step the largest entry of every router's gradient: of these the smallest, and that of the last layer,
+    which is exactly 0 where that layer keeps no frame's last token (`tests/test_training.py` shows why)."""
 
     def __init__(self):
-        self.smallest = []
+        self.smallest, self.of_last_layer = [], []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         trained = [p for n, p in model.named_parameters() if n.endswith("weight") and "layer_expert" in n]
-        self.smallest.append(min(p.grad.abs().max().item() for p in trained if p.requires_grad))
+        gradients = [p.grad.abs().max().item() for p in trained if p.requires_grad]  # in order of the layers
+        self.smallest.append(min(gradients[:-1]))
+        self.of_last_layer.append(gradients[-1])
 
 
 def train(checkpoint: str, frames: int, steps: int, limit: float) -> dict:
@@ -85,7 +88,8 @@ def train(checkpoint: str, frames: int, steps: int, limit: float) -> dict:
         "losses": [entry["loss"] for entry in history],
         "grad_norms": [entry["grad_norm"] for entry in history],
         "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "smallest_router_gradient": gradients.smallest,
+        "smallest_router_gradient_before_the_last_layer": gradients.smallest,
+        "router_gradient_of_the_last_layer": gradients.of_last_layer,
         "recipe": {key: stage[key] for key in sorted(stage)},
     }
 
