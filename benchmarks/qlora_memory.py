@@ -15,17 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from random_streams import GEOMETRIES, RandomStreams, random_model
+from random_streams import GEOMETRIES, random_model, train_lora
 from record import summarise, surroundings, write_result
 from transformers import TrainerCallback
 
 from videollm_mod import VideoLLMMoDProcessor
-from videollm_mod.data.collator import StreamCollator
-from videollm_mod.training.adapters import LoraOptions, add_lora
+from videollm_mod.training.adapters import LoraOptions
 from videollm_mod.training.config import TrainingConfig
-from videollm_mod.training.freezing import freeze_unreached
 from videollm_mod.training.train import load
-from videollm_mod.training.trainer import StreamTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -69,25 +66,12 @@ def train(checkpoint: str, frames: int, steps: int, limit: float) -> dict:
     loading = memory()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    dataset = RandomStreams(model.config, frames)
-    model = add_lora(model, LoraOptions(**config.lora))
-    freeze_unreached(model, given_features=True)
     gradients = RouterGradients()
-    trainer = StreamTrainer(
-        model=model.train(),
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=StreamCollator(pad_token_id=2),
-        callbacks=[gradients],
-    )
-    trainer.train()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    run = train_lora(model, arguments, frames, LoraOptions(**config.lora), gradients)
     return {
         "loading": loading,
         "training": memory(),
-        "losses": [entry["loss"] for entry in history],
-        "grad_norms": [entry["grad_norm"] for entry in history],
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        **run,
         "smallest_router_gradient_before_the_last_layer": gradients.smallest,
         "router_gradient_of_the_last_layer": gradients.of_last_layer,
         "recipe": {key: stage[key] for key in sorted(stage)},
