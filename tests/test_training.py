@@ -1,25 +1,10 @@
 """The loss, its gradients, and the HF Trainer."""
 
-import random
-
 import pytest
 import torch
-from tiny import END, EOS, ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
+from fitting import check_accumulation, fit, stream_labels
+from tiny import ROUTINGS, VIDEO, random_batch, tiny_model
 from torch.nn.functional import cross_entropy
-from transformers import Trainer, TrainingArguments
-
-
-def stream_labels(batch: dict, seed: int) -> torch.Tensor:
-    """Ordinary labels: what follows each frame, and some words; -100 elsewhere."""
-    ids, rng = batch["input_ids"], random.Random(seed)
-    labels = torch.full_like(ids, -100)
-    for row, column in batch["attention_mask"].nonzero().tolist():
-        token = int(ids[row, column])
-        after_frame = column and int(ids[row, column - 1]) == VIDEO and token in (SEPARATOR, END)
-        if after_frame or (token not in (VIDEO, SEPARATOR, END) and rng.random() < 0.5):
-            labels[row, column] = token
-    labels[:, 0] = -100  # nothing predicts the first token
-    return labels
 
 
 @pytest.mark.parametrize("weight", [0.5, 1, 3])
@@ -159,73 +144,13 @@ def test_without_a_gate_the_router_gets_no_gradient():
     assert all(p.grad is None for n, p in model.named_parameters() if "layer_expert" in n)
 
 
-class Streams(torch.utils.data.Dataset):
-    def __init__(self, model):
-        self.rows = []
-        for seed in range(8):
-            batch, (row,) = random_batch(model, seed, [1 + seed % 3])
-            self.rows.append({**row, "labels": stream_labels(batch, seed)})
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-
-def collate(rows: list[dict]) -> dict:
-    """Left padding; frames of all rows one after the other, in row order."""
-    length = max(row["input_ids"].shape[1] for row in rows)
-    pad = lambda x, value: torch.nn.functional.pad(x, (length - x.shape[1], 0), value=value)  # noqa: E731
-    return {
-        "input_ids": torch.cat([pad(row["input_ids"], EOS) for row in rows]),
-        "attention_mask": torch.cat([pad(torch.ones_like(row["input_ids"]), 0) for row in rows]),
-        "labels": torch.cat([pad(row["labels"], -100) for row in rows]),
-        "video_features": torch.cat([row["video_features"] for row in rows]),
-    }
-
-
-def train(tmp_path, model, **options) -> Trainer:
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-        remove_unused_columns=False,
-        **options,
-    )
-    trainer = Trainer(model=model, args=arguments, train_dataset=Streams(model), data_collator=collate)
-    trainer.train()
-    return trainer
-
-
 def test_gradient_accumulation_over_four_is_one_batch_of_four(tmp_path):
-    weights = []
-    for size, accumulation in [(4, 1), (1, 4)]:
-        model = tiny_model(6)
-        before = {n: p.detach().clone() for n, p in model.named_parameters()}
-        train(
-            tmp_path,
-            model,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-            max_steps=2,
-            optim="sgd",
-            learning_rate=1e-3,
-            max_grad_norm=0,
-        )
-        weights.append(dict(model.named_parameters()))
-    moved = 0.0
-    for name, one in weights[0].items():
-        torch.testing.assert_close(weights[1][name], one, atol=1e-6, rtol=1e-5, msg=lambda m, n=name: n + m)
-        moved = max(moved, (one - before[name]).abs().max().item())
-    assert moved > 1e-4
+    check_accumulation(tmp_path, lambda: tiny_model(6))
 
 
 def test_the_trainer_learns_and_evaluates(tmp_path):
     model = tiny_model(7)
-    trainer = train(
+    trainer = fit(
         tmp_path, model, per_device_train_batch_size=4, num_train_epochs=15, logging_steps=2, learning_rate=1e-2
     )
     losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
