@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
@@ -301,6 +302,33 @@ def test_streams_of_ones_own_train_alike_in_both_styles(own_streams):
         losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_resumed_run_is_the_uninterrupted_one(own_streams, streaming):
+    """Also after the first pass over the data, with cut, packed and altered streams."""
+    stage = {"max_steps": 8, "per_device_train_batch_size": 2, "use_cpu": True, "disable_tqdm": True}
+    stage |= {"logging_steps": 1, "learning_rate": 1e-2, "save_steps": 1, "save_total_limit": 8}
+    stage |= {"max_tokens": 90, "packing": True, "augmentation": 0.7}
+    ends = []
+    for name, resumed in (("whole", None), ("resumed", 5)):
+        if resumed:
+            at = f"stream/checkpoint-{resumed}"
+            shutil.copytree(own_streams / "whole" / at, own_streams / name / at)
+        config = TrainingConfig(
+            output_dir=str(own_streams / name),
+            model=str(own_streams / "base"),
+            data={"path": str(own_streams / "streams.jsonl"), "streaming": streaming},
+            lora={"r": 2, "alpha": 4},
+            stream_stage=stage,
+            dtype="float32",
+        )
+        final = train(config)
+        state = json.loads((own_streams / name / "stream" / "trainer_state.json").read_text())
+        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        ends.append((losses, (final / "adapter_model.safetensors").read_bytes()))
+    assert len(set(ends[0][0])) == 8
+    assert ends[0] == ends[1]
 
 
 def test_missing_videos_stop_or_are_skipped(own_streams):

@@ -54,7 +54,9 @@ def streams(config: TrainingConfig, processor: VideoLLMMoDProcessor):
     from ..data.streams import load_streams
 
     data = {"path": config.data} if isinstance(config.data, str) else config.data
-    return load_streams(**data, processor=processor, max_tokens=config.stream_stage.get("max_tokens"))
+    dataset = load_streams(**data, processor=processor, max_tokens=config.stream_stage.get("max_tokens"))
+    # The Trainer does not know how long a pass over it is, and would resume in the wrong place after the first.
+    return dataset.repeat(None) if data.get("streaming") else dataset
 
 
 def run_stage(trainer: StreamTrainer) -> None:
