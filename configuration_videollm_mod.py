@@ -61,6 +61,7 @@ class VideoLLMMoDTextConfig(LlamaConfig):
             controls that do not look at the tokens and use no gate.
         mod_gate (`str`): how a kept token's score enters its output, `"residual"`, `"output"` or `"none"`.
         mod_force_keep_last (`bool`): always keep the last token of a frame, whose output decides whether to speak.
+            Without it the router of the model's last layer learns only from frames whose last token it keeps.
         mod_seed (`int`): seed of `mod_selection="random"`.
         early_exit_layer (`int`): first layer that skips vision tokens under `vision_routing="early_exit"`.
 

@@ -14,6 +14,7 @@ DEFAULT_FPS = 2.0
 LONGEST_HOLD = 3600.0  # seconds that a frame may stay on screen
 CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
 MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
+INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
 
 
 def shown(value: Any) -> str:
@@ -71,6 +72,7 @@ def open_container(source, **options):
     if not streams or container.format.name == "tty":
         container.close()
         raise ValueError(f"there is no video stream in {name}")
+    streams[0].thread_type = "AUTO"
     return container, streams[0]
 
 
@@ -106,8 +108,10 @@ def video_duration(source, **options) -> float | None:
     return None
 
 
-def iter_video_frames(source, fps: float | None = DEFAULT_FPS, **options) -> Iterator[tuple[np.ndarray, float]]:
-    """Decode a video as a stream: for i = 0, 1, ... the frame on screen `i / fps` seconds after the first one.
+def iter_video_frames(
+    source, fps: float | None = DEFAULT_FPS, first: int = 0, **options
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Decode a video as a stream: for i = first, first + 1, ... the frame on screen `i / fps` seconds after its start.
 
     Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated. A
     missing timestamp continues at the average rate, and so do timestamps that jump by more than an hour or go back by
@@ -117,6 +121,8 @@ def iter_video_frames(source, fps: float | None = DEFAULT_FPS, **options) -> Ite
     Args:
         source (`str`, `os.PathLike` or binary file object): path, URL or file.
         fps (`float`, *optional*): frames per second; `None` gives every frame at its own time.
+        first (`int`): number of the first frame at that rate. What lies before is skipped where the container allows
+            it; the frames are the same as if it were decoded.
         options: passed to `av.open`, such as `format="v4l2"` for a camera.
 
     Yields:
@@ -129,9 +135,50 @@ def iter_video_frames(source, fps: float | None = DEFAULT_FPS, **options) -> Ite
     """
     if fps is not None:
         check_fps("`fps`", fps)
+        check_count("`first`", first, minimum=0)
     container, stream = open_container(source, **options)
-    with container, readable_errors(source_name(source)):
-        yield from _sample_frames(container, stream, fps)
+    with readable_errors(source_name(source)):
+        origin = seek(container, stream, first / fps) if fps is not None and first else None
+        if origin is None and first:  # from the beginning again
+            container.close()
+            container, stream = open_container(source, **options)
+        with container:
+            yield from _sample_frames(container, stream, fps, first, origin)
+
+
+def seek(container, stream, seconds: float) -> tuple[float, tuple[int, int]] | None:
+    """Go to the last key frame that is shown `seconds` after a video's first frame or before.
+
+    Returns:
+        `(time stamp of the first frame in seconds, its width and height)`, or None if the frames from there on might
+        differ from those that are decoded from the beginning.
+    """
+    import av
+
+    if container.format.name not in INDEXED:
+        return None
+    try:
+        head = next(container.decode(stream), None)
+        if head is None or head.pts is None:
+            return None
+        wanted = head.pts + int(seconds / stream.time_base)
+        for earlier in (0, 1, 4, 16):  # seconds: containers are sought by when frames are decoded, not shown
+            target = max(head.pts, wanted - int(earlier / stream.time_base))
+            container.seek(target, stream=stream)
+            key = next(container.demux(stream)).pts
+            if key is not None and key <= wanted:
+                break
+        else:
+            return None
+        container.seek(target, stream=stream)
+        # frames that refer to what lies before the key frame come before it, and are not shown
+        frame = next((frame for frame in container.decode(stream) if frame.pts is None or frame.pts >= key), None)
+        if frame is None or frame.pts != key or not frame.key_frame or frame.is_corrupt:
+            return None
+        container.seek(target, stream=stream)
+    except av.FFmpegError:
+        return None
+    return float(head.pts * head.time_base), (head.width, head.height)
 
 
 def limited_size(width: int, height: int) -> tuple[int, int]:
@@ -140,12 +187,16 @@ def limited_size(width: int, height: int) -> tuple[int, int]:
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
-def _sample_frames(container, stream, fps: float | None) -> Iterator[tuple[np.ndarray, float]]:
-    stream.thread_type = "AUTO"
+def _sample_frames(
+    container, stream, fps: float | None, first: int, origin: tuple[float, tuple[int, int]] | None
+) -> Iterator[tuple[np.ndarray, float]]:
     step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
     tolerance = 5e-4  # some containers round timestamps to milliseconds
     first_seconds = frame = size = None
     time, index = 0.0, 0
+    if origin is not None:
+        first_seconds, size = origin[0], limited_size(*origin[1])
+        index = first
 
     def image() -> np.ndarray:
         pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
@@ -153,7 +204,9 @@ def _sample_frames(container, stream, fps: float | None) -> Iterator[tuple[np.nd
 
     for next_frame in container.decode(stream):
         seconds = None if next_frame.pts is None else float(next_frame.pts * next_frame.time_base)
-        if frame is None:
+        if frame is None and origin is not None:
+            time = seconds - first_seconds
+        elif frame is None:
             size = limited_size(next_frame.width, next_frame.height)
         elif seconds is None or first_seconds is None:
             time += step
@@ -165,7 +218,8 @@ def _sample_frames(container, stream, fps: float | None) -> Iterator[tuple[np.nd
         if first_seconds is None and seconds is not None:
             first_seconds = seconds - time
         while fps is not None and frame is not None and index / fps < time - tolerance:
-            yield image(), index / fps
+            if index >= first:
+                yield image(), index / fps
             index += 1
         frame = next_frame
         if fps is None:
@@ -173,7 +227,8 @@ def _sample_frames(container, stream, fps: float | None) -> Iterator[tuple[np.nd
     if fps is not None and frame is not None:
         end = time + (float(frame.duration * frame.time_base) if frame.duration else step)
         while index == 0 or index / fps < end - tolerance:
-            yield image(), index / fps
+            if index >= first:
+                yield image(), index / fps
             index += 1
 
 

@@ -15,17 +15,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from random_streams import GEOMETRIES, RandomStreams, random_model
+from random_streams import GEOMETRIES, random_model, train_lora
 from record import summarise, surroundings, write_result
 from transformers import TrainerCallback
 
 from videollm_mod import VideoLLMMoDProcessor
-from videollm_mod.data.collator import StreamCollator
-from videollm_mod.training.adapters import LoraOptions, add_lora
+from videollm_mod.training.adapters import LoraOptions
 from videollm_mod.training.config import TrainingConfig
-from videollm_mod.training.freezing import freeze_unreached
 from videollm_mod.training.train import load
-from videollm_mod.training.trainer import StreamTrainer
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -41,14 +38,17 @@ def memory() -> dict[str, float]:
 
 
 class RouterGradients(TrainerCallback):
-    """At each step the largest entry of every router's gradient, and of these the smallest."""
+    """At each step the largest entry of every router's gradient: of these the smallest, and that of the last layer,
+    which is exactly 0 where that layer keeps no frame's last token (`tests/test_training.py` shows why)."""
 
     def __init__(self):
-        self.smallest = []
+        self.smallest, self.of_last_layer = [], []
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         trained = [p for n, p in model.named_parameters() if n.endswith("weight") and "layer_expert" in n]
-        self.smallest.append(min(p.grad.abs().max().item() for p in trained if p.requires_grad))
+        gradients = [p.grad.abs().max().item() for p in trained if p.requires_grad]  # in order of the layers
+        self.smallest.append(min(gradients[:-1]))
+        self.of_last_layer.append(gradients[-1])
 
 
 def train(checkpoint: str, frames: int, steps: int, limit: float) -> dict:
@@ -66,26 +66,14 @@ def train(checkpoint: str, frames: int, steps: int, limit: float) -> dict:
     loading = memory()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    dataset = RandomStreams(model.config, frames)
-    model = add_lora(model, LoraOptions(**config.lora))
-    freeze_unreached(model, given_features=True)
     gradients = RouterGradients()
-    trainer = StreamTrainer(
-        model=model.train(),
-        args=arguments,
-        train_dataset=dataset,
-        data_collator=StreamCollator(pad_token_id=2),
-        callbacks=[gradients],
-    )
-    trainer.train()
-    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    run = train_lora(model, arguments, frames, LoraOptions(**config.lora), gradients)
     return {
         "loading": loading,
         "training": memory(),
-        "losses": [entry["loss"] for entry in history],
-        "grad_norms": [entry["grad_norm"] for entry in history],
-        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
-        "smallest_router_gradient": gradients.smallest,
+        **run,
+        "smallest_router_gradient_before_the_last_layer": gradients.smallest,
+        "router_gradient_of_the_last_layer": gradients.of_last_layer,
         "recipe": {key: stage[key] for key in sorted(stage)},
     }
 

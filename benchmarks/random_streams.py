@@ -2,8 +2,13 @@
 the numbers are."""
 
 import torch
+from transformers import TrainerCallback, TrainingArguments
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+from videollm_mod.data.collator import StreamCollator
+from videollm_mod.training.adapters import LoraOptions, add_lora
+from videollm_mod.training.freezing import freeze_unreached
+from videollm_mod.training.trainer import StreamTrainer
 
 BOS, EOS, VIDEO, SEPARATOR, START, END, FIRST_WORD = 0, 1, 3, 4, 5, 6, 7
 
@@ -86,3 +91,32 @@ class RandomStreams(torch.utils.data.Dataset):
             say([*words.tolist(), EOS], True)
             frames_left -= turn
         return {"input_ids": ids, "labels": labels, "video_features": self.features[index % len(self.features)]}
+
+
+def train_lora(
+    model: VideoLLMMoDForConditionalGeneration,
+    arguments: TrainingArguments,
+    num_frames: int,
+    lora: LoraOptions,
+    callback: TrainerCallback,
+) -> dict:
+    """Train adapters on random streams, and return the losses and gradient norms of the steps, and how many parameters
+    were trained."""
+    dataset = RandomStreams(model.config, num_frames)
+    torch.manual_seed(0)  # so that the adapters start alike however many processes there are
+    model = add_lora(model, lora)
+    freeze_unreached(model, given_features=True)
+    trainer = StreamTrainer(
+        model=model.train(),
+        args=arguments,
+        train_dataset=dataset,
+        data_collator=StreamCollator(pad_token_id=2),
+        callbacks=[callback],
+    )
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "losses": [entry["loss"] for entry in history],
+        "grad_norms": [entry["grad_norm"] for entry in history],
+        "trained_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }

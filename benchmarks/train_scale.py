@@ -15,17 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
-from random_streams import GEOMETRIES, RandomStreams, random_model
+from random_streams import GEOMETRIES, random_model, train_lora
 from record import summarise, surroundings, write_result
 from transformers import TrainerCallback, TrainingArguments
 
-from videollm_mod.data.collator import StreamCollator
-from videollm_mod.training.adapters import LoraOptions, add_lora
-from videollm_mod.training.freezing import freeze_unreached
-from videollm_mod.training.trainer import StreamTrainer
+from videollm_mod.training.adapters import LoraOptions
 
 WARM_UP = 4  # steps that are not timed
 
@@ -63,30 +61,14 @@ def work(arguments: argparse.Namespace) -> None:
         use_cpu=not torch.cuda.is_available(),
         **({"fsdp": True, "fsdp_config": {"version": 2}} if arguments.fsdp else {}),
     )
-    model = random_model(arguments.geometry, options.device)
-    dataset = RandomStreams(model.config, arguments.frames)
-    torch.manual_seed(0)  # so that the adapters start alike however many processes there are
-    model = add_lora(model, LoraOptions())
-    freeze_unreached(model, given_features=True)
     clock = StepClock()
-    trainer = StreamTrainer(
-        model=model.train(),
-        args=options,
-        train_dataset=dataset,
-        data_collator=StreamCollator(pad_token_id=2),
-        callbacks=[clock],
-    )
-    trainer.train()
-    if trainer.is_world_process_zero():
-        seconds = [after - before for before, after in zip(clock.times, clock.times[1:], strict=False)]
-        history = [entry for entry in trainer.state.log_history if "loss" in entry]
-        result = {
-            "seconds_per_step": seconds,
-            "losses": [entry["loss"] for entry in history],
-            "grad_norms": [entry["grad_norm"] for entry in history],
-            "peak_allocated_gib": torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None,
-        }
-        Path(arguments.worker).write_text(json.dumps(result))
+    model = random_model(arguments.geometry, options.device)
+    run = train_lora(model, options, arguments.frames, LoraOptions(), clock)
+    if options.process_index == 0:
+        run["seconds_per_step"] = [after - before for before, after in pairwise(clock.times)]
+        if torch.cuda.is_available():
+            run["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
+        Path(arguments.worker).write_text(json.dumps(run))
 
 
 def launch(arguments: argparse.Namespace, processes: int, steps: int, *options: str) -> dict:
@@ -117,36 +99,38 @@ def main() -> None:
     if arguments.worker:
         return work(arguments)
 
-    runs = {1: [], 2: []}
-    for _ in range(arguments.repeats):
-        for processes in (1, 2):
-            run = launch(arguments, processes, arguments.steps)
-            run["samples_per_second"] = processes / statistics.fmean(run["seconds_per_step"][WARM_UP - 1 :])
-            runs[processes].append(run)
-            print(f"{processes} GPU: {run['samples_per_second']:.3f} samples/s", flush=True)
-    rates = {n: statistics.median(run["samples_per_second"] for run in runs[n]) for n in runs}
     command = " ".join(["python benchmarks/train_scale.py", *sys.argv[1:]])
+    runs = {"1": [], "2": []}
     result = {
         "command": command,
         **surroundings("accelerate", "peft"),
         "geometry": arguments.geometry,
         "sample": f"{arguments.frames} frames of 10 tokens, a reply of 12 words after every 20th",
         "lora": {"r": LoraOptions().r, "alpha": LoraOptions().alpha},
-        "ddp": {"1": runs[1], "2": runs[2]},
-        "samples_per_second": {str(n): rate for n, rate in rates.items()},
-        "ddp_speedup_2": rates[2] / rates[1],
+        "ddp": runs,
     }
-    path = write_result("train_scale", result)  # what is measured is kept, whatever becomes of the rest
+    for _ in range(arguments.repeats):
+        for processes in (1, 2):
+            run = launch(arguments, processes, arguments.steps)
+            run["samples_per_second"] = processes / statistics.fmean(run["seconds_per_step"][WARM_UP - 1 :])
+            runs[str(processes)].append(run)
+            path = write_result("train_scale", result)  # what is measured is kept, whatever becomes of the rest
+            print(f"{processes} GPU: {run['samples_per_second']:.3f} samples/s", flush=True)
+    rates = {n: statistics.median(run["samples_per_second"] for run in runs[n]) for n in runs}
+    result |= {"samples_per_second": rates, "ddp_speedup_2": rates["2"] / rates["1"]}
+    write_result("train_scale", result)
+    summarise("ddp_speedup_2", round(result["ddp_speedup_2"], 3), f"benchmarks/results/{path.name}", command)
+    print(f"ddp_speedup_2: {result['ddp_speedup_2']:.3f}", flush=True)
+
     same_batches = launch(arguments, 1, 5, "--accumulate", "2")
     result["fsdp2"] = launch(arguments, 2, 5, "--fsdp")
     result["losses_of_the_same_global_batches"] = {
         "one GPU, two accumulated": same_batches["losses"],
-        "two GPUs, DDP": runs[2][0]["losses"][:5],
+        "two GPUs, DDP": runs["2"][0]["losses"][:5],
         "two GPUs, FSDP2": result["fsdp2"]["losses"],
     }
     write_result("train_scale", result)
-    summarise("ddp_speedup_2", round(rates[2] / rates[1], 3), f"benchmarks/results/{path.name}", command)
-    print(json.dumps({k: result[k] for k in ("ddp_speedup_2", "losses_of_the_same_global_batches")}, indent=1))
+    print(json.dumps(result["losses_of_the_same_global_batches"], indent=1))
 
 
 if __name__ == "__main__":

@@ -71,11 +71,12 @@ class ReplyAugmentation:
         head, tail = slice(0, before.start), slice(after.stop, None)
         said, said_labels = input_ids[reply.start : reply.stop], labels[reply.start : reply.stop]
         first, second = self.decisions(before, labels), self.decisions(after, labels)
+        end = input_ids[after.stop - after.end : after.stop]
         if kind == "shift":
             parts = [
-                self.stream([*first[:-1], False, False], closed=True),
+                self.stream([*first[:-1], False, False], self.processor.stream_end_ids),
                 (said, said_labels),
-                self.stream(second[1:], after.closed),
+                self.stream(second[1:], end),
             ]
         elif kind == "replace":
             others = {tuple(input_ids[turns[i].start : turns[i].stop]) for i in narrations(turns, labels)}
@@ -83,10 +84,10 @@ class ReplyAugmentation:
             parts = [
                 (input_ids[before.start : before.stop], labels[before.start : before.stop]),
                 (list(other), [IGNORE_INDEX] * len(other)),
-                self.stream([False] * len(second), after.closed),
+                self.stream([False] * len(second), end),
             ]
         else:
-            parts = [self.stream([*first[:-1], False, *[False] * len(second)], after.closed)]
+            parts = [self.stream([*first[:-1], False, *[False] * len(second)], end)]
         return (
             input_ids[head] + [token for ids, _ in parts for token in ids] + input_ids[tail],
             labels[head] + [label for _, row in parts for label in row] + labels[tail],
@@ -99,13 +100,12 @@ class ReplyAugmentation:
         places = range(first, first + turn.num_frames * step, step)
         return [place < turn.stop and labels[place] != IGNORE_INDEX for place in places]
 
-    def stream(self, learned: list[bool], closed: bool) -> tuple[list[int], list[int]]:
-        """Tokens and labels of a stream with as many frames as `learned`, which says what is learned after each."""
+    def stream(self, learned: list[bool], end: list[int]) -> tuple[list[int], list[int]]:
+        """Tokens and labels of a stream with as many frames as `learned`, which says what is learned after each, and
+        with the tokens `end` after the last."""
         processor, ids, labels = self.processor, [], []
         for index, learn in enumerate(learned):
-            after = processor.stream_end_ids if closed else []
-            if index + 1 < len(learned):
-                after = [processor.frame_separator_token_id]
+            after = [processor.frame_separator_token_id] if index + 1 < len(learned) else end
             piece = (processor.stream_start_ids if index == 0 else []) + processor.frame_ids
             ids += piece + after
             labels += [IGNORE_INDEX] * len(piece)

@@ -26,7 +26,7 @@ class StreamCollator:
         pad_token_id (`int`).
         processor (`VideoLLMMoDProcessor`, *optional*): that made the examples; needed to cut them.
         max_tokens (`int`, *optional*): tokens of a row at most. A longer example loses what does not fit at its end,
-            whole turns and whole frames (`turns.clip`).
+            whole turns and whole frames (`turns.clip`); `load_streams` with the same `max_tokens` makes none.
         packing (`bool`): put several examples into a row, in as few rows as `max_tokens` allows by taking the longest
             first; in one row without it. Every row is one example otherwise.
         augmentation (`ReplyAugmentation`, *optional*): alters narrations, before examples are cut.

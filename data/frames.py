@@ -42,7 +42,8 @@ def iter_frames(
     Raises:
         as `iter_video_frames`.
     """
-    frames = islice((frame for frame, _ in iter_video_frames(video, fps)), first, stop)
+    count = None if stop is None else max(0, stop - first)
+    frames = islice((frame for frame, _ in iter_video_frames(video, fps, first)), count)
     while batch := list(islice(frames, at_once)):
         pixels = torch.from_numpy(np.stack(batch)).movedim(-1, 1)
         if video_processor.do_resize:

@@ -4,6 +4,7 @@ Shapes: `F` frames, `H` and `W` pixels, `N` vision tokens per frame, `Dv` hidden
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,11 +13,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset, Features, IterableDataset, Value
+from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
+from ..decoding_videollm_mod import check_count, video_duration
 from .features import fingerprint, read_about, read_features
 from .frames import TOLERANCE, frame_range, read_frames
 from .jsonl import check, line_spans, missing_error, missing_media, read_streams
+from .timeline import conversation
+from .turns import encode_example
+from .windows import mask_before, windows
 
 logger = logging.get_logger(__name__)
 
@@ -30,99 +36,86 @@ COLUMNS = Features(
         "fps": Value("float64"),
         "start": Value("float64"),
         "end": Value("float64"),
+        "opening": Value("int64"),
+        "learned_from": Value("float64"),
         "turns": [{"time": Value("float64"), "role": Value("string"), "content": Value("string")}],
     }
 )
 
 
-def conversation(turns: list[dict], times: np.ndarray) -> list[dict]:
-    """Turns and frames as messages for `VideoLLMMoDProcessor.encode_conversation`.
-
-    A turn at the time of a frame comes after that frame. Between two frames, a reply comes after the second, the first
-    that can show what it tells, and a user's turn after the first, all that was seen when it was said. Besides,
-    - a system turn, and users' turns before all replies and no later than the first frame, come before all frames;
-    - a reply at the time of the user's turn right before it is the answer and follows at once, after a frame at least;
-    - replies between the same two frames are one reply: a session speaks once after a frame.
-
-    Args:
-        turns (`list[dict]`): `time` (seconds), `role`, `content`, in order of time.
-        times (float64 `[F]`): of the frames, seconds.
-    """
-    messages, done, opening = [], 0, True
-    for index, turn in enumerate(turns):
-        time, role = turn["time"], turn["role"]
-        previous = turns[index - 1] if index else {}
-        opening = opening and (role == "system" or (role == "user" and time <= times[0] + TOLERANCE))
-        if opening:
-            seen = 0
-        elif role == "assistant" and previous.get("role") == "user" and previous["time"] == time:
-            seen = max(done, 1)
-        elif role == "assistant":
-            seen = int(np.searchsorted(times, time - TOLERANCE)) + 1
-        else:
-            seen = int(np.searchsorted(times, time + TOLERANCE, side="right"))
-        seen = min(max(seen, done), len(times))
-        if seen > done:
-            messages.append({"role": "stream", "num_frames": seen - done})
-            done = seen
-        if role == "assistant" and messages and messages[-1]["role"] == "assistant":
-            messages[-1]["content"] += " " + turn["content"]
-        else:
-            messages.append({"role": role, "content": turn["content"]})
-    if done < len(times):
-        messages.append({"role": "stream", "num_frames": len(times) - done})
-    return messages
-
-
 @dataclass
 class StreamExamples:
     """Makes the example of a line: `input_ids` and `labels` (`list[int]`), and uint8 `frames` `[F, 3, H, W]` or
-    `video_features` `[F, N, Dv]`."""
+    `video_features` `[F, N, Dv]`. With `max_tokens` a line is cut before, into `windows`."""
 
     path: str
     processor: object
-
-    def example(self, stream: dict) -> dict:
-        with self._named(stream):
-            messages, frames, _, _ = self._read(stream)
-            input_ids, labels, _ = self.processor.encode_conversation(messages)
-            return {"input_ids": input_ids, "labels": labels, **frames}
-
-    def read(self, stream: dict) -> tuple[list[dict], dict[str, torch.Tensor], np.ndarray, float]:
-        """`(messages, {"frames" or "video_features": tensor}, seconds of the frames, frames a second)` of a line."""
-        with self._named(stream):
-            return self._read(stream)
+    max_tokens: int | None = None
 
     @contextmanager
-    def _named(self, stream: dict) -> Iterator[None]:
-        """Say in errors which line it was."""
+    def naming(self, stream: dict) -> Iterator[None]:
+        """Errors name the line."""
         try:
             yield
         except (ValueError, OSError) as error:
             kind = OSError if isinstance(error, OSError) else ValueError
             raise kind(f"{self.path}:{stream['line']}: {error}") from error
 
+    def lines(self, stream: dict) -> list[dict]:
+        """A line, or the windows that it is cut into."""
+        if self.max_tokens is None:
+            return [stream]
+        with self.naming(stream):
+            cut = windows(stream, self.fps(stream), self.max_tokens, self.processor)
+            if len(cut) > 1:  # where the video ends matters only now, and to look takes longer
+                num_frames = self.num_frames(stream)
+                cut = windows(stream, self.fps(stream), self.max_tokens, self.processor, num_frames)
+            return cut
+
+    def num_frames(self, stream: dict) -> int | None:
+        """Of the whole video, as far as it says."""
+        if stream.get("features") is not None:
+            return read_about(stream["features"])["num_frames"]
+        seconds = video_duration(stream["video"])
+        return seconds and max(1, math.ceil(seconds * self.fps(stream) - TOLERANCE))
+
+    def fps(self, stream: dict) -> float:
+        if stream.get("features") is None:
+            return stream.get("fps") or self.processor.video_processor.fps
+        own = read_about(stream["features"])["fps"]
+        if stream.get("fps") not in (None, own):
+            raise ValueError(f"`fps` is {stream['fps']}, but {stream['features']} holds frames at {own}")
+        return own
+
+    def example(self, stream: dict) -> dict:
+        with self.naming(stream):
+            messages, frames, _, fps = self._read(stream)
+            input_ids, labels = encode_example(messages, self.processor)
+            if stream.get("learned_from") is not None:
+                first, learned = (frame_range(fps, stream.get(name))[0] for name in ("start", "learned_from"))
+                labels = mask_before(input_ids, labels, learned - first, self.processor)
+            return {"input_ids": input_ids, "labels": labels, **frames}
+
+    def read(self, stream: dict) -> tuple[list[dict], dict[str, torch.Tensor], np.ndarray, float]:
+        """`(messages, {"frames" or "video_features": tensor}, seconds of the frames, frames a second)` of a line."""
+        with self.naming(stream):
+            return self._read(stream)
+
     def _read(self, stream: dict) -> tuple[list[dict], dict[str, torch.Tensor], np.ndarray, float]:
-        video_processor = self.processor.video_processor
-        path, fps = stream.get("features"), stream.get("fps")
-        if path is not None:
-            about = read_about(path)
-            if about["num_frame_tokens"] != self.processor.num_frame_tokens:
-                raise ValueError(
-                    f"{path} holds {about['num_frame_tokens']} tokens a frame, the processor has "
-                    f"{self.processor.num_frame_tokens}: extract the features with the model that is trained"
-                )
-            if fps is not None and fps != about["fps"]:
-                raise ValueError(f"`fps` is {fps}, but {path} holds frames at {about['fps']}")
-            fps = about["fps"]
-        fps = fps or video_processor.fps
+        path, fps = stream.get("features"), self.fps(stream)
         first, stop = frame_range(fps, stream.get("start"), stream.get("end"))
         if path is None:
-            name, frames = "frames", read_frames(stream["video"], fps, video_processor, first, stop)
+            name, frames = "frames", read_frames(stream["video"], fps, self.processor.video_processor, first, stop)
         else:
+            held, wanted = read_about(path)["num_frame_tokens"], self.processor.num_frame_tokens
+            if held != wanted:
+                raise ValueError(
+                    f"{path} holds {held} tokens a frame, the processor has {wanted}: extract the features with the "
+                    "model that is trained"
+                )
             name, frames = "video_features", read_features(path, first, stop)
         times = (first + np.arange(len(frames))) / fps
-        return conversation(stream["turns"], times), {name: frames}, times, fps
+        return conversation(stream["turns"], times, stream.get("opening")), {name: frames}, times, fps
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
         """A batch of columns, as `Dataset.with_transform` hands it over."""
@@ -131,16 +124,21 @@ class StreamExamples:
         return {name: [example[name] for example in examples] for name in examples[0]}
 
 
-def rows(path: str, spans: list[tuple[int, int, int]], left_out: list[frozenset[int]], digest: str) -> Iterator[dict]:
+def rows(
+    examples: StreamExamples, spans: list[tuple[int, int, int]], left_out: list[frozenset[int]], digest: str
+) -> Iterator[dict]:
     """The lines of a file for `datasets`, without those numbered in `left_out`. `digest`, of the file, is there for
     the cache's key: a file that was changed is another one."""
     for span, numbers in zip(spans, left_out, strict=True):
-        for stream in read_streams(path, *span):
+        for stream in read_streams(examples.path, *span):
             if stream["line"] not in numbers:
-                yield {name: stream.get(name) for name in COLUMNS}
+                for line in examples.lines(stream):
+                    yield {name: line.get(name) for name in COLUMNS}
 
 
-def load_streams(path: str | Path, processor, *, streaming: bool = False, missing: str = "stop"):
+def load_streams(
+    path: str | Path, processor, *, streaming: bool = False, missing: str = "stop", max_tokens: int | None = None
+):
     """Streams in JSONL (`data.jsonl`) as examples for `StreamCollator`, made one at a time when they are asked for.
 
     Lines are kept in a memory-mapped cache of `datasets`, or with `streaming` read as they are needed; the examples
@@ -153,17 +151,21 @@ def load_streams(path: str | Path, processor, *, streaming: bool = False, missin
             without `fps`.
         streaming (`bool`): an `IterableDataset` instead of a `Dataset`.
         missing (`str`): `"stop"` or `"skip"` where videos or features are not there.
+        max_tokens (`int`, *optional*): cut longer streams into several, see `windows`.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset` of `input_ids`, `labels`, and uint8 `frames` `[F, 3, H, W]` or
         `video_features` `[F, N, Dv]`.
 
     Raises:
-        `ValueError`: for faults in the file, features that do not fit the processor, nothing left.
+        `ValueError`: for faults in the file, features that do not fit the processor, `max_tokens` too small for what
+            is said between two frames, nothing left.
         `OSError`: for files that can not be read or, with `missing="stop"`, are not there.
     """
     if missing not in MISSING:
         raise ValueError(f"`missing` must be one of {', '.join(map(repr, MISSING))}, got {missing!r}")
+    if max_tokens is not None:
+        check_count("`max_tokens`", max_tokens)
     path = str(Path(path).absolute())
     check(path)
     if len({"video" in stream for stream in read_streams(path)}) > 1:
@@ -179,12 +181,15 @@ def load_streams(path: str | Path, processor, *, streaming: bool = False, missin
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     left_out = [frozenset(gone.keys() & range(first, first + count)) for _, first, count in spans]
-    source = {"path": path, "spans": spans, "left_out": left_out, "digest": digest}
-    examples = StreamExamples(path, processor)
+    examples = StreamExamples(path, processor, max_tokens)
+    source = {"examples": examples, "spans": spans, "left_out": left_out, "digest": digest}
     if streaming:
         lines = IterableDataset.from_generator(rows, features=COLUMNS, gen_kwargs=source)
         return lines.map(examples.example, remove_columns=list(COLUMNS))
-    return Dataset.from_generator(rows, features=COLUMNS, gen_kwargs=source).with_transform(examples)
+    try:
+        return Dataset.from_generator(rows, features=COLUMNS, gen_kwargs=source).with_transform(examples)
+    except DatasetGenerationError as error:
+        raise (error.__cause__ or error) from None
 
 
 def check_features(path: str | Path, model, video_processor) -> None:

@@ -16,18 +16,29 @@ class Turn:
         kind (`str`): `"stream"`, `"reply"`, `"user"` or `"opening"`, the beginning of sequence with a system prompt.
         start, stop (`int`): its tokens.
         num_frames (`int`): of a stream.
-        closed (`bool`): whether a stream has its end, as when a turn follows.
+        end (`int`): tokens behind a stream's last frame: its end where a turn follows, one separator where silence
+            does, none otherwise.
     """
 
     kind: str
     start: int
     stop: int
     num_frames: int = 0
-    closed: bool = False
+    end: int = 0
+
+
+def encode_example(messages: list[dict], processor) -> tuple[list[int], list[int]]:
+    """`(input_ids, labels)` of a conversation to learn from. Where it ends with a stream, silence after the last frame
+    is learned too: one more separator, without which nothing would tell a model that it has nothing to say there."""
+    input_ids, labels, _ = processor.encode_conversation(messages)
+    if messages[-1]["role"] == STREAM:
+        input_ids.append(processor.frame_separator_token_id)
+        labels.append(input_ids[-1] if messages[-1].get("learn", True) is True else -100)
+    return input_ids, labels
 
 
 def read_turns(input_ids: list[int], processor) -> list[Turn]:
-    """The turns of a sequence of `VideoLLMMoDProcessor.encode_conversation`, which follow each other without gaps."""
+    """The turns of a sequence of `encode_example`, which follow each other without gaps."""
     frame, separator = processor.frame_ids, [processor.frame_separator_token_id]
     stream_start, stream_end = processor.stream_start_ids, processor.stream_end_ids
     user, assistant = processor.user_header_ids, processor.assistant_header_ids
@@ -51,9 +62,9 @@ def read_turns(input_ids: list[int], processor) -> list[Turn]:
             while stands(separator + frame, position):
                 position += 1 + len(frame)
                 num_frames += 1
-            closed = stands(stream_end, position)
-            position += len(stream_end) * closed
-            turns.append(Turn(kind, start, position, num_frames, closed))
+            end = next((len(ids) for ids in (stream_end, separator) if stands(ids, position)), 0)
+            position += end
+            turns.append(Turn(kind, start, position, num_frames, end))
             continue
         position += 1
         if kind == REPLY:
@@ -67,8 +78,9 @@ def read_turns(input_ids: list[int], processor) -> list[Turn]:
 
 
 def clip(input_ids: list[int], max_tokens: int, processor) -> tuple[int, int]:
-    """Where to cut a sequence so that whole turns are left, and of the last stream whole frames: what is left is the
-    sequence of the messages up to there, with an open stream if it ends in one.
+    """Where to cut a sequence so that whole turns are left, and of the last stream whole frames, each with the
+    separator after it: what is left is the sequence of the messages up to there. Where the cut parts a stream from the
+    turn that follows, the stream stays open: it is not to be learned that nothing was said.
 
     Returns:
         `(tokens, frames)` that are left, at most `max_tokens` tokens.
@@ -76,26 +88,29 @@ def clip(input_ids: list[int], max_tokens: int, processor) -> tuple[int, int]:
     Raises:
         `ValueError`: if what comes before the first frame, and that frame, do not fit.
     """
-    if len(input_ids) <= max_tokens:
-        return len(input_ids), sum(turn.num_frames for turn in read_turns(input_ids, processor))
-    tokens, frames, last = 0, 0, None
     turns = read_turns(input_ids, processor)
-    per_frame, before = 1 + processor.num_frame_tokens, len(processor.stream_start_ids) - 1
+    if len(input_ids) <= max_tokens:
+        return len(input_ids), sum(turn.num_frames for turn in turns)
+    tokens, frames = 0, 0
     for turn in turns:
-        if turn.stop <= max_tokens:
-            tokens, frames, last = turn.stop, frames + turn.num_frames, turn
-            continue
-        if turn.kind == STREAM:
-            # a stream that fits but for its end stays open too
-            fitting = min((max_tokens - turn.start - before) // per_frame, turn.num_frames)
-            if fitting > 0:
-                tokens, frames, last = turn.start + before + fitting * per_frame, frames + fitting, None
-        break
-    if not frames and any(turn.num_frames for turn in turns):
-        first = next(turn.start for turn in turns if turn.num_frames) + before + per_frame
-        raise ValueError(f"`max_tokens` must be at least {first} to hold the first frame, got {max_tokens}")
-    if not tokens:
-        raise ValueError(f"`max_tokens` must be at least {turns[0].stop} for the first turn, got {max_tokens}")
-    if last is not None and last.closed:
-        tokens -= len(processor.stream_end_ids)
-    return tokens, frames
+        for stop, num_frames in cuts(turn, turn.stop == len(input_ids), processor):
+            if stop <= max_tokens:
+                tokens, seen = stop, frames + num_frames
+        if turn.stop > max_tokens:
+            break
+        frames += turn.num_frames
+    first = next((turn for turn in turns if turn.num_frames), None)
+    if not tokens or (first is not None and not seen):
+        turn = first or turns[0]
+        least, what = cuts(turn, turn.stop == len(input_ids), processor)[0][0], "frame" if first else "turn"
+        raise ValueError(f"`max_tokens` must be at least {least} for the first {what}, got {max_tokens}")
+    return tokens, seen
+
+
+def cuts(turn: Turn, is_last: bool, processor) -> list[tuple[int, int]]:
+    """Where a sequence may end in a turn, and how many of the turn's frames stand before."""
+    if turn.kind != STREAM:
+        return [(turn.stop, 0)]
+    step, first = processor.num_frame_tokens + 1, turn.start + len(processor.stream_start_ids)
+    between = [(first + count * step, count) for count in range(1, turn.num_frames)]
+    return [*between, (turn.stop if is_last else turn.stop - turn.end, turn.num_frames)]

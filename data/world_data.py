@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Dataset
 
+from .turns import encode_example
 from .world import conversation, texts, world_stream
 
 
@@ -59,7 +60,7 @@ class WorldStreams(Dataset):
     def __getitem__(self, index: int) -> dict:
         stream, fps = self.data.stream(index), self.data.fps
         messages = conversation(stream, fps, self.data.num_questions)
-        input_ids, labels, _ = self.processor.encode_conversation(messages)
+        input_ids, labels = encode_example(messages, self.processor)
         return {
             "input_ids": input_ids,
             "labels": labels,

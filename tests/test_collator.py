@@ -9,7 +9,7 @@ from small import small_model
 
 from videollm_mod.data.augmentation import ReplyAugmentation
 from videollm_mod.data.collator import StreamCollator
-from videollm_mod.data.turns import clip, read_turns
+from videollm_mod.data.turns import clip, encode_example, read_turns
 
 WORDS = ["A red square appears.", "It leaves.", "The blue cross moves to the top.", "Nothing, at all [yet]."]
 
@@ -49,7 +49,7 @@ def narrated(rng: random.Random, replies: int = 4) -> list[dict]:
 
 
 def example_of(messages: list[dict], processor) -> dict:
-    input_ids, labels, _ = processor.encode_conversation(messages)
+    input_ids, labels = encode_example(messages, processor)
     num_frames = sum(message.get("num_frames", 0) for message in messages)
     return {"input_ids": input_ids, "labels": labels, "video_features": torch.randn(num_frames, 5, 16)}
 
@@ -57,7 +57,7 @@ def example_of(messages: list[dict], processor) -> dict:
 @pytest.mark.parametrize("seed", range(30))
 def test_turns_are_found_again(processor, seed):
     messages = random_messages(random.Random(seed))
-    input_ids, _, _ = processor.encode_conversation(messages)
+    input_ids, _ = encode_example(messages, processor)
     turns = read_turns(input_ids, processor)
     assert turns[0].kind == "opening"
     kinds = {"assistant": "reply", "system": "opening"}
@@ -67,6 +67,18 @@ def test_turns_are_found_again(processor, seed):
         message["num_frames"] for message in messages if message["role"] == "stream"
     ]
     assert [turn.stop for turn in turns] == [*[turn.start for turn in turns[1:]], len(input_ids)]
+    for turn in turns:  # an open stream ends with a separator, as silence is learned after its last frame
+        end = processor.stream_end_ids if turn.stop < len(input_ids) else [processor.frame_separator_token_id]
+        assert input_ids[turn.stop - turn.end : turn.stop] == (end if turn.kind == "stream" else [])
+
+
+def test_silence_after_the_last_frame_is_learned(processor):
+    messages = [{"role": "stream", "num_frames": 2}]
+    input_ids, labels = encode_example(messages, processor)
+    assert input_ids == [*processor.encode_conversation(messages)[0], processor.frame_separator_token_id]
+    assert labels[-1] == processor.frame_separator_token_id
+    said = [*messages, {"role": "assistant", "content": "It leaves."}]
+    assert encode_example(said, processor) == processor.encode_conversation(said)[:2]
 
 
 def cut_messages(messages: list[dict], frames: int, replies: int) -> list[dict]:
@@ -99,7 +111,10 @@ def test_a_cut_sequence_is_that_of_the_messages_up_to_there(processor, seed):
         for replies in range(texts + 1):
             kept = cut_messages(messages, frames, replies)
             if kept and sum(m.get("num_frames", 0) for m in kept) == frames:
-                input_ids, labels, _ = processor.encode_conversation(kept)
+                # a whole stream loses its end with the turn that follows; whether to speak there is not learned
+                parted = kept[-1] == messages[len(kept) - 1] and len(kept) < len(messages)
+                row = processor.encode_conversation(kept)[:2] if parted else encode_example(kept, processor)
+                input_ids, labels = row
                 prefixes[len(input_ids)] = frames, input_ids, labels
     smallest = min(length for length, (frames, _, _) in prefixes.items() if frames)
     for max_tokens in range(smallest, len(example["input_ids"]) + 2):
@@ -172,7 +187,7 @@ def test_repeated_frames_are_cut_and_packed_by_their_index(processor):
     frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     index = torch.tensor([3, 1, 1, 0, 2, 2])
     example = {"input_ids": input_ids, "labels": labels, "frames": frames, "frame_index": index}
-    length = len(processor.encode_conversation([{"role": "stream", "num_frames": 3}])[0])
+    length = len(encode_example([{"role": "stream", "num_frames": 3}], processor)[0])
     short = {**example, "input_ids": input_ids[:length], "labels": labels[:length], "frame_index": index[:3]}
     batch = StreamCollator(2, processor, length)([example, example])
     assert torch.equal(batch["frames"][batch["frame_index"]], torch.cat([frames[[3, 1, 1]]] * 2))
@@ -208,7 +223,7 @@ def test_altered_examples_equal_the_encoding_of_altered_conversations(processor,
             result = augmentation.alter(
                 example["input_ids"], example["labels"], turns, kind, index + (turns[0].kind == "opening"), rng
             )
-            expected = [processor.encode_conversation([*head, *middle, *tail])[:2] for middle in conversations]
+            expected = [encode_example([*head, *middle, *tail], processor) for middle in conversations]
             assert result in expected, kind
 
 

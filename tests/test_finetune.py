@@ -3,18 +3,19 @@
 import json
 import os
 import random
+import shutil
 import subprocess
 import sys
 
 import pytest
 import torch
+from fitting import check_accumulation, fit, stream_labels
 from fresh import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
 from small import said, small_model, write_lines, write_video
-from test_training import collate, stream_labels
 from tiny import ROUTINGS, random_batch, tiny_config, tiny_model
-from transformers import AutoModelForImageTextToText, TrainingArguments
+from transformers import AutoModelForImageTextToText
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
@@ -213,42 +214,6 @@ def test_the_keep_ratio_falls_from_one_and_is_drawn_from_its_range():
     assert both.ratio(10, 0.2) == drawn[10]
 
 
-class Streams(torch.utils.data.Dataset):
-    def __init__(self, model):
-        self.rows = []
-        for seed in range(16):
-            batch, (row,) = random_batch(model, seed, [2 + seed % 3])
-            self.rows.append({**row, "labels": stream_labels(batch, seed)})
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, index):
-        return self.rows[index]
-
-
-def fit(tmp_path, model, keep_ratio=None, **options) -> StreamTrainer:
-    arguments = TrainingArguments(
-        output_dir=str(tmp_path),
-        report_to=[],
-        use_cpu=True,
-        disable_tqdm=True,
-        save_strategy="no",
-        remove_unused_columns=False,
-        logging_steps=1,
-        **options,
-    )
-    trainer = StreamTrainer(
-        model=model.train(),
-        args=arguments,
-        train_dataset=Streams(model),
-        data_collator=collate,
-        keep_ratio=keep_ratio,
-    )
-    trainer.train()
-    return trainer
-
-
 def test_each_step_runs_at_its_keep_ratio(tmp_path):
     """Of a frame's tokens every layer keeps as many as the schedule says, and afterwards the model's own count."""
     model = tiny_model(1, pooled=(3, 3), mod_keep_ratio=0.2)
@@ -259,7 +224,15 @@ def test_each_step_runs_at_its_keep_ratio(tmp_path):
         (out := forward(**{**inputs, "output_router_scores": True})),
         kept.append(out.kept_indices[1].shape[1]),
     )[0]
-    trainer = fit(tmp_path, model, schedule, max_steps=6, gradient_accumulation_steps=2, per_device_train_batch_size=2)
+    trainer = fit(
+        tmp_path,
+        model,
+        StreamTrainer,
+        {"keep_ratio": schedule},
+        max_steps=6,
+        gradient_accumulation_steps=2,
+        per_device_train_batch_size=2,
+    )
     expected = [schedule.ratio(step, 0.2) for step in range(6)]
     assert kept == [num_kept_tokens(ratio, 10) for ratio in expected for _ in range(2)]
     assert len(set(kept)) > 2
@@ -269,32 +242,13 @@ def test_each_step_runs_at_its_keep_ratio(tmp_path):
 
 def test_accumulation_over_four_is_one_batch_of_four_under_lora(tmp_path, root_processor):
     base, _ = saved_base(tmp_path / "base", root_processor)
-    runs = []
-    for size, accumulation in [(4, 1), (1, 4)]:
-        model = adapted(base)
-        trainer = fit(
-            tmp_path,
-            model,
-            per_device_train_batch_size=size,
-            gradient_accumulation_steps=accumulation,
-            max_steps=3,
-            learning_rate=1e-2,
-            optim="sgd",
-            gradient_checkpointing=True,
-        )
-        losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
-        runs.append((losses, {n: p.detach() for n, p in model.named_parameters() if p.requires_grad}))
-    assert runs[0][0] == pytest.approx(runs[1][0], rel=1e-5)
-    start = {n: p.detach() for n, p in adapted(base).named_parameters()}
-    for name, value in runs[0][1].items():
-        torch.testing.assert_close(runs[1][1][name], value, atol=1e-5, rtol=1e-4, msg=lambda m, n=name: n + m)
-    assert max((value - start[name]).abs().max() for name, value in runs[0][1].items()) > 1e-3
+    check_accumulation(tmp_path, lambda: adapted(base), StreamTrainer, gradient_checkpointing=True)
 
 
 def test_many_processes_refuse_a_batch_without_frames(tmp_path, monkeypatch):
     """Rather than wait for each other's gradients without end."""
     model = tiny_model(2)
-    trainer = fit(tmp_path, model, max_steps=1, per_device_train_batch_size=2)
+    trainer = fit(tmp_path, model, StreamTrainer, max_steps=1, per_device_train_batch_size=2)
     rng = random.Random(0)
     text = {"input_ids": torch.tensor([[7, 8, rng.randrange(9, 60)]]), "labels": torch.tensor([[-100, 8, 9]])}
     assert trainer.compute_loss(model, dict(text)) > 0
@@ -348,6 +302,33 @@ def test_streams_of_ones_own_train_alike_in_both_styles(own_streams):
         losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 3
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_resumed_run_is_the_uninterrupted_one(own_streams, streaming):
+    """Also after the first pass over the data, with cut, packed and altered streams."""
+    stage = {"max_steps": 8, "per_device_train_batch_size": 2, "use_cpu": True, "disable_tqdm": True}
+    stage |= {"logging_steps": 1, "learning_rate": 1e-2, "save_steps": 1, "save_total_limit": 8}
+    stage |= {"max_tokens": 90, "packing": True, "augmentation": 0.7}
+    ends = []
+    for name, resumed in (("whole", None), ("resumed", 5)):
+        if resumed:
+            at = f"stream/checkpoint-{resumed}"
+            shutil.copytree(own_streams / "whole" / at, own_streams / name / at)
+        config = TrainingConfig(
+            output_dir=str(own_streams / name),
+            model=str(own_streams / "base"),
+            data={"path": str(own_streams / "streams.jsonl"), "streaming": streaming},
+            lora={"r": 2, "alpha": 4},
+            stream_stage=stage,
+            dtype="float32",
+        )
+        final = train(config)
+        state = json.loads((own_streams / name / "stream" / "trainer_state.json").read_text())
+        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+        ends.append((losses, (final / "adapter_model.safetensors").read_bytes()))
+    assert len(set(ends[0][0])) == 8
+    assert ends[0] == ends[1]
 
 
 def test_missing_videos_stop_or_are_skipped(own_streams):

@@ -52,6 +52,32 @@ def test_the_commands_exist(tmp_path):
     assert (tmp_path / "VIDEO.srt").stat().st_size > 0 and (tmp_path / "VIDEO.overlay.mp4").stat().st_size > 0
 
 
+def test_fine_tuning_runs_as_its_readme_says(tmp_path, monkeypatch, capsys):
+    """All commands in order, with fewer steps; what was learned by heart in 200 is told in the closing commands."""
+    folder = tmp_path / "examples" / "own_videos"
+    shutil.copytree(ROOT / "examples" / "own_videos", folder)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    config = (folder / "finetune.yaml").read_text(encoding="utf-8")
+    for old, new in (("max_steps: 200", "max_steps: 2\n  use_cpu: true"), ("model: ../..", f"model: {ROOT}")):
+        assert old in config
+        config = config.replace(old, new)
+    (folder / "finetune.yaml").write_text(config, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    lines = "".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S)).splitlines()
+    assert {line.split()[1] for line in lines[2:]} == {"world", "validate", "extract", "train", "merge", "narrate"}
+    for line in lines:
+        command, *arguments = [str(ROOT) if word == "../.." else word for word in shlex.split(line, comments=True)]
+        if command == "cd":
+            monkeypatch.chdir(arguments[0])
+        elif command == "mkdir":
+            (folder / arguments[-1]).mkdir()
+        else:
+            assert cli.main(arguments) == 0, line
+    assert (folder / "merged" / "model.safetensors").exists()
+    assert "One." in capsys.readouterr().out  # the answer to the question, which the nano knows anyway
+
+
 @pytest.mark.parametrize("number", ["99.7 % of 2,719", "0.3 %", "0.0 s", "94.8 % of 500"])
 def test_numbers_come_from_the_committed_result(number):
     import json

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
+from ..data.files import PARTIAL
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .saving import save
@@ -112,7 +114,10 @@ def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
     processor = VideoLLMMoDProcessor.from_pretrained(base)
     dtype = model.dtype
     merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    save(merged, processor, output, dtype)
+    unfinished = output.with_name(output.name + PARTIAL)  # a merge that was killed leaves no half of a checkpoint
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save(merged, processor, unfinished, dtype)
+    unfinished.replace(output)
     return output
 
 

@@ -49,7 +49,8 @@ class TrainingConfig:
             out. The stream stage also takes
 
             - `freeze_vision_tower` (`bool`): keep the tower as it is; true by default with `lora`,
-            - `max_tokens` (`int`) of a row, `packing` (`bool`): see `StreamCollator`,
+            - `max_tokens` (`int`) of a row, `packing` (`bool`): see `StreamCollator`; longer streams of one's own are
+              cut into several, see `data.windows`,
             - `augmentation` (`float`): share of streams with an altered narration, see `ReplyAugmentation`,
             - `keep_ratio_warmup_steps` (`int`) and `elastic_keep_ratio` (`[low, high]`): see `KeepRatioSchedule`.
         dtype (`str`): of the checkpoint that is written; with `lora`, of the frozen weights.

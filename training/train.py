@@ -53,9 +53,10 @@ def streams(config: TrainingConfig, processor: VideoLLMMoDProcessor):
         return WorldStreams(WorldData(**config.world), processor)
     from ..data.streams import load_streams
 
-    return load_streams(
-        **({"path": config.data} if isinstance(config.data, str) else config.data), processor=processor
-    )
+    data = {"path": config.data} if isinstance(config.data, str) else config.data
+    dataset = load_streams(**data, processor=processor, max_tokens=config.stream_stage.get("max_tokens"))
+    # The Trainer does not know how long a pass over it is, and would resume in the wrong place after the first.
+    return dataset.repeat(None) if data.get("streaming") else dataset
 
 
 def run_stage(trainer: StreamTrainer) -> None:
