@@ -19,6 +19,7 @@ POLICIES = ("window", "router")
 ROOM = 4  # a full memory lets go of its `ROOM`-th part at once: what stays is moved rarely
 TEXT_SHARE = 6  # of a budget of bytes, a sixth each for the prompt, for text and for what is about to be read
 FEWEST_WORDS = 48  # tokens of text that a session must be able to keep
+LONGEST_TURN = 256  # tokens of text that may come at once, or as many as a session keeps of it, if these are more
 PROMPT, TEXT, SEPARATOR, VISION = range(4)
 FIELDS = ("kinds", "frames", "scores")
 
@@ -83,8 +84,15 @@ class StreamMemory:
         """What the cache takes at most."""
         if self.max_bytes is not None:
             return self.max_bytes
-        # text: the prompt, what stays of the turns, and what is about to be read
-        return self.max_frames * self.frame_bytes + (3 * self.text_budget + self.turn_tokens) * self.token_bytes
+        # a separator stays with the last token of its frame, of text the prompt and the turns
+        per_frame = self.num_frame_tokens + (self.num_frame_tokens if self.policy == "router" else 4)
+        text = 2 * self.text_budget + self.most_pending + self.turn_tokens
+        return (self.max_frames * per_frame + text) * self.token_bytes
+
+    @property
+    def most_pending(self) -> int:
+        """Tokens of text that may wait to be read together with what comes next."""
+        return self.text_budget if self.max_bytes is not None else max(self.text_budget, LONGEST_TURN)
 
     def copy(self) -> "StreamMemory":
         """Another account of the same; nothing here writes into a tensor."""

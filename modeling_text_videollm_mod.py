@@ -113,7 +113,7 @@ class VideoLLMMoDAttention(LlamaAttention):
         lengths: list[int] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """lengths: of each stream's tokens in `hidden_states` `[1, T, D]`; `past_key_values` is then a `PackedCache`."""
+        """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `past_key_values` is then a `PackedCache`."""
         if lengths is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
         shape = (*hidden_states.shape[:2], -1, self.head_dim)

@@ -3,7 +3,8 @@
 A session's code is a generator that yields a step and goes on with its result; who carries the step out, and beside
 which others, makes no difference to it.
 
-Shapes: F frames of a step, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower, V vocabulary.
+Shapes: F frames of a step, H and W pixels, N vision tokens per frame, k of them kept, Dv hidden size of the vision
+tower, V vocabulary.
 """
 
 from collections.abc import Iterator
@@ -114,7 +115,7 @@ class Feed(Step):
         kept = [(None,) * len(steps) if x is None else x.split(frames) for x in output.kept_indices or ()]
         scores = [x for x in output.router_scores or () if x is not None]
         worth = (None,) * len(steps)
-        if scores and any(step.session.remembers for step in steps):
+        if scores and any(step.session.most_bytes for step in steps):
             worth = torch.stack(scores).sigmoid().mean(0).cpu().split(frames)
         for index, step in enumerate(steps):
             step.value = (logits[index], tuple(layer[index] for layer in kept), worth[index])

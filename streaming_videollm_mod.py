@@ -120,7 +120,7 @@ class StreamingSession:
 
     def reset(self) -> None:
         """Forget the stream, as if the session were new; its options stay."""
-        self._break_off()
+        self.break_off()
         self.cache = MoDCache(self.model.config)
         self._memory = None
         if self.max_cached_frames is not None or self.max_cached_bytes is not None:
@@ -136,6 +136,7 @@ class StreamingSession:
         self._pending = [] if bos is None else [bos]  # ids that the model has yet to read
         if self.system_prompt is not None:
             self._pending += self.processor.encode_text(self.system_prompt, prefix="") + self.processor.system_end_ids
+            self._check_fits("system_prompt", 0)
 
     def _new_memory(self) -> StreamMemory:
         text, processor = self.model.config.text_config, self.processor
@@ -153,7 +154,7 @@ class StreamingSession:
     def fork(self) -> "StreamingSession":
         """Another session at the same point of the stream; from here on each goes its own way. Costs no memory until
         they differ."""
-        self._break_off()
+        self.break_off()
         other = copy.copy(self)
         other.cache, other._sampler = self.cache.copy(), self._sampler.copy()
         other._memory = None if self._memory is None else self._memory.copy()
@@ -164,7 +165,7 @@ class StreamingSession:
     def save(self, path: str | os.PathLike) -> Path:
         """Write the session to one file, from which `load` goes on as if nothing had been. The file appears whole or
         not at all. See `session_state_videollm_mod`."""
-        self._break_off()
+        self.break_off()
         return save_session(self, path)
 
     @classmethod
@@ -178,9 +179,9 @@ class StreamingSession:
         return load_session(cls, path, model, processor)
 
     @property
-    def remembers(self) -> bool:
-        """Whether the session is bounded, and keeps account of what it holds."""
-        return self._memory is not None
+    def most_bytes(self) -> int | None:
+        """What the cache may ever take; None for a session without bounds."""
+        return None if self._memory is None else self._memory.most_bytes
 
     def count_seconds(self, stage: str, seconds: float) -> None:
         self._seconds[stage] += seconds
@@ -202,16 +203,20 @@ class StreamingSession:
     def instruct(self, text: str) -> None:
         """Put a user's turn into the stream that asks for no answer now, such as what to narrate."""
         check_text("text", text)
-        self._break_off()
+        self.break_off()
         ids = self.processor.user_header_ids + self.processor.encode_text(text)
-        if self._memory is not None and len(self._pending) + len(ids) > self._memory.text_budget:
-            raise ValueError(
-                f"`text` must have at most {self._memory.text_budget - len(self._pending)} tokens here, as this session "
-                f"is bounded, got {len(ids)}"
-            )
+        self._check_fits("text", len(ids))
         self._close_stream()
         self._pending += ids
         self.query = text
+
+    def _check_fits(self, name: str, more: int) -> None:
+        """Text that waits to be read has to find room in a session with bounds."""
+        tokens, most = len(self._pending) + more, math.inf if self._memory is None else self._memory.most_pending
+        if tokens > most:
+            raise ValueError(
+                f"`{name}` is too long for a bounded session: {tokens} tokens would wait to be read, {most} may"
+            )
 
     def ask(self, question: str) -> list[StreamEvent]:
         """Ask after the last frame, and get the answer; its time is 0 where there was no frame yet."""
@@ -222,11 +227,15 @@ class StreamingSession:
         """As `ask`, with the answer's text piece by piece as it is made. Leaving the iterator (`close()`, or any other
         call of the session) cancels the rest: the answer then ends with the last piece that came out."""
         self.instruct(question)
-        self._make_room()
-        self._counts["answers"] += 1
-        pieces = carry_out(self._pieces())
+        pieces = carry_out(self.answering())
         self._running = weakref.ref(pieces)
         return pieces
+
+    def answering(self) -> Iterator[Step | str]:
+        """The answer to the last instruction: steps, and between them its text in pieces."""
+        self._make_room()
+        self._counts["answers"] += 1
+        return self._pieces()
 
     def push(self, frames, times: list[float] | None = None) -> list[StreamEvent]:
         """Let the model see frames, and speak after any of them.
@@ -250,21 +259,21 @@ class StreamingSession:
     def watch(self, frames, times: list[float] | None = None) -> Iterator[WatchedFrame]:
         """As `push`, frame by frame: what the model thought of each, as soon as it is known. Leaving the iterator
         (`close()`, or any other call of the session) drops the frames that did not come out."""
-        self._break_off()
+        self.break_off()
         frames = self.processor.video_processor.load_video(frames, do_sample_frames=False)
-        times = self._check_times(times, len(frames), self.time)
+        times = self.check_times(times, len(frames), self.time)
         watched = carry_out(self._watch(frames, times))
         self._running = weakref.ref(watched)
         return watched
 
-    def _break_off(self) -> None:
+    def break_off(self) -> None:
         """End what `watch` or `ask_tokens` handed out, if somebody still holds it half used."""
         running = None if self._running is None else self._running()
         if running is not None:
             running.close()
         self._running = None
 
-    def _check_times(self, times, num_frames: int, last: float | None) -> list[float]:
+    def check_times(self, times, num_frames: int, last: float | None) -> list[float]:
         if times is None:
             step = 1 / self.processor.video_processor.fps
             before = -step if last is None else last
