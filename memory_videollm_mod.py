@@ -57,7 +57,7 @@ class StreamMemory:
         check_choice("cache_policy", policy, POLICIES)
         self.max_frames, self.num_frame_tokens, self.policy = max_frames, num_frame_tokens, policy
         self.max_bytes, self.token_bytes, self.turn_tokens = max_bytes, token_bytes, turn_tokens
-        self.frame_bytes = (num_frame_tokens + 4) * token_bytes  # with a separator, or what opens a stream
+        self.frame_bytes = (num_frame_tokens + 1) * token_bytes  # with the separator before it
         budgets = []
         if max_frames is not None:
             if isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < ROOM:
@@ -85,7 +85,7 @@ class StreamMemory:
         if self.max_bytes is not None:
             return self.max_bytes
         # a separator stays with the last token of its frame, of text the prompt and the turns
-        per_frame = self.num_frame_tokens + (self.num_frame_tokens if self.policy == "router" else 4)
+        per_frame = self.num_frame_tokens + (self.num_frame_tokens if self.policy == "router" else 1)
         text = 2 * self.text_budget + self.most_pending + self.turn_tokens
         return (self.max_frames * per_frame + text) * self.token_bytes
 
@@ -128,8 +128,8 @@ class StreamMemory:
             held_bytes (`int`): of the cache.
             pending (`int`): tokens of text that come before the next frame.
         """
-        if int((self.kinds == TEXT).sum()) > self.text_budget:
-            return 0
+        if int((self.kinds == TEXT).sum()) + pending > self.text_budget:
+            return 0  # what is pending counts: it comes with the next frame, and others may be fed together with that
         rooms = []
         if self.max_frames is not None:
             rooms.append(self.max_frames - -(-int((self.kinds == VISION).sum()) // self.num_frame_tokens))
@@ -152,7 +152,7 @@ class StreamMemory:
         is_vision = self.kinds == VISION
         leaving = torch.zeros_like(is_vision)
         text = (self.kinds == TEXT).nonzero().flatten()
-        leaving[text[: max(0, len(text) - self._after(self.text_budget))]] = True
+        leaving[text[: max(0, len(text) + pending - self._after(self.text_budget))]] = True
         if self.max_frames is not None:
             limit = self.num_frame_tokens * self._after(self.max_frames)
             whole = self.num_frame_tokens * (self.max_frames // 2)

@@ -375,14 +375,18 @@ class StreamingSession:
 
     def _frames_ahead(self) -> int:
         """Frames that may be fed together: a memory is emptied at the same frames however they are pushed."""
-        return self._ahead if self._memory is None else min(self._ahead, self._room())
+        return self._ahead if self._memory is None else max(1, min(self._ahead, self._room()))
 
     def _room(self) -> int:
-        return self._memory.room(self.cache.num_bytes, len(self._pending))
+        return self._memory.room(self.cache.num_bytes, self._text_before_next_frame)
+
+    @property
+    def _text_before_next_frame(self) -> int:
+        return len(self._pending) + (0 if self._in_stream else len(self.processor.stream_start_ids))
 
     def _make_room(self) -> None:
         if self._memory is not None and self._room() == 0:
-            self._memory.make_room(self.cache, self._rotary_embedding, len(self._pending))
+            self._memory.make_room(self.cache, self._rotary_embedding, self._text_before_next_frame)
 
     def _close_stream(self) -> None:
         if self._in_stream:

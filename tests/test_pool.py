@@ -56,9 +56,10 @@ def alone(checkpoint, work, options, session=None) -> list:
 def random_work(rng: random.Random) -> list[tuple]:
     work = []
     for _ in range(rng.randint(1, 5)):
-        kind = rng.choice(("push", "push", "push", "ask", "instruct"))
-        frames = images(rng.randrange(10**6), rng.randint(1, 9), rng.choice((24, 32, 41)))
-        work.append((kind, frames if kind == "push" else rng.choice(QUESTIONS)))
+        kind = rng.choice(("push", "push", "ask", "instruct"))
+        if kind != "push":
+            work.append((kind, rng.choice(QUESTIONS)))
+        work.append(("push", images(rng.randrange(10**6), rng.randint(1, 9), rng.choice((24, 32, 41)))))
     return work
 
 
