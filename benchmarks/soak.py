@@ -84,7 +84,7 @@ class Soak:
         if happens["no_frames"]:
             self.refused(np.zeros((BLOCK, 7, 9), np.uint8), times)
         if happens["empty"]:
-            self.check(self.session.push(frames[:0], []) == [], "no frames were answered")
+            self.refused(frames[:0], [])
         apart = self.session.fork() if happens["one_by_one"] else None
         events = self.session.push(frames, times)
         if apart is not None:

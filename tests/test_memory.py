@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fresh import ROOT
+from small import small_model
 from tiny import ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -148,13 +149,66 @@ def test_text_beyond_its_budget_leaves_but_never_the_prompt():
     assert leaving.nonzero()[0] == (memory.kinds == TEXT).nonzero()[0]
 
 
+@pytest.mark.parametrize("bound", ["frames", "bytes", "both"])
 @pytest.mark.parametrize("policy", ["window", "router"])
-def test_nothing_changes_while_all_fits(checkpoint, policy):
+def test_nothing_changes_while_all_fits(checkpoint, policy, bound):
     frames, times = world([81])
+    bounds = {"frames": {"max_cached_frames": len(frames)}, "bytes": {"max_cached_bytes": 8 << 20}}
+    bounds["both"] = bounds["frames"] | bounds["bytes"]
     plain = checkpoint[0].stream(checkpoint[1])
-    bound = checkpoint[0].stream(checkpoint[1], max_cached_frames=len(frames), cache_policy=policy)
+    bound = checkpoint[0].stream(checkpoint[1], cache_policy=policy, **bounds[bound])
     assert bound.push(frames, times) == plain.push(frames, times)
     assert bound.stats.kv_bytes == plain.stats.kv_bytes and bound.stats.tokens == plain.stats.tokens
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bytes_are_never_exceeded(seed, tmp_path):
+    """After each frame, token and answer, with prompts and questions of any length that is let in; and it forgets at
+    the same frames in blocks as one by one."""
+    model, processor = small_model(seed)
+    rng, images = random.Random(seed), np.random.default_rng(seed)
+    limit, policy = 512 * rng.randint(330, 500), rng.choice(("window", "router"))
+    options = {"max_cached_bytes": limit, "cache_policy": policy, "max_new_tokens": 8}
+    probe = model.stream(processor, speak_threshold=0.0)
+    frames = images.integers(0, 256, (90, 32, 32, 3), dtype=np.uint8)
+    silence = sorted(frame.silence_probability for frame in probe.watch(frames[:20]))
+    sessions = [model.stream(processor, speak_threshold=silence[3], **options) for _ in range(2)]
+    said, most, asked, start = ([], []), 0, 0, 0
+    while start < len(frames):
+        count, asks = rng.randint(1, 20), [rng.choice((None, "Where?", "What happened " * 3)) for _ in range(3)]
+        said[0].extend(sessions[0].push(frames[start : start + count]))
+        for frame in frames[start : start + count]:
+            said[1].extend(sessions[1].push(frame[None]))
+            most = max(most, sessions[1].stats.kv_bytes)
+        for question in asks if asks[0] else ():
+            for index, session in enumerate(sessions):
+                said[index].extend(session.ask(question) if question else ())
+            asked += question is not None
+            most = max(most, sessions[0].stats.kv_bytes)
+        start += count
+    assert limit / 2 < most <= limit == sessions[0].most_bytes and asked
+    assert [(e.time, e.text) for e in said[0]] == [(e.time, e.text) for e in said[1]]
+    assert torch.equal(sessions[0]._memory.kinds, sessions[1]._memory.kinds)
+    sizes = sessions[0].cache.token_bytes()
+    assert int(sizes.sum()) == sessions[0].stats.kv_bytes and len(sizes) == sessions[0].cache.get_seq_length()
+    restored = StreamingSession.load(sessions[0].save(tmp_path / "s"), model, processor)
+    assert restored.max_cached_bytes == limit
+    rest = frames[:40]
+    assert [e.text for e in restored.push(rest)] == [e.text for e in sessions[0].push(rest)]
+
+
+def test_what_can_never_fit_is_refused():
+    model, processor = small_model(0)
+    with pytest.raises(ValueError, match="`max_cached_bytes` must be a whole number of at least [0-9]+ for"):
+        model.stream(processor, max_cached_bytes=1000)
+    with pytest.raises(ValueError, match="`max_cached_bytes`.*got True"):
+        model.stream(processor, max_cached_bytes=True)
+    session = model.stream(processor, max_cached_bytes=512 * 400)
+    with pytest.raises(ValueError, match="`text` is too long for a bounded session"):
+        session.ask("What happened? " * 50)
+    assert session.query is None
+    with pytest.raises(ValueError, match="`system_prompt` is too long for a bounded session"):
+        model.stream(processor, max_cached_bytes=512 * 400, system_prompt="What happened? " * 50)
 
 
 @pytest.mark.parametrize("policy", ["window", "router"])
