@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
     from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
     from .modeling_videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDModel
+    from .pool_videollm_mod import StreamPool
     from .processing_videollm_mod import VideoLLMMoDProcessor
     from .streaming_videollm_mod import StreamingSession
     from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
@@ -20,6 +21,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "MoDCache": "cache_videollm_mod",
     "StreamEvent": "events_videollm_mod",
+    "StreamPool": "pool_videollm_mod",
     "StreamStats": "events_videollm_mod",
     "StreamingSession": "streaming_videollm_mod",
     "VideoLLMMoDConfig": "configuration_videollm_mod",
@@ -34,6 +36,7 @@ _MODULE_OF = {
 __all__ = [
     "MoDCache",
     "StreamEvent",
+    "StreamPool",
     "StreamStats",
     "StreamingSession",
     "VideoLLMMoDConfig",

@@ -119,6 +119,15 @@ class MoDCache(Cache):
         tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
         return sum(t.numel() * t.element_size() for t in tensors)
 
+    def token_bytes(self) -> torch.Tensor:
+        """int64 [seen_tokens], on the CPU: bytes that each token of a single stream takes in all layers together."""
+        sizes = torch.zeros(self.seen_tokens, dtype=torch.long)
+        for layer in self.layers:
+            if layer.is_initialized and layer.keys.shape[2]:
+                per_token = (layer.keys.nbytes + layer.values.nbytes) // layer.keys.shape[2]
+                sizes[layer.positions[0].cpu()] += per_token
+        return sizes
+
     def advance(
         self, positions: torch.Tensor, valid: torch.Tensor | None = None, ends_frame: torch.Tensor | None = None
     ) -> None:
@@ -235,4 +244,54 @@ class MoDCache(Cache):
         self._clear()
 
 
-__all__ = ["MoDCache", "MoDCacheLayer"]
+class PackedCacheLayer:
+    """One layer of several streams' caches; `lengths` are the tokens that this call brings to each."""
+
+    def __init__(self, layers: list[MoDCacheLayer]):
+        self.layers = layers
+
+    def record(self, positions: torch.Tensor, lengths: list[int]) -> None:
+        """Note the tokens whose keys and values come next. positions: int64 `[1, sum of lengths]`."""
+        for layer, own in zip(self.layers, positions.split(lengths, dim=1), strict=True):
+            layer.record(own, None)
+
+
+class PackedCache:
+    """The caches of several streams, one row each, for a call that brings the tokens of all in one row, stream after
+    stream. The caches go on as if each had had a call of its own.
+
+    Args:
+        caches (`list[MoDCache]`): A caches of one row.
+        lengths (`list[int]`): tokens of this call that belong to each.
+    """
+
+    def __init__(self, caches: list[MoDCache], lengths: list[int]):
+        self.caches, self.lengths = caches, lengths
+        self.layers = [PackedCacheLayer(list(layers)) for layers in zip(*(c.layers for c in caches), strict=True)]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(cache.seen_tokens for cache in self.caches)
+
+    @property
+    def num_frames(self) -> torch.Tensor:
+        """int64 [A]: frames each stream has seen."""
+        return self._of_each("num_frames")
+
+    @property
+    def after_frame(self) -> torch.Tensor:
+        """bool [A]: whether a stream's last token was a frame's last."""
+        return self._of_each("after_frame").bool()
+
+    def _of_each(self, name: str) -> torch.Tensor:
+        device = next((c.next_position.device for c in self.caches if c.next_position is not None), None)
+        values = [getattr(cache, name) for cache in self.caches]
+        return torch.cat([torch.zeros(1, dtype=torch.long, device=device) if x is None else x.long() for x in values])
+
+    def advance(self, positions: torch.Tensor, valid: None = None, ends_frame: torch.Tensor | None = None) -> None:
+        """As `MoDCache.advance`, of one row `[1, T]` that holds all streams."""
+        ends = [None] * len(self.caches) if ends_frame is None else ends_frame.split(self.lengths, dim=1)
+        for cache, own, own_ends in zip(self.caches, positions.split(self.lengths, dim=1), ends, strict=True):
+            cache.advance(own, None, own_ends)
+
+
+__all__ = ["MoDCache", "MoDCacheLayer", "PackedCache"]

@@ -14,13 +14,17 @@ from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, find_packed_sequence_indices
 from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
     LlamaDecoderLayer,
+    LlamaMLP,
     LlamaModel,
     LlamaPreTrainedModel,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
+    apply_rotary_pos_emb,
+    eager_attention_forward,
 )
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
@@ -111,11 +115,58 @@ def causal_mask(
     )
 
 
+class VideoLLMMoDAttention(LlamaAttention):
+    """Llama's attention. Where one row holds the tokens of several streams, each attends to its own cache alone; the
+    projections, which read the weights, are one for all."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        past_key_values: MoDCache | None = None,
+        lengths: list[int] | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `past_key_values` is then a `PackedCache`."""
+        if lengths is None:
+            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
+        shape = (*hidden_states.shape[:2], -1, self.head_dim)
+        queries, keys, values = (
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        attended = []
+        split = zip(
+            past_key_values.layers[self.layer_idx].layers,
+            *(tensor.split(lengths, dim=2) for tensor in (queries, keys, values)),
+            hidden_states.split(lengths, dim=1),
+            strict=True,
+        )
+        for cache, own_queries, own_keys, own_values, own in split:
+            if own.shape[1] == 0:
+                continue
+            all_keys, all_values = cache.update(own_keys, own_values)
+            mask = causal_mask(self.config, own, all_keys.shape[2], None, None)
+            attended.append(
+                attend(self, own_queries, all_keys, all_values, mask, dropout=0.0, scaling=self.scaling, **kwargs)[0]
+            )
+        return self.o_proj(torch.cat(attended, dim=1).flatten(2)), None
+
+
 class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
     """A Llama decoder layer that, where it is routed, lets in only the tokens its router chooses."""
 
     def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
-        super().__init__(config, layer_idx)
+        # LlamaDecoderLayer's own `__init__` would build, and initialise, an attention beside ours
+        super(LlamaDecoderLayer, self).__init__()
+        self.hidden_size = config.hidden_size
+        self.self_attn = VideoLLMMoDAttention(config, layer_idx)
+        self.mlp = LlamaMLP(config)
+        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.config, self.layer_idx = config, layer_idx
         learned = config.vision_routing == "mod" and config.mod_selection == "learned"
         self.layer_expert = LayerExpert(config.hidden_size) if learned and layer_idx in config.routed_layers else None
@@ -139,22 +190,25 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             router (`FrameRouter`): of this call.
             segments (`int64 [B, T]`, *optional*): for packed sequences.
         """
-        valid, entered, route = router.layout.valid, hidden_states, None
+        valid, entered, route, lengths = router.layout.valid, hidden_states, None, router.layout.lengths
         if router.routes(self.layer_idx):
             route = router(self.layer_idx, self.layer_expert, hidden_states)
             if route.index.numel() == 0:
                 return hidden_states  # every token passes by
-            entered, valid = route.gather(hidden_states), route.valid
+            entered, valid, lengths = route.gather(hidden_states), route.valid, route.lengths
             position_embeddings = tuple(route.gather(x) for x in position_embeddings)
             position_ids = route.gather(position_ids[..., None]).squeeze(-1)
             segments = None if segments is None else route.gather(segments[..., None]).squeeze(-1)
 
         key_valid, num_keys = valid, entered.shape[1]
-        if past_key_values is not None:
+        if lengths is not None:
+            past_key_values.layers[self.layer_idx].record(position_ids, lengths)
+            kwargs["lengths"] = lengths
+        elif past_key_values is not None:
             held = past_key_values.layers[self.layer_idx]
             num_keys += held.get_seq_length()
             key_valid = held.record(position_ids, valid)
-        if attention_mask is None:
+        if attention_mask is None and lengths is None:
             attention_mask = causal_mask(self.config, entered, num_keys, key_valid, segments)
         processed = super().forward(
             entered,

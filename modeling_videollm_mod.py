@@ -170,7 +170,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding.
             pixel_values_videos (`[F, 3, H, W]`) or video_features (`[F, N, Dv]`): frames of all rows, in row order.
                 With neither, placeholders are read as text.
-            past_key_values (`MoDCache`, *optional*): of the earlier calls of these streams.
+            past_key_values (`MoDCache`, *optional*): of the earlier calls of these streams; or a `PackedCache`, whose
+                streams' tokens are then one row, with their `position_ids`.
             layout (`StreamLayout`, *optional*): what `lay_out` returns for these inputs, if it is known already.
 
         Raises:
@@ -225,14 +226,16 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         valid = None
         if attention_mask is not None and attention_mask.dim() != 4:
             valid = valid_tokens(attention_mask, is_vision, past_key_values)
-        return StreamLayout.of(
-            is_vision,
-            self.tokens_with_id(config.frame_separator_token_id, input_ids, inputs_embeds),
-            config.num_frame_tokens,
-            valid=valid,
-            frames_seen=getattr(past_key_values, "num_frames", None),
-            after_frame=getattr(past_key_values, "after_frame", None),
-        )
+        is_separator_id = self.tokens_with_id(config.frame_separator_token_id, input_ids, inputs_embeds)
+        seen = {
+            "frames_seen": getattr(past_key_values, "num_frames", None),
+            "after_frame": getattr(past_key_values, "after_frame", None),
+        }
+        lengths = getattr(past_key_values, "lengths", None)
+        if lengths is not None:
+            layout = StreamLayout.of(is_vision, is_separator_id, config.num_frame_tokens)
+            return layout.of_streams(lengths, is_separator_id, **seen)
+        return StreamLayout.of(is_vision, is_separator_id, config.num_frame_tokens, valid=valid, **seen)
 
     def _put_frames(self, inputs_embeds, layout, pixel_values_videos, video_features) -> torch.Tensor:
         """Replace the placeholders' embeddings by those of the frames."""

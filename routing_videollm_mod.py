@@ -44,6 +44,7 @@ class StreamLayout:
     is_text: torch.Tensor  # bool [B, T]: neither vision nor padding; separators count as text
     is_separator: torch.Tensor  # bool [B, T]: the separator id directly after a frame's last vision token
     valid: torch.Tensor | None  # bool [B, T]: not padding; None when nothing is
+    lengths: list[int] | None = None  # tokens of each stream, where one row holds several; see `of_streams`
 
     @classmethod
     def of(
@@ -104,6 +105,30 @@ class StreamLayout:
         starts[1:] = (row_and_segment[:, 1:] != row_and_segment[:, :-1]).any(0)
         return replace(self, frame_numbers=count - (count * starts).cummax(0).values)
 
+    def of_streams(
+        self, lengths: list[int], is_separator_id: torch.Tensor, frames_seen: torch.Tensor, after_frame: torch.Tensor
+    ) -> "StreamLayout":
+        """The layout of a row `[1, T]` in which several streams go on, one after the other.
+
+        Args:
+            lengths (`list[int]`): tokens of each of A streams, none of them 0.
+            is_separator_id (`bool [1, T]`), frames_seen (`int64 [A]`), after_frame (`bool [A]`): as in `of`.
+        """
+        device = self.frames.device
+        ends = torch.tensor(lengths).cumsum(0)
+        stream = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)[self.frames[:, 0]]
+        per_stream = torch.zeros(len(lengths), dtype=torch.long, device=device)
+        per_stream.index_add_(0, stream, torch.ones_like(stream))
+        number = torch.arange(self.num_frames, device=device) - (per_stream.cumsum(0) - per_stream)[stream]
+        first = (ends - torch.tensor(lengths)).to(device)
+        opens = is_separator_id[0, first] & after_frame.to(device)
+        return replace(
+            self,
+            frame_numbers=number + frames_seen.to(device)[stream],
+            is_separator=self.is_separator.index_copy(1, first, opens[None]),
+            lengths=lengths,
+        )
+
     @property
     def num_frames(self) -> int:
         return self.frames.shape[0]
@@ -138,6 +163,7 @@ class Route:
     vision_slots: torch.Tensor  # int64 [F * k]: flat slots of the kept vision tokens
     gate: torch.Tensor | None  # float32 [F * k]: scores of the kept vision tokens; None when nothing is gated
     mod_gate: str
+    lengths: list[int] | None = None  # slots of each stream, where one row holds several
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
         """`[B or 1, T, ...]` -> `[B, K, ...]`."""
@@ -216,6 +242,9 @@ class FrameRouter:
         self._vision_slots = (first_slot[layout.frames[:, 0]][:, None] + slots).flatten()
         filled = torch.cat([first_slot[text], self._vision_slots])
         self._filled = None if filled.numel() == batch_size * num_slots else filled
+        self._lengths = None
+        if layout.lengths is not None:
+            self._lengths = torch.stack([own.sum() for own in width[0].split(layout.lengths)]).tolist()
 
     def routes(self, layer_idx: int) -> bool:
         """Whether some token of this call passes by the layer or is gated in it."""
@@ -245,6 +274,7 @@ class FrameRouter:
             vision_slots=self._vision_slots,
             gate=gate,
             mod_gate=self.config.mod_gate,
+            lengths=self._lengths,
         )
 
     def _score(self, layer_idx, expert, hidden_states) -> tuple[torch.Tensor | None, torch.Tensor]:

@@ -17,8 +17,16 @@ from transformers import GenerationConfig
 from .memory_videollm_mod import FIELDS
 
 FORMAT = "videollm-mod session"
-VERSION = 1
-OPTIONS = ("system_prompt", "speak_threshold", "keep_ratio", "max_cached_frames", "max_new_tokens", "cache_policy")
+VERSION = 2
+OPTIONS = (
+    "system_prompt",
+    "speak_threshold",
+    "keep_ratio",
+    "max_cached_frames",
+    "max_cached_bytes",
+    "max_new_tokens",
+    "cache_policy",
+)
 STATE = ("query", "time", "_in_stream", "_ahead", "_pending", "_counts", "_seconds")
 # of the text config: what a cache means depends on these
 SHAPE_OPTIONS = (

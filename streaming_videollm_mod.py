@@ -11,11 +11,10 @@ import math
 import os
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing
 from itertools import accumulate
 from numbers import Real
 from pathlib import Path
-from time import perf_counter
 
 import torch
 from transformers import GenerationConfig
@@ -26,6 +25,7 @@ from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
 from .memory_videollm_mod import KeyTurner, StreamMemory
 from .sampling_videollm_mod import TokenSampler
 from .session_state_videollm_mod import load_session, save_session
+from .steps_videollm_mod import Encode, Feed, Step, carry_out
 
 FRAMES_AT_ONCE = 16  # frames of one push that go through the model together
 AHEAD_AFTER_SPEECH = 4  # and after it spoke, since it may soon speak again; doubled with every block of silence
@@ -76,8 +76,8 @@ class StreamingSession:
         speak_threshold (`float`): in [0, 1]; the model speaks after a frame where silence is less probable than this.
         keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep in this session, in (0, 1];
             the model's own if omitted.
-        max_cached_frames (`int`, *optional*): bound of what is remembered of the frames, see `StreamMemory`; at least
-            4. Everything if omitted.
+        max_cached_frames (`int`, *optional*), max_cached_bytes (`int`, *optional*): bounds of what is remembered, in
+            frames of at least 4 and in bytes that the cache never exceeds, see `StreamMemory`. Everything if omitted.
         cache_policy (`str`): what leaves first then, `"window"` or `"router"`.
         max_new_tokens (`int`): tokens of one narration or answer at most.
         generation_config (`GenerationConfig`, *optional*): how replies are chosen: sampling and everything that
@@ -98,6 +98,7 @@ class StreamingSession:
         max_new_tokens: int = 64,
         generation_config: GenerationConfig | None = None,
         cache_policy: str = "window",
+        max_cached_bytes: int | None = None,
     ):
         check_threshold("speak_threshold", speak_threshold)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
@@ -109,7 +110,8 @@ class StreamingSession:
         self.model, self.processor = model, processor
         self.system_prompt, self.speak_threshold = system_prompt, float(speak_threshold)
         self.keep_ratio, self.max_new_tokens = keep_ratio, max_new_tokens
-        self.max_cached_frames, self.cache_policy = max_cached_frames, cache_policy
+        self.max_cached_frames, self.max_cached_bytes = max_cached_frames, max_cached_bytes
+        self.cache_policy = cache_policy
         self.generation_config = generation_config
         self._sampler = TokenSampler(model, processor, generation_config)
         # what `watch` or `ask_tokens` handed out last; weakly, so that leaving a loop over it closes it at once
@@ -118,11 +120,11 @@ class StreamingSession:
 
     def reset(self) -> None:
         """Forget the stream, as if the session were new; its options stay."""
-        self._break_off()
+        self.break_off()
         self.cache = MoDCache(self.model.config)
         self._memory = None
-        if self.max_cached_frames is not None:
-            self._memory = StreamMemory(self.max_cached_frames, self.model.config.num_frame_tokens, self.cache_policy)
+        if self.max_cached_frames is not None or self.max_cached_bytes is not None:
+            self._memory = self._new_memory()
             KeyTurner(self._rotary_embedding)  # says if they can not be turned
         self.query: str | None = None
         self.time: float | None = None  # seconds, of the last frame
@@ -134,11 +136,25 @@ class StreamingSession:
         self._pending = [] if bos is None else [bos]  # ids that the model has yet to read
         if self.system_prompt is not None:
             self._pending += self.processor.encode_text(self.system_prompt, prefix="") + self.processor.system_end_ids
+            self._check_fits("system_prompt", 0)
+
+    def _new_memory(self) -> StreamMemory:
+        text, processor = self.model.config.text_config, self.processor
+        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
+        around = len(processor.stream_end_ids) + len(processor.assistant_header_ids) + 1  # what frames a reply
+        return StreamMemory(
+            self.max_cached_frames,
+            self.model.config.num_frame_tokens,
+            self.cache_policy,
+            self.max_cached_bytes,
+            per_token,
+            around + self.max_new_tokens,
+        )
 
     def fork(self) -> "StreamingSession":
         """Another session at the same point of the stream; from here on each goes its own way. Costs no memory until
         they differ."""
-        self._break_off()
+        self.break_off()
         other = copy.copy(self)
         other.cache, other._sampler = self.cache.copy(), self._sampler.copy()
         other._memory = None if self._memory is None else self._memory.copy()
@@ -149,7 +165,7 @@ class StreamingSession:
     def save(self, path: str | os.PathLike) -> Path:
         """Write the session to one file, from which `load` goes on as if nothing had been. The file appears whole or
         not at all. See `session_state_videollm_mod`."""
-        self._break_off()
+        self.break_off()
         return save_session(self, path)
 
     @classmethod
@@ -161,6 +177,14 @@ class StreamingSession:
             `ValueError`: if it is damaged, of another version, or of another model.
         """
         return load_session(cls, path, model, processor)
+
+    @property
+    def most_bytes(self) -> int | None:
+        """What the cache may ever take; None for a session without bounds."""
+        return None if self._memory is None else self._memory.most_bytes
+
+    def count_seconds(self, stage: str, seconds: float) -> None:
+        self._seconds[stage] += seconds
 
     @property
     def stats(self) -> StreamStats:
@@ -184,17 +208,27 @@ class StreamingSession:
         """
         if self._memory is None:
             raise ValueError("`max_cached_frames` can be changed only where a session began with a bound")
-        self._break_off()
+        self.break_off()
         self._memory.resize(max_cached_frames)
         self.max_cached_frames = max_cached_frames
 
     def instruct(self, text: str) -> None:
         """Put a user's turn into the stream that asks for no answer now, such as what to narrate."""
         check_text("text", text)
-        self._break_off()
+        self.break_off()
+        ids = self.processor.user_header_ids + self.processor.encode_text(text)
+        self._check_fits("text", len(ids))
         self._close_stream()
-        self._pending += self.processor.user_header_ids + self.processor.encode_text(text)
+        self._pending += ids
         self.query = text
+
+    def _check_fits(self, name: str, more: int) -> None:
+        """Text that waits to be read has to find room in a session with bounds."""
+        tokens, most = len(self._pending) + more, math.inf if self._memory is None else self._memory.most_pending
+        if tokens > most:
+            raise ValueError(
+                f"`{name}` is too long for a bounded session: {tokens} tokens would wait to be read, {most} may"
+            )
 
     def ask(self, question: str) -> list[StreamEvent]:
         """Ask after the last frame, and get the answer; its time is 0 where there was no frame yet."""
@@ -205,11 +239,15 @@ class StreamingSession:
         """As `ask`, with the answer's text piece by piece as it is made. Leaving the iterator (`close()`, or any other
         call of the session) cancels the rest: the answer then ends with the last piece that came out."""
         self.instruct(question)
-        self._make_room()
-        self._counts["answers"] += 1
-        pieces = self._pieces()
+        pieces = carry_out(self.answering())
         self._running = weakref.ref(pieces)
         return pieces
+
+    def answering(self) -> Iterator[Step | str]:
+        """The answer to the last instruction: steps, and between them its text in pieces."""
+        self._make_room()
+        self._counts["answers"] += 1
+        return self._pieces()
 
     def push(self, frames, times: list[float] | None = None) -> list[StreamEvent]:
         """Let the model see frames, and speak after any of them.
@@ -233,24 +271,24 @@ class StreamingSession:
     def watch(self, frames, times: list[float] | None = None) -> Iterator[WatchedFrame]:
         """As `push`, frame by frame: what the model thought of each, as soon as it is known. Leaving the iterator
         (`close()`, or any other call of the session) drops the frames that did not come out."""
-        self._break_off()
+        self.break_off()
         frames = self.processor.video_processor.load_video(frames, do_sample_frames=False)
-        times = self._check_times(times, len(frames))
-        watched = self._watch(frames, times)
+        times = self.check_times(times, len(frames), self.time)
+        watched = carry_out(self._watch(frames, times))
         self._running = weakref.ref(watched)
         return watched
 
-    def _break_off(self) -> None:
+    def break_off(self) -> None:
         """End what `watch` or `ask_tokens` handed out, if somebody still holds it half used."""
         running = None if self._running is None else self._running()
         if running is not None:
             running.close()
         self._running = None
 
-    def _check_times(self, times, num_frames: int) -> list[float]:
+    def check_times(self, times, num_frames: int, last: float | None) -> list[float]:
         if times is None:
             step = 1 / self.processor.video_processor.fps
-            before = -step if self.time is None else self.time
+            before = -step if last is None else last
             # one after the other, to the last bit as in calls of one frame
             return list(accumulate([step] * num_frames, initial=before))[1:]
         try:
@@ -259,7 +297,7 @@ class StreamingSession:
             raise ValueError(f"`times` must be a list of seconds, got {times!r}") from error
         if len(times) != num_frames:
             raise ValueError(f"`times` must hold one time a frame, got {len(times)} for {num_frames} frames")
-        before = [-math.inf if self.time is None else self.time, *times]
+        before = [-math.inf if last is None else last, *times]
         for index, (earlier, time) in enumerate(zip(before, times, strict=False)):
             if not math.isfinite(time) or time < earlier:
                 raise ValueError(
@@ -267,38 +305,22 @@ class StreamingSession:
                 )
         return times
 
-    @contextmanager
-    def _stage(self, name: str) -> Iterator[None]:
-        """Count the time of a block of code as a stage's."""
-        start = perf_counter()
-        try:
-            yield
-        finally:
-            if self.model.device.type != "cpu":
-                torch.accelerator.synchronize(self.model.device)
-            self._seconds[name] += perf_counter() - start
+    # What follows are generators that yield a `Step` where they want something of the model, and go on with its result
+    # once somebody has carried it out, and beside the steps what they make.
 
-    @torch.no_grad()
-    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
-        """`[F, 3, H, W]` to features `[F, N, Dv]`."""
-        with self._stage("preprocess"):
-            pixels = self.processor.video_processor(
-                frames.to(self.model.device), return_tensors="pt", input_data_format="channels_first"
-            )["pixel_values_videos"]
-        with self._stage("vision"):
-            return self.model.encode_frames(pixels).pooler_output
-
-    def _watch(self, frames: torch.Tensor, times: list[float]) -> Iterator[WatchedFrame]:
+    def _watch(self, frames: torch.Tensor, times: list[float]) -> Iterator[Step | WatchedFrame]:
         done = encoded = 0
         while done < len(frames):
             if done == encoded:
-                features = self._encode(frames[done : done + FRAMES_AT_ONCE])
+                encode = Encode(self, frames[done : done + FRAMES_AT_ONCE])
+                yield encode
+                features = encode.result()
                 encoded += len(features)
             self._make_room()
             block = features[len(features) - (encoded - done) :][: self._frames_ahead()]
             before, watched, spoke = (self.cache.get_seq_length(), self._pending, self._in_stream), 0, False
             try:
-                silence, kept = self._feed_frames(block)
+                silence, kept = yield from self._feed_frames(block)
                 end = self.cache.get_seq_length()
                 speech = speaks(silence, self.speak_threshold).tolist()
                 for index, probability in enumerate(silence.tolist()):
@@ -307,7 +329,7 @@ class StreamingSession:
                     time, event = times[done + index], None
                     if speech[index]:
                         self._rollback(self._end_of_frame(index, len(block), end))
-                        event = self._narrate(time, probability)
+                        event = yield from self._narrate(time, probability)
                     # from here on the frame is part of the stream; until here a failure takes it back
                     self.time, watched, spoke = time, index + 1, event is not None
                     self._counts["frames"] += 1
@@ -329,26 +351,30 @@ class StreamingSession:
         """Position after frame `index` of a block of `num_frames` that ends at position `end`."""
         return end - (num_frames - 1 - index) * (len(self.processor.frame_ids) + 1)
 
-    def _narrate(self, time: float, silence: float) -> StreamEvent:
+    def _narrate(self, time: float, silence: float):
+        """Steps; returns the event."""
         self._close_stream()
-        text = "".join(self._pieces())
+        text = ""
+        with closing(self._pieces()) as pieces:
+            for piece in pieces:
+                if isinstance(piece, Step):
+                    yield piece
+                else:
+                    text += piece
         self._counts["narrations"] += 1
         return StreamEvent(time, "narration", text, self.query, silence)
 
-    def _feed_frames(self, features: torch.Tensor) -> tuple[torch.Tensor, tuple]:
-        """Feed frames `[F, N, Dv]` with the separators between them; the probability of silence after each, `[F]`, and
-        which of their tokens each layer kept."""
+    def _feed_frames(self, features: torch.Tensor):
+        """Feed frames `[F, N, Dv]` with the separators between them. Steps; returns the probability of silence after
+        each, `[F]`, and which of their tokens each layer kept."""
         processor, frame_ids = self.processor, self.processor.frame_ids
         opening = [processor.frame_separator_token_id] if self._in_stream else processor.stream_start_ids
         ids = self._pending + opening + frame_ids
         for _ in range(1, len(features)):
             ids += [processor.frame_separator_token_id, *frame_ids]
-        last = len(ids) - 1 - (len(frame_ids) + 1) * torch.arange(len(features) - 1, -1, -1, device=features.device)
-        with self._stage("language"):
-            output = self._feed(ids, video_features=features, logits_to_keep=last, output_router_scores=True)
-            silence = silence_probability(output.logits[0], processor.frame_separator_token_id).cpu()
+        logits, kept = yield from self._feed(ids, features)
         self._pending, self._in_stream = [], True
-        return silence, output.kept_indices
+        return silence_probability(logits, processor.frame_separator_token_id).cpu(), kept
 
     def _rollback(self, position: int) -> None:
         self.cache.rollback(position)
@@ -361,18 +387,25 @@ class StreamingSession:
 
     def _frames_ahead(self) -> int:
         """Frames that may be fed together: a memory is emptied at the same frames however they are pushed."""
-        return self._ahead if self._memory is None else min(self._ahead, self._memory.room)
+        return self._ahead if self._memory is None else max(1, min(self._ahead, self._room()))
+
+    def _room(self) -> int:
+        return self._memory.room(self.cache.num_bytes, self._text_before_next_frame)
+
+    @property
+    def _text_before_next_frame(self) -> int:
+        return len(self._pending) + (0 if self._in_stream else len(self.processor.stream_start_ids))
 
     def _make_room(self) -> None:
-        if self._memory is not None and self._memory.room <= 0:
-            self._memory.make_room(self.cache, self._rotary_embedding)
+        if self._memory is not None and self._room() == 0:
+            self._memory.make_room(self.cache, self._rotary_embedding, self._text_before_next_frame)
 
     def _close_stream(self) -> None:
         if self._in_stream:
             self._pending += self.processor.stream_end_ids
         self._in_stream = False
 
-    def _reply(self) -> Iterator[int]:
+    def _reply(self) -> Iterator[Step | int]:
         """Let the model speak, token by token, until it ends its turn."""
         eos = self.processor.tokenizer.eos_token_id
         limit = self.max_new_tokens
@@ -381,10 +414,9 @@ class StreamingSession:
         self._pending, said = self._pending + self.processor.assistant_header_ids, []
         try:
             while len(said) < limit:
-                with self._stage("generation"):
-                    logits = self._feed(self._pending, logits_to_keep=1).logits[0, -1]
-                    self._pending = []
-                    token = self._sampler(said, logits)
+                logits, _ = yield from self._feed(self._pending)
+                self._pending = []
+                token = self._sampler(said, logits[-1])
                 if token == eos:
                     break
                 said.append(token)
@@ -393,11 +425,14 @@ class StreamingSession:
         finally:
             self._pending = [*self._pending, eos]  # a reply that was broken off ends here too
 
-    def _pieces(self) -> Iterator[str]:
+    def _pieces(self) -> Iterator[Step | str]:
         """The text of a reply in pieces that together are the whole text, without space around it."""
         said, shown, tokens = [], "", self._reply()
         try:
             for token in tokens:
+                if isinstance(token, Step):
+                    yield token
+                    continue
                 said.append(token)
                 text = self.processor.decode(said, skip_special_tokens=True).strip()
                 if not text.endswith("\ufffd") and text != shown and text.startswith(shown):  # whole characters only
@@ -409,19 +444,18 @@ class StreamingSession:
         finally:
             tokens.close()
 
-    @torch.no_grad()
-    def _feed(self, ids: list[int], **inputs):
-        """The model's output for tokens that follow all that was fed before. A call that fails leaves no trace."""
-        input_ids, before = torch.tensor([ids], device=self.model.device), self.cache.get_seq_length()
+    def _feed(self, ids: list[int], features: torch.Tensor | None = None):
+        """Feed tokens after all that was fed before. A call that fails leaves no trace. Steps; returns the logits
+        `[F, V]` after each frame, or `[1, V]` after the last token where there is none, and what the layers kept."""
+        before, feed = self.cache.get_seq_length(), Feed(self, ids, features)
         try:
-            output = self.model(input_ids=input_ids, past_key_values=self.cache, keep_ratio=self.keep_ratio, **inputs)
+            yield feed
+            logits, kept, worth = feed.result()
             if self._memory is not None:
-                scores = [layer.sigmoid() for layer in output.router_scores or () if layer is not None]
-                worth = torch.stack(scores).mean(0).cpu() if scores else None
                 self._memory.record(
-                    input_ids[0].cpu(), self.processor.video_token_id, self.processor.frame_separator_token_id, worth
+                    torch.tensor(ids), self.processor.video_token_id, self.processor.frame_separator_token_id, worth
                 )
-            return output
+            return logits, kept
         except BaseException:
             self._rollback(before)
             raise

@@ -1,6 +1,7 @@
 """Narration as it is used: the model runs on its own past words, frame by frame, over streams it has not seen."""
 
 import weakref
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 
 from ..data.world import conversation, world_stream
 from ..events_videollm_mod import StreamEvent
+from ..steps_videollm_mod import Encode, carry_out
 from ..streaming_videollm_mod import StreamingSession
 
 
@@ -70,13 +72,19 @@ class FeatureSession(StreamingSession):
     """A session that is pushed features `[F, N, Dv]` of frames instead of the frames."""
 
     def watch(self, frames, times=None):
-        self._break_off()
-        watched = self._watch(frames, self._check_times(times, len(frames)))
+        self.break_off()
+        watched = carry_out(self._given(self._watch(frames, self.check_times(times, len(frames), self.time))))
         self._running = weakref.ref(watched)
         return watched
 
-    def _encode(self, frames: torch.Tensor) -> torch.Tensor:
-        return frames.to(self.model.device, self.model.dtype)
+    def _given(self, work):
+        """What `work` yields but the steps that encode frames, which are features already."""
+        with closing(work):
+            for item in work:
+                if isinstance(item, Encode):
+                    item.value = item.frames.to(self.model.device, self.model.dtype)
+                else:
+                    yield item
 
 
 @dataclass

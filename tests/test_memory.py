@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fresh import ROOT
+from small import small_model
 from tiny import ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -104,9 +105,9 @@ def test_tokens_are_known_for_what_they_are():
     kinds = [PROMPT] * 4 + [VISION] * 3 + [GAP] + [VISION] * 3 + [TEXT] * 4 + [VISION] * 3 + [GAP] + [VISION] * 3
     assert memory.kinds.tolist() == kinds
     assert memory.frames.tolist() == [-1] * 4 + [0] * 4 + [1] * 7 + [2] * 4 + [3] * 3
-    assert memory.room == 4
+    assert memory.room() == 4
     memory.rollback(11)
-    assert memory.kinds.tolist() == kinds[:11] and memory.room == 6
+    assert memory.kinds.tolist() == kinds[:11] and memory.room() == 6
 
 
 def filled(policy: str, frames: int, seed: int = 0) -> StreamMemory:
@@ -121,7 +122,7 @@ def filled(policy: str, frames: int, seed: int = 0) -> StreamMemory:
 
 def test_a_window_lets_the_oldest_frames_leave():
     memory = filled("window", 8)
-    assert memory.room == 0
+    assert memory.room() == 0
     leaving = memory.leaving()
     assert leaving.nonzero().flatten().tolist() == list(range(3, 11))  # two frames and the separators after them
 
@@ -142,19 +143,72 @@ def test_a_router_lets_the_lowest_scores_of_old_frames_leave(seed):
 def test_text_beyond_its_budget_leaves_but_never_the_prompt():
     memory = filled("window", 2)
     memory.record(torch.full((25,), 9), VIDEO, SEPARATOR, None)
-    assert memory.text_budget == 24 and memory.room == 0
+    assert memory.text_budget == 24 and memory.room() == 0
     leaving = memory.leaving()
     assert (memory.kinds[leaving] == TEXT).all() and int(leaving.sum()) == 25 - 18
     assert leaving.nonzero()[0] == (memory.kinds == TEXT).nonzero()[0]
 
 
+@pytest.mark.parametrize("bound", ["frames", "bytes", "both"])
 @pytest.mark.parametrize("policy", ["window", "router"])
-def test_nothing_changes_while_all_fits(checkpoint, policy):
+def test_nothing_changes_while_all_fits(checkpoint, policy, bound):
     frames, times = world([81])
+    bounds = {"frames": {"max_cached_frames": len(frames)}, "bytes": {"max_cached_bytes": 8 << 20}}
+    bounds["both"] = bounds["frames"] | bounds["bytes"]
     plain = checkpoint[0].stream(checkpoint[1])
-    bound = checkpoint[0].stream(checkpoint[1], max_cached_frames=len(frames), cache_policy=policy)
+    bound = checkpoint[0].stream(checkpoint[1], cache_policy=policy, **bounds[bound])
     assert bound.push(frames, times) == plain.push(frames, times)
     assert bound.stats.kv_bytes == plain.stats.kv_bytes and bound.stats.tokens == plain.stats.tokens
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_bytes_are_never_exceeded(seed, tmp_path):
+    """After each frame, token and answer, with prompts and questions of any length that is let in; and it forgets at
+    the same frames in blocks as one by one."""
+    model, processor = small_model(seed)
+    rng, images = random.Random(seed), np.random.default_rng(seed)
+    limit, policy = 512 * rng.randint(330, 500), rng.choice(("window", "router"))
+    options = {"max_cached_bytes": limit, "cache_policy": policy, "max_new_tokens": 8}
+    probe = model.stream(processor, speak_threshold=0.0)
+    frames = images.integers(0, 256, (90, 32, 32, 3), dtype=np.uint8)
+    silence = sorted(frame.silence_probability for frame in probe.watch(frames[:20]))
+    sessions = [model.stream(processor, speak_threshold=silence[3], **options) for _ in range(2)]
+    said, most, asked, start = ([], []), 0, 0, 0
+    while start < len(frames):
+        count, asks = rng.randint(1, 20), [rng.choice((None, "Where?", "What happened " * 3)) for _ in range(3)]
+        said[0].extend(sessions[0].push(frames[start : start + count]))
+        for frame in frames[start : start + count]:
+            said[1].extend(sessions[1].push(frame[None]))
+            most = max(most, sessions[1].stats.kv_bytes)
+        for question in asks if asks[0] else ():
+            for index, session in enumerate(sessions):
+                said[index].extend(session.ask(question) if question else ())
+            asked += question is not None
+            most = max(most, sessions[0].stats.kv_bytes)
+        start += count
+    assert limit / 2 < most <= limit == sessions[0].most_bytes and asked
+    assert [(e.time, e.text) for e in said[0]] == [(e.time, e.text) for e in said[1]]
+    assert torch.equal(sessions[0]._memory.kinds, sessions[1]._memory.kinds)
+    sizes = sessions[0].cache.token_bytes()
+    assert int(sizes.sum()) == sessions[0].stats.kv_bytes and len(sizes) == sessions[0].cache.get_seq_length()
+    restored = StreamingSession.load(sessions[0].save(tmp_path / "s"), model, processor)
+    assert restored.max_cached_bytes == limit
+    rest = frames[:40]
+    assert [e.text for e in restored.push(rest)] == [e.text for e in sessions[0].push(rest)]
+
+
+def test_what_can_never_fit_is_refused():
+    model, processor = small_model(0)
+    with pytest.raises(ValueError, match="`max_cached_bytes` must be a whole number of at least [0-9]+ for"):
+        model.stream(processor, max_cached_bytes=1000)
+    with pytest.raises(ValueError, match="`max_cached_bytes`.*got True"):
+        model.stream(processor, max_cached_bytes=True)
+    session = model.stream(processor, max_cached_bytes=512 * 400)
+    with pytest.raises(ValueError, match="`text` is too long for a bounded session"):
+        session.ask("What happened? " * 50)
+    assert session.query is None
+    with pytest.raises(ValueError, match="`system_prompt` is too long for a bounded session"):
+        model.stream(processor, max_cached_bytes=512 * 400, system_prompt="What happened? " * 50)
 
 
 @pytest.mark.parametrize("policy", ["window", "router"])

@@ -1,0 +1,61 @@
+"""Streams without end for benchmarks on a CPU: scenes of the world, each held for a while, again and again."""
+
+import hashlib
+import os
+from itertools import cycle
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+
+from ..data.world import world_stream
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def nano() -> tuple:
+    """The packaged model in float32 and its processor, on one thread; what its vision tower gave for a picture is
+    remembered, since it looks at one frame at a time and what it costs can not grow."""
+    torch.set_num_threads(1)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    encode, seen = model.encode_frames, {}
+
+    def encode_frames(pixels: torch.Tensor):
+        keys = [hashlib.sha1(frame.contiguous().numpy()).digest() for frame in pixels]
+        new = [index for index, key in enumerate(keys) if key not in seen]
+        out = encode(pixels[new or [0]])
+        seen.update({keys[index]: tokens.clone() for index, tokens in zip(new, out.pooler_output, strict=False)})
+        out.pooler_output = torch.stack([seen[key] for key in keys])
+        while len(seen) > 4096:
+            del seen[next(iter(seen))]
+        return out
+
+    model.encode_frames = encode_frames
+    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+
+
+def scenes(count: int, seed: int = 0) -> np.ndarray:
+    """uint8 `[count, 96, 96, 3]`: one event lies between each scene and the next."""
+    drawn = []
+    while sum(map(len, drawn)) < count:
+        drawn.append(world_stream(seed).drawn(96))
+        seed += 1
+    return np.concatenate(drawn)[:count]
+
+
+def held_scenes(count: int, hold: int, seed: int = 0) -> np.ndarray:
+    """uint8 `[count * hold, 96, 96, 3]`: each scene on screen for `hold` frames."""
+    return scenes(count, seed).repeat(hold, axis=0)
+
+
+def rss_bytes() -> int:
+    """Memory of this process that is resident now."""
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def blocks(frames: np.ndarray, size: int):
+    """Blocks of `size` frames of a stream that repeats `frames`, without end; the size divides their number."""
+    return cycle(np.split(frames, len(frames) // size))

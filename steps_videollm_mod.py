@@ -1,0 +1,159 @@
+"""What a session wants of the model, as steps: carried out one by one, or those of many sessions together.
+
+A session's code is a generator that yields a step and goes on with its result; who carries the step out, and beside
+which others, makes no difference to it.
+
+Shapes: F frames of a step, H and W pixels, N vision tokens per frame, k of them kept, Dv hidden size of the vision
+tower, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from time import perf_counter
+
+import torch
+
+from .cache_videollm_mod import PackedCache
+
+
+class Step:
+    """Something to be carried out: `together(steps)` does so with several of one kind and one model."""
+
+    value = error = None
+
+    def result(self):
+        """What came of it.
+
+        Raises:
+            what went wrong while it was carried out.
+        """
+        if self.error is None:
+            return self.value
+        error, self.error = self.error, None
+        try:
+            raise error
+        finally:
+            del error  # with its traceback it would hold this frame, and what failed, for longer than need be
+
+
+class Encode(Step):
+    """Frames, uint8 `[F, 3, H, W]`, to features `[F, N, Dv]`."""
+
+    def __init__(self, session, frames: torch.Tensor):
+        self.session, self.frames = session, frames
+
+    @staticmethod
+    @torch.no_grad()
+    def together(steps: list["Encode"]) -> None:
+        model = steps[0].session.model
+        pixels = []
+        for step in steps:
+            with stage("preprocess", [step]):
+                inputs = step.session.processor.video_processor(
+                    step.frames.to(model.device), return_tensors="pt", input_data_format="channels_first"
+                )
+                pixels.append(inputs["pixel_values_videos"])
+        with stage("vision", steps):
+            features = model.encode_frames(torch.cat(pixels)).pooler_output
+        for step, own in zip(steps, features.split([len(step.frames) for step in steps]), strict=True):
+            step.value = own
+
+
+class Feed(Step):
+    """Tokens, and the features `[F, N, Dv]` of the frames among them, into the language model and the session's cache.
+
+    The result is `(logits, kept, worth)`: `[F, V]` after each frame, or `[1, V]` after the last token where there is
+    no frame; for each layer which tokens of the frames it kept, int64 `[F, k]` or None; and the frames' scores, the
+    mean over the LayerExperts, float32 `[F, N]` on the CPU, or None.
+    """
+
+    def __init__(self, session, ids: list[int], features: torch.Tensor | None):
+        self.session, self.ids, self.features = session, ids, features
+
+    @property
+    def num_frames(self) -> int:
+        return 0 if self.features is None else len(self.features)
+
+    @property
+    def read_at(self) -> list[int]:
+        """Of which tokens the logits are wanted."""
+        last = len(self.ids) - 1
+        if self.features is None:
+            return [last]
+        apart = self.features.shape[1] + 1  # a separator between two frames
+        return [last - apart * index for index in reversed(range(self.num_frames))]
+
+    @staticmethod
+    @torch.no_grad()
+    def together(steps: list["Feed"]) -> None:
+        session = steps[0].session
+        model, device = session.model, session.model.device
+        lengths, inputs = [len(step.ids) for step in steps], {}
+        starts = [sum(lengths[:index]) for index in range(len(lengths))]
+        if len(steps) == 1:
+            inputs["past_key_values"] = session.cache
+        else:
+            caches = [step.session.cache for step in steps]
+            inputs["past_key_values"] = PackedCache(caches, lengths)
+            positions = [
+                torch.arange(length) + cache.seen_tokens for cache, length in zip(caches, lengths, strict=True)
+            ]
+            inputs["position_ids"] = torch.cat(positions)[None].to(device)
+        features = [step.features for step in steps if step.features is not None]
+        if features:
+            inputs |= {"video_features": torch.cat(features), "output_router_scores": True}
+        read_at = [start + index for start, step in zip(starts, steps, strict=True) for index in step.read_at]
+        with stage(None, steps):
+            output = model(
+                input_ids=torch.tensor([[token for step in steps for token in step.ids]], device=device),
+                logits_to_keep=torch.tensor(read_at, device=device),
+                keep_ratio=session.keep_ratio,
+                **inputs,
+            )
+        frames = [step.num_frames for step in steps]
+        logits = output.logits[0].split([len(step.read_at) for step in steps])
+        kept = [(None,) * len(steps) if x is None else x.split(frames) for x in output.kept_indices or ()]
+        scores = [x for x in output.router_scores or () if x is not None]
+        worth = (None,) * len(steps)
+        if scores and any(step.session.most_bytes for step in steps):
+            worth = torch.stack(scores).sigmoid().mean(0).cpu().split(frames)
+        for index, step in enumerate(steps):
+            step.value = (logits[index], tuple(layer[index] for layer in kept), worth[index])
+
+
+@contextmanager
+def stage(name: str | None, steps: list[Step]) -> Iterator[None]:
+    """Count the time of a block of code, in equal parts, as the named stage of the steps' sessions; without a name as
+    that of watching or speaking, whichever the step is for."""
+    start = perf_counter()
+    try:
+        yield
+    finally:
+        device = steps[0].session.model.device
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        share = (perf_counter() - start) / len(steps)
+        for step in steps:
+            step.session.count_seconds(name or ("language" if step.num_frames else "generation"), share)
+
+
+def carry_out_together(steps: list[Step]) -> None:
+    """Carry out steps of one kind; an error is raised by each step's `result()`."""
+    try:
+        type(steps[0]).together(steps)
+    except BaseException as error:
+        for step in steps:
+            step.error = error
+
+
+def carry_out(work: Iterator) -> Iterator:
+    """What `work` yields beside its steps, each of which is carried out as it comes."""
+    with closing(work):
+        for item in work:
+            if isinstance(item, Step):
+                carry_out_together([item])
+            else:
+                yield item
+
+
+__all__ = ["Encode", "Feed", "Step", "carry_out", "carry_out_together"]

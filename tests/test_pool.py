@@ -1,0 +1,285 @@
+"""Sessions in a pool: what each says is what it says alone, whoever comes, goes and asks beside it."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small import small_model
+from tiny import ROUTINGS, random_batch, tiny_model
+
+from videollm_mod import StreamingSession, StreamPool
+from videollm_mod.cache_videollm_mod import MoDCache, PackedCache
+
+QUESTIONS = ("How many objects are there?", "What happened last?", "Where is the red circle?")
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    return small_model(0)
+
+
+def images(seed: int, count: int, size: int = 32) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+
+
+def threshold(checkpoint, quantile: float = 0.3) -> float:
+    """Below which a random model speaks now and then."""
+    session = checkpoint[0].stream(checkpoint[1], speak_threshold=0.0)
+    silence = sorted(frame.silence_probability for frame in session.watch(images(99, 24)))
+    return silence[int(quantile * len(silence))]
+
+
+def same(events, expected) -> None:
+    assert [(e.time, e.kind, e.text, e.query) for e in events] == [(e.time, e.kind, e.text, e.query) for e in expected]
+    for event, other in zip(events, expected, strict=True):
+        assert event.silence_probability == pytest.approx(other.silence_probability, abs=1e-4)
+
+
+def alone(checkpoint, work, options, session=None) -> list:
+    """The reference: one session, one frame at a time."""
+    session = session or checkpoint[0].stream(checkpoint[1], **options)
+    events = []
+    for kind, value in work:
+        if kind == "push":
+            for frame in value:
+                events += session.push(frame[None])
+        elif kind == "ask":
+            events += session.ask(value)
+        else:
+            session.instruct(value)
+    return events
+
+
+def random_work(rng: random.Random) -> list[tuple]:
+    work = []
+    for _ in range(rng.randint(1, 5)):
+        kind = rng.choice(("push", "push", "ask", "instruct"))
+        if kind != "push":
+            work.append((kind, rng.choice(QUESTIONS)))
+        work.append(("push", images(rng.randrange(10**6), rng.randint(1, 9), rng.choice((24, 32, 41)))))
+    return work
+
+
+def random_options(rng: random.Random, speaks_below: float) -> dict:
+    options = {"speak_threshold": rng.choice((0.0, speaks_below, speaks_below)), "max_new_tokens": rng.randint(1, 6)}
+    bound = rng.choice(("none", "frames", "bytes", "both"))
+    if bound in ("frames", "both"):
+        options["max_cached_frames"] = rng.randint(4, 8)
+    if bound in ("bytes", "both"):
+        options["max_cached_bytes"] = 512 * rng.randint(600, 800)  # of a token in all layers
+    return {**options, "cache_policy": rng.choice(("window", "router"))}
+
+
+def play(checkpoint, rng: random.Random, count: int, speaks_below: float) -> None:
+    """Streams join, get work, save, leave and go on alone, all at random; each then said what it says alone."""
+    model, processor = checkpoint
+    pool, waiting = StreamPool(model, processor), []
+    works, options, said, sessions = {}, {}, {}, {}
+
+    def take(events) -> None:
+        for stream, event in events:
+            said[stream].append(event)
+
+    for _ in range(count):
+        waiting.append((random_options(rng, speaks_below), random_work(rng)))
+    todo = {}
+    while waiting or todo or any(stream.busy for stream in pool.streams):
+        if waiting and rng.random() < 0.5:
+            own, work = waiting.pop()
+            stream = pool.join(**own)
+            works[stream], options[stream], said[stream], todo[stream] = work, own, [], list(work)
+        for stream in list(todo):
+            if rng.random() < 0.4:
+                kind, value = todo[stream].pop(0)
+                getattr(stream, kind)(value)
+            if not todo[stream]:
+                del todo[stream]
+        for stream in pool.streams[:]:
+            if not stream.busy and stream not in todo and rng.random() < 0.5:
+                sessions[stream] = pool.leave(stream)
+            elif rng.random() < 0.1:
+                stream.fork()  # brings what is at hand to its end, and changes nothing
+        take(pool.tick())
+    for stream in works:
+        same(said[stream], alone(checkpoint, works[stream], options[stream]))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_each_says_what_it_says_alone(checkpoint, seed):
+    play(checkpoint, random.Random(seed), 8, threshold(checkpoint))
+
+
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 10**9), count=st.integers(1, 5))
+def test_each_says_what_it_says_alone_however_they_come(checkpoint, seed, count):
+    play(checkpoint, random.Random(seed), count, threshold(checkpoint))
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_a_packed_row_is_each_stream_alone(name):
+    """Caches, logits and kept tokens, in every way to route, at different points of their streams; every layer holds
+    another number of tokens for each."""
+    seed = list(ROUTINGS).index(name)
+    model = tiny_model(seed, **ROUTINGS[name])
+    counts = [[2, 0, 3], [1, 2, 2], [3, 1, 0]]  # frames of each call, stream by stream
+    caches, expected = ([MoDCache(model.config) for _ in counts[0]] for _ in range(2))
+    for call, frames in enumerate(counts):
+        _, rows = random_batch(model, 10 * seed + call, frames)
+        lengths = [row["input_ids"].shape[1] for row in rows]
+        packed = PackedCache(caches, lengths)
+        positions = [torch.arange(n) + cache.seen_tokens for n, cache in zip(lengths, caches, strict=True)]
+        with torch.no_grad():
+            alone = [
+                model(**row, past_key_values=c, output_router_scores=True)
+                for row, c in zip(rows, expected, strict=True)
+            ]
+            together = model(
+                input_ids=torch.cat([row["input_ids"] for row in rows], dim=1),
+                video_features=torch.cat([row["video_features"] for row in rows if "video_features" in row]),
+                position_ids=torch.cat(positions)[None],
+                past_key_values=packed,
+                output_router_scores=True,
+            )
+        torch.testing.assert_close(
+            together.logits, torch.cat([out.logits for out in alone], dim=1), atol=1e-4, rtol=1e-4
+        )
+        for layer, kept in enumerate(together.kept_indices):
+            own = [out.kept_indices[layer] for out in alone if out.kept_indices[layer] is not None]
+            assert (kept is None) == (not own) and (kept is None or torch.equal(kept, torch.cat(own)))
+        for cache, other in zip(caches, expected, strict=True):
+            assert cache.seen_tokens == other.seen_tokens and torch.equal(cache.next_position, other.next_position)
+            assert torch.equal(cache.frame_ends, other.frame_ends)
+            for layer, reference in zip(cache.layers, other.layers, strict=True):
+                assert layer.is_initialized == reference.is_initialized
+                if layer.is_initialized:
+                    assert torch.equal(layer.positions, reference.positions)
+                    torch.testing.assert_close(layer.keys, reference.keys, atol=1e-4, rtol=1e-4)
+
+
+def test_a_tick_is_one_forward_and_gives_every_stream_a_step(checkpoint):
+    model, processor = checkpoint
+    pool = StreamPool(model, processor)
+    streams = [pool.join(speak_threshold=0.0) for _ in range(8)]
+    streams[0].push(images(0, 200))  # much to do for one keeps no other waiting
+    for index, stream in enumerate(streams[1:], start=1):
+        stream.push(images(index, 1))
+    calls = []
+    hook = model.model.language_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    pool.tick()
+    assert len(calls) == 1
+    assert [stream.waiting for stream in streams[1:]] == [0] * 7 and streams[0].waiting == 200 - 16
+    streams[0].ask(QUESTIONS[0])
+    for _ in range(12):
+        pool.tick()
+    hook.remove()
+    assert streams[0].waiting == 0
+
+
+def test_memory_has_a_cap(checkpoint):
+    model, processor = checkpoint
+    pool = StreamPool(model, processor, max_cached_bytes=1_000_000)
+    with pytest.raises(ValueError, match="must be given for a stream of a pool with a cap"):
+        pool.join()
+    first = pool.join(max_cached_bytes=600_000)
+    with pytest.raises(
+        RuntimeError, match="it may hold 600000 bytes, and 400000 of 1000000 are free beside 1 streams"
+    ):
+        pool.join(max_cached_bytes=600_000)
+    second = pool.join(
+        max_cached_frames=4, max_new_tokens=4, cache_policy="router", speak_threshold=threshold(checkpoint)
+    )
+    assert pool.free_bytes == 400_000 - second.session.most_bytes
+    most = 0
+    for step in range(40):
+        second.push(images(step, 3))
+        if step % 5 == 0:
+            second.ask(QUESTIONS[step % 3])
+        while second.busy:
+            pool.tick()
+            most = max(most, second.session.stats.kv_bytes)
+    assert 0 < most <= second.session.most_bytes
+    pool.leave(first)
+    assert pool.join(max_cached_bytes=600_000).session.most_bytes == 600_000
+    with pytest.raises(ValueError, match="this stream has left its pool"):
+        first.push(images(0, 1))
+
+
+def test_what_can_not_be_is_refused(checkpoint):
+    model, processor = checkpoint
+    pool = StreamPool(model, processor, max_waiting_frames=10)
+    stream = pool.join()
+    stream.push(images(0, 8))
+    with pytest.raises(RuntimeError, match="3 frames do not fit: 2 of 10 frames may still wait"):
+        stream.push(images(0, 3))
+    with pytest.raises(ValueError, match="do not go back, got 1.0 at index 0 after 3.5"):
+        stream.push(images(0, 1), [1.0])
+    with pytest.raises(ValueError, match="`keep_ratio` must be 0.4 as for the streams in the pool, got 0.9"):
+        pool.join(keep_ratio=0.9)
+    with pytest.raises(ValueError, match="is in the pool already"):
+        pool.join(stream.session)
+    with pytest.raises(ValueError, match="`session` must be of the pool's model"):
+        pool.join(small_model(1)[0].stream(processor))
+    with pytest.raises(ValueError, match="`max_cached_bytes` must be a whole number of at least 1, got 0"):
+        StreamPool(model, processor, max_cached_bytes=0)
+    assert stream.waiting == 8
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_pooled_stream_is_saved_and_goes_on_anywhere(checkpoint, seed, tmp_path):
+    """At any tick, in the middle of a reply too: what was said until then and after it is what it says alone."""
+    model, processor = checkpoint
+    rng, speaks_below = random.Random(seed), threshold(checkpoint)
+    options = {"speak_threshold": speaks_below, "max_new_tokens": 6, "max_cached_frames": 6}
+    frames = images(seed, 30)
+    pool = StreamPool(model, processor)
+    stream, other = pool.join(**options), pool.join(speak_threshold=speaks_below)
+    stream.push(frames)
+    other.push(images(seed + 1, 30))
+    events = []
+    for _ in range(rng.randint(1, 15)):
+        events += [event for who, event in pool.tick() if who is stream]
+    path = stream.save(tmp_path / "s")
+    events += stream._events
+    seen = stream.session.stats.frames
+    restored = StreamingSession.load(path, model, processor)
+    assert restored.stats.frames == seen
+    elsewhere = StreamPool(model, processor)
+    again = elsewhere.join(restored)
+    again.push(frames[seen:])
+    events += [event for _, event in elsewhere.run()]
+    expected = alone(checkpoint, [("push", frames)], options)
+    assert expected
+    same(events, expected)
+
+
+def test_a_failed_tick_loses_nothing(checkpoint):
+    """Such as one that ran out of memory: what was watched stays, what was not waits."""
+    model, processor = checkpoint
+    options = {"speak_threshold": threshold(checkpoint), "max_new_tokens": 5}
+    pool = StreamPool(model, processor)
+    streams = [pool.join(**options) for _ in range(3)]
+    for index, stream in enumerate(streams):
+        stream.push(images(index, 20))
+    calls, events, failures = [], {stream: [] for stream in streams}, 0
+
+    def fail(*_):
+        calls.append(1)
+        if len(calls) % 13 == 0:  # a reply that fails is begun anew with its frame, which takes up to seven calls
+            raise MemoryError("no memory")
+
+    hook = model.model.language_model.layers[2].mlp.register_forward_pre_hook(fail)
+    while any(stream.busy for stream in streams):
+        try:
+            for stream, event in pool.tick():
+                events[stream].append(event)
+        except MemoryError:
+            failures += 1
+    hook.remove()
+    for stream, event in pool.tick():
+        events[stream].append(event)
+    assert failures
+    for index, stream in enumerate(streams):
+        same(events[stream], alone(checkpoint, [("push", images(index, 20))], options))

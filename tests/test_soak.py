@@ -1,0 +1,89 @@
+"""The soak in short (`benchmarks/soak.py`), and a process that is killed in the middle of a stream."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time as clock
+
+import torch
+from fresh import ROOT
+
+from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.benchmarks import soak
+from videollm_mod.benchmarks.long_streams import held_scenes, nano
+
+
+def test_a_short_soak_and_one_in_two_parts(tmp_path, monkeypatch):
+    """Everything that may happen does; a run that is broken off and goes on ends at the same state."""
+    monkeypatch.setattr(soak, "CHANCES", {**dict.fromkeys(soak.CHANCES, 0.4), "one_by_one": 0.15})
+    parts = soak.Soak(*nano(), tmp_path / "parts")
+    parts.run(120, row_every=40)
+    going_on = soak.Soak(parts.model, parts.processor, tmp_path / "parts").run(240, row_every=40)
+    whole = soak.Soak(parts.model, parts.processor, tmp_path / "whole").run(240, row_every=40)
+    for name in ("step", "frames", "time", "narrations", "answers", "done", "checked_events"):
+        assert going_on[name] == whole[name]
+    assert whole["frames"] == 240 and all(whole["done"].values()) and whole["narrations"] and whole["answers"]
+
+
+WATCHES_UNTIL_KILLED = """
+import json, sys
+sys.path.append({tests!r})
+from test_soak import load, SCENES
+from videollm_mod import StreamPool
+model, processor = load()
+pool = StreamPool(model, processor)
+streams = [pool.join(max_cached_frames=8, cache_policy=policy) for policy in ("window", "router")]
+said = [[], []]
+for index in range(len(SCENES)):
+    for stream in streams:
+        stream.push(SCENES[index : index + 1])
+    for stream, event in pool.run():
+        said[streams.index(stream)].append([event.time, event.text])
+    for number, stream in enumerate(streams):
+        path = f"{{sys.argv[1]}}/{{number}}"
+        stream.save(path)
+        with open(path + ".part", "w") as file:
+            json.dump([stream.session.stats.frames, said[number]], file)
+        import os
+        os.replace(path + ".part", path + ".json")
+    print(index, flush=True)
+"""
+SCENES = held_scenes(5, 8, seed=7100)
+
+
+def load():
+    torch.set_num_threads(1)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+
+
+def test_killed_at_any_moment_and_restored_says_the_same(tmp_path):
+    """Two streams of a pool, saved after every frame; the process is killed wherever it is, in a save too. What was
+    saved is whole, and goes on to say what an undisturbed session says."""
+    rng = random.Random()  # wherever it is, what was saved has to be whole
+    code = WATCHES_UNTIL_KILLED.format(tests=str(ROOT / "tests"))
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    for _ in range(rng.randint(8, len(SCENES) - 5)):
+        assert process.stdout.readline()
+    clock.sleep(rng.uniform(0, 0.2))
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    model, processor = load()
+    pool, said = StreamPool(model, processor), {}
+    for number, policy in enumerate(("window", "router")):
+        session = StreamingSession.load(tmp_path / str(number), model, processor)
+        frames, events = json.loads((tmp_path / f"{number}.json").read_text())
+        assert session.stats.frames - frames in (0, 1)  # killed between the session and the notes beside it
+        stream = pool.join(session)
+        stream.push(SCENES[session.stats.frames :])
+        said[stream] = (policy, session.stats.frames, events)
+    rest = pool.run()
+    for stream, (policy, frames, events) in said.items():
+        session = model.stream(processor, max_cached_frames=8, cache_policy=policy)
+        expected = [[event.time, event.text] for event in session.push(SCENES)]
+        own = [[event.time, event.text] for who, event in rest if who is stream]
+        assert own == [event for event in expected if event[0] >= frames / 2]
+        assert events == [event for event in expected if event[0] < frames / 2][: len(events)]
+        assert expected
