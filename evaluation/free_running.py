@@ -5,7 +5,6 @@ from contextlib import closing
 from dataclasses import dataclass, field, fields
 
 import numpy as np
-import torch
 
 from ..data.world import conversation, world_stream
 from ..events_videollm_mod import StreamEvent
