@@ -53,7 +53,10 @@ def build(
     video_token_id = tokenizer.convert_tokens_to_ids(mod_options.get("video_token", "<v>"))
     rows = max(llm.get_input_embeddings().weight.shape[0], len(tokenizer))
     rows += -rows % (pad_to_multiple_of or 1)
-    text_options = {name: mod_options[name] for name in MOD_OPTIONS & set(mod_options)}
+    # Where scores tie, as at zero, the first tokens of a frame are kept. A routed last layer learns from a frame's
+    # last token alone, since only that one predicts anything: without it such a layer's router would never start.
+    text_options = {"mod_force_keep_last": True}
+    text_options |= {name: mod_options[name] for name in MOD_OPTIONS & set(mod_options)}
     frames = VideoLLMMoDConfig(
         vision_config=vision.config.to_dict(), **options
     ).num_frame_tokens  # checked before anything large is made

@@ -295,8 +295,9 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
 
         For text the new model is the language model, at any keep ratio, and at keep ratio 1 it is dense, since its
         LayerExperts start at zero. At zero all scores tie, so that until they are trained a routed layer keeps the
-        first tokens of each frame: the class token, then the top row of patches. The connector is new too: what the
-        model says of frames means nothing before it is trained.
+        first tokens of each frame, the class token, then the top row of patches, and, as `mod_force_keep_last` is on
+        here unless you say otherwise, the last one: without it the router of a routed last layer could not start to
+        learn. The connector is new too: what the model says of frames means nothing before it is trained.
 
         Args:
             llm: id, path or model: Llama 2, 3, SmolLM2, TinyLlama ..., Mistral without a sliding window, Qwen2.

@@ -66,6 +66,22 @@ def test_tokens_say_what_the_chat_template_renders(tmp_path, name):
     assert session.stats.frames == 3
 
 
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0])
+def test_every_router_starts_to_learn(tmp_path, ratio):
+    """The last layer's too, which is routed and learns only from a frame's last token."""
+    llm, tower = save_language_model(tmp_path / "llm", num_hidden_layers=4), save_tower(tmp_path / "vision")
+    model, processor = build(llm, tower, mod_keep_ratio=ratio)
+    assert model.config.text_config.routed_layers[-1] == 3 and model.config.text_config.mod_force_keep_last
+    messages = [{"role": "stream", "num_frames": 3}, {"role": "assistant", "content": "because"}]
+    ids, labels, _ = processor.encode_conversation(messages)
+    pixels = processor.video_processor(torch.from_numpy(frames(3)), return_tensors="pt")["pixel_values_videos"]
+    batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), "pixel_values_videos": pixels}
+    model.train()(**batch).loss.backward()
+    gradients = [p.grad for name, p in model.named_parameters() if "layer_expert.weight" in name]
+    assert len(gradients) == 2 and all(gradient.abs().max() > 0 for gradient in gradients)
+    assert not build(llm, tower, mod_force_keep_last=False)[0].config.text_config.mod_force_keep_last
+
+
 @pytest.mark.parametrize("kind", ["siglip_vision_model", "clip_vision_model", "siglip", "clip"])
 def test_the_tower_is_the_one_given(tmp_path, kind):
     """Whole models and towers, from disk and as they are."""
@@ -102,9 +118,9 @@ def test_starts_dense_at_keep_ratio_1(tmp_path):
     model.config.text_config.vision_routing = "full"
     torch.testing.assert_close(model(**inputs).logits, routed, rtol=0, atol=1e-5)
     model.config.text_config.vision_routing = "mod"
-    model.keep_ratio = 0.4  # scores tie: the first tokens of each frame stay
+    model.keep_ratio = 0.4  # scores tie: the first tokens of each frame stay, and the last
     kept = model(**inputs, output_router_scores=True).kept_indices[1]
-    assert kept.tolist() == [[0, 1]] * 3
+    assert kept.tolist() == [[0, 4]] * 3
     assert (model(**inputs).logits - routed).abs().max() > 1e-3
 
 
