@@ -80,6 +80,9 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
         container.close()
         raise ValueError(f"there is no video stream in {name}")
     stream = streams[0]
+    if stream.codec_context is None:
+        container.close()
+        raise ValueError(f"can not decode {name}: there is no decoder for its video")
     stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # while it is decoded
     # frames in work, one a thread, are the largest part of the memory that a large video takes
     large = stream.width * stream.height > MAX_PIXELS

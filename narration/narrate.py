@@ -156,7 +156,7 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
         raise OSError("there is no standard output to write to; give `--output`")
     # a source that can not be read is known before a model is loaded, and before an output is begun
     fps = options.fps or stated_fps(options.checkpoint)
-    source = open_source(options.source, fps, options.when_behind)
+    source = open_source(options.source, fps, options.when_behind, options.limits)
     if load is None:
         from .loading import load_checkpoint as load
     with readable_memory_errors():

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ..conversation_videollm_mod import check_text
 from ..decoding_videollm_mod import DEFAULT_FPS, check_fps, shown
+from ..media_limits_videollm_mod import LIMITS, MediaLimits
 
 FORMATS = ("text", "jsonl", "vtt", "srt")
 FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".vtt": "vtt", ".srt": "srt"}
@@ -83,6 +84,7 @@ class NarrateOptions:
     device: str = "auto"
     load_in_4bit: bool = False
     trust_remote_code: bool = False
+    limits: MediaLimits = LIMITS  # of a recording, in Python only
 
     def check(self) -> None:
         if self.fps is not None:

@@ -1,10 +1,11 @@
 """Where the frames come from: a file, a URL, a camera, or standard input."""
 
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from ..decoding_videollm_mod import (
     stated_duration,
     video_duration,
 )
+from ..media_limits_videollm_mod import LIMITS, MediaLimits
 from .live_source import LiveSource
 
 TIMEOUT = 8.0  # seconds in which a network source must answer
@@ -42,7 +44,7 @@ class Source:
     one_by_one: bool = False
 
 
-def open_source(source: str, fps: float, when_behind: str | None = None) -> Source:
+def open_source(source: str, fps: float, when_behind: str | None = None, limits: MediaLimits = LIMITS) -> Source:
     """Open a path, a URL, `webcam:N`, or `-`: any container that needs no seeking, such as what
     `ffmpeg -i FILE -f yuv4mpegpipe -` writes.
 
@@ -51,6 +53,7 @@ def open_source(source: str, fps: float, when_behind: str | None = None) -> Sour
 
     Args:
         when_behind (`str`, *optional*): `"drop"` or `"wait"`, what will be asked of a live source.
+        limits (`MediaLimits`): of a recording.
 
     Raises:
         `OSError`: if it cannot be reached or read.
@@ -64,20 +67,20 @@ def open_source(source: str, fps: float, when_behind: str | None = None) -> Sour
         if when_behind == "drop":
             live = LiveSource(name, lambda: open_container(sys.stdin.buffer), fps, reconnect=False)
             return Source(name, iter(()), live=live)
-        frames = iter_video_frames(sys.stdin.buffer, fps)
+        frames = iter_video_frames(sys.stdin.buffer, fps, replace(limits, frames=math.inf))
     elif source.startswith("http"):
-        container, stream = open_container(source, **network_options(source))
+        container, stream = open_container(source, limits, **network_options(source))
         duration = stated_duration(container, stream)
         if duration is not None or (container.size > 0 and container.format.name != "hls"):
-            frames = sample_container(container, stream, fps, name)
+            frames = sample_container(container, stream, fps, name, limits)
         else:
             container.close()
             live = open_live(source, fps)
     elif source.startswith("webcam:") or "://" in source:
         live = open_live(source, fps)
     else:
-        duration = video_duration(source)
-        frames = iter_video_frames(source, fps)
+        duration = video_duration(source, limits=limits)
+        frames = iter_video_frames(source, fps, limits)
     if live is None and when_behind == "drop":
         raise ValueError(f"{name} is a recording, of which no frames are dropped")
     if live is not None:
