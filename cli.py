@@ -9,7 +9,8 @@ import sys
 from pathlib import Path
 
 from . import __version__
-from .narration.options import DTYPES, FORMATS, NarrateOptions
+
+MAX_MESSAGE = 1000  # characters
 
 # package -> what of `pip install videollm-mod[...]` brings it
 EXTRAS = dict.fromkeys(("accelerate", "datasets", "matplotlib", "peft"), "train")
@@ -18,16 +19,30 @@ EXTRAS |= {"bitsandbytes": "quant", "gguf": "gguf", "gradio": "space"}
 
 def message_of(error: BaseException) -> str:
     """One line, with what to install where a package is missing."""
-    text = " ".join(str(error).split()) or type(error).__name__
+    text = one_line(error) or type(error).__name__
     package = (getattr(error, "name", None) or "").split(".")[0]
     return f"{text}: pip install videollm-mod[{EXTRAS[package]}]" if package in EXTRAS else text
 
 
 class Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line, without the usage."""
+    """Says what is wrong in one line, without the usage. Numbers are of plain digits."""
+
+    def __init__(self, *args, **kwargs):
+        from .narration.options import plain_float, plain_int
+
+        super().__init__(*args, **kwargs)
+        self.register("type", float, plain_float)
+        self.register("type", int, plain_int)
 
     def error(self, message: str):
-        self.exit(2, f"error: {' '.join(message.split())}\n")
+        self.exit(2, f"error: {one_line(message)}\n")
+
+
+def one_line(message: object) -> str:
+    """What a terminal can show: whatever file names and arguments hold, one line without control characters."""
+    text = " ".join(str(message).split())
+    text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
 
 
 def share_cores() -> None:
@@ -37,6 +52,8 @@ def share_cores() -> None:
 
 
 def add_narrate(commands) -> None:
+    from .narration.options import DTYPES, FORMATS, WHEN_BEHIND, NarrateOptions
+
     parser = commands.add_parser("narrate", help="say what happens in a video or stream, as it happens")
     parser.add_argument("source", help="a file, a URL, webcam:0, rtsp://..., or - for a container on standard input")
     parser.add_argument("--model", help="folder or Hub id of a checkpoint; by default the one installed here")
@@ -60,6 +77,11 @@ def add_narrate(commands) -> None:
     parser.add_argument("--format", choices=FORMATS, help="by default what the output's name ends in, else text")
     parser.add_argument("--output", type=Path, help="file for the events; by default standard output")
     parser.add_argument("--overlay", type=Path, metavar="FILE.mp4", help="video of what was seen, kept and said")
+    parser.add_argument(
+        "--when-behind",
+        choices=WHEN_BEHIND,
+        help="drop frames of a live source, or let it wait; by default cameras and streams drop, standard input waits",
+    )
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="by default float32 on a CPU")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or mps; by default the best there is")
     parser.add_argument("--load-in-4bit", action="store_true", help="needs bitsandbytes")
@@ -100,6 +122,8 @@ def add_train(commands) -> None:
 
 
 def add_evaluate(commands) -> None:
+    from .narration.options import DTYPES
+
     parser = commands.add_parser("evaluate", help="measure how well a checkpoint does a task")
     parser.add_argument("--task", required=True, help="narration, chat, step, task, next, procedure, lta, ...")
     parser.add_argument("--model", help="folder or Hub id of a checkpoint; by default the one installed here")
@@ -257,6 +281,24 @@ def add_routing(parser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code: 2 for bad input."""
+    try:
+        return dispatch(argv)
+    except BrokenPipeError:  # whoever read the output has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        print(f"error: {message_of(error)}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "out of memory" not in str(error):
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+
+
+def dispatch(argv: list[str] | None) -> int:
     parser = Parser(prog="videollm-mod", description="Streaming video language model.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -275,21 +317,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.print_help()
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is ended properly
-    try:
-        run(arguments)
-    except BrokenPipeError:  # whoever read the output has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
-        return 2
-    except RuntimeError as error:
-        if "out of memory" not in str(error):
-            raise
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+    run(arguments)
     return 0
 
 

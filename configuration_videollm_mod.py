@@ -23,6 +23,7 @@ AUTO_MAP = {
     "AutoProcessor": "processing_videollm_mod.VideoLLMMoDProcessor",
     "AutoVideoProcessor": "video_processing_videollm_mod.VideoLLMMoDVideoProcessor",
 }
+MAX_LAYERS = 1000  # a file that names more is wrong, and building them would take all memory
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -93,6 +94,8 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         check_choice("mod_selection", self.mod_selection, MOD_SELECTIONS)
         check_choice("mod_gate", self.mod_gate, MOD_GATES)
         check_keep_ratio("mod_keep_ratio", self.mod_keep_ratio)
+        if not 1 <= self.num_hidden_layers <= MAX_LAYERS:
+            raise ValueError(f"`num_hidden_layers` must be in [1, {MAX_LAYERS}], got {self.num_hidden_layers}")
         if not 0 <= self.early_exit_layer <= self.num_hidden_layers:
             raise ValueError(
                 f"`early_exit_layer` must be in [0, {self.num_hidden_layers}], got {self.early_exit_layer}"

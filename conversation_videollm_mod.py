@@ -6,6 +6,7 @@ from typing import Any
 
 from .decoding_videollm_mod import check_count, check_fps, shown
 
+MAX_TEXT = 20_000  # characters of one message: far more than a model reads, far less than what fills a memory
 ROLES = ("system", "user", "assistant", "stream")
 # Runs of white space with a line break of any kind in them.
 LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
@@ -18,6 +19,18 @@ def clean_text(text: str) -> str:
     """
     text = text.encode("utf-8", "replace").decode()  # lone surrogates, as from undecodable command lines
     return LINE_BREAKS.sub(" ", text).strip()
+
+
+def check_text(name: str, text: Any) -> None:
+    """Raise `ValueError` unless `text` is a string of whole characters, not empty and of at most `MAX_TEXT`."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} must be a string that is not empty, got {shown(text)}")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{name} must have at most {MAX_TEXT} characters, got {len(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be text in UTF-8, got {shown(text)}") from error
 
 
 def read_conversation(conversation: Any, name: str = "conversation") -> list[dict]:
@@ -62,6 +75,8 @@ def read_conversation(conversation: Any, name: str = "conversation") -> list[dic
             if not videos:
                 raise ValueError(f"`{where}` is a stream without frames; give a video block or `num_frames`")
         elif text := clean_text(" ".join(texts)):
+            if len(text) > MAX_TEXT:
+                raise ValueError(f"`{where}` must have at most {MAX_TEXT} characters of text, got {len(text)}")
             turns.append({"role": role, "content": text, "learn": learn})
         elif not videos:
             raise ValueError(f"`{where}` has no text: {shown(content)}")
@@ -103,4 +118,4 @@ def check_continuation(turns: list[dict], add_generation_prompt: bool, continue_
         )
 
 
-__all__ = ["clean_text", "read_conversation"]
+__all__ = ["MAX_TEXT", "check_text", "clean_text", "read_conversation"]

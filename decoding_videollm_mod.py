@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from .media_limits_videollm_mod import LIMITS, MediaLimits, check_index
+
 DEFAULT_FPS = 2.0
-LONGEST_HOLD = 3600.0  # seconds that a frame may stay on screen
+HIGHEST_RATE = 1000.0  # frames per second that a container may state; with more its clock is not believed
 CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
 MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
@@ -40,22 +42,26 @@ def is_video_source(video: Any) -> bool:
     return isinstance(video, str | os.PathLike) or hasattr(video, "read")
 
 
-def open_container(source, **options):
+def open_container(source, limits: MediaLimits = LIMITS, **options):
     """An `av` container and its video stream, for `iter_video_frames` and `video_duration`.
+
+    A file may name other files, as playlists do, but no address: those are opened for URLs only.
 
     Raises:
         `OSError`: if the source can not be read.
-        `ValueError`: if it holds no video. A cover picture is none, nor is a text that could be drawn.
+        `ValueError`: if it holds no video, or more than the limits allow. A cover picture is none, nor is a text that
+            could be drawn.
         `ImportError`: without PyAV.
     """
     try:
         import av
     except ImportError as error:
         raise ImportError("decoding a video needs PyAV: pip install av") from error
-    name = source_name(source)
+    name, demuxer = source_name(source), {}
     if isinstance(source, str | os.PathLike):
-        source = name
-        if not options and "://" not in name:
+        source = os.fspath(source)
+        if not options and "://" not in source:
+            demuxer["protocol_whitelist"] = "file,crypto,data"
             source = os.path.abspath(name)  # FFmpeg takes what stands before a colon for a protocol
             if os.path.isdir(name):
                 raise IsADirectoryError(f"{name} is a directory, not a video")
@@ -65,15 +71,36 @@ def open_container(source, **options):
                 raise ValueError(f"{name} is empty")
     elif hasattr(source, "seekable") and source.seekable():
         source.seek(0)  # a file may be read before, as to count frames
+    check_index(source, name, limits)
+    demuxer |= {"max_pixels": str(limits.pixels), **options.pop("options", {})}  # while it is looked at
     with readable_errors(name):
-        container = av.open(source, metadata_errors="replace", **options)
+        container = av.open(source, metadata_errors="replace", options=demuxer, **options)
     pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams or container.format.name == "tty":
         container.close()
         raise ValueError(f"there is no video stream in {name}")
-    streams[0].thread_type = "AUTO"
-    return container, streams[0]
+    stream = streams[0]
+    if stream.codec_context is None:
+        container.close()
+        raise ValueError(f"can not decode {name}: there is no decoder for its video")
+    stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # while it is decoded
+    # frames in work, one a thread, are the largest part of the memory that a large video takes
+    large = stream.width * stream.height > MAX_PIXELS
+    stream.thread_type, stream.thread_count = ("NONE", 1) if large else ("AUTO", 0)
+    return container, stream
+
+
+@contextmanager
+def opened(container, stream) -> Iterator[None]:
+    """Close them in the end, whatever is still being decoded: a decoder's thread that reports an error waits for the
+    interpreter, which would wait for the thread."""
+    try:
+        yield
+    finally:
+        if stream.codec_context.is_open:
+            stream.codec_context.flush_buffers()
+        container.close()
 
 
 @contextmanager
@@ -84,12 +111,17 @@ def readable_errors(name: str, doing: str = "decode") -> Iterator[None]:
     try:
         yield
     except av.FFmpegError as error:
+        if "max pixel count" in str(error.log):
+            raise ValueError(f"can not {doing} {name}: its frames have too many pixels for `MediaLimits`") from error
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"can not {doing} {name}: {error.strerror}") from error
 
 
 def source_name(source) -> str:
-    return os.fspath(source) if isinstance(source, str | os.PathLike) else str(getattr(source, "name", source))
+    """What to call a source: its path, its address without user and password, or its file's name."""
+    if not isinstance(source, str | os.PathLike):
+        return str(getattr(source, "name", source))
+    return re.sub(r"(://)[^/@]*@", r"\1", os.fspath(source))
 
 
 def video_duration(source, **options) -> float | None:
@@ -97,19 +129,24 @@ def video_duration(source, **options) -> float | None:
     was never finished. Raises as `open_container`."""
     container, stream = open_container(source, **options)
     with container:
-        if stream.duration is not None:
-            return float(stream.duration * stream.time_base)
-        start = float((stream.start_time or 0) * stream.time_base)  # what follows are times of the end
-        tag = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # of Matroska
-        if tag:
-            return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start
-        if container.duration is not None and len(container.streams) == 1:
-            return container.duration / 1e6 - start
+        return stated_duration(container, stream)
+
+
+def stated_duration(container, stream) -> float | None:
+    """`video_duration` of what is open already."""
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    start = float((stream.start_time or 0) * stream.time_base)  # what follows are times of the end
+    tag = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9}(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # of Matroska
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start
+    if container.duration is not None and len(container.streams) == 1:
+        return container.duration / 1e6 - start
     return None
 
 
 def iter_video_frames(
-    source, fps: float | None = DEFAULT_FPS, first: int = 0, **options
+    source, fps: float | None = DEFAULT_FPS, first: int = 0, limits: MediaLimits = LIMITS, **options
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Decode a video as a stream: for i = first, first + 1, ... the frame on screen `i / fps` seconds after its start.
 
@@ -123,6 +160,7 @@ def iter_video_frames(
         fps (`float`, *optional*): frames per second; `None` gives every frame at its own time.
         first (`int`): number of the first frame at that rate. What lies before is skipped where the container allows
             it; the frames are the same as if it were decoded.
+        limits (`MediaLimits`): what the source may ask for.
         options: passed to `av.open`, such as `format="v4l2"` for a camera.
 
     Yields:
@@ -130,20 +168,22 @@ def iter_video_frames(
 
     Raises:
         `OSError`: if the source can not be read.
-        `ValueError`: if it holds no video that can be decoded, or `fps` is not a finite number > 0.
+        `ValueError`: if it holds no video that can be decoded or passes a limit, or `fps` is not a finite number > 0.
         `ImportError`: without PyAV.
     """
     if fps is not None:
         check_fps("`fps`", fps)
         check_count("`first`", first, minimum=0)
-    container, stream = open_container(source, **options)
-    with readable_errors(source_name(source)):
-        origin = seek(container, stream, first / fps) if fps is not None and first else None
-        if origin is None and first:  # from the beginning again
-            container.close()
-            container, stream = open_container(source, **options)
-        with container:
-            yield from _sample_frames(container, stream, fps, first, origin)
+    container, stream = open_container(source, limits, **options)
+    name, origin = source_name(source), None
+    if fps is not None and first:
+        with readable_errors(name):
+            origin = seek(container, stream, first / fps)
+        if origin is None:  # from the beginning again
+            with opened(container, stream):
+                pass
+            container, stream = open_container(source, limits, **options)
+    yield from sample_container(container, stream, fps, name, limits, first, origin)
 
 
 def seek(container, stream, seconds: float) -> tuple[float, tuple[int, int]] | None:
@@ -181,36 +221,105 @@ def seek(container, stream, seconds: float) -> tuple[float, tuple[int, int]] | N
     return float(head.pts * head.time_base), (head.width, head.height)
 
 
+def sample_container(
+    container,
+    stream,
+    fps: float | None,
+    name: str,
+    limits: MediaLimits = LIMITS,
+    first: int = 0,
+    origin: tuple[float, tuple[int, int]] | None = None,
+) -> Iterator[tuple[np.ndarray, float]]:
+    """`iter_video_frames` of what is open already, and maybe sought; it is closed in the end."""
+    with opened(container, stream), readable_errors(name):
+        frames = _sample_frames(container, stream, fps, name, limits, first, origin)
+        for index, frame in enumerate(frames):
+            if index >= limits.frames:
+                at = "" if fps is None else f" at {fps:g} frames per second"
+                raise ValueError(f"{name} holds more than {limits.frames} frames{at}, the most that are taken")
+            yield frame
+
+
 def limited_size(width: int, height: int) -> tuple[int, int]:
     """Width and height of at most `MAX_PIXELS` together."""
     scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
+def decoded_frames(container, stream, name: str, limits: MediaLimits = LIMITS) -> Iterator:
+    """The `av.VideoFrame`s of a stream.
+
+    Raises:
+        `ValueError`: where packets come that hold none, on and on.
+    """
+    own = others = 0
+    for packet in container.demux():
+        if packet.stream.index == stream.index:
+            own += 1
+            for frame in packet.decode():
+                yield frame
+                own = others = 0
+        else:
+            others += 1
+        if own > limits.packets or others > 100 * limits.packets:
+            raise ValueError(f"{name} holds {own + others} packets without a frame, more than are taken")
+
+
+class Upright:
+    """Pixels of decoded frames, turned as their metadata say, all of the size of the first and of at most
+    `MAX_PIXELS`."""
+
+    def __init__(self, first: tuple[int, int] | None = None):
+        self._first = first  # width and height of the first frame, where that is not the first one to come
+        self._size: tuple[int, int] | None = None  # the same, upright
+
+    def __call__(self, frame) -> np.ndarray:
+        """uint8 `[H, W, 3]` of an `av.VideoFrame`."""
+        turns = round(frame.rotation / 90) % 4
+        if self._size is None:
+            size = limited_size(*(self._first or (frame.width, frame.height)))
+            self._size = size[::-1] if turns % 2 else size
+        width, height = self._size[::-1] if turns % 2 else self._size
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
+        return np.ascontiguousarray(np.rot90(pixels, turns))
+
+
+def frame_seconds(frame, stream) -> float | None:
+    """The timestamp of an `av.VideoFrame`, None if it has none."""
+    time_base = frame.time_base or stream.time_base
+    return None if frame.pts is None or not time_base else float(frame.pts * time_base)
+
+
+def usual_step(stream, limits: MediaLimits = LIMITS) -> float:
+    """Seconds from frame to frame as the container states them, if that can be believed."""
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    return 1 / rate if 1 / limits.hold <= rate <= HIGHEST_RATE else 1 / 25
+
+
 def _sample_frames(
-    container, stream, fps: float | None, first: int, origin: tuple[float, tuple[int, int]] | None
+    container,
+    stream,
+    fps: float | None,
+    name: str,
+    limits: MediaLimits,
+    first: int,
+    origin: tuple[float, tuple[int, int]] | None,
 ) -> Iterator[tuple[np.ndarray, float]]:
-    step = 1 / float(stream.average_rate or stream.guessed_rate or 25)
+    step, upright = usual_step(stream, limits), Upright(None if origin is None else origin[1])
     tolerance = 5e-4  # some containers round timestamps to milliseconds
-    first_seconds = frame = size = None
+    first_seconds = frame = None
     time, index = 0.0, 0
     if origin is not None:
-        first_seconds, size = origin[0], limited_size(*origin[1])
-        index = first
-
-    def image() -> np.ndarray:
-        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-        return np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))
-
-    for next_frame in container.decode(stream):
-        seconds = None if next_frame.pts is None else float(next_frame.pts * next_frame.time_base)
+        first_seconds, index = origin[0], first
+    for next_frame in decoded_frames(container, stream, name, limits):
+        seconds = frame_seconds(next_frame, stream)
         if frame is None and origin is not None:
             time = seconds - first_seconds
         elif frame is None:
-            size = limited_size(next_frame.width, next_frame.height)
+            pass
         elif seconds is None or first_seconds is None:
             time += step
-        elif -CLOCK_JITTER <= seconds - first_seconds - time <= LONGEST_HOLD:
+        elif -CLOCK_JITTER <= seconds - first_seconds - time <= limits.hold:
             time = max(time, seconds - first_seconds)
         else:  # a clock that was set anew, as where recordings were joined
             time += step
@@ -219,21 +328,22 @@ def _sample_frames(
             first_seconds = seconds - time
         while fps is not None and frame is not None and index / fps < time - tolerance:
             if index >= first:
-                yield image(), index / fps
+                yield upright(frame), index / fps
             index += 1
         frame = next_frame
         if fps is None:
-            yield image(), time
+            yield upright(frame), time
     if fps is not None and frame is not None:
-        end = time + (float(frame.duration * frame.time_base) if frame.duration else step)
+        lasts = float(frame.duration * (frame.time_base or 0)) if frame.duration else step
+        end = time + (lasts if lasts <= limits.hold else step)
         while index == 0 or index / fps < end - tolerance:
             if index >= first:
-                yield image(), index / fps
+                yield upright(frame), index / fps
             index += 1
 
 
 def decode_video(
-    source, fps: float | None = DEFAULT_FPS, num_frames: int | None = None
+    source, fps: float | None = DEFAULT_FPS, num_frames: int | None = None, limits: MediaLimits = LIMITS
 ) -> tuple[np.ndarray, np.ndarray]:
     """Frames of a video as from `iter_video_frames`, and their times. Only sampled frames are kept in memory.
 
@@ -248,12 +358,18 @@ def decode_video(
     """
     wanted = None
     if num_frames is not None:
-        fps, total = None, sum(1 for _ in iter_video_frames(source, None))
+        fps, total = None, sum(1 for _ in iter_video_frames(source, None, limits))
         if not 1 <= num_frames <= total:
             raise ValueError(f"`num_frames` must be in [1, {total}], the frames of {shown(source)}, got {num_frames}")
         wanted = {index * total // num_frames for index in range(num_frames)}
-    frames = iter_video_frames(source, fps)
-    sampled = [frame for index, frame in enumerate(frames) if wanted is None or index in wanted]
+    sampled, num_bytes = [], 0
+    for index, frame in enumerate(iter_video_frames(source, fps, limits)):
+        if wanted is None or index in wanted:
+            sampled.append(frame)
+            num_bytes += frame[0].nbytes
+            if num_bytes > limits.num_bytes:
+                size = f"{limits.num_bytes / 2**30:g} GiB"
+                raise ValueError(f"the frames of {shown(source)} take more than {size}; take fewer of them")
     if not sampled:
         raise ValueError(f"there is no frame in {shown(source)}")
     images, times = zip(*sampled, strict=True)

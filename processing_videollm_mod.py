@@ -20,6 +20,7 @@ from .video_processing_videollm_mod import LOADING_OPTIONS, VideoLLMMoDVideoProc
 
 IGNORE_INDEX = -100
 TEMPLATE_CONSTANTS = ("num_frame_tokens", "video_token", "frame_separator", "stream_start", "stream_end")
+MAX_FRAME_TOKENS = 10_000
 
 
 class VideoLLMMoDProcessor(ProcessorMixin):
@@ -69,6 +70,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             chat_template = template_file.read_text(encoding="utf-8")
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
         check_count("`num_frame_tokens`", num_frame_tokens)
+        if num_frame_tokens > MAX_FRAME_TOKENS:
+            raise ValueError(f"`num_frame_tokens` must be at most {MAX_FRAME_TOKENS}, got {num_frame_tokens}")
         if tokenizer.eos_token_id is None:
             raise ValueError("`tokenizer` has no end-of-sequence token, without which no reply ends")
         if tokenizer.pad_token_id is None:

@@ -60,8 +60,14 @@ class TokenSampler:
         return other
 
     def __call__(self, said: list[int], logits: torch.Tensor) -> int:
-        """The token after the tokens `said` of a reply. logits: `[V]` of any dtype."""
+        """The token after the tokens `said` of a reply. logits: `[V]` of any dtype.
+
+        Raises:
+            `ValueError`: if they are no numbers, as from weights that are none.
+        """
         logits = logits.float()
+        if not logits.isfinite().all():
+            raise ValueError("the model's scores are not finite numbers: its weights hold nan or infinity")
         logits[self.suppressed] = -torch.inf
         if self.processors is None:
             return int(logits.argmax())

@@ -21,6 +21,7 @@ from transformers import GenerationConfig
 
 from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import check_keep_ratio
+from .conversation_videollm_mod import check_text
 from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
 from .memory_videollm_mod import KeyTurner, StreamMemory
 from .sampling_videollm_mod import TokenSampler
@@ -47,11 +48,6 @@ def silence_probability(logits: torch.Tensor, separator_token_id: int) -> torch.
 def speaks(silence: torch.Tensor, threshold: float) -> torch.Tensor:
     """bool `[...]`: speak unless silence is at least as probable as the threshold (VideoLLM-online, section 3.3)."""
     return silence < threshold
-
-
-def check_text(name: str, text: str) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"`{name}` must be a string that is not empty, got {text!r}")
 
 
 def check_threshold(name: str, value: float) -> None:
@@ -106,7 +102,7 @@ class StreamingSession:
         if keep_ratio is not None:
             check_keep_ratio("keep_ratio", keep_ratio)
         if system_prompt is not None:
-            check_text("system_prompt", system_prompt)
+            check_text("`system_prompt`", system_prompt)
         self.model, self.processor = model, processor
         self.system_prompt, self.speak_threshold = system_prompt, float(speak_threshold)
         self.keep_ratio, self.max_new_tokens = keep_ratio, max_new_tokens
@@ -214,7 +210,7 @@ class StreamingSession:
 
     def instruct(self, text: str) -> None:
         """Put a user's turn into the stream that asks for no answer now, such as what to narrate."""
-        check_text("text", text)
+        check_text("`text`", text)
         self.break_off()
         ids = self.processor.user_header_ids + self.processor.encode_text(text)
         self._check_fits("text", len(ids))
@@ -278,6 +274,13 @@ class StreamingSession:
         self._running = weakref.ref(watched)
         return watched
 
+    def watch_encoded(self, features: torch.Tensor, times: list[float] | None = None) -> Iterator[WatchedFrame]:
+        """As `watch`, of frames whose features, `[F, N, Dv]` of `model.encode_frames`, are there already."""
+        self.break_off()
+        watched = carry_out(self._watch(features, self.check_times(times, len(features), self.time)))
+        self._running = weakref.ref(watched)
+        return watched
+
     def break_off(self) -> None:
         """End what `watch` or `ask_tokens` handed out, if somebody still holds it half used."""
         running = None if self._running is None else self._running()
@@ -312,9 +315,11 @@ class StreamingSession:
         done = encoded = 0
         while done < len(frames):
             if done == encoded:
-                encode = Encode(self, frames[done : done + FRAMES_AT_ONCE])
-                yield encode
-                features = encode.result()
+                features = frames[done : done + FRAMES_AT_ONCE]
+                if features.ndim == 4:  # pixels
+                    encode = Encode(self, features)
+                    yield encode
+                    features = encode.result()
                 encoded += len(features)
             self._make_room()
             block = features[len(features) - (encoded - done) :][: self._frames_ahead()]

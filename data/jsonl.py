@@ -18,6 +18,7 @@ from ..decoding_videollm_mod import shown
 from .stream_checks import Object, Problem, check_media, check_stream, media_of
 
 BOM = b"\xef\xbb\xbf"
+MAX_LINE = 2**26  # bytes: a day of turns takes far less
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ def iter_lines(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[tup
     """`(number, value, problem)` of the lines from a byte on, one in memory at a time."""
     with open(path, "rb") as file:
         file.seek(offset)
-        for number, raw in enumerate(file, first_line):
+        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), first_line):
+            if len(raw) > MAX_LINE:
+                yield number, None, ("line", f"it has more than {MAX_LINE} bytes", "one JSON object on one line")
+                return
             if number == 1 and raw.startswith(BOM):
                 yield 1, None, ("line", "a byte order mark stands before it", "UTF-8 without one")
                 raw = raw.removeprefix(BOM)

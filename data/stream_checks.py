@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..conversation_videollm_mod import clean_text
+from ..conversation_videollm_mod import MAX_TEXT, clean_text
 from ..decoding_videollm_mod import shown
 from .features import read_about
 from .frames import video_seconds
@@ -81,6 +81,8 @@ def check_turns(turns: list, start: float, end: float) -> Iterator[Problem]:
         if "content" in turn:
             if not isinstance(content, str):
                 yield f"{where}.content", f"it is {shown(content)}", "a string"
+            elif len(content) > MAX_TEXT:
+                yield f"{where}.content", f"it has {len(content)} characters", f"at most {MAX_TEXT}"
             elif not clean_text(content):
                 yield f"{where}.content", "it is empty", "what is said"
             elif any("\ud800" <= character <= "\udfff" for character in content):

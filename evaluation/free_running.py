@@ -1,14 +1,11 @@
 """Narration as it is used: the model runs on its own past words, frame by frame, over streams it has not seen."""
 
-import weakref
-from contextlib import closing
 from dataclasses import dataclass, field, fields
 
 import numpy as np
 
 from ..data.world import conversation, world_stream
 from ..events_videollm_mod import StreamEvent
-from ..steps_videollm_mod import Encode, carry_out
 from ..streaming_videollm_mod import StreamingSession
 
 
@@ -67,25 +64,6 @@ def match(true: list[tuple[float, str]], said: list[tuple[float, str]], toleranc
     return exact, len(used_true), seconds
 
 
-class FeatureSession(StreamingSession):
-    """A session that is pushed features `[F, N, Dv]` of frames instead of the frames."""
-
-    def watch(self, frames, times=None):
-        self.break_off()
-        watched = carry_out(self._given(self._watch(frames, self.check_times(times, len(frames), self.time))))
-        self._running = weakref.ref(watched)
-        return watched
-
-    def _given(self, work):
-        """What `work` yields but the steps that encode frames, which are features already."""
-        with closing(work):
-            for item in work:
-                if isinstance(item, Encode):
-                    item.value = item.frames.to(self.model.device, self.model.dtype)
-                else:
-                    yield item
-
-
 @dataclass
 class Watched:
     """What a model said of a stream, and what is true.
@@ -117,14 +95,15 @@ def watch(model, processor, messages: list[dict], frames, times: np.ndarray, **o
         options: of `StreamingSession`.
     """
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
-    kind = StreamingSession if frames.ndim == 4 else FeatureSession
-    session = kind(model, processor, system_prompt=system, **options)
+    session = StreamingSession(model, processor, system_prompt=system, **options)
     watched, shown, due = Watched(), 0, 0
 
     def show() -> None:
         nonlocal shown
         if due > shown:
-            watched.events += session.push(frames[shown:due], times[shown:due].tolist())
+            see = session.watch if frames.ndim == 4 else session.watch_encoded
+            seen = see(frames[shown:due], times[shown:due].tolist())
+            watched.events += [frame.event for frame in seen if frame.event is not None]
             shown = due
 
     asked = None

@@ -7,6 +7,8 @@ from pathlib import Path
 from .options import NarrateOptions
 
 HUB_TIMEOUT = 8.0  # seconds
+# what comes of options of a wrong type or size, wherever they are used first
+WRONG_OPTIONS = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 
 
 def choose_device(name: str):
@@ -68,13 +70,45 @@ def load_checkpoint(options: NarrateOptions):
         processor = processor_class.from_pretrained(source, **trust)
         model, info = model_class.from_pretrained(source, **arguments, **trust, output_loading_info=True)
     # options of a wrong type, a truncated file, weights of other shapes
-    except (StrictDataclassError, SafetensorError, RuntimeError, KeyError, TypeError, AttributeError) as error:
+    except torch.OutOfMemoryError:
+        raise
+    except (*WRONG_OPTIONS, StrictDataclassError, SafetensorError) as error:
         raise ValueError(f"can not load the checkpoint {source}: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"the checkpoint {source} lacks {len(missing)} weights, such as {', '.join(missing[:3])}")
+    check_finite(source, model)
+    check_frame(source, processor, model.config.vision_config)
     if not options.load_in_4bit:
         model = model.to(device)
     return model.eval(), processor
+
+
+def check_finite(source: str, model) -> None:
+    """Raise `ValueError` if a weight holds nan or infinity, naming it: what such a model says means nothing."""
+    import torch
+
+    for name, weight in model.named_parameters():
+        if not weight.is_floating_point() or weight.detach().sum(dtype=torch.float32).isfinite():
+            continue  # a sum is as finite as its terms, and takes no memory; where it is not, adding may have done it
+        if not weight.detach().isfinite().all():
+            raise ValueError(f"the checkpoint {source} holds nan or infinity in {name}")
+
+
+def check_frame(source: str, processor, vision_config) -> None:
+    """Raise `ValueError` if the processor's options do not make of a frame what the vision tower takes."""
+    import torch
+
+    try:
+        frame = torch.zeros(1, 3, 6, 8, dtype=torch.uint8)
+        pixels = processor.video_processor(frame, return_tensors="pt", input_data_format="channels_first")
+        shape = list(pixels["pixel_values_videos"].shape)
+    except (*WRONG_OPTIONS, ValueError) as error:
+        raise ValueError(f"the video processor of {source} has wrong options: {error}") from error
+    if shape != [1, 3, vision_config.image_size, vision_config.image_size]:
+        raise ValueError(
+            f"the video processor of {source} makes frames of {shape[2]} x {shape[3]} pixels, the vision tower takes "
+            f"{vision_config.image_size} x {vision_config.image_size}"
+        )
 
 
 def fetch_config(source: str) -> Path:

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -12,10 +12,11 @@ from tqdm import tqdm
 
 from .options import NarrateOptions, Query, stated_fps
 from .source import Source, open_source
-from .writers import file_writer
+from .writers import OutputFile, file_writer
 
 if TYPE_CHECKING:  # torch is slow to import, and an error should come at once
     from ..events_videollm_mod import StreamEvent
+    from .live import LiveWatch
 
 BLOCK_FRAMES = 16  # of a recorded video that are pushed together
 BLOCK_PIXELS = 16 * 1920 * 1080
@@ -61,7 +62,7 @@ class Narration:
                 self._ask_until(time)
             block.append((image, time))
             limit = max(1, min(BLOCK_FRAMES, BLOCK_PIXELS // (image.shape[0] * image.shape[1])))
-            if self.source.live or len(block) >= limit:
+            if self.source.one_by_one or len(block) >= limit:
                 self._watch(block)
                 block = []
         self._watch(block)
@@ -102,6 +103,42 @@ class Narration:
             raise ValueError(f"{self.source.name} is cut off: it ended at {time:.1f} of {duration:.1f} seconds")
 
 
+class LiveNarration(Narration):
+    """The same of a live source, until it ends or is broken off. `watch` (`LiveWatch`): of the session and source."""
+
+    def __init__(self, watch: "LiveWatch", queries: list[Query], on_event: Callable, on_frame: Callable):
+        super().__init__(watch.session, Source("", iter(())), watch.source.fps, queries, on_event, on_frame)
+        self.live = watch
+
+    def run(self) -> None:
+        """Raises as the stages of `LiveWatch` do, after everything before has been watched."""
+        with self.live:
+            for block in self.live.blocks():
+                while block:
+                    self._ask_until(block[0].time)
+                    next_time = self._questions[0].time if self._questions else math.inf
+                    part = [frame for frame in block if frame.time < next_time]
+                    for frame, watched in self.live.watch(part):
+                        if watched.event is not None:
+                            self.on_event(watched.event)
+                        self.on_frame(frame.image, watched)
+                    block = block[len(part) :]
+        self._ask_until(math.inf)
+
+
+@contextmanager
+def readable_memory_errors() -> Iterator[None]:
+    """Say in one sentence that the device is full, where torch says much."""
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise MemoryError(
+            "the GPU is out of memory; `--max-cached-frames`, `--dtype bfloat16` or `--load-in-4bit` take less of it"
+        ) from error
+
+
 def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callable | None = None) -> dict:
     """Narrate `options.source` as the options say; returns the statistics of the last line of `jsonl`.
 
@@ -110,7 +147,7 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
         echo (`Callable[[StreamEvent], None]`, *optional*): called with each event too.
 
     Raises:
-        `ValueError`, `OSError`, `ImportError`: naming what is wrong; what was written before is whole.
+        `ValueError`, `OSError`, `ImportError`, `MemoryError`: naming what is wrong; what was written before is whole.
     """
     options.check()
     queries = options.parsed_queries()
@@ -119,10 +156,11 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
         raise OSError("there is no standard output to write to; give `--output`")
     # a source that can not be read is known before a model is loaded, and before an output is begun
     fps = options.fps or stated_fps(options.checkpoint)
-    source = open_source(options.source, fps)
+    source = open_source(options.source, fps, options.when_behind, options.limits)
     if load is None:
         from .loading import load_checkpoint as load
-    model, processor = load(options)
+    with readable_memory_errors():
+        model, processor = load(options)
     from ..memory_videollm_mod import frames_in_context  # as slow to import as the model
 
     session = model.stream(
@@ -133,9 +171,10 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
     )
 
     with ExitStack() as stack:
+        stack.enter_context(readable_memory_errors())
         file = sys.stdout
         if options.output is not None:
-            file = stack.enter_context(open(options.output, "w", encoding="utf-8", newline="\n"))
+            file = stack.enter_context(OutputFile(options.output))
         writer = file_writer(options.output_format, file)
         stack.callback(writer.close)
         overlay = None
@@ -162,14 +201,30 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
                 overlay.frame(image, watched)
             bar.update(min(watched.time + 1 / fps, source.duration or math.inf) - bar.n)
 
-        narration = Narration(session, source, fps, queries, on_event, on_frame)
-        start = perf_counter()
-        narration.run()
-        stats = dict(session.stats)
-        stats["seconds"] = {"decode": narration.decode_seconds, **stats["seconds"], "all": perf_counter() - start}
-        stats["keep_ratio"] = model.keep_ratio if options.keep_ratio is None else options.keep_ratio
-        writer.close(stats)
-        return stats
+        start, live = perf_counter(), None
+        if source.live is None:
+            narration = Narration(session, source, fps, queries, on_event, on_frame)
+        else:
+            from .live import LiveWatch
+
+            live = LiveWatch(session, source.live, options.when_behind or "drop")
+            narration = LiveNarration(live, queries, on_event, on_frame)
+
+        def stats() -> dict:
+            found = dict(session.stats)
+            found["seconds"] = {"decode": narration.decode_seconds, **found["seconds"], "all": perf_counter() - start}
+            found["keep_ratio"] = model.keep_ratio if options.keep_ratio is None else options.keep_ratio
+            return found if live is None else found | {"live": live.stats}
+
+        try:
+            narration.run()
+        except BaseException:
+            if live is not None:  # which most often ends by being broken off
+                writer.close(stats())
+            raise
+        result = stats()
+        writer.close(result)
+        return result
 
 
 def quiet_decoder() -> None:

@@ -6,13 +6,30 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..decoding_videollm_mod import DEFAULT_FPS, check_fps
+from ..conversation_videollm_mod import check_text
+from ..decoding_videollm_mod import DEFAULT_FPS, check_fps, shown
+from ..media_limits_videollm_mod import LIMITS, MediaLimits
 
 FORMATS = ("text", "jsonl", "vtt", "srt")
 FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".vtt": "vtt", ".srt": "srt"}
+WHEN_BEHIND = ("drop", "wait")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 MAX_FPS = 1000.0
 OWN_CHECKPOINT = Path(__file__).resolve().parent.parent  # the one that is installed with the package
+
+
+def plain_float(text: str) -> float:
+    """As `float`, of plain digits only: that also takes `1_0`, and digits of all scripts, which nobody means."""
+    if "_" in text or not text.isascii():
+        raise ValueError(f"could not convert string to float: {shown(text)}")
+    return float(text)
+
+
+def plain_int(text: str) -> int:
+    """As `int`, in the same way."""
+    if "_" in text or not text.isascii():
+        raise ValueError(f"invalid literal for int: {shown(text)}")
+    return int(text)
 
 
 @dataclass(frozen=True)
@@ -31,15 +48,16 @@ class Query:
         """
         text, at, seconds = argument.rpartition("@")
         try:
-            time = float(seconds) if at else None
+            time = plain_float(seconds) if at else None
         except ValueError:
             time = None
         if time is None:
             text = argument
         elif not 0 <= time < math.inf:
-            raise ValueError(f"the time of a `--query` must be seconds from 0 on, got {argument!r}")
+            raise ValueError(f"the time of a `--query` must be seconds from 0 on, got {shown(argument)}")
         if not text.strip():
-            raise ValueError(f"a `--query` must hold text, got {argument!r}")
+            raise ValueError(f"a `--query` must hold text, got {shown(argument)}")
+        check_text("a `--query`", text)
         return cls(text, time)
 
 
@@ -61,10 +79,12 @@ class NarrateOptions:
     format: str | None = None
     output: Path | None = None
     overlay: Path | None = None
+    when_behind: str | None = None
     dtype: str = "auto"
     device: str = "auto"
     load_in_4bit: bool = False
     trust_remote_code: bool = False
+    limits: MediaLimits = LIMITS  # of a recording, in Python only
 
     def check(self) -> None:
         if self.fps is not None:
@@ -77,6 +97,8 @@ class NarrateOptions:
             raise ValueError(f"`--keep-ratio` must be in (0, 1], got {self.keep_ratio:g}")
         if self.max_cached_frames is not None and self.max_cached_frames < 4:
             raise ValueError(f"`--max-cached-frames` must be at least 4, got {self.max_cached_frames}")
+        if self.when_behind not in (None, *WHEN_BEHIND):
+            raise ValueError(f"`--when-behind` must be {' or '.join(WHEN_BEHIND)}, got {self.when_behind!r}")
         if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", self.device):
             raise ValueError(f"`--device` must be auto, cpu, mps, cuda or cuda:N, got {self.device!r}")
         self.parsed_queries()

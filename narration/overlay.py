@@ -24,6 +24,7 @@ SIDE = 480  # pixels of the main frame
 PANEL = 320  # width of the panel of layers
 STRIP = 128  # height of the strip below
 BACKGROUND, TEXT, FAINT, ACCENT, QUIET = (16, 18, 24), (240, 240, 240), (130, 135, 150), (255, 190, 60), (90, 170, 250)
+LONGEST = 400  # characters of a text of which the beginning is drawn
 SKIPPED = 0.25  # brightness of a cell that a layer skipped
 
 
@@ -76,8 +77,8 @@ class OverlayVideo:
     def event(self, event: StreamEvent) -> None:
         """Show what was said from the next frame on; a narration belongs to the frame that brought it."""
         self._unseen = True
-        self.caption = one_line(event.text)
-        self.asked = one_line(event.query) if event.kind == "answer" else ""
+        self.caption = one_line(event.text)[:LONGEST]
+        self.asked = one_line(event.query)[:LONGEST] if event.kind == "answer" else ""
 
     def frame(self, image: np.ndarray, watched: WatchedFrame) -> None:
         """Add a frame, uint8 `[H, W, 3]`."""

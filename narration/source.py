@@ -1,16 +1,27 @@
 """Where the frames come from: a file, a URL, a camera, or standard input."""
 
 import itertools
+import math
 import re
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..decoding_videollm_mod import iter_video_frames, video_duration
+from ..decoding_videollm_mod import (
+    iter_video_frames,
+    open_container,
+    sample_container,
+    source_name,
+    stated_duration,
+    video_duration,
+)
+from ..media_limits_videollm_mod import LIMITS, MediaLimits
+from .live_source import LiveSource
 
 TIMEOUT = 8.0  # seconds in which a network source must answer
+PROMPT = {"analyzeduration": "300000", "fflags": "nobuffer"}  # FFmpeg looks at 0.3 s of it before it gives frames
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 
 
@@ -22,46 +33,96 @@ class Source:
         name (`str`): for messages.
         frames: iterator over `(uint8 [H, W, 3], seconds)`.
         duration (`float`, *optional*): seconds, as the container states it.
-        live (`bool`): frames come as they happen.
+        live (`LiveSource`, *optional*): instead of the frames.
+        one_by_one (`bool`): frames come slowly and are not gathered.
     """
 
     name: str
     frames: Iterator[tuple[np.ndarray, float]]
     duration: float | None = None
-    live: bool = False
+    live: LiveSource | None = None
+    one_by_one: bool = False
 
 
-def open_source(source: str, fps: float) -> Source:
+def open_source(source: str, fps: float, when_behind: str | None = None, limits: MediaLimits = LIMITS) -> Source:
     """Open a path, a URL, `webcam:N`, or `-`: any container that needs no seeking, such as what
     `ffmpeg -i FILE -f yuv4mpegpipe -` writes.
 
+    Cameras and network streams are live. So is what a web server sends without saying how long it is, and standard
+    input where frames may be dropped; otherwise it waits for the model, as a file does.
+
+    Args:
+        when_behind (`str`, *optional*): `"drop"` or `"wait"`, what will be asked of a live source.
+        limits (`MediaLimits`): of a recording.
+
     Raises:
         `OSError`: if it cannot be reached or read.
-        `ValueError`: if there is no video in it.
+        `ValueError`: if there is no video in it, or frames of a recording are to be dropped.
     """
-    name, options, live, duration = source, {}, False, None
-    camera = re.fullmatch(r"webcam:(\d+)", source)
-    if camera:
-        driver, device = CAMERAS.get(sys.platform, CAMERAS["linux"])
-        source, options, live = device.format(camera[1]), {"format": driver}, True
-    elif source.startswith("webcam:"):
-        raise ValueError(f"a camera is `webcam:` and its number, as webcam:0, got {source}")
-    elif source == "-":
+    name, frames, duration, live = source_name(source), None, None, None
+    if source == "-":
         if sys.stdin is None:
             raise OSError("standard input is closed")
-        source, name, live = sys.stdin.buffer, "standard input", True
-    elif "://" in source:
-        live = source.startswith(("rtsp", "rtmp", "udp", "srt"))
-        options = {"timeout": TIMEOUT}
-        if source.startswith("rtsp"):
-            options["options"] = {"rtsp_transport": "tcp"}
+        name = "standard input"
+        if when_behind == "drop":
+            live = LiveSource(name, lambda: open_container(sys.stdin.buffer), fps, reconnect=False)
+            return Source(name, iter(()), live=live)
+        frames = iter_video_frames(sys.stdin.buffer, fps, replace(limits, frames=math.inf))
+    elif source.startswith("http"):
+        container, stream = open_container(source, limits, **network_options(source))
+        duration = stated_duration(container, stream)
+        if duration is not None or (container.size > 0 and container.format.name != "hls"):
+            frames = sample_container(container, stream, fps, name, limits)
+        else:
+            container.close()
+            live = open_live(source, fps)
+    elif source.startswith("webcam:") or "://" in source:
+        live = open_live(source, fps)
     else:
-        duration = video_duration(source)
-    frames = iter_video_frames(source, fps, **options)
+        duration = video_duration(source, limits=limits)
+        frames = iter_video_frames(source, fps, limits)
+    if live is None and when_behind == "drop":
+        raise ValueError(f"{name} is a recording, of which no frames are dropped")
+    if live is not None:
+        live.probe()  # it is opened anew once there is a model to watch it
+        return Source(name, iter(()), live=live)
     first = next(frames, None)
     if first is None:
         raise ValueError(f"there is no frame in {name}")
-    return Source(name, itertools.chain([first], frames), duration, live)
+    return Source(name, itertools.chain([first], frames), duration, one_by_one=source == "-")
 
 
-__all__ = ["Source", "open_source"]
+def open_live(source: str, fps: float, reconnect: bool = True) -> LiveSource:
+    """A camera, `webcam:N`, or the URL of a stream, as a `LiveSource`; it is opened when frames are taken from it.
+
+    Raises:
+        `ValueError`: if it is neither.
+    """
+    options = network_options(source)
+    name = source_name(source)
+    if source.startswith("webcam:"):
+        camera = re.fullmatch(r"webcam:(\d{1,3})", source, re.ASCII)
+        if camera is None:
+            raise ValueError(f"a camera is `webcam:` and its number, as webcam:0, got {source}")
+        driver, device = CAMERAS.get(sys.platform, CAMERAS["linux"])
+        address, options = device.format(camera[1]), {"format": driver}
+    elif "://" in source:
+        address = source
+    else:
+        raise ValueError(f"a live source is `webcam:N` or a URL, got {source!r}")
+    return LiveSource(
+        name, lambda: open_container(address, **options), fps, reconnect=reconnect, paced=source.startswith("http")
+    )
+
+
+def network_options(source: str) -> dict:
+    """What `av.open` is given for a URL."""
+    options = {}
+    if source.startswith("rtsp"):
+        options = {"rtsp_transport": "tcp", **PROMPT}
+    elif source.startswith("http"):
+        options = {"reconnect": "1", "reconnect_delay_max": "4"}  # where a download of known length is cut off
+    return {"timeout": TIMEOUT, "options": options}
+
+
+__all__ = ["Source", "open_live", "open_source"]

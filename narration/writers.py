@@ -2,6 +2,7 @@
 
 import html
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
@@ -126,6 +127,35 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+class OutputFile:
+    """A file that holds whole writes only: of one that fails, as where the disk is full, nothing stays."""
+
+    def __init__(self, path: os.PathLike):
+        self.path, self._file, self._whole = path, open(path, "wb", buffering=0), 0  # noqa: SIM115
+
+    def __enter__(self) -> "OutputFile":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def write(self, text: str) -> None:
+        """Raises `OSError`, and again whenever something more is written after a failure."""
+        rest = memoryview(text.encode("utf-8", "replace"))
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+        except OSError as error:
+            if self._file.seekable():
+                self._file.truncate(self._whole)
+                self._file.seek(self._whole)
+            raise OSError(f"can not write {self.path}: {error.strerror}") from error
+        self._whole += len(text.encode("utf-8", "replace"))
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+
 def file_writer(format: str, file: TextIO) -> EventWriter:
     """A writer of `format` (one of `WRITERS`) into an open file."""
 
@@ -136,4 +166,4 @@ def file_writer(format: str, file: TextIO) -> EventWriter:
     return WRITERS[format](write)
 
 
-__all__ = ["WRITERS", "EventWriter", "file_writer"]
+__all__ = ["WRITERS", "EventWriter", "OutputFile", "file_writer"]

@@ -7,7 +7,9 @@ import shlex
 import shutil
 
 import pytest
+from clips import moving, write_video
 from fresh import ROOT
+from servers import FileServer
 
 from videollm_mod import cli
 from videollm_mod.data.world_clip import write_clip
@@ -22,11 +24,20 @@ def blocks() -> list[str]:
 def test_python_blocks_run_in_order(tmp_path, monkeypatch):
     write_clip(tmp_path / "video.mp4", seed=3)
     monkeypatch.chdir(tmp_path)
+    camera = FileServer(write_video(tmp_path / "a.ts", moving(40, 48, 64), "mpeg2video", fps=20), rounds=100)
+    replaced = {
+        'repo = "."': f"repo = {str(ROOT)!r}",
+        "rtsp://camera/stream": f"{camera.url}/loop",
+        "frame.time > 60": "frame.time > 1",
+    }
     names, printed = {}, io.StringIO()
     assert len(blocks()) >= 5
     with contextlib.redirect_stdout(printed):
         for block in blocks():
-            exec(block.replace('repo = "."', f"repo = {str(ROOT)!r}"), names)
+            for old, new in replaced.items():
+                block = block.replace(old, new)
+            exec(block, names)
+    camera.close()
     from videollm_mod.data.world import world_stream
 
     for time, text in world_stream(4242).narrations:
@@ -43,10 +54,10 @@ def test_the_commands_exist(tmp_path):
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
     shell = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S))
     lines = re.findall(r"videollm-mod (narrate [^|#\n]*)", shell)
-    assert len(lines) == 3
+    assert len(lines) == 6
     for line in lines:
         arguments = [str(tmp_path / word) if word.startswith("VIDEO") else word for word in shlex.split(line)]
-        if "-" not in arguments:
+        if line.split()[1] == "VIDEO":
             shutil.copy(write_clip(tmp_path / "clip.mp4", seed=3)[0], tmp_path / "VIDEO")
             assert cli.main(arguments) == 0
     assert (tmp_path / "VIDEO.srt").stat().st_size > 0 and (tmp_path / "VIDEO.overlay.mp4").stat().st_size > 0

@@ -1,0 +1,206 @@
+"""Watching a live source: decoding, encoding and the language model work side by side, and no one waits for the model.
+
+Between the stages a few frames wait at most. Where the model falls behind, the frame that has waited longest is
+dropped for each new one, so what is said is about what is there now.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from time import perf_counter
+
+import numpy as np
+
+from .live_source import LiveFrame, LiveSource
+
+WAITING = 4  # frames before a stage at most
+REMEMBERED = 10_000  # latencies, of which percentiles are taken
+JOIN_SECONDS = 1.0
+WHEN_BEHIND = {
+    "drop": "where the model falls behind, the frame that has waited longest is dropped",
+    "wait": "the source waits for the model",
+}
+
+
+class WaitingRoom:
+    """A queue of bounded length between two threads.
+
+    Args:
+        places (`int`): items that may wait.
+        drop (`bool`): where it is full, the oldest item makes room; else whoever puts one waits.
+    """
+
+    def __init__(self, places: int, drop: bool):
+        self.places, self.drop, self.dropped = places, drop, 0
+        self._items, self._end, self._changed = deque(), None, threading.Condition()
+
+    def put(self, item) -> bool:
+        """False if nobody wants it any more."""
+        with self._changed:
+            while len(self._items) >= self.places and self._end is None and not self.drop:
+                self._changed.wait()
+            if self._end is not None:
+                return False
+            if len(self._items) >= self.places:
+                self._items.popleft()
+                self.dropped += 1
+            self._items.append(item)
+            self._changed.notify_all()
+            return True
+
+    def wait_until_empty(self) -> None:
+        with self._changed:
+            while self._items and self._end is None:
+                self._changed.wait()
+
+    def take(self) -> list:
+        """All that waits, at least one item; none after the end. Raises what the other side failed with."""
+        with self._changed:
+            while not self._items and self._end is None:
+                self._changed.wait()
+            items = list(self._items)
+            self._items.clear()
+            self._changed.notify_all()
+            if not items and self._end.get("error") is not None:
+                raise self._end["error"]
+            return items
+
+    def end(self, error: BaseException | None = None) -> None:
+        """No more will come, since that side ended or failed; what waits can still be taken."""
+        with self._changed:
+            if self._end is None:
+                self._end = {"error": error}
+            self._changed.notify_all()
+
+
+class LiveWatch:
+    """
+    A session that watches a live source. Iterating gives each `LiveFrame` with its `WatchedFrame`; in between the
+    session may be asked.
+
+        with LiveWatch(model.stream(processor, max_cached_frames=24), open_live("rtsp://...", fps=2.0)) as live:
+            for frame, watched in live:
+                ...
+
+    Args:
+        session (`StreamingSession`), source (`LiveSource`).
+        when_behind (`str`): `"drop"` or `"wait"`, see `WHEN_BEHIND`.
+    """
+
+    def __init__(self, session, source: LiveSource, when_behind: str = "drop"):
+        if when_behind not in WHEN_BEHIND:
+            raise ValueError(f"`when_behind` must be one of {', '.join(WHEN_BEHIND)}, got {when_behind!r}")
+        self.session, self.source, self.when_behind = session, source, when_behind
+        self._decoded = WaitingRoom(WAITING, drop=when_behind == "drop")
+        self._encoded = WaitingRoom(1, drop=False)
+        self._encode_seconds = 0.0
+        self._latencies = {"event": deque(maxlen=REMEMBERED), "frame": deque(maxlen=REMEMBERED)}
+        self._threads = [
+            threading.Thread(target=self._stage, args=stage, name=f"live {stage[0].__name__}", daemon=True)
+            for stage in ((self._decode, self._decoded), (self._encode, self._encoded))
+        ]
+
+    def __enter__(self) -> "LiveWatch":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.source.stop()
+        self._decoded.end()
+        self._encoded.end()
+        for thread in self._threads:
+            thread.join(JOIN_SECONDS)  # one that waits for the network ends by itself
+
+    def __iter__(self) -> Iterator[tuple[LiveFrame, object]]:
+        for block in self.blocks():
+            yield from self.watch(block)
+
+    def blocks(self) -> Iterator[list[LiveFrame]]:
+        """Encoded frames, all that wait at a time.
+
+        Raises:
+            what a stage failed with, after the frames before it.
+        """
+        while blocks := self._encoded.take():
+            yield from blocks
+
+    def watch(self, block: list[LiveFrame]) -> Iterator[tuple[LiveFrame, object]]:
+        """Let the session see frames of `blocks()`, in order."""
+        import torch
+
+        done = 0
+        while done < len(block):  # again where the session was asked something in between, which breaks it off
+            rest = block[done:]
+            features = torch.stack([frame.features for frame in rest])
+            for watched in self.session.watch_encoded(features, [frame.time for frame in rest]):
+                frame, done = block[done], done + 1
+                latency = perf_counter() - frame.arrived
+                self._latencies["frame"].append(latency)
+                if watched.event is not None:
+                    self._latencies["event"].append(latency)
+                yield frame, watched
+
+    @property
+    def stats(self) -> dict:
+        """Counts of the source (`LiveCounts`), frames dropped and why, and seconds from a frame to what came of it."""
+        return {
+            "when_behind": WHEN_BEHIND[self.when_behind],
+            "dropped": {"behind": self._decoded.dropped},
+            **asdict(self.source.counts),
+            "encode_seconds": self._encode_seconds,
+            "latency": {name: percentiles(list(values)) for name, values in self._latencies.items()},
+        }
+
+    def _features(self, block: list[LiveFrame]):
+        """`[F, N, Dv]`."""
+        import torch
+
+        model, start = self.session.model, perf_counter()
+        frames = torch.from_numpy(np.stack([frame.image for frame in block])).movedim(-1, 1)
+        with torch.no_grad():
+            pixels = self.session.processor.video_processor(
+                frames.to(model.device), return_tensors="pt", input_data_format="channels_first"
+            )["pixel_values_videos"]
+            features = model.encode_frames(pixels).pooler_output
+        if model.device.type != "cpu":
+            torch.accelerator.synchronize(model.device)
+        self._encode_seconds += perf_counter() - start
+        return features
+
+    def _stage(self, work: Callable[[], None], output: WaitingRoom) -> None:
+        try:
+            work()
+        except BaseException as error:  # to be raised where the session is
+            output.end(error)
+        else:
+            output.end()
+
+    def _decode(self) -> None:
+        for frame in self.source:
+            if not self._decoded.put(frame):
+                return
+
+    def _encode(self) -> None:
+        while True:
+            self._encoded.wait_until_empty()  # so that no newer frame is dropped while older ones wait here
+            block = self._decoded.take()
+            if not block:
+                return
+            features = self._features(block)
+            for frame, encoded in zip(block, features, strict=True):
+                frame.features = encoded
+            if not self._encoded.put(block):
+                return
+
+
+def percentiles(seconds: list[float]) -> dict[str, float] | None:
+    """Median, 95th percentile and largest, None of nothing."""
+    if not seconds:
+        return None
+    median, high, largest = np.percentile(seconds, [50, 95, 100]).tolist()
+    return {"count": len(seconds), "p50": round(median, 4), "p95": round(high, 4), "max": round(largest, 4)}
+
+
+__all__ = ["WHEN_BEHIND", "LiveWatch"]

@@ -1,0 +1,191 @@
+"""What goes wrong beside the video: memory, disk, the checkpoint. One clear error, and what was written stays."""
+
+import copy
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fresh import ROOT
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod.data.world import world_stream
+from videollm_mod.data.world_clip import write_clip
+from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod.narration import loading
+from videollm_mod.narration.options import NarrateOptions
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory) -> Path:
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", seed=60)[0]
+
+
+@pytest.fixture
+def checkpoint():
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A copy of the checkpoint, to be damaged."""
+    copied = tmp_path / "checkpoint"
+    copied.mkdir()
+    for file in (*ROOT.glob("*.json"), *ROOT.glob("*.safetensors"), ROOT / "chat_template.jinja"):
+        shutil.copy(file, copied)
+    return copied
+
+
+def is_one_line(err: str) -> bool:
+    return err.startswith("error: ") and err.count("\n") == 1
+
+
+def fails_after(model, calls: int):
+    """Make the forward of a model run out of memory after so many calls."""
+    forward, left = model.forward, [calls]
+
+    def limited(*args, **kwargs):
+        left[0] -= 1
+        if left[0] < 0:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total ...")
+        return forward(*args, **kwargs)
+
+    model.forward = limited
+
+
+def test_out_of_memory_keeps_what_was_written(checkpoint, clip, tmp_path, monkeypatch, capfd):
+    whole, output, overlay = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "o.mp4"
+    monkeypatch.setattr(loading, "load_checkpoint", lambda _: checkpoint)
+    assert cli.main(["narrate", str(clip), "--output", str(whole)]) == 0
+    fails_after(checkpoint[0], 30)
+    capfd.readouterr()
+    code = cli.main(["narrate", str(clip), "--output", str(output), "--overlay", str(overlay)])
+    out, err = capfd.readouterr()
+    assert code == 2 and out == "" and is_one_line(err) and "the GPU is out of memory; `--max-cached-frames`" in err
+    written, expected = output.read_text().splitlines(), whole.read_text().splitlines()[:-1]
+    assert 0 < len(written) < len(expected) and written == expected[: len(written)]
+    assert len(decode_video(overlay, 2)[0]) > 0
+
+
+@pytest.mark.parametrize("calls", [0, 3, 8])
+def test_a_session_goes_on_after_it_was_out_of_memory(checkpoint, calls):
+    model, processor = checkpoint
+    frames, times = world_stream(65).frames(2, 96), world_stream(65).frame_times(2).tolist()
+    expected = model.stream(processor).push(frames, times)
+    session, events, forward = model.stream(processor), [], model.forward
+    fails_after(model, calls)
+    with pytest.raises(torch.OutOfMemoryError):
+        for watched in session.watch(frames, times):
+            events += [watched.event] if watched.event else []
+    model.forward = forward
+    done = session.stats.frames
+    events += session.push(frames[done:], times[done:])
+    assert [(e.time, e.text) for e in events] == [(e.time, e.text) for e in expected] != []
+
+
+@pytest.mark.parametrize("name, room", [("out.jsonl", 450), ("out.srt", 130), ("o.mp4", 30_000)])
+def test_a_disk_that_is_full_keeps_whole_events(clip, tmp_path, name, room):
+    """The limit of a file's size stands for the disk: a write stops in the middle."""
+    output = tmp_path / ("out.jsonl" if name == "o.mp4" else name)
+    command = [sys.executable, "-m", "videollm_mod.cli", "narrate", str(clip), "--output", str(output)]
+    if name == "o.mp4":
+        command += ["--overlay", str(tmp_path / name)]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
+    )
+    assert done.returncode == 2 and done.stdout == "" and is_one_line(done.stderr)
+    assert f"can not write {tmp_path / name}: File too large" in done.stderr
+    text = output.read_text(encoding="utf-8")
+    assert 0 < len(text) <= room and text.endswith("\n")
+    if output.suffix == ".jsonl":
+        assert all("time" in json.loads(line) for line in text.splitlines())
+    if output.suffix == ".srt":
+        assert text.endswith("\n\n") and all(len(cue.splitlines()) >= 3 for cue in text.strip().split("\n\n"))
+
+
+def test_a_truncated_or_altered_weights_file_is_one_error(folder):
+    weights, rng = (ROOT / "model.safetensors").read_bytes(), random.Random(7)
+    header = int.from_bytes(weights[:8], "little")
+    sizes = [0, 5, 8, 100, header + 8, len(weights) - 1, *(rng.randrange(len(weights)) for _ in range(3))]
+    damaged = [weights[:size] for size in sizes] + [b"\xff" * 8 + weights[8:], weights[: header - 40] + b"#" + weights]
+    for content in damaged:
+        (folder / "model.safetensors").write_bytes(content)
+        with pytest.raises((ValueError, OSError)):
+            loading.load_checkpoint(NarrateOptions(source="", model=str(folder), device="cpu"))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_weight_that_is_no_number_is_named(folder, seed):
+    rng = random.Random(seed)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT)
+    name, weight = rng.choice(list(model.named_parameters()))
+    weight.data.view(-1)[rng.randrange(weight.numel())] = rng.choice([torch.nan, torch.inf, -torch.inf])
+    model.save_pretrained(folder)
+    with pytest.raises(ValueError, match=f"holds nan or infinity in .*{name.rsplit('.', 1)[1]}"):
+        loading.load_checkpoint(NarrateOptions(source="", model=str(folder), device="cpu"))
+
+
+def test_an_answer_of_no_numbers_is_an_error(checkpoint):
+    model, processor = checkpoint
+    session = model.stream(processor)
+    session.push(np.zeros((1, 32, 48, 3), np.uint8))
+    model.lm_head.weight.data[5] = torch.nan
+    with pytest.raises(ValueError, match="scores are not finite"):
+        session.ask("What is there?")
+
+
+WRONG = ["a fifth", -3, 1e400, None, [], {}, [["x"]], True, 10**30, 2.5, 0]
+
+
+def places(value, path=()):
+    """The paths of all fields of a nested object."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield (*path, key)
+            yield from places(inner, (*path, key))
+
+
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
+def test_any_option_of_a_wrong_type_loads_or_is_an_error(folder, name):
+    """Many may hold anything, such as versions; those that may not are named before anything runs."""
+    config, rng, refused = json.loads((ROOT / name).read_text()), random.Random(name), 0
+    fields = list(places(config))
+    for field in rng.sample(fields, min(12, len(fields))):
+        altered = copy.deepcopy(config)
+        inner = altered
+        for key in field[:-1]:
+            inner = inner[key]
+        inner[field[-1]] = rng.choice(WRONG)
+        (folder / name).write_text(json.dumps(altered))
+        try:
+            loading.load_checkpoint(NarrateOptions(source="", model=str(folder), device="cpu"))
+        except (ValueError, OSError, ImportError) as error:
+            refused += 1
+            assert str(error)
+    assert refused or name == "tokenizer_config.json"
+
+
+def test_options_that_would_take_all_memory_are_refused(folder):
+    for name, field, message in (
+        ("config.json", ("text_config", "num_hidden_layers"), "`num_hidden_layers` must be in"),
+        ("processor_config.json", ("num_frame_tokens",), "`num_frame_tokens` must be at most"),
+    ):
+        config = json.loads((ROOT / name).read_text())
+        inner = config
+        for key in field[:-1]:
+            inner = inner[key]
+        inner[field[-1]] = 10**9
+        (folder / name).write_text(json.dumps(config))
+        with pytest.raises(ValueError, match=message):
+            loading.load_checkpoint(NarrateOptions(source="", model=str(folder), device="cpu"))
+        shutil.copy(ROOT / name, folder)

@@ -1,0 +1,215 @@
+"""What SECURITY.md promises, watched from within processes of their own."""
+
+import inspect
+import json
+import logging
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from clips import moving, write_video
+from fresh import ROOT, run_fresh
+from fuzzing import read_case, write_case, write_originals
+
+from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod.conversation_videollm_mod import MAX_TEXT
+from videollm_mod.narration.options import NarrateOptions, Query, plain_float
+
+NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.Request")
+PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
+WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree")
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+
+
+def watched() -> dict[str, list]:
+    """From here on, what this process does beside computing: events of the kinds above, and files it opens."""
+    seen = {"events": [], "read": [], "written": []}
+
+    def hook(event: str, arguments: tuple) -> None:
+        if event in NETWORK + PROCESSES + WRITING:
+            seen["events"].append([event, repr(arguments)])
+        elif event == "open" and isinstance(arguments[0], str | bytes):
+            mode, flags = arguments[1] or "", arguments[2] or 0
+            writes = any(letter in mode for letter in "wax+") or flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+            seen["written" if writes else "read"].append(os.fsdecode(arguments[0]))
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def import_classes() -> dict:
+    sys.dont_write_bytecode = True
+    import numpy  # noqa: F401
+    import tokenizers  # noqa: F401
+    import torch  # noqa: F401
+    import transformers  # noqa: F401
+    from transformers import LlamaForCausalLM, SiglipVisionModel  # noqa: F401
+
+    seen = watched()
+    import videollm_mod
+
+    for name in videollm_mod.__all__:
+        getattr(videollm_mod, name)
+    from videollm_mod.narration import live, narrate, source  # noqa: F401
+
+    return {**seen, "home": str(Path(videollm_mod.__file__).parent)}
+
+
+def test_importing_opens_nothing_but_its_own_files(tmp_path):
+    lines = [f"{name} = {globals()[name]}" for name in ("NETWORK", "PROCESSES", "WRITING")]
+    lines += ["import json, os, sys", inspect.getsource(watched), "sys.dont_write_bytecode, seen = True, watched()"]
+    lines += [
+        "import videollm_mod",
+        "home = os.path.dirname(videollm_mod.__file__)",
+        "lazy = 'torch' not in sys.modules",
+    ]
+    lines += ["print(json.dumps({**seen, 'home': home, 'lazy': lazy}))"]
+    command = [sys.executable, "-P", "-c", "\n".join(lines)]
+    result = json.loads(subprocess.run(command, cwd=tmp_path, stdout=subprocess.PIPE, check=True).stdout)
+    library = str(Path(json.__file__).parents[1])
+    assert result["events"] == [] and result["written"] == [] and result["lazy"]
+    outside = [path for path in result["read"] if not path.startswith((result["home"], library))]
+    assert outside == []
+
+
+def test_importing_its_classes_opens_nothing_but_code(tmp_path):
+    result = run_fresh(import_classes, tmp_path / "classes")
+    assert result["written"] == []
+    assert [event for event in result["events"] if event[0] in NETWORK] == []
+    homes = (
+        result["home"],
+        str(Path(json.__file__).parents[1]),
+        str(Path(torch.__file__).parents[1]),
+        "/proc",
+        "/sys",
+    )
+    assert [path for path in result["read"] if not path.startswith(homes)] == []
+    assert any(path.startswith(result["home"]) for path in result["read"])
+
+
+def narrate_a_secret(clip: str, output: str) -> dict:
+    import io
+
+    log = io.StringIO()
+    logging.basicConfig(stream=log, level=logging.DEBUG)
+    sys.dont_write_bytecode = True
+    seen = watched()
+    from videollm_mod import cli
+
+    code = cli.main(["narrate", clip, "--query", "Where is my wife's passport 4711?@1", "--output", output])
+    return {**seen, "code": code, "log": log.getvalue()}
+
+
+def test_no_frame_and_no_word_is_logged(tmp_path):
+    clip, output = write_video(tmp_path / "a.mkv", moving(30, 48, 64), "mjpeg"), tmp_path / "out.jsonl"
+    result = run_fresh(narrate_a_secret, tmp_path / "process", clip, output, HF_HUB_OFFLINE="1")
+    assert result["code"] == 0 and "passport 4711" in output.read_text()
+    answers = [event["text"] for event in map(json.loads, output.read_text().splitlines()) if "text" in event]
+    for secret in ("passport", "4711", *filter(None, answers)):
+        assert secret not in result["log"]
+    written = [path for path in result["written"] if not path.startswith(("/dev/", "/proc/"))]
+    assert written == [str(output)]
+    assert [event for event in result["events"] if event[0] in NETWORK] == []
+    kept = [path for path in (tmp_path / "process").rglob("*") if path.is_file()]
+    assert [path.name for path in kept] == ["result.json"]
+
+
+# --- what users type
+
+
+def test_texts_are_bounded_and_whole_characters(checkpoint):
+    model, processor = checkpoint
+    session = model.stream(processor)
+    for long in (session.ask, session.instruct, lambda text: model.stream(processor, system_prompt=text)):
+        with pytest.raises(ValueError, match=f"must have at most {MAX_TEXT} characters, got 1048576"):
+            long("a" * 2**20)
+        with pytest.raises(ValueError, match="must be text in UTF-8, got 'caf"):
+            long("caf\udce9")
+        with pytest.raises(ValueError, match="a string that is not empty") as caught:
+            long(" " * 2**20)
+        assert len(str(caught.value)) < 200
+    with pytest.raises(ValueError, match="at most 20000 characters"):
+        messages = [{"role": "user", "content": "a" * (MAX_TEXT + 1)}, {"role": "stream", "num_frames": 1}]
+        processor.apply_chat_template(messages, tokenize=True)
+    with pytest.raises(ValueError, match="a `--query` must have at most 20000 characters, got 1048576"):
+        NarrateOptions(source="x", queries=["a" * 2**20]).check()
+    assert session.stats.tokens == 0 and session.query is None
+
+
+def test_numbers_are_of_plain_digits(capfd, tmp_path):
+    assert Query.parse("What?@1_0") == Query("What?@1_0") and Query.parse("What?@\u0661") == Query("What?@\u0661")
+    assert plain_float("1e-3") == 0.001
+    for arguments in (["--fps", "1_0"], ["--threshold", "0_1"], ["--max-cached-frames", "2_4"]):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["narrate", "x", *arguments])
+        assert caught.value.code == 2 and "invalid" in capfd.readouterr().err
+
+
+def test_a_query_that_is_not_utf8_is_named():
+    command = [sys.executable, "-m", "videollm_mod.cli", "narrate", "x", "--query", b"caf\xe9?@2"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr == "error: a `--query` must be text in UTF-8, got 'caf\\udce9?'\n"
+
+
+def test_a_message_can_not_steer_the_terminal(capfd):
+    assert cli.main(["narrate", "\x1b[2J\x07no\nsuch" + "x" * 5000]) == 2
+    err = capfd.readouterr().err
+    assert err.startswith("error: there is no video \\x1b[2J\\x07no such") and len(err) < 1100 and err.count("\n") == 1
+
+
+def test_broken_off_early_it_says_nothing():
+    rng = random.Random(3)
+    code = "import sys; print(flush=True); from videollm_mod.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "narrate", ROOT / "media" / "world.mp4"]
+    for _ in range(6):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process.stdout.readline()  # Python itself has begun
+        time.sleep(rng.uniform(0.05, 0.4))
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode in (130, -signal.SIGINT) and err == ""
+
+
+# --- damaged files
+
+
+def test_damaged_files_are_read_or_refused(checkpoint, tmp_path):
+    """A few of the cases of `benchmarks/fuzz.py`, others than it reads."""
+    (tmp_path / "originals").mkdir()
+    (tmp_path / "plain.mp4").write_bytes(b"")
+    originals = sorted(write_originals(tmp_path / "originals", *checkpoint))
+    outcomes = []
+    for number in range(10**6, 10**6 + 45):
+        path = write_case(number, originals, tmp_path)
+        outcomes.append(read_case(path, *checkpoint).split(":")[0])
+    assert {"read", "refused"} == set(outcomes)
+    for original in originals:  # undamaged they are read
+        if original.suffix != ".jsonl":
+            (tmp_path / original.name).write_bytes(original.read_bytes())
+            assert read_case(tmp_path / original.name, *checkpoint) == "read"
+
+
+def test_a_forged_session_is_refused(checkpoint, tmp_path):
+    session = checkpoint[0].stream(checkpoint[1])
+    session.push(moving(2, 48, 64))
+    content = session.save(tmp_path / "a.safetensors").read_bytes()
+    for old, new in (
+        (b'"version":"1"', b'"version":"9"'),
+        (b"window", b"router"),
+        (b"videollm-mod s", b"videollm-mod x"),
+    ):
+        assert old in content
+        (tmp_path / "b.safetensors").write_bytes(content.replace(old, new))
+        with pytest.raises(ValueError, match="b.safetensors"):
+            StreamingSession.load(tmp_path / "b.safetensors", *checkpoint)
