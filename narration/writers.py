@@ -146,7 +146,7 @@ class OutputFile:
             while rest:
                 rest = rest[self._file.write(rest) :]
         except OSError as error:
-            if self._file.seekable():
+            if os.path.isfile(self.path):
                 self._file.truncate(self._whole)
                 self._file.seek(self._whole)
             raise OSError(f"can not write {self.path}: {error.strerror}") from error
