@@ -208,6 +208,17 @@ LEVELS |= {
 SPLITS = {"train": 2_000_000_000, "validation": 100_000_000, "test": 200_000_000}  # first seed of each
 
 
+def split_seeds(split: str, count: int) -> range:
+    """The first `count` seeds of a split.
+
+    Raises:
+        `ValueError`: for another split than those in `SPLITS`.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"`split` must be one of {', '.join(map(repr, SPLITS))}, got {split!r}")
+    return range(SPLITS[split], SPLITS[split] + count)
+
+
 def sprites(pixels: int) -> np.ndarray:
     """uint8 `[codes, pixels, pixels, 3]`: what a cell of each code looks like. A frame of `pixels` a cell is its
     cells' sprites side by side."""

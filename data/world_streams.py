@@ -11,7 +11,7 @@ import torch
 
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .world import conversation, texts, world_stream
-from .world_hard import SPLITS, sprites
+from .world_hard import split_seeds, sprites
 
 CELL = 8  # pixels, one patch
 FPS = 2.0
@@ -24,7 +24,7 @@ def grid_of(level: str) -> int:
 
 def training_texts(level: str = "hard", count: int = 300) -> list[str]:
     """What is said in some streams of the training split, for a tokenizer."""
-    return texts(range(SPLITS["train"], SPLITS["train"] + count), level)
+    return texts(split_seeds("train", count), level)
 
 
 def encode(job: tuple[str, range, VideoLLMMoDProcessor]) -> list[tuple]:
@@ -42,7 +42,7 @@ def encoded_streams(level: str, split: str, count: int, processor, folder: Path)
     """Streams of a split by their shapes: `[ids, labels, codes, depths]` of each group, one row a stream."""
     folder.mkdir(parents=True, exist_ok=True)
     processor = VideoLLMMoDProcessor(processor.video_processor, processor.tokenizer, num_frame_tokens=1)
-    seeds = range(SPLITS[split], SPLITS[split] + count)
+    seeds = split_seeds(split, count)
     jobs = [(level, seeds[i : i + 250], processor) for i in range(0, count, 250)]
     first = [(*stream[:2], stream[2].tolist()) for stream in encode((level, seeds[:10], processor))]
     version = hashlib.sha256(repr(first).encode()).hexdigest()[:8]  # of world and tokenizer

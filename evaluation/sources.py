@@ -13,7 +13,7 @@ import torch
 from ..data import jsonl
 from ..data.streams import StreamExamples, check_features
 from ..data.world import LEVELS, conversation, world_stream
-from ..data.world_hard import SPLITS
+from ..data.world_hard import split_seeds
 from .tasks import STREAMING, check_fit
 
 WORLD_FPS = 2.0
@@ -95,13 +95,11 @@ class WorldSource:
         known += world_stream(0, tasks_level).examples() if tasks_level in LEVELS else []
         if task not in known:
             raise ValueError(f"the level {level!r} has the tasks {', '.join(known)}, got {task!r}")
-        if split not in SPLITS:
-            raise ValueError(f"`--split` must be one of {', '.join(SPLITS)}, got {split!r}")
         if count < 1:
             raise ValueError(f"`--streams` must be at least 1, got {count}")
         self.level, self.task, self.questions = (tasks_level if self.has_tasks else level), task, questions
-        first = SPLITS[split] if first_seed is None else first_seed
-        self.seeds = range(first, first + count)
+        seeds = split_seeds(split, count)
+        self.seeds = seeds if first_seed is None else range(first_seed, first_seed + count)
         self._messages(self._stream(0))  # says what is wrong with the questions
 
     def __len__(self) -> int:

@@ -303,7 +303,7 @@ def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
         (["--task", "step"], "the level 'basic' has the tasks narration, got 'step'"),
         (["--task", "narration", "--level", "hard_tasks"], "has the tasks step, task, next"),
         (["--task", "narration", "--level", "harder"], "`level` must be one of 'basic', 'hard'"),
-        (["--task", "narration", "--split", "dev"], "`--split` must be one of train, validation, test, got 'dev'"),
+        (["--task", "narration", "--split", "dev"], "`split` must be one of 'train', 'validation', 'test', got 'dev'"),
         (["--task", "narration", "--streams", "0"], "`--streams` must be at least 1, got 0"),
         (["--task", "narration", "--questions", "99"], "`num_questions` must be in"),
         (["--task", "narration", "--model", "nowhere/at/all"], "`--model` must be a folder with a checkpoint"),
