@@ -1,0 +1,75 @@
+"""Seconds from the arrival of a frame to the event it brought, of a stream that a real RTSP server sends on loopback.
+
+    python benchmarks/event_latency.py
+
+The nano watches a test picture at 2 frames a second, on two threads, and is told to speak after each frame: every
+frame brings an event, which is the most work that a stream can be. A second run is slowed down so that the model can
+not keep up, at 10 frames a second.
+"""
+
+import argparse
+import sys
+import time
+
+import torch
+from record import RESULTS, summarise, surroundings, write_result
+
+from videollm_mod.narration.live import LiveWatch
+from videollm_mod.narration.loading import load_checkpoint
+from videollm_mod.narration.narrate import quiet_decoder
+from videollm_mod.narration.options import NarrateOptions
+from videollm_mod.narration.source import open_live
+
+sys.path.append(str(RESULTS.parent.parent / "tests"))
+from servers import RtspServer
+
+
+class Slow:
+    """A session that takes `seconds` longer over each frame."""
+
+    def __init__(self, session, seconds: float):
+        self._session, self.seconds = session, seconds
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def watch_encoded(self, features, times):
+        for watched in self._session.watch_encoded(features, times):
+            time.sleep(self.seconds)
+            yield watched
+
+
+def measure(model, processor, url: str, fps: float, frames: int, delay: float) -> dict:
+    """Statistics of a `LiveWatch` after so many frames."""
+    session = model.stream(processor, speak_threshold=1.0, max_cached_frames=24)
+    with LiveWatch(Slow(session, delay), open_live(url, fps)) as live:
+        for count, _ in enumerate(live, 1):
+            if count == frames:
+                break
+    return {"fps": fps, "added_delay_s": delay, "frames": frames, **live.stats}
+
+
+def main(frames: int) -> None:
+    quiet_decoder()
+    torch.set_num_threads(2)
+    model, processor = load_checkpoint(NarrateOptions(source="", device="cpu"))
+    server = RtspServer(fps=10)
+    try:
+        runs = {
+            "usual": measure(model, processor, server.url, 2.0, frames, 0.0),
+            "behind": measure(model, processor, server.url, 10.0, frames, 0.3),
+        }
+    finally:
+        server.kill()
+    command = f"python benchmarks/event_latency.py --frames {frames}"
+    result = {"what": __doc__.splitlines()[0], "command": command, **surroundings("av"), "runs": runs}
+    source = write_result("event_latency", result)
+    latency = runs["usual"]["latency"]["event"]
+    summarise("event_latency_s", latency["p50"], f"benchmarks/results/{source.name}", command)
+    print({name: run["latency"]["event"] | run["dropped"] for name, run in runs.items()})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=200)
+    main(**vars(parser.parse_args()))

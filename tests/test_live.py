@@ -1,0 +1,329 @@
+"""Live sources: real servers that are slow, break off and come back, and clocks that lie."""
+
+import json
+import math
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from clips import moving, write_video
+from fresh import ROOT
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from servers import FileServer, RtspServer
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.data.world import world_stream
+from videollm_mod.narration import live_source, source
+from videollm_mod.narration.live import WAITING, LiveWatch, WaitingRoom
+from videollm_mod.narration.live_source import LiveClock, LiveCounts, LiveFrame, LiveSource
+from videollm_mod.narration.narrate import narrate
+from videollm_mod.narration.options import NarrateOptions
+
+COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+
+
+@pytest.fixture
+def rtsp():
+    try:
+        server = RtspServer()
+    except OSError as error:
+        pytest.skip(str(error))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def serve():
+    servers = []
+
+    def start(path, **options):
+        servers.append(FileServer(path, **options))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+class Slow:
+    """A session that takes its time over each frame."""
+
+    def __init__(self, session, seconds: float):
+        self._session, self.seconds = session, seconds
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def watch_encoded(self, features, times):
+        for watched in self._session.watch_encoded(features, times):
+            time.sleep(self.seconds)
+            yield watched
+
+
+# --- real servers
+
+
+def test_a_stream_goes_on_after_its_server_was_killed(checkpoint, rtsp, monkeypatch):
+    monkeypatch.setattr(source, "TIMEOUT", 4.0)
+    session = checkpoint[0].stream(checkpoint[1], speak_threshold=1.0, max_cached_frames=8, max_new_tokens=4)
+    times, killed = [], None
+    with LiveWatch(session, source.open_source(rtsp.url, 4.0).live) as live:
+        for frame, watched in live:
+            assert frame.image.shape == (192, 192, 3) and watched.event is not None
+            times.append(frame.time)
+            if len(times) == 5:
+                rtsp.kill()
+                time.sleep(1)
+                rtsp.start()
+                killed = len(times)
+            if killed and live.stats["seconds_lost"] and len(times) > killed + 6:
+                break
+    stats = live.stats
+    assert times == sorted(times) and stats["connections_lost"] >= 1 and stats["seconds_lost"] >= 1
+    assert max(np.diff(times)) >= 0.9  # the time that was lost is time of the stream too
+    assert stats["latency"]["event"]["count"] == len(times)
+
+
+def test_a_slow_model_sees_fewer_frames_but_new_ones(checkpoint, rtsp):
+    session = Slow(checkpoint[0].stream(checkpoint[1], speak_threshold=0.0, max_cached_frames=8), 0.2)
+    seen = []
+    with LiveWatch(session, source.open_source(rtsp.url, 10.0).live) as live:
+        for frame, _ in live:
+            seen.append(frame.time)
+            if len(seen) == 30:
+                break
+    stats = live.stats
+    assert stats["dropped"]["behind"] > 10 and "dropped" in stats["when_behind"]
+    assert stats["sampled"] >= len(seen) + stats["dropped"]["behind"]
+    # three stages hold `WAITING` frames each at most; twice that for a machine that does other things
+    assert stats["latency"]["frame"]["max"] < 2 * 3 * WAITING * 0.2 + 2
+    assert seen == sorted(seen) and seen[-1] > 4  # it has kept up with the stream
+
+
+def test_the_command_ends_with_statistics_when_broken_off(rtsp, tmp_path):
+    output = tmp_path / "out.jsonl"
+    command = [*COMMAND, rtsp.url, "--output", output, "--threshold", "1", "--query", "What is there?@0.5"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not output.exists() or len(output.read_text().splitlines()) < 4:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=30)
+    *events, last = map(json.loads, output.read_text().splitlines())
+    assert (process.returncode, out, err) == (130, "", "")
+    assert {"narration", "answer"} == {event["kind"] for event in events}
+    assert [event["time"] for event in events] == sorted(event["time"] for event in events)
+    assert last["stats"]["live"]["latency"]["event"]["p95"] > 0
+    assert last["stats"]["live"]["dropped"]["behind"] >= 0
+
+
+def test_a_file_looped_over_http_plays_in_real_time(checkpoint, tmp_path, serve):
+    path = write_video(tmp_path / "a.ts", moving(20, 48, 64), "mpeg2video", fps=20)  # a second
+    server = serve(path, rounds=3, pause=0.1)
+    session = checkpoint[0].stream(checkpoint[1], speak_threshold=0.0, max_cached_frames=8)
+    opened, times = source.open_source(f"{server.url}/loop", 5.0), []
+    assert opened.live is not None and opened.duration is None
+    start = None
+    with LiveWatch(session, opened.live) as live:
+        for frame, _ in live:
+            start = start or time.monotonic()
+            times.append(frame.time)
+            if frame.time > 6:
+                break
+    stats = live.stats
+    assert time.monotonic() - start > 5  # as long as it lasts, though it was all there at once
+    assert times == sorted(times) and stats["connections_lost"] >= 1
+    assert stats["jumps"] + stats["reversed"] >= 2  # where the file begins again
+    assert server.requests >= 3
+
+
+@pytest.mark.parametrize("path", ["once", "cut"])
+def test_a_recording_over_http_is_watched_in_full(checkpoint, tmp_path, serve, path):
+    stream = world_stream(61)
+    file = write_video(tmp_path / "a.ts", stream.frames(4, 192), "mpeg4", fps=4)
+    server = serve(file)
+    events = []
+    stats = narrate(
+        NarrateOptions(source=f"{server.url}/{path}", output=tmp_path / "o.jsonl", fps=2.0),
+        load=lambda _: checkpoint,
+        echo=events.append,
+    )
+    expected = []
+    local = narrate(
+        NarrateOptions(source=str(file), output=tmp_path / "p.jsonl", fps=2.0),
+        load=lambda _: checkpoint,
+        echo=expected.append,
+    )
+    assert "live" not in stats and stats["frames"] == local["frames"] > 8 and events == expected
+
+
+def test_an_address_shows_no_password(tmp_path):
+    with pytest.raises(OSError, match=r"rtsp://127.0.0.1:9/x") as caught:
+        source.open_source("rtsp://me:secret@127.0.0.1:9/x", 2.0)
+    assert "secret" not in str(caught.value) and "me:" not in str(caught.value)
+
+
+def test_standard_input_waits_for_the_model_unless_told_to_drop(tmp_path):
+    path = write_video(tmp_path / "a.ts", moving(40, 48, 64), "mpeg2video", fps=20)
+    stats = {}
+    for policy in ("wait", "drop"):
+        with open(path, "rb") as file:
+            command = [*COMMAND, "-", "--format", "jsonl", "--fps", "20", "--when-behind", policy]
+            done = subprocess.run(command, stdin=file, capture_output=True, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        stats[policy] = json.loads(done.stdout.splitlines()[-1])["stats"]
+    assert stats["wait"]["frames"] == 40 and "live" not in stats["wait"]
+    live = stats["drop"]["live"]
+    assert stats["drop"]["frames"] + live["dropped"]["behind"] == live["sampled"] > 30
+
+
+# --- what is asked for
+
+
+def test_cameras_are_opened_through_the_systems_driver(monkeypatch):
+    asked = []
+    monkeypatch.setattr(source, "open_container", lambda address, **options: asked.append((address, options)))
+    for platform, name in (("linux", "/dev/video3"), ("darwin", "3"), ("win32", "video=3")):
+        monkeypatch.setattr(sys, "platform", platform)
+        source.open_live("webcam:3", 2.0).connect()
+        assert asked[-1] == (name, {"format": source.CAMERAS[platform][0]})
+    for wrong in ("webcam:", "webcam:1_0", "webcam:\u0661", "webcam:-1", "webcam:1234567"):
+        with pytest.raises(ValueError, match="a camera is `webcam:` and its number"):
+            source.open_live(wrong, 2.0)
+    with pytest.raises(ValueError, match="a live source is"):
+        source.open_live("a.mp4", 2.0)
+
+
+def test_no_frame_of_a_recording_is_dropped():
+    with pytest.raises(ValueError, match="is a recording, of which no frames are dropped"):
+        source.open_source(str(ROOT / "media" / "world.mp4"), 2.0, when_behind="drop")
+    with pytest.raises(ValueError, match="`--when-behind` must be drop or wait, got 'skip'"):
+        NarrateOptions(source="x", when_behind="skip").check()
+
+
+# --- clocks
+
+
+@settings(max_examples=60)
+@given(st.lists(st.one_of(st.none(), st.floats(-1e12, 1e12), st.integers(-3, 3).map(float)), max_size=30), st.data())
+def test_time_never_goes_back_whatever_the_timestamps(stamps, data):
+    counts, now, last = LiveCounts(), 0.0, 0.0
+    clock = LiveClock(counts, gap=1.0)
+    for seconds in stamps:
+        now += data.draw(st.floats(0, 2))
+        found = clock(seconds, now)
+        assert math.isfinite(found) and last <= found <= max(last, now) + live_source.AHEAD + 1
+        last = found
+    assert counts.missing == sum(seconds is None for seconds in stamps)
+
+
+def test_oddities_of_timestamps_are_counted():
+    counts = LiveCounts()
+    clock = LiveClock(counts, gap=1.0)
+    stamps = [100.0, 100.5, 100.5, 100.3, 101.0, None, 102.0, 105.0, 50.0, 50.5, 99_999.0, 99_999.5]
+    arrived = [7.0, 7.5, 7.5, 7.5, 8.0, 8.5, 9.0, 12.0, 12.5, 13.0, 13.5, 14.0]
+    times = [clock(seconds, now) for seconds, now in zip(stamps, arrived, strict=True)]
+    assert times == [0.0, 0.5, 0.5, 0.5, 1.0, 1.5, 2.0, 5.0, 5.5, 6.0, 6.5, 7.0]
+    found = (counts.repeated, counts.reversed, counts.missing, counts.jumps, counts.gaps, counts.gap_seconds)
+    assert found == (1, 1, 1, 2, 1, 3.0)
+
+
+# --- stages
+
+
+def test_encoded_frames_are_the_frames(checkpoint):
+    frames, times = world_stream(63).frames(2, 96), world_stream(63).frame_times(2).tolist()
+    model, processor = checkpoint
+    one, other = model.stream(processor), model.stream(processor)
+    features = LiveWatch(one, None)._features([LiveFrame(image, 0.0, 0.0) for image in frames])
+    watched = list(one.watch_encoded(features, times))
+    assert [w.event for w in watched if w.event] == other.push(frames, times) != []
+
+
+def test_questions_in_between_lose_no_frame(checkpoint):
+    frames, times = world_stream(64).frames(2, 96), world_stream(64).frame_times(2).tolist()
+    model, processor = checkpoint
+    one, other = model.stream(processor), model.stream(processor)
+    live, events, expected = LiveWatch(one, None), [], []
+    block = [LiveFrame(image, time, 0.0) for image, time in zip(frames, times, strict=True)]
+    for frame, encoded in zip(block, live._features(block), strict=True):
+        frame.features = encoded
+    for index, (_, watched) in enumerate(live.watch(block)):
+        events += [watched.event] if watched.event else []
+        if index % 7 == 3:
+            events += one.ask("What happened last?")
+    for index, (image, moment) in enumerate(zip(frames, times, strict=True)):
+        expected += other.push(image[None], [moment])
+        if index % 7 == 3:
+            expected += other.ask("What happened last?")
+    assert [(e.time, e.kind, e.text) for e in events] == [(e.time, e.kind, e.text) for e in expected]
+
+
+def test_a_full_room_drops_what_waited_longest():
+    room = WaitingRoom(3, drop=True)
+    for item in range(10):
+        assert room.put(item)
+    assert room.take() == [7, 8, 9] and room.dropped == 7
+    room.put(1)
+    room.end(OSError("cable"))
+    assert room.take() == [1] and not room.put(2)
+    with pytest.raises(OSError, match="cable"):
+        room.take()
+
+
+def test_a_stage_that_fails_is_heard_of(checkpoint, monkeypatch):
+    rng = random.Random(5)
+    images = [np.full((8, 8, 3), rng.randrange(256), np.uint8) for _ in range(3)]
+
+    class Fails:
+        counts = LiveCounts()
+
+        def __iter__(self):
+            yield from (LiveFrame(image, index / 2, time.perf_counter()) for index, image in enumerate(images))
+            raise OSError("the cable was pulled")
+
+        def stop(self):
+            pass
+
+    session, seen = checkpoint[0].stream(checkpoint[1], speak_threshold=0.0), []
+    with pytest.raises(OSError, match="cable"), LiveWatch(session, Fails(), "wait") as live:
+        for frame, _ in live:
+            seen.append(frame.time)
+    assert seen == [0.0, 0.5, 1.0]  # all that came before has been watched
+
+    session = checkpoint[0].stream(checkpoint[1])
+    monkeypatch.setattr(
+        session.model, "encode_frames", lambda *_: (_ for _ in ()).throw(torch.OutOfMemoryError("CUDA out of memory"))
+    )
+    with pytest.raises(torch.OutOfMemoryError), LiveWatch(session, Fails(), "wait") as live:
+        list(live)
+
+
+def test_a_source_that_does_not_come_back_is_given_up(monkeypatch):
+    monkeypatch.setattr(live_source, "FIRST_DELAY", 0.01)
+    monkeypatch.setattr(live_source, "LONGEST_DELAY", 0.05)
+    begin = time.monotonic()
+
+    def connect():
+        raise OSError("connection refused")
+
+    lost = LiveSource("camera", connect, 2.0, give_up_after=0.3)
+    with pytest.raises(OSError, match="connection refused"):  # it was never there
+        list(lost)
+    assert time.monotonic() - begin < 0.3
+    lost._came = True
+    with pytest.raises(OSError, match="camera did not come back for 0.3 seconds: connection refused"):
+        list(lost)
+    assert lost.counts.attempts_failed >= 3
