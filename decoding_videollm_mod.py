@@ -358,12 +358,12 @@ def decode_video(
     """
     wanted = None
     if num_frames is not None:
-        fps, total = None, sum(1 for _ in iter_video_frames(source, None, limits))
+        fps, total = None, sum(1 for _ in iter_video_frames(source, None, limits=limits))
         if not 1 <= num_frames <= total:
             raise ValueError(f"`num_frames` must be in [1, {total}], the frames of {shown(source)}, got {num_frames}")
         wanted = {index * total // num_frames for index in range(num_frames)}
     sampled, num_bytes = [], 0
-    for index, frame in enumerate(iter_video_frames(source, fps, limits)):
+    for index, frame in enumerate(iter_video_frames(source, fps, limits=limits)):
         if wanted is None or index in wanted:
             sampled.append(frame)
             num_bytes += frame[0].nbytes

@@ -67,7 +67,7 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
         if when_behind == "drop":
             live = LiveSource(name, lambda: open_container(sys.stdin.buffer), fps, reconnect=False)
             return Source(name, iter(()), live=live)
-        frames = iter_video_frames(sys.stdin.buffer, fps, replace(limits, frames=math.inf))
+        frames = iter_video_frames(sys.stdin.buffer, fps, limits=replace(limits, frames=math.inf))
     elif source.startswith("http"):
         container, stream = open_container(source, limits, **network_options(source))
         duration = stated_duration(container, stream)
@@ -80,7 +80,7 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
         live = open_live(source, fps)
     else:
         duration = video_duration(source, limits=limits)
-        frames = iter_video_frames(source, fps, limits)
+        frames = iter_video_frames(source, fps, limits=limits)
     if live is None and when_behind == "drop":
         raise ValueError(f"{name} is a recording, of which no frames are dropped")
     if live is not None:
