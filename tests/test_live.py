@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,15 +176,14 @@ def test_an_address_shows_no_password(tmp_path):
     assert "secret" not in str(caught.value) and "me:" not in str(caught.value)
 
 
-def test_standard_input_waits_for_the_model_unless_told_to_drop(tmp_path):
+def test_standard_input_waits_for_the_model_unless_told_to_drop(checkpoint, tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.ts", moving(40, 48, 64), "mpeg2video", fps=20)
     stats = {}
     for policy in ("wait", "drop"):
-        with open(path, "rb") as file:
-            command = [*COMMAND, "-", "--format", "jsonl", "--fps", "20", "--when-behind", policy]
-            done = subprocess.run(command, stdin=file, capture_output=True, text=True)
-        assert (done.returncode, done.stderr) == (0, "")
-        stats[policy] = json.loads(done.stdout.splitlines()[-1])["stats"]
+        with subprocess.Popen(["cat", path], stdout=subprocess.PIPE) as cat:
+            monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=cat.stdout))
+            options = NarrateOptions(source="-", output=tmp_path / "o.jsonl", fps=20.0, when_behind=policy)
+            stats[policy] = narrate(options, load=lambda _: checkpoint)
     assert stats["wait"]["frames"] == 40 and "live" not in stats["wait"]
     live = stats["drop"]["live"]
     assert stats["drop"]["frames"] + live["dropped"]["behind"] == live["sampled"] > 30
