@@ -68,7 +68,7 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
             live = LiveSource(name, lambda: open_container(sys.stdin.buffer), fps, reconnect=False)
             return Source(name, iter(()), live=live)
         frames = iter_video_frames(sys.stdin.buffer, fps, limits=replace(limits, frames=math.inf))
-    elif source.startswith("http"):
+    elif source.startswith(("http://", "https://")):
         container, stream = open_container(source, limits, **network_options(source))
         duration = stated_duration(container, stream)
         if duration is not None or (container.size > 0 and container.format.name != "hls"):
@@ -120,7 +120,7 @@ def network_options(source: str) -> dict:
     options = {}
     if source.startswith("rtsp"):
         options = {"rtsp_transport": "tcp", **PROMPT}
-    elif source.startswith("http"):
+    elif source.startswith(("http://", "https://")):
         options = {"reconnect": "1", "reconnect_delay_max": "4"}  # where a download of known length is cut off
     return {"timeout": TIMEOUT, "options": options}
 

@@ -230,12 +230,12 @@ def start(options: EvaluateOptions, pause: float) -> multiprocessing.Process:
 
 
 def test_killed_at_random_moments_it_ends_as_uninterrupted(folder, tmp_path):
-    given = {"task": "narration", "model": str(folder / "model"), "streams": 9, "batch_size": 2}
+    given = {"task": "narration", "model": str(folder / "model"), "streams": 12, "batch_size": 1}
     evaluate(EvaluateOptions(**given, json=tmp_path / "whole.json"))
     rng, file, kept, kills = random.Random(5), tmp_path / "cut.json", b"", 0
     while True:
         process = start(EvaluateOptions(**given, json=file), pause=0.3)
-        process.join(rng.uniform(0.3, 1.5))
+        process.join(rng.uniform(0.4, 1.0))
         if process.exitcode is not None:
             break
         os.kill(process.pid, signal.SIGKILL)
