@@ -20,6 +20,7 @@ from fuzzing import read_case, write_case, write_originals
 from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.conversation_videollm_mod import MAX_TEXT
 from videollm_mod.narration.options import NarrateOptions, Query, plain_float
+from videollm_mod.session_state_videollm_mod import VERSION
 
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.Request")
 PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
@@ -205,7 +206,7 @@ def test_a_forged_session_is_refused(checkpoint, tmp_path):
     session.push(moving(2, 48, 64))
     content = session.save(tmp_path / "a.safetensors").read_bytes()
     for old, new in (
-        (b'"version":"1"', b'"version":"9"'),
+        (f'"version":"{VERSION}"'.encode(), b'"version":"9"'),
         (b"window", b"router"),
         (b"videollm-mod s", b"videollm-mod x"),
     ):

@@ -227,9 +227,9 @@ def test_a_camera_is_watched_live(visit):
     page.click("#stop")
     narrated = {text for _, text in said(page)}
     assert narrated & {text for _, text in world_stream(101).narrations}
-    for entry in page.query_selector_all("#log li button")[:2]:  # to the picture of its time
-        entry.click()
-        assert entry.get_attribute("aria-current") == "true"
+    for index in range(2):  # to the picture of its time
+        page.click(f"#log li button >> nth={index}")
+        wait_until(page, f"document.querySelectorAll('#log li button')[{index}].ariaCurrent === 'true'")
 
 
 def test_files_that_are_no_videos_and_calls_that_fail_are_explained(visit, tmp_path):
