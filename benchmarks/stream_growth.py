@@ -119,7 +119,7 @@ def main(argv: list[str] | None = None) -> None:
     path = RESULTS / f"{args.output}.json"
     policies = json.loads(path.read_text())["policies"] if path.exists() else {}
     policies[args.policy] = result
-    command = "OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.stream_growth --policy {args.policy}"
+    command = f"OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.stream_growth --policy {args.policy}"
     write_result(args.output, {"command": command, **surroundings(), "policies": policies})
     plot(policies, path.with_suffix(".png"))
     if args.output == "stream_growth":
