@@ -9,7 +9,6 @@ not keep up, at 10 frames a second.
 
 import argparse
 import sys
-import time
 
 import torch
 from record import RESULTS, summarise, surroundings, write_result
@@ -21,22 +20,7 @@ from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.narration.source import open_live
 
 sys.path.append(str(RESULTS.parent.parent / "tests"))
-from servers import RtspServer
-
-
-class Slow:
-    """A session that takes `seconds` longer over each frame."""
-
-    def __init__(self, session, seconds: float):
-        self._session, self.seconds = session, seconds
-
-    def __getattr__(self, name):
-        return getattr(self._session, name)
-
-    def watch_encoded(self, features, times):
-        for watched in self._session.watch_encoded(features, times):
-            time.sleep(self.seconds)
-            yield watched
+from servers import RtspServer, Slow
 
 
 def measure(model, processor, url: str, fps: float, frames: int, delay: float) -> dict:

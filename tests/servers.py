@@ -1,4 +1,4 @@
-"""Real servers that tests and benchmarks watch: RTSP, and HTTP that sends a file over and over."""
+"""Real servers that tests and benchmarks watch, RTSP, and HTTP that sends a file over and over; and a slow watcher."""
 
 import http.server
 import socket
@@ -89,3 +89,18 @@ class FileServer:
     def close(self) -> None:
         self._server.shutdown()
         self._server.server_close()
+
+
+class Slow:
+    """A session that takes its time over each frame."""
+
+    def __init__(self, session, seconds: float):
+        self._session, self.seconds = session, seconds
+
+    def __getattr__(self, name):
+        return getattr(self._session, name)
+
+    def watch_encoded(self, features, times):
+        for watched in self._session.watch_encoded(features, times):
+            time.sleep(self.seconds)
+            yield watched

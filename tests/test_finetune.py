@@ -6,6 +6,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -278,6 +279,22 @@ def own_streams(tmp_path, monkeypatch):
     return tmp_path
 
 
+def train_lora(folder: Path, name: str, streaming: bool, stage: dict) -> tuple[list[float], bytes]:
+    """Losses of a run in `folder/name` on the streams there, and its adapter."""
+    config = TrainingConfig(
+        output_dir=str(folder / name),
+        model=str(folder / "base"),
+        data={"path": str(folder / "streams.jsonl"), "streaming": streaming},
+        lora={"r": 2, "alpha": 4},
+        stream_stage=stage,
+        dtype="float32",
+    )
+    final = train(config)
+    state = json.loads((folder / name / "stream" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    return losses, (final / "adapter_model.safetensors").read_bytes()
+
+
 def test_streams_of_ones_own_train_alike_in_both_styles(own_streams):
     stage = {"max_steps": 3, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True}
     stage |= {
@@ -288,18 +305,7 @@ def test_streams_of_ones_own_train_alike_in_both_styles(own_streams):
     }
     losses = []
     for streaming in (False, True):
-        config = TrainingConfig(
-            output_dir=str(own_streams / f"run{streaming}"),
-            model=str(own_streams / "base"),
-            data={"path": str(own_streams / "streams.jsonl"), "streaming": streaming},
-            lora={"r": 2, "alpha": 4},
-            stream_stage=stage,
-            dtype="float32",
-        )
-        final = train(config)
-        assert (final / "adapter_model.safetensors").exists()
-        state = json.loads((own_streams / f"run{streaming}" / "stream" / "trainer_state.json").read_text())
-        losses.append([entry["loss"] for entry in state["log_history"] if "loss" in entry])
+        losses.append(train_lora(own_streams, f"run{streaming}", streaming, stage)[0])
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 3
 
@@ -315,18 +321,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(own_streams, streaming):
         if resumed:
             at = f"stream/checkpoint-{resumed}"
             shutil.copytree(own_streams / "whole" / at, own_streams / name / at)
-        config = TrainingConfig(
-            output_dir=str(own_streams / name),
-            model=str(own_streams / "base"),
-            data={"path": str(own_streams / "streams.jsonl"), "streaming": streaming},
-            lora={"r": 2, "alpha": 4},
-            stream_stage=stage,
-            dtype="float32",
-        )
-        final = train(config)
-        state = json.loads((own_streams / name / "stream" / "trainer_state.json").read_text())
-        losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
-        ends.append((losses, (final / "adapter_model.safetensors").read_bytes()))
+        ends.append(train_lora(own_streams, name, streaming, stage))
     assert len(set(ends[0][0])) == 8
     assert ends[0] == ends[1]
 
