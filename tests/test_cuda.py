@@ -7,7 +7,7 @@ import torch
 from fresh import ROOT
 from tiny import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_model
 
-from videollm_mod import MoDCache, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod import MoDCache, StreamPool, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 
@@ -116,3 +116,31 @@ def test_narrate_runs_on_the_gpu(tmp_path, capsys):
         assert cli.main(["narrate", str(path), *arguments]) == 0
         lines = capsys.readouterr().out.splitlines()
         assert lines == [f"{time:8.1f} s  {text}" for time, text in world_stream(72).narrations]
+
+
+@pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
+def test_a_pool_says_what_its_sessions_say_alone(dtype, near):
+    """Eight streams of the world that join one after the other, with a question each."""
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=dtype).cuda().eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    question, expected = "What happened last?", []
+    videos = [world_stream(seed).frames(2) for seed in range(900, 908)]
+    for video in videos:
+        session = model.stream(processor)
+        expected.append([*session.push(video[:6]), *session.ask(question), *session.push(video[6:])])
+    pool, said, streams = StreamPool(model, processor), {}, []
+    for video in videos:
+        streams.append(pool.join())
+        streams[-1].push(video[:6])
+        streams[-1].ask(question)
+        streams[-1].push(video[6:])
+        for stream, event in pool.tick():
+            said.setdefault(stream, []).append(event)
+    while any(stream.busy for stream in streams):
+        for stream, event in pool.tick():
+            said.setdefault(stream, []).append(event)
+    for stream, events in zip(streams, expected, strict=True):
+        pairs = list(zip(said[stream], events, strict=True))
+        assert [(e.time, e.kind, e.text) for e, _ in pairs] == [(e.time, e.kind, e.text) for _, e in pairs]
+        narrated = [[x.silence_probability for x in pair] for pair in pairs if pair[1].kind == "narration"]
+        assert narrated and all(abs(mine - alone) < near for mine, alone in narrated)
