@@ -103,6 +103,21 @@ def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:
         raise ValueError(
             f"`llm` attends within a sliding window of {config.sliding_window} tokens, which routed layers do not"
         )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            "`llm` is quantised; give it in full precision, and quantise what is built with `quantization_config`"
+        )
+    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope_type in ("dynamic", "longrope"):
+        raise ValueError(
+            f"`llm` has rotary embeddings of the rope_type {rope_type!r}, which change with the length of a stream, so "
+            "that the keys of a cache would not fit each other"
+            + (
+                "; 'default' is the same up to `max_position_embeddings` tokens, within which bounded sessions stay"
+                if rope_type == "dynamic"
+                else ""
+            )
+        )
     if not given:
         return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, **options)
     if llm.get_output_embeddings() is None:
@@ -139,7 +154,14 @@ def load_tokenizer(tokenizer, llm, gguf_file: str | None, video_token: str):
     if video_token in tokenizer.get_vocab() and video_token not in special:
         raise ValueError(f"`video_token` {video_token!r} is a word of the tokenizer; choose another")
     if video_token not in special:
+        words = tokenizer.get_vocab()
         tokenizer.add_special_tokens({"additional_special_tokens": [video_token]}, replace_extra_special_tokens=False)
+        taken = [word for word, i in words.items() if i == tokenizer.convert_tokens_to_ids(video_token)]
+        if taken:  # a new token gets the number of tokens as its id, which is another's where ids have gaps
+            raise ValueError(
+                f"the ids of `tokenizer` have gaps, so that `video_token` {video_token!r} gets the id of {taken[0]!r}; "
+                "add tokens that fill them, or one that is free under a name of its own as `video_token`"
+            )
     tokenizer.chat_template = None  # the processor's is another, and a folder holds one
     return tokenizer
 

@@ -21,6 +21,10 @@ class TokenSampler:
         generation_config (`GenerationConfig`, *optional*): greedy if omitted. Samples are drawn from a generator of
             the sampler's own, seeded by torch's default one, so that a copy draws the same.
 
+    Attributes:
+        ends (`frozenset[int]`): tokens that end a reply: the tokenizer's end of sequence, and those of the model's
+            `generation_config`, of which a chat model may have several.
+
     Raises:
         `ValueError`: for another type, beams, several sequences, or an option that takes more than scores.
     """
@@ -29,6 +33,9 @@ class TokenSampler:
         # a placeholder stands for a frame that was given, never for a word; nor do rows of the vocabulary that pad it
         never = {processor.video_token_id, *(model.generation_config.suppress_tokens or ())}
         self.suppressed = torch.tensor(sorted(never), device=model.device)
+        eos = processor.tokenizer.eos_token_id
+        others = model.generation_config.eos_token_id
+        self.ends = frozenset([eos, *(others if isinstance(others, list) else [eos if others is None else others])])
         self.processors, self.generator = None, None
         if generation_config is None:
             return
@@ -43,7 +50,7 @@ class TokenSampler:
                 value = getattr(generation_config, name)
                 raise ValueError(f"`generation_config.{name}` is not supported in a stream, got {value!r}")
         options = copy.deepcopy(generation_config)
-        options.eos_token_id = processor.tokenizer.eos_token_id
+        options.eos_token_id = sorted(self.ends)
         options.pad_token_id = processor.tokenizer.pad_token_id
         # both are transformers' own steps of `generate`
         model._prepare_special_tokens(options, True, device=model.device)

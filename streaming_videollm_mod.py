@@ -422,7 +422,7 @@ class StreamingSession:
                 logits, _ = yield from self._feed(self._pending)
                 self._pending = []
                 token = self._sampler(said, logits[-1])
-                if token == eos:
+                if token in self._sampler.ends:
                     break
                 said.append(token)
                 self._pending = [token]

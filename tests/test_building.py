@@ -1,11 +1,13 @@
 """Models built from language models and vision towers as they come from elsewhere."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from backbones import TOKENIZERS, save_language_model, save_tower
 from fresh import run_fresh
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
 
@@ -204,3 +206,48 @@ def test_command_writes_a_hub_folder(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(command) == 2
     assert capsys.readouterr().err == f"error: `output` must be a new or empty folder, got {output}\n"
+
+
+def test_a_reply_ends_at_any_end_of_the_language_model(tmp_path):
+    """A chat model may have several, of which the tokenizer names one."""
+    llm, vision = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision")
+    stock, words = AutoModelForCausalLM.from_pretrained(llm), AutoTokenizer.from_pretrained(llm)
+    other = words.convert_tokens_to_ids("a")
+    stock.generation_config.eos_token_id = [other, words.eos_token_id]
+    model, processor = build(stock, vision, tokenizer=words)
+    for end in (other, words.eos_token_id):
+        session = model.stream(processor, max_new_tokens=8)
+        script = iter([words.convert_tokens_to_ids("b"), end])
+        session._sampler.processors = lambda ids, scores: torch.nn.functional.one_hot(
+            torch.tensor([next(script)]), scores.shape[-1]
+        )
+        assert session.ask("why?")[0].text == "b"
+        assert session._pending == [words.eos_token_id]
+
+
+def test_refuses_language_models_whose_weights_or_angles_are_of_another_kind(tmp_path):
+    llm, vision = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision")
+    eight_bit = AutoModelForCausalLM.from_pretrained(
+        llm, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map={"": "cpu"}
+    )
+    eight_bit.save_pretrained(tmp_path / "8bit")
+    words = AutoTokenizer.from_pretrained(llm)
+    for given in (eight_bit, tmp_path / "8bit"):
+        with pytest.raises(ValueError, match="`llm` is quantised"):
+            build(given, vision, tokenizer=words)
+    rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0}
+    with pytest.raises(ValueError, match="rope_type 'dynamic', which change with the length"):
+        build(save_language_model(tmp_path / "rope", rope_parameters=rope), vision)
+
+
+def test_refuses_a_placeholder_that_is_a_word(tmp_path):
+    """A tokenizer gives a new token the number of its tokens as id, whether that is free or not."""
+    llm, vision = save_language_model(tmp_path / "llm", spare=1), save_tower(tmp_path / "vision")
+    file = tmp_path / "llm" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    vocabulary = content["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary[last] += 1
+    file.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="the ids of `tokenizer` have gaps"):
+        build(llm, vision)
