@@ -110,13 +110,8 @@ def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:
     rope_type = (config.rope_parameters or {}).get("rope_type", "default")
     if rope_type in ("dynamic", "longrope"):
         raise ValueError(
-            f"`llm` has rotary embeddings of the rope_type {rope_type!r}, which change with the length of a stream, so "
-            "that the keys of a cache would not fit each other"
-            + (
-                "; 'default' is the same up to `max_position_embeddings` tokens, within which bounded sessions stay"
-                if rope_type == "dynamic"
-                else ""
-            )
+            f"`llm` has rotary embeddings of the rope_type {rope_type!r}, which change with the length of a stream, "
+            "while the keys of a cache stay; up to `max_position_embeddings` 'dynamic' is the same as 'default'"
         )
     if not given:
         return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, **options)
@@ -159,8 +154,8 @@ def load_tokenizer(tokenizer, llm, gguf_file: str | None, video_token: str):
         taken = [word for word, i in words.items() if i == tokenizer.convert_tokens_to_ids(video_token)]
         if taken:  # a new token gets the number of tokens as its id, which is another's where ids have gaps
             raise ValueError(
-                f"the ids of `tokenizer` have gaps, so that `video_token` {video_token!r} gets the id of {taken[0]!r}; "
-                "add tokens that fill them, or one that is free under a name of its own as `video_token`"
+                f"the ids of `tokenizer` have gaps: `video_token` {video_token!r} would get the id of {taken[0]!r}; "
+                "name a special token that it has and that no text uses as `video_token`"
             )
     tokenizer.chat_template = None  # the processor's is another, and a folder holds one
     return tokenizer

@@ -218,7 +218,7 @@ def test_a_reply_ends_at_any_end_of_the_language_model(tmp_path):
     for end in (other, words.eos_token_id):
         session = model.stream(processor, max_new_tokens=8)
         script = iter([words.convert_tokens_to_ids("b"), end])
-        session._sampler.processors = lambda ids, scores: torch.nn.functional.one_hot(
+        session._sampler.processors = lambda ids, scores, script=script: torch.nn.functional.one_hot(
             torch.tensor([next(script)]), scores.shape[-1]
         )
         assert session.ask("why?")[0].text == "b"
