@@ -101,8 +101,12 @@ def prepare(
 
 def find_videos(folder: Path) -> dict[str, Path]:
     """Name without ending -> file, at any depth; of files with the same name the first in alphabetical order."""
-    found = {}
+    found, seen = {}, set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in seen:  # links may lead in circles
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(parent))
         folders.sort()
         for name in sorted(names):
             stem, suffix = os.path.splitext(name)

@@ -11,7 +11,7 @@ from videollm_mod import cli
 from videollm_mod.data import coin, ego4d, ego4d_lta, egoexo4d, goalstep
 from videollm_mod.data.annotations import numbered, words_of
 from videollm_mod.data.jsonl import validate
-from videollm_mod.data.prepare import DATASETS, prepare
+from videollm_mod.data.prepare import DATASETS, find_videos, prepare
 
 REAL_GOALSTEP = ROOT.parent / "shared" / "data" / "goalstep_valid.json"
 
@@ -375,3 +375,13 @@ def test_the_real_goalstep_file_goes_through_in_full(folder):
         told = [(turn["time"], turn["content"]) for turn in line["turns"] if turn["role"] == "assistant"]
         steps = [(step["start_time"], step["step_description"].strip()) for step in video["segments"]]
         assert sorted(told) == sorted(steps)
+
+
+def test_links_between_folders_of_videos_may_lead_in_circles(tmp_path):
+    for name in ("a", "b", "elsewhere"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "elsewhere" / "v.mp4").touch()
+    for name, target in (("a/up", "."), ("b/up", "."), ("b/there", "elsewhere")):
+        (tmp_path / name).symlink_to(tmp_path / target, target_is_directory=True)
+    assert find_videos(tmp_path / "b") == {"v": tmp_path / "b" / "there" / "v.mp4"}
+    assert list(find_videos(tmp_path)) == ["v"]
