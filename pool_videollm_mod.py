@@ -180,6 +180,10 @@ class StreamPool:
             return None
         return self.max_cached_bytes - sum(stream.session.most_bytes for stream in self.streams)
 
+    @property
+    def _keep_ratios(self) -> set[float]:
+        return {stream.session.keep_ratio or self.model.keep_ratio for stream in self.streams}
+
     def join(self, session: StreamingSession | None = None, **options) -> PooledStream:
         """Let a stream in, at any time: a session of this model that exists already, such as a restored one, or a new
         one with the options of `StreamingSession`. From now on it is used through what is returned.
@@ -197,8 +201,7 @@ class StreamPool:
             raise ValueError("`session` must be of the pool's model")
         if any(stream.session is session for stream in self.streams):
             raise ValueError("`session` is in the pool already")
-        ratios = {stream.session.keep_ratio or self.model.keep_ratio for stream in self.streams}
-        ratio = session.keep_ratio or self.model.keep_ratio
+        ratio, ratios = session.keep_ratio or self.model.keep_ratio, self._keep_ratios
         if ratios - {ratio}:
             raise ValueError(f"`keep_ratio` must be {ratios.pop()} as for the streams in the pool, got {ratio}")
         if self.max_cached_bytes is not None:
@@ -239,7 +242,13 @@ class StreamPool:
         Raises:
             what went wrong in a step: the streams that it befell are at their last frame and what they watch waits
             again; what others said comes with the next tick.
+            `ValueError`: if streams keep different shares of vision tokens, since the model's was changed.
         """
+        if len(ratios := self._keep_ratios) > 1:
+            raise ValueError(
+                f"the streams of a pool must keep one share of vision tokens, got {sorted(ratios)}: the model's "
+                "`keep_ratio` was changed, but some streams have one of their own"
+            )
         errors = []
         self._advance([stream for stream in self.streams if stream._step is None], errors)
         for kind in (Encode, Feed):

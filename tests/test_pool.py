@@ -283,3 +283,17 @@ def test_a_failed_tick_loses_nothing(checkpoint):
     assert failures
     for index, stream in enumerate(streams):
         same(events[stream], alone(checkpoint, [("push", images(index, 20))], options))
+
+
+def test_a_keep_ratio_that_changes_under_some_streams_is_refused():
+    model, processor = small_model(0)
+    pool = StreamPool(model, processor)
+    own, models = pool.join(keep_ratio=model.keep_ratio, speak_threshold=0.0), pool.join(speak_threshold=0.0)
+    for stream in (own, models):
+        stream.push(images(1, 2))
+    before, model.keep_ratio = model.keep_ratio, 1.0
+    with pytest.raises(ValueError, match="must keep one share of vision tokens, got .*, 1.0"):
+        pool.tick()
+    model.keep_ratio = before
+    pool.run()
+    assert own.session.stats.frames == models.session.stats.frames == 2
