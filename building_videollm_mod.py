@@ -49,7 +49,9 @@ def build(
 
     options = {name: mod_options[name] for name in FRAME_OPTIONS & set(mod_options)}
     if not getattr(vision.config, "vision_use_head", True) and options.get("frame_token_cls", True):
-        raise ValueError("`vision` has no pooling head (`vision_use_head=False`): pass `frame_token_cls=False`")
+        raise ValueError(
+            "`vision` has no pooling head (`vision_use_head=False`): pass `frame_token_cls=False` (`--no-class-token`)"
+        )
     video_token_id = tokenizer.convert_tokens_to_ids(mod_options.get("video_token", "<v>"))
     rows = max(llm.get_input_embeddings().weight.shape[0], len(tokenizer))
     rows += -rows % (pad_to_multiple_of or 1)

@@ -245,6 +245,13 @@ def add_build(commands) -> None:
     parser.add_argument("--gguf-file", help="of the language model's folder")
     parser.add_argument("--output", type=Path, required=True, help="a new or empty folder")
     add_routing(parser)
+    parser.add_argument(
+        "--no-class-token",
+        action="store_const",
+        const=False,
+        dest="frame_token_cls",
+        help="make frames of pooled patches alone, as where the tower has no pooling head",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the weights that are new")
 
     def run_build(arguments: dict) -> None:

@@ -5,9 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
-from backbones import TOKENIZERS, save_language_model, save_tower
+from backbones import TOKENIZERS, TOWER, save_language_model, save_tower
 from fresh import run_fresh
-from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    SiglipVisionConfig,
+    SiglipVisionModel,
+)
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
 
@@ -251,3 +258,16 @@ def test_refuses_a_placeholder_that_is_a_word(tmp_path):
     file.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="the ids of `tokenizer` have gaps"):
         build(llm, vision)
+
+
+def test_command_builds_on_a_tower_without_a_pooling_head(tmp_path, capsys):
+    llm, vision = save_language_model(tmp_path / "llm"), tmp_path / "vision"
+    SiglipVisionModel(SiglipVisionConfig(**TOWER, image_size=32, patch_size=8, vision_use_head=False)).save_pretrained(
+        vision
+    )
+    command = ["build", "--llm", str(llm), "--vision", str(vision), "--output", str(tmp_path / "built")]
+    assert cli.main(command) == 2
+    assert "no pooling head" in (error := capsys.readouterr().err) and "`--no-class-token`" in error
+    assert cli.main([*command, "--no-class-token"]) == 0
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "built")
+    assert model.encode_frames(torch.zeros(1, 3, 32, 32)).pooler_output.shape == (1, 9, TOWER["hidden_size"])
