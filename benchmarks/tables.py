@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .world_rows import ROWS, path_of
+from .world_rows import PRETRAINING_LR, ROWS, path_of, pretrained_path
 
 RATES = (1e-3, 5e-4, 2e-3)
 SEEDS = range(5)
@@ -33,6 +33,13 @@ def wanted(folder: Path, level: str, rows: list[str]) -> list[tuple[str, str, in
         if rate is not None:
             jobs += [(row, level, seed, rate) for seed in SEEDS[1:]]
     return [job for job in jobs if not path_of(folder, *job).exists()]
+
+
+def ready(jobs: list[tuple], args) -> list[tuple]:
+    """Those of `jobs` that have the model to start from, after the runs that make one."""
+    there = {seed: pretrained_path(args.data, seed).exists() for seed in dict.fromkeys(job[2] for job in jobs)}
+    first = [("pretrained", args.level, seed, PRETRAINING_LR) for seed, exists in there.items() if not exists]
+    return first + [job for job in jobs if there[job[2]]]
 
 
 def best_rate(folder: Path, row: str, level: str) -> float | None:
@@ -59,7 +66,8 @@ def run_all(args) -> None:
                 if process.returncode:
                     failed.add(job)
         running = [job for job, _ in slots.values()]
-        jobs = [job for job in wanted(args.output, args.level, args.rows) if job not in running and job not in failed]
+        jobs = ready(wanted(args.output, args.level, args.rows), args)
+        jobs = [job for job in jobs if job not in running and job not in failed]
         if not slots and (not jobs or time.monotonic() > ends - EXPECTED_SECONDS):
             break
         for slot in range(cards * args.per_card):

@@ -113,8 +113,8 @@ def test_a_narration_is_exact_if_all_since_the_one_before_it_is_right(small, tmp
 
 
 def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch, capsys):
-    stages = {"hard": (("hard_small", 2, 4), ("hard", 2, 4))}
-    monkeypatch.setattr(world_rows, "STAGES", stages)
+    monkeypatch.setattr(world_rows, "PRETRAINING", ("hard_small", 2, 4))
+    monkeypatch.setattr(world_rows, "STAGES", {"hard": ("hard", 2, 4)})
     command = "layer_skip --level hard --layers 2 --hidden 32 --streams 20 --curve-streams 2 --eval-streams 2"
     command = [*command.split(), "--device", "cpu", "--data", str(tmp_path / "data"), "--output"]
     results = []
@@ -126,7 +126,7 @@ def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch, capsys):
         for point in results[-1]["curve"]:
             assert point.pop("seconds") >= 0
     assert results[0] == results[1]
-    assert [(point["level"], point["step"]) for point in results[0]["curve"]] == [("hard_small", 2), ("hard", 2)]
+    assert [(point["level"], point["step"]) for point in results[0]["curve"]] == [("hard", 2)]
     assert results[0]["test"]["narrations"] == results[0]["validation"]["narrations"] == 16
     assert results[0]["flops_per_stream"] > 0
     capsys.readouterr()
@@ -148,6 +148,15 @@ def test_the_rate_of_a_row_is_chosen_before_its_other_seeds(tmp_path):
     missing = tables.wanted(tmp_path, "hard", rows)
     assert missing[:2] == [("dense", "hard", 0, lr) for lr in tables.RATES[1:]]
     assert missing[2:] == [("mod", "hard", seed, tables.RATES[1]) for seed in tables.SEEDS[1:]]
+
+
+def test_a_run_waits_for_the_model_it_starts_from(tmp_path):
+    args = SimpleNamespace(data=tmp_path, level="hard")
+    jobs = [("mod", "hard", 0, 1e-3), ("mod", "hard", 1, 1e-3), ("dense", "hard", 1, 1e-3)]
+    first = [("pretrained", "hard", seed, world_rows.PRETRAINING_LR) for seed in (0, 1)]
+    assert tables.ready(jobs, args) == first
+    world_rows.pretrained_path(tmp_path, 1).touch()
+    assert tables.ready(jobs, args) == first[:1] + jobs[1:]
 
 
 def test_routers_of_the_frozen_row_are_not_trained():
