@@ -65,6 +65,7 @@ ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
 # (level, steps, streams a step): among 50 tokens a frame nothing is found in two minutes, unless few came first
 PRETRAINING, PRETRAINING_LR = ("hard_small", 2000, 128), 1e-3
 LAYERS, HIDDEN = 4, 128
+STREAMS = 20_000  # to learn from, and as many lessons
 STAGES = {"hard_small": ("hard_small", 800, 128), "hard": ("hard", 800, 64)}
 
 
@@ -263,7 +264,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--hidden", type=int, default=HIDDEN)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--streams", type=int, default=20_000, help="to learn from, and as many lessons")
+    parser.add_argument("--streams", type=int, default=STREAMS, help="to learn from, and as many lessons")
     parser.add_argument("--curve-streams", type=int, default=150)
     parser.add_argument("--eval-streams", type=int, default=640, help="of eight narrations each")
     parser.add_argument("--data", type=Path, default=Path("runs/world_rows"))

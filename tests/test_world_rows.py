@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from videollm_mod.benchmarks import tables, world_rows
+from videollm_mod.benchmarks import world_rows
 from videollm_mod.benchmarks.world_scores import exact_narrations
 from videollm_mod.data.world import conversation, world_stream
 from videollm_mod.data.world_hard import SPLITS
@@ -133,30 +133,6 @@ def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(world_rows, "run", None)  # would fail if called
     world_rows.main([*command, str(tmp_path / "one")])
     assert "exists" in capsys.readouterr().out
-
-
-def test_the_rate_of_a_row_is_chosen_before_its_other_seeds(tmp_path):
-    def write(row, seed, lr, exact):
-        path = world_rows.path_of(tmp_path, row, "hard", seed, lr)
-        path.write_text(json.dumps({"validation": {"exact": exact}}))
-
-    rows = ["dense", "mod"]
-    assert tables.wanted(tmp_path, "hard", rows) == [(row, "hard", 0, lr) for lr in tables.RATES for row in rows]
-    for lr, exact in zip(tables.RATES, (80, 90, 85), strict=True):
-        write("mod", 0, lr, exact)
-    write("dense", 0, tables.RATES[0], 99)
-    missing = tables.wanted(tmp_path, "hard", rows)
-    assert missing[:2] == [("dense", "hard", 0, lr) for lr in tables.RATES[1:]]
-    assert missing[2:] == [("mod", "hard", seed, tables.RATES[1]) for seed in tables.SEEDS[1:]]
-
-
-def test_a_run_waits_for_the_model_it_starts_from(tmp_path):
-    args = SimpleNamespace(data=tmp_path, level="hard")
-    jobs = [("mod", "hard", 0, 1e-3), ("mod", "hard", 1, 1e-3), ("dense", "hard", 1, 1e-3)]
-    first = [("pretrained", "hard", seed, world_rows.PRETRAINING_LR) for seed in (0, 1)]
-    assert tables.ready(jobs, args) == first
-    world_rows.pretrained_path(tmp_path, 1).touch()
-    assert tables.ready(jobs, args) == first[:1] + jobs[1:]
 
 
 def test_routers_of_the_frozen_row_are_not_trained():
