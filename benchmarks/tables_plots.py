@@ -48,7 +48,11 @@ def draw_exact(levels: Bests) -> Figure:
             few = f"  ({len(seeds)} seed{'s' * (len(seeds) > 1)})" if len(seeds) < MIN_SEEDS else ""
             panel.text(101.5, place, f"{mean(seeds):.1f}{few}", va="center", fontsize=8)
         panel.set_yticks(range(len(rows)), rows)
-        panel.set(title=f"{level.name}" + (f" (our best: {best})" if best else ""), xlim=(0, 130))
+        panel.set(
+            title=f"{level.name}" + (f" (our best: {best})" if best else ""),
+            xlim=(0, 130),
+            ylim=(-0.7, len(rows) - 0.3),
+        )
         panel.set_xticks(range(0, 101, 20))
         panel.set_xlabel("exact narrations, %, teacher-forced; dots are seeds")
         panel.grid(axis="x", alpha=0.3)
