@@ -30,9 +30,9 @@ def write_result(name: str, result: dict) -> Path:
     return path
 
 
-def summarise(figure: str, value: float, source: str, command: str) -> None:
-    """Enter one figure into `results/summary.json`, beside those of other benchmarks."""
-    path = RESULTS / "summary.json"
+def summarise(figure: str, value: float, source: str, command: str, folder: Path = RESULTS) -> None:
+    """Enter one figure into `folder/summary.json`, beside those of other benchmarks."""
+    path = folder / "summary.json"
     summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     summary[figure] = {"value": value, "source": source, "command": command}
     path.write_text(json.dumps(dict(sorted(summary.items())), indent=1) + "\n", encoding="utf-8")

@@ -2,12 +2,15 @@
 
     python -m videollm_mod.benchmarks.world_rows dense --level hard --seed 0
 
-The streams are made once for a level and kept in `--data`. A run writes one JSON file, and is not run again if it is
+As the paper's rows all start from one pretrained language model, so all rows of a seed start from one dense model that
+learned few cells (`PRETRAINING`); then each learns the level with its own routing. That model and the streams are made
+once and kept in `--data`. A run writes one JSON file, and is not run again if it is
 there. Rows run side by side on one card, as processes of their own; there the CUDA MPS server keeps them from waiting
 for each other's time slices.
 """
 
 import argparse
+import fcntl
 import json
 import math
 import time
@@ -17,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.world_streams import CELL, Streams, encoded_streams, grid_of, normalised_sprites, pixels, training_texts
@@ -59,10 +63,10 @@ ROWS = {
 }
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
 # (level, steps, streams a step): among 50 tokens a frame nothing is found in two minutes, unless few came first
-STAGES = {
-    "hard_small": (("hard_small", 2000, 128),),
-    "hard": (("hard_small", 1200, 128), ("hard", 800, 64)),
-}
+PRETRAINING, PRETRAINING_LR = ("hard_small", 2000, 128), 1e-3
+LAYERS, HIDDEN = 4, 128
+STREAMS = 20_000  # to learn from, and as many lessons
+STAGES = {"hard_small": ("hard_small", 800, 128), "hard": ("hard", 800, 64)}
 
 
 def build(name: str, level: str, args):
@@ -111,10 +115,10 @@ def stage_data(level: str, processor, args) -> list:
     return [encoded_streams(*which, processor, args.data) for which in wanted]
 
 
-def train_stage(model, processor, stage: tuple[str, int, int], args, rng: np.random.Generator) -> list[dict]:
-    """One stage of AdamW with warm-up and cosine; the curve: loss and score on validation streams, whole steps."""
+def train(model, processor, row: Row, stage: tuple[str, int, int], lr: float, args) -> list[dict]:
+    """AdamW with warm-up and cosine; the curve: loss and score on validation streams, whole steps."""
     level, steps, batch_size = stage
-    row, text_config = ROWS[args.row], model.config.text_config
+    rng, text_config = np.random.default_rng(args.seed), model.config.text_config
     placeholder = (model.config.num_frame_tokens, model.config.video_token_id, args.device)
     learned, lessons, scored = stage_data(level, processor, args)
     learned, scored = Streams(learned + lessons, *placeholder), Streams(scored, *placeholder)
@@ -126,7 +130,7 @@ def train_stage(model, processor, stage: tuple[str, int, int], args, rng: np.ran
             {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.01},
             {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
         ],
-        lr=args.lr,
+        lr=lr,
         betas=(0.9, 0.98),
         fused=args.device == "cuda",
     )
@@ -183,19 +187,39 @@ def scores(model, streams: Streams, bank: torch.Tensor, processor) -> dict:
     }
 
 
+def pretrained_path(folder: Path, seed: int, layers: int = LAYERS, hidden: int = HIDDEN) -> Path:
+    return folder / f"pretrained_{layers}x{hidden}_s{seed}.safetensors"
+
+
+def pretrained(args) -> dict[str, torch.Tensor]:
+    """Weights of the dense model that all rows of a seed start from; trained by the first that asks."""
+    path = pretrained_path(args.data, args.seed, args.layers, args.hidden)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            level = PRETRAINING[0]
+            model, processor = build("dense", level, args)
+            stage_data(level, processor, args)  # made by forked processes, so before the card is in use
+            curve = train(model.to(args.device).train(), processor, ROWS["dense"], PRETRAINING, PRETRAINING_LR, args)
+            weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+            weights.pop("lm_head.weight", None)  # the embedding
+            path.with_suffix(".json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
+            save_file(weights, path.with_suffix(".part"))
+            path.with_suffix(".part").replace(path)
+    return load_file(path)
+
+
 def run(args) -> dict:
     torch.set_num_threads(1)
-    rng, curve, known, seconds = np.random.default_rng(args.seed), [], {}, 0.0
-    for level, *_ in STAGES[args.level]:  # made by forked processes, so before the card is in use
-        stage_data(level, build(args.row, level, args)[1], args)
-    for stage in STAGES[args.level]:
-        model, processor = build(args.row, stage[0], args)
-        own = model.state_dict()  # a finer grid has other positions, all else goes on
-        model.load_state_dict({n: v for n, v in known.items() if v.shape == own[n].shape}, strict=False)
-        model.to(args.device).train()
-        curve += train_stage(model, processor, stage, args, rng)
-        seconds += curve[-1]["seconds"]
-        known = {name: value.cpu() for name, value in model.state_dict().items()}
+    stage, row = STAGES[args.level], ROWS[args.row]
+    known = pretrained(args)
+    model, processor = build(args.row, args.level, args)
+    stage_data(args.level, processor, args)
+    own = model.state_dict()  # a finer grid has other positions, all else goes on
+    missing = model.load_state_dict({n: v for n, v in known.items() if v.shape == own[n].shape}, strict=False)
+    assert all("expert" in n or n == "lm_head.weight" or known[n].shape != own[n].shape for n in missing.missing_keys)
+    curve = train(model.to(args.device).train(), processor, row, stage, args.lr, args)
     bank, result, started = normalised_sprites(processor, args.device), {}, time.perf_counter()
     for split in ("validation", "test"):
         streams = encoded_streams(args.level, split, args.eval_streams, processor, args.data)
@@ -203,8 +227,9 @@ def run(args) -> dict:
         if split == "validation":
             flops = flops_per_stream(model.train(), streams, bank)
             model.eval()
-        result[split] = scores(model, streams, bank, processor)
-    if ROWS[args.row].elastic:
+        only_exact = split == "validation"  # by which rates and options are chosen
+        result[split] = (exact_narrations if only_exact else scores)(model, streams, bank, processor)
+    if row.elastic:
         for ratio in ELASTIC_RATIOS:
             model.config.text_config.mod_keep_ratio = ratio
             result[f"test_r{ratio:g}"] = exact_narrations(model, streams, bank, processor)
@@ -214,10 +239,11 @@ def run(args) -> dict:
     return {
         "row": args.row,
         **{name: getattr(args, name) for name in ("level", "seed", "lr", "layers", "hidden", "streams")},
-        "stages": STAGES[args.level],
+        "pretraining": [*PRETRAINING, PRETRAINING_LR],
+        "stage": stage,
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops_per_stream": flops,
-        "training_seconds": round(seconds, 1),
+        "training_seconds": curve[-1]["seconds"],
         "scoring_seconds": round(time.perf_counter() - started, 1),
         "device": torch.cuda.get_device_name() if args.device == "cuda" else "CPU",
         "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -232,13 +258,13 @@ def path_of(folder: Path, row: str, level: str, seed: int, lr: float) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("row", choices=ROWS)
+    parser.add_argument("row", choices=[*ROWS, "pretrained"], help="`pretrained` makes what the others start from")
     parser.add_argument("--level", default="hard_small", choices=STAGES)
-    parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--hidden", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=LAYERS)
+    parser.add_argument("--hidden", type=int, default=HIDDEN)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--streams", type=int, default=20_000, help="to learn from, and as many lessons")
+    parser.add_argument("--streams", type=int, default=STREAMS, help="to learn from, and as many lessons")
     parser.add_argument("--curve-streams", type=int, default=150)
     parser.add_argument("--eval-streams", type=int, default=640, help="of eight narrations each")
     parser.add_argument("--data", type=Path, default=Path("runs/world_rows"))
@@ -246,6 +272,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save", type=Path, help="a folder for the checkpoint")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    if args.row == "pretrained":
+        pretrained(args)
+        return
     path = path_of(args.output, args.row, args.level, args.seed, args.lr)
     if path.exists():
         print(f"{path} exists")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from videollm_mod.benchmarks import tables, world_rows
+from videollm_mod.benchmarks import world_rows
 from videollm_mod.benchmarks.world_scores import exact_narrations
 from videollm_mod.data.world import conversation, world_stream
 from videollm_mod.data.world_hard import SPLITS
@@ -113,8 +113,8 @@ def test_a_narration_is_exact_if_all_since_the_one_before_it_is_right(small, tmp
 
 
 def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch, capsys):
-    stages = {"hard": (("hard_small", 2, 4), ("hard", 2, 4))}
-    monkeypatch.setattr(world_rows, "STAGES", stages)
+    monkeypatch.setattr(world_rows, "PRETRAINING", ("hard_small", 2, 4))
+    monkeypatch.setattr(world_rows, "STAGES", {"hard": ("hard", 2, 4)})
     command = "layer_skip --level hard --layers 2 --hidden 32 --streams 20 --curve-streams 2 --eval-streams 2"
     command = [*command.split(), "--device", "cpu", "--data", str(tmp_path / "data"), "--output"]
     results = []
@@ -126,28 +126,13 @@ def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch, capsys):
         for point in results[-1]["curve"]:
             assert point.pop("seconds") >= 0
     assert results[0] == results[1]
-    assert [(point["level"], point["step"]) for point in results[0]["curve"]] == [("hard_small", 2), ("hard", 2)]
+    assert [(point["level"], point["step"]) for point in results[0]["curve"]] == [("hard", 2)]
     assert results[0]["test"]["narrations"] == results[0]["validation"]["narrations"] == 16
     assert results[0]["flops_per_stream"] > 0
     capsys.readouterr()
     monkeypatch.setattr(world_rows, "run", None)  # would fail if called
     world_rows.main([*command, str(tmp_path / "one")])
     assert "exists" in capsys.readouterr().out
-
-
-def test_the_rate_of_a_row_is_chosen_before_its_other_seeds(tmp_path):
-    def write(row, seed, lr, exact):
-        path = world_rows.path_of(tmp_path, row, "hard", seed, lr)
-        path.write_text(json.dumps({"validation": {"exact": exact}}))
-
-    rows = ["dense", "mod"]
-    assert tables.wanted(tmp_path, "hard", rows) == [(row, "hard", 0, lr) for lr in tables.RATES for row in rows]
-    for lr, exact in zip(tables.RATES, (80, 90, 85), strict=True):
-        write("mod", 0, lr, exact)
-    write("dense", 0, tables.RATES[0], 99)
-    missing = tables.wanted(tmp_path, "hard", rows)
-    assert missing[:2] == [("dense", "hard", 0, lr) for lr in tables.RATES[1:]]
-    assert missing[2:] == [("mod", "hard", seed, tables.RATES[1]) for seed in tables.SEEDS[1:]]
 
 
 def test_routers_of_the_frozen_row_are_not_trained():
