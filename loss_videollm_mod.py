@@ -13,19 +13,19 @@ from torch.utils.checkpoint import checkpoint
 CHUNK_LOGITS = 2**26  # that exist at a time: 0.25 GiB in float32
 
 
-def head_losses(head: nn.Module, hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+def head_losses(head: nn.Module, hidden_states: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
     """float32 `[M]`: `F.cross_entropy(head(hidden_states).float(), targets, reduction="none")`. Where that takes more
     than one chunk, a chunk's logits are computed again in the backward pass instead of being kept.
 
     Args:
         head: `[..., D]` -> logits `[..., V]`; any module.
-        hidden_states (`[M, D]`), targets (`int64 [M]`).
+        hidden_states (`[M, D]`), targets (`int64 [M]`), vocab_size (`int`): V.
     """
 
     def losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         return nn.functional.cross_entropy(head(hidden_states).float(), targets, reduction="none")
 
-    rows = max(1, CHUNK_LOGITS // getattr(head, "out_features", CHUNK_LOGITS))
+    rows = max(1, CHUNK_LOGITS // vocab_size)
     if len(targets) <= rows or not torch.is_grad_enabled():
         return losses(hidden_states, targets)
     chunks = zip(hidden_states.split(rows), targets.split(rows), strict=True)

@@ -423,7 +423,8 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
         shift_labels = shift_labels.to(hidden_states.device)
         learned = (shift_labels != IGNORED).flatten().nonzero().squeeze(-1)
         targets = shift_labels.flatten()[learned]
-        losses = head_losses(self.lm_head, hidden_states.flatten(0, 1).index_select(0, learned), targets)
+        hidden_states = hidden_states.flatten(0, 1).index_select(0, learned)
+        losses = head_losses(self.lm_head, hidden_states, targets, self.vocab_size)
         weights = torch.where(ends_frame.flatten()[learned], self.config.stream_loss_weight, 1.0)
         if num_items_in_batch is None:
             num_items_in_batch = max(losses.numel(), 1)

@@ -25,8 +25,7 @@ def add_train(benches) -> None:
     parser.add_argument("--tokens", type=int, default=10, help="of a frame")
     parser.add_argument("--keep-ratio", type=float, default=0.2)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each row, which take turns")
-    parser.add_argument("--minutes", type=float, default=30.0, help="no new row is begun after that time")
-    parser.add_argument("--search", action="store_true", help="try every choice of what is recomputed")
+    parser.add_argument("--minutes", type=float, default=30.0, help="no step is begun after that time")
     parser.add_argument("--profile", action="store_true", help="also say which kernels the time goes to")
 
     def run(arguments: dict) -> None:
