@@ -65,7 +65,8 @@ def row(way: Way, steps: list[tuple | None]) -> dict:
 
 def line(entry: dict) -> str:
     if not entry["seconds"]:
-        return f"{entry['row']:<32} {entry['recompute']:<24} out of memory"
+        why = "out of memory" if entry["out_of_memory"] else "no time left"
+        return f"{entry['row']:<32} {entry['recompute']:<24} {why}"
     seconds = statistics.median(entry["seconds"])
     return (
         f"{entry['row']:<32} {entry['recompute']:<24} {1000 * seconds:>8.0f} ms {entry['peak_gib']:>8.2f} GiB "
@@ -82,14 +83,14 @@ class Deadline:
 
 
 def search(bench: Bench, deadline: Deadline, result: dict, path: Path | None) -> dict[Way, dict]:
-    """One warm and one timed step of every way, as far as the time suffices."""
+    """One step of every way, as far as the time suffices."""
     found: dict[Way, dict] = {}
+    bench.try_step(Way(routed=True))
+    bench.try_step(REFERENCE)
     for way in tqdm(ways(bench.model.config.text_config.num_hidden_layers), desc="choices", leave=False):
         if deadline.passed():
             break
-        warm = bench.try_step(way)
-        steps = [bench.try_step(way)] if warm is not None else [None]
-        found[way] = row(way, steps)
+        found[way] = row(way, [bench.try_step(way)])
         result["search"] = list(found.values())
         write(path, result)
         tqdm.write(line(found[way]))
@@ -168,6 +169,7 @@ def bench(
 def measure(
     machine: Bench, frames: int, tokens: int, path: Path | None, repeats: int, deadline: Deadline, profile: bool
 ) -> dict:
+    """Everything that is measured of one shape of stream; also written to `path` step by step."""
     machine.use_stream(frames, tokens)
     length, kept = layer_tokens(machine.model, machine.inputs)
     labelled = int((machine.inputs["labels"] != -100).sum())
