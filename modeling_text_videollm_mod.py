@@ -33,7 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
-from .recomputing_videollm_mod import part_of, set_recomputing, units, without_recompute
+from .recomputing_videollm_mod import in_chunks, set_recomputing, units, with_attention_kept, without_recompute
 from .routing_videollm_mod import FrameRouter, LayerExpert, StreamLayout
 
 # By their full names, with and without a head around them. LayerExperts are no plain linear layers: none takes them.
@@ -134,12 +134,7 @@ class VideoLLMMoDAttention(LlamaAttention):
         """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `past_key_values` is then a `PackedCache`."""
         if lengths is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
-        shape = (*hidden_states.shape[:2], -1, self.head_dim)
-        queries, keys, values = (
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
+        queries, keys, values = self._project(hidden_states, position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended = []
         split = zip(
@@ -157,6 +152,28 @@ class VideoLLMMoDAttention(LlamaAttention):
                 attend(self, own_queries, all_keys, all_values, mask, dropout=0.0, scaling=self.scaling, **kwargs)[0]
             )
         return self.o_proj(torch.cat(attended, dim=1).flatten(2)), None
+
+    def attend(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """What `forward` hands to its last map, `[B, T, heads * head_dim]`, without a cache."""
+        queries, keys, values = self._project(hidden_states, position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        options = {"dropout": dropout, "scaling": self.scaling, **kwargs}
+        return attend(self, queries, keys, values, attention_mask, **options)[0].flatten(2)
+
+    def _project(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, ...]:
+        shape = (*hidden_states.shape[:2], -1, self.head_dim)
+        queries, keys, values = (
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return *apply_rotary_pos_emb(queries, keys, *position_embeddings), values
 
 
 class VideoLLMMoDRMSNorm(LlamaRMSNorm):
@@ -225,8 +242,8 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             key_valid = held.record(position_ids, valid)
         if attention_mask is None and lengths is None:
             attention_mask = causal_mask(self.config, entered, num_keys, key_valid, segments)
-        attend = partial(
-            self._attend,
+        processed = self._process(
+            entered,
             attention_mask=attention_mask,
             # flash attention reads gaps between positions as packed sequences
             position_ids=position_ids if route is None else None,
@@ -234,23 +251,37 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             position_embeddings=position_embeddings,
             **kwargs,
         )
-        if past_key_values is None:
-            attended = part_of(self, "attention", attend, entered)
-            processed = part_of(self, "mlp", self._think, attended)
-        else:  # recomputing would add to the cache a second time
-            processed = self._think(attend(entered))
         return processed if route is None else route.leave(passing, entered, processed)
 
+    def _process(self, hidden_states: torch.Tensor, past_key_values: MoDCache | None, **kwargs) -> torch.Tensor:
+        """Attention and MLP; in training with what `recompute` says computed again in the backward pass."""
+        # what is computed again would enter a cache twice
+        recompute = self.recompute if self.training and past_key_values is None else "none"
+        if recompute in ("pairs", "attention"):
+            attend = partial(self._attend, **kwargs)
+            if recompute == "attention":
+                attended = with_attention_kept(self._gradient_checkpointing_func, attend, hidden_states)
+            else:
+                attended = attend(hidden_states)
+            return in_chunks(self._gradient_checkpointing_func, self._join, hidden_states, attended)
+        normed = self.input_layernorm(hidden_states)
+        hidden_states = hidden_states + self.self_attn(normed, past_key_values=past_key_values, **kwargs)[0]
+        if recompute == "mlp":
+            return self._gradient_checkpointing_func(self._think, hidden_states)
+        if recompute == "activation":
+            normed = self.post_attention_layernorm(hidden_states)
+            gate, up = self.mlp.gate_proj(normed), self.mlp.up_proj(normed)
+            return hidden_states + self._gradient_checkpointing_func(self._down, gate, up)
+        return self._think(hidden_states)
+
     def _attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        return hidden_states + self.self_attn(hidden_states=self.input_layernorm(hidden_states), **kwargs)[0]
+        return self.self_attn.attend(self.input_layernorm(hidden_states), **kwargs)
+
+    def _join(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        return self._think(hidden_states + self.self_attn.o_proj(attended))
 
     def _think(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if self.recompute != "activation":
-            return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        normed = self.post_attention_layernorm(hidden_states)
-        return hidden_states + part_of(
-            self, "activation", self._down, self.mlp.gate_proj(normed), self.mlp.up_proj(normed)
-        )
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
 
     def _down(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         return self.mlp.down_proj(self.mlp.act_fn(gate) * up)

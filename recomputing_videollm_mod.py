@@ -8,19 +8,23 @@ are done with earlier in the backward pass, so what keeps most belongs at the en
 
 - `"pairs"`: two layers as one, of which only the first's input is kept; a layer that routes is a small second one,
 - `"layer"`: a layer's input is kept, as transformers does it,
-- `"halves"`: also the input of its MLP; so of its two halves none needs to run to its end again,
-- `"mlp"`: also what attention needs, so that attention does not run again,
+- `"attention"`: also attention's result, so that attention does not run again,
+- `"mlp"`: all that attention needs, so that of a layer only its MLP runs again,
 - `"activation"`: also what the MLP's first maps gave; all that is left is elementwise,
 - `"none"`: everything.
 
 Routing frees memory, which a choice that keeps more turns into time.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 
-CHOICES = ("pairs", "layer", "halves", "mlp", "activation", "none")
-PARTS = {"halves": {"attention", "mlp"}, "mlp": {"mlp"}, "activation": {"activation"}}
+import torch
+from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+CHOICES = ("pairs", "layer", "attention", "mlp", "activation", "none")
+CHUNK_TOKENS = 4096  # that go through what follows attention at a time, where that is computed again
 
 
 def choices_of_layers(recompute: str | dict[str, int], num_layers: int) -> list[str]:
@@ -76,8 +80,22 @@ def units(layers: list, paired: bool) -> list[list]:
     return groups
 
 
-def part_of(layer, part: str, function: Callable, *tensors):
-    """`function(*tensors)`, a part of `layer`, computed again in the backward pass if the layer's choice says so."""
-    if layer.training and part in PARTS.get(layer.recompute, ()):
-        return layer._gradient_checkpointing_func(function, *tensors)
-    return function(*tensors)
+def keep_attention(context, operation, *args, **kwargs) -> CheckpointPolicy:
+    """Of what a checkpoint would compute again, the result of attention is kept, whichever kernel gives it."""
+    is_attention = any(part in str(operation) for part in ("attention", "flash_attn"))
+    return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def with_attention_kept(checkpoint: Callable, function: Callable, hidden_states: torch.Tensor) -> torch.Tensor:
+    """`function(hidden_states)`, computed again in the backward pass but for attention."""
+    contexts = partial(create_selective_checkpoint_contexts, keep_attention)
+    return checkpoint(function, hidden_states, context_fn=contexts)
+
+
+def in_chunks(checkpoint: Callable, function: Callable, *tensors: torch.Tensor) -> torch.Tensor:
+    """`function(*tensors)` of tensors `[B, T, ...]` in which no token sees another, a few of them at a time, computed
+    again in the backward pass: so little of it exists at once."""
+    rows = [tensor.flatten(0, 1) for tensor in tensors]
+    count = math.ceil(len(rows[0]) / CHUNK_TOKENS)
+    chunks = zip(*(row.chunk(count) for row in rows), strict=True)
+    return torch.cat([checkpoint(function, *chunk) for chunk in chunks]).view_as(tensors[0])

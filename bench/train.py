@@ -18,18 +18,20 @@ from .step import Bench, Way
 
 # of 32 layers; fewer layers take shares of them
 CHOICES = (
+    "attention",
     "pairs",
+    "pairs:16+attention:16",
     "layer",
-    "halves",
-    "layer:16+mlp:16",
     "mlp",
-    "mlp:24+none:8",
+    "attention:16+mlp:16",
     "mlp:16+activation:16",
     "activation",
+    "attention:24+none:8",
+    "mlp:24+none:8",
     "activation:16+none:16",
     "none",
 )
-DENSE_CHOICES = ("layer", "mlp", "pairs", "activation", "mlp:24+none:8", "none")
+DENSE_CHOICES = ("layer", "attention", "mlp", "activation", "mlp:24+none:8", "none")
 REFERENCE = Way(routed=False, all_logits=True, recompute="layer")
 
 
