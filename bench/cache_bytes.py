@@ -11,7 +11,7 @@ from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from .geometries import SEPARATOR, SMALL_TOWER, VIDEO, config_values
 
 
-def held_tokens(geometry: str, frames: int, tokens: int, keep_ratio: float, chunk: int = 4) -> list[int]:
+def held_tokens(geometry: str, frames: int, tokens: int, keep_ratio: float, chunk: int = 2) -> list[int]:
     """Tokens that each layer holds after `frames` frames with a separator each, `chunk` frames a call."""
     values = config_values(geometry, tokens, mod_keep_ratio=keep_ratio)
     narrow = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "head_dim": 2}
@@ -30,20 +30,10 @@ def held_tokens(geometry: str, frames: int, tokens: int, keep_ratio: float, chun
     return [layer.get_seq_length() for layer in cache.layers]
 
 
-def bytes_per_frame(geometry: str, tokens: int, keep_ratio: float = 0.2, frames: int = 8) -> dict[str, float]:
+def bytes_per_frame(geometry: str, tokens: int, keep_ratio: float = 0.2, frames: int = 4) -> dict[str, float]:
     """Bytes of keys and values in bfloat16 that a frame and its separator take, routed and dense, and their ratio."""
     text = VideoLLMMoDConfig(**config_values(geometry, tokens)).text_config
     per_token = 2 * text.num_key_value_heads * text.head_dim * torch.bfloat16.itemsize  # of one layer
     routed = sum(held_tokens(geometry, frames, tokens, keep_ratio)) * per_token / frames
     dense = sum(held_tokens(geometry, frames, tokens, 1.0)) * per_token / frames
     return {"mod": routed, "dense": dense, "ratio": routed / dense}
-
-
-def cache_table(geometry: str) -> str:
-    lines = [f"{'tokens a frame':>15} {'MoD KiB/frame':>15} {'dense KiB/frame':>16} {'ratio':>7}"]
-    for tokens in (1, 10, 50, 101):
-        count = bytes_per_frame(geometry, tokens)
-        lines.append(
-            f"{tokens:>15} {count['mod'] / 1024:>15.1f} {count['dense'] / 1024:>16.1f} {count['ratio']:>7.4f}"
-        )
-    return "\n".join(lines)

@@ -39,7 +39,8 @@ def add_train(benches) -> None:
 def add_memory(benches) -> None:
     parser = benches.add_parser("memory", help="of the cache and of training, against the length of the stream")
     add_result(parser, "llama3-8b")
-    parser.add_argument("--training", action="store_true", help="also the measured peak of a training step")
+    parser.add_argument("--training", action="store_true", help="also measure how a training step grows")
+    parser.add_argument("--minutes", type=float, default=30.0, help="no step is begun after that time")
 
     def run(arguments: dict) -> None:
         from .memory import bench

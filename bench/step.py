@@ -18,6 +18,14 @@ from .arithmetic import synchronise
 from .streams import random_model, random_stream
 
 
+class Deadline:
+    def __init__(self, minutes: float):
+        self.end = time.perf_counter() + 60 * minutes
+
+    def passed(self) -> bool:
+        return time.perf_counter() > self.end
+
+
 @dataclass(frozen=True)
 class Way:
     """
@@ -64,11 +72,11 @@ class Bench:
             [p for p in self.adapted.parameters() if p.requires_grad], lr=1e-5, fused=device != "cpu"
         )
 
-    def use_stream(self, frames: int, tokens: int) -> None:
-        """Another stream for the same weights, of frames with as many tokens as `tokens` says."""
+    def use_stream(self, frames: int, tokens: int, batch: int = 1) -> None:
+        """Other streams for the same weights, of frames with as many tokens as `tokens` says."""
         side = int((tokens - 1) ** 0.5)
         self.model.config.frame_token_pooled = [side, side] if side else None
-        self.inputs = random_stream(self.model, frames, self.device)
+        self.inputs = random_stream(self.model, frames, self.device, batch)
 
     def set(self, way: Way) -> None:
         text = self.model.config.text_config

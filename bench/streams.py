@@ -23,9 +23,9 @@ def random_model(
     return model
 
 
-def random_stream(model, frames: int, device: str, seed: int = 0) -> dict[str, torch.Tensor]:
-    """`input_ids` and `labels` `[1, T]` and `video_features` `[F, N, Dv]` of one stream: a reply of 24 tokens after
-    every 20th frame, labels as the processor makes them."""
+def random_stream(model, frames: int, device: str, batch: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
+    """`input_ids` and `labels` `[batch, T]` and `video_features` `[batch * frames, N, Dv]` of streams that differ in
+    their features alone: a reply of 24 tokens after every 20th frame, labels as the processor makes them."""
     config, generator = model.config, torch.Generator().manual_seed(seed)
     ids, labels = [BOS], [-100]
 
@@ -41,10 +41,10 @@ def random_stream(model, frames: int, device: str, seed: int = 0) -> dict[str, t
             say([SEPARATOR if index < turn - 1 else END], True)
         words = torch.randint(FIRST_WORD, config.text_config.vocab_size, (REPLY_TOKENS - 1,), generator=generator)
         say([*words.tolist(), EOS], True)
-    shape = (frames, config.num_frame_tokens, config.vision_config.hidden_size)
+    shape = (batch * frames, config.num_frame_tokens, config.vision_config.hidden_size)
     features = torch.randn(shape, generator=generator)
     return {
-        "input_ids": torch.tensor([ids], device=device),
-        "labels": torch.tensor([labels], device=device),
+        "input_ids": torch.tensor([ids] * batch, device=device),
+        "labels": torch.tensor([labels] * batch, device=device),
         "video_features": features.to(device, model.dtype),
     }

@@ -6,7 +6,6 @@ it is said, which logits exist.
 """
 
 import statistics
-import time
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from tqdm import tqdm
 
 from .arithmetic import layer_tokens, measured_rates, step_operations
 from .record import enter, header, write
-from .step import Bench, Way
+from .step import Bench, Deadline, Way
 
 # of 32 layers; fewer layers take shares of them
 CHOICES = (
@@ -74,14 +73,6 @@ def line(entry: dict) -> str:
         f"{entry['row']:<32} {entry['recompute']:<24} {1000 * seconds:>8.0f} ms {entry['peak_gib']:>8.2f} GiB "
         f"loss {entry['loss']:.4f}"
     )
-
-
-class Deadline:
-    def __init__(self, minutes: float):
-        self.end = time.perf_counter() + 60 * minutes
-
-    def passed(self) -> bool:
-        return time.perf_counter() > self.end
 
 
 def search(bench: Bench, deadline: Deadline, result: dict, path: Path | None) -> dict[Way, dict]:
@@ -206,8 +197,14 @@ def measure(
             entry["operations"], entry["share_of_matmul_rate"] = operations, share
             print(f"{'':<18} {operations / 1e12:.1f} T operations, {100 * share:.0f}% of the rate of a large product")
     result["figures"] = figures(rows, f"{frames}x{tokens}")
+    if "routing_seconds" in result and rows.get("fast", {}).get("seconds"):
+        result["figures"]["routing_overhead"] = result["routing_seconds"] / statistics.median(rows["fast"]["seconds"])
     write(path, result)
     for name, value in result["figures"].items():
         print(f"{name}: {value:.4f}", flush=True)
+    if path is not None:
+        from .plots import plot_training
+
+        plot_training(result, path.with_suffix(".png"))
     enter(path, result["figures"], result["command"])
     return result

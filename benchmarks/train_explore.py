@@ -18,8 +18,8 @@ from transformers.models.llama import modeling_llama
 
 from videollm_mod.bench.arithmetic import best_time, synchronise
 from videollm_mod.bench.check import check
-from videollm_mod.bench.step import Bench, Way
-from videollm_mod.bench.train import Deadline, measure
+from videollm_mod.bench.step import Bench, Deadline, Way
+from videollm_mod.bench.train import measure
 from videollm_mod.modeling_text_videollm_mod import VideoLLMMoDDecoderLayer
 
 
@@ -134,7 +134,7 @@ def main() -> None:
     path = arguments.out / f"train_{frames}x{tokens}.json"
     measure(bench, frames, tokens, path, 3, Deadline(min(arguments.minutes * 0.5, 3.2)), profile=True)
     report(shapes[0], "done")
-    ways = [Way(True, recompute="mlp"), Way(False, recompute="mlp")]
+    ways = [Way(True, recompute="attention"), Way(False, recompute="attention")]
     compare(bench, ways, "as it is", contextlib.nullcontext, deadline)
     compare(bench, ways, "compiled elementwise", compiled_elementwise, deadline)
     with sdpa_kernel(SDPBackend.CUDNN_ATTENTION):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm_mod import loss_videollm_mod
+from videollm_mod import loss_videollm_mod, recomputing_videollm_mod
 from videollm_mod.recomputing_videollm_mod import CHOICES
 from videollm_mod.training.adapters import LoraOptions, add_lora
 from videollm_mod.training.lora_linear import LoraLinear
@@ -53,7 +53,8 @@ def assert_same(got, expected, **tolerance) -> None:
 
 @pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
 @pytest.mark.parametrize("routing", ["learned", "output gate", "all layers", "full", "early exit"])
-def test_gradients_are_those_of_keeping_everything(recompute, routing):
+def test_gradients_are_those_of_keeping_everything(recompute, routing, monkeypatch):
+    monkeypatch.setattr(recomputing_videollm_mod, "CHUNK_TOKENS", 7)
     seed = CHOICES.index(recompute) if recompute in CHOICES else 9
     model, batch = trainable(seed, **ROUTINGS[routing], attention_dropout=0.2)
     plain = loss_and_gradients(model, batch)

@@ -11,6 +11,13 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 
+def computes_in(dtype: torch.dtype, weights: torch.dtype, device_type: str) -> bool:
+    """Whether weights of an adapter meet inputs of `dtype` in that dtype: by their own or by autocast's."""
+    if torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type) == dtype
+    return weights == dtype
+
+
 class LoraLinear(Linear):
     """What peft's layer computes. Where it does more than one plain adapter on a plain layer, peft's does it."""
 
@@ -25,6 +32,7 @@ class LoraLinear(Linear):
             and type(base) is nn.Linear
             and type(base.weight) is nn.Parameter  # neither split over devices nor quantised
             and base.weight.dtype == x.dtype
+            and computes_in(x.dtype, self.lora_A[name].weight.dtype, x.device.type)
         )
         if not plain:
             return super().forward(x, *args, **kwargs)
