@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .configuration_videollm_mod import check_keep_ratio, num_kept_tokens
 
@@ -186,16 +187,18 @@ class Route:
         """
         entered, processed = entered.flatten(0, 1), processed.flatten(0, 1)
         if self.gate is not None and self.mod_gate != "none":
-            kept = processed.index_select(0, self.vision_slots).float()
-            kept_before = entered.index_select(0, self.vision_slots)
-            # the scores as they are, with gradients: only those of the kept tokens have any
-            gate = self.expert(kept_before) if torch.is_grad_enabled() else self.gate
+            kept, gate = processed.index_select(0, self.vision_slots), self.gate
+            if torch.is_grad_enabled():  # with its gradient; of that only `entered` is kept, which others keep too
+                gate = checkpoint(self._kept_scores, entered, use_reentrant=False)
             if self.mod_gate == "residual":  # x + (1 + g) * (y - x) written as y + g * (y - x): exact where g = 0
-                change = GATE_STRENGTH * gate.tanh()[:, None] * (kept - kept_before.float())
+                change = GATE_STRENGTH * gate.tanh()[:, None] * (kept - entered.index_select(0, self.vision_slots))
             else:  # sigmoid(s) * y, as in the paper's released code
                 change = (gate.sigmoid()[:, None] - 1) * kept
             processed = processed.index_add(0, self.vision_slots, change.to(processed.dtype))
         return _Leave.apply(passing.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(passing)
+
+    def _kept_scores(self, entered: torch.Tensor) -> torch.Tensor:
+        return self.expert(entered.index_select(0, self.vision_slots))
 
 
 class _Enter(torch.autograd.Function):

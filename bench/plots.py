@@ -66,8 +66,8 @@ def plot_memory(result: dict, frames: tuple[int, ...], path: Path) -> None:
         panel.set_ylabel(f"training step, {label}")
     for panel in panels if rows else [panels]:
         panel.set_xlabel("frames")
-        panel.set_xscale("log")
-        panel.set_yscale("log")
+        panel.set_xlim(left=0)
+        panel.set_ylim(bottom=0)
         panel.grid(alpha=0.3)
         panel.legend()
     figure.tight_layout()
