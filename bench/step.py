@@ -118,8 +118,10 @@ class Bench:
         """As `step`; None where the memory does not suffice."""
         try:
             return self.step(way)
-        except torch.OutOfMemoryError:
-            pass  # left here, so that the traceback's frames hold nothing any more
+        except RuntimeError as error:  # cuBLAS says it in another way
+            if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+                raise
+        # here the traceback's frames hold nothing any more
         self.optimizer.zero_grad()
         gc.collect()
         torch.cuda.empty_cache()

@@ -132,7 +132,8 @@ def main() -> None:
     report("model made")
     frames, tokens = shapes[0]
     path = arguments.out / f"train_{frames}x{tokens}.json"
-    measure(bench, frames, tokens, path, 3, Deadline(min(arguments.minutes * 0.5, 3.2)), profile=True)
+    with guarded("measure"):
+        measure(bench, frames, tokens, path, 3, Deadline(min(arguments.minutes * 0.5, 3.2)), profile=True)
     report(shapes[0], "done")
     ways = [Way(True, recompute="attention"), Way(False, recompute="attention")]
     compare(bench, ways, "as it is", contextlib.nullcontext, deadline)
@@ -142,7 +143,8 @@ def main() -> None:
     for frames, tokens in shapes[1:]:
         path = arguments.out / f"train_{frames}x{tokens}.json"
         left = (deadline.end - time.perf_counter()) / 60
-        measure(bench, frames, tokens, path, 2, Deadline(0.75 * left), profile=False)
+        with guarded("measure"):
+            measure(bench, frames, tokens, path, 2, Deadline(0.75 * left), profile=False)
         report(frames, tokens, "done")
     bench.use_stream(*shapes[0])
     if not deadline.passed():
