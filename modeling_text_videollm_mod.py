@@ -8,10 +8,12 @@ k of them kept, K tokens that enter a routed layer, D hidden size.
 
 import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
+from torch.utils.checkpoint import checkpoint
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, find_packed_sequence_indices
 from transformers.modeling_outputs import ModelOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -31,6 +33,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
+from .recomputing_videollm_mod import in_chunks, set_recomputing, units, with_attention_kept, without_recompute
 from .routing_videollm_mod import FrameRouter, LayerExpert, StreamLayout
 
 # By their full names, with and without a head around them. LayerExperts are no plain linear layers: none takes them.
@@ -131,12 +134,7 @@ class VideoLLMMoDAttention(LlamaAttention):
         """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `past_key_values` is then a `PackedCache`."""
         if lengths is None:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
-        shape = (*hidden_states.shape[:2], -1, self.head_dim)
-        queries, keys, values = (
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        queries, keys = apply_rotary_pos_emb(queries, keys, *position_embeddings)
+        queries, keys, values = self._project(hidden_states, position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended = []
         split = zip(
@@ -155,9 +153,43 @@ class VideoLLMMoDAttention(LlamaAttention):
             )
         return self.o_proj(torch.cat(attended, dim=1).flatten(2)), None
 
+    def attend(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """What `forward` hands to its last map, `[B, T, heads * head_dim]`, without a cache."""
+        queries, keys, values = self._project(hidden_states, position_embeddings)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        dropout = self.attention_dropout if self.training else 0.0
+        options = {"dropout": dropout, "scaling": self.scaling, **kwargs}
+        return attend(self, queries, keys, values, attention_mask, **options)[0].flatten(2)
+
+    def _project(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, ...]:
+        shape = (*hidden_states.shape[:2], -1, self.head_dim)
+        queries, keys, values = (
+            projection(hidden_states).view(shape).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return *apply_rotary_pos_emb(queries, keys, *position_embeddings), values
+
+
+class VideoLLMMoDRMSNorm(LlamaRMSNorm):
+    """Llama's norm in one kernel, which keeps nothing but its input for the backward pass."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.dtype != self.weight.dtype:
+            return super().forward(hidden_states)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
 
 class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
     """A Llama decoder layer that, where it is routed, lets in only the tokens its router chooses."""
+
+    recompute = "none"  # see `recomputing_videollm_mod`
 
     def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
         # LlamaDecoderLayer's own `__init__` would build, and initialise, an attention beside ours
@@ -165,8 +197,8 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
         self.hidden_size = config.hidden_size
         self.self_attn = VideoLLMMoDAttention(config, layer_idx)
         self.mlp = LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.input_layernorm = VideoLLMMoDRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = VideoLLMMoDRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.config, self.layer_idx = config, layer_idx
         learned = config.vision_routing == "mod" and config.mod_selection == "learned"
         self.layer_expert = LayerExpert(config.hidden_size) if learned and layer_idx in config.routed_layers else None
@@ -195,7 +227,7 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             route = router(self.layer_idx, self.layer_expert, hidden_states)
             if route.index.numel() == 0:
                 return hidden_states  # every token passes by
-            entered, valid, lengths = route.gather(hidden_states), route.valid, route.lengths
+            (entered, passing), valid, lengths = route.enter(hidden_states), route.valid, route.lengths
             position_embeddings = tuple(route.gather(x) for x in position_embeddings)
             position_ids = route.gather(position_ids[..., None]).squeeze(-1)
             segments = None if segments is None else route.gather(segments[..., None]).squeeze(-1)
@@ -210,7 +242,7 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             key_valid = held.record(position_ids, valid)
         if attention_mask is None and lengths is None:
             attention_mask = causal_mask(self.config, entered, num_keys, key_valid, segments)
-        processed = super().forward(
+        processed = self._process(
             entered,
             attention_mask=attention_mask,
             # flash attention reads gaps between positions as packed sequences
@@ -219,7 +251,40 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             position_embeddings=position_embeddings,
             **kwargs,
         )
-        return processed if route is None else route.scatter(hidden_states, entered, processed)
+        return processed if route is None else route.leave(passing, entered, processed)
+
+    def _process(self, hidden_states: torch.Tensor, past_key_values: MoDCache | None, **kwargs) -> torch.Tensor:
+        """Attention and MLP; in training with what `recompute` says computed again in the backward pass."""
+        # what is computed again would enter a cache twice
+        recompute = self.recompute if self.training and past_key_values is None else "none"
+        if recompute in ("pairs", "attention"):
+            attend = partial(self._attend, **kwargs)
+            if recompute == "attention":
+                attended = with_attention_kept(self._gradient_checkpointing_func, attend, hidden_states)
+            else:
+                attended = attend(hidden_states)
+            return in_chunks(self._gradient_checkpointing_func, self._join, hidden_states, attended)
+        normed = self.input_layernorm(hidden_states)
+        hidden_states = hidden_states + self.self_attn(normed, past_key_values=past_key_values, **kwargs)[0]
+        if recompute == "mlp":
+            return self._gradient_checkpointing_func(self._think, hidden_states)
+        if recompute == "activation":
+            normed = self.post_attention_layernorm(hidden_states)
+            gate, up = self.mlp.gate_proj(normed), self.mlp.up_proj(normed)
+            return hidden_states + self._gradient_checkpointing_func(self._down, gate, up)
+        return self._think(hidden_states)
+
+    def _attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.self_attn.attend(self.input_layernorm(hidden_states), **kwargs)
+
+    def _join(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        return self._think(hidden_states + self.self_attn.o_proj(attended))
+
+    def _think(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    def _down(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        return self.mlp.down_proj(self.mlp.act_fn(gate) * up)
 
 
 class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
@@ -239,6 +304,13 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
             quantization_config = keeping_precision(quantization_config)
         return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
 
+    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
+        """`gradient_checkpointing_kwargs` may say what is recomputed; see `recomputing_videollm_mod`."""
+        function, recompute = without_recompute(gradient_checkpointing_func)
+        super()._set_gradient_checkpointing(enable, function, **kwargs)
+        layers = [module for module in self.modules() if isinstance(module, VideoLLMMoDDecoderLayer)]
+        set_recomputing(layers, function, recompute if enable else None)
+
 
 class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
     """A `LlamaModel` with routed layers and a `MoDCache`. Without frames it is a plain Llama in every mode."""
@@ -256,7 +328,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         self.layers = nn.ModuleList(
             [VideoLLMMoDDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
         )
-        self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.norm = VideoLLMMoDRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         if any(layer.layer_expert is not None for layer in self.layers):
@@ -308,7 +380,9 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             segments = find_packed_sequence_indices(position_ids)
             if segments is not None and layout.num_frames:
                 layout = layout.of_segments(segments)
-        if use_cache and past_key_values is None and segments is None:  # packed sequences are not one stream
+        recomputes = self.training and self.gradient_checkpointing
+        # packed sequences are not one stream, and what is computed again would enter a cache twice
+        if use_cache and past_key_values is None and segments is None and not recomputes:
             past_key_values = MoDCache(self.config)
         position_ids = next_positions(position_ids, layout, past_key_values)
         router = FrameRouter(layout, self.config, keep_ratio)
@@ -319,18 +393,20 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
 
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        for decoder_layer in self.layers[: self.config.num_hidden_layers]:
-            hidden_states = decoder_layer(
-                hidden_states,
-                attention_mask=own_mask,
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                position_embeddings=position_embeddings,
-                use_cache=use_cache,
-                router=router,
-                segments=segments,
-                **kwargs,
-            )
+        arguments = {
+            "attention_mask": own_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "position_embeddings": position_embeddings,
+            "use_cache": use_cache,
+            "router": router,
+            "segments": segments,
+            **kwargs,
+        }
+        for unit in units(self.layers[: self.config.num_hidden_layers], recomputes and past_key_values is None):
+            run = partial(run_layers, unit, **arguments)
+            is_pair = len(unit) > 1
+            hidden_states = self._gradient_checkpointing_func(run, hidden_states) if is_pair else run(hidden_states)
 
         layers = range(len(self.layers))
         return VideoLLMMoDModelOutputWithPast(
@@ -339,6 +415,12 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             router_scores=tuple(router.scores.get(i) for i in layers) if output_router_scores else None,
             kept_indices=tuple(router.kept.get(i) for i in layers) if output_router_scores else None,
         )
+
+
+def run_layers(layers: list[VideoLLMMoDDecoderLayer], hidden_states: torch.Tensor, **arguments) -> torch.Tensor:
+    for layer in layers:
+        hidden_states = layer(hidden_states, **arguments)
+    return hidden_states
 
 
 def valid_tokens(

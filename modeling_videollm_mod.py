@@ -20,6 +20,7 @@ from transformers.utils.generic import merge_with_config_defaults
 
 from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import VideoLLMMoDConfig, check_keep_ratio
+from .loss_videollm_mod import head_losses
 from .modeling_text_videollm_mod import (
     VideoLLMMoDModelOutputWithPast,
     VideoLLMMoDPreTrainedModel,
@@ -420,10 +421,11 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
                 f"`labels` must be {list(hidden_states.shape[:2])}, one a token, got {list(shift_labels.shape)}"
             )
         shift_labels = shift_labels.to(hidden_states.device)
-        learned = shift_labels != IGNORED
-        logits = self.lm_head(hidden_states[learned]).float()
-        losses = nn.functional.cross_entropy(logits, shift_labels[learned], reduction="none")
-        weights = torch.where(ends_frame[learned], self.config.stream_loss_weight, 1.0)
+        learned = (shift_labels != IGNORED).flatten().nonzero().squeeze(-1)
+        targets = shift_labels.flatten()[learned]
+        hidden_states = hidden_states.flatten(0, 1).index_select(0, learned)
+        losses = head_losses(self.lm_head, hidden_states, targets, self.vocab_size)
+        weights = torch.where(ends_frame.flatten()[learned], self.config.stream_loss_weight, 1.0)
         if num_items_in_batch is None:
             num_items_in_batch = max(losses.numel(), 1)
         elif isinstance(num_items_in_batch, torch.Tensor):

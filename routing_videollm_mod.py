@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from .configuration_videollm_mod import check_keep_ratio, num_kept_tokens
 
@@ -163,34 +164,77 @@ class Route:
     vision_slots: torch.Tensor  # int64 [F * k]: flat slots of the kept vision tokens
     gate: torch.Tensor | None  # float32 [F * k]: scores of the kept vision tokens; None when nothing is gated
     mod_gate: str
+    expert: LayerExpert | None = None  # that gave the scores
     lengths: list[int] | None = None  # slots of each stream, where one row holds several
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
-        """`[B or 1, T, ...]` -> `[B, K, ...]`."""
+        """`[B or 1, T, ...]` -> `[B, K, ...]`, without a gradient."""
         batch_size, num_slots = self.index.shape
         tokens = tokens.expand(batch_size, *tokens.shape[1:])
         return tokens.flatten(0, 1)[self.index.flatten()].view(batch_size, num_slots, *tokens.shape[2:])
 
-    def scatter(self, hidden_states: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
+    def enter(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens that enter, `[B, K, D]`, and `[B, T, D]` those that pass by, which only `leave` may use."""
+        entered, passing = _Enter.apply(hidden_states.flatten(0, 1), self.index.flatten(), self.filled)
+        return entered.view(*self.index.shape, -1), passing.view_as(hidden_states)
+
+    def leave(self, passing: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
         """Put a layer's output back among the tokens that passed by, after the gate.
 
         Args:
-            hidden_states (`[B, T, D]`): the layer's input.
-            entered, processed (`[B, K, D]`): what went in (`gather(hidden_states)`) and what came out.
+            passing (`[B, T, D]`), entered (`[B, K, D]`): of `enter`.
+            processed (`[B, K, D]`): what came out.
         """
         entered, processed = entered.flatten(0, 1), processed.flatten(0, 1)
         if self.gate is not None and self.mod_gate != "none":
-            kept = processed[self.vision_slots].float()
+            kept, gate = processed.index_select(0, self.vision_slots), self.gate
+            if torch.is_grad_enabled():  # with its gradient; of that only `entered` is kept, which others keep too
+                gate = checkpoint(self._kept_scores, entered, use_reentrant=False)
             if self.mod_gate == "residual":  # x + (1 + g) * (y - x) written as y + g * (y - x): exact where g = 0
-                kept_before = entered[self.vision_slots].float()
-                change = GATE_STRENGTH * self.gate.tanh()[:, None] * (kept - kept_before)
+                change = GATE_STRENGTH * gate.tanh()[:, None] * (kept - entered.index_select(0, self.vision_slots))
             else:  # sigmoid(s) * y, as in the paper's released code
-                change = (self.gate.sigmoid()[:, None] - 1) * kept
+                change = (gate.sigmoid()[:, None] - 1) * kept
             processed = processed.index_add(0, self.vision_slots, change.to(processed.dtype))
-        index = self.index.flatten()
-        if self.filled is not None:
-            index, processed = index[self.filled], processed[self.filled]
-        return hidden_states.flatten(0, 1).index_copy(0, index, processed).view_as(hidden_states)
+        return _Leave.apply(passing.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(passing)
+
+    def _kept_scores(self, entered: torch.Tensor) -> torch.Tensor:
+        return self.expert(entered.index_select(0, self.vision_slots))
+
+
+class _Enter(torch.autograd.Function):
+    """Tokens `[M, D]` -> those at `index`, and all of them to pass by.
+
+    Plain indexing would have the backward pass add a tensor of zeros to one with gaps. Instead `_Leave` hands the
+    gradient of all tokens on as it is, and here the entered tokens' own takes the place of what was theirs.
+    """
+
+    @staticmethod
+    def forward(ctx, tokens, index, filled):
+        ctx.index, ctx.filled = (index, None) if filled is None else (index[filled], filled)  # a slot may be empty
+        return tokens.index_select(0, index), tokens.view_as(tokens)
+
+    @staticmethod
+    def backward(ctx, entered, passing):
+        if ctx.filled is not None:
+            entered = entered.index_select(0, ctx.filled)
+        return passing.index_copy(0, ctx.index, entered), None, None
+
+
+class _Leave(torch.autograd.Function):
+    """Puts processed tokens back to where `_Enter` took them from."""
+
+    @staticmethod
+    def forward(ctx, passing, processed, index, filled):
+        # not saved as tensors for backward: a checkpoint would recompute all of a layer to get them
+        ctx.index, ctx.filled, ctx.shape = index if filled is None else index[filled], filled, processed.shape
+        return passing.index_copy(0, ctx.index, processed if filled is None else processed[filled])
+
+    @staticmethod
+    def backward(ctx, tokens):
+        processed = tokens.index_select(0, ctx.index)
+        if ctx.filled is not None:
+            processed = tokens.new_zeros(ctx.shape).index_copy(0, ctx.filled, processed)
+        return tokens, processed, None, None
 
 
 @dataclass
@@ -254,13 +298,11 @@ class FrameRouter:
         """Choose the tokens that enter layer `layer_idx` by its input `hidden_states` `[B, T, D]`."""
         index, gate = self._index, None
         if self._vision_slots.numel():
-            scores, priority = self._score(layer_idx, expert, hidden_states)
-            num_kept = self._vision_slots.numel() // self.layout.num_frames
-            kept = select_tokens(priority, num_kept, self.config.mod_force_keep_last)
+            if layer_idx not in self.kept:  # else a checkpoint is recomputing: the choice stands
+                self._choose(layer_idx, expert, hidden_states.detach())
+            kept, scores = self.kept[layer_idx], self.scores.get(layer_idx)
             index = index.index_copy(0, self._vision_slots, self.layout.frames.gather(1, kept).flatten())
-            self.kept[layer_idx] = kept
             if scores is not None:
-                self.scores[layer_idx] = scores
                 gate = scores.gather(1, kept).flatten()
         valid = None
         if self._filled is not None or self.layout.valid is not None:
@@ -274,8 +316,17 @@ class FrameRouter:
             vision_slots=self._vision_slots,
             gate=gate,
             mod_gate=self.config.mod_gate,
+            expert=expert,
             lengths=self._lengths,
         )
+
+    @torch.no_grad()
+    def _choose(self, layer_idx: int, expert: LayerExpert | None, hidden_states: torch.Tensor) -> None:
+        scores, priority = self._score(layer_idx, expert, hidden_states)
+        num_kept = self._vision_slots.numel() // self.layout.num_frames
+        self.kept[layer_idx] = select_tokens(priority, num_kept, self.config.mod_force_keep_last)
+        if scores is not None:
+            self.scores[layer_idx] = scores
 
     def _score(self, layer_idx, expert, hidden_states) -> tuple[torch.Tensor | None, torch.Tensor]:
         """Scores `[F, N]` for the gate (None for the controls) and the priority `[F, N]` to select by."""
@@ -291,7 +342,7 @@ class FrameRouter:
                 f"`mod_layers` (now {self.config.mod_layers!r})"
             )
         scores = expert(hidden_states.flatten(0, 1)[frames])
-        return scores, scores.detach()
+        return scores, scores
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "FrameRouter":
         """A copy on `device` that records into the same `scores` and `kept`; for layers spread over devices."""

@@ -21,12 +21,16 @@ from videollm_mod.training.train import TrainingConfig, train
 SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
 WHOLE = {"freeze_vision_tower": False}
 LORA = {"lora": {"r": 4, "alpha": 8}}
+PAIRS, ATTENTION = (
+    {"gradient_checkpointing_kwargs": {"use_reentrant": False, "recompute": recompute}}
+    for recompute in ("pairs", {"attention": 2, "mlp": 2})
+)
 # name -> options of the config, options of its stream stage
 RUNS = {
     "ddp": ({}, WHOLE),
-    "ddp_lora": (LORA, {}),
-    "fsdp": ({}, SHARDED | WHOLE),
-    "fsdp_lora": (LORA, SHARDED),
+    "ddp_lora": (LORA, PAIRS),
+    "fsdp": ({}, SHARDED | WHOLE | PAIRS),
+    "fsdp_lora": (LORA, SHARDED | ATTENTION),
     "fsdp_lora_bf16": (LORA | {"dtype": "bfloat16"}, SHARDED | {"bf16": True}),
 }
 

@@ -72,6 +72,8 @@ def add_lora(model: VideoLLMMoDForConditionalGeneration, options: LoraOptions, t
     """
     from peft import LoraConfig, get_peft_model
 
+    from .lora_linear import use_lora_linear
+
     names = ["connector", "layer_expert", *(["vision_tower"] if train_vision_tower else [])]
     whole = [module for name, module in model.named_modules() if name.split(".")[-1] in names]
     for module in whole:
@@ -84,6 +86,7 @@ def add_lora(model: VideoLLMMoDForConditionalGeneration, options: LoraOptions, t
         modules_to_save=names,
     )
     adapted = get_peft_model(model, config)
+    use_lora_linear(adapted)
     # peft would put the frozen lm_head into every checkpoint: 1 GiB at Llama-3-8B's vocabulary
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted

@@ -1,0 +1,34 @@
+"""What routing itself costs in a training step: scores, choice, gather and scatter, with their gradients."""
+
+import torch
+
+from ..routing_videollm_mod import FrameRouter
+from .arithmetic import best_time
+from .step import Bench
+
+
+def routing_seconds(bench: Bench) -> float:
+    """Seconds that all routed layers of a step take if their attention and MLP do nothing."""
+    model, text = bench.model, bench.model.config.text_config
+    text.vision_routing = "mod"
+    layout = model.model.lay_out(bench.inputs["input_ids"])
+    length = bench.inputs["input_ids"].shape[1]
+    options = {"device": bench.device, "dtype": model.dtype}
+    tokens = torch.randn(1, length, text.hidden_size, **options, requires_grad=True)
+    angles = torch.randn(1, length, text.head_dim, **options)
+    gradient = torch.randn_like(tokens)
+    layers = model.model.language_model.layers
+
+    def route_all() -> None:
+        router, hidden_states = FrameRouter(layout, text), tokens
+        for index in text.routed_layers:
+            route = router(index, layers[index].layer_expert, hidden_states)
+            entered, passing = route.enter(hidden_states)
+            route.gather(angles), route.gather(angles)
+            hidden_states = route.leave(passing, entered, entered)
+        hidden_states.backward(gradient)
+        tokens.grad = None
+
+    seconds = best_time(route_all, bench.device, repeats=5, calls=3)
+    bench.optimizer.zero_grad()
+    return seconds

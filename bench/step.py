@@ -1,0 +1,150 @@
+"""One training step, in the ways that are compared: what is routed, which logits exist, what is recomputed."""
+
+import contextlib
+import gc
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+import torch
+from transformers.loss.loss_utils import ForCausalLMLoss
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
+
+from ..modeling_text_videollm_mod import VideoLLMMoDRMSNorm
+from ..training.adapters import LoraOptions, add_lora
+from ..training.freezing import freeze_unreached
+from .arithmetic import synchronise
+from .streams import random_model, random_stream
+
+
+class Deadline:
+    def __init__(self, minutes: float):
+        self.end = time.perf_counter() + 60 * minutes
+
+    def passed(self) -> bool:
+        return time.perf_counter() > self.end
+
+
+@dataclass(frozen=True)
+class Way:
+    """
+    Args:
+        routed: mixture of depths, else every token in every layer.
+        all_logits: the loss as transformers computes it, from the logits of all tokens.
+        stock: with transformers' norm and peft's LoRA layer in place of ours.
+        recompute: as in `recomputing_videollm_mod`, written `choice:layers+choice:layers`.
+    """
+
+    routed: bool
+    all_logits: bool = False
+    stock: bool = False
+    recompute: str = "layer"
+
+    @property
+    def name(self) -> str:
+        name = "MoD" if self.routed else "dense"
+        return name + ", all logits" * self.all_logits + ", stock layers" * self.stock
+
+    def choices(self, num_layers: int) -> dict[str, int]:
+        parts = [part.partition(":") for part in self.recompute.split("+")]
+        return {choice: int(count) if count else num_layers for choice, _, count in parts}
+
+
+class Bench:
+    """A model with adapters, its optimizer and one stream. Adapters are in the model's dtype, as is their optimizer's
+    state; connector and routers are in float32."""
+
+    def __init__(self, geometry: str, frames: int, tokens: int, device: str, dtype=torch.bfloat16, **mod_options):
+        self.device, self.rank = device, LoraOptions().r
+        self.model = random_model(geometry, tokens, device, dtype, **mod_options)
+        self.inputs = random_stream(self.model, frames, device)
+        self.adapted = add_lora(self.model, LoraOptions())
+        freeze_unreached(self.model, given_features=True)
+        torch.manual_seed(0)
+        for name, parameter in self.adapted.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(device, dtype)
+            if "lora_B" in name:  # else no gradient reaches A
+                torch.nn.init.normal_(parameter, std=0.02)
+        self.adapted.to(device).train()
+        self.optimizer = torch.optim.AdamW(
+            [p for p in self.adapted.parameters() if p.requires_grad], lr=1e-5, fused=device != "cpu"
+        )
+
+    def use_stream(self, frames: int, tokens: int, batch: int = 1) -> None:
+        """Other streams for the same weights, of frames with as many tokens as `tokens` says."""
+        side = int((tokens - 1) ** 0.5)
+        self.model.config.frame_token_pooled = [side, side] if side else None
+        self.inputs = random_stream(self.model, frames, self.device, batch)
+
+    def set(self, way: Way) -> None:
+        text = self.model.config.text_config
+        text.vision_routing = "mod" if way.routed else "full"
+        choices = way.choices(text.num_hidden_layers)
+        self.model._set_gradient_checkpointing(True, checkpoint_with(choices))
+
+    def loss(self, way: Way) -> torch.Tensor:
+        if not way.all_logits:
+            return self.model(**self.inputs, use_cache=False).loss
+        labels = self.inputs["labels"]
+        inputs = {name: value for name, value in self.inputs.items() if name != "labels"}
+        hidden_states = self.model.model(**inputs, use_cache=False).last_hidden_state
+        return ForCausalLMLoss(self.model.lm_head(hidden_states), labels, self.model.vocab_size)
+
+    def backward(self, way: Way) -> float:
+        """Leave the gradients, and return the loss."""
+        self.set(way)
+        with stock_layers() if way.stock else contextlib.nullcontext():
+            loss = self.loss(way)
+            loss.backward()
+        return loss.item()
+
+    def step(self, way: Way) -> tuple[float, float, float]:
+        """Loss, seconds, and peak GiB (0 on a CPU) of a forward and backward pass and the optimizer's step."""
+        cuda = self.device != "cpu"
+        if cuda:
+            torch.cuda.reset_peak_memory_stats()
+        synchronise(self.device)
+        start = time.perf_counter()
+        loss = self.backward(way)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        synchronise(self.device)
+        seconds = time.perf_counter() - start
+        return loss, seconds, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+
+    def try_step(self, way: Way) -> tuple[float, float, float] | None:
+        """As `step`; None where the memory does not suffice."""
+        try:
+            return self.step(way)
+        except RuntimeError as error:  # cuBLAS says it in another way
+            if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
+                raise
+        # here the traceback's frames hold nothing any more
+        self.optimizer.zero_grad()
+        gc.collect()
+        torch.cuda.empty_cache()
+        return None
+
+
+def checkpoint_with(choices: dict[str, int]):
+    from functools import partial
+
+    from torch.utils.checkpoint import checkpoint
+
+    return partial(checkpoint, use_reentrant=False, recompute=choices)
+
+
+@contextlib.contextmanager
+def stock_layers() -> Iterator[None]:
+    """Norms as transformers computes them, and adapters as peft does."""
+    from peft.tuners.lora import Linear
+
+    from ..training.lora_linear import LoraLinear
+
+    with (
+        mock.patch.object(VideoLLMMoDRMSNorm, "forward", LlamaRMSNorm.forward),
+        mock.patch.object(LoraLinear, "forward", Linear.forward),
+    ):
+        yield

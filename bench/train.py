@@ -1,0 +1,210 @@
+"""`videollm-mod bench train`: time and memory of a training step, mixture of depths beside dense.
+
+First every way is tried with every choice of what is recomputed; then the best of them take turns. Both sides have the
+same weights, adapters, optimizer, attention and stream; only the tokens that enter the routed layers differ, and where
+it is said, which logits exist.
+"""
+
+import statistics
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from .arithmetic import layer_tokens, measured_rates, step_operations
+from .record import enter, header, write
+from .step import Bench, Deadline, Way
+
+# of 32 layers; fewer layers take shares of them
+CHOICES = (
+    "attention",
+    "pairs",
+    "pairs:16+attention:16",
+    "layer",
+    "mlp",
+    "attention:16+mlp:16",
+    "mlp:16+activation:16",
+    "activation",
+    "attention:24+none:8",
+    "mlp:24+none:8",
+    "activation:16+none:16",
+    "none",
+)
+DENSE_CHOICES = ("layer", "attention", "mlp", "activation", "mlp:24+none:8", "none")
+REFERENCE = Way(routed=False, all_logits=True, recompute="layer")
+
+
+def scaled(choice: str, num_layers: int) -> str:
+    """A choice for 32 layers as one for `num_layers`."""
+    parts = [part.partition(":") for part in choice.split("+")]
+    if not parts[0][2]:
+        return choice
+    counts = [int(count) * num_layers // 32 for _, _, count in parts]
+    counts[-1] += num_layers - sum(counts)
+    return "+".join(f"{name}:{count}" for (name, _, _), count in zip(parts, counts, strict=True))
+
+
+def ways(num_layers: int) -> list[Way]:
+    reference = [REFERENCE, Way(routed=False, all_logits=True, stock=True)]
+    mod = [Way(routed=True, recompute=scaled(choice, num_layers)) for choice in CHOICES]
+    dense = [Way(routed=False, recompute=scaled(choice, num_layers)) for choice in DENSE_CHOICES]
+    full = [Way(routed=False, all_logits=True, recompute=scaled(c, num_layers)) for c in DENSE_CHOICES[1:]]
+    return [*reference, *mod, *dense, *full]
+
+
+def row(way: Way, steps: list[tuple | None]) -> dict:
+    measured = [step for step in steps if step is not None]
+    return {
+        "row": way.name,
+        "recompute": way.recompute,
+        "seconds": [seconds for _, seconds, _ in measured],
+        "peak_gib": max((peak for _, _, peak in measured), default=None),
+        "loss": measured[-1][0] if measured else None,
+        "out_of_memory": None in steps,
+    }
+
+
+def line(entry: dict) -> str:
+    if not entry["seconds"]:
+        why = "out of memory" if entry["out_of_memory"] else "no time left"
+        return f"{entry['row']:<32} {entry['recompute']:<24} {why}"
+    seconds = statistics.median(entry["seconds"])
+    return (
+        f"{entry['row']:<32} {entry['recompute']:<24} {1000 * seconds:>8.0f} ms {entry['peak_gib']:>8.2f} GiB "
+        f"loss {entry['loss']:.4f}"
+    )
+
+
+def search(bench: Bench, deadline: Deadline, result: dict, path: Path | None) -> dict[Way, dict]:
+    """One step of every way, as far as the time suffices."""
+    found: dict[Way, dict] = {}
+    bench.try_step(Way(routed=True))
+    bench.try_step(REFERENCE)
+    for way in tqdm(ways(bench.model.config.text_config.num_hidden_layers), desc="choices", leave=False):
+        if deadline.passed():
+            break
+        found[way] = row(way, [bench.try_step(way)])
+        result["search"] = list(found.values())
+        write(path, result)
+        tqdm.write(line(found[way]))
+    return found
+
+
+def pick(found: dict[Way, dict]) -> dict[str, Way]:
+    """The ways whose measurements make the figures."""
+    fits = {way: entry for way, entry in found.items() if entry["seconds"]}
+    picked = {"reference": REFERENCE}
+    if REFERENCE not in fits:
+        return {}
+    reference = fits[REFERENCE]
+
+    def best(key, **conditions) -> Way | None:
+        chosen = [
+            way
+            for way, entry in fits.items()
+            if not way.all_logits
+            and way.routed == conditions["routed"]
+            and entry["peak_gib"] <= conditions.get("memory", float("inf"))
+            and entry["seconds"][0] <= conditions.get("seconds", float("inf"))
+        ]
+        return min(chosen, key=lambda way: fits[way][key][0] if key == "seconds" else fits[way][key], default=None)
+
+    memory = reference["peak_gib"]
+    picked["fast"] = best("seconds", routed=True, memory=memory)
+    picked["small"] = best("peak_gib", routed=True, seconds=0.61 * reference["seconds"][0])
+    picked["dense"] = best("seconds", routed=False, memory=memory)
+    if picked["fast"] is not None:  # like for like: both recompute the same
+        picked["alike"] = Way(routed=False, recompute=picked["fast"].recompute)
+        picked["alike, layer"], picked["alike, MoD, layer"] = Way(routed=False), Way(routed=True)
+    return {role: way for role, way in picked.items() if way is not None and way in fits}
+
+
+def take_turns(bench: Bench, picked: dict[str, Way], repeats: int, deadline: Deadline) -> dict[str, dict]:
+    steps: dict[Way, list] = {way: [] for way in picked.values()}
+    for _ in tqdm(range(repeats), desc="repeats", leave=False):
+        for way in steps:
+            if not deadline.passed():
+                steps[way].append(bench.try_step(way))
+    return {role: row(way, steps[way]) for role, way in picked.items()}
+
+
+def figures(rows: dict[str, dict], shape: str) -> dict[str, float]:
+    time_of = {role: statistics.median(entry["seconds"]) for role, entry in rows.items() if entry["seconds"]}
+    out = {}
+    if {"reference", "fast"} <= time_of.keys():
+        out[f"train_time_vs_dense_{shape}"] = time_of["fast"] / time_of["reference"]
+    if {"reference", "small"} <= time_of.keys() and rows["reference"]["peak_gib"]:
+        out[f"train_memory_vs_dense_{shape}"] = rows["small"]["peak_gib"] / rows["reference"]["peak_gib"]
+        out[f"train_time_of_least_memory_{shape}"] = time_of["small"] / time_of["reference"]
+    if {"alike", "fast"} <= time_of.keys():
+        out[f"train_time_like_for_like_{shape}"] = time_of["fast"] / time_of["alike"]
+    if {"alike, layer", "alike, MoD, layer"} <= time_of.keys():
+        out[f"train_time_like_for_like_layer_{shape}"] = time_of["alike, MoD, layer"] / time_of["alike, layer"]
+    return out
+
+
+def bench(
+    geometry: str,
+    json: Path | None,
+    frames: int,
+    tokens: int,
+    keep_ratio: float,
+    repeats: int,
+    minutes: float,
+    profile: bool,
+) -> None:
+    deadline = Deadline(minutes)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    machine = Bench(geometry, frames, tokens, device, mod_keep_ratio=keep_ratio)
+    measure(machine, frames, tokens, json, repeats, deadline, profile)
+
+
+def measure(
+    machine: Bench, frames: int, tokens: int, path: Path | None, repeats: int, deadline: Deadline, profile: bool
+) -> dict:
+    """Everything that is measured of one shape of stream; also written to `path` step by step."""
+    machine.use_stream(frames, tokens)
+    length, kept = layer_tokens(machine.model, machine.inputs)
+    labelled = int((machine.inputs["labels"] != -100).sum())
+    result = {**header(), "frames": frames, "tokens_per_frame": tokens}
+    result |= {"sequence_tokens": length, "tokens_in_routed_layers": kept, "labelled_tokens": labelled}
+    result["rates"] = rates = measured_rates(machine.device)
+    print(f"{length} tokens, {kept} in routed layers, {labelled} labelled; rates {rates}", flush=True)
+    if profile:
+        from .kernels import kernel_table
+
+        num_layers = machine.model.config.text_config.num_hidden_layers
+        for way in (Way(True, recompute="mlp"), Way(False, recompute="mlp"), Way(True)):
+            if machine.try_step(way) is not None:
+                result.setdefault("kernels", {})[f"{way.name}, {way.recompute}"] = table = kernel_table(machine, way)
+                print(f"--- {way.name}, {way.recompute}, {num_layers} layers\n{table['text']}", flush=True)
+                write(path, result)
+        from .overhead import routing_seconds
+
+        result["routing_seconds"] = routing_seconds(machine)
+        print(f"routing alone: {result['routing_seconds']}", flush=True)
+        write(path, result)
+    found = search(machine, deadline, result, path)
+    picked = pick(found)
+    rows = take_turns(machine, picked, repeats, deadline)
+    result["rows"] = rows
+    for role, entry in rows.items():
+        print(f"{role:<18} {line(entry)}")
+        if entry["seconds"]:
+            way = picked[role]
+            operations = step_operations(machine.model, machine.inputs, machine.rank, way.routed, way.all_logits)
+            share = operations / statistics.median(entry["seconds"]) / rates["matmul_operations_per_s"]
+            entry["operations"], entry["share_of_matmul_rate"] = operations, share
+            print(f"{'':<18} {operations / 1e12:.1f} T operations, {100 * share:.0f}% of the rate of a large product")
+    result["figures"] = figures(rows, f"{frames}x{tokens}")
+    if "routing_seconds" in result and rows.get("fast", {}).get("seconds"):
+        result["figures"]["routing_overhead"] = result["routing_seconds"] / statistics.median(rows["fast"]["seconds"])
+    write(path, result)
+    for name, value in result["figures"].items():
+        print(f"{name}: {value:.4f}", flush=True)
+    if path is not None:
+        from .plots import plot_training
+
+        plot_training(result, path.with_suffix(".png"))
+    enter(path, result["figures"], result["command"])
+    return result

@@ -1,0 +1,87 @@
+"""`videollm-mod bench`: what it counts is what there is, and its results are whole."""
+
+import json
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from videollm_mod.bench.arithmetic import layer_tokens, step_operations
+from videollm_mod.bench.cache_bytes import bytes_per_frame, held_tokens
+from videollm_mod.bench.check import check
+from videollm_mod.bench.step import Bench, Way
+from videollm_mod.bench.train import CHOICES, scaled
+from videollm_mod.cli import main
+from videollm_mod.configuration_videollm_mod import num_kept_tokens
+from videollm_mod.recomputing_videollm_mod import choices_of_layers
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return Bench("tiny", 20, 10, "cpu")
+
+
+@pytest.mark.parametrize("tokens", [1, 5, 10])
+@pytest.mark.parametrize("ratio", [0.2, 0.5])
+def test_bytes_of_the_cache_are_those_of_the_tokens_that_layers_hold(tokens, ratio):
+    held = held_tokens("tiny", 6, tokens, ratio)
+    assert held == [6 * (tokens + 1), 6 * (num_kept_tokens(ratio, tokens) + 1)] * 2
+    counted = bytes_per_frame("tiny", tokens, ratio)
+    assert counted["mod"] == sum(held) / 6 * 2 * 2 * 16 * 2  # keys and values, heads, head size, bytes
+    assert counted["ratio"] == sum(held) / (4 * held[0])
+
+
+def test_caches_of_the_papers_frames():
+    """The ratios of its geometry, to four digits by arithmetic: (11 + 3) / 22 and (51 + 11) / 102."""
+    assert bytes_per_frame("llama3-8b", 10)["ratio"] == pytest.approx(14 / 22)
+    assert bytes_per_frame("llama3-8b", 50)["ratio"] == pytest.approx(62 / 102)
+
+
+@pytest.mark.parametrize("routed", [True, False])
+@pytest.mark.parametrize("all_logits", [True, False])
+def test_counted_operations_are_those_that_run(tiny, routed, all_logits):
+    way = Way(routed, all_logits, recompute="none")
+    tiny.set(way)
+    product = {torch.ops.aten.addmm_: lambda added, a, b, *args, **kwargs: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=product) as counter:
+        tiny.backward(way)
+    tiny.optimizer.zero_grad()
+    text, (full, kept) = tiny.model.config.text_config, layer_tokens(tiny.model, tiny.inputs)
+    squares = sum((kept if routed and index % 2 else full) ** 2 for index in range(text.num_hidden_layers))
+    attention = 7 * text.hidden_size * squares  # which the counter does not know on every device
+    run = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    products = sum(count for name, count in run.items() if "mm" in name)
+    frames = tiny.inputs["video_features"].shape[:2].numel()
+    width, hidden = tiny.model.config.vision_config.hidden_size, text.hidden_size
+    connector = frames * 2 * (2 * width * hidden + 3 * hidden * hidden)
+    counted = step_operations(tiny.model, tiny.inputs, tiny.rank, routed, all_logits)
+    assert counted - attention == pytest.approx(products - connector, rel=0.01)
+
+
+@pytest.mark.parametrize("num_layers", [4, 8, 32])
+@pytest.mark.parametrize("choice", CHOICES)
+def test_every_choice_names_every_layer(choice, num_layers):
+    choices = Way(True, recompute=scaled(choice, num_layers)).choices(num_layers)
+    assert len(choices_of_layers(choices, num_layers)) == num_layers
+
+
+def test_all_ways_agree():
+    errors = {name: entry["gradient_error"] for name, entry in check("cpu", "tiny", frames=10).items()}
+    assert len(errors) == 16 and all(0 < error < 0.02 for error in errors.values())
+
+
+def test_results_are_whole(tmp_path, capsys):
+    arguments = ["--geometry", "tiny", "--json", str(tmp_path / "train.json")]
+    assert main(["bench", "train", *arguments, "--frames", "20", "--tokens", "5", "--repeats", "2"]) == 0
+    result = json.loads((tmp_path / "train.json").read_text())
+    assert result["sequence_tokens"] == 1 + 1 + 20 * 6 + 24 and result["labelled_tokens"] == 20 + 24
+    assert result["tokens_in_routed_layers"] == 1 + 1 + 20 * 2 + 24
+    assert all(len(row["seconds"]) == 2 for row in result["rows"].values())
+    assert {"commit", "command", "machine", "versions", "rates", "search", "figures"} <= result.keys()
+    assert "train_time_vs_dense_20x5" in capsys.readouterr().out
+    assert (tmp_path / "train.png").stat().st_size > 10_000
+
+
+def test_wrong_frames_are_named(capsys):
+    assert main(["bench", "train", "--geometry", "tiny", "--tokens", "7"]) == 2
+    assert "1 more than a square" in capsys.readouterr().err

@@ -1,0 +1,187 @@
+"""Whatever training recomputes and in whatever pieces it takes the loss, losses and gradients are the plain ones."""
+
+import pytest
+import torch
+from fitting import stream_labels
+from peft import LoraConfig, get_peft_model
+from peft.tuners.lora import Linear
+from tiny import ROUTINGS, random_batch, tiny_model
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
+from torch.utils.flop_counter import FlopCounterMode
+
+from videollm_mod import loss_videollm_mod, recomputing_videollm_mod
+from videollm_mod.recomputing_videollm_mod import CHOICES
+from videollm_mod.training.adapters import LoraOptions, add_lora
+from videollm_mod.training.lora_linear import LoraLinear
+
+MIXED = {"pairs": 2, "attention": 1, "activation": 1, "none": 1}
+
+
+def trainable(seed: int, lora: LoraOptions | None = None, **options):
+    """A model in training, with adapters or without, and a batch with padding."""
+    model = tiny_model(seed, **options)
+    batch, _ = random_batch(model, seed, [2, 1])
+    batch["labels"] = stream_labels(batch, seed)
+    if lora is not None:
+        model = add_lora(model, lora)
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                nn.init.normal_(parameter, std=0.1)
+    return model.train(), batch
+
+
+def enable(model, recompute) -> None:
+    model.gradient_checkpointing_enable({"use_reentrant": False, "recompute": recompute})
+
+
+def loss_and_gradients(model, batch, **options) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    model.zero_grad()
+    torch.manual_seed(0)  # of dropout
+    loss = model(**batch, **options).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(got, expected, **tolerance) -> None:
+    torch.testing.assert_close(got[0], expected[0], **tolerance)
+    assert got[1].keys() == expected[1].keys()
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(got[1][name], gradient, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
+@pytest.mark.parametrize("routing", ["learned", "output gate", "all layers", "full", "early exit"])
+def test_gradients_are_those_of_keeping_everything(recompute, routing, monkeypatch):
+    monkeypatch.setattr(recomputing_videollm_mod, "CHUNK_TOKENS", 7)
+    seed = CHOICES.index(recompute) if recompute in CHOICES else 9
+    model, batch = trainable(seed, **ROUTINGS[routing], attention_dropout=0.2)
+    plain = loss_and_gradients(model, batch)
+    enable(model, recompute)
+    assert_same(loss_and_gradients(model, batch), plain)
+    assert_same(loss_and_gradients(model, batch, use_cache=True), plain)
+    model.gradient_checkpointing_disable()
+    assert_same(loss_and_gradients(model, batch), plain, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_gradients_of_adapters_are_those_of_keeping_everything(recompute, dropout):
+    model, batch = trainable(11, LoraOptions(r=4, alpha=8, dropout=dropout))
+    plain = loss_and_gradients(model, batch)
+    enable(model, recompute)
+    assert_same(loss_and_gradients(model, batch), plain)
+
+
+def operations(model, batch, recompute) -> int:
+    enable(model, recompute)
+    in_place = {torch.ops.aten.addmm_: lambda added, a, b, *args, **kwargs: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        loss_and_gradients(model, batch, use_cache=False)
+    return counter.get_total_flops()
+
+
+def test_the_last_product_of_what_is_recomputed_is_left_out():
+    """No gradient needs it, and in an MLP it is a third of all."""
+    model, batch = trainable(5, LoraOptions(r=2, alpha=4), vision_routing="full")
+    text, tokens = model.config.text_config, batch["input_ids"].numel()
+    hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_key_value_heads * text.head_dim
+    done = {choice: operations(model, batch, choice) for choice in ("none", "activation", "mlp", "attention")}
+
+    def adapter(inputs: int, outputs: int) -> int:
+        return 2 * tokens * 2 * (inputs + outputs)
+
+    def linear(inputs: int, outputs: int) -> int:
+        return 2 * tokens * inputs * outputs + adapter(inputs, outputs)
+
+    layers = text.num_hidden_layers
+    assert done["activation"] - done["none"] == layers * adapter(inner, hidden)
+    assert done["mlp"] - done["activation"] == layers * 2 * linear(hidden, inner)
+    projections = 2 * linear(hidden, hidden) + 2 * linear(hidden, heads)
+    assert done["attention"] - done["mlp"] == layers * projections
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_chunked_loss_is_the_whole_ones(seed, dtype, monkeypatch):
+    torch.manual_seed(seed)
+    rows, hidden, vocabulary = 37, 16, 50
+    head = nn.Linear(hidden, vocabulary, bias=False, dtype=dtype)
+    states = torch.randn(rows, hidden, dtype=dtype, requires_grad=True)
+    targets, weights = torch.randint(vocabulary, (rows,)), torch.rand(rows)
+    expected = cross_entropy(head(states).float(), targets, reduction="none")
+    wanted = torch.autograd.grad((expected * weights).sum(), [states, head.weight])
+    monkeypatch.setattr(loss_videollm_mod, "CHUNK_LOGITS", 8 * vocabulary)
+    sizes = []
+    head.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
+    losses = loss_videollm_mod.head_losses(head, states, targets, vocabulary)
+    assert sizes == [8, 8, 8, 8, 5] and torch.allclose(losses, expected)
+    got = torch.autograd.grad((losses * weights).sum(), [states, head.weight])
+    # a sum over chunks is rounded to the gradient's dtype once a chunk
+    for value, reference in zip(got, wanted, strict=True):
+        error = (value - reference).float().norm() / reference.float().norm()
+        assert error < (1e-6 if dtype == torch.float32 else 1e-2)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_models_loss_in_chunks_is_the_whole_one(seed, monkeypatch):
+    model, batch = trainable(seed, LoraOptions(r=4, alpha=8))
+    plain = loss_and_gradients(model, batch)
+    monkeypatch.setattr(loss_videollm_mod, "CHUNK_LOGITS", 3 * model.config.text_config.vocab_size)
+    assert_same(loss_and_gradients(model, batch), plain)
+
+
+class Biased(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Linear(6, 9), nn.Linear(9, 5, bias=False)
+
+    def forward(self, x):
+        return self.two(self.one(x).tanh())
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"lora_dropout": 0.5}, {"use_rslora": True}], ids=str)
+@pytest.mark.parametrize("shape", [(7, 6), (2, 3, 6)])
+def test_our_lora_layer_is_pefts(options, shape):
+    torch.manual_seed(0)
+    model = get_peft_model(
+        Biased(), LoraConfig(r=3, target_modules=["one", "two"], init_lora_weights=False, **options)
+    )
+    x = torch.randn(shape, requires_grad=True)
+
+    def run(layer: type):
+        for module in model.modules():
+            if isinstance(module, Linear):
+                module.__class__ = layer
+        torch.manual_seed(1)
+        out = model(x)
+        inputs = [x, *(p for p in model.parameters() if p.requires_grad)]
+        return [out, *torch.autograd.grad(out.square().sum(), inputs)]
+
+    for got, expected in zip(run(LoraLinear), run(Linear), strict=True):
+        torch.testing.assert_close(got, expected)
+    with model.disable_adapter():
+        out = model(x)
+    model.merge_adapter()
+    assert (model(x) - out).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("recompute", "message"),
+    [("all", "must be one of pairs, layer, .*, got 'all'"), ({"layer": 2, "mlp": 2}, "the choices of 5 layers")],
+)
+def test_unknown_choices_are_named(recompute, message):
+    with pytest.raises(ValueError, match=message):
+        enable(tiny_model(0), recompute)
+    with pytest.raises(ValueError, match="use_reentrant=False"):
+        tiny_model(0).gradient_checkpointing_enable({"use_reentrant": True, "recompute": "mlp"})
+
+
+def test_the_vision_tower_recomputes_as_ever():
+    model = tiny_model(0).train()
+    enable(model, "mlp")
+    layers = model.model.vision_tower.encoder.layers
+    assert all(
+        layer.gradient_checkpointing and layer._gradient_checkpointing_func.func is checkpoint for layer in layers
+    )
