@@ -382,6 +382,8 @@ class StreamingSession:
         return silence_probability(logits, processor.frame_separator_token_id).cpu(), kept
 
     def _rollback(self, position: int) -> None:
+        if position == self.cache.get_seq_length():
+            return
         self.cache.rollback(position)
         if self._memory is not None:
             self._memory.rollback(position)
