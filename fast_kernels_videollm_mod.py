@@ -21,8 +21,9 @@ from .routing_videollm_mod import GATE_STRENGTH
 
 # a layer's row in the table, int64
 KEYS, VALUES, POSITIONS, HELD, CAPACITY, BASE, COUNT, TABLE_WIDTH = 0, 1, 2, 3, 4, 5, 6, 8
-SPLITS = 32  # parts of the keys, times key-value heads: two for each processor of an H100
-# of each kernel: rows of a weight per program, columns per turn, warps, stages
+SPLITS = 16  # parts of the keys; times 8 key-value heads they are as many as an H100 has processors
+KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
+# of each kernel: rows of a weight per program, columns per turn (half for many slots), warps, stages
 TILES = {
     "project": (16, 256, 4, 4),
     "leave": (16, 256, 4, 5),
@@ -104,7 +105,7 @@ def _project_kernel(
         address = tl.load(table_ptr + 0)
         if head >= H + G:
             address = tl.load(table_ptr + 1)
-        room = address.to(tl.pointer_type(dtype))
+        room = tl.multiple_of(address.to(tl.pointer_type(dtype)), 256)
         at = room + (own * tl.load(table_ptr + 4) + held + m[:, None]) * HEAD + c[None, :]
         tl.store(at, first.to(dtype), (m < count)[:, None])
         tl.store(at + HALF, second.to(dtype), (m < count)[:, None])
@@ -149,7 +150,9 @@ def _turn_kernel(
         address = tl.load(table_ptr + 0)
         if head >= H + G:
             address = tl.load(table_ptr + 1)
-        to = address.to(tl.pointer_type(dtype)) + (own * tl.load(table_ptr + 4) + held + m[:, None]) * HEAD + c[None, :]
+        to = (
+            address.to(tl.pointer_type(dtype)) + (own * tl.load(table_ptr + 4) + held + m[:, None]) * HEAD + c[None, :]
+        )
         tl.store(to, first.to(dtype), (m < count)[:, None])
         tl.store(to + HALF, second.to(dtype), (m < count)[:, None])
         if head == H:
@@ -169,10 +172,11 @@ def _attend_kernel(
     slot, head = r // SHARE, group * SHARE + r % SHARE
     d = tl.arange(0, HEAD)
     dtype = q_ptr.dtype.element_ty
-    held, capacity = tl.load(table_ptr + 3), tl.load(table_ptr + 4)
+    # rooms begin at a multiple of 256 bytes and are multiples of 64 tokens long: said, so that reads are wide
+    held, capacity = tl.load(table_ptr + 3), tl.multiple_of(tl.load(table_ptr + 4), 64)
     length = held + tl.load(table_ptr + 6)
-    keys = tl.load(table_ptr + 0).to(tl.pointer_type(dtype)) + group * capacity * HEAD
-    values = tl.load(table_ptr + 1).to(tl.pointer_type(dtype)) + group * capacity * HEAD
+    keys = tl.multiple_of(tl.load(table_ptr + 0).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
+    values = tl.multiple_of(tl.load(table_ptr + 1).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
     row = slot * H + head
     q = tl.load(q_ptr + row[:, None] * HEAD + d[None, :], (slot < slots)[:, None], other=0.0)
     most = tl.full((R,), float("-inf"), tl.float32)
@@ -332,6 +336,11 @@ def _precision(x: torch.Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
+def _tiles(name: str, slots: int) -> tuple[int, int, int, int]:
+    n, columns, warps, stages = TILES[name]
+    return n, columns if slots <= 16 else columns // 2, warps, stages
+
+
 def _power(value: int, least: int = 16) -> int:
     return max(least, triton.next_power_of_2(value))
 
@@ -354,10 +363,11 @@ class Kernels:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         groups = k.weight.shape[0] // head_dim
-        n, columns, warps, stages = TILES["project"]
+        n, columns, warps, stages = _tiles("project", rows)
+        biases = [part.weight if part.bias is None else part.bias for part in (q, k, v)]
         _project_kernel[((heads + 2 * groups) * (head_dim // 2 // n),)](
-            x, index, held, layer.input_layernorm.weight, q.weight, k.weight, v.weight, q.bias, k.bias, v.bias,
-            *rotary, queries, rows, x.shape[1], layer.input_layernorm.variance_epsilon, H=heads, G=groups,
+            x, index, held, layer.input_layernorm.weight, q.weight, k.weight, v.weight, *biases, *rotary,
+             queries, rows, x.shape[1], layer.input_layernorm.variance_epsilon, H=heads, G=groups,
             HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None, M=_power(rows), N=n, K=columns,
             PRECISION=_precision(x), num_warps=warps, num_stages=stages,
         )  # fmt: skip
@@ -369,12 +379,12 @@ class Kernels:
         rows = slots * heads // groups
         block = min(64, _power(rows))
         blocks = triton.cdiv(rows, block)
-        splits = max(1, SPLITS // blocks)
+        splits, (keys, warps, stages) = max(1, SPLITS // blocks), KEYS_AT_ONCE
         part = queries.new_empty((splits, slots * heads, head_dim), dtype=torch.float32)
         most, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
         _attend_kernel[(groups, splits, blocks)](
             queries, held, part, most, total, slots, layer.self_attn.scaling, H=heads, G=groups, HEAD=head_dim,
-            R=block, K=64, PRECISION=_precision(queries), num_warps=4, num_stages=3,
+            R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
             part, most, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4
@@ -382,7 +392,7 @@ class Kernels:
 
     @staticmethod
     def _add(name, y, linear, before, x, index, scale, from_x: bool) -> None:
-        n, columns, warps, stages = TILES[name]
+        n, columns, warps, stages = _tiles(name, len(y))
         num_n, width = linear.weight.shape
         _add_kernel[(triton.cdiv(num_n, n),)](
             y, linear.weight, linear.bias, before, x, index, scale, y.shape[0], width, num_n, FROM_X=from_x,
@@ -396,7 +406,7 @@ class Kernels:
 
     @staticmethod
     def widen(between, layer, wide) -> None:
-        n, columns, warps, stages = TILES["widen"]
+        n, columns, warps, stages = _tiles("widen", len(between))
         num_n, norm = wide.shape[1], layer.post_attention_layernorm
         _widen_kernel[(triton.cdiv(num_n, n),)](
             between, norm.weight, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, wide, between.shape[0],
@@ -410,7 +420,7 @@ class Kernels:
 
     @staticmethod
     def read(x, rows, model, logits) -> None:
-        n, columns, warps, stages = TILES["read"]
+        n, columns, warps, stages = _tiles("read", len(rows))
         norm, num_n = model.model.language_model.norm, logits.shape[1]
         _read_kernel[(triton.cdiv(num_n, n),)](
             x, rows, norm.weight, model.lm_head.weight, logits, len(rows), x.shape[1], num_n, norm.variance_epsilon,

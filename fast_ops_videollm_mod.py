@@ -1,8 +1,8 @@
 """The parts of a static step (`fast_step_videollm_mod`) in plain torch: the reference of `fast_kernels_videollm_mod`.
 
-Each works on buffers that are there already, so that nothing of it depends on how long the stream is. In a routed layer
-`index` names the token in each slot and `scale` how its output goes back: `y` is what the layer makes of `x`, and the
-token becomes `scale[0] * y + scale[1] * x`. In others both are None, and slots are tokens.
+Each works on buffers that are there already, so that nothing of it depends on how long the stream is. In a routed
+layer `index` names the token in each slot and `scale` how its output goes back: `y` is what the layer makes of `x`,
+and the token becomes `scale[0] * y + scale[1] * x`. In others both are None, and slots are tokens.
 
 Shapes: T tokens of a step, S slots of a layer, F frames, N vision tokens per frame, k of them kept, D hidden size,
 I intermediate size, H heads, G key-value heads, V vocabulary.

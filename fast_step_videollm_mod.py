@@ -176,16 +176,16 @@ class FastLanguageModel:
     def is_current(self) -> bool:
         """Whether the model is still the one whose addresses the graphs hold."""
         return all(owner.get(name) is part for owner, name, part in self._parts[0]) and all(
-            weight.data_ptr() == address for weight, address in self._parts[1]
+            owner[name].data_ptr() == address for owner, name, address in self._parts[1]
         )
 
     def feed(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None, keep_ratio: float | None):
         """Tokens after all that the cache holds, with the features `[F, N, Dv]` of the frames at their end.
 
         Returns:
-            logits `[F, V]` after each frame, or `[1, V]` after the last token where there is none; for each layer which
-            tokens of the frames it kept, int64 `[F, k]` or None; and the scores, float32 `[L, F, N]` of the layers with
-            a LayerExpert at work, or None.
+            logits `[F, V]` after each frame, or `[1, V]` after the last token where there is none; for each layer
+            which tokens of the frames it kept, int64 `[F, k]` or None; and the scores, float32 `[L, F, N]` of the
+            layers with a LayerExpert at work, or None.
 
         Raises:
             `ValueError`: for features that are not finite; the cache has then to be rolled back.
@@ -278,17 +278,15 @@ class FastLanguageModel:
 
 
 def parts_of(model) -> tuple[list, list]:
-    """What a graph of the language model depends on: its modules, each by where it stands, and its weights with their
-    addresses."""
-    modules, weights = [], []
-    for parent in (model.model.language_model, model.model.connector):
-        for owner in parent.modules():
-            modules += [(owner._modules, name, part) for name, part in owner._modules.items()]
-            modules += [(owner._parameters, name, part) for name, part in owner._parameters.items()]
-    modules.append((model._modules, "lm_head", model.lm_head))
-    for weight in (*model.model.language_model.parameters(), *model.model.connector.parameters()):
-        weights.append((weight, weight.data_ptr()))
-    weights.append((model.lm_head.weight, model.lm_head.weight.data_ptr()))
+    """What a graph of the language model depends on: modules and weights, each by where it stands, and the addresses
+    of the weights."""
+    modules, weights = [(model._modules, "lm_head", model.lm_head)], []
+    for part in (model.model.language_model, model.model.connector, model.lm_head):
+        for owner in part.modules():
+            modules += [(owner._modules, name, own) for name, own in owner._modules.items() if len(own._parameters)]
+            weights += [
+                (owner._parameters, name, own.data_ptr()) for name, own in owner._parameters.items() if own is not None
+            ]
     return modules, weights
 
 

@@ -48,7 +48,7 @@ class GrowingTensor:
         length = held.shape[self.dim]
         stop = length + more
         ours = held is self.view and length >= self.shared and stop <= self.room.shape[self.dim]
-        if not ours or self.room.is_inference() and not torch.is_inference_mode_enabled():
+        if not ours or (self.room.is_inference() and not torch.is_inference_mode_enabled()):
             shape = list(held.shape)
             shape[self.dim] = room_for(stop)
             self.room = self.view = None  # frees what nobody holds, before more is taken

@@ -110,6 +110,7 @@ class StreamingSession:
         self.cache_policy = cache_policy
         self.generation_config = generation_config
         self._sampler = TokenSampler(model, processor, generation_config)
+        self.why_not_static: str | None = None
         # what `watch` or `ask_tokens` handed out last; weakly, so that leaving a loop over it closes it at once
         self._running: weakref.ref | None = None
         self.reset()
@@ -194,6 +195,7 @@ class StreamingSession:
             kv_bytes=self.cache.num_bytes,
             kv_bytes_if_dense=tokens * per_token * itemsize,
             seconds=dict(self._seconds),
+            why_not_static=self.why_not_static,
         )
 
     def remember(self, max_cached_frames: int) -> None:
