@@ -19,8 +19,8 @@ from torch.nn.attention.bias import causal_lower_right
 
 from .routing_videollm_mod import GATE_STRENGTH
 
-# a layer's row in the table, int64
-KEYS, VALUES, POSITIONS, HELD, CAPACITY, BASE, COUNT, TABLE_WIDTH = 0, 1, 2, 3, 4, 5, 6, 8
+# A layer's row in the table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), tokens there is
+# room for (4), position of the step's first token (5), tokens or slots of this step that are to be written (6).
 SPLITS = 16  # parts of the keys; times 8 key-value heads they are as many as an H100 has processors
 KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
 # of each kernel: rows of a weight per program, columns per turn (half for many slots), warps, stages
@@ -429,10 +429,7 @@ class Kernels:
 
 
 class WideKernels(Kernels):
-    """For any number of slots: the products are cuBLAS's, and where the stream's length is known on the host (`count`
-    is then given), the attention of many slots is torch's."""
-
-    FEW = 256  # slots for which reading the keys in parts pays
+    """For any number of slots: the products are cuBLAS's."""
 
     @staticmethod
     def _normed(x, norm) -> torch.Tensor:
@@ -494,4 +491,4 @@ def attend_on_host(queries, layer, held, count: int, out) -> None:
     out.view(slots, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
 
 
-__all__ = ["TABLE_WIDTH", "Kernels", "WideKernels", "attend_on_host"]
+__all__ = ["Kernels", "WideKernels", "attend_on_host"]

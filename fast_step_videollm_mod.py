@@ -25,7 +25,8 @@ from .routing_videollm_mod import select_tokens, uniform_priority
 
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 FEW_SLOTS = 64  # up to here the products only read weights, and kernels of our own do
-MOST_TOKENS = 8192  # of one step
+MOST_TOKENS = 16_384  # of one step
+MOST_CAPTURED = 1024  # tokens of a step that is captured; with more, launching takes no time beside the work
 GRAPHS = 16  # captured at most
 TABLE_WIDTH = 8
 
@@ -108,8 +109,13 @@ class StaticStep:
             self.features.copy_(features)
         self._base, self._count, self._cache = cache.seen_tokens, count, cache
 
-    def forward(self, held: list | None = None) -> None:
-        """From the buffers into the buffers. held: of each layer, what the kernels know its cache by."""
+    def forward(self, held: list | None = None, attend=None) -> None:
+        """From the buffers into the buffers.
+
+        Args:
+            held (`list`, *optional*): of each layer, what the kernels know its cache by; else its row of the table.
+            attend (*optional*): as the kernels' own, of the layers of the cache.
+        """
         model, shape, kernels = self.model.model, self.shape, self.kernels
         language, held = model.language_model, self.table if held is None else held
         embeds = language.embed_tokens(self.ids)
@@ -137,7 +143,10 @@ class StaticStep:
             queries, attended, wide = self.queries[:slots], self.attended[:slots], self.wide[:slots]
             between, memory = self.between[:slots], held[number]
             kernels.project(self.x, index, layer, rotary, queries, memory, self._base, count)
-            kernels.attend(queries, layer, memory, count, attended)
+            if attend is None:
+                kernels.attend(queries, layer, memory, count, attended)
+            else:
+                attend(queries, layer, self._cache.layers[number], count, attended)
             kernels.leave(attended, layer, self.x, index, between)
             kernels.widen(between, layer, wide)
             kernels.narrow(wide, layer, between, self.x, index, scale)
@@ -248,6 +257,11 @@ class FastLanguageModel:
         step.runs += 1
         if self._kernels is not None:
             step.forward(step._cache.layers)
+            return
+        if step.shape.tokens > MOST_CAPTURED:
+            from .fast_kernels_videollm_mod import attend_on_host
+
+            step.forward(attend=attend_on_host)
             return
         if step.graph is None and step.runs > 1 and self._graphs_fail is None:
             try:
