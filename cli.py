@@ -274,6 +274,12 @@ def add_convert(commands) -> None:
     parser.set_defaults(run=run_convert)
 
 
+def add_bench(commands) -> None:
+    from .bench.command import add_bench
+
+    add_bench(commands)
+
+
 def add_routing(parser) -> None:
     parser.add_argument("--keep-ratio", type=float, dest="mod_keep_ratio", help="of routed layers, by default 0.2")
     parser.add_argument("--mod-layers", help="interleaved (the default), all, all_deep or interleaved_deep")
@@ -311,6 +317,7 @@ def dispatch(argv: list[str] | None) -> int:
     add_data(commands)
     add_build(commands)
     add_convert(commands)
+    add_bench(commands)
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run", None)
     if run is None:
