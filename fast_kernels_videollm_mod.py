@@ -380,6 +380,7 @@ class Kernels:
         block = min(64, _power(rows))
         blocks = triton.cdiv(rows, block)
         splits, (keys, warps, stages) = max(1, SPLITS // blocks), KEYS_AT_ONCE
+        keys = min(keys, max(16, keys * 256 // (head_dim * queries.element_size())))
         part = queries.new_empty((splits, slots * heads, head_dim), dtype=torch.float32)
         most, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
         _attend_kernel[(groups, splits, blocks)](

@@ -163,6 +163,10 @@ class StaticStep:
         self._cache = None
 
 
+class StepsUnavailable(RuntimeError):
+    """Static steps do not run here, as where a kernel can not be compiled."""
+
+
 class FastLanguageModel:
     """
     The static steps of one model, which its sessions share.
@@ -178,8 +182,10 @@ class FastLanguageModel:
         self._steps: dict[Shape, StaticStep] = {}
         self._lock = threading.Lock()
         self._parts = parts_of(model)
+        self._device = model.device if model.device.type == "cuda" else -1  # -1: leave it as it is
         self._pool = None
-        self._graphs_fail: str | None = None
+        self.why_not: str | None = None  # steps, or else their graphs, do not work here
+        self.broken = False
 
     @property
     def is_current(self) -> bool:
@@ -198,8 +204,9 @@ class FastLanguageModel:
 
         Raises:
             `ValueError`: for features that are not finite; the cache has then to be rolled back.
+            `StepsUnavailable`: so too.
         """
-        with self._lock:
+        with self._lock, torch.cuda.device(self._device):
             shapes, start = self._cut(ids, features, keep_ratio), 0
             for shape, length in shapes:
                 step = self._step(shape)
@@ -255,6 +262,15 @@ class FastLanguageModel:
     def _run(self, step: StaticStep) -> None:
         """Replay a step's graph; it is captured when its shape comes for the second time."""
         step.runs += 1
+        try:
+            self._carry_out(step)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.broken, self.why_not = True, f"a step can not be run: {first_line(error)}"
+            raise StepsUnavailable(self.why_not) from error
+
+    def _carry_out(self, step: StaticStep) -> None:
         if self._kernels is not None:
             step.forward(step._cache.layers)
             return
@@ -263,11 +279,11 @@ class FastLanguageModel:
 
             step.forward(attend=attend_on_host)
             return
-        if step.graph is None and step.runs > 1 and self._graphs_fail is None:
+        if step.graph is None and step.runs > 1 and self.why_not is None:
             try:
                 self._capture(step)
             except RuntimeError as error:  # out of memory, or something that can not be captured
-                self._graphs_fail = str(error).splitlines()[0]
+                self.why_not = f"a graph can not be captured: {first_line(error)}"
         if step.graph is None:
             step.forward()
         else:
@@ -289,6 +305,10 @@ class FastLanguageModel:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             step.forward()
         step.graph = graph
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
 def parts_of(model) -> tuple[list, list]:
@@ -351,7 +371,7 @@ def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
     """The model's static steps, or why it has none. They are built anew where the model has changed."""
     known = _models.get(model)
     if known is not None and known.is_current and not model.training:
-        return known, None
+        return (None, known.why_not) if known.broken else (known, known.why_not)
     _models.pop(model, None)
     reason = why_not(model)
     if reason is None:
@@ -365,4 +385,4 @@ def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
     return _models[model], None
 
 
-__all__ = ["FastLanguageModel", "Shape", "StaticStep", "fast_language_model"]
+__all__ = ["FastLanguageModel", "Shape", "StaticStep", "StepsUnavailable", "fast_language_model"]

@@ -61,15 +61,20 @@ class FastVision:
         self._graphs[len(pixels)] = graph, own_pixels, features
 
 
+def has_hooks(module: torch.nn.Module) -> bool:
+    return any(
+        part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook") for part in module.modules()
+    )
+
+
 _models: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
 
 
 def encode(model, pixels: torch.Tensor) -> torch.Tensor:
     """Features `[F, N, Dv]` of frames `[F, 3, H, W]`, as `model.encode_frames`."""
-    vision, tower = model.config.vision_config, model.model.vision_tower
+    vision = model.config.vision_config
     right = tuple(pixels.shape[1:]) == (vision.num_channels, vision.image_size, vision.image_size)
-    has_hooks = any(module._forward_hooks or module._forward_pre_hooks for module in tower.modules())
-    if pixels.device.type != "cuda" or model.training or has_hooks or not right:
+    if pixels.device.type != "cuda" or model.training or not right or has_hooks(model.model.vision_tower):
         return model.encode_frames(pixels).pooler_output
     known = _models.get(model)
     if known is None or not known.is_current:

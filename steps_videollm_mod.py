@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 
 from .cache_videollm_mod import PackedCache
-from .fast_step_videollm_mod import MOST_TOKENS, fast_language_model
+from .fast_step_videollm_mod import MOST_TOKENS, StepsUnavailable, fast_language_model
 from .fast_vision_videollm_mod import encode
 
 
@@ -92,8 +92,14 @@ class Feed(Step):
         session.why_not_static = why_not if session.model.device.type == "cuda" else None
         if fast is None or length > MOST_TOKENS:
             return False
-        with stage(None, [self]):
-            logits, kept, scores = fast.feed(session.cache, self.ids, self.features, session.keep_ratio)
+        before = session.cache.get_seq_length()
+        try:
+            with stage(None, [self]):
+                logits, kept, scores = fast.feed(session.cache, self.ids, self.features, session.keep_ratio)
+        except StepsUnavailable as error:
+            session.why_not_static = str(error)
+            session.cache.rollback(before)
+            return False
         worth = None if scores is None or not session.most_bytes else scores.sigmoid().mean(0).cpu()
         self.value = (logits, kept, worth)
         return True

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ..cli import share_cores
 from .geometries import NAMES
 
 
@@ -11,6 +12,7 @@ def add_watching(benches) -> None:
     parser.add_argument("--height", type=int, default=720, help="of decoded frames, which are 16:9")
 
     def run_stream(arguments: dict) -> None:
+        share_cores()
         from .stream import bench
 
         height = arguments.pop("height")
@@ -24,6 +26,7 @@ def add_watching(benches) -> None:
     parser.add_argument("--frames", type=int, default=768, help="of a stream")
 
     def run_offline(arguments: dict) -> None:
+        share_cores()
         from .offline import bench
 
         if arguments["frames"] < 1:

@@ -4,9 +4,12 @@ import random
 
 import pytest
 import torch
+from fresh import ROOT
 from tiny import ROUTINGS, VIDEO, random_batch, tiny_model
 
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, steps_videollm_mod
 from videollm_mod.cache_videollm_mod import MoDCache
+from videollm_mod.data.world import world_stream
 from videollm_mod.fast_ops_videollm_mod import PlainOps
 from videollm_mod.fast_step_videollm_mod import FastLanguageModel, why_not
 
@@ -124,3 +127,27 @@ def test_a_model_that_changed_is_noticed():
     layer.self_attn.q_proj = torch.nn.Linear(32, 32)
     assert not fast.is_current
     assert why_not(model) == "the model is not on a CUDA device"
+
+
+def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
+    """As where a kernel can not be compiled: what the text before the frame wrote is taken back."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    frames = world_stream(41).frames(height=96)[:6]
+    expected = model.stream(processor, system_prompt="Watch.").push(frames)
+
+    class Failing(PlainOps):
+        @staticmethod
+        def route(*arguments):
+            raise TypeError("no such kernel")
+
+    for kernels, reason in ((PlainOps, None), (Failing, "a step can not be run: TypeError: no such kernel")):
+        fast = FastLanguageModel(model, kernels)
+        monkeypatch.setattr(
+            steps_videollm_mod,
+            "fast_language_model",
+            lambda model, fast=fast: (None if fast.broken else fast, fast.why_not),
+        )
+        session = model.stream(processor, system_prompt="Watch.")
+        assert [(e.time, e.text) for e in session.push(frames)] == [(e.time, e.text) for e in expected]
+        assert fast.why_not == reason
