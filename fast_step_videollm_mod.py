@@ -13,7 +13,7 @@ size, Dv of the vision tower, V vocabulary.
 
 import threading
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ class StaticStep:
     """
 
     def __init__(self, model, shape: Shape, kernels=PlainOps):
-        self.model, self.shape, self.kernels = model, shape, kernels
+        self._model, self.shape, self.kernels = weakref.ref(model), shape, kernels
         text, device, dtype = model.config.text_config, model.device, model.dtype
         frames, tokens, per_frame = shape.frames, shape.tokens, model.config.num_frame_tokens
         layers, self.slots = text.num_hidden_layers, frames * (1 + shape.num_kept)
@@ -93,6 +93,10 @@ class StaticStep:
         self.logits = buffer(frames or 1, model.lm_head.out_features)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.runs = 0
+
+    @property
+    def model(self):
+        return self._model()
 
     def prepare(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None) -> None:
         """Make room in the cache, and write what differs from call to call into the buffers."""
@@ -186,6 +190,10 @@ class FastLanguageModel:
         self._pool = None
         self.why_not: str | None = None  # steps, or else their graphs, do not work here
         self.broken = False
+        self._is_warm: bool | None = None  # False: the first graph was captured, those of text are due
+
+    def __reduce__(self):
+        return type(None), ()  # a copy of the model makes its own
 
     @property
     def is_current(self) -> bool:
@@ -217,6 +225,8 @@ class FastLanguageModel:
                 self._run(step)
                 step.finish()  # while the device is at work
                 start += length
+            if self._is_warm is False:
+                self._warm_up(cache, shapes[-1][0])
             logits = step.logits.clone()
             if not shape.frames:
                 return logits, (), None
@@ -234,6 +244,8 @@ class FastLanguageModel:
         block = frames * (model.config.num_frame_tokens + 1)
         options = (0, text.mod_gate, text.mod_selection, text.mod_force_keep_last, ())
         shapes, words = [], len(ids) - block
+        if words < 0:
+            raise ValueError("`ids` must hold one token of text before each frame")
         while words > 0:
             length = min(words, TEXT_LENGTHS[-1])
             padded = next(size for size in TEXT_LENGTHS if size >= length)
@@ -280,14 +292,29 @@ class FastLanguageModel:
             step.forward(attend=attend_on_host)
             return
         if step.graph is None and step.runs > 1 and self.why_not is None:
-            try:
-                self._capture(step)
-            except RuntimeError as error:  # out of memory, or something that can not be captured
-                self.why_not = f"a graph can not be captured: {first_line(error)}"
+            self._try_to_capture(step)
+            if self._is_warm is None:
+                self._is_warm = False
         if step.graph is None:
             step.forward()
         else:
             step.graph.replay()
+
+    def _warm_up(self, cache: MoDCache, shape: Shape) -> None:
+        """Capture short texts too, so that no question waits for it. What they write lies behind what is held."""
+        self._is_warm = True
+        for length in TEXT_LENGTHS:
+            if length <= FEW_SLOTS and self.why_not is None:
+                step = self._step(replace(shape, frames=0, tokens=length, num_kept=0, routed=()))
+                if step.graph is None:
+                    step.prepare(cache, [0] * length, None)
+                    self._try_to_capture(step)
+
+    def _try_to_capture(self, step: StaticStep) -> None:
+        try:
+            self._capture(step)
+        except RuntimeError as error:  # out of memory, or something that can not be captured
+            self.why_not = f"a graph can not be captured: {first_line(error)}"
 
     def _capture(self, step: StaticStep) -> None:
         if sum(other.graph is not None for other in self._steps.values()) >= GRAPHS:
@@ -364,15 +391,11 @@ def why_not(model) -> str | None:
     return None
 
 
-_models: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
-
-
 def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
     """The model's static steps, or why it has none. They are built anew where the model has changed."""
-    known = _models.get(model)
+    known = vars(model).get("_static_steps")
     if known is not None and known.is_current and not model.training:
         return (None, known.why_not) if known.broken else (known, known.why_not)
-    _models.pop(model, None)
     reason = why_not(model)
     if reason is None:
         try:
@@ -381,8 +404,8 @@ def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
             reason = f"no Triton: {error}"
     if reason is not None:
         return None, reason
-    _models[model] = FastLanguageModel(model)
-    return _models[model], None
+    model._static_steps = FastLanguageModel(model)
+    return model._static_steps, None
 
 
 __all__ = ["FastLanguageModel", "Shape", "StaticStep", "StepsUnavailable", "fast_language_model"]

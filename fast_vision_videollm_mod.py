@@ -25,6 +25,9 @@ class FastVision:
         self._fails = False
         self._lock = threading.Lock()
 
+    def __reduce__(self):
+        return type(None), ()  # a copy of the model makes its own
+
     @property
     def is_current(self) -> bool:
         return all(owner.get(name) is part for owner, name, part in self._modules) and all(
@@ -34,7 +37,8 @@ class FastVision:
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         model, count = self._model().model, len(pixels)
         with self._lock:
-            if count not in self._graphs and count in self._seen and count <= MOST_FRAMES and not self._fails:
+            is_due = count in self._seen and count <= MOST_FRAMES and not self._fails
+            if count not in self._graphs and is_due:
                 try:
                     self._capture(model, pixels)
                 except RuntimeError:  # out of memory, or a tower that can not be captured
@@ -67,18 +71,15 @@ def has_hooks(module: torch.nn.Module) -> bool:
     )
 
 
-_models: "weakref.WeakKeyDictionary" = weakref.WeakKeyDictionary()
-
-
 def encode(model, pixels: torch.Tensor) -> torch.Tensor:
     """Features `[F, N, Dv]` of frames `[F, 3, H, W]`, as `model.encode_frames`."""
     vision = model.config.vision_config
     right = tuple(pixels.shape[1:]) == (vision.num_channels, vision.image_size, vision.image_size)
     if pixels.device.type != "cuda" or model.training or not right or has_hooks(model.model.vision_tower):
         return model.encode_frames(pixels).pooler_output
-    known = _models.get(model)
+    known = vars(model).get("_vision_graphs")
     if known is None or not known.is_current:
-        known = _models[model] = FastVision(model)
+        known = model._vision_graphs = FastVision(model)
     return known(pixels)
 
 

@@ -51,10 +51,7 @@ class Encode(Step):
         pixels = []
         for step in steps:
             with stage("preprocess", [step]):
-                inputs = step.session.processor.video_processor(
-                    step.frames.to(model.device), return_tensors="pt", input_data_format="channels_first"
-                )
-                pixels.append(inputs["pixel_values_videos"])
+                pixels.append(step.session.processor.video_processor.to_pixels(step.frames.to(model.device)))
         with stage("vision", steps):
             features = encode(model, pixels[0] if len(pixels) == 1 else torch.cat(pixels))
         for step, own in zip(steps, features.split([len(step.frames) for step in steps]), strict=True):

@@ -1,6 +1,9 @@
 """The static step is the model: in plain torch here, as Triton kernels and CUDA graphs in `test_cuda`."""
 
+import copy
+import gc
 import random
+import weakref
 
 import pytest
 import torch
@@ -127,6 +130,19 @@ def test_a_model_that_changed_is_noticed():
     layer.self_attn.q_proj = torch.nn.Linear(32, 32)
     assert not fast.is_current
     assert why_not(model) == "the model is not on a CUDA device"
+
+
+def test_a_model_is_copied_and_freed_with_its_steps():
+    model = tiny_model(6)
+    model._static_steps = FastLanguageModel(model, PlainOps)
+    with torch.no_grad():
+        model._static_steps.feed(MoDCache(model.config), [5, 6], None, None)
+    assert copy.deepcopy(model)._static_steps is None
+    reference = weakref.ref(model)
+    gc.disable()
+    del model
+    gc.enable()
+    assert reference() is None
 
 
 def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
