@@ -18,7 +18,8 @@ class FastVision:
     def __init__(self, model):
         self._model = weakref.ref(model)
         tower = model.model.vision_tower
-        self._modules = [(own._modules, name, part) for own in tower.modules() for name, part in own._modules.items()]
+        self._parts = list(tower.modules())
+        self._modules = [(own._modules, name, part) for own in self._parts for name, part in own._modules.items()]
         self._weights = [(weight, weight.data_ptr()) for weight in tower.parameters()]
         self._graphs: dict[int, tuple] = {}  # number of frames -> graph, pixels, features
         self._seen: set[int] = set()
@@ -30,8 +31,11 @@ class FastVision:
 
     @property
     def is_current(self) -> bool:
-        return all(owner.get(name) is part for owner, name, part in self._modules) and all(
-            weight.data_ptr() == address for weight, address in self._weights
+        """Whether the tower is still the one whose addresses the graphs hold."""
+        return (
+            not any(map(has_hooks, self._parts))
+            and all(owner.get(name) is part for owner, name, part in self._modules)
+            and all(weight.data_ptr() == address for weight, address in self._weights)
         )
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -66,20 +70,20 @@ class FastVision:
 
 
 def has_hooks(module: torch.nn.Module) -> bool:
-    return any(
-        part._forward_hooks or part._forward_pre_hooks or hasattr(part, "_hf_hook") for part in module.modules()
-    )
+    return bool(module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in vars(module))
 
 
 def encode(model, pixels: torch.Tensor) -> torch.Tensor:
     """Features `[F, N, Dv]` of frames `[F, 3, H, W]`, as `model.encode_frames`."""
     vision = model.config.vision_config
     right = tuple(pixels.shape[1:]) == (vision.num_channels, vision.image_size, vision.image_size)
-    if pixels.device.type != "cuda" or model.training or not right or has_hooks(model.model.vision_tower):
+    if pixels.device.type != "cuda" or model.training or not right:
         return model.encode_frames(pixels).pooler_output
     known = vars(model).get("_vision_graphs")
     if known is None or not known.is_current:
         known = model._vision_graphs = FastVision(model)
+        if not known.is_current:  # hooks want to see every call
+            return model.encode_frames(pixels).pooler_output
     return known(pixels)
 
 
