@@ -12,12 +12,16 @@ Steps of many tokens (`WideKernels`) leave the products to cuBLAS.
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 
 from .routing_videollm_mod import GATE_STRENGTH
+
+try:  # comes with torch for CUDA; whoever loads the model without it never gets here, but its loader reads this
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("static steps need Triton: pip install triton") from error
 
 # A layer's row in the table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), tokens there is
 # room for (4), position of the step's first token (5), tokens or slots of this step that are to be written (6).

@@ -242,6 +242,7 @@ class FastLanguageModel:
         model = self._model()
         text, frames = model.config.text_config, 0 if features is None else len(features)
         block = frames * (model.config.num_frame_tokens + 1)
+        text.check_routing()
         options = (0, text.mod_gate, text.mod_selection, text.mod_force_keep_last, ())
         shapes, words = [], len(ids) - block
         if words < 0:
@@ -386,6 +387,11 @@ def why_not(model) -> str | None:
     weights = [weight for part in parts for weight in part.parameters()]
     if any(type(weight.data) is not torch.Tensor or not weight.is_contiguous() for weight in weights):
         return "its weights are no plain tensors"
+    own = [*language.embed_tokens.parameters(), *model.lm_head.parameters(), *language.norm.parameters()]
+    for layer in language.layers:
+        own += [weight for name, weight in layer.named_parameters() if not name.startswith("layer_expert")]
+    if any(weight.dtype != model.dtype for weight in own):
+        return "its weights are of several dtypes"
     if len({weight.device for weight in weights}) > 1:
         return "its weights are on several devices"
     return None
@@ -399,9 +405,9 @@ def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
     reason = why_not(model)
     if reason is None:
         try:
-            from . import fast_kernels_videollm_mod as _  # noqa: F401
+            from .fast_kernels_videollm_mod import Kernels as _  # noqa: F401
         except ImportError as error:
-            reason = f"no Triton: {error}"
+            reason = str(error)
     if reason is not None:
         return None, reason
     model._static_steps = FastLanguageModel(model)
