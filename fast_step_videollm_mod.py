@@ -197,10 +197,12 @@ class FastLanguageModel:
 
     @property
     def is_current(self) -> bool:
-        """Whether the model is still the one whose addresses the graphs hold."""
-        return all(owner.get(name) is part for owner, name, part in self._parts[0]) and all(
-            owner[name].data_ptr() == address for owner, name, address in self._parts[1]
-        )
+        """Whether the model is still the one whose addresses the graphs hold, and nobody wants to see its calls."""
+        modules, weights = self._parts
+        return all(
+            owner.get(name) is part and not part._forward_hooks and not part._forward_pre_hooks
+            for owner, name, part in modules
+        ) and all(owner[name].data_ptr() == address for owner, name, address in weights)
 
     def feed(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None, keep_ratio: float | None):
         """Tokens after all that the cache holds, with the features `[F, N, Dv]` of the frames at their end.
@@ -345,7 +347,7 @@ def parts_of(model) -> tuple[list, list]:
     modules, weights = [(model._modules, "lm_head", model.lm_head)], []
     for part in (model.model.language_model, model.model.connector, model.lm_head):
         for owner in part.modules():
-            modules += [(owner._modules, name, own) for name, own in owner._modules.items() if len(own._parameters)]
+            modules += [(owner._modules, name, own) for name, own in owner._modules.items()]
             weights += [
                 (owner._parameters, name, own.data_ptr()) for name, own in owner._parameters.items() if own is not None
             ]

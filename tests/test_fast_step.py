@@ -127,6 +127,10 @@ def test_a_model_that_changed_is_noticed():
     assert not fast.is_current
     weight.data = kept
     assert fast.is_current
+    hook = layer.mlp.register_forward_hook(lambda *_: None)
+    assert not fast.is_current
+    hook.remove()
+    assert fast.is_current
     layer.self_attn.q_proj = torch.nn.Linear(32, 32)
     assert not fast.is_current
     assert why_not(model) == "the model is not on a CUDA device"
