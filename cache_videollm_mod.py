@@ -13,16 +13,24 @@ from collections.abc import Callable
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
+from .growing_videollm_mod import GrowingTensor
+
 PADDING = -1  # position of a slot that holds no token of its row
 
 
 class MoDCacheLayer(DynamicLayer):
-    """Keys and values `[B, heads, L, head_dim]` of one layer, with `positions` int64 `[B, L]` (-1: padding)."""
+    """Keys and values `[B, heads, L, head_dim]` of one layer, with `positions` int64 `[B, L]` (-1: padding). All three
+    grow in place (`growing_videollm_mod`)."""
 
     def __init__(self):
         super().__init__()
         self.positions: torch.Tensor | None = None
         self.padded = False  # some slot is padding: kept as a bool so that the common case needs no look at the device
+        self._leave_rooms()
+
+    def _leave_rooms(self) -> None:
+        """What is held goes on without the room behind it, whose memory is free again."""
+        self.rooms = {"keys": GrowingTensor(2), "values": GrowingTensor(2), "positions": GrowingTensor(1)}
 
     def record(self, positions: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor | None:
         """Note the tokens whose keys and values the next `update` brings.
@@ -37,8 +45,55 @@ class MoDCacheLayer(DynamicLayer):
         if valid is not None:
             positions = positions.masked_fill(~valid, PADDING)
             self.padded = True
-        self.positions = positions if self.positions is None else torch.cat([self.positions, positions], dim=1)
+        self.positions = self.rooms["positions"].append(self.positions, positions)
         return self.positions >= 0 if self.padded else None
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """As in `DynamicLayer`: take in `[B, heads, K, head_dim]`, and return all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self.rooms["keys"].append(self.keys, key_states)
+        self.values = self.rooms["values"].append(self.values, value_states)
+        return self.keys, self.values
+
+    def reserve(self, more: int, heads: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        """Have room for `more` tokens of one row behind what is held, for somebody else to write, who then calls
+        `lengthen`. heads: number and head_dim."""
+        if not self.is_initialized:
+            empty = torch.empty((1, heads[0], 0, heads[1]), dtype=dtype, device=device)
+            self.lazy_initialization(empty, empty)
+        if self.keys.dim() < 4 or self.positions is None:
+            self.keys = self.values = torch.empty((1, heads[0], 0, heads[1]), dtype=dtype, device=device)
+            self.positions = torch.empty((1, 0), dtype=torch.long, device=device)
+        for name, room in self.rooms.items():
+            setattr(self, name, room.reserve(getattr(self, name), more))
+
+    def lengthen(self, more: int) -> None:
+        """Hold what was written into the room."""
+        length = self.get_seq_length() + more
+        self.keys, self.values, self.positions = (room.lengthen(length) for room in self.rooms.values())
+
+    @property
+    def addresses(self) -> list[int]:
+        """Of the rooms of keys, values and positions."""
+        return [room.room.data_ptr() for room in self.rooms.values()]
+
+    @property
+    def capacity(self) -> int:
+        """Tokens for which keys and values have room."""
+        return self.rooms["keys"].room.shape[2]
+
+    def shorten(self, length: int) -> None:
+        """Keep the first `length` slots."""
+        for name, room in self.rooms.items():
+            held = getattr(self, name)
+            if held is not None and held.dim() > room.dim and held.shape[room.dim] > length:
+                setattr(self, name, room.shorten(held, length))
+
+    def copy(self) -> "MoDCacheLayer":
+        other = copy.copy(self)
+        other.rooms = {name: room.share() for name, room in self.rooms.items()}
+        return other
 
     def rollback(self, limits: torch.Tensor) -> None:
         """Drop every token at or after its row's limit. limits: int64 `[B]`."""
@@ -48,10 +103,10 @@ class MoDCacheLayer(DynamicLayer):
         # slots are in order, so a row keeps those before its first dropped one
         slots = torch.arange(dropped.shape[1], device=dropped.device).expand_as(dropped)
         length = int(slots.masked_fill(~dropped, dropped.shape[1]).amin(1).max())
-        if self.is_initialized:  # not if a call failed between `record` and the first `update`
-            self.keys, self.values = self.keys[:, :, :length], self.values[:, :, :length]
-        self.positions = self.positions[:, :length].masked_fill(dropped[:, :length], PADDING)
-        self.padded = bool((self.positions < 0).any())
+        self.shorten(length)
+        if self.padded or dropped.shape[0] > 1:
+            self.positions = self.positions.masked_fill(dropped[:, :length], PADDING)
+            self.padded = bool((self.positions < 0).any())
 
     def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         """See `MoDCache.forget`."""
@@ -60,6 +115,7 @@ class MoDCacheLayer(DynamicLayer):
         distance = leaving.long().cumsum(0)[positions]
         self.keys, self.values = turn(self.keys[:, :, stay], distance[0]), self.values[:, :, stay]
         self.positions = positions - distance
+        self._leave_rooms()
 
     def select_rows(self, rows: torch.Tensor) -> None:
         if self.positions is None:
@@ -68,10 +124,16 @@ class MoDCacheLayer(DynamicLayer):
         if self.is_initialized:
             self.keys = self.keys.index_select(0, rows.to(self.keys.device))
             self.values = self.values.index_select(0, rows.to(self.values.device))
+        self._leave_rooms()
+
+    def offload(self) -> None:
+        super().offload()
+        self._leave_rooms()
 
     def reset(self) -> None:
         self.keys = self.values = self.positions = None
         self.is_initialized = self.padded = False
+        self._leave_rooms()
 
 
 class MoDCache(Cache):
@@ -153,6 +215,14 @@ class MoDCache(Cache):
             ends = positions.gather(1, columns).masked_fill(~ends_frame.gather(1, columns), PADDING)
             self.frame_ends = torch.cat([self.frame_ends, ends], dim=1)
 
+    def advance_stream(self, count: int, frame_ends: list[int], device: torch.device) -> None:
+        """As `advance`, for one stream without padding, of `count` tokens that go on from the last. frame_ends:
+        positions of the last tokens of the frames among them."""
+        ends = torch.tensor([frame_ends], dtype=torch.long, device=device)
+        self.frame_ends = ends if self.frame_ends is None else torch.cat([self.frame_ends, ends], dim=1)
+        self.seen_tokens += count
+        self.next_position = torch.full((1,), self.seen_tokens, device=device)
+
     def rollback(self, position: int | torch.Tensor) -> None:
         """Forget everything from `position` on, in every layer; the next token then gets that position.
 
@@ -166,6 +236,9 @@ class MoDCache(Cache):
             if torch.as_tensor(position).ne(0).any():
                 raise ValueError(f"`position` must be 0 in an empty cache, got {position}")
             return
+        if isinstance(position, int) and self._is_one_stream:
+            self._rollback_stream(position)
+            return
         limits = torch.as_tensor(position, device=self.next_position.device).expand_as(self.next_position)
         if (limits < 0).any() or (limits > self.next_position).any():
             raise ValueError(
@@ -178,6 +251,27 @@ class MoDCache(Cache):
         self.frame_ends = ends[:, (ends >= 0).any(0)]
         for layer in self.layers:
             layer.rollback(limits.to(layer.positions.device) if layer.positions is not None else limits)
+
+    @property
+    def _is_one_stream(self) -> bool:
+        """Whether there is one row, without padding, on one device."""
+        devices = {layer.positions.device for layer in self.layers if layer.positions is not None}
+        return len(self.next_position) == len(devices) == 1 and not any(layer.padded for layer in self.layers)
+
+    def _rollback_stream(self, position: int) -> None:
+        """As `rollback`, where positions ascend in every layer: how many stay is asked of the device once for all."""
+        held = [layer for layer in self.layers if layer.positions is not None]
+        device = held[0].positions.device
+        counts = [(layer.positions < position).sum() for layer in held]
+        counts += [(self.frame_ends < position).sum().to(device), self.next_position[0].to(device)]
+        *lengths, frames, end = torch.stack(counts).tolist()
+        if not 0 <= position <= end:
+            raise ValueError(f"`position` must be between 0 and the row's end {end}, got {position}")
+        self.seen_tokens -= end - position
+        self.next_position = torch.full_like(self.next_position, position)
+        self.frame_ends = self.frame_ends[:, :frames]
+        for layer, length in zip(held, lengths, strict=True):
+            layer.shorten(length)
 
     def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         """Let tokens of a single stream leave every layer that holds them, and close the gaps: those that stay get the
@@ -225,9 +319,9 @@ class MoDCache(Cache):
             layer.select_rows(indices)
 
     def copy(self) -> "MoDCache":
-        """Another cache that holds the same tokens. It shares their tensors, since nothing here writes into one."""
+        """Another cache that holds the same tokens, in the same tensors until one of the two takes in more."""
         other = copy.copy(self)
-        other.layers = [copy.copy(layer) for layer in self.layers]
+        other.layers = [layer.copy() for layer in self.layers]
         return other
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

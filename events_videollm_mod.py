@@ -56,6 +56,8 @@ class StreamStats(ModelOutput):
         kv_bytes (`int`): of the cache, and `kv_bytes_if_dense` of one where every layer holds every token.
         seconds (`dict[str, float]`): spent in each stage: `preprocess`, `vision`, `language` (watching frames) and
             `generation` (narrations and answers).
+        why_not_static (`str`, *optional*): why the last call ran the model as it is, which on a GPU is slower than
+            `fast_step_videollm_mod`; None where it did not.
     """
 
     frames: int | None = None
@@ -65,6 +67,7 @@ class StreamStats(ModelOutput):
     kv_bytes: int | None = None
     kv_bytes_if_dense: int | None = None
     seconds: dict | None = None
+    why_not_static: str | None = None
 
 
 __all__ = ["StreamEvent", "StreamStats", "WatchedFrame"]

@@ -122,6 +122,11 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 f"got {list(pixel_values_videos.shape)}"
             )
         check_finite("pixel_values_videos", pixel_values_videos)
+        return self.frame_tokens(pixel_values_videos, **kwargs)
+
+    def frame_tokens(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
+        """`encode_frames` of frames that are known to be right."""
+        vision = self.config.vision_config
         outputs = self.vision_tower(pixel_values_videos.to(self.vision_tower.dtype), return_dict=True, **kwargs)
         patches, tokens = outputs.last_hidden_state, []
         if vision.model_type == "clip_vision_model":

@@ -192,9 +192,10 @@ class Route:
                 gate = checkpoint(self._kept_scores, entered, use_reentrant=False)
             if self.mod_gate == "residual":  # x + (1 + g) * (y - x) written as y + g * (y - x): exact where g = 0
                 change = GATE_STRENGTH * gate.tanh()[:, None] * (kept - entered.index_select(0, self.vision_slots))
-            else:  # sigmoid(s) * y, as in the paper's released code
-                change = (gate.sigmoid()[:, None] - 1) * kept
-            processed = processed.index_add(0, self.vision_slots, change.to(processed.dtype))
+                processed = processed.index_add(0, self.vision_slots, change.to(processed.dtype))
+            else:  # sigmoid(s) * y, as in the paper's released code; as a change of y it would lose digits
+                gated = (gate.sigmoid()[:, None] * kept).to(processed.dtype)
+                processed = processed.index_copy(0, self.vision_slots, gated)
         return _Leave.apply(passing.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(passing)
 
     def _kept_scores(self, entered: torch.Tensor) -> torch.Tensor:

@@ -14,6 +14,8 @@ from time import perf_counter
 import torch
 
 from .cache_videollm_mod import PackedCache
+from .fast_step_videollm_mod import MOST_TOKENS, StepsUnavailable, fast_language_model
+from .fast_vision_videollm_mod import encode
 
 
 class Step:
@@ -49,12 +51,9 @@ class Encode(Step):
         pixels = []
         for step in steps:
             with stage("preprocess", [step]):
-                inputs = step.session.processor.video_processor(
-                    step.frames.to(model.device), return_tensors="pt", input_data_format="channels_first"
-                )
-                pixels.append(inputs["pixel_values_videos"])
+                pixels.append(step.session.processor.video_processor.to_pixels(step.frames.to(model.device)))
         with stage("vision", steps):
-            features = model.encode_frames(torch.cat(pixels)).pooler_output
+            features = encode(model, pixels[0] if len(pixels) == 1 else torch.cat(pixels))
         for step, own in zip(steps, features.split([len(step.frames) for step in steps]), strict=True):
             step.value = own
 
@@ -83,9 +82,30 @@ class Feed(Step):
         apart = self.features.shape[1] + 1  # a separator between two frames
         return [last - apart * index for index in reversed(range(self.num_frames))]
 
+    def alone(self) -> bool:
+        """Carry the step out as static steps of the model; False where it can not be."""
+        session, length = self.session, len(self.ids)
+        fast, why_not = fast_language_model(session.model)
+        session.why_not_static = why_not if session.model.device.type == "cuda" else None
+        if fast is None or length > MOST_TOKENS:
+            return False
+        before = session.cache.get_seq_length()
+        try:
+            with stage(None, [self]):
+                logits, kept, scores = fast.feed(session.cache, self.ids, self.features, session.keep_ratio)
+        except StepsUnavailable as error:
+            session.why_not_static = str(error)
+            session.cache.rollback(before)
+            return False
+        worth = None if scores is None or not session.most_bytes else scores.sigmoid().mean(0).cpu()
+        self.value = (logits, kept, worth)
+        return True
+
     @staticmethod
     @torch.no_grad()
     def together(steps: list["Feed"]) -> None:
+        if len(steps) == 1 and steps[0].alone():
+            return
         session = steps[0].session
         model, device = session.model, session.model.device
         lengths, inputs = [len(step.ids) for step in steps], {}

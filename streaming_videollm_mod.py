@@ -29,6 +29,7 @@ from .session_state_videollm_mod import load_session, save_session
 from .steps_videollm_mod import Encode, Feed, Step, carry_out
 
 FRAMES_AT_ONCE = 16  # frames of one push that go through the model together
+FRAMES_AT_ONCE_ON_GPU = 32  # where those that are taken back again cost less
 AHEAD_AFTER_SPEECH = 4  # and after it spoke, since it may soon speak again; doubled with every block of silence
 
 
@@ -110,6 +111,7 @@ class StreamingSession:
         self.cache_policy = cache_policy
         self.generation_config = generation_config
         self._sampler = TokenSampler(model, processor, generation_config)
+        self.why_not_static: str | None = None
         # what `watch` or `ask_tokens` handed out last; weakly, so that leaving a loop over it closes it at once
         self._running: weakref.ref | None = None
         self.reset()
@@ -125,7 +127,7 @@ class StreamingSession:
         self.query: str | None = None
         self.time: float | None = None  # seconds, of the last frame
         self._in_stream = False
-        self._ahead = FRAMES_AT_ONCE
+        self._ahead = self._frames_at_once
         self._counts = {"frames": 0, "narrations": 0, "answers": 0}
         self._seconds = dict.fromkeys(("preprocess", "vision", "language", "generation"), 0.0)
         bos = self.processor.tokenizer.bos_token_id
@@ -194,6 +196,7 @@ class StreamingSession:
             kv_bytes=self.cache.num_bytes,
             kv_bytes_if_dense=tokens * per_token * itemsize,
             seconds=dict(self._seconds),
+            why_not_static=self.why_not_static,
         )
 
     def remember(self, max_cached_frames: int) -> None:
@@ -315,7 +318,7 @@ class StreamingSession:
         done = encoded = 0
         while done < len(frames):
             if done == encoded:
-                features = frames[done : done + FRAMES_AT_ONCE]
+                features = frames[done : done + self._frames_at_once]
                 if features.ndim == 4:  # pixels
                     encode = Encode(self, features)
                     yield encode
@@ -350,7 +353,7 @@ class StreamingSession:
                     self._rollback(self._end_of_frame(watched - 1, len(block), end))
                     self._pending, self._in_stream = [], True
             done += watched
-            self._ahead = AHEAD_AFTER_SPEECH if spoke else min(2 * self._ahead, FRAMES_AT_ONCE)
+            self._ahead = AHEAD_AFTER_SPEECH if spoke else min(2 * self._ahead, self._frames_at_once)
 
     def _end_of_frame(self, index: int, num_frames: int, end: int) -> int:
         """Position after frame `index` of a block of `num_frames` that ends at position `end`."""
@@ -382,6 +385,8 @@ class StreamingSession:
         return silence_probability(logits, processor.frame_separator_token_id).cpu(), kept
 
     def _rollback(self, position: int) -> None:
+        if position == self.cache.get_seq_length():
+            return
         self.cache.rollback(position)
         if self._memory is not None:
             self._memory.rollback(position)
@@ -389,6 +394,10 @@ class StreamingSession:
     @property
     def _rotary_embedding(self):
         return self.model.model.language_model.rotary_emb
+
+    @property
+    def _frames_at_once(self) -> int:
+        return FRAMES_AT_ONCE_ON_GPU if self.model.device.type == "cuda" else FRAMES_AT_ONCE
 
     def _frames_ahead(self) -> int:
         """Frames that may be fed together: a memory is emptied at the same frames however they are pushed."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate, pad
 from transformers import BatchFeature
-from transformers.image_utils import load_image
+from transformers.image_utils import SizeDict, load_image
 
 # `transformers.BaseVideoProcessor` is a dummy where torchvision is missing. The class itself needs torchvision only in
 # methods that are overridden or not reached here.
@@ -21,6 +21,9 @@ from .decoding_videollm_mod import DEFAULT_FPS, decode_video, is_video_source, s
 
 LOADING_OPTIONS = ("fps", "num_frames", "do_sample_frames", "input_data_format")
 PIXELS_AT_ONCE = 16 * 1280 * 720  # of frames that are float32 at full resolution at the same time
+# of what is done with each frame
+FRAME_OPTIONS = ("do_resize", "size", "resample", "do_pad", "do_rescale", "rescale_factor", "do_normalize")
+FRAME_OPTIONS += ("image_mean", "image_std")
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers of resampling filters
 
 
@@ -162,15 +165,21 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             ]
         return super().preprocess(videos, **kwargs)
 
+    def to_pixels(self, frames: torch.Tensor) -> torch.Tensor:
+        """What `preprocess` makes of one video `[F, 3, H, W]` with the processor's own options, which are not checked
+        anew: for streams, frame by frame."""
+        options = {name: getattr(self, name) for name in FRAME_OPTIONS}
+        if not hasattr(options["size"], "height"):
+            options["size"] = SizeDict(**options["size"])
+        if self.do_center_crop:
+            raise ValueError("`do_center_crop` is not supported")
+        pixel_values = [self._preprocess_frames(chunk, **options) for chunk in in_chunks(frames)]
+        return pixel_values[0] if len(pixel_values) == 1 else torch.cat(pixel_values)
+
     def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **options) -> BatchFeature:
         if options["do_center_crop"]:
             raise ValueError("`do_center_crop` is not supported")
-        chunks = (
-            chunk
-            for video in videos
-            for chunk in video.split(max(1, PIXELS_AT_ONCE // (video.shape[-2] * video.shape[-1])))
-        )
-        pixel_values = [self._preprocess_frames(chunk, **options) for chunk in chunks]
+        pixel_values = [self._preprocess_frames(chunk, **options) for video in videos for chunk in in_chunks(video)]
         sizes = {tuple(frames.shape[-2:]) for frames in pixel_values}
         if len(sizes) > 1:
             raise ValueError(f"frames of different sizes need `do_resize=True`, got {sorted(sizes)}")
@@ -212,6 +221,10 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             mean, std = (torch.as_tensor(x, device=frames.device).view(-1, 1, 1) for x in (image_mean, image_std))
             frames = (frames - mean) / std
         return frames
+
+
+def in_chunks(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return frames.split(max(1, PIXELS_AT_ONCE // (frames.shape[-2] * frames.shape[-1])))
 
 
 def resize_frames(frames: torch.Tensor, size: Any, resample: int, do_pad: bool) -> torch.Tensor:

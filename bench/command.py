@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from .geometries import NAMES
+from .stream_command import add_watching
 
 
 def add_bench(commands) -> None:
@@ -10,6 +11,7 @@ def add_bench(commands) -> None:
     benches = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     add_train(benches)
     add_memory(benches)
+    add_watching(benches)
 
 
 def add_result(parser, geometry: str) -> None:

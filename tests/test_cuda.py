@@ -1,15 +1,26 @@
 """On a GPU: the equalities of the CPU tests in float32, and bfloat16 close to float32. Skipped where there is none."""
 
 import random
+from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import pytest
 import torch
 from fresh import ROOT
+from test_fast_step import STATIC, calls_of
 from tiny import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_model
 
-from videollm_mod import MoDCache, StreamPool, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod import (
+    MoDCache,
+    StreamPool,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+    cli,
+    steps_videollm_mod,
+)
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
+from videollm_mod.fast_step_videollm_mod import fast_language_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -144,3 +155,71 @@ def test_a_pool_says_what_its_sessions_say_alone(dtype, near):
         assert [(e.time, e.kind, e.text) for e, _ in pairs] == [(e.time, e.kind, e.text) for _, e in pairs]
         narrated = [[x.silence_probability for x in pair] for pair in pairs if pair[1].kind == "narration"]
         assert narrated and all(abs(mine - alone) < near for mine, alone in narrated)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("name", STATIC)
+@torch.no_grad()
+def test_graphs_of_static_steps_are_the_model(name, dtype, tolerance):
+    """On streams with rollbacks and forks, each step once as it is and then as a graph, through growing caches."""
+    options, seed = ROUTINGS[name], 10 + list(ROUTINGS).index(name)
+    if dtype == torch.bfloat16 and options.get("mod_selection", "learned") == "learned":
+        options = {**options, "mod_keep_ratio": 1.0}  # near-ties may fall either way
+    size = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
+    model = tiny_model(seed, **options, **size, intermediate_size=200, initializer_range=0.05).cuda().to(dtype)
+    for layer in model.model.language_model.layers:
+        if layer.layer_expert is not None:
+            layer.layer_expert.float()
+    fast, why_not = fast_language_model(model)
+    assert why_not is None
+    cache, expected, rng = MoDCache(model.config), MoDCache(model.config), random.Random(seed)
+    for turn in range(6):
+        _, (row,) = random_batch(model, seed + turn, [7])
+        for ids, features in calls_of(row, model.config.num_frame_tokens):
+            features = None if features is None else features.to("cuda", dtype)
+            inputs = {"input_ids": torch.tensor([ids], device="cuda"), "logits_to_keep": 1}
+            if features is not None:
+                inputs["video_features"] = features
+            output = model(**inputs, past_key_values=expected)
+            if rng.random() < 0.3:  # a fork goes on, and what it came from writes behind it
+                fork = cache.copy()
+                fast.feed(cache, ids[:1], None, None)
+                cache = fork
+            if rng.random() < 0.3:
+                fast.feed(cache, [7, 8, 9], None, None)
+                cache.rollback(cache.get_seq_length() - 3)
+            logits, _, _ = fast.feed(cache, ids, features, None)
+            assert relative_error(logits[-1], output.logits[0, -1]) < tolerance
+    for layer, other in zip(cache.layers, expected.layers, strict=True):
+        assert torch.equal(layer.positions, other.positions)
+        assert relative_error(layer.keys, other.keys) < tolerance
+        assert relative_error(layer.values, other.values) < tolerance
+    assert any(step.graph is not None for step in fast._steps.values()) and fast.why_not is None
+
+
+@pytest.mark.parametrize("bounds", [{}, {"max_cached_frames": 6}, {"max_cached_frames": 6, "cache_policy": "router"}])
+def test_static_sessions_say_what_others_say(bounds):
+    """Frame by frame and in blocks, asked in between, with and without bounds; also after the model has moved."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval().cuda()
+    stream = world_stream(73)
+    frames, times = stream.frames(height=96), stream.frame_times(2.0).tolist()
+
+    def watch(block: int):
+        session, events = model.stream(processor, **bounds), []
+        for start in range(0, len(frames), block):
+            events += session.push(frames[start : start + block], times[start : start + block])
+            if start % 5 == 0:
+                events += session.fork().ask("How many objects are there?")
+        return session, [(event.time, event.text) for event in events + session.ask("What happened last?")]
+
+    for block in (1, 5):
+        with mock.patch.object(steps_videollm_mod, "fast_language_model", lambda model: (None, "switched off")):
+            session, expected = watch(block)
+            assert session.stats.why_not_static == "switched off"
+        session, events = watch(block)
+        assert session.stats.why_not_static is None and events == expected
+        model.cpu().cuda()
+        assert watch(block)[1] == expected
+    with ThreadPoolExecutor(4) as pool:
+        assert all(events == expected for _, events in pool.map(watch, [5] * 4))

@@ -1,0 +1,76 @@
+"""`videollm-mod bench offline`: recorded video, as features, through the language model in large blocks."""
+
+import functools
+import time
+from pathlib import Path
+
+import torch
+
+from ..cache_videollm_mod import MoDCache
+from ..fast_step_videollm_mod import fast_language_model
+from .record import enter, header, write
+from .watching import as_it_is, build, clock, stock, summary
+
+
+def blocks(model, frames: int, count: int, repeats: int, static: bool = True) -> dict:
+    """`count` calls of `frames` frames each, from an empty cache on, as static steps or as the model is."""
+    config = model.config
+    ids = ([config.frame_separator_token_id] + [config.video_token_id] * config.num_frame_tokens) * frames
+    size = (frames, config.num_frame_tokens, config.vision_config.hidden_size)
+    features = torch.randn(size, device=model.device, dtype=model.dtype)
+    fast, why_not = fast_language_model(model) if static else (None, "switched off")
+    inputs = {"input_ids": torch.tensor([ids], device=model.device), "video_features": features}
+
+    @torch.no_grad()
+    def call(index):
+        cache = MoDCache(config)
+        for _ in range(count):
+            if fast is None:
+                model(**inputs, past_key_values=cache, logits_to_keep=1)
+            else:
+                fast.feed(cache, ids, features, None)
+
+    return {**summary(clock(call, model.device, repeats), frames * count), "why_not_static": why_not}
+
+
+def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: float, frames: int) -> None:
+    """Frames a second of streams of `frames` frames, of 10 and of 50 tokens, in blocks of 256 and 128.
+
+    Args:
+        json (`Path`, *optional*): for the result, which is written as it grows.
+        repeats (`int`): streams that are timed in each row.
+        minutes (`float`): no row is begun after that time.
+    """
+    place, end = torch.device(device), time.perf_counter() + 60 * minutes
+    result = {**header(), "geometry": geometry, "device": device, "rows": []}
+    found = {}
+    for tokens, block in ((10, 256), (50, 128)):
+        block = min(block, frames)
+        if geometry == "nano" and tokens != 10:
+            continue
+        model, _ = build(geometry, place, tokens)
+        count = max(1, frames // block)
+        for way, measure, dense in (
+            ("mod", blocks, False),
+            ("dense", blocks, True),
+            ("mod, as it is", functools.partial(blocks, static=False), False),
+            ("stock", lambda model, *sizes: stock(model, 0, repeats, block), True),  # noqa: B023
+        ):
+            if time.perf_counter() > end:
+                break
+            with as_it_is(model, dense):
+                row = {"name": "offline", "way": way, "tokens": tokens, "block": block, "blocks": count}
+                row |= measure(model, block, count, repeats)
+            result["rows"].append(row)
+            write(json, result)
+            print(*(f"{key}={value}" for key, value in row.items() if key != "raw_ms"), flush=True)
+            if way == "mod" and geometry == "llama3-8b":
+                found[f"offline_fps_{tokens}"] = row["per_second"]
+            if place.type == "cuda":
+                torch.cuda.empty_cache()
+        del model
+    enter(json, found, result["command"])
+    if json is not None:
+        from .stream_plot import plot_offline
+
+        print(plot_offline(result, json.with_suffix(".png")))

@@ -1,0 +1,103 @@
+"""`videollm-mod bench stream`: what watching costs, frame by frame, in blocks, and when it is asked."""
+
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from .record import enter, header, write
+from .watching import as_it_is, build, decode, end_to_end, first_token, generation, language, stock
+
+# as their authors give them, on other machines
+PUBLISHED = [
+    {"name": "VideoLLM-online 8B, end to end, A100", "frames_per_second": [10, 15], "source": "arXiv 2406.11816"},
+    {"name": "ViCoStream 7B, end to end, A100", "frames_per_second": [134, 134], "first_token_ms": 50},
+    {"name": "FlowNar 8B, end to end", "frames_per_second": [13, 19]},
+]
+HELD = (100, 600, 3000)
+ALSO_FRAMES = (15, 30)  # a block of half a second at 30 and 60 frames a second
+
+
+def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: float, size: tuple[int, int]) -> None:
+    """Rows of times, and a plot of them.
+
+    Args:
+        json (`Path`, *optional*): for the result, which is written as it grows.
+        repeats (`int`): calls that are timed in each row.
+        minutes (`float`): no row is begun after that time.
+        size (`(int, int)`): height and width of decoded frames.
+    """
+    place = torch.device(device)
+    end, result = time.perf_counter() + 60 * minutes, {**header(), "geometry": geometry, "device": device, "rows": []}
+    result["published"] = PUBLISHED
+    model, processor = build(geometry, place)
+    is_large = geometry != "nano"
+
+    def row(name: str, measure, *arguments, dense=False, static=True, **about) -> dict | None:
+        if time.perf_counter() > end:
+            return None
+        with as_it_is(model, dense, static):
+            found = {"name": name, "way": "dense" if dense else "mod", **about, **measure(model, *arguments)}
+        if not static:
+            found["way"] += ", as it is"
+        result["rows"].append(found)
+        write(json, result)
+        shown = {key: value for key, value in found.items() if key != "raw_ms"}
+        print(*(f"{key}={value}" for key, value in shown.items()), flush=True)
+        if place.type == "cuda":
+            torch.cuda.empty_cache()
+        return found
+
+    helds = HELD if is_large else (100, 300)
+    for held in helds:
+        for dense in (False, True):
+            row("language", language, processor, held, repeats, dense=dense, held=held)
+    for held in helds if is_large else ():
+        row("language", language, processor, held, max(5, repeats // 4), static=False, held=held)
+        found = row("stock LlamaForCausalLM", stock, held, max(5, repeats // 4), dense=True, held=held)
+        if found is not None:
+            found["way"] = "stock"
+    middle = 600 if is_large else 100
+    for frames in (1, *ALSO_FRAMES):
+        for dense in (False, True) if frames == 1 else (False,):
+            few = repeats if frames == 1 else max(5, repeats // 4)
+            row(
+                "end to end", end_to_end, processor, middle, few, frames, size, dense=dense, held=middle, frames=frames
+            )
+    for frames in ALSO_FRAMES if is_large else ():
+        row("language, blocks", language, processor, middle, 10, frames, held=middle, frames=frames)
+    last = helds[-1]
+    for dense in (False, True):
+        row("first token", first_token, processor, last, repeats, dense=dense, held=last)
+        row("generation", generation, processor, last, repeats, dense=dense, held=last)
+    with tempfile.TemporaryDirectory() as folder:
+        row("decode", lambda model: decode(60, Path(folder)))
+    enter(json, figures(result), result["command"])
+    if json is not None:
+        from .stream_plot import plot
+
+        print(plot(result, json.with_suffix(".png")))
+
+
+def figures(result: dict) -> dict[str, float]:
+    """Those of the summary that the rows hold."""
+
+    def find(name: str, key: str, **about):
+        rows = [x for x in result["rows"] if x["name"] == name and x["way"] == "mod"]
+        return next((x[key] for x in rows if all(x.get(k) == v for k, v in about.items())), None)
+
+    if result["geometry"] == "nano":
+        found = {"nano_cpu_fps": find("end to end", "per_second", frames=1)} if result["device"] == "cpu" else {}
+    elif result["geometry"] == "llama3-8b":
+        found = {
+            "stream_p50_ms_600": find("language", "p50_ms", held=600),
+            "stream_p50_ms_3000": find("language", "p50_ms", held=3000),
+            "end_to_end_fps": find("end to end", "per_second", frames=1),
+            "end_to_end_block_fps": find("end to end", "per_second", frames=ALSO_FRAMES[-1]),
+            "first_token_ms": find("first token", "p95_ms"),
+            "generate_tokens_per_s": find("generation", "per_second"),
+        }
+    else:
+        found = {}
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,56 @@
+"""The arguments of `bench stream` and `bench offline`."""
+
+from pathlib import Path
+
+from ..cli import share_cores
+from .geometries import NAMES
+
+
+def add_watching(benches) -> None:
+    parser = benches.add_parser("stream", help="watching as frames come: one by one, in blocks, and asked")
+    add_shared(parser, repeats=60)
+    parser.add_argument("--height", type=int, default=720, help="of decoded frames, which are 16:9")
+
+    def run_stream(arguments: dict) -> None:
+        share_cores()
+        from .stream import bench
+
+        height = arguments.pop("height")
+        if height < 16:
+            raise ValueError(f"--height must be at least 16, got {height}")
+        bench(**checked(arguments), size=(height, height * 16 // 9))
+
+    parser.set_defaults(run=run_stream)
+    parser = benches.add_parser("offline", help="recorded video in large blocks")
+    add_shared(parser, repeats=5)
+    parser.add_argument("--frames", type=int, default=768, help="of a stream")
+
+    def run_offline(arguments: dict) -> None:
+        share_cores()
+        from .offline import bench
+
+        if arguments["frames"] < 1:
+            raise ValueError(f"--frames must be at least 1, got {arguments['frames']}")
+        bench(**checked(arguments))
+
+    parser.set_defaults(run=run_offline)
+
+
+def add_shared(parser, repeats: int) -> None:
+    parser.add_argument("--geometry", choices=NAMES, default="llama3-8b", help="of the model")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="for the result, with a plot beside it")
+    parser.add_argument("--device", help="cpu or cuda; by default the best there is")
+    parser.add_argument("--repeats", type=int, default=repeats, help="timed calls of each row")
+    parser.add_argument("--minutes", type=float, default=30.0, help="no row is begun after that time")
+
+
+def checked(arguments: dict) -> dict:
+    import torch
+
+    if arguments["repeats"] < 1:
+        raise ValueError(f"--repeats must be at least 1, got {arguments['repeats']}")
+    if arguments["device"] is None:
+        arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    elif arguments["device"].startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError("--device cuda: there is no CUDA device here")
+    return arguments

@@ -1,0 +1,209 @@
+"""What `bench stream` measures: one model that watches, each time from the same state of its session."""
+
+import contextlib
+import time
+from unittest import mock
+
+import numpy as np
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from .. import steps_videollm_mod
+from ..benchmarks.pool import TINY
+from ..configuration_videollm_mod import VideoLLMMoDConfig
+from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
+from ..processing_videollm_mod import VideoLLMMoDProcessor
+from ..steps_videollm_mod import carry_out
+from .filled import fill
+from .geometries import config_values
+from .record import ROOT
+
+QUESTION = "What happened to the red ball that was on the table a while ago?"
+WARM_UP = 3  # calls: the second captures a graph
+
+
+def build(geometry: str, device: torch.device, tokens: int = 10):
+    """A model in bfloat16 on a GPU, else in float32, and a processor whose words are few."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    if geometry == "nano":
+        model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=dtype).eval().to(device)
+        processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    else:
+        from ..training.initialise import initialise
+
+        _, processor = initialise(TINY, [f"\nUser: {QUESTION}\nAssistant: nothing"], vocab_size=300, seed=0)
+        torch.manual_seed(0)
+        with torch.device(device):
+            model = VideoLLMMoDForConditionalGeneration._from_config(
+                VideoLLMMoDConfig(**config_values(geometry, tokens)), dtype=dtype
+            ).eval()
+        for layer in model.model.language_model.layers:
+            if layer.layer_expert is not None:
+                layer.layer_expert.weight.data.normal_(std=0.02)
+        config, vision = model.config, model.config.vision_config
+        config.video_token_id = processor.video_token_id
+        config.frame_separator_token_id = processor.frame_separator_token_id
+        video = type(processor.video_processor)(size={"height": vision.image_size, "width": vision.image_size})
+        processor = VideoLLMMoDProcessor(video, processor.tokenizer, num_frame_tokens=config.num_frame_tokens)
+    never = {processor.video_token_id, processor.tokenizer.eos_token_id}  # it is to speak on and on
+    never |= set(range(len(processor.tokenizer), model.config.text_config.vocab_size))
+    model.generation_config.suppress_tokens = sorted(never)
+    return model, processor
+
+
+@contextlib.contextmanager
+def as_it_is(model, dense: bool = False, static: bool = True):
+    """The model with every token in every layer, or without static steps."""
+    text = model.config.text_config
+    routing, off = text.vision_routing, (lambda model: (None, "switched off"))
+    text.vision_routing = "full" if dense else routing
+    try:
+        with contextlib.nullcontext() if static else mock.patch.object(steps_videollm_mod, "fast_language_model", off):
+            yield
+    finally:
+        text.vision_routing = routing
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.cuda.synchronize(device)
+
+
+def clock(call, device: torch.device, repeats: int) -> list[float]:
+    """Seconds of each call, after a warm-up."""
+    seconds = []
+    for index in range(WARM_UP + repeats):
+        synchronise(device)
+        start = time.perf_counter()
+        call(index)
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+    return seconds[WARM_UP:]
+
+
+def summary(seconds: list[float], frames: int = 1) -> dict:
+    milliseconds = sorted(1000 * x for x in seconds)
+    return {
+        "p50_ms": round(milliseconds[len(milliseconds) // 2], 4),
+        "p95_ms": round(milliseconds[min(len(milliseconds) - 1, int(0.95 * len(milliseconds)))], 4),
+        "per_second": round(frames * len(seconds) / sum(seconds), 3),
+        "raw_ms": [round(1000 * x, 3) for x in seconds],
+    }
+
+
+def session_of(model, processor, held: int, **options):
+    session = model.stream(processor, speak_threshold=0.0, max_new_tokens=10_000, **options)
+    if held:
+        fill(session, held)
+    return session
+
+
+def language(model, processor, held: int, repeats: int, frames: int = 1) -> dict:
+    """Frames whose features are there, through the language model to the decision, `frames` a call."""
+    session = session_of(model, processor, held)
+    size = (frames, model.config.num_frame_tokens, model.config.vision_config.hidden_size)
+    features = torch.randn(size, device=model.device, dtype=model.dtype)
+    seconds = clock(lambda index: list(session.watch_encoded(features)), model.device, repeats)
+    return {**summary(seconds, frames), "why_not_static": session.stats.why_not_static}
+
+
+def end_to_end(model, processor, held: int, repeats: int, frames: int, size: tuple[int, int]) -> dict:
+    """Decoded frames `size` (height, width) in the memory of the host, to the decision, `frames` a call."""
+    session = session_of(model, processor, held)
+    pixels = np.random.default_rng(0).integers(0, 256, (4 * frames, *size, 3), dtype=np.uint8)
+    before = {}
+
+    def call(index):
+        if index == WARM_UP:
+            before.update(session.stats.seconds)
+        first = index % 4 * frames
+        session.push(pixels[first : first + frames])
+
+    seconds = clock(call, model.device, repeats)
+    stages = {
+        name: round(1000 * (value - before[name]) / (repeats * frames), 4)
+        for name, value in session.stats.seconds.items()
+        if name != "generation"
+    }
+    return {**summary(seconds, frames), "ms_per_frame": stages, "frame_size": list(size)}
+
+
+def first_token(model, processor, held: int, repeats: int) -> dict:
+    """From a question to the first token of its answer."""
+    session = session_of(model, processor, held)
+    end = session.cache.get_seq_length()
+
+    def call(index):
+        session.instruct(QUESTION)
+        tokens = carry_out(session._reply())
+        next(tokens)
+        times.append(time.perf_counter() - start)
+        tokens.close()
+        session._rollback(end)
+        session._pending, session._in_stream = [], True
+
+    times = []
+    for index in range(WARM_UP + repeats):
+        synchronise(model.device)
+        start = time.perf_counter()
+        call(index)
+    ids = processor.user_header_ids + processor.encode_text(QUESTION)
+    return {**summary(times[WARM_UP:]), "question_tokens": len(ids)}
+
+
+def generation(model, processor, held: int, repeats: int) -> dict:
+    """Tokens of an answer after the first, one by one."""
+    session = session_of(model, processor, held)
+    session.instruct(QUESTION)
+    tokens = carry_out(session._reply())
+    next(tokens)
+    return summary(clock(lambda index: next(tokens), model.device, repeats))
+
+
+def stock_llama(model) -> LlamaForCausalLM:
+    """transformers' own Llama with the same weights."""
+    text = model.config.text_config
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    names += ("num_key_value_heads", "head_dim", "rope_parameters", "max_position_embeddings", "rms_norm_eps")
+    config = LlamaConfig(**{name: getattr(text, name) for name in names})
+    config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        stock = LlamaForCausalLM(config)
+    stock.model.load_state_dict(model.model.language_model.state_dict(), strict=False, assign=True)
+    stock.lm_head.weight = model.lm_head.weight
+    stock.model.rotary_emb = LlamaRotaryEmbedding(config).to(model.device)
+    return stock.eval()
+
+
+def stock(model, held: int, repeats: int, frames: int = 1) -> dict:
+    """`LlamaForCausalLM` with a `DynamicCache` over the tokens of frames, all of them in all layers."""
+    llama, text = stock_llama(model), model.config.text_config
+    per_frame = model.config.num_frame_tokens + 1
+    cache = DynamicCache(config=llama.config)
+    shape = (1, text.num_key_value_heads, held * per_frame, text.head_dim)
+    for layer in range(text.num_hidden_layers if held else 0):
+        cache.update(*(torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2)), layer)
+    embeds = torch.randn(1, frames * per_frame, text.hidden_size, device=model.device, dtype=model.dtype)
+
+    @torch.no_grad()
+    def call(index):
+        llama(inputs_embeds=embeds, past_key_values=cache, logits_to_keep=1)
+
+    return summary(clock(call, model.device, repeats), frames)
+
+
+def decode(repeats: int, folder) -> dict:
+    """Frames of an encoded clip, as `narrate` reads them, by the CPU alone."""
+    from ..data.world_clip import write_clip
+    from ..decoding_videollm_mod import iter_video_frames
+
+    path = write_clip(folder / "clip.mp4", seed=0, height=384)[0]
+    seconds, frames, start = [], iter_video_frames(path, fps=None), time.perf_counter()
+    for frame, _ in frames:
+        seconds.append(time.perf_counter() - start)
+        start, size = time.perf_counter(), frame.shape[:2]
+        if len(seconds) == repeats:
+            break
+    frames.close()
+    return {**summary(seconds[1:]), "frame_size": list(size)}

@@ -1,0 +1,459 @@
+"""Which way of making a static step is fastest, and whether each part of it is right, on this GPU.
+
+    python -m videollm_mod.benchmarks.step_variants --geometry llama3-8b --seconds 280 --output FOLDER
+
+Everything is written as it is measured (`step_variants.json`, `step_variants.txt`), what fails is noted and the rest
+goes on, and nothing is begun after the time is up. Of the weights, only their size matters, so they are random.
+"""
+
+import argparse
+import functools
+import json
+import time
+import traceback
+from pathlib import Path
+
+import torch
+
+from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+
+from .. import fast_kernels_videollm_mod as fast_kernels
+from ..bench.filled import fill
+from ..bench.geometries import NAMES, VIDEO, config_values
+from ..cache_videollm_mod import MoDCache
+from ..fast_ops_videollm_mod import PlainOps
+from ..fast_step_videollm_mod import FastLanguageModel, Shape, StaticStep
+from .record import surroundings
+
+SEPARATOR, START = 4, 5
+
+
+class Log:
+    """What is known so far, on the screen and in two files."""
+
+    def __init__(self, folder: Path, seconds: float):
+        self.folder, self.end = folder, time.perf_counter() + seconds
+        self.begin = time.perf_counter()
+        self.result = {"command": "python -m videollm_mod.benchmarks.step_variants", **surroundings("triton")}
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "step_variants.txt").write_text("")
+
+    def say(self, text: str) -> None:
+        text = f"[{time.perf_counter() - self.begin:6.1f}] {text}"
+        print(text, flush=True)
+        with open(self.folder / "step_variants.txt", "a") as file:
+            file.write(text + "\n")
+
+    def keep(self, name: str, value) -> None:
+        self.result[name] = value
+        (self.folder / "step_variants.json").write_text(json.dumps(self.result, indent=1) + "\n")
+        self.say(f"{name}: {value}")
+
+    def attempt(self, name: str, function, needs: float = 5.0):
+        if time.perf_counter() + needs > self.end:
+            self.keep(name, "no time was left")
+            return None
+        try:
+            value = function()
+        except Exception as error:
+            self.keep(name, f"failed: {type(error).__name__}: {str(error)[:400]}")
+            self.say(traceback.format_exc(limit=6))
+            return None
+        self.keep(name, value)
+        return value
+
+
+class Plain:
+    """What a session is to `fill`."""
+
+    def __init__(self, model):
+        self.model, self.cache, self.keep_ratio, self._counts = model, MoDCache(model.config), None, {}
+
+
+def random_model(geometry: str, dtype: torch.dtype, **options) -> VideoLLMMoDForConditionalGeneration:
+    config = VideoLLMMoDConfig(**config_values(geometry, **options))
+    torch.manual_seed(0)
+    with torch.device("cuda"):
+        model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=dtype).eval()
+    for layer in model.model.language_model.layers:
+        if layer.layer_expert is not None:
+            layer.layer_expert.weight.data.normal_(std=0.02)
+    return model
+
+
+def error(value: torch.Tensor, expected: torch.Tensor) -> float:
+    value, expected = value.double(), expected.double()
+    return round(float((value - expected).norm() / expected.norm()), 6)
+
+
+def check_parts(model, kernels, frames: int) -> dict:
+    return {**check_layer(model, kernels, frames, True), **check_layer(model, kernels, frames, False)}
+
+
+def check_layer(model, kernels, frames: int, routed: bool) -> dict:
+    """Each part by itself beside plain torch: relative errors, or what went wrong."""
+    text, device, dtype = model.config.text_config, model.device, model.dtype
+    kept = 2
+    tokens = frames * (model.config.num_frame_tokens + 1)
+    shape = Shape(frames, tokens, kept, "residual", "learned", False, text.routed_layers)
+    found = {}
+    number = text.routed_layers[0] if routed else 0
+    layer = model.model.language_model.layers[number]
+    steps, sessions = {}, {}
+    for name, part in (("plain", PlainOps), ("fast", kernels)):
+        torch.manual_seed(1)
+        sessions[name] = Plain(model)
+        fill(sessions[name], 20)
+        steps[name] = StaticStep(model, shape, part)
+        steps[name].prepare(sessions[name].cache, [SEPARATOR] * frames, None)
+    base = sessions["plain"].cache.seen_tokens
+    torch.manual_seed(2)
+    x = torch.randn(tokens, text.hidden_size, device=device, dtype=dtype)
+    rotary = [
+        part[0]
+        for part in model.model.language_model.rotary_emb(x[None], base + torch.arange(tokens, device=device)[None])
+    ]
+    plain, fast = steps["plain"], steps["fast"]
+    slots = plain.slots if routed else tokens
+    held = {"plain": sessions["plain"].cache.layers[number], "fast": fast.table[number]}
+
+    def both(part, result, *, own=steps, held=held):
+        outputs = []
+        for name, step in own.items():
+            part(step, held[name])
+            outputs.append([t.clone() for t in result(step, sessions[name].cache.layers[number])])
+        for a, b in zip(own["plain"].__dict__.items(), own["fast"].__dict__.items(), strict=False):
+            if isinstance(a[1], torch.Tensor) and a[0] not in ("control", "table", "ids"):
+                b[1].copy_(a[1])  # so that each part begins from the same
+        return [error(a, b) for b, a in zip(*outputs, strict=True)]
+
+    def room(layer_cache, name):
+        growing = layer_cache.rooms[name]
+        return growing.room.narrow(growing.dim, 0, layer_cache.get_seq_length() + slots)
+
+    for step in steps.values():
+        step.x.copy_(x)
+    index = (lambda step: step.index) if routed else (lambda step: None)
+    scale = (lambda step: step.scale) if routed else (lambda step: None)
+    parts = {
+        "project": (
+            lambda s, m: s.kernels.project(s.x, index(s), layer, rotary, s.queries[:slots], m, base, slots),
+            lambda s, c: (s.queries[:slots], room(c, "keys"), room(c, "values"), room(c, "positions")),
+        ),
+        "attend": (
+            lambda s, m: s.kernels.attend(s.queries[:slots], layer, m, slots, s.attended[:slots]),
+            lambda s, c: (s.attended[:slots],),
+        ),
+        "leave": (
+            lambda s, m: s.kernels.leave(s.attended[:slots], layer, s.x, index(s), s.between[:slots]),
+            lambda s, c: (s.between[:slots],),
+        ),
+        "widen": (
+            lambda s, m: s.kernels.widen(s.between[:slots], layer, s.wide[:slots]),
+            lambda s, c: (s.wide[:slots],),
+        ),
+        "narrow": (
+            lambda s, m: s.kernels.narrow(s.wide[:slots], layer, s.between[:slots], s.x, index(s), scale(s)),
+            lambda s, c: (s.x,),
+        ),
+        "read": (lambda s, m: s.kernels.read(s.x, s.rows, model, s.logits), lambda s, c: (s.logits,)),
+    }
+    if routed:
+        route = (
+            lambda s, m: s.kernels.route(
+                s.x, layer, (frames, tokens // frames - 1, kept), s.index, s.scale, s.scores[0], s.kept[0],
+                "residual", False,
+            ),
+            lambda s, c: (s.scores[0], s.kept[0], s.index, s.scale),
+        )  # fmt: skip
+        parts = {"route": route, **parts}
+    for name, (part, result) in parts.items():
+        try:
+            with torch.no_grad():
+                found[f"{name}{' routed' if routed else ''}"] = both(part, result)
+            torch.cuda.synchronize()
+        except Exception as problem:
+            found[f"{name}{' routed' if routed else ''}"] = f"{type(problem).__name__}: {str(problem)[:300]}"
+    return found
+
+
+def check_stream(dtype: torch.dtype, **options) -> dict:
+    """A stream of frames, words and blocks in static steps, with and without graphs, beside the model as it is.
+
+    In bfloat16 nearly equal scores may fall either way, so all tokens are kept there."""
+    if dtype == torch.bfloat16:
+        options = {"mod_keep_ratio": 1.0, **options}
+    model = random_model("middle", dtype, **options)
+    fast, per_frame = FastLanguageModel(model), model.config.num_frame_tokens
+    cache, expected, worst = MoDCache(model.config), MoDCache(model.config), 0.0
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for turn, frames in enumerate([1, 0, 1, 1, 1, 15, 15, 15, 0, 0, 4, 100]):
+            ids = [7, 8, 9, START] if frames else torch.randint(7, 500, (1 if turn == 9 else 20,)).tolist()
+            features = None
+            if frames:
+                ids = (ids if turn % 3 == 0 else [SEPARATOR]) + [VIDEO] * per_frame
+                ids += ([SEPARATOR] + [VIDEO] * per_frame) * (frames - 1)
+                size = (frames, per_frame, model.config.vision_config.hidden_size)
+                features = torch.randn(size, device=model.device, dtype=dtype)
+            inputs = {} if features is None else {"video_features": features}
+            output = model(
+                input_ids=torch.tensor([ids], device=model.device),
+                past_key_values=expected,
+                logits_to_keep=1,
+                **inputs,
+            )
+            logits, _, _ = fast.feed(cache, ids, features, None)
+            worst = max(worst, error(logits[-1], output.logits[0, -1]))
+    keys = max(error(a.keys, b.keys) for a, b in zip(cache.layers, expected.layers, strict=True))
+    same = all(torch.equal(a.positions, b.positions) for a, b in zip(cache.layers, expected.layers, strict=True))
+    graphs = sum(step.graph is not None for step in fast._steps.values())
+    return {"logits": worst, "keys": keys, "positions": same, "graphs": graphs, "failed": fast.why_not}
+
+
+def milliseconds(function, repeats: int) -> dict:
+    """p50 and p95 of calls, each timed on the device."""
+    for _ in range(3):
+        function()
+    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
+    for start, end in events:
+        start.record()
+        function()
+        end.record()
+    torch.cuda.synchronize()
+    times = sorted(start.elapsed_time(end) for start, end in events)
+    return {"p50": round(times[len(times) // 2], 4), "p95": round(times[int(0.95 * len(times))], 4)}
+
+
+def captured(function):
+    """A call of the function as one graph."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.no_grad(), torch.cuda.stream(stream):
+        function()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.no_grad(), torch.cuda.graph(graph):
+        function()
+    return graph
+
+
+def prepared(model, kernels, frames_held: int, frames: int = 1, tokens: int = 1) -> StaticStep:
+    """A step on a stream that holds so many frames; without frames, one of `tokens` of text."""
+    text, per_frame = model.config.text_config, model.config.num_frame_tokens
+    routed = text.routed_layers if text.vision_routing == "mod" else ()
+    shape = Shape(frames, frames * (per_frame + 1), 2, "residual", "learned", False, routed)
+    if not frames:
+        shape = Shape(0, tokens, 0, "residual", "learned", False, ())
+    session = Plain(model)
+    fill(session, frames_held)
+    step = StaticStep(model, shape, kernels)
+    step.prepare(session.cache, [SEPARATOR] * (frames or tokens), None)
+    return step
+
+
+def time_step(model, kernels, held: int, frames: int = 1, tokens: int = 1, repeats: int = 60) -> dict:
+    step = prepared(model, kernels, held, frames, tokens)
+    graph = captured(step.forward)
+    found = milliseconds(graph.replay, repeats)
+    del graph, step
+    torch.cuda.empty_cache()
+    return found
+
+
+def time_eager(model, held: int, repeats: int = 10) -> dict:
+    """The model as it is; every call starts at the same length."""
+    session = Plain(model)
+    fill(session, held)
+    cache, per_frame = session.cache, model.config.num_frame_tokens
+    ids = torch.tensor([[SEPARATOR] + [VIDEO] * per_frame], device="cuda")
+    features = torch.randn(1, per_frame, model.config.vision_config.hidden_size, device="cuda", dtype=model.dtype)
+
+    @torch.no_grad()
+    def call():
+        model(input_ids=ids, video_features=features, past_key_values=cache, logits_to_keep=1)
+
+    return milliseconds(call, repeats)
+
+
+def sweep_products(model, log: Log, slots: int) -> dict:
+    """Microseconds a layer of each product, over all layers so that no weight stays in a cache: ours with several
+    tiles, and cuBLAS's."""
+    step = prepared(model, fast_kernels.Kernels, 100)
+    layers, found = model.model.language_model.layers, {}
+    rotary = [p[0] for p in model.model.language_model.rotary_emb(step.x[None], step.offsets[None])]
+    between, wide = step.between[:slots], step.wide[:slots]
+    kernels, table = fast_kernels.Kernels, step.table
+    calls = {
+        "project": lambda n, x: kernels.project(step.x[:slots], None, x, rotary, step.queries[:slots], table[n], 0, 0),
+        "leave": lambda n, x: kernels.leave(step.attended[:slots], x, step.x, None, between),
+        "widen": lambda n, x: kernels.widen(between, x, wide),
+        "narrow": lambda n, x: kernels.narrow(wide, x, between, step.x, None, None),
+    }
+    linear = torch.nn.functional.linear
+    blas = {
+        "project": lambda n, x: [
+            linear(between, p.weight) for p in (x.self_attn.q_proj, x.self_attn.k_proj, x.self_attn.v_proj)
+        ],
+        "leave": lambda n, x: linear(between, x.self_attn.o_proj.weight),
+        "widen": lambda n, x: [linear(between, p.weight) for p in (x.mlp.gate_proj, x.mlp.up_proj)],
+        "narrow": lambda n, x: linear(wide, x.mlp.down_proj.weight),
+    }
+    thin = [(16, 256, 4, 5), (32, 256, 4, 4), (16, 512, 4, 3), (32, 128, 4, 6), (16, 512, 8, 4), (32, 256, 8, 5)]
+    tiles = {
+        "project": [(16, 256, 4, 4), (16, 128, 4, 5), (32, 128, 4, 4), (16, 256, 8, 4), (32, 256, 8, 3)],
+        "leave": thin,
+        "widen": [(32, 128, 4, 4), (64, 128, 4, 3), (32, 256, 4, 3), (16, 256, 4, 4), (64, 128, 8, 4)],
+        "narrow": thin,
+    }
+
+    def timed(call) -> float:
+        graph = captured(lambda: [call(number, layer) for number, layer in enumerate(layers)])
+        return round(milliseconds(graph.replay, 20)["p50"] * 1000 / len(layers), 2)
+
+    for name, call in calls.items():
+        found[name] = {"cublas": timed(blas[name])}
+        own, best = fast_kernels.TILES[name], (float("inf"), None)
+        for tile in tiles[name]:
+            if time.perf_counter() > log.end - 60:
+                break
+            fast_kernels.TILES[name] = tile
+            try:
+                found[name][str(tile)] = timed(call)
+                best = min(best, (found[name][str(tile)], tile))
+            except Exception as problem:
+                found[name][str(tile)] = f"{type(problem).__name__}: {str(problem)[:120]}"
+        fast_kernels.TILES[name] = best[1] or own
+        log.say(f"{name} at {slots} slots: {found[name]} -> {fast_kernels.TILES[name]}")
+    return found
+
+
+def attention_of(step: StaticStep, layers, slots: int) -> None:
+    for layer in layers:
+        fast_kernels.Kernels.attend(step.queries[:slots], layer, step.table[0], slots, step.attended[:slots])
+
+
+def sweep_attention(model, held: int) -> dict:
+    """Microseconds a layer of the attention of a frame, and of its kept tokens. The keys are those of one layer, which
+    for few frames stay in the cache of the processor."""
+    step, found = prepared(model, fast_kernels.Kernels, held), {}
+    layers = model.model.language_model.layers
+    for slots in (step.shape.tokens, 3):
+        for splits in (16, 32, 64):
+            for keys in ((64, 4, 3), (64, 4, 2), (32, 4, 4), (128, 8, 2)):
+                fast_kernels.SPLITS, fast_kernels.KEYS_AT_ONCE = splits, keys
+                name = f"{slots} slots, {splits} splits, {keys}"
+                try:
+                    graph = captured(functools.partial(attention_of, step, layers, slots))
+                    found[name] = round(milliseconds(graph.replay, 10)["p50"] * 1000 / len(layers), 2)
+                except Exception as problem:
+                    found[name] = str(problem)[:80]
+    # the best for a whole frame, whose time is the larger
+    own = {k: v for k, v in found.items() if isinstance(v, float) and k.startswith(f"{step.shape.tokens} ")}
+    best = min(own, key=own.get)
+    fast_kernels.SPLITS = int(best.split(", ")[1].split()[0])
+    fast_kernels.KEYS_AT_ONCE = tuple(int(x) for x in best[best.index("(") + 1 : -1].split(", "))
+    return {"best": best, **dict(sorted(found.items(), key=lambda item: str(item[1])))}
+
+
+def kernel_table(model, held: int) -> dict:
+    """Microseconds of a step by kernel."""
+    step = prepared(model, fast_kernels.Kernels, held)
+    with torch.no_grad():
+        step.forward()
+        torch.cuda.synchronize()
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+            step.forward()
+            torch.cuda.synchronize()
+    rows = [
+        (round(event.self_device_time_total), event.count, event.key[:70])
+        for event in profiler.key_averages()
+        if getattr(event, "self_device_time_total", 0)
+    ]
+    return {name: f"{micros} us in {count}" for micros, count, name in sorted(rows, reverse=True)[:20]}
+
+
+def bandwidth() -> dict:
+    """Bytes a second: copied (read and written), and read alone."""
+    source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
+    target = torch.empty_like(source)
+    copied = 2 * source.numel() / milliseconds(lambda: target.copy_(source), 10)["p50"] * 1e3
+    numbers = source.view(torch.int32)
+    read = source.numel() / milliseconds(lambda: numbers.amax(), 10)["p50"] * 1e3
+    return {"copy_TB_s": round(copied / 1e12, 3), "read_TB_s": round(read / 1e12, 3)}
+
+
+def bytes_of_step(model, held: int) -> int:
+    """That a frame has to read: weights, keys and values."""
+    text = model.config.text_config
+    weights = sum(p.numel() * p.element_size() for p in model.model.language_model.layers.parameters())
+    weights += model.lm_head.weight.numel() * model.lm_head.weight.element_size()
+    weights += sum(p.numel() * p.element_size() for p in model.model.connector.parameters())
+    routed = len(text.routed_layers) if text.vision_routing == "mod" else 0
+    per_frame = model.config.num_frame_tokens + 1
+    tokens = held * ((text.num_hidden_layers - routed) * per_frame + routed * 3)
+    return weights + tokens * 2 * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--geometry", choices=NAMES, default="llama3-8b")
+    parser.add_argument("--seconds", type=float, default=280)
+    parser.add_argument("--output", type=Path, required=True)
+    args = parser.parse_args(argv)
+    log = Log(args.output, args.seconds)
+    log.attempt("bandwidth", bandwidth)
+    model = random_model("middle", torch.bfloat16)
+    for frames, kernels in ((1, fast_kernels.Kernels), (4, fast_kernels.Kernels), (15, fast_kernels.WideKernels)):
+        check = functools.partial(check_parts, model, kernels, frames)
+        log.attempt(f"parts, {frames} frames, {kernels.__name__}", check)
+    for dtype, options in ((torch.bfloat16, {}), (torch.bfloat16, {"vision_routing": "full"}), (torch.float32, {})):
+        log.attempt(f"stream {dtype} {options}", functools.partial(check_stream, dtype, **options), 20)
+    model = random_model(args.geometry, torch.bfloat16)
+    torch.cuda.empty_cache()
+    log.say("the model is there")
+    text = model.config.text_config
+    ways = {"mod": "mod", "dense": "full"}
+
+    def each(name: str, function, helds=(100, 600, 3000)) -> None:
+        for held in helds:
+            for way, routing in ways.items():
+                text.vision_routing = routing
+                log.attempt(f"{name}, {way}, {held} frames", lambda h=held: function(h))
+        text.vision_routing = "mod"
+
+    each("step before tuning", lambda held: time_step(model, fast_kernels.Kernels, held), (600,))
+    each("step, cuBLAS", lambda held: time_step(model, fast_kernels.WideKernels, held), (600,))
+    log.attempt("products at 11 slots", lambda: sweep_products(model, log, 11), 30)
+    log.attempt("attention at 3000 frames", lambda: sweep_attention(model, 3000), 20)
+    each("step", lambda held: time_step(model, fast_kernels.Kernels, held))
+    for held in (100, 600, 3000):
+        for way, routing in ways.items():
+            text.vision_routing = routing
+            found = log.result.get(f"step, {way}, {held} frames")
+            if isinstance(found, dict):
+                rate = bytes_of_step(model, held) / found["p50"] * 1e3 / 1e12
+                share = rate / log.result["bandwidth"]["read_TB_s"]
+                log.keep(f"read, {way}, {held} frames", f"{rate:.3f} TB/s, {100 * share:.0f}% of what can be read")
+    text.vision_routing = "mod"
+    log.attempt("kernels, mod, 600 frames", lambda: kernel_table(model, 600))
+    log.attempt("kernels, mod, 3000 frames", lambda: kernel_table(model, 3000))
+    each("step, cuBLAS, tuned attention", lambda held: time_step(model, fast_kernels.WideKernels, held), (600, 3000))
+    log.attempt("one token, 3000 frames", lambda: time_step(model, fast_kernels.Kernels, 3000, frames=0, tokens=1))
+    log.attempt("32 tokens, 3000 frames", lambda: time_step(model, fast_kernels.Kernels, 3000, frames=0, tokens=32))
+    for frames in (15, 30):
+        log.attempt(f"{frames} frames a step", lambda f=frames: time_step(model, fast_kernels.WideKernels, 600, f))
+    each("model as it is", lambda held: time_eager(model, held), (600,))
+    pixels = torch.randn(30, 3, 384, 384, device="cuda", dtype=torch.bfloat16)
+    for count in (1, 15, 30):
+
+        def vision(count=count):
+            graph = captured(lambda: model.model.frame_tokens(pixels[:count]))
+            return milliseconds(graph.replay, 10)
+
+        log.attempt(f"vision tower, {count} frames", vision)
+    log.say("done")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,503 @@
+"""The parts of a static step as Triton kernels; `fast_ops_videollm_mod` says what each does, in plain torch.
+
+A step of few tokens reads all weights once and computes next to nothing, so what it takes is the time of reading them,
+if nothing else is in the way: no small kernels in between, and no idle processors while keys are read. Six kernels a
+layer: the normalisation is folded into the projection that follows it (`(x * w) @ W * rstd`), rotation, activation,
+gate and the way back among the tokens into the ends of projections, and attention is split along the keys.
+
+Where keys and values lie, and how many there are, is read from a table on the device. So a captured graph of these
+kernels serves every stream at every length.
+
+Steps of many tokens (`WideKernels`) leave the products to cuBLAS.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+
+from .routing_videollm_mod import GATE_STRENGTH
+
+try:  # comes with torch for CUDA; whoever loads the model without it never gets here, but its loader reads this
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("static steps need Triton: pip install triton") from error
+
+# A layer's row in the table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), tokens there is
+# room for (4), position of the step's first token (5), tokens or slots of this step that are to be written (6).
+SPLITS = 16  # parts of the keys; times 8 key-value heads they are as many as an H100 has processors
+KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
+# of each kernel: rows of a weight per program, columns per turn (half for many slots, and in float32), warps, stages;
+# the fastest of `benchmarks/step_variants.py` on an H100
+TILES = {
+    "project": (32, 128, 4, 4),
+    "leave": (16, 256, 4, 5),
+    "widen": (64, 128, 4, 3),
+    "narrow": (16, 256, 4, 5),
+    "read": (64, 128, 4, 4),
+}
+
+
+@triton.jit
+def _product(
+    x_ptr, tokens, m, rows, width, norm_ptr, w_ptr, n, w2_ptr, n2, num_n,
+    NORM: tl.constexpr, TWO: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x[tokens] times rows `n` of one weight and, if TWO, `n2` of another; with NORM also each token's sum of squares,
+    and its values times the norm's weight."""
+    first = tl.zeros((M, N), tl.float32)
+    second = tl.zeros((M, N), tl.float32)
+    squares = tl.zeros((M,), tl.float32)
+    for start in range(0, width, K):
+        k = start + tl.arange(0, K)
+        inside = k < width
+        x = tl.load(x_ptr + tokens[:, None] * width + k[None, :], (m < rows)[:, None] & inside[None, :], other=0.0)
+        if NORM:
+            values = x.to(tl.float32)
+            squares += tl.sum(values * values, axis=1)
+            x = (values * tl.load(norm_ptr + k, inside, other=0.0).to(tl.float32)[None, :]).to(x.dtype)
+        mask = inside[:, None] & (n < num_n)[None, :]
+        w = tl.load(w_ptr + n[None, :].to(tl.int64) * width + k[:, None], mask, other=0.0)
+        first = tl.dot(x, w, first, input_precision=PRECISION)
+        if TWO:
+            mask = inside[:, None] & (n2 < num_n)[None, :]
+            w2 = tl.load(w2_ptr + n2[None, :].to(tl.int64) * width + k[:, None], mask, other=0.0)
+            second = tl.dot(x, w2, second, input_precision=PRECISION)
+    return first, second, squares
+
+
+@triton.jit
+def _project_kernel(
+    x_ptr, index_ptr, table_ptr, norm_ptr, wq_ptr, wk_ptr, wv_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr,
+    rows, width, eps, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr,
+    HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    HALF: tl.constexpr = HEAD // 2
+    PARTS: tl.constexpr = HALF // N
+    head = tl.program_id(0) // PARTS
+    c = (tl.program_id(0) % PARTS) * N + tl.arange(0, N)
+    w_ptr, b_ptr, own = wq_ptr, bq_ptr, head
+    if head >= H + G:
+        w_ptr, b_ptr, own = wv_ptr, bv_ptr, head - H - G
+    elif head >= H:
+        w_ptr, b_ptr, own = wk_ptr, bk_ptr, head - H
+    n = own * HEAD + c
+    m = tl.arange(0, M)
+    tokens = m.to(tl.int64)
+    if HAS_INDEX:
+        tokens = tl.load(index_ptr + m, m < rows, other=0)
+    first, second, squares = _product(
+        x_ptr, tokens, m, rows, width, norm_ptr, w_ptr, n, w_ptr, n + HALF, (own + 1) * HEAD,
+        True, True, M, N, K, PRECISION,
+    )  # fmt: skip
+    dtype = q_ptr.dtype.element_ty
+    rstd = tl.rsqrt(squares / width + eps)
+    first, second = first * rstd[:, None], second * rstd[:, None]
+    if HAS_BIAS:
+        first += tl.load(b_ptr + n).to(tl.float32)[None, :]
+        second += tl.load(b_ptr + n + HALF).to(tl.float32)[None, :]
+    if head < H + G:
+        at = tokens[:, None] * HEAD + c[None, :]
+        cos = tl.load(cos_ptr + at, (m < rows)[:, None], other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + at, (m < rows)[:, None], other=0.0).to(tl.float32)
+        first, second = first * cos - second * sin, second * cos + first * sin
+    if head < H:
+        at = q_ptr + (m[:, None] * H + head) * HEAD + c[None, :]
+        tl.store(at, first.to(dtype), (m < rows)[:, None])
+        tl.store(at + HALF, second.to(dtype), (m < rows)[:, None])
+    else:
+        held, count = tl.load(table_ptr + 3), tl.load(table_ptr + 6)
+        address = tl.load(table_ptr + 0)
+        if head >= H + G:
+            address = tl.load(table_ptr + 1)
+        room = tl.multiple_of(address.to(tl.pointer_type(dtype)), 256)
+        at = room + (own * tl.load(table_ptr + 4) + held + m[:, None]) * HEAD + c[None, :]
+        tl.store(at, first.to(dtype), (m < count)[:, None])
+        tl.store(at + HALF, second.to(dtype), (m < count)[:, None])
+        if tl.program_id(0) == H * PARTS:
+            positions = tl.load(table_ptr + 2).to(tl.pointer_type(tl.int64))
+            tl.store(positions + held + m, tl.load(table_ptr + 5) + tokens, m < count)
+
+
+@triton.jit
+def _turn_kernel(
+    q_ptr, k_ptr, v_ptr, index_ptr, table_ptr, cos_ptr, sin_ptr, rows, H: tl.constexpr, G: tl.constexpr,
+    HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """The end of `_project_kernel`, for what is projected already; queries are turned in place."""
+    HALF: tl.constexpr = HEAD // 2
+    head = tl.program_id(1)
+    m = tl.program_id(0) * M + tl.arange(0, M)
+    c = tl.arange(0, HALF)
+    tokens = m.to(tl.int64)
+    if HAS_INDEX:
+        tokens = tl.load(index_ptr + m, m < rows, other=0)
+    inside = (m < rows)[:, None]
+    source, own, num = q_ptr, head, H
+    if head >= H + G:
+        source, own, num = v_ptr, head - H - G, G
+    elif head >= H:
+        source, own, num = k_ptr, head - H, G
+    at = source + (m[:, None].to(tl.int64) * num + own) * HEAD + c[None, :]
+    first = tl.load(at, inside, other=0.0).to(tl.float32)
+    second = tl.load(at + HALF, inside, other=0.0).to(tl.float32)
+    if head < H + G:
+        rotation = tokens[:, None] * HEAD + c[None, :]
+        cos = tl.load(cos_ptr + rotation, inside, other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + rotation, inside, other=0.0).to(tl.float32)
+        first, second = first * cos - second * sin, second * cos + first * sin
+    dtype = q_ptr.dtype.element_ty
+    if head < H:
+        tl.store(at, first.to(dtype), inside)
+        tl.store(at + HALF, second.to(dtype), inside)
+    else:
+        held, count = tl.load(table_ptr + 3), tl.load(table_ptr + 6)
+        address = tl.load(table_ptr + 0)
+        if head >= H + G:
+            address = tl.load(table_ptr + 1)
+        to = (
+            address.to(tl.pointer_type(dtype)) + (own * tl.load(table_ptr + 4) + held + m[:, None]) * HEAD + c[None, :]
+        )
+        tl.store(to, first.to(dtype), (m < count)[:, None])
+        tl.store(to + HALF, second.to(dtype), (m < count)[:, None])
+        if head == H:
+            positions = tl.load(table_ptr + 2).to(tl.pointer_type(tl.int64))
+            tl.store(positions + held + m, tl.load(table_ptr + 5) + tokens, m < count)
+
+
+@triton.jit
+def _attend_kernel(
+    q_ptr, table_ptr, part_ptr, most_ptr, sum_ptr, slots, scaling, H: tl.constexpr, G: tl.constexpr,
+    HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One part of the keys of one key-value head, for R of the queries that read it."""
+    SHARE: tl.constexpr = H // G  # queries of a slot that read one key-value head
+    group, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    r = tl.program_id(2) * R + tl.arange(0, R)
+    slot, head = r // SHARE, group * SHARE + r % SHARE
+    d = tl.arange(0, HEAD)
+    dtype = q_ptr.dtype.element_ty
+    # rooms begin at a multiple of 256 bytes and are multiples of 64 tokens long: said, so that reads are wide
+    held, capacity = tl.load(table_ptr + 3), tl.multiple_of(tl.load(table_ptr + 4), 64)
+    length = held + tl.load(table_ptr + 6)
+    keys = tl.multiple_of(tl.load(table_ptr + 0).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
+    values = tl.multiple_of(tl.load(table_ptr + 1).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
+    row = slot * H + head
+    q = tl.load(q_ptr + row[:, None] * HEAD + d[None, :], (slot < slots)[:, None], other=0.0)
+    most = tl.full((R,), float("-inf"), tl.float32)
+    total = tl.zeros((R,), tl.float32)
+    part = tl.zeros((R, HEAD), tl.float32)
+    share = tl.cdiv(tl.cdiv(length, splits), K) * K
+    begin = split * share
+    end = tl.minimum(tl.minimum(begin + share, length), held + (tl.program_id(2) * R + R - 1) // SHARE + 1)
+    for start in range(begin, end, K):
+        j = start + tl.arange(0, K)
+        inside = j < length
+        k = tl.load(keys + j[None, :] * HEAD + d[:, None], inside[None, :], other=0.0)
+        scores = tl.dot(q, k, input_precision=PRECISION) * (scaling * 1.4426950408889634)
+        scores = tl.where((j[None, :] <= held + slot[:, None]) & inside[None, :], scores, float("-inf"))
+        higher = tl.maximum(most, tl.max(scores, axis=1))
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - anchor[:, None])
+        shrink = tl.exp2(most - anchor)
+        v = tl.load(values + j[:, None] * HEAD + d[None, :], inside[:, None], other=0.0)
+        part = tl.dot(weights.to(dtype), v, part * shrink[:, None], input_precision=PRECISION)
+        total = total * shrink + tl.sum(weights, axis=1)
+        most = higher
+    at = split * slots * H + row
+    tl.store(part_ptr + at[:, None] * HEAD + d[None, :], part, (slot < slots)[:, None])
+    tl.store(most_ptr + at, most, slot < slots)
+    tl.store(sum_ptr + at, total, slot < slots)
+
+
+@triton.jit
+def _combine_kernel(
+    part_ptr, most_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr
+):  # fmt: skip
+    """The parts of one query and head together."""
+    row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
+    most = tl.load(most_ptr + s * rows + row, s < splits, other=float("-inf"))
+    weight = tl.exp2(most - tl.max(most, axis=0))
+    total = tl.sum(weight * tl.load(sum_ptr + s * rows + row, s < splits, other=0.0), axis=0)
+    at = part_ptr + (s[:, None] * rows + row) * HEAD + d[None, :]
+    part = tl.load(at, ((s < splits) & (weight > 0))[:, None], other=0.0)
+    out = tl.sum(part * weight[:, None], axis=0) / total
+    tl.store(out_ptr + row * HEAD + d, out.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _add_kernel(
+    y_ptr, w_ptr, b_ptr, before_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n, FROM_X: tl.constexpr,
+    HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """FROM_X: `before = x[index] + y @ w`. Else `x[index] = scale[0] * (before + y @ w) + scale[1] * x[index]`."""
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    m = tl.arange(0, M)
+    first, _, _ = _product(
+        y_ptr, m.to(tl.int64), m, rows, width, y_ptr, w_ptr, n, w_ptr, n, num_n, False, False, M, N, K, PRECISION
+    )
+    mask = (m < rows)[:, None] & (n < num_n)[None, :]
+    tokens = m.to(tl.int64)
+    if HAS_INDEX:
+        tokens = tl.load(index_ptr + m, m < rows, other=0)
+    if HAS_BIAS:
+        first += tl.load(b_ptr + n, n < num_n, other=0.0).to(tl.float32)[None, :]
+    x_at = x_ptr + tokens[:, None] * num_n + n[None, :]
+    before_at = before_ptr + m[:, None] * num_n + n[None, :]
+    if FROM_X:
+        first += tl.load(x_at, mask, other=0.0).to(tl.float32)
+        tl.store(before_at, first.to(before_ptr.dtype.element_ty), mask)
+    else:
+        first += tl.load(before_at, mask, other=0.0).to(tl.float32)
+        if HAS_INDEX:
+            times_y = tl.load(scale_ptr + m, m < rows, other=1.0)
+            times_x = tl.load(scale_ptr + rows + m, m < rows, other=0.0)
+            first = first * times_y[:, None] + times_x[:, None] * tl.load(x_at, mask, other=0.0).to(tl.float32)
+        tl.store(x_at, first.to(x_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _widen_kernel(
+    x_ptr, norm_ptr, w_ptr, w2_ptr, out_ptr, rows, width, num_n, eps, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    m = tl.arange(0, M)
+    gate, up, squares = _product(
+        x_ptr, m.to(tl.int64), m, rows, width, norm_ptr, w_ptr, n, w2_ptr, n, num_n, True, True, M, N, K, PRECISION
+    )
+    rstd = tl.rsqrt(squares / width + eps)[:, None]
+    gate, up = gate * rstd, up * rstd
+    out = gate * tl.sigmoid(gate) * up
+    mask = (m < rows)[:, None] & (n < num_n)[None, :]
+    tl.store(out_ptr + m[:, None] * num_n + n[None, :], out.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _activate_kernel(gate_ptr, up_ptr, out_ptr, count, SIZE: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    gate = tl.load(gate_ptr + at, at < count, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + at, at < count, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, (gate * tl.sigmoid(gate) * up).to(out_ptr.dtype.element_ty), at < count)
+
+
+@triton.jit
+def _read_kernel(
+    x_ptr, rows_ptr, norm_ptr, w_ptr, out_ptr, rows, width, num_n, eps, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    m = tl.arange(0, M)
+    tokens = tl.load(rows_ptr + m, m < rows, other=0)
+    first, _, squares = _product(
+        x_ptr, tokens, m, rows, width, norm_ptr, w_ptr, n, w_ptr, n, num_n, True, False, M, N, K, PRECISION
+    )
+    first = first * tl.rsqrt(squares / width + eps)[:, None]
+    mask = (m < rows)[:, None] & (n < num_n)[None, :]
+    at = out_ptr + m[:, None].to(tl.int64) * num_n + n[None, :]
+    tl.store(at, first.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _route_kernel(
+    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, width, slots, per_frame, num_kept,
+    STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
+):  # fmt: skip
+    """One frame: scores, the `num_kept` highest of them, ties to the lower index, and their slots."""
+    frame, i = tl.program_id(0), tl.arange(0, P)
+    token = frame * (per_frame + 1) + 1 + i
+    own = i < per_frame
+    scores = tl.zeros((P,), tl.float32)
+    for start in range(0, width, K):
+        k = start + tl.arange(0, K)
+        x = tl.load(x_ptr + token[:, None] * width + k[None, :], own[:, None] & (k < width)[None, :], other=0.0)
+        w = tl.load(w_ptr + k, k < width, other=0.0).to(tl.float32)
+        scores += tl.sum(x.to(tl.float32) * w[None, :], axis=1)
+    scores += tl.load(b_ptr).to(tl.float32)
+    priority = tl.where(own, scores, float("-inf"))
+    if FORCE_LAST:
+        priority = tl.where(i == per_frame - 1, float("inf"), priority)
+    tl.store(scores_ptr + frame * per_frame + i, scores, own)
+    higher = (priority[None, :] > priority[:, None]) | (
+        (priority[None, :] == priority[:, None]) & (i[None, :] < i[:, None])
+    )
+    rank = tl.sum((higher & own[None, :]).to(tl.int32), axis=1)
+    is_kept = own & (rank < num_kept)
+    slot = tl.cumsum(is_kept.to(tl.int32), axis=0) - 1
+    fits = is_kept & (slot < num_kept)  # scores that are no numbers have no order
+    at = frame * (num_kept + 1) + 1 + slot
+    tl.store(index_ptr + at, token.to(tl.int64), fits)
+    tl.store(kept_ptr + frame * num_kept + slot, i.to(tl.int64), fits)
+    if GATE == 1:
+        gate = STRENGTH * (2.0 * tl.sigmoid(2.0 * scores) - 1.0)
+        tl.store(scale_ptr + at, 1.0 + gate, fits)
+        tl.store(scale_ptr + slots + at, -gate, fits)
+    elif GATE == 2:
+        tl.store(scale_ptr + at, tl.sigmoid(scores), fits)
+
+
+def _precision(x: torch.Tensor) -> str:
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+def _tiles(name: str, x: torch.Tensor, slots: int) -> tuple[int, int, int, int]:
+    n, columns, warps, stages = TILES[name]
+    return n, columns // ((1 + (slots > 16)) * (1 + (x.dtype == torch.float32))), warps, stages
+
+
+def _power(value: int, least: int = 16) -> int:
+    return max(least, triton.next_power_of_2(value))
+
+
+class Kernels:
+    """As `PlainOps`, for at most 64 slots; `held` is a layer's row of the table, int64 `[8]` on the device."""
+
+    @staticmethod
+    def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
+        frames, per_frame, num_kept = shape
+        expert, width = layer.layer_expert, x.shape[1]
+        _route_kernel[(frames,)](
+            x, expert.weight, expert.bias, index, scale, scores, kept, width, index.shape[0], per_frame, num_kept,
+            STRENGTH=GATE_STRENGTH, GATE={"none": 0, "residual": 1, "output": 2}[gate], FORCE_LAST=force_last,
+            P=_power(per_frame), K=min(512, _power(width)) if per_frame <= 16 else 128, num_warps=8,
+        )  # fmt: skip
+
+    @staticmethod
+    def project(x, index, layer, rotary, queries, held, base, count) -> None:
+        attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        groups = k.weight.shape[0] // head_dim
+        n, columns, warps, stages = _tiles("project", x, rows)
+        n = math.gcd(n, head_dim // 2)
+        biases = [part.weight if part.bias is None else part.bias for part in (q, k, v)]
+        _project_kernel[((heads + 2 * groups) * (head_dim // 2 // n),)](
+            x, index, held, layer.input_layernorm.weight, q.weight, k.weight, v.weight, *biases, *rotary,
+             queries, rows, x.shape[1], layer.input_layernorm.variance_epsilon, H=heads, G=groups,
+            HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None, M=_power(rows), N=n, K=columns,
+            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+
+    @staticmethod
+    def attend(queries, layer, held, count, out) -> None:
+        slots, heads, head_dim = queries.shape
+        groups = layer.self_attn.k_proj.weight.shape[0] // head_dim
+        rows = slots * heads // groups
+        block = min(64, _power(rows))
+        blocks = triton.cdiv(rows, block)
+        splits, (keys, warps, stages) = max(1, SPLITS // blocks), KEYS_AT_ONCE
+        keys = min(keys, max(16, keys * 256 // (head_dim * queries.element_size())))
+        part = queries.new_empty((splits, slots * heads, head_dim), dtype=torch.float32)
+        most, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
+        _attend_kernel[(groups, splits, blocks)](
+            queries, held, part, most, total, slots, layer.self_attn.scaling, H=heads, G=groups, HEAD=head_dim,
+            R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        _combine_kernel[(slots * heads,)](
+            part, most, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4
+        )
+
+    @staticmethod
+    def _add(name, y, linear, before, x, index, scale, from_x: bool) -> None:
+        n, columns, warps, stages = _tiles(name, y, len(y))
+        num_n, width = linear.weight.shape
+        _add_kernel[(triton.cdiv(num_n, n),)](
+            y, linear.weight, linear.bias, before, x, index, scale, y.shape[0], width, num_n, FROM_X=from_x,
+            HAS_INDEX=index is not None, HAS_BIAS=linear.bias is not None, M=_power(y.shape[0]), N=n, K=columns,
+            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+
+    @classmethod
+    def leave(cls, attended, layer, x, index, between) -> None:
+        cls._add("leave", attended, layer.self_attn.o_proj, between, x, index, None, True)
+
+    @staticmethod
+    def widen(between, layer, wide) -> None:
+        n, columns, warps, stages = _tiles("widen", between, len(between))
+        num_n, norm = wide.shape[1], layer.post_attention_layernorm
+        _widen_kernel[(triton.cdiv(num_n, n),)](
+            between, norm.weight, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, wide, between.shape[0],
+            between.shape[1], num_n, norm.variance_epsilon, M=_power(between.shape[0]), N=n, K=columns,
+            PRECISION=_precision(between), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+
+    @classmethod
+    def narrow(cls, wide, layer, between, x, index, scale) -> None:
+        cls._add("narrow", wide, layer.mlp.down_proj, between, x, index, scale, False)
+
+    @staticmethod
+    def read(x, rows, model, logits) -> None:
+        n, columns, warps, stages = _tiles("read", x, len(rows))
+        norm, num_n = model.model.language_model.norm, logits.shape[1]
+        _read_kernel[(triton.cdiv(num_n, n),)](
+            x, rows, norm.weight, model.lm_head.weight, logits, len(rows), x.shape[1], num_n, norm.variance_epsilon,
+            M=_power(len(rows)), N=n, K=columns, PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+
+
+class WideKernels(Kernels):
+    """For any number of slots: the products are cuBLAS's."""
+
+    @staticmethod
+    def _normed(x, norm) -> torch.Tensor:
+        return nn.functional.rms_norm(x, x.shape[1:], norm.weight, norm.variance_epsilon)
+
+    @classmethod
+    def project(cls, x, index, layer, rotary, queries, held, base, count) -> None:
+        attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
+        entered = cls._normed(x if index is None else x[index], layer.input_layernorm)
+        torch.mm(entered, attention.q_proj.weight.t(), out=queries.view(rows, -1))
+        if attention.q_proj.bias is not None:
+            queries.view(rows, -1).add_(attention.q_proj.bias)
+        keys, values = attention.k_proj(entered), attention.v_proj(entered)
+        groups = keys.shape[1] // head_dim
+        _turn_kernel[(triton.cdiv(rows, 16), heads + 2 * groups)](
+            queries, keys, values, index, held, *rotary, rows, H=heads, G=groups, HEAD=head_dim,
+            HAS_INDEX=index is not None, M=16, num_warps=4,
+        )  # fmt: skip
+
+    @classmethod
+    def leave(cls, attended, layer, x, index, between) -> None:
+        before, linear = x if index is None else x[index], layer.self_attn.o_proj
+        torch.addmm(before, attended, linear.weight.t(), out=between)
+        if linear.bias is not None:
+            between.add_(linear.bias)
+
+    @classmethod
+    def widen(cls, between, layer, wide) -> None:
+        entered = cls._normed(between, layer.post_attention_layernorm)
+        gate, up = (torch.mm(entered, part.weight.t()) for part in (layer.mlp.gate_proj, layer.mlp.up_proj))
+        _activate_kernel[(triton.cdiv(wide.numel(), 1024),)](gate, up, wide, wide.numel(), SIZE=1024, num_warps=4)
+
+    @classmethod
+    def narrow(cls, wide, layer, between, x, index, scale) -> None:
+        if index is None:
+            torch.addmm(between, wide, layer.mlp.down_proj.weight.t(), out=x)
+            return
+        made = torch.addmm(between, wide, layer.mlp.down_proj.weight.t())
+        x.index_copy_(0, index, (scale[0, :, None] * made + scale[1, :, None] * x[index]).to(x.dtype))
+
+    @classmethod
+    def read(cls, x, rows, model, logits) -> None:
+        entered = cls._normed(x[rows], model.model.language_model.norm)
+        torch.mm(entered, model.lm_head.weight.t(), out=logits)
+
+
+def attend_on_host(queries, layer, held, count: int, out) -> None:
+    """`attend` by torch, for many slots of a stream whose length the host knows. held: a `MoDCacheLayer`."""
+    length, slots = held.get_seq_length(), len(queries)
+    keys, values = (held.rooms[name].room[:, :, : length + slots] for name in ("keys", "values"))
+    attended = nn.functional.scaled_dot_product_attention(
+        queries.transpose(0, 1)[None],
+        keys,
+        values,
+        causal_lower_right(slots, length + slots),
+        scale=layer.self_attn.scaling,
+        enable_gqa=True,
+    )
+    out.view(slots, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
+
+
+__all__ = ["Kernels", "WideKernels", "attend_on_host"]

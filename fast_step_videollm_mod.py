@@ -1,0 +1,419 @@
+"""The language model over a few frames or words of one stream, with shapes that never change: a static step.
+
+What it takes does not depend on the length of the stream, so that on a GPU it is captured once as a CUDA graph and
+then replayed for every stream: where a stream's keys and values lie and how many there are stands in a table on the
+device. Elsewhere, and where something does not fit (`why_not`), sessions run the model as it is.
+
+A call's tokens are cut into text, which is padded to one of a few lengths, and frames, each with the one token of text
+before it (a separator, or the stream's start). Any such cuts give what one call gives.
+
+Shapes: T tokens of a step, F frames, N vision tokens per frame, k of them kept, S slots of a routed layer, D hidden
+size, Dv of the vision tower, V vocabulary.
+"""
+
+import threading
+import weakref
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from .cache_videollm_mod import MoDCache
+from .configuration_videollm_mod import num_kept_tokens
+from .fast_ops_videollm_mod import PlainOps
+from .routing_videollm_mod import select_tokens, uniform_priority
+
+TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
+FEW_SLOTS = 64  # up to here the products only read weights, and kernels of our own do
+MOST_TOKENS = 16_384  # of one step
+MOST_CAPTURED = 1024  # tokens of a step that is captured; with more, launching takes no time beside the work
+GRAPHS = 16  # captured at most
+TABLE_WIDTH = 8
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step is built for. frames = 0: `tokens` of text."""
+
+    frames: int
+    tokens: int
+    num_kept: int
+    gate: str
+    selection: str
+    force_last: bool
+    routed: tuple[int, ...]
+
+
+class StaticStep:
+    """
+    One shape of step, with its buffers.
+
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`), shape (`Shape`).
+        kernels: the parts; `PlainOps` if omitted.
+    """
+
+    def __init__(self, model, shape: Shape, kernels=PlainOps):
+        self._model, self.shape, self.kernels = weakref.ref(model), shape, kernels
+        text, device, dtype = model.config.text_config, model.device, model.dtype
+        frames, tokens, per_frame = shape.frames, shape.tokens, model.config.num_frame_tokens
+        layers, self.slots = text.num_hidden_layers, frames * (1 + shape.num_kept)
+
+        def buffer(*size, dtype=dtype):
+            return torch.zeros(size, dtype=dtype, device=device)
+
+        # the table: a row a layer; then the tokens' ids
+        self.control = buffer(layers * TABLE_WIDTH + (frames or tokens), dtype=torch.long)
+        self.table = self.control[: layers * TABLE_WIDTH].view(layers, TABLE_WIDTH)
+        self.ids = self.control[layers * TABLE_WIDTH :]
+        self.features = buffer(frames, per_frame, model.config.vision_config.hidden_size)
+        self.x = buffer(tokens, text.hidden_size)
+        self.between = buffer(tokens, text.hidden_size)
+        self.queries = buffer(tokens, text.num_attention_heads, text.head_dim)
+        self.attended = buffer(tokens, text.num_attention_heads * text.head_dim)
+        self.wide = buffer(tokens, text.intermediate_size)
+        self.finite = buffer(1, dtype=torch.bool)
+        self.offsets = torch.arange(tokens, device=device)
+        if frames:
+            self.rows = self.offsets[per_frame :: per_frame + 1].contiguous()
+            routed = len(shape.routed)
+            self.scores = buffer(routed, frames, per_frame, dtype=torch.float32)
+            self.kept = buffer(routed, frames, shape.num_kept, dtype=torch.long)
+            # slots of text are always the same, so only those of vision are written again
+            self.index = buffer(self.slots, dtype=torch.long)
+            self.index.view(frames, -1)[:, 0] = self.offsets[:: per_frame + 1]
+            self.scale = torch.tensor([[1.0], [0.0]], device=device).repeat(1, self.slots)
+            if shape.selection == "uniform":
+                numbers = self.offsets.view(frames, -1)[:, 1:]
+                kept = select_tokens(uniform_priority(numbers, shape.num_kept), shape.num_kept, shape.force_last)
+                self.kept.copy_(kept.expand_as(self.kept))
+                self.index.view(frames, -1)[:, 1:] = numbers.gather(1, kept)
+        else:
+            self.rows = buffer(1, dtype=torch.long)
+        self.logits = buffer(frames or 1, model.lm_head.out_features)
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.runs = 0
+
+    @property
+    def model(self):
+        return self._model()
+
+    def prepare(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None) -> None:
+        """Make room in the cache, and write what differs from call to call into the buffers."""
+        shape, count = self.shape, self.shape.tokens if self.shape.frames else len(ids)
+        text, rows = self.model.config.text_config, []
+        heads = (text.num_key_value_heads, text.head_dim)
+        for index, layer in enumerate(cache.layers):
+            slots = self.slots if shape.frames and index in shape.routed else count
+            layer.reserve(slots, heads, self.x.dtype, self.x.device)
+            rows += [*layer.addresses, layer.get_seq_length(), layer.capacity, cache.seen_tokens, slots, 0]
+        ids = ids + [0] * (len(self.ids) - len(ids))
+        self.control.copy_(torch.tensor(rows + ids))
+        if features is not None:
+            self.features.copy_(features)
+        self._base, self._count, self._cache = cache.seen_tokens, count, cache
+
+    def forward(self, held: list | None = None, attend=None) -> None:
+        """From the buffers into the buffers.
+
+        Args:
+            held (`list`, *optional*): of each layer, what the kernels know its cache by; else its row of the table.
+            attend (*optional*): as the kernels' own, of the layers of the cache.
+        """
+        model, shape, kernels = self.model.model, self.shape, self.kernels
+        language, held = model.language_model, self.table if held is None else held
+        embeds = language.embed_tokens(self.ids)
+        if shape.frames:
+            x = self.x.view(shape.frames, -1, self.x.shape[1])
+            x[:, 0] = embeds
+            x[:, 1:] = model.connector(self.features)
+            self.finite.copy_(self.features.isfinite().all())
+        else:
+            self.x.copy_(embeds)
+            self.rows.copy_(self.table[0, 6:7] - 1)
+        rotary = [part[0] for part in language.rotary_emb(self.x[None], (self.table[0, 5] + self.offsets)[None])]
+        for number, layer in enumerate(language.layers):
+            routed = bool(shape.frames) and number in shape.routed
+            index = scale = None
+            slots, count = shape.tokens, self._count
+            if routed:
+                index, scale, slots = self.index, self.scale, self.slots
+                count, which = slots, shape.routed.index(number)
+                if shape.selection == "learned":
+                    kernels.route(
+                        self.x, layer, (shape.frames, self.features.shape[1], shape.num_kept), index, scale,
+                        self.scores[which], self.kept[which], shape.gate, shape.force_last,
+                    )  # fmt: skip
+            queries, attended, wide = self.queries[:slots], self.attended[:slots], self.wide[:slots]
+            between, memory = self.between[:slots], held[number]
+            kernels.project(self.x, index, layer, rotary, queries, memory, self._base, count)
+            if attend is None:
+                kernels.attend(queries, layer, memory, count, attended)
+            else:
+                attend(queries, layer, self._cache.layers[number], count, attended)
+            kernels.leave(attended, layer, self.x, index, between)
+            kernels.widen(between, layer, wide)
+            kernels.narrow(wide, layer, between, self.x, index, scale)
+        kernels.read(self.x, self.rows, self.model, self.logits)
+
+    def finish(self) -> None:
+        """Let the cache hold what was written behind it."""
+        cache, shape, base = self._cache, self.shape, self._base
+        for index, layer in enumerate(cache.layers):
+            layer.lengthen(self.slots if shape.frames and index in shape.routed else self._count)
+        per_frame = self.features.shape[1] + 1
+        ends = [base + per_frame * (index + 1) - 1 for index in range(shape.frames)]
+        cache.advance_stream(self._count, ends, self.x.device)
+        self._cache = None
+
+
+class StepsUnavailable(RuntimeError):
+    """Static steps do not run here, as where a kernel can not be compiled."""
+
+
+class FastLanguageModel:
+    """
+    The static steps of one model, which its sessions share.
+
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`).
+        kernels: `PlainOps`, for tests; those of `fast_kernels_videollm_mod` and graphs if omitted.
+    """
+
+    def __init__(self, model, kernels=None):
+        self._model = weakref.ref(model)
+        self._kernels = kernels
+        self._steps: dict[Shape, StaticStep] = {}
+        self._lock = threading.Lock()
+        self._parts = parts_of(model)
+        self._device = model.device if model.device.type == "cuda" else -1  # -1: leave it as it is
+        self._pool = None
+        self.why_not: str | None = None  # steps, or else their graphs, do not work here
+        self.broken = False
+        self._is_warm: bool | None = None  # False: the first graph was captured, those of text are due
+
+    def __reduce__(self):
+        return type(None), ()  # a copy of the model makes its own
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model is still the one whose addresses the graphs hold, and nobody wants to see its calls."""
+        modules, weights = self._parts
+        return all(
+            owner.get(name) is part and not part._forward_hooks and not part._forward_pre_hooks
+            for owner, name, part in modules
+        ) and all(owner[name].data_ptr() == address for owner, name, address in weights)
+
+    def feed(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None, keep_ratio: float | None):
+        """Tokens after all that the cache holds, with the features `[F, N, Dv]` of the frames at their end.
+
+        Returns:
+            logits `[F, V]` after each frame, or `[1, V]` after the last token where there is none; for each layer
+            which tokens of the frames it kept, int64 `[F, k]` or None; and the scores, float32 `[L, F, N]` of the
+            layers with a LayerExpert at work, or None.
+
+        Raises:
+            `ValueError`: for features that are not finite; the cache has then to be rolled back.
+            `StepsUnavailable`: so too.
+        """
+        with self._lock, torch.cuda.device(self._device):
+            shapes, start = self._cut(ids, features, keep_ratio), 0
+            for shape, length in shapes:
+                step = self._step(shape)
+                own = ids[start : start + length]
+                if shape.frames:
+                    own = own[:: step.features.shape[1] + 1]
+                step.prepare(cache, own, features if shape.frames else None)
+                self._run(step)
+                step.finish()  # while the device is at work
+                start += length
+            if self._is_warm is False:
+                self._warm_up(cache, shapes[-1][0])
+            logits = step.logits.clone()
+            if not shape.frames:
+                return logits, (), None
+            kept = dict(zip(shape.routed, step.kept.clone(), strict=True))
+            layers = range(self._model().config.text_config.num_hidden_layers)
+            scores = step.scores.clone() if shape.selection == "learned" and shape.routed else None
+            if not bool(step.finite):
+                raise ValueError("`video_features` must be finite, got nan or infinity")
+            return logits, tuple(kept.get(index) for index in layers), scores
+
+    def _cut(self, ids, features, keep_ratio) -> list[tuple[Shape, int]]:
+        """The steps that these tokens take, each with how many it takes."""
+        model = self._model()
+        text, frames = model.config.text_config, 0 if features is None else len(features)
+        block = frames * (model.config.num_frame_tokens + 1)
+        text.check_routing()
+        options = (0, text.mod_gate, text.mod_selection, text.mod_force_keep_last, ())
+        shapes, words = [], len(ids) - block
+        if words < 0:
+            raise ValueError("`ids` must hold one token of text before each frame")
+        while words > 0:
+            length = min(words, TEXT_LENGTHS[-1])
+            padded = next(size for size in TEXT_LENGTHS if size >= length)
+            shapes.append((Shape(0, padded, *options), length))
+            words -= length
+        if frames:
+            ratio = text.mod_keep_ratio if keep_ratio is None else keep_ratio
+            routed = text.routed_layers if text.vision_routing == "mod" else ()
+            kept = num_kept_tokens(ratio, model.config.num_frame_tokens) if routed else 0
+            shapes.append((Shape(frames, block, kept, *options[1:4], routed), block))
+        return shapes
+
+    def _step(self, shape: Shape) -> StaticStep:
+        if shape not in self._steps:
+            if len(self._steps) >= 2 * GRAPHS:  # the one unused for longest
+                self._steps.pop(next(iter(self._steps)))
+            kernels = self._kernels
+            if kernels is None:
+                from .fast_kernels_videollm_mod import Kernels, WideKernels
+
+                kernels = Kernels if shape.tokens <= FEW_SLOTS else WideKernels
+            self._steps[shape] = StaticStep(self._model(), shape, kernels)
+        step = self._steps[shape] = self._steps.pop(shape)
+        return step
+
+    def _run(self, step: StaticStep) -> None:
+        """Replay a step's graph; it is captured when its shape comes for the second time."""
+        step.runs += 1
+        try:
+            self._carry_out(step)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self.broken, self.why_not = True, f"a step can not be run: {first_line(error)}"
+            raise StepsUnavailable(self.why_not) from error
+
+    def _carry_out(self, step: StaticStep) -> None:
+        if self._kernels is not None:
+            step.forward(step._cache.layers)
+            return
+        if step.shape.tokens > MOST_CAPTURED:
+            from .fast_kernels_videollm_mod import attend_on_host
+
+            step.forward(attend=attend_on_host)
+            return
+        if step.graph is None and step.runs > 1 and self.why_not is None:
+            self._try_to_capture(step)
+            if self._is_warm is None:
+                self._is_warm = False
+        if step.graph is None:
+            step.forward()
+        else:
+            step.graph.replay()
+
+    def _warm_up(self, cache: MoDCache, shape: Shape) -> None:
+        """Capture short texts too, so that no question waits for it. What they write lies behind what is held."""
+        self._is_warm = True
+        for length in TEXT_LENGTHS:
+            if length <= FEW_SLOTS and self.why_not is None:
+                step = self._step(replace(shape, frames=0, tokens=length, num_kept=0, routed=()))
+                if step.graph is None:
+                    step.prepare(cache, [0] * length, None)
+                    self._try_to_capture(step)
+
+    def _try_to_capture(self, step: StaticStep) -> None:
+        try:
+            self._capture(step)
+        except RuntimeError as error:  # out of memory, or something that can not be captured
+            self.why_not = f"a graph can not be captured: {first_line(error)}"
+
+    def _capture(self, step: StaticStep) -> None:
+        if sum(other.graph is not None for other in self._steps.values()) >= GRAPHS:
+            for other in self._steps.values():
+                if other.graph is not None and other is not step:
+                    other.graph, other.runs = None, 0
+                    break
+        if self._pool is None:
+            self._pool = torch.cuda.graph_pool_handle()
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(step.x.device)
+        stream.wait_stream(torch.cuda.current_stream(step.x.device))
+        with torch.cuda.stream(stream):
+            step.forward()  # kernels are compiled, and libraries take their work space, outside of the graph
+        torch.cuda.current_stream(step.x.device).wait_stream(stream)
+        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
+            step.forward()
+        step.graph = graph
+
+
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
+def parts_of(model) -> tuple[list, list]:
+    """What a graph of the language model depends on: modules and weights, each by where it stands, and the addresses
+    of the weights."""
+    modules, weights = [(model._modules, "lm_head", model.lm_head)], []
+    for part in (model.model.language_model, model.model.connector, model.lm_head):
+        for owner in part.modules():
+            modules += [(owner._modules, name, own) for name, own in owner._modules.items()]
+            weights += [
+                (owner._parameters, name, own.data_ptr()) for name, own in owner._parameters.items() if own is not None
+            ]
+    return modules, weights
+
+
+def why_not(model) -> str | None:
+    """Why a model has no static steps; None where it has them."""
+    text = model.config.text_config
+    language = model.model.language_model
+    if model.device.type != "cuda":
+        return "the model is not on a CUDA device"
+    if model.training:
+        return "the model is in training mode"
+    if text.vision_routing not in ("mod", "full"):
+        return f"vision_routing={text.vision_routing!r}"
+    if text.vision_routing == "mod" and text.mod_selection == "random":
+        return "mod_selection='random'"
+    if model.dtype not in (torch.bfloat16, torch.float32):
+        return f"the model's dtype is {model.dtype}"
+    if text.hidden_act != "silu" or text.mlp_bias:
+        return "its MLP is not Llama's"
+    if language.rotary_emb.rope_type in ("dynamic", "longrope"):
+        return f"the rope_type is {language.rotary_emb.rope_type!r}"
+    if text.head_dim not in (32, 64, 128, 256):
+        return f"its head_dim is {text.head_dim}"
+    parts = (language, model.model.connector, model.lm_head)
+    modules = [module for part in parts for module in part.modules()]
+    for module in modules:
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+            return "a module has hooks"
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear and type(module).__name__ != "LayerExpert":
+            return f"a layer is {type(module).__name__}"
+    linear = ("q_proj", "k_proj", "v_proj", "o_proj")
+    for layer in language.layers:
+        for module in [*(getattr(layer.self_attn, name) for name in linear), *layer.mlp.children()]:
+            if isinstance(module, nn.Linear) != hasattr(module, "weight") or hasattr(module, "base_layer"):
+                return f"a layer is {type(module).__name__}"
+    weights = [weight for part in parts for weight in part.parameters()]
+    if any(type(weight.data) is not torch.Tensor or not weight.is_contiguous() for weight in weights):
+        return "its weights are no plain tensors"
+    own = [*language.embed_tokens.parameters(), *model.lm_head.parameters(), *language.norm.parameters()]
+    for layer in language.layers:
+        own += [weight for name, weight in layer.named_parameters() if not name.startswith("layer_expert")]
+    if any(weight.dtype != model.dtype for weight in own):
+        return "its weights are of several dtypes"
+    if len({weight.device for weight in weights}) > 1:
+        return "its weights are on several devices"
+    return None
+
+
+def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
+    """The model's static steps, or why it has none. They are built anew where the model has changed."""
+    known = vars(model).get("_static_steps")
+    if known is not None and known.is_current and not model.training:
+        return (None, known.why_not) if known.broken else (known, known.why_not)
+    reason = why_not(model)
+    if reason is None:
+        try:
+            from .fast_kernels_videollm_mod import Kernels as _  # noqa: F401
+        except ImportError as error:
+            reason = str(error)
+    if reason is not None:
+        return None, reason
+    model._static_steps = FastLanguageModel(model)
+    return model._static_steps, None
+
+
+__all__ = ["FastLanguageModel", "Shape", "StaticStep", "StepsUnavailable", "fast_language_model"]

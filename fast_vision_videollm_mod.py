@@ -1,0 +1,90 @@
+"""The vision tower as a CUDA graph for each number of frames, where it is on a GPU.
+
+Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower.
+"""
+
+import threading
+import weakref
+
+import torch
+
+GRAPHS = 6  # numbers of frames that are captured, those in use last
+MOST_FRAMES = 64  # of one graph; with more, launching takes no time beside the work
+
+
+class FastVision:
+    """The graphs of one model's vision tower."""
+
+    def __init__(self, model):
+        self._model = weakref.ref(model)
+        tower = model.model.vision_tower
+        self._parts = list(tower.modules())
+        self._modules = [(own._modules, name, part) for own in self._parts for name, part in own._modules.items()]
+        self._weights = [(weight, weight.data_ptr()) for weight in tower.parameters()]
+        self._graphs: dict[int, tuple] = {}  # number of frames -> graph, pixels, features
+        self._seen: set[int] = set()
+        self._fails = False
+        self._lock = threading.Lock()
+
+    def __reduce__(self):
+        return type(None), ()  # a copy of the model makes its own
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the tower is still the one whose addresses the graphs hold."""
+        return (
+            not any(map(has_hooks, self._parts))
+            and all(owner.get(name) is part for owner, name, part in self._modules)
+            and all(weight.data_ptr() == address for weight, address in self._weights)
+        )
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        model, count = self._model().model, len(pixels)
+        with self._lock:
+            is_due = count in self._seen and count <= MOST_FRAMES and not self._fails
+            if count not in self._graphs and is_due:
+                try:
+                    self._capture(model, pixels)
+                except RuntimeError:  # out of memory, or a tower that can not be captured
+                    self._fails = True
+            self._seen.add(count)
+            if count not in self._graphs:
+                return model.frame_tokens(pixels).pooler_output
+            graph, own_pixels, features = self._graphs[count] = self._graphs.pop(count)
+            own_pixels.copy_(pixels)
+            graph.replay()
+            return features.clone()
+
+    def _capture(self, model, pixels: torch.Tensor) -> None:
+        if len(self._graphs) >= GRAPHS:
+            self._graphs.pop(next(iter(self._graphs)))
+        own_pixels = pixels.to(model.vision_tower.dtype, copy=True)
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(pixels.device)
+        stream.wait_stream(torch.cuda.current_stream(pixels.device))
+        with torch.cuda.stream(stream):
+            model.frame_tokens(own_pixels)
+        torch.cuda.current_stream(pixels.device).wait_stream(stream)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            features = model.frame_tokens(own_pixels).pooler_output
+        self._graphs[len(pixels)] = graph, own_pixels, features
+
+
+def has_hooks(module: torch.nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in vars(module))
+
+
+def encode(model, pixels: torch.Tensor) -> torch.Tensor:
+    """Features `[F, N, Dv]` of frames `[F, 3, H, W]`, as `model.encode_frames`."""
+    vision = model.config.vision_config
+    right = tuple(pixels.shape[1:]) == (vision.num_channels, vision.image_size, vision.image_size)
+    if pixels.device.type != "cuda" or model.training or not right:
+        return model.encode_frames(pixels).pooler_output
+    known = vars(model).get("_vision_graphs")
+    if known is None or not known.is_current:
+        known = model._vision_graphs = FastVision(model)
+        if not known.is_current:  # hooks want to see every call
+            return model.encode_frames(pixels).pooler_output
+    return known(pixels)
+
+
+__all__ = ["encode"]

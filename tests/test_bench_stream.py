@@ -1,0 +1,72 @@
+"""`videollm-mod bench stream` and `offline`, on a model small enough to run here."""
+
+import json
+from contextlib import nullcontext
+
+import pytest
+import torch
+
+from videollm_mod import cli
+from videollm_mod.bench import stream
+from videollm_mod.bench.filled import fill
+from videollm_mod.bench.watching import as_it_is, build
+
+
+def test_stream_measures_every_stage(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stream, "HELD", (4, 8))
+    monkeypatch.setattr(stream, "ALSO_FRAMES", (3,))
+    path = tmp_path / "stream.json"
+    options = ["--geometry", "tiny", "--device", "cpu", "--repeats", "2", "--height", "32"]
+    assert cli.main(["bench", "stream", *options, "--json", str(path)]) == 0
+    result = json.loads(path.read_text())
+    assert (
+        str(path.with_suffix(".png")) in capsys.readouterr().out and path.with_suffix(".png").stat().st_size > 10_000
+    )
+    found = {(row["name"], row["way"]) for row in result["rows"]}
+    assert {("language", "mod"), ("language", "dense"), ("stock LlamaForCausalLM", "stock")} <= found
+    assert {"end to end", "first token", "generation", "decode", "language, blocks"} <= {name for name, _ in found}
+    for row in result["rows"]:
+        assert row["raw_ms"] and all(value > 0 for value in row["raw_ms"])
+        assert min(row["raw_ms"]) <= row["p50_ms"] + 1e-3 and row["p50_ms"] <= row["p95_ms"]
+        if row["name"] == "end to end":
+            assert set(row["ms_per_frame"]) == {"preprocess", "vision", "language"}
+    result["geometry"] = "llama3-8b"
+    wanted = {"stream_p50_ms_600": (600, "language"), "stream_p50_ms_3000": (3000, "language")}
+    for (held, name), row in zip(wanted.values(), result["rows"][::2], strict=False):
+        row |= {"held": held, "name": name, "way": "mod"}
+    assert set(stream.figures(result)) >= {*wanted, "first_token_ms", "generate_tokens_per_s", "end_to_end_fps"}
+
+
+def test_offline_measures_frames_of_both_sizes(tmp_path):
+    path = tmp_path / "offline.json"
+    options = ["--geometry", "tiny", "--device", "cpu", "--repeats", "1", "--frames", "4"]
+    assert cli.main(["bench", "offline", *options, "--json", str(path)]) == 0
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row["tokens"], row["way"]) for row in rows] == [
+        (tokens, way) for tokens in (10, 50) for way in ("mod", "dense", "mod, as it is", "stock")
+    ]
+    assert path.with_suffix(".png").exists()
+
+
+@torch.no_grad()
+def test_a_filled_session_has_the_size_of_one_that_has_watched():
+    model, processor = build("tiny", torch.device("cpu"))
+    for dense in (False, True):
+        with as_it_is(model, dense):
+            filled, watched = (model.stream(processor, speak_threshold=0.0) for _ in range(2))
+            fill(filled, 5)
+            features = torch.randn(5, 10, model.config.vision_config.hidden_size)
+            watched._pending = []
+            list(watched.watch_encoded(features))
+            text = len(processor.stream_start_ids) - 1  # the first frame has the stream's start before it
+            for own, other in zip(filled.cache.layers, watched.cache.layers, strict=True):
+                assert own.get_seq_length() == other.get_seq_length() - text
+            list(filled.watch_encoded(features))
+            assert filled.stats.frames == 10 and int(filled.cache.num_frames) == 10
+
+
+@pytest.mark.parametrize("options", [["--repeats", "0"], ["--height", "3"], ["--geometry", "huge"]])
+def test_wrong_options_are_named(options, capsys):
+    with pytest.raises(SystemExit) if "huge" in options else nullcontext():
+        assert cli.main(["bench", "stream", "--device", "cpu", *options]) == 2
+    assert "error: " in capsys.readouterr().err
