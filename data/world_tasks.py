@@ -135,4 +135,29 @@ class HardSmallTasksStream(HardTasksStream):
     PAIRS = 2
 
 
-LEVELS |= {"hard_tasks": HardTasksStream, "hard_small_tasks": HardSmallTasksStream}
+class HardTasksLessons(HardTasksStream):
+    """To learn from: each task is as likely to be asked as any other, also that which has to wait for the end."""
+
+    def questions(self, fps: float = 2.0, count: int = 1) -> list[tuple[float, str, str]]:
+        super().questions(fps, count)  # says what is wrong with `count`
+        left = {time: self.tasks(time) for time in self.frame_times(fps).tolist()}
+        rng, questions = random.Random(f"lessons/{self.seed}"), []
+        for _ in range(count):
+            name = rng.choice(sorted({name for tasks in left.values() for name in tasks}) or [None])
+            time = rng.choice([time for time, tasks in left.items() if name is None or name in tasks])
+            del left[time]
+            questions.append((time, *(self.question(rng, time) if name is None else self.task(name, time))))
+        return sorted(questions)
+
+
+class HardSmallTasksLessons(HardTasksLessons):
+    GRID = 3
+    PAIRS = 2
+
+
+LEVELS |= {
+    "hard_tasks": HardTasksStream,
+    "hard_small_tasks": HardSmallTasksStream,
+    "hard_tasks_lessons": HardTasksLessons,
+    "hard_small_tasks_lessons": HardSmallTasksLessons,
+}

@@ -82,7 +82,7 @@ def run_vision_stage(config: TrainingConfig, arguments: TrainingArguments, model
         raise ValueError("`vision_stage` names what is in pooled cells: set `frame_token_pooled` or leave it out")
     cells = WorldCells(WorldData(**config.world), processor.video_processor.size["height"], grid)
     trainer = StreamTrainer(
-        model=CellNamer(model, cells.num_kinds),
+        model=CellNamer(model),
         args=arguments,
         train_dataset=cells,
         data_collator=collate_cells,
