@@ -15,11 +15,11 @@ import torch
 
 from ..data.world import conversation, world_stream
 from ..data.world_hard import split_seeds
+from ..data.world_streams import FPS
 from ..evaluation.answering import answers
-from ..evaluation.evaluate import encode
+from ..evaluation.encoding import encode
 from ..evaluation.free_running import Counts, match
 from ..evaluation.lockstep import narrate_in_step
-from ..evaluation.sources import WORLD_FPS, WorldSource
 from ..evaluation.tasks import ANSWERING
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
@@ -30,7 +30,7 @@ AT_ONCE = 64  # answers
 MAX_NEW_TOKENS = 160  # twenty actions have some 110
 
 
-def narrations(model, processor, level: str, seeds: range, fps: float = WORLD_FPS) -> dict:
+def narrations(model, processor, level: str, seeds: range, fps: float = FPS) -> dict:
     """`Counts.summary` of streams narrated side by side, without a prompt or a question."""
     streams = [world_stream(seed, level) for seed in seeds]
     drawn = [torch.from_numpy(s.frames(fps, processor.video_processor.size["height"])) for s in streams]
@@ -63,7 +63,7 @@ def right(model, processor, examples: list[tuple[list[dict], torch.Tensor]]) -> 
     return 100 * count / len(examples)
 
 
-def question(processor, level: str, seed: int, fps: float = WORLD_FPS) -> tuple[list[dict], torch.Tensor]:
+def question(processor, level: str, seed: int, fps: float = FPS) -> tuple[list[dict], torch.Tensor]:
     """A stream up to the answer to its one question, with the true narrations before."""
     stream = world_stream(seed, level)
     messages = conversation(stream, fps, num_questions=1)
@@ -71,17 +71,18 @@ def question(processor, level: str, seed: int, fps: float = WORLD_FPS) -> tuple[
     place = max(
         i for i, message in enumerate(messages) if message["role"] == "user" and message["content"] == asked[1]
     )
-    messages = messages[: place + 2]
-    frames = stream.frames(fps, processor.video_processor.size["height"])
+    return with_frames(processor, stream, messages[: place + 2], fps)
+
+
+def procedure(processor, level: str, task: str, seed: int, fps: float = FPS) -> tuple[list[dict], torch.Tensor]:
+    stream = world_stream(seed, f"{level}_tasks")
+    return with_frames(processor, stream, stream.asked(task, fps), fps)
+
+
+def with_frames(processor, stream, messages: list[dict], fps: float) -> tuple[list[dict], torch.Tensor]:
     count = sum(message.get("num_frames", 0) for message in messages)
-    return messages, torch.from_numpy(frames[:count]).permute(0, 3, 1, 2)
-
-
-def procedures(model, processor, level: str, task: str, count: int) -> float:
-    source = WorldSource(level, task, "validation", count=count)
-    source.open(model, processor)
-    examples = [source[index] for index in range(count)]
-    return right(model, processor, [(example.messages, example.frames) for example in examples])
+    frames = stream.frames(fps, processor.video_processor.size["height"])[:count]
+    return messages, torch.from_numpy(frames).permute(0, 3, 1, 2)
 
 
 @torch.no_grad()
@@ -101,7 +102,11 @@ def scores(model, processor, streams: int, tasks: tuple[str, ...] = ANSWERING) -
             level: right(model, processor, [question(processor, level, seed) for seed in seeds]) for level in NARRATED
         },
         "tasks": {
-            level: {task: procedures(model, processor, level, task, streams) for task in tasks} for level in PROCEDURES
+            level: {
+                task: right(model, processor, [procedure(processor, level, task, seed) for seed in seeds])
+                for task in tasks
+            }
+            for level in PROCEDURES
         },
         "streams": streams,
         "seconds": round(time.perf_counter() - started, 1),

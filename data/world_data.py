@@ -88,7 +88,7 @@ class WorldStreams(Dataset):
 
 
 class WorldCells(Dataset):
-    """Example: uint8 `frames` `[E, 3, H, W]`, one a change of a stream, and uint8 `labels` `[E, h * w, KINDS]`: the
+    """Example: uint8 `frames` `[E, 3, H, W]`, one a change of a stream, and int64 `labels` `[E, h * w, KINDS]`: the
     state of each kind of thing in each cell of the grid, of `NUM_STATES`, 0 where it is not."""
 
     def __init__(self, data: WorldData, height: int, grid: tuple[int, int]):
@@ -101,7 +101,7 @@ class WorldCells(Dataset):
         stream = self.data.stream(index)
         return {
             "frames": torch.from_numpy(stream.drawn(self.height)).permute(0, 3, 1, 2),
-            "labels": torch.from_numpy(stream.states(self.grid)).flatten(1, 2),
+            "labels": torch.from_numpy(stream.states(self.grid)).flatten(1, 2).long(),
         }
 
 

@@ -8,6 +8,8 @@ would tell who is next.
 
 import random
 
+import numpy as np
+
 from .world import LEVELS, NUMBERS, SYSTEM_PROMPTS
 from .world_hard import KINDS, HardStream
 
@@ -116,6 +118,23 @@ class HardTasksStream(HardStream):
             time = rng.choice([time for time, _ in self.steps if name in self.tasks(time)])
             examples[name] = (time, *self.task(name, time))
         return examples
+
+    def asked(self, name: str, fps: float = 2.0) -> list[dict]:
+        """The example of a task as messages, for a processor; the last one is the answer."""
+        time, question, answer = self.examples()[name]
+        system, instruction = self.opening()
+        turns = [
+            ("system", system),
+            ("user", instruction),
+            ("stream", int(np.searchsorted(self.frame_times(fps), time)) + 1),
+            ("user", question),
+            ("assistant", answer),
+        ]
+        return [
+            {"role": role, "num_frames" if role == "stream" else "content": content}
+            for role, content in turns
+            if content is not None
+        ]
 
     def question(self, rng: random.Random, time: float) -> tuple[str, str]:
         tasks = self.tasks(time)

@@ -33,7 +33,7 @@ class CellNamer(nn.Module):
     def forward(self, pixel_values_videos: torch.Tensor, labels: torch.Tensor | None = None) -> dict:
         """
         Args:
-            pixel_values_videos (`[F, 3, H, W]`), labels (`uint8 [F, h * w, kinds]`): states in each cell; a kind is in
+            pixel_values_videos (`[F, 3, H, W]`), labels (`int64 [F, h * w, kinds]`): states in each cell; a kind is in
                 one cell of a frame at most.
 
         Returns:
@@ -43,7 +43,6 @@ class CellNamer(nn.Module):
         logits = self.head(tokens).unflatten(-1, (len(KINDS), NUM_STATES))
         if labels is None:
             return {"loss": None, "logits": logits}
-        labels = labels.long()
         if self._has_class_token:
             labels = torch.cat([labels.amax(1, keepdim=True), labels], dim=1)
         loss = nn.functional.cross_entropy(logits.flatten(0, 2).float(), labels.flatten(), reduction="sum")
