@@ -33,6 +33,8 @@ from .record import surroundings
 LOGGED = 20  # steps between two losses in the log
 FIRST, WINDOW = 3, 20  # losses: those before the first are of a cold start, the speed is that of the last ones
 START = 35  # seconds until a process that begins again has made its first step
+MARGIN = 0.95  # of the seconds left: scores on the way slow the training down
+SLACK = 35  # seconds that a stage may end late, of those kept for the last scores
 SAVE = 25  # seconds to end with a checkpoint that is as it is
 STEPS = ("max_steps", "warmup_steps", "keep_ratio_warmup_steps")
 QUICK_TASKS = ("step", "task", "next")
@@ -136,8 +138,9 @@ class Run:
         done = (self.checkpoint if stage == self.begun else 0) + len(training.losses) * LOGGED
         last = last_checkpoint(self.folder / stage)
         saved = 0 if last is None else step_of(last)
-        fit = saved + int((left - START) / speed)
-        late = (planned - done) * speed > 1.04 * left + 2 and fit > max(saved, done // 2)
+        fit = saved + int(MARGIN * (left - START) / speed)
+        # once something is saved, what came after it would be lost
+        late = (planned - done) * speed > left + (SLACK if saved else 5) and fit > max(saved, done // 2)
         wasteful = saved == 0 and fit > 1.2 * planned
         return fit if late or wasteful else None
 

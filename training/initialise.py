@@ -44,7 +44,7 @@ def initialise(
 @torch.no_grad()
 def place_patches(tower: torch.nn.Module, scale: float = 0.5, longest: float = 100.0) -> None:
     """Let a new tower's position embeddings start as sines and cosines of row and column instead of noise: a shift is
-    then the same map everywhere, and what stands beside what is learned several times as fast."""
+    then the same map everywhere, and what stands beside what is learned in fewer steps."""
     name = "position_embedding.weight"
     weight = next(value for key, value in tower.named_parameters() if key.endswith(name))
     side, quarter = math.isqrt(len(weight)), weight.shape[1] // 4  # a class token has one more, the first
