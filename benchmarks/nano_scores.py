@@ -41,7 +41,7 @@ def narrations(model, processor, level: str, seeds: range, fps: float = FPS) -> 
         return pixels["pixel_values_videos"]
 
     num_frames = torch.tensor([len(s.frame_times(fps)) for s in streams], device=model.device)
-    said = narrate_in_step(model, processor, frames_of, num_frames)
+    said = narrate_in_step(model, processor, frames_of, num_frames, max_reply=16)  # the longest have ten tokens
     counts = Counts()
     for stream, own in zip(streams, said, strict=True):
         own = [(frame / fps, processor.decode(list(ids), skip_special_tokens=True).strip()) for frame, ids in own]
@@ -109,7 +109,7 @@ def scores(model, processor, streams: int, tasks: tuple[str, ...] = ANSWERING) -
             for level in PROCEDURES
         },
         "streams": streams,
-        "seconds": round(time.perf_counter() - started, 1),
+        "scoring_seconds": round(time.perf_counter() - started, 1),
     }
 
 
