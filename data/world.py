@@ -9,7 +9,7 @@ so that a change is first seen in the frame of its own time at any whole number 
 
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 
@@ -23,6 +23,10 @@ COLOURS = {
     "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
+KINDS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+# of a kind in a part of a frame: not there, there, lit up, or there instead of what looked like kind i (TURNED + i)
+ABSENT, THERE, LIT_UP, TURNED = range(4)
+NUM_STATES = TURNED + len(KINDS)
 PLACES = (
     ("top left", "top", "top right"),
     ("left", "center", "right"),
@@ -51,14 +55,19 @@ class Thing:
 
     def draw(self, frame: np.ndarray) -> None:
         """Paint onto `frame`, uint8 `[H, W, 3]`."""
-        height, width = frame.shape[:2]
-        radius = self.radius * min(height, width)
-        x, y = self.x * width, self.y * height
-        rows = slice(max(0, int(y - radius)), min(height, int(y + radius) + 2))
-        columns = slice(max(0, int(x - radius)), min(width, int(x + radius) + 2))
-        u = (np.arange(columns.start, columns.stop)[None, :] + 0.5 - x) / radius
-        v = (np.arange(rows.start, rows.stop)[:, None] + 0.5 - y) / radius
-        frame[rows, columns][inside(self.shape, u, v)] = COLOURS[self.colour]
+        rows, columns, covered = stamp(self.shape, self.x, self.y, self.radius, *frame.shape[:2])
+        frame[rows, columns][covered] = COLOURS[self.colour]
+
+
+@lru_cache(maxsize=1024)  # things in the middle of cells are in few places
+def stamp(shape: str, x: float, y: float, radius: float, height: int, width: int) -> tuple[slice, slice, np.ndarray]:
+    """Rows and columns of a frame that hold a thing, and which pixels of them it covers."""
+    radius, x, y = radius * min(height, width), x * width, y * height
+    rows = slice(max(0, int(y - radius)), min(height, int(y + radius) + 2))
+    columns = slice(max(0, int(x - radius)), min(width, int(x + radius) + 2))
+    u = (np.arange(columns.start, columns.stop)[None, :] + 0.5 - x) / radius
+    v = (np.arange(rows.start, rows.stop)[:, None] + 0.5 - y) / radius
+    return rows, columns, inside(shape, u, v)
 
 
 def inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
@@ -170,18 +179,19 @@ class BasicStream:
         """uint8 `[F, H, W, 3]`: the frames at `frame_times(fps)`."""
         return self.drawn(height, width)[self.shown(fps)]
 
-    def cells(self, grid: tuple[int, int] = (3, 3)) -> np.ndarray:
-        """int64 `[E, h, w]`: what each cell of a grid holds after each event: 0 nothing, else 1 + the kind of thing
-        (of `NUM_KINDS`)."""
-        of_event = np.zeros((len(self.events), *grid), dtype=np.int64)
-        colours = list(COLOURS)
-        for cells, event in zip(of_event, self.events, strict=True):
-            for thing in event.things:
-                kind = colours.index(thing.colour) * len(SHAPES) + SHAPES.index(thing.shape)
-                cells[int(thing.y * grid[0]), int(thing.x * grid[1])] = 1 + kind
-        return of_event
+    def state(self, thing: Thing, things: tuple[Thing, ...]) -> int:
+        """What is to be known of one of the things that are there together, beside its kind: see `NUM_STATES`."""
+        return THERE
 
-    NUM_KINDS = 1 + len(COLOURS) * len(SHAPES)
+    def states(self, grid: tuple[int, int] = (3, 3)) -> np.ndarray:
+        """uint8 `[E, h, w, KINDS]`: the state of each kind in each cell of a grid after each event. A thing is where
+        its centre is."""
+        of_event = np.zeros((len(self.events), *grid, len(KINDS)), dtype=np.uint8)
+        for states, event in zip(of_event, self.events, strict=True):
+            for thing in event.things:
+                cell = states[int(thing.y * grid[0]), int(thing.x * grid[1])]
+                cell[KINDS.index(thing.name)] = self.state(thing, event.things)
+        return of_event
 
     def question(self, rng: random.Random, time: float) -> tuple[str, str]:
         """A question asked right after the frame at `time`, and its answer."""

@@ -1,5 +1,6 @@
-"""The procedural world as data sets: streams to narrate, and frames whose cells are to be named."""
+"""The procedural world as data sets: streams to narrate, and frames whose things are to be named."""
 
+import random
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +15,14 @@ class WorldData:
     """Which streams of the world are learned from.
 
     Args:
-        level (`str`): of the world.
+        level (`str` or `dict[str, float]`): of the world; or several, each with its share of the streams, such as
+            `{basic: 2, hard: 1}`. Which of them a stream is of depends on its seed alone.
         first_seed, num_streams (`int`): seeds `first_seed .. first_seed + num_streams - 1`.
         fps (`float`): frames per second.
         num_questions (`int`): asked in each stream.
     """
 
-    level: str = "basic"
+    level: str | dict[str, float] = "basic"
     first_seed: int = 1_000_000_000
     num_streams: int = 1_000_000
     fps: float = 2.0
@@ -29,21 +31,37 @@ class WorldData:
     def __post_init__(self):
         if self.num_streams < 1:
             raise ValueError(f"`num_streams` must be at least 1, got {self.num_streams}")
-        stream = self.stream(0)
-        stream.frame_times(self.fps)  # says what is wrong with the rate
-        shortest = int(stream.SECONDS[0] * self.fps)
+        valid = isinstance(self.level, str | dict) and self.shares
+        if not valid or not all(is_share(share) for share in self.shares.values()):
+            raise ValueError(f"`level` must be a level, or levels with shares above 0, got {self.level!r}")
+        streams = [world_stream(self.first_seed, level) for level in self.shares]
+        streams[0].frame_times(self.fps)  # says what is wrong with the rate
+        shortest = min(int(stream.SECONDS[0] * self.fps) for stream in streams)
         if not 0 <= self.num_questions <= shortest:
             raise ValueError(
                 f"`num_questions` must be in [0, {shortest}], the frames of the shortest stream, "
                 f"got {self.num_questions}"
             )
 
+    @property
+    def shares(self) -> dict[str, float]:
+        """Level -> share of the streams, not necessarily of 1."""
+        return self.level if isinstance(self.level, dict) else {self.level: 1.0}
+
     def stream(self, index: int):
-        return world_stream(self.first_seed + index, self.level)
+        seed, levels = self.first_seed + index, list(self.shares)
+        if len(levels) > 1:
+            levels = random.Random(f"level/{seed}").choices(levels, list(self.shares.values()))
+        return world_stream(seed, levels[0])
 
     def texts(self) -> list[str]:
-        """What is said in some of these streams, for a tokenizer."""
-        return texts(range(self.first_seed, self.first_seed + min(500, self.num_streams)), self.level)
+        """What is said in some streams of each level, for a tokenizer."""
+        seeds = range(self.first_seed, self.first_seed + min(500, self.num_streams))
+        return [text for level in self.shares for text in texts(seeds, level)]
+
+
+def is_share(value) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
 class WorldStreams(Dataset):
@@ -70,8 +88,8 @@ class WorldStreams(Dataset):
 
 
 class WorldCells(Dataset):
-    """Example: uint8 `frames` `[E, 3, H, W]`, one a change of a stream, and int64 `labels` `[E, h * w]`: what each
-    cell of the grid holds, 0 for nothing."""
+    """Example: uint8 `frames` `[E, 3, H, W]`, one a change of a stream, and int64 `labels` `[E, h * w, KINDS]`: the
+    state of each kind of thing in each cell of the grid, of `NUM_STATES`, 0 where it is not."""
 
     def __init__(self, data: WorldData, height: int, grid: tuple[int, int]):
         self.data, self.height, self.grid = data, height, tuple(grid)
@@ -79,16 +97,11 @@ class WorldCells(Dataset):
     def __len__(self) -> int:
         return self.data.num_streams
 
-    @property
-    def num_kinds(self) -> int:
-        """Kinds of things a cell may hold, nothing among them."""
-        return self.data.stream(0).NUM_KINDS
-
     def __getitem__(self, index: int) -> dict:
         stream = self.data.stream(index)
         return {
             "frames": torch.from_numpy(stream.drawn(self.height)).permute(0, 3, 1, 2),
-            "labels": torch.from_numpy(stream.cells(self.grid)).flatten(1),
+            "labels": torch.from_numpy(stream.states(self.grid)).flatten(1, 2).long(),
         }
 
 

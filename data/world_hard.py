@@ -16,9 +16,8 @@ from functools import cached_property
 
 import numpy as np
 
-from .world import COLOURS, LEVELS, NUMBERS, SHAPES, STEP, BasicStream, Event, Thing
+from .world import KINDS, LEVELS, LIT_UP, NUMBERS, STEP, THERE, TURNED, BasicStream, Event, Thing
 
-KINDS = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 BACKGROUND = (40, 40, 44)
 LIT = (120, 235, 235)
 RADIUS = 0.45  # of a thing, fraction of its cell's side
@@ -66,7 +65,6 @@ class HardStream(BasicStream):
     WEIGHTS = (1, 3, 10, 20)  # how likely a look so many changes deep is unmasked
     IN_ORDER = False  # whether the looks are unmasked in the order in which they were chosen
     SECONDS = (4.0, 12.0)
-    NUM_KINDS = 1 + len(KINDS)
 
     def __init__(self, seed: int):
         self.seed = seed
@@ -135,23 +133,29 @@ class HardStream(BasicStream):
         self.events.append(Event(STEP * len(self.events), text, cards))
 
     def _places(self, rng: random.Random, widths: list[int]) -> list[tuple[int, int]] | None:
-        """`(row, first column)` of groups so wide, or None where they got in each other's way."""
-        free = {(row, column) for row in range(self.GRID) for column in range(self.GRID)}
+        """`(row, first column)` of groups of one or two, or None where they got in each other's way."""
+        free = {(row, column): None for row in range(self.GRID) for column in range(self.GRID)}  # in this order
         places = []
         for width in widths:
-            starts = [
-                (row, column) for row, column in sorted(free) if all((row, column + i) in free for i in range(width))
-            ]
+            starts = [(row, column) for row, column in free if (row, column + width - 1) in free]
             if not starts:
                 return None
             row, column = rng.choice(starts)
             places.append((row, column))
-            free -= {(row, column + i) for i in range(-1, width + 1)}
+            for i in range(-1, width + 1):
+                free.pop((row, column + i), None)
         return places
 
     @cached_property
     def narrations(self) -> list[tuple[float, str]]:
         return [(event.time, event.text) for event in self.events if event.text]
+
+    def state(self, thing: Card, things: tuple[Card, ...]) -> int:
+        if thing.lit:
+            return LIT_UP
+        beside = (thing.row, thing.column - 1)
+        before = next((other for other in things if (other.row, other.column) == beside), None)
+        return THERE if before is None else TURNED + KINDS.index(before.name)
 
     def codes(self) -> np.ndarray:
         """uint8 `[E, GRID, GRID]`: the codes of the cells after each event; see `sprites`."""

@@ -8,6 +8,8 @@ would tell who is next.
 
 import random
 
+import numpy as np
+
 from .world import LEVELS, NUMBERS, SYSTEM_PROMPTS
 from .world_hard import KINDS, HardStream
 
@@ -117,6 +119,23 @@ class HardTasksStream(HardStream):
             examples[name] = (time, *self.task(name, time))
         return examples
 
+    def asked(self, name: str, fps: float = 2.0) -> list[dict]:
+        """The example of a task as messages, for a processor; the last one is the answer."""
+        time, question, answer = self.examples()[name]
+        system, instruction = self.opening()
+        turns = [
+            ("system", system),
+            ("user", instruction),
+            ("stream", int(np.searchsorted(self.frame_times(fps), time)) + 1),
+            ("user", question),
+            ("assistant", answer),
+        ]
+        return [
+            {"role": role, "num_frames" if role == "stream" else "content": content}
+            for role, content in turns
+            if content is not None
+        ]
+
     def question(self, rng: random.Random, time: float) -> tuple[str, str]:
         tasks = self.tasks(time)
         if tasks:
@@ -135,4 +154,29 @@ class HardSmallTasksStream(HardTasksStream):
     PAIRS = 2
 
 
-LEVELS |= {"hard_tasks": HardTasksStream, "hard_small_tasks": HardSmallTasksStream}
+class HardTasksLessons(HardTasksStream):
+    """To learn from: each task is as likely to be asked as any other, also that which has to wait for the end."""
+
+    def questions(self, fps: float = 2.0, count: int = 1) -> list[tuple[float, str, str]]:
+        super().questions(fps, count)  # says what is wrong with `count`
+        left = {time: self.tasks(time) for time in self.frame_times(fps).tolist()}
+        rng, questions = random.Random(f"lessons/{self.seed}"), []
+        for _ in range(count):
+            name = rng.choice(sorted({name for tasks in left.values() for name in tasks}) or [None])
+            time = rng.choice([time for time, tasks in left.items() if name is None or name in tasks])
+            del left[time]
+            questions.append((time, *(self.question(rng, time) if name is None else self.task(name, time))))
+        return sorted(questions)
+
+
+class HardSmallTasksLessons(HardTasksLessons):
+    GRID = 3
+    PAIRS = 2
+
+
+LEVELS |= {
+    "hard_tasks": HardTasksStream,
+    "hard_small_tasks": HardSmallTasksStream,
+    "hard_tasks_lessons": HardTasksLessons,
+    "hard_small_tasks_lessons": HardSmallTasksLessons,
+}

@@ -23,6 +23,7 @@ from ..narration.options import NarrateOptions, check_output
 from .answering import answers
 from .answers import Taxonomy
 from .captions import NEEDS_JAVA, check_captions
+from .encoding import encode
 from .free_running import watch
 from .results import Results
 from .sources import Example, JsonlSource, WorldSource
@@ -37,8 +38,6 @@ from .tasks import (
     summarise_free,
 )
 from .teacher_forced_model import teacher_forced
-
-FRAMES_AT_ONCE = 64  # that are encoded together
 
 
 @dataclass
@@ -135,20 +134,6 @@ def fingerprint_of(folder: str) -> str:
                 content.seek(max(0, size - (1 << 20)))
                 digest.update(content.read())
     return digest.hexdigest()[:16]
-
-
-@torch.no_grad()
-def encode(model, processor, frames: torch.Tensor) -> torch.Tensor:
-    """Features `[F, N, Dv]` on the model's device, of frames uint8 `[F, 3, H, W]` or of features."""
-    if frames.ndim == 3:
-        return frames.to(model.device, model.dtype)
-    encoded = []
-    for part in frames.split(FRAMES_AT_ONCE):
-        pixels = processor.video_processor(
-            part.to(model.device), return_tensors="pt", input_data_format="channels_first"
-        )["pixel_values_videos"]
-        encoded.append(model.encode_frames(pixels).pooler_output)
-    return torch.cat(encoded)
 
 
 def results_of(options: EvaluateOptions, model, processor, examples: list[Example]) -> list[dict]:

@@ -127,21 +127,7 @@ class WorldSource:
     def _messages(self, stream) -> list[dict]:
         if not self.has_tasks:
             return conversation(stream, WORLD_FPS, self.questions)
-        time, question, answer = stream.examples()[self.task]
-        seen = int(np.searchsorted(stream.frame_times(WORLD_FPS), time)) + 1
-        system, instruction = stream.opening()
-        turns = [
-            ("system", system),
-            ("user", instruction),
-            ("stream", seen),
-            ("user", question),
-            ("assistant", answer),
-        ]
-        return [
-            {"role": role, "num_frames" if role == "stream" else "content": content}
-            for role, content in turns
-            if content is not None
-        ]
+        return stream.asked(self.task, WORLD_FPS)
 
     def __getitem__(self, index: int) -> Example:
         stream = self._stream(index)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from videollm_mod import cli
-from videollm_mod.data.world import COLOURS, PLACES, SHAPES, conversation, inside, world_stream
+from videollm_mod.data.world import COLOURS, KINDS, PLACES, SHAPES, THERE, conversation, inside, world_stream
 
 SEEDS = range(60)
 
@@ -115,9 +115,12 @@ def test_frames_at_any_resolution_and_rate_show_the_same():
         frames = stream.frames(fps, height=40, width=64)
         assert frames.shape == (int(stream.seconds * fps), 40, 64, 3)
     assert np.array_equal(stream.frames(4.0)[::2], stream.frames(2.0))
-    cells = stream.cells((3, 3))
-    assert cells.shape == (len(stream.events), 3, 3)
-    assert [int((c > 0).sum()) for c in cells] == [len(event.things) for event in stream.events]
+    states = stream.states((3, 3))
+    assert states.shape == (len(stream.events), 3, 3, len(KINDS))
+    for of_frame, event in zip(states, stream.events, strict=True):
+        there = {(PLACES[row][column], KINDS[kind]) for row, column, kind in zip(*of_frame.nonzero(), strict=True)}
+        assert there == {(thing.place, thing.name) for thing in event.things}
+        assert set(of_frame[of_frame > 0]) <= {THERE}
 
 
 def test_unknown_level_is_named():

@@ -3,12 +3,14 @@
 import hashlib
 import json
 import random
+from collections import Counter
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
-from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.data.world import LIT_UP, NUM_STATES, THERE, TURNED, conversation, world_stream
 from videollm_mod.data.world_data import WorldCells, WorldData
 from videollm_mod.data.world_hard import KINDS, SPLITS, sprites
 from videollm_mod.data.world_tasks import ORDINALS, PROCEDURES, TASKS
@@ -156,15 +158,70 @@ def test_answers_to_tasks_follow_from_pixels_and_known_procedures(level, seed):
 
 @pytest.mark.parametrize("level", LEVELS + TASK_LEVELS)
 def test_levels_serve_as_training_data(level):
-    """As `videollm-mod train` takes them: the shortest stream holds its questions, cells say what is where."""
+    """As `videollm-mod train` takes them: the shortest stream holds its questions, states say what came of what."""
     data = WorldData(level=level, first_seed=SPLITS["train"], num_streams=30, num_questions=3)
     grid = data.stream(0).GRID
-    cells = WorldCells(data, 8 * grid, (grid, grid))
+    fine, pooled = (WorldCells(data, 8 * grid, (side, side)) for side in (grid, 2))
     for index in range(5):
-        stream, example = data.stream(index), cells[index]
+        stream, example = data.stream(index), fine[index]
         assert len(stream.frame_times(data.fps)) >= stream.SECONDS[0] * data.fps
         assert len(stream.questions(data.fps, data.num_questions)) == 3
         for frame, labels in zip(example["frames"].numpy(), example["labels"].numpy(), strict=True):
-            seen = {(row, column): 1 + kind for row, column, kind, _ in cells_of(frame.transpose(1, 2, 0), grid)}
-            assert {divmod(int(i), grid): int(labels[i]) for i in labels.nonzero()[0]} == seen
-        assert labels.max() < cells.num_kinds
+            there = {(row, column): (kind, lit) for row, column, kind, lit in cells_of(frame.transpose(1, 2, 0), grid)}
+            expected = np.zeros((grid * grid, len(KINDS)))
+            for (row, column), (kind, lit) in there.items():
+                left = there.get((row, column - 1))
+                expected[row * grid + column, kind] = LIT_UP if lit else THERE if left is None else TURNED + left[0]
+            assert np.array_equal(labels, expected)
+            assert labels.max() < NUM_STATES
+        # a coarser grid holds the same things, several in one cell
+        assert torch.equal(pooled[index]["labels"].amax(1), example["labels"].amax(1))
+        assert pooled[index]["labels"].shape[1:] == (4, len(KINDS))
+
+
+@pytest.mark.parametrize("level", ["hard_tasks", "hard_small_tasks"])
+def test_lessons_ask_for_every_task(level):
+    asked = Counter()
+    for seed in range(150):
+        stream = world_stream(seed, f"{level}_lessons")
+        questions = stream.questions(count=3)
+        assert questions == sorted(questions) and len({time for time, *_ in questions}) == 3
+        for time, question, answer in questions:
+            (name,) = (name for name in stream.tasks(time) if stream.task(name, time) == (question, answer))
+            asked[name] += 1
+        assert len(stream.questions(count=8)) == 8  # more than there are moments for tasks, in a short one
+    assert asked.keys() == set(TASKS)
+    assert min(asked.values()) > 0.07 * 450  # the last frame, where anticipation waits, is one question's
+
+
+def test_a_mixture_draws_the_level_of_each_stream_by_its_seed():
+    shares = {"basic": 3, "hard_small": 1, "hard_tasks_lessons": 2.0}
+    data = WorldData(level=shares, first_seed=SPLITS["train"], num_streams=1200, num_questions=2)
+    classes = {type(world_stream(0, level)): level for level in shares}
+    drawn = Counter()
+    for index in range(1200):
+        stream = data.stream(index)
+        level = classes[type(stream)]
+        drawn[level] += 1
+        assert conversation(stream) == conversation(world_stream(SPLITS["train"] + index, level))
+    for level, share in shares.items():
+        assert abs(drawn[level] / 1200 - share / 6) < 0.05
+    later = WorldData(level=shares, first_seed=SPLITS["train"] + 7, num_questions=2)
+    assert [type(later.stream(i)) for i in range(50)] == [type(data.stream(i + 7)) for i in range(50)]
+    words = " ".join(data.texts())
+    assert all(word in words for word in ("appears", "unmasked", "Which twenty actions"))
+    alone = WorldData(level={"hard": 0.5}, first_seed=5)
+    assert alone.texts() == WorldData(level="hard", first_seed=5).texts()
+
+
+@pytest.mark.parametrize("level", [{}, {"basic": 0}, {"basic": -1}, {"basic": True}, {"basic": "1"}, ["basic"], None])
+def test_shares_that_are_none_are_named(level):
+    with pytest.raises(ValueError, match="`level` must be a level, or levels with shares above 0, got"):
+        WorldData(level=level)
+
+
+def test_an_unknown_level_of_a_mixture_is_named():
+    with pytest.raises(ValueError, match="`level` must be one of 'basic', .*got 'none'"):
+        WorldData(level={"basic": 1, "none": 1})
+    with pytest.raises(ValueError, match=r"`num_questions` must be in \[0, 8\], the frames of the shortest stream"):
+        WorldData(level={"basic": 1, "hard": 1}, num_questions=9)

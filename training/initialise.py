@@ -1,5 +1,7 @@
 """A model and its processor before anything is learned: random weights, and a tokenizer made from given texts."""
 
+import math
+
 import torch
 
 from ..configuration_videollm_mod import VideoLLMMoDConfig
@@ -34,4 +36,19 @@ def initialise(
         num_frame_tokens=config.num_frame_tokens,
     )
     torch.manual_seed(seed)
-    return VideoLLMMoDForConditionalGeneration(config).eval(), processor
+    model = VideoLLMMoDForConditionalGeneration(config).eval()
+    place_patches(model.model.vision_tower)
+    return model, processor
+
+
+@torch.no_grad()
+def place_patches(tower: torch.nn.Module, scale: float = 0.5, longest: float = 100.0) -> None:
+    """Let a new tower's position embeddings start as sines and cosines of row and column instead of noise: a shift is
+    then the same map everywhere, and what stands beside what is learned in fewer steps."""
+    name = "position_embedding.weight"
+    weight = next(value for key, value in tower.named_parameters() if key.endswith(name))
+    side, quarter = math.isqrt(len(weight)), weight.shape[1] // 4  # a class token has one more, the first
+    angles = torch.arange(side)[:, None] * longest ** (-torch.arange(quarter) / quarter)
+    line = torch.cat([angles.sin(), angles.cos()], dim=1)
+    rows, columns = line[:, None].expand(side, side, -1), line[None].expand(side, side, -1)
+    weight[len(weight) - side * side :, : 4 * quarter] = scale * torch.cat([rows, columns], dim=-1).flatten(0, 1)

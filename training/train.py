@@ -81,8 +81,9 @@ def run_vision_stage(config: TrainingConfig, arguments: TrainingArguments, model
     if grid is None:
         raise ValueError("`vision_stage` names what is in pooled cells: set `frame_token_pooled` or leave it out")
     cells = WorldCells(WorldData(**config.world), processor.video_processor.size["height"], grid)
+    freeze_unreached(model, given_features=False)
     trainer = StreamTrainer(
-        model=CellNamer(model, cells.num_kinds),
+        model=CellNamer(model),
         args=arguments,
         train_dataset=cells,
         data_collator=collate_cells,
