@@ -215,9 +215,12 @@ def step_of(checkpoint: str) -> int:
     return int(checkpoint.rsplit("-", 1)[1])
 
 
+CONFIG = Path(__file__).parent.parent / "training" / "configs" / "nano_levels.yaml"
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=Path(__file__).parent.parent / "training/configs/nano_levels.yaml")
+    parser.add_argument("--config", type=Path, default=CONFIG)
     parser.add_argument("--output", type=Path, default=Path("runs/nano_run"))
     parser.add_argument("--seconds", type=float, default=545, help="for all of it")
     parser.add_argument("--vision-share", type=float, default=0.27, help="of the seconds, the start counted in")

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from videollm_mod import StreamingSession
 
-from .long_streams import nano, rss_bytes, scenes
+from .long_streams import held_bytes, nano, rss_bytes, scenes
 from .record import summarise, surroundings, write_result
 
 BLOCK = 20  # frames
@@ -132,7 +132,7 @@ class Soak:
                 self.step()
                 bar.update(BLOCK)
                 if self.state["frames"] % row_every == 0:
-                    row = {"frame": self.state["frames"], "rss_bytes": rss_bytes()}
+                    row = {"frame": self.state["frames"], "rss_bytes": rss_bytes(), "held_bytes": held_bytes()}
                     row |= {"kv_bytes": self.session.stats.kv_bytes, "cpu_seconds": time.process_time() - start}
                     self.state["rows"].append(row)
                     start = time.process_time()
@@ -140,10 +140,11 @@ class Soak:
                     self.keep()
         self.keep()
         rows = self.state["rows"][len(self.state["rows"]) // 4 :]  # without what a process takes in its first minutes
-        slope = None
-        if len(rows) > 2:
-            slope = float(np.polyfit([row["frame"] for row in rows], [row["rss_bytes"] for row in rows], 1)[0])
-        return {"rss_bytes_per_frame": slope, **self.state}
+        slopes = {}
+        for name in ("rss_bytes", "held_bytes") if len(rows) > 2 else ():
+            slope = np.polyfit([row["frame"] for row in rows], [row[name] for row in rows], 1)[0]
+            slopes[f"{name}_per_frame"] = round(float(slope), 2)
+        return {**slopes, **self.state}
 
 
 def main(argv: list[str] | None = None) -> None:
