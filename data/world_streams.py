@@ -54,6 +54,8 @@ def encoded_streams(level: str, split: str, count: int, processor, folder: Path)
             with get_context("fork").Pool(os.cpu_count()) as pool:
                 for stream in (stream for part in pool.imap(encode, jobs) for stream in part):
                     groups.setdefault((len(stream[0]), len(stream[2]), len(stream[3])), []).append(stream)
+                pool.close()  # ended, not terminated: a worker may only now come out of its fork
+                pool.join()
             dtypes = (np.int16, np.int16, np.uint8, np.uint8)
             stacked = [
                 [torch.from_numpy(np.array(x, dtype=t)) for x, t in zip(zip(*rows, strict=True), dtypes, strict=True)]
