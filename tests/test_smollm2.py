@@ -44,6 +44,7 @@ def stock(weights):
 @pytest.fixture(scope="module")
 def built(weights, tmp_path_factory):
     """`(model, processor)` as the command wrote them."""
+    torch.manual_seed(0)  # of tower and connector, which are random
     folder = tmp_path_factory.mktemp("smollm2")
     vision, output = save_tower(folder / "vision", "siglip"), folder / "built"
     command = ["build", "--llm", str(weights), "--gguf-file", GGUF, "--vision", str(vision), "--output", str(output)]
