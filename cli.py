@@ -332,6 +332,10 @@ def dispatch(argv: list[str] | None) -> int:
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is ended properly
     run(arguments)
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()  # a process that ends while its group's threads still run is aborted
+        distributed.destroy_process_group()
     return 0
 
 

@@ -13,6 +13,7 @@ import argparse
 import fcntl
 import json
 import math
+import os
 import time
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -281,8 +282,9 @@ def main(argv: list[str] | None = None) -> None:
         return
     result = run(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    path.with_suffix(".part").write_text(json.dumps(result) + "\n", encoding="utf-8")
-    path.with_suffix(".part").replace(path)
+    part = path.with_suffix(f".{os.getpid()}.part")  # another program may have begun the same run
+    part.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    part.replace(path)
     print(path.stem, json.dumps(result["test"]))
 
 
