@@ -57,7 +57,7 @@ class Bench:
 
     def __init__(self, geometry: str, frames: int, tokens: int, device: str, dtype=torch.bfloat16, **mod_options):
         self.device, self.rank = device, LoraOptions().r
-        self.model = random_model(geometry, tokens, device, dtype, **mod_options)
+        self.model = random_model(geometry, device, tokens, dtype, **mod_options)
         self.inputs = random_stream(self.model, frames, device)
         self.adapted = add_lora(self.model, LoraOptions())
         freeze_unreached(self.model, given_features=True)

@@ -10,7 +10,7 @@ FRAMES_PER_REPLY, REPLY_TOKENS = 20, 24  # the end of the sequence among them
 
 
 def random_model(
-    geometry: str, tokens: int, device: str, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **mod_options
+    geometry: str, device: str, tokens: int = 10, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **mod_options
 ) -> VideoLLMMoDForConditionalGeneration:
     """A model in `dtype`, its routers in float32, made on `device`."""
     config = VideoLLMMoDConfig(**config_values(geometry, tokens, **mod_options))

@@ -10,16 +10,18 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .. import steps_videollm_mod
-from ..benchmarks.pool import TINY
-from ..configuration_videollm_mod import VideoLLMMoDConfig
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from ..steps_videollm_mod import carry_out
 from .filled import fill
-from .geometries import config_values
 from .record import ROOT
+from .streams import random_model
 
 QUESTION = "What happened to the red ball that was on the table a while ago?"
+WORDS_ONLY = {
+    "text_config": {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32},
+    "vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
+}  # of a model that is thrown away: what is wanted is the processor that comes with it
 WARM_UP = 3  # calls: the second captures a graph
 
 
@@ -32,15 +34,8 @@ def build(geometry: str, device: torch.device, tokens: int = 10):
     else:
         from ..training.initialise import initialise
 
-        _, processor = initialise(TINY, [f"\nUser: {QUESTION}\nAssistant: nothing"], vocab_size=300, seed=0)
-        torch.manual_seed(0)
-        with torch.device(device):
-            model = VideoLLMMoDForConditionalGeneration._from_config(
-                VideoLLMMoDConfig(**config_values(geometry, tokens)), dtype=dtype
-            ).eval()
-        for layer in model.model.language_model.layers:
-            if layer.layer_expert is not None:
-                layer.layer_expert.weight.data.normal_(std=0.02)
+        _, processor = initialise(WORDS_ONLY, [f"\nUser: {QUESTION}\nAssistant: nothing"], vocab_size=300, seed=0)
+        model = random_model(geometry, device, tokens, dtype).eval()
         config, vision = model.config, model.config.vision_config
         config.video_token_id = processor.video_token_id
         config.frame_separator_token_id = processor.frame_separator_token_id

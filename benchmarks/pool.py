@@ -1,6 +1,6 @@
 """Frames a second of eight streams in a pool against one stream alone, on one model.
 
-    python -m videollm_mod.benchmarks.pool --geometry llama-3-8b
+    python -m videollm_mod.benchmarks.pool --geometry llama3-8b
 
 Weights and frames are random: what a frame costs does not depend on what the numbers are. Two ways of watching:
 `live`, where every stream gets its next frame only after the one before it, as from cameras; and `backlog`, where all
@@ -14,36 +14,11 @@ import time
 import numpy as np
 import torch
 
-from videollm_mod import StreamPool, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod import StreamPool
 
-from ..training.initialise import initialise
-from .long_streams import ROOT
-from .random_streams import GEOMETRIES, random_model
+from ..bench.geometries import NAMES
+from ..bench.watching import build
 from .record import summarise, surroundings, write_result
-
-
-def build(geometry: str, device: torch.device):
-    """A model in bfloat16 on a GPU, else in float32, and a processor whose words are few."""
-    if geometry == "nano":
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=dtype).eval()
-        return model.to(device), VideoLLMMoDProcessor.from_pretrained(ROOT)
-    _, processor = initialise(TINY, ["\nUser: what happens\nAssistant: nothing"], vocab_size=300, seed=0)
-    model = random_model(geometry, device).eval()
-    config, vision = model.config, model.config.vision_config
-    # the processor's own pieces, in a vocabulary that is far larger
-    config.video_token_id, config.frame_separator_token_id = (
-        processor.video_token_id,
-        processor.frame_separator_token_id,
-    )
-    video = type(processor.video_processor)(size={"height": vision.image_size, "width": vision.image_size})
-    return model, VideoLLMMoDProcessor(video, processor.tokenizer, num_frame_tokens=config.num_frame_tokens)
-
-
-TINY = {
-    "text_config": {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32},
-    "vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
-}
 
 
 def synchronize(model) -> None:
@@ -88,7 +63,7 @@ def together(model, processor, way: str, count: int, args) -> tuple[float, int]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--geometry", default="nano", choices=("nano", *GEOMETRIES))
+    parser.add_argument("--geometry", default="nano", choices=NAMES)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--before", type=int, default=160, help="frames in each cache when the clock starts")
     parser.add_argument("--frames", type=int, default=48, help="frames of each stream that are timed")
@@ -118,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     sizes = {name: getattr(args, name) for name in ("geometry", "streams", "before", "frames", "device")}
     result = {"command": command, **surroundings(), **sizes, "peak_bytes": peak, "ways": ways}
     path = write_result(f"pool_{args.geometry.replace('-', '_')}", result)
-    if args.geometry == "llama-3-8b":
+    if args.geometry == "llama3-8b":
         summarise("pool_8_throughput", ways["live"]["speedup"], f"benchmarks/results/{path.name}", command)
 
 

@@ -15,11 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from random_streams import GEOMETRIES, random_model, train_lora
+from random_streams import train_lora
 from record import summarise, surroundings, write_result
 from transformers import TrainerCallback
 
 from videollm_mod import VideoLLMMoDProcessor
+from videollm_mod.bench.geometries import GEOMETRIES
+from videollm_mod.bench.streams import random_model
 from videollm_mod.training.adapters import LoraOptions
 from videollm_mod.training.config import TrainingConfig
 from videollm_mod.training.train import load
@@ -80,7 +82,7 @@ def train(checkpoint: str, frames: int, steps: int, limit: float) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--geometry", choices=GEOMETRIES, default="llama-3-8b")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="llama3-8b")
     parser.add_argument("--frames", type=int, default=600)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--limit", type=float, default=22.0, help="GiB that the training process may take")

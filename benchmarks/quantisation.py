@@ -17,12 +17,13 @@ import time
 from pathlib import Path
 
 import torch
-from random_streams import GEOMETRIES, random_model
 from record import RESULTS, summarise, surroundings, write_result
 from tqdm import tqdm
 from transformers import BitsAndBytesConfig
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.bench.geometries import GEOMETRIES
+from videollm_mod.bench.streams import random_model
 from videollm_mod.evaluation.free_running import Counts, watch_world
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -95,7 +96,7 @@ def table(result: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("half", choices=("memory", "quality"))
-    parser.add_argument("--geometry", choices=GEOMETRIES, default="llama-3-8b")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="llama3-8b")
     parser.add_argument("--first-seed", type=int, default=3_000_000_000)
     parser.add_argument("--streams", type=int, default=40)
     args = parser.parse_args()

@@ -1,59 +1,15 @@
-"""Random weights of Llama-3-8B's geometry, and streams of random frames: what training costs does not depend on what
-the numbers are."""
+"""Streams of random frames as a data set, and a run of the Trainer on them: what training costs does not depend on
+what the numbers are."""
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
+from videollm_mod.bench.geometries import BOS, END, EOS, FIRST_WORD, SEPARATOR, START, VIDEO
 from videollm_mod.data.collator import StreamCollator
 from videollm_mod.training.adapters import LoraOptions, add_lora
 from videollm_mod.training.freezing import freeze_unreached
 from videollm_mod.training.trainer import StreamTrainer
-
-BOS, EOS, VIDEO, SEPARATOR, START, END, FIRST_WORD = 0, 1, 3, 4, 5, 6, 7
-
-GEOMETRIES = {
-    # Meta-Llama-3-8B; the vision tower is SigLIP-L/16 at 384 pixels, a frame is 1 + 3 x 3 tokens
-    "llama-3-8b": {
-        "text_config": {
-            "vocab_size": 128_256,
-            "hidden_size": 4096,
-            "intermediate_size": 14_336,
-            "num_hidden_layers": 32,
-            "num_attention_heads": 32,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 32_768,
-            "rope_theta": 500_000.0,
-        },
-    },
-    # to try a benchmark out on any machine
-    "tiny": {
-        "text_config": {
-            "vocab_size": 512,
-            "hidden_size": 64,
-            "intermediate_size": 128,
-            "num_hidden_layers": 4,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-        },
-        "vision_config": {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-        },
-    },
-}
-
-
-def random_model(geometry: str, device: torch.device, seed: int = 0) -> VideoLLMMoDForConditionalGeneration:
-    """A model in bfloat16 (routers in float32), made on `device`."""
-    options = {name: {**value} for name, value in GEOMETRIES[geometry].items()}
-    config = VideoLLMMoDConfig(**options, video_token_id=VIDEO, frame_separator_token_id=SEPARATOR)
-    config.text_config.bos_token_id, config.text_config.eos_token_id, config.text_config.pad_token_id = BOS, EOS, 2
-    torch.manual_seed(seed)
-    with torch.device(device):
-        return VideoLLMMoDForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
 
 
 class RandomStreams(torch.utils.data.Dataset):

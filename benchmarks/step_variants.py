@@ -15,11 +15,10 @@ from pathlib import Path
 
 import torch
 
-from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
-
 from .. import fast_kernels_videollm_mod as fast_kernels
 from ..bench.filled import fill
-from ..bench.geometries import NAMES, VIDEO, config_values
+from ..bench.geometries import NAMES, VIDEO
+from ..bench.streams import random_model
 from ..cache_videollm_mod import MoDCache
 from ..fast_ops_videollm_mod import PlainOps
 from ..fast_step_videollm_mod import FastLanguageModel, Shape, StaticStep
@@ -68,17 +67,6 @@ class Plain:
 
     def __init__(self, model):
         self.model, self.cache, self.keep_ratio, self._counts = model, MoDCache(model.config), None, {}
-
-
-def random_model(geometry: str, dtype: torch.dtype, **options) -> VideoLLMMoDForConditionalGeneration:
-    config = VideoLLMMoDConfig(**config_values(geometry, **options))
-    torch.manual_seed(0)
-    with torch.device("cuda"):
-        model = VideoLLMMoDForConditionalGeneration._from_config(config, dtype=dtype).eval()
-    for layer in model.model.language_model.layers:
-        if layer.layer_expert is not None:
-            layer.layer_expert.weight.data.normal_(std=0.02)
-    return model
 
 
 def error(value: torch.Tensor, expected: torch.Tensor) -> float:
@@ -183,7 +171,7 @@ def check_stream(dtype: torch.dtype, **options) -> dict:
     In bfloat16 nearly equal scores may fall either way, so all tokens are kept there."""
     if dtype == torch.bfloat16:
         options = {"mod_keep_ratio": 1.0, **options}
-    model = random_model("middle", dtype, **options)
+    model = random_model("middle", "cuda", dtype=dtype, **options).eval()
     fast, per_frame = FastLanguageModel(model), model.config.num_frame_tokens
     cache, expected, worst = MoDCache(model.config), MoDCache(model.config), 0.0
     torch.manual_seed(3)
@@ -403,13 +391,13 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     log = Log(args.output, args.seconds)
     log.attempt("bandwidth", bandwidth)
-    model = random_model("middle", torch.bfloat16)
+    model = random_model("middle", "cuda").eval()
     for frames, kernels in ((1, fast_kernels.Kernels), (4, fast_kernels.Kernels), (15, fast_kernels.WideKernels)):
         check = functools.partial(check_parts, model, kernels, frames)
         log.attempt(f"parts, {frames} frames, {kernels.__name__}", check)
     for dtype, options in ((torch.bfloat16, {}), (torch.bfloat16, {"vision_routing": "full"}), (torch.float32, {})):
         log.attempt(f"stream {dtype} {options}", functools.partial(check_stream, dtype, **options), 20)
-    model = random_model(args.geometry, torch.bfloat16)
+    model = random_model(args.geometry, "cuda").eval()
     torch.cuda.empty_cache()
     log.say("the model is there")
     text = model.config.text_config

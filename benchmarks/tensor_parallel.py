@@ -18,12 +18,13 @@ import time
 from pathlib import Path
 
 import torch
-from random_streams import BOS, GEOMETRIES, SEPARATOR, START, VIDEO, random_model
 from record import summarise, surroundings, write_result
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from videollm_mod import MoDCache, VideoLLMMoDForConditionalGeneration
+from videollm_mod.bench.geometries import BOS, GEOMETRIES, SEPARATOR, START, VIDEO
+from videollm_mod.bench.streams import random_model
 
 BLOCK = 16  # frames, as a session takes them where many come together
 WARM_UP = 4
@@ -109,7 +110,7 @@ def launch(args, processes: int, checkpoint: str) -> tuple[dict, torch.Tensor]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--geometry", choices=GEOMETRIES, default="llama-3-8b")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="llama3-8b")
     parser.add_argument("--frames", type=int, default=960, help="in the cache before frames come one by one")
     parser.add_argument("--steps", type=int, default=60, help="frames that come one by one")
     parser.add_argument("--keep-ratio", type=float, default=0.2)

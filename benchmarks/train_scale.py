@@ -19,10 +19,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from random_streams import GEOMETRIES, random_model, train_lora
+from random_streams import train_lora
 from record import summarise, surroundings, write_result
 from transformers import TrainerCallback, TrainingArguments
 
+from videollm_mod.bench.geometries import GEOMETRIES
+from videollm_mod.bench.streams import random_model
 from videollm_mod.training.adapters import LoraOptions
 
 WARM_UP = 4  # steps that are not timed
@@ -88,7 +90,7 @@ def launch(arguments: argparse.Namespace, processes: int, steps: int, *options: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--geometry", choices=GEOMETRIES, default="llama-3-8b")
+    parser.add_argument("--geometry", choices=GEOMETRIES, default="llama3-8b")
     parser.add_argument("--frames", type=int, default=600)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--repeats", type=int, default=2)

@@ -35,3 +35,14 @@ def signal_of_termination():
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def checkpoint():
+    """`(model, processor)` that the repository carries, in float32."""
+    from fresh import ROOT
+
+    from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)

@@ -19,7 +19,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from servers import FileServer, RtspServer, Slow
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.data.world import world_stream
 from videollm_mod.narration import live_source, source
 from videollm_mod.narration.live import WAITING, LiveWatch, WaitingRoom
@@ -28,12 +27,6 @@ from videollm_mod.narration.narrate import narrate
 from videollm_mod.narration.options import NarrateOptions
 
 COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint():
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from fresh import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, WatchedFrame, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration, WatchedFrame, cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.decoding_videollm_mod import (
@@ -37,12 +37,6 @@ from videollm_mod.narration import loading, narrate, source
 from videollm_mod.narration.options import NarrateOptions, Query
 
 COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
-
-
-@pytest.fixture(scope="module")
-def checkpoint():
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
 
 
 @pytest.fixture
