@@ -42,6 +42,9 @@ class Row:
     elastic: tuple[float, float] | None = None  # a keep ratio drawn from here each step
 
 
+ELASTIC = (0.1, 1.0)
+
+
 def mod(**options) -> dict:
     return {"vision_routing": "mod", "mod_keep_ratio": 0.2, **options}
 
@@ -60,7 +63,11 @@ ROWS = {
     **{f"mod_{gate}": Row(mod(mod_gate=gate)) for gate in ("output", "none")},
     "mod_keep_last": Row(mod(mod_force_keep_last=True)),
     "mod_warmup": Row(mod(), warmup=0.5),
-    "mod_elastic": Row(mod(), elastic=(0.1, 1.0)),
+    "mod_elastic": Row(mod(), elastic=ELASTIC),
+    "mod_elastic_output": Row(mod(mod_gate="output"), elastic=ELASTIC),
+    "mod_elastic_warmup": Row(mod(), elastic=ELASTIC, warmup=0.5),
+    # what elastic training gives to a choice that nobody learned
+    **{f"{chosen}_elastic": Row(mod(mod_selection=chosen), elastic=ELASTIC) for chosen in ("random", "uniform")},
 }
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
 # (level, steps, streams a step): among 50 tokens a frame nothing is found in two minutes, unless few came first
