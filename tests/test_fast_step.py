@@ -47,13 +47,17 @@ def calls_of(row: dict, per_frame: int) -> list[tuple[list[int], torch.Tensor | 
     return [*calls, (ids[start:], None)]
 
 
-def assert_same_cache(cache: MoDCache, expected: MoDCache, tolerance: dict = TOLERANCE) -> None:
+def assert_near(value: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(value, expected, **TOLERANCE)
+
+
+def assert_same_cache(cache: MoDCache, expected: MoDCache, near=assert_near) -> None:
     assert torch.equal(cache.next_position, expected.next_position) and cache.seen_tokens == expected.seen_tokens
     assert torch.equal(cache.frame_ends, expected.frame_ends)
     for layer, other in zip(cache.layers, expected.layers, strict=True):
         assert torch.equal(layer.positions, other.positions)
-        torch.testing.assert_close(layer.keys, other.keys, **tolerance)
-        torch.testing.assert_close(layer.values, other.values, **tolerance)
+        near(layer.keys, other.keys)
+        near(layer.values, other.values)
 
 
 @pytest.mark.parametrize("name", STATIC)
@@ -97,7 +101,7 @@ def test_static_steps_are_the_model(name):
         assert_same_cache(mixed, expected)
 
 
-def check_streams_together(model, fast, seed: int, tolerance: dict) -> None:
+def check_streams_together(model, fast, seed: int, near=assert_near) -> None:
     """Streams of one model in common steps beside each stream's own calls: they come and go, hold different numbers of
     tokens, are forked, and bring text of different lengths and different numbers of frames."""
     rng, per_frame, vision = random.Random(seed), model.config.num_frame_tokens, model.config.vision_config.hidden_size
@@ -129,16 +133,16 @@ def check_streams_together(model, fast, seed: int, tolerance: dict) -> None:
                 read_at = [len(ids) - 1 - (per_frame + 1) * i for i in reversed(range(len(features)))]
             read_at = torch.tensor(read_at, device=model.device)
             output = model(**inputs, past_key_values=expected, logits_to_keep=read_at)
-            torch.testing.assert_close(result.logits, output.logits[0], **tolerance)
+            near(result.logits, output.logits[0])
             if features is not None:
                 assert bool(result.finite)
                 wanted = [x for x in output.router_scores if x is not None]
                 assert (result.scores is None) == (not wanted)
                 if wanted:
-                    torch.testing.assert_close(result.scores, torch.stack(wanted), **tolerance)
+                    near(result.scores, torch.stack(wanted))
                 for own, other in zip(result.kept, output.kept_indices, strict=True):
                     assert own is other is None or torch.equal(own, other)
-            assert_same_cache(cache, expected, tolerance)
+            assert_same_cache(cache, expected, near)
     assert {1, 2, 4} <= used
 
 
@@ -147,7 +151,7 @@ def check_streams_together(model, fast, seed: int, tolerance: dict) -> None:
 def test_static_steps_of_several_streams_are_each_alone(name):
     seed = 50 + list(ROUTINGS).index(name)
     model = tiny_model(seed, **ROUTINGS[name])
-    check_streams_together(model, FastLanguageModel(model, PlainOps), seed, TOLERANCE)
+    check_streams_together(model, FastLanguageModel(model, PlainOps), seed)
 
 
 @torch.no_grad()
