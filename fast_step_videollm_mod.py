@@ -212,7 +212,10 @@ class StaticStep:
         for index in range(self.table.shape[0]):
             for cache, count in zip(self._caches, self._counts_of(index), strict=False):
                 cache.layers[index].lengthen(count)
-        self._caches = None
+
+    def drop(self) -> None:
+        """Hold no cache any longer."""
+        self._caches = []
 
     def results(self) -> list[Fed]:
         """Of each stream, until the step is carried out again."""
@@ -326,10 +329,13 @@ class FastLanguageModel:
         caches, ids, features = ([own[item] for own in streams] for item in range(3))
         if shape.frames:
             ids = [own[:: shape.tokens // shape.frames] for own in ids]
-        step.prepare(caches, ids, features if shape.frames else None)
-        self._run(step)
-        results = step.results() if is_last else [None] * len(streams)
-        step.finish()  # while the device is at work
+        try:
+            step.prepare(caches, ids, features if shape.frames else None)
+            self._run(step)
+            results = step.results() if is_last else [None] * len(streams)
+            step.finish()  # while the device is at work
+        finally:
+            step.drop()
         return results[: len(streams)]
 
     def _cut(self, ids, features, keep_ratio) -> list[tuple[Shape, int]]:
@@ -407,6 +413,7 @@ class FastLanguageModel:
                 if step.graph is None:
                     step.prepare([cache], [[0] * length], None)
                     self._try_to_capture(step)
+                    step.drop()
 
     def _try_to_capture(self, step: StaticStep) -> None:
         try:

@@ -48,8 +48,9 @@ class Encode(Step):
     @torch.no_grad()
     def together(steps: list["Encode"]) -> None:
         model, alike = steps[0].session.model, {}
-        for step in steps:  # what is of one size goes the whole way together
-            key = (id(step.session.processor), step.frames.dtype, step.frames.shape[1:])
+        on_cpu = model.device.type == "cpu"  # whose caches hold little, while others wait for launches
+        for step in steps:
+            key = step if on_cpu else (id(step.session.processor), step.frames.dtype, step.frames.shape[1:])
             alike.setdefault(key, []).append(step)
         steps, pixels = [step for own in alike.values() for step in own], []
         with stage("preprocess", steps):
