@@ -215,11 +215,12 @@ class MoDCache(Cache):
             ends = positions.gather(1, columns).masked_fill(~ends_frame.gather(1, columns), PADDING)
             self.frame_ends = torch.cat([self.frame_ends, ends], dim=1)
 
-    def advance_stream(self, count: int, frame_ends: list[int], device: torch.device) -> None:
+    def advance_stream(self, count: int, frame_ends: range, device: torch.device) -> None:
         """As `advance`, for one stream without padding, of `count` tokens that go on from the last. frame_ends:
-        positions of the last tokens of the frames among them."""
-        ends = torch.tensor([frame_ends], dtype=torch.long, device=device)
-        self.frame_ends = ends if self.frame_ends is None else torch.cat([self.frame_ends, ends], dim=1)
+        positions of the last tokens of the frames among them. Nothing here waits for the device."""
+        if self.frame_ends is None or frame_ends:
+            ends = frame_ends.step * torch.arange(len(frame_ends), device=device)[None] + frame_ends.start
+            self.frame_ends = ends if self.frame_ends is None else torch.cat([self.frame_ends, ends], dim=1)
         self.seen_tokens += count
         self.next_position = torch.full((1,), self.seen_tokens, device=device)
 

@@ -55,7 +55,7 @@ class StreamStats(ModelOutput):
         tokens (`int`): of the stream, vision and text.
         kv_bytes (`int`): of the cache, and `kv_bytes_if_dense` of one where every layer holds every token.
         seconds (`dict[str, float]`): spent in each stage: `preprocess`, `vision`, `language` (watching frames) and
-            `generation` (narrations and answers).
+            `generation` (narrations and answers); on a CUDA device as that counts them.
         why_not_static (`str`, *optional*): why the last call ran the model as it is, which on a GPU is slower than
             `fast_step_videollm_mod`; None where it did not.
     """

@@ -6,7 +6,8 @@ layer: the normalisation is folded into the projection that follows it (`(x * w)
 gate and the way back among the tokens into the ends of projections, and attention is split along the keys.
 
 Where keys and values lie, and how many there are, is read from a table on the device. So a captured graph of these
-kernels serves every stream at every length.
+kernels serves every stream at every length. A step of several streams brings as many slots to each, one stream after
+the other, and the table has a row for each.
 
 Steps of many tokens (`WideKernels`) leave the products to cuBLAS.
 """
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 
+from .fast_ops_videollm_mod import slots_of
 from .routing_videollm_mod import GATE_STRENGTH
 
 try:  # comes with torch for CUDA; whoever loads the model without it never gets here, but its loader reads this
@@ -25,8 +27,10 @@ try:  # comes with torch for CUDA; whoever loads the model without it never gets
 except ImportError as error:
     raise ImportError("static steps need Triton: pip install triton") from error
 
-# A layer's row in the table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), tokens there is
-# room for (4), position of the step's first token (5), tokens or slots of this step that are to be written (6).
+# A stream's row of a layer's table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), tokens
+# there is room for (4), what a token's number in the step is added to for its position (5), tokens or slots of this
+# step that are to be written (6). In a row of a step's unused streams all are 0.
+WIDTH = tl.constexpr(8)  # of a row
 SPLITS = 16  # parts of the keys; times 8 key-value heads they are as many as an H100 has processors
 KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
 # of each kernel: rows of a weight per program, columns per turn (half for many slots, and in float32), warps, stages;
@@ -69,10 +73,21 @@ def _product(
 
 
 @triton.jit
+def _stream_of(table_ptr, m, rows, each, MANY: tl.constexpr):
+    """Of slots `m` the rows of their streams, `each` slots of one, and their numbers among those of their stream."""
+    row, number = table_ptr, m
+    if MANY:
+        row = table_ptr + tl.minimum(m, rows - 1) // each * WIDTH
+        number = m % each
+    return row, number
+
+
+@triton.jit
 def _project_kernel(
     x_ptr, index_ptr, table_ptr, norm_ptr, wq_ptr, wk_ptr, wv_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr,
-    rows, width, eps, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr,
-    HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    rows, each, width, eps, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr,
+    HAS_BIAS: tl.constexpr, MANY: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = HEAD // 2
     PARTS: tl.constexpr = HALF // N
@@ -108,23 +123,24 @@ def _project_kernel(
         tl.store(at, first.to(dtype), (m < rows)[:, None])
         tl.store(at + HALF, second.to(dtype), (m < rows)[:, None])
     else:
-        held, count = tl.load(table_ptr + 3), tl.load(table_ptr + 6)
-        address = tl.load(table_ptr + 0)
+        row, number = _stream_of(table_ptr, m, rows, each, MANY)
+        held, is_new = tl.load(row + 3), (number < tl.load(row + 6)) & (m < rows)
+        address = tl.load(row + 0)
         if head >= H + G:
-            address = tl.load(table_ptr + 1)
+            address = tl.load(row + 1)
         room = tl.multiple_of(address.to(tl.pointer_type(dtype)), 256)
-        at = room + (own * tl.load(table_ptr + 4) + held + m[:, None]) * HEAD + c[None, :]
-        tl.store(at, first.to(dtype), (m < count)[:, None])
-        tl.store(at + HALF, second.to(dtype), (m < count)[:, None])
+        at = (room + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
+        tl.store(at, first.to(dtype), is_new[:, None])
+        tl.store(at + HALF, second.to(dtype), is_new[:, None])
         if tl.program_id(0) == H * PARTS:
-            positions = tl.load(table_ptr + 2).to(tl.pointer_type(tl.int64))
-            tl.store(positions + held + m, tl.load(table_ptr + 5) + tokens, m < count)
+            positions = tl.load(row + 2).to(tl.pointer_type(tl.int64))
+            tl.store(positions + held + number, tl.load(row + 5) + tokens, is_new)
 
 
 @triton.jit
 def _turn_kernel(
-    q_ptr, k_ptr, v_ptr, index_ptr, table_ptr, cos_ptr, sin_ptr, rows, H: tl.constexpr, G: tl.constexpr,
-    HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, M: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, index_ptr, table_ptr, cos_ptr, sin_ptr, rows, each, H: tl.constexpr, G: tl.constexpr,
+    HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, MANY: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
     """The end of `_project_kernel`, for what is projected already; queries are turned in place."""
     HALF: tl.constexpr = HEAD // 2
@@ -153,30 +169,32 @@ def _turn_kernel(
         tl.store(at, first.to(dtype), inside)
         tl.store(at + HALF, second.to(dtype), inside)
     else:
-        held, count = tl.load(table_ptr + 3), tl.load(table_ptr + 6)
-        address = tl.load(table_ptr + 0)
+        row, number = _stream_of(table_ptr, m, rows, each, MANY)
+        held, is_new = tl.load(row + 3), (number < tl.load(row + 6)) & (m < rows)
+        address = tl.load(row + 0)
         if head >= H + G:
-            address = tl.load(table_ptr + 1)
-        to = (
-            address.to(tl.pointer_type(dtype)) + (own * tl.load(table_ptr + 4) + held + m[:, None]) * HEAD + c[None, :]
-        )
-        tl.store(to, first.to(dtype), (m < count)[:, None])
-        tl.store(to + HALF, second.to(dtype), (m < count)[:, None])
+            address = tl.load(row + 1)
+        room = address.to(tl.pointer_type(dtype))
+        to = (room + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
+        tl.store(to, first.to(dtype), is_new[:, None])
+        tl.store(to + HALF, second.to(dtype), is_new[:, None])
         if head == H:
-            positions = tl.load(table_ptr + 2).to(tl.pointer_type(tl.int64))
-            tl.store(positions + held + m, tl.load(table_ptr + 5) + tokens, m < count)
+            positions = tl.load(row + 2).to(tl.pointer_type(tl.int64))
+            tl.store(positions + held + number, tl.load(row + 5) + tokens, is_new)
 
 
 @triton.jit
 def _attend_kernel(
-    q_ptr, table_ptr, part_ptr, most_ptr, sum_ptr, slots, scaling, H: tl.constexpr, G: tl.constexpr,
+    q_ptr, table_ptr, part_ptr, most_ptr, sum_ptr, rows, each, blocks, scaling, H: tl.constexpr, G: tl.constexpr,
     HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One part of the keys of one key-value head, for R of the queries that read it."""
+    """One part of the keys of one key-value head of one stream, for R of the queries that read it, a block of them."""
     SHARE: tl.constexpr = H // G  # queries of a slot that read one key-value head
     group, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
-    r = tl.program_id(2) * R + tl.arange(0, R)
-    slot, head = r // SHARE, group * SHARE + r % SHARE
+    stream, block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
+    table_ptr += stream * WIDTH
+    r = block * R + tl.arange(0, R)
+    slot, head = r // SHARE, group * SHARE + r % SHARE  # the slot among those of its stream
     d = tl.arange(0, HEAD)
     dtype = q_ptr.dtype.element_ty
     # rooms begin at a multiple of 256 bytes and are multiples of 64 tokens long: said, so that reads are wide
@@ -184,14 +202,14 @@ def _attend_kernel(
     length = held + tl.load(table_ptr + 6)
     keys = tl.multiple_of(tl.load(table_ptr + 0).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
     values = tl.multiple_of(tl.load(table_ptr + 1).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
-    row = slot * H + head
-    q = tl.load(q_ptr + row[:, None] * HEAD + d[None, :], (slot < slots)[:, None], other=0.0)
+    row, is_slot = (stream * each + slot) * H + head, slot < each
+    q = tl.load(q_ptr + row[:, None] * HEAD + d[None, :], is_slot[:, None], other=0.0)
     most = tl.full((R,), float("-inf"), tl.float32)
     total = tl.zeros((R,), tl.float32)
     part = tl.zeros((R, HEAD), tl.float32)
     share = tl.cdiv(tl.cdiv(length, splits), K) * K
     begin = split * share
-    end = tl.minimum(tl.minimum(begin + share, length), held + (tl.program_id(2) * R + R - 1) // SHARE + 1)
+    end = tl.minimum(tl.minimum(begin + share, length), held + (block * R + R - 1) // SHARE + 1)
     for start in range(begin, end, K):
         j = start + tl.arange(0, K)
         inside = j < length
@@ -206,24 +224,25 @@ def _attend_kernel(
         part = tl.dot(weights.to(dtype), v, part * shrink[:, None], input_precision=PRECISION)
         total = total * shrink + tl.sum(weights, axis=1)
         most = higher
-    at = split * slots * H + row
-    tl.store(part_ptr + at[:, None] * HEAD + d[None, :], part, (slot < slots)[:, None])
-    tl.store(most_ptr + at, most, slot < slots)
-    tl.store(sum_ptr + at, total, slot < slots)
+    at = split * rows + row
+    tl.store(part_ptr + at[:, None] * HEAD + d[None, :], part, is_slot[:, None])
+    tl.store(most_ptr + at, most, is_slot)
+    tl.store(sum_ptr + at, total, is_slot)
 
 
 @triton.jit
 def _combine_kernel(
     part_ptr, most_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr
 ):  # fmt: skip
-    """The parts of one query and head together."""
+    """The parts of one query and head together; 0 where no key is seen, as in a step's unused streams."""
     row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
     most = tl.load(most_ptr + s * rows + row, s < splits, other=float("-inf"))
-    weight = tl.exp2(most - tl.max(most, axis=0))
+    highest = tl.max(most, axis=0)
+    weight = tl.exp2(most - tl.where(highest == float("-inf"), 0.0, highest))
     total = tl.sum(weight * tl.load(sum_ptr + s * rows + row, s < splits, other=0.0), axis=0)
     at = part_ptr + (s[:, None] * rows + row) * HEAD + d[None, :]
     part = tl.load(at, ((s < splits) & (weight > 0))[:, None], other=0.0)
-    out = tl.sum(part * weight[:, None], axis=0) / total
+    out = tl.sum(part * weight[:, None], axis=0) / tl.where(total > 0, total, 1.0)
     tl.store(out_ptr + row * HEAD + d, out.to(out_ptr.dtype.element_ty))
 
 
@@ -353,7 +372,8 @@ def _power(value: int, least: int = 16) -> int:
 
 
 class Kernels:
-    """As `PlainOps`, for at most 64 slots; `held` is a layer's row of the table, int64 `[8]` on the device."""
+    """As `PlainOps`, for at most 64 slots; `held` is a layer's table, int64 `[streams, 8]` on the device, in which
+    bases and counts stand too."""
 
     @staticmethod
     def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
@@ -366,7 +386,7 @@ class Kernels:
         )  # fmt: skip
 
     @staticmethod
-    def project(x, index, layer, rotary, queries, held, base, count) -> None:
+    def project(x, index, layer, rotary, queries, held, bases, counts) -> None:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         groups = k.weight.shape[0] // head_dim
@@ -375,25 +395,25 @@ class Kernels:
         biases = [part.weight if part.bias is None else part.bias for part in (q, k, v)]
         _project_kernel[((heads + 2 * groups) * (head_dim // 2 // n),)](
             x, index, held, layer.input_layernorm.weight, q.weight, k.weight, v.weight, *biases, *rotary,
-             queries, rows, x.shape[1], layer.input_layernorm.variance_epsilon, H=heads, G=groups,
-            HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None, M=_power(rows), N=n, K=columns,
-            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+            queries, rows, rows // len(held), x.shape[1], layer.input_layernorm.variance_epsilon, H=heads, G=groups,
+            HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None, MANY=len(held) > 1,
+            M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     @staticmethod
-    def attend(queries, layer, held, count, out) -> None:
+    def attend(queries, layer, held, counts, out) -> None:
         slots, heads, head_dim = queries.shape
-        groups = layer.self_attn.k_proj.weight.shape[0] // head_dim
-        rows = slots * heads // groups
-        block = min(64, _power(rows))
-        blocks = triton.cdiv(rows, block)
-        splits, (keys, warps, stages) = max(1, SPLITS // blocks), KEYS_AT_ONCE
+        groups, streams = layer.self_attn.k_proj.weight.shape[0] // head_dim, len(held)
+        each = slots // streams
+        block = min(64, _power(each * heads // groups))
+        blocks = triton.cdiv(each * heads // groups, block)
+        splits, (keys, warps, stages) = max(1, SPLITS // (blocks * streams)), KEYS_AT_ONCE
         keys = min(keys, max(16, keys * 256 // (head_dim * queries.element_size())))
         part = queries.new_empty((splits, slots * heads, head_dim), dtype=torch.float32)
         most, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
-        _attend_kernel[(groups, splits, blocks)](
-            queries, held, part, most, total, slots, layer.self_attn.scaling, H=heads, G=groups, HEAD=head_dim,
-            R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
+        _attend_kernel[(groups, splits, blocks * streams)](
+            queries, held, part, most, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
+            HEAD=head_dim, R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
             part, most, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4
@@ -445,7 +465,7 @@ class WideKernels(Kernels):
         return nn.functional.rms_norm(x, x.shape[1:], norm.weight, norm.variance_epsilon)
 
     @classmethod
-    def project(cls, x, index, layer, rotary, queries, held, base, count) -> None:
+    def project(cls, x, index, layer, rotary, queries, held, bases, counts) -> None:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
         entered = cls._normed(x if index is None else x[index], layer.input_layernorm)
         torch.mm(entered, attention.q_proj.weight.t(), out=queries.view(rows, -1))
@@ -454,8 +474,8 @@ class WideKernels(Kernels):
         keys, values = attention.k_proj(entered), attention.v_proj(entered)
         groups = keys.shape[1] // head_dim
         _turn_kernel[(triton.cdiv(rows, 16), heads + 2 * groups)](
-            queries, keys, values, index, held, *rotary, rows, H=heads, G=groups, HEAD=head_dim,
-            HAS_INDEX=index is not None, M=16, num_warps=4,
+            queries, keys, values, index, held, *rotary, rows, rows // len(held), H=heads, G=groups, HEAD=head_dim,
+            HAS_INDEX=index is not None, MANY=len(held) > 1, M=16, num_warps=4,
         )  # fmt: skip
 
     @classmethod
@@ -485,19 +505,22 @@ class WideKernels(Kernels):
         torch.mm(entered, model.lm_head.weight.t(), out=logits)
 
 
-def attend_on_host(queries, layer, held, count: int, out) -> None:
-    """`attend` by torch, for many slots of a stream whose length the host knows. held: a `MoDCacheLayer`."""
-    length, slots = held.get_seq_length(), len(queries)
-    keys, values = (held.rooms[name].room[:, :, : length + slots] for name in ("keys", "values"))
-    attended = nn.functional.scaled_dot_product_attention(
-        queries.transpose(0, 1)[None],
-        keys,
-        values,
-        causal_lower_right(slots, length + slots),
-        scale=layer.self_attn.scaling,
-        enable_gqa=True,
-    )
-    out.view(slots, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
+def attend_on_host(queries, layer, held, counts, out) -> None:
+    """`attend` by torch, for many slots of streams whose length the host knows. held: a `MoDCacheLayer` of each."""
+    for own, slots in zip(held, slots_of(counts, len(queries)), strict=True):
+        if own is None:
+            continue
+        count, length = slots.stop - slots.start, own.get_seq_length()
+        keys, values = (own.rooms[name].room[:, :, : length + count] for name in ("keys", "values"))
+        attended = nn.functional.scaled_dot_product_attention(
+            queries[slots].transpose(0, 1)[None],
+            keys,
+            values,
+            causal_lower_right(count, length + count),
+            scale=layer.self_attn.scaling,
+            enable_gqa=True,
+        )
+        out[slots].view(count, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
 
 
 __all__ = ["Kernels", "WideKernels", "attend_on_host"]

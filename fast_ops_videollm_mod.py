@@ -4,8 +4,13 @@ Each works on buffers that are there already, so that nothing of it depends on h
 layer `index` names the token in each slot and `scale` how its output goes back: `y` is what the layer makes of `x`,
 and the token becomes `scale[0] * y + scale[1] * x`. In others both are None, and slots are tokens.
 
+A step brings as many tokens, or slots, to each of its streams, one stream after the other. What differs between them
+are `held`, their caches; `bases`, what is added to the number of a token in the step to give its position; and
+`counts`, how many of a stream's slots are no padding. All three are lists of one a stream; a stream that only fills up
+the step holds None, and its count is 0.
+
 Shapes: T tokens of a step, S slots of a layer, F frames, N vision tokens per frame, k of them kept, D hidden size,
-I intermediate size, H heads, G key-value heads, V vocabulary.
+I intermediate size, H heads, G key-value heads, V vocabulary; T, S and F of all streams together.
 """
 
 import torch
@@ -15,7 +20,8 @@ from .routing_videollm_mod import GATE_STRENGTH, select_tokens
 
 
 class PlainOps:
-    """See the module. `layer` is a `VideoLLMMoDDecoderLayer`, `held` a `MoDCacheLayer` with room for what comes."""
+    """See the module. `layer` is a `VideoLLMMoDDecoderLayer`, each of `held` a `MoDCacheLayer` with room for what
+    comes."""
 
     @staticmethod
     def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
@@ -37,9 +43,9 @@ class PlainOps:
             times_y.copy_(own.sigmoid())
 
     @staticmethod
-    def project(x, index, layer, rotary, queries, held, base: int, count: int) -> None:
-        """Normalise, project to queries `[S, H, head_dim]`, and write keys, values and positions of the first `count`
-        slots behind what is held. rotary: cosine and sine `[T, head_dim]`; base: position of the first token."""
+    def project(x, index, layer, rotary, queries, held, bases: list[int], counts: list[int]) -> None:
+        """Normalise, project to queries `[S, H, head_dim]`, and write keys, values and positions of the slots behind
+        what is held. rotary: cosine and sine `[T, head_dim]`."""
         attention, tokens = layer.self_attn, torch.arange(len(x), device=x.device) if index is None else index
         entered = layer.input_layernorm(x[tokens])
         shape, (cos, sin) = (len(tokens), -1, attention.head_dim), (part[tokens][:, None] for part in rotary)
@@ -49,31 +55,37 @@ class PlainOps:
             return states * cos + torch.cat([-second, first], dim=-1) * sin
 
         queries.copy_(turned(attention.q_proj(entered).view(shape)))
-        new = {
-            "keys": turned(attention.k_proj(entered).view(shape)).transpose(0, 1)[None, :, :count],
-            "values": attention.v_proj(entered).view(shape).transpose(0, 1)[None, :, :count],
-            "positions": (base + tokens)[None, :count],
-        }
-        for name, value in new.items():
-            growing = held.rooms[name]
-            growing.room.narrow(growing.dim, held.get_seq_length(), count).copy_(value)
+        keys = turned(attention.k_proj(entered).view(shape)).transpose(0, 1)[None]
+        values = attention.v_proj(entered).view(shape).transpose(0, 1)[None]
+        for own, base, slots in zip(held, bases, slots_of(counts, len(tokens)), strict=True):
+            if own is None:
+                continue
+            new = {"keys": keys[:, :, slots], "values": values[:, :, slots], "positions": (base + tokens[slots])[None]}
+            for name, value in new.items():
+                growing = own.rooms[name]
+                growing.room.narrow(growing.dim, own.get_seq_length(), value.shape[growing.dim]).copy_(value)
 
     @staticmethod
-    def attend(queries, layer, held, count: int, out) -> None:
-        """Attention of the slots to all that is held and to the slots before them. out: `[S, H * head_dim]`."""
-        length, slots = held.get_seq_length(), len(queries)
-        keys, values = (held.rooms[name].room[0, :, : length + count] for name in ("keys", "values"))
-        limit = length + torch.arange(slots, device=queries.device)
-        visible = torch.arange(length + count, device=queries.device)[None] <= limit[:, None]
-        attended = nn.functional.scaled_dot_product_attention(
-            queries.transpose(0, 1)[None],
-            keys[None],
-            values[None],
-            visible[None, None],
-            scale=layer.self_attn.scaling,
-            enable_gqa=True,
-        )
-        out.copy_(attended[0].transpose(0, 1).reshape(slots, -1))
+    def attend(queries, layer, held, counts: list[int], out) -> None:
+        """Attention of the slots to all that their stream holds and to its slots before them; of padding, anything
+        finite. out: `[S, H * head_dim]`."""
+        out.zero_()
+        for own, slots in zip(held, slots_of(counts, len(queries)), strict=True):
+            if own is None:
+                continue
+            count, length = slots.stop - slots.start, own.get_seq_length()
+            keys, values = (own.rooms[name].room[:, :, : length + count] for name in ("keys", "values"))
+            limit = length + torch.arange(count, device=queries.device)
+            visible = torch.arange(length + count, device=queries.device)[None] <= limit[:, None]
+            attended = nn.functional.scaled_dot_product_attention(
+                queries[slots].transpose(0, 1)[None],
+                keys,
+                values,
+                visible[None, None],
+                scale=layer.self_attn.scaling,
+                enable_gqa=True,
+            )
+            out[slots] = attended[0].transpose(0, 1).reshape(count, -1)
 
     @staticmethod
     def leave(attended, layer, x, index, between) -> None:
@@ -101,4 +113,10 @@ class PlainOps:
         logits.copy_(model.lm_head(model.model.language_model.norm(x[rows])))
 
 
-__all__ = ["PlainOps"]
+def slots_of(counts: list[int], slots: int) -> list[slice]:
+    """Of each stream the slots that are no padding, among all `slots` of a step."""
+    each = slots // len(counts)
+    return [slice(number * each, number * each + count) for number, count in enumerate(counts)]
+
+
+__all__ = ["PlainOps", "slots_of"]

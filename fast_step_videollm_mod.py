@@ -1,14 +1,16 @@
-"""The language model over a few frames or words of one stream, with shapes that never change: a static step.
+"""The language model over a few frames or words of one stream or several, with shapes that never change: a static
+step.
 
-What it takes does not depend on the length of the stream, so that on a GPU it is captured once as a CUDA graph and
+What it takes does not depend on the length of a stream, so that on a GPU it is captured once as a CUDA graph and
 then replayed for every stream: where a stream's keys and values lie and how many there are stands in a table on the
 device. Elsewhere, and where something does not fit (`why_not`), sessions run the model as it is.
 
 A call's tokens are cut into text, which is padded to one of a few lengths, and frames, each with the one token of text
-before it (a separator, or the stream's start). Any such cuts give what one call gives.
+before it (a separator, or the stream's start). Any such cuts give what one call gives. Of several streams, those parts
+that are of one shape make one step together, in which all weights are read once.
 
-Shapes: T tokens of a step, F frames, N vision tokens per frame, k of them kept, S slots of a routed layer, D hidden
-size, Dv of the vision tower, V vocabulary.
+Shapes: F frames of a stream, N vision tokens per frame, k of them kept, Dv hidden size of the vision tower, V
+vocabulary, L layers with a LayerExpert.
 """
 
 import threading
@@ -27,13 +29,13 @@ TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 FEW_SLOTS = 64  # up to here the products only read weights, and kernels of our own do
 MOST_TOKENS = 16_384  # of one step
 MOST_CAPTURED = 1024  # tokens of a step that is captured; with more, launching takes no time beside the work
-GRAPHS = 16  # captured at most
+GRAPHS = 32  # captured at most
 TABLE_WIDTH = 8
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step is built for. frames = 0: `tokens` of text."""
+    """What a step is built for. frames = 0: `tokens` of text. Both are those of one of its `streams`."""
 
     frames: int
     tokens: int
@@ -42,6 +44,28 @@ class Shape:
     selection: str
     force_last: bool
     routed: tuple[int, ...]
+    streams: int = 1
+
+    @property
+    def all_tokens(self) -> int:
+        return self.streams * self.tokens
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What came of the tokens of one stream.
+
+    Attributes:
+        logits (`[F, V]`): after each frame, or `[1, V]` after the last token where there is no frame.
+        kept (`tuple`): for each layer which tokens of the frames it kept, int64 `[F, k]` or None.
+        scores (`float32 [L, F, N]` or None): of the layers with a LayerExpert at work.
+        finite (`bool []` or None): whether the features were; if not, the stream's cache has to be rolled back.
+    """
+
+    logits: torch.Tensor
+    kept: tuple = ()
+    scores: torch.Tensor | None = None
+    finite: torch.Tensor | None = None
 
 
 class StaticStep:
@@ -56,23 +80,25 @@ class StaticStep:
     def __init__(self, model, shape: Shape, kernels=PlainOps):
         self._model, self.shape, self.kernels = weakref.ref(model), shape, kernels
         text, device, dtype = model.config.text_config, model.device, model.dtype
-        frames, tokens, per_frame = shape.frames, shape.tokens, model.config.num_frame_tokens
-        layers, self.slots = text.num_hidden_layers, frames * (1 + shape.num_kept)
+        streams, tokens, per_frame = shape.streams, shape.all_tokens, model.config.num_frame_tokens
+        frames, layers = streams * shape.frames, text.num_hidden_layers
+        self.slots = frames * (1 + shape.num_kept)  # of a routed layer
 
         def buffer(*size, dtype=dtype):
             return torch.zeros(size, dtype=dtype, device=device)
 
-        # the table: a row a layer; then the tokens' ids
-        self.control = buffer(layers * TABLE_WIDTH + (frames or tokens), dtype=torch.long)
-        self.table = self.control[: layers * TABLE_WIDTH].view(layers, TABLE_WIDTH)
-        self.ids = self.control[layers * TABLE_WIDTH :]
+        # the table: of each layer a row a stream; then the tokens' ids
+        rows = layers * streams * TABLE_WIDTH
+        self.control = buffer(rows + (frames or tokens), dtype=torch.long)
+        self.table = self.control[:rows].view(layers, streams, TABLE_WIDTH)
+        self.ids = self.control[rows:]
         self.features = buffer(frames, per_frame, model.config.vision_config.hidden_size)
         self.x = buffer(tokens, text.hidden_size)
         self.between = buffer(tokens, text.hidden_size)
         self.queries = buffer(tokens, text.num_attention_heads, text.head_dim)
         self.attended = buffer(tokens, text.num_attention_heads * text.head_dim)
         self.wide = buffer(tokens, text.intermediate_size)
-        self.finite = buffer(1, dtype=torch.bool)
+        self.finite = buffer(streams, dtype=torch.bool)
         self.offsets = torch.arange(tokens, device=device)
         if frames:
             self.rows = self.offsets[per_frame :: per_frame + 1].contiguous()
@@ -89,8 +115,8 @@ class StaticStep:
                 self.kept.copy_(kept.expand_as(self.kept))
                 self.index.view(frames, -1)[:, 1:] = numbers.gather(1, kept)
         else:
-            self.rows = buffer(1, dtype=torch.long)
-        self.logits = buffer(frames or 1, model.lm_head.out_features)
+            self.rows = buffer(streams, dtype=torch.long)
+        self.logits = buffer(frames or streams, model.lm_head.out_features)
         self.graph: torch.cuda.CUDAGraph | None = None
         self.runs = 0
 
@@ -98,73 +124,117 @@ class StaticStep:
     def model(self):
         return self._model()
 
-    def prepare(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None) -> None:
-        """Make room in the cache, and write what differs from call to call into the buffers."""
-        shape, count = self.shape, self.shape.tokens if self.shape.frames else len(ids)
-        text, rows = self.model.config.text_config, []
-        heads = (text.num_key_value_heads, text.head_dim)
-        for index, layer in enumerate(cache.layers):
-            slots = self.slots if shape.frames and index in shape.routed else count
-            layer.reserve(slots, heads, self.x.dtype, self.x.device)
-            rows += [*layer.addresses, layer.get_seq_length(), layer.capacity, cache.seen_tokens, slots, 0]
-        ids = ids + [0] * (len(self.ids) - len(ids))
-        self.control.copy_(torch.tensor(rows + ids))
-        if features is not None:
-            self.features.copy_(features)
-        self._base, self._count, self._cache = cache.seen_tokens, count, cache
+    def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
+        """Make room in the caches, and write what differs from call to call into the buffers. There may be fewer
+        streams than the step is for: of the others nothing is written, and what comes of them means nothing."""
+        shape, text, rows = self.shape, self.model.config.text_config, []
+        heads, missing = (text.num_key_value_heads, text.head_dim), shape.streams - len(caches)
+        bases = [cache.seen_tokens - number * shape.tokens for number, cache in enumerate(caches)]
+        counts = [shape.tokens if shape.frames else len(own) for own in ids]
+        self._caches, self._bases, self._counts = caches, bases + [0] * missing, counts + [0] * missing
+        for index in range(text.num_hidden_layers):
+            for cache, base, count in zip(caches, bases, self._counts_of(index), strict=False):
+                layer = cache.layers[index]
+                layer.reserve(count, heads, self.x.dtype, self.x.device)
+                rows += [*layer.addresses, layer.get_seq_length(), layer.capacity, base, count, 0]
+            rows += [0] * (missing * TABLE_WIDTH)
+        each = shape.frames or shape.tokens
+        for own in ids:
+            rows += own + [0] * (each - len(own))
+        rows += [0] * (missing * each)
+        on_gpu = self.x.device.type == "cuda"  # from pinned memory, so that nobody waits
+        self.control.copy_(torch.tensor(rows, pin_memory=on_gpu), non_blocking=on_gpu)
+        if features:
+            features = features[0] if len(features) == 1 else torch.cat(features)
+            self.features[: len(features)].copy_(features)
 
-    def forward(self, held: list | None = None, attend=None) -> None:
+    def _counts_of(self, index: int) -> list[int]:
+        """Slots of each stream that are no padding, in one layer."""
+        shape = self.shape
+        if not shape.frames or index not in shape.routed:
+            return self._counts
+        return [self.slots // shape.streams if count else 0 for count in self._counts]
+
+    def forward(self, kernels_on_host: bool = False, attend=None) -> None:
         """From the buffers into the buffers.
 
         Args:
-            held (`list`, *optional*): of each layer, what the kernels know its cache by; else its row of the table.
-            attend (*optional*): as the kernels' own, of the layers of the cache.
+            kernels_on_host (`bool`): the kernels know a layer of the streams by its caches; else by its table.
+            attend (*optional*): instead of the kernels' own, by the caches.
         """
         model, shape, kernels = self.model.model, self.shape, self.kernels
-        language, held = model.language_model, self.table if held is None else held
+        language = model.language_model
         embeds = language.embed_tokens(self.ids)
         if shape.frames:
-            x = self.x.view(shape.frames, -1, self.x.shape[1])
+            x = self.x.view(len(self.features), -1, self.x.shape[1])
             x[:, 0] = embeds
             x[:, 1:] = model.connector(self.features)
-            self.finite.copy_(self.features.isfinite().all())
+            self.finite.copy_(self.features.isfinite().view(shape.streams, -1).all(1))
         else:
             self.x.copy_(embeds)
-            self.rows.copy_(self.table[0, 6:7] - 1)
-        rotary = [part[0] for part in language.rotary_emb(self.x[None], (self.table[0, 5] + self.offsets)[None])]
+            self.rows.copy_(self.offsets[:: shape.tokens] + self.table[0, :, 6] - 1)
+        positions = self.table[0, :, 5:6] + self.offsets.view(shape.streams, -1)
+        rotary = [part[0] for part in language.rotary_emb(self.x[None], positions.view(1, -1))]
         for number, layer in enumerate(language.layers):
             routed = bool(shape.frames) and number in shape.routed
             index = scale = None
-            slots, count = shape.tokens, self._count
+            slots, counts = len(self.x), self._counts_of(number)
             if routed:
                 index, scale, slots = self.index, self.scale, self.slots
-                count, which = slots, shape.routed.index(number)
+                which = shape.routed.index(number)
                 if shape.selection == "learned":
                     kernels.route(
-                        self.x, layer, (shape.frames, self.features.shape[1], shape.num_kept), index, scale,
+                        self.x, layer, (*self.features.shape[:2], shape.num_kept), index, scale,
                         self.scores[which], self.kept[which], shape.gate, shape.force_last,
                     )  # fmt: skip
             queries, attended, wide = self.queries[:slots], self.attended[:slots], self.wide[:slots]
-            between, memory = self.between[:slots], held[number]
-            kernels.project(self.x, index, layer, rotary, queries, memory, self._base, count)
+            between, memory = self.between[:slots], self.table[number]
+            held = [cache.layers[number] for cache in self._caches] + [None] * (shape.streams - len(self._caches))
+            if kernels_on_host:
+                memory = held
+            kernels.project(self.x, index, layer, rotary, queries, memory, self._bases, counts)
             if attend is None:
-                kernels.attend(queries, layer, memory, count, attended)
+                kernels.attend(queries, layer, memory, counts, attended)
             else:
-                attend(queries, layer, self._cache.layers[number], count, attended)
+                attend(queries, layer, held, counts, attended)
             kernels.leave(attended, layer, self.x, index, between)
             kernels.widen(between, layer, wide)
             kernels.narrow(wide, layer, between, self.x, index, scale)
         kernels.read(self.x, self.rows, self.model, self.logits)
 
     def finish(self) -> None:
-        """Let the cache hold what was written behind it."""
-        cache, shape, base = self._cache, self.shape, self._base
-        for index, layer in enumerate(cache.layers):
-            layer.lengthen(self.slots if shape.frames and index in shape.routed else self._count)
-        per_frame = self.features.shape[1] + 1
-        ends = [base + per_frame * (index + 1) - 1 for index in range(shape.frames)]
-        cache.advance_stream(self._count, ends, self.x.device)
-        self._cache = None
+        """Let the caches hold what was written behind them."""
+        shape, apart = self.shape, self.model.config.num_frame_tokens + 1
+        for number, cache in enumerate(self._caches):
+            base, count = cache.seen_tokens, self._counts[number]
+            ends = range(base + apart - 1, base + apart * shape.frames, apart)
+            cache.advance_stream(count, ends, self.x.device)
+        for index in range(self.table.shape[0]):
+            for cache, count in zip(self._caches, self._counts_of(index), strict=False):
+                cache.layers[index].lengthen(count)
+
+    def drop(self) -> None:
+        """Hold no cache any longer."""
+        self._caches = []
+
+    def results(self) -> list[Fed]:
+        """Of each stream, until the step is carried out again."""
+        shape, streams = self.shape, self.shape.streams
+        logits = self.logits.clone().view(streams, -1, self.logits.shape[1])
+        if not shape.frames:
+            return [Fed(own) for own in logits]
+        layers, scored = range(self.table.shape[0]), shape.selection == "learned" and shape.routed
+        kept = self.kept.clone().unflatten(1, (streams, shape.frames))
+        scores = self.scores.clone().unflatten(1, (streams, shape.frames)) if scored else None
+        finite, results = self.finite.clone(), []
+        for number in range(streams):
+            of_layer = dict(zip(shape.routed, kept[:, number].unbind(), strict=True))
+            own = scores[:, number] if scored else None
+            results.append(Fed(logits[number], tuple(map(of_layer.get, layers)), own, finite[number]))
+        return results
+
+
+NOT_FINITE = "`video_features` must be finite, got nan or infinity"
 
 
 class StepsUnavailable(RuntimeError):
@@ -205,39 +275,68 @@ class FastLanguageModel:
         ) and all(owner[name].data_ptr() == address for owner, name, address in weights)
 
     def feed(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None, keep_ratio: float | None):
-        """Tokens after all that the cache holds, with the features `[F, N, Dv]` of the frames at their end.
+        """As `feed_together`, of one stream.
 
         Returns:
-            logits `[F, V]` after each frame, or `[1, V]` after the last token where there is none; for each layer
-            which tokens of the frames it kept, int64 `[F, k]` or None; and the scores, float32 `[L, F, N]` of the
-            layers with a LayerExpert at work, or None.
+            logits, kept and scores of its `Fed`.
 
         Raises:
             `ValueError`: for features that are not finite; the cache has then to be rolled back.
             `StepsUnavailable`: so too.
         """
+        (fed,) = self.feed_together([(cache, ids, features)], keep_ratio)
+        if fed.finite is not None and not bool(fed.finite):
+            raise ValueError(NOT_FINITE)
+        return fed.logits, fed.kept, fed.scores
+
+    def feed_together(
+        self, streams: list[tuple[MoDCache, list[int], torch.Tensor | None]], keep_ratio: float | None
+    ) -> list[Fed]:
+        """Of each stream tokens after all that its cache holds, with the features `[F, N, Dv]` of the frames at their
+        end. Whoever looks at a result waits for the device; until then it is at work.
+
+        Raises:
+            `StepsUnavailable`: the caches have then to be rolled back.
+        """
         with self._lock, torch.cuda.device(self._device):
-            shapes, start = self._cut(ids, features, keep_ratio), 0
-            for shape, length in shapes:
-                step = self._step(shape)
-                own = ids[start : start + length]
-                if shape.frames:
-                    own = own[:: step.features.shape[1] + 1]
-                step.prepare(cache, own, features if shape.frames else None)
-                self._run(step)
-                step.finish()  # while the device is at work
-                start += length
+            parts = [self._cut(ids, features, keep_ratio) for _, ids, features in streams]
+            done, results = [0] * len(streams), [None] * len(streams)
+            while any(parts):
+                # frames are the last of a stream's parts: they wait until others have read their text, too
+                due = [number for number, own in enumerate(parts) if own and not own[0][0].frames]
+                due = due or [number for number, own in enumerate(parts) if own]
+                groups: dict[Shape, list[int]] = {}
+                for number in due:
+                    groups.setdefault(parts[number][0][0], []).append(number)
+                for shape, members in groups.items():
+                    lengths = {number: parts[number].pop(0)[1] for number in members}
+                    for chunk, own_shape in in_steps(shape, members):
+                        own = []
+                        for number in chunk:
+                            cache, ids, features = streams[number]
+                            own.append((cache, ids[done[number] :][: lengths[number]], features))
+                            done[number] += lengths[number]
+                        found = self._take(own_shape, own, not all(parts[number] for number in chunk))
+                        for number, result in zip(chunk, found, strict=True):
+                            results[number] = result
             if self._is_warm is False:
-                self._warm_up(cache, shapes[-1][0])
-            logits = step.logits.clone()
-            if not shape.frames:
-                return logits, (), None
-            kept = dict(zip(shape.routed, step.kept.clone(), strict=True))
-            layers = range(self._model().config.text_config.num_hidden_layers)
-            scores = step.scores.clone() if shape.selection == "learned" and shape.routed else None
-            if not bool(step.finite):
-                raise ValueError("`video_features` must be finite, got nan or infinity")
-            return logits, tuple(kept.get(index) for index in layers), scores
+                self._warm_up(streams[0][0], shape)
+            return results
+
+    def _take(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[Fed | None]:
+        """Carry out one step; what came of it where it is the last of a stream."""
+        step = self._step(shape)
+        caches, ids, features = ([own[item] for own in streams] for item in range(3))
+        if shape.frames:
+            ids = [own[:: shape.tokens // shape.frames] for own in ids]
+        try:
+            step.prepare(caches, ids, features if shape.frames else None)
+            self._run(step)
+            results = step.results() if is_last else [None] * len(streams)
+            step.finish()  # while the device is at work
+        finally:
+            step.drop()
+        return results[: len(streams)]
 
     def _cut(self, ids, features, keep_ratio) -> list[tuple[Shape, int]]:
         """The steps that these tokens take, each with how many it takes."""
@@ -262,16 +361,18 @@ class FastLanguageModel:
         return shapes
 
     def _step(self, shape: Shape) -> StaticStep:
-        if shape not in self._steps:
-            if len(self._steps) >= 2 * GRAPHS:  # the one unused for longest
-                self._steps.pop(next(iter(self._steps)))
+        step = self._steps.pop(shape, None)
+        if step is None:
             kernels = self._kernels
             if kernels is None:
                 from .fast_kernels_videollm_mod import Kernels, WideKernels
 
-                kernels = Kernels if shape.tokens <= FEW_SLOTS else WideKernels
-            self._steps[shape] = StaticStep(self._model(), shape, kernels)
-        step = self._steps[shape] = self._steps.pop(shape)
+                kernels = Kernels if shape.all_tokens <= FEW_SLOTS else WideKernels
+            step = StaticStep(self._model(), shape, kernels)
+        if shape.all_tokens <= MOST_CAPTURED:  # the buffers of others are large, and quickly made
+            if len(self._steps) >= 2 * GRAPHS:  # the one unused for longest
+                self._steps.pop(next(iter(self._steps)))
+            self._steps[shape] = step
         return step
 
     def _run(self, step: StaticStep) -> None:
@@ -287,9 +388,9 @@ class FastLanguageModel:
 
     def _carry_out(self, step: StaticStep) -> None:
         if self._kernels is not None:
-            step.forward(step._cache.layers)
+            step.forward(kernels_on_host=True)
             return
-        if step.shape.tokens > MOST_CAPTURED:
+        if step.shape.all_tokens > MOST_CAPTURED:
             from .fast_kernels_videollm_mod import attend_on_host
 
             step.forward(attend=attend_on_host)
@@ -308,10 +409,11 @@ class FastLanguageModel:
         self._is_warm = True
         for length in TEXT_LENGTHS:
             if length <= FEW_SLOTS and self.why_not is None:
-                step = self._step(replace(shape, frames=0, tokens=length, num_kept=0, routed=()))
+                step = self._step(replace(shape, frames=0, tokens=length, num_kept=0, routed=(), streams=1))
                 if step.graph is None:
-                    step.prepare(cache, [0] * length, None)
+                    step.prepare([cache], [[0] * length], None)
                     self._try_to_capture(step)
+                    step.drop()
 
     def _try_to_capture(self, step: StaticStep) -> None:
         try:
@@ -335,6 +437,18 @@ class FastLanguageModel:
         with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
             step.forward()
         step.graph = graph
+
+
+def in_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:
+    """The members of a group that share a step, and the shape of that. Their number is made up to a power of two where
+    the step is captured, so that graphs are few."""
+    most, steps = max(1, MOST_TOKENS // shape.tokens), []
+    for start in range(0, len(members), most):
+        own = members[start : start + most]
+        padded = 1 << (len(own) - 1).bit_length()
+        streams = padded if padded * shape.tokens <= MOST_CAPTURED else len(own)
+        steps.append((own, replace(shape, streams=streams)))
+    return steps
 
 
 def first_line(error: BaseException) -> str:
@@ -416,4 +530,4 @@ def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
     return model._static_steps, None
 
 
-__all__ = ["FastLanguageModel", "Shape", "StaticStep", "StepsUnavailable", "fast_language_model"]
+__all__ = ["NOT_FINITE", "FastLanguageModel", "Fed", "Shape", "StaticStep", "StepsUnavailable", "fast_language_model"]

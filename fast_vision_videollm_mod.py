@@ -8,7 +8,7 @@ import weakref
 
 import torch
 
-GRAPHS = 6  # numbers of frames that are captured, those in use last
+GRAPHS = 12  # numbers of frames that are captured, those in use last; in a pool they change
 MOST_FRAMES = 64  # of one graph; with more, launching takes no time beside the work
 
 

@@ -2,8 +2,9 @@
 
 Every session of a pool is an ordinary `StreamingSession` with a cache of its own, and what it says is what it would
 say alone. In a tick each session that has something to do gets one step: a block of frames as `push` would feed them,
-or one token of what it says. The tokens of all steps lie in one row, in which each session attends to its own cache
-(`PackedCache`), so the weights are read once for all.
+or one token of what it says. On a GPU those that are of one shape, such as a frame of each, make one static step
+(`fast_step_videollm_mod`); elsewhere the tokens of all lie in one row, in which each session attends to its own cache
+(`PackedCache`). So the weights are read once for all.
 """
 
 import os

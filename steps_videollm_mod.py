@@ -14,7 +14,7 @@ from time import perf_counter
 import torch
 
 from .cache_videollm_mod import PackedCache
-from .fast_step_videollm_mod import MOST_TOKENS, StepsUnavailable, fast_language_model
+from .fast_step_videollm_mod import MOST_TOKENS, NOT_FINITE, Fed, StepsUnavailable, fast_language_model
 from .fast_vision_videollm_mod import encode
 
 
@@ -47,11 +47,16 @@ class Encode(Step):
     @staticmethod
     @torch.no_grad()
     def together(steps: list["Encode"]) -> None:
-        model = steps[0].session.model
-        pixels = []
+        model, alike = steps[0].session.model, {}
+        on_cpu = model.device.type == "cpu"  # whose caches hold little, while others wait for launches
         for step in steps:
-            with stage("preprocess", [step]):
-                pixels.append(step.session.processor.video_processor.to_pixels(step.frames.to(model.device)))
+            key = step if on_cpu else (id(step.session.processor), step.frames.dtype, step.frames.shape[1:])
+            alike.setdefault(key, []).append(step)
+        steps, pixels = [step for own in alike.values() for step in own], []
+        with stage("preprocess", steps):
+            for own in alike.values():
+                frames = own[0].frames if len(own) == 1 else torch.cat([step.frames for step in own])
+                pixels.append(own[0].session.processor.video_processor.to_pixels(frames.to(model.device)))
         with stage("vision", steps):
             features = encode(model, pixels[0] if len(pixels) == 1 else torch.cat(pixels))
         for step, own in zip(steps, features.split([len(step.frames) for step in steps]), strict=True):
@@ -61,9 +66,10 @@ class Encode(Step):
 class Feed(Step):
     """Tokens, and the features `[F, N, Dv]` of the frames among them, into the language model and the session's cache.
 
-    The result is `(logits, kept, worth)`: `[F, V]` after each frame, or `[1, V]` after the last token where there is
-    no frame; for each layer which tokens of the frames it kept, int64 `[F, k]` or None; and the frames' scores, the
-    mean over the LayerExperts, float32 `[F, N]` on the CPU, or None.
+    The result is `(logits, kept, worth, silence)`: `[F, V]` after each frame, or `[1, V]` after the last token where
+    there is no frame; for each layer which tokens of the frames it kept, int64 `[F, k]` or None; the frames' scores,
+    the mean over the LayerExperts, float32 `[F, N]` on the CPU, or None; and how probable silence is after each frame,
+    float32 `[F]` on the CPU.
     """
 
     def __init__(self, session, ids: list[int], features: torch.Tensor | None):
@@ -82,30 +88,40 @@ class Feed(Step):
         apart = self.features.shape[1] + 1  # a separator between two frames
         return [last - apart * index for index in reversed(range(self.num_frames))]
 
-    def alone(self) -> bool:
-        """Carry the step out as static steps of the model; False where it can not be."""
-        session, length = self.session, len(self.ids)
-        fast, why_not = fast_language_model(session.model)
-        session.why_not_static = why_not if session.model.device.type == "cuda" else None
-        if fast is None or length > MOST_TOKENS:
-            return False
-        before = session.cache.get_seq_length()
-        try:
-            with stage(None, [self]):
-                logits, kept, scores = fast.feed(session.cache, self.ids, self.features, session.keep_ratio)
-        except StepsUnavailable as error:
-            session.why_not_static = str(error)
-            session.cache.rollback(before)
-            return False
-        worth = None if scores is None or not session.most_bytes else scores.sigmoid().mean(0).cpu()
-        self.value = (logits, kept, worth)
-        return True
-
     @staticmethod
     @torch.no_grad()
     def together(steps: list["Feed"]) -> None:
-        if len(steps) == 1 and steps[0].alone():
-            return
+        with stage(None, steps):
+            found = Feed._static(steps)
+            others = [step for step in steps if step not in found]
+            if others:
+                found |= zip(others, Feed._as_it_is(others), strict=True)
+            Feed._look(found)
+
+    @staticmethod
+    def _static(steps: list["Feed"]) -> dict["Feed", Fed]:
+        """Carry out what can be as static steps of the model."""
+        model = steps[0].session.model
+        fast, why_not = fast_language_model(model)
+        if model.device.type != "cuda":
+            why_not = None  # it is as fast as can be
+        chosen = [] if fast is None else [step for step in steps if len(step.ids) <= MOST_TOKENS]
+        streams = [(step.session.cache, step.ids, step.features) for step in chosen]
+        before, found = [cache.get_seq_length() for cache, _, _ in streams], []
+        try:
+            if chosen:
+                found = fast.feed_together(streams, chosen[0].session.keep_ratio)
+        except StepsUnavailable as error:
+            chosen, why_not = [], str(error)
+            for (cache, _, _), length in zip(streams, before, strict=True):
+                cache.rollback(length)
+        for step in steps:
+            step.session.why_not_static = why_not
+        return dict(zip(chosen, found, strict=True))
+
+    @staticmethod
+    def _as_it_is(steps: list["Feed"]) -> list[Fed]:
+        """One call of the model."""
         session = steps[0].session
         model, device = session.model, session.model.device
         lengths, inputs = [len(step.ids) for step in steps], {}
@@ -123,38 +139,99 @@ class Feed(Step):
         if features:
             inputs |= {"video_features": torch.cat(features), "output_router_scores": True}
         read_at = [start + index for start, step in zip(starts, steps, strict=True) for index in step.read_at]
-        with stage(None, steps):
-            output = model(
-                input_ids=torch.tensor([[token for step in steps for token in step.ids]], device=device),
-                logits_to_keep=torch.tensor(read_at, device=device),
-                keep_ratio=session.keep_ratio,
-                **inputs,
-            )
+        output = model(
+            input_ids=torch.tensor([[token for step in steps for token in step.ids]], device=device),
+            logits_to_keep=torch.tensor(read_at, device=device),
+            keep_ratio=session.keep_ratio,
+            **inputs,
+        )
         frames = [step.num_frames for step in steps]
         logits = output.logits[0].split([len(step.read_at) for step in steps])
         kept = [(None,) * len(steps) if x is None else x.split(frames) for x in output.kept_indices or ()]
         scores = [x for x in output.router_scores or () if x is not None]
-        worth = (None,) * len(steps)
-        if scores and any(step.session.most_bytes for step in steps):
-            worth = torch.stack(scores).sigmoid().mean(0).cpu().split(frames)
-        for index, step in enumerate(steps):
-            step.value = (logits[index], tuple(layer[index] for layer in kept), worth[index])
+        scores = torch.stack(scores).split(frames, dim=1) if scores else (None,) * len(steps)
+        own_kept = [tuple(layer[index] for layer in kept) for index in range(len(steps))]
+        return [Fed(*fed) for fed in zip(logits, own_kept, scores, strict=True)]
+
+    @staticmethod
+    def _look(found: dict["Feed", Fed]) -> None:
+        """Give each step its result; what the host wants of them it gets in one look at the device."""
+        apart: dict[int, list[Feed]] = {}
+        for step in found:
+            if step.num_frames:
+                apart.setdefault(step.session.processor.frame_separator_token_id, []).append(step)
+        wanted = {}
+        for separator, own in apart.items():
+            silence = silence_probability(torch.cat([found[step].logits for step in own]), separator)
+            silence = silence.split([step.num_frames for step in own])
+            wanted |= {(step, "silence"): x for step, x in zip(own, silence, strict=True)}
+        for step, fed in found.items():
+            if fed.scores is not None and step.session.most_bytes:
+                wanted[step, "worth"] = fed.scores.sigmoid().mean(0)
+            if fed.finite is not None:
+                wanted[step, "finite"] = fed.finite
+        seen = dict(zip(wanted, to_host(list(wanted.values())), strict=True))
+        for step, fed in found.items():
+            step.value = (fed.logits, fed.kept, seen.get((step, "worth")), seen.get((step, "silence")))
+            if not seen.get((step, "finite"), True):
+                step.error = ValueError(NOT_FINITE)
+
+
+def to_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Copies on the CPU as float32, all in one go."""
+    if not tensors:
+        return []
+    copied = torch.cat([x.float().flatten() for x in tensors]).cpu().split([x.numel() for x in tensors])
+    return [own.view(x.shape) for own, x in zip(copied, tensors, strict=True)]
+
+
+def silence_probability(logits: torch.Tensor, separator_token_id: int) -> torch.Tensor:
+    """Probability of the frame separator, which means to stay silent, as the token after a frame.
+
+    Args:
+        logits (`[..., V]`): of a frame's last token.
+        separator_token_id (`int`): `config.frame_separator_token_id`.
+
+    Returns:
+        float32 `[...]`.
+    """
+    return logits.float().softmax(-1)[..., separator_token_id]
 
 
 @contextmanager
 def stage(name: str | None, steps: list[Step]) -> Iterator[None]:
     """Count the time of a block of code, in equal parts, as the named stage of the steps' sessions; without a name as
-    that of watching or speaking, whichever the step is for."""
-    start = perf_counter()
+    that of watching or speaking, whichever the step is for. On a GPU the time is the device's, and nobody waits for
+    it: what comes next is made ready while the device is at work."""
+    device = steps[0].session.model.device
+    now = Moment(device)
     try:
         yield
     finally:
-        device = steps[0].session.model.device
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        share = (perf_counter() - start) / len(steps)
+        took = now, Moment(device)
         for step in steps:
-            step.session.count_seconds(name or ("language" if step.num_frames else "generation"), share)
+            stage_of_step = name or ("language" if step.num_frames else "generation")
+            step.session.count_seconds(stage_of_step, took, len(steps))
+
+
+class Moment:
+    """A point in time, of the device's if that is a GPU: there it is known once the device has come so far."""
+
+    def __init__(self, device: torch.device):
+        self.event = None
+        if device.type == "cuda":
+            self.event = torch.cuda.Event(enable_timing=True)
+            self.event.record(torch.cuda.current_stream(device))
+        else:
+            if device.type != "cpu":
+                torch.accelerator.synchronize(device)
+            self.seconds = perf_counter()
+
+    def seconds_until(self, other: "Moment") -> float:
+        if self.event is None:
+            return other.seconds - self.seconds
+        other.event.synchronize()
+        return self.event.elapsed_time(other.event) / 1000
 
 
 def carry_out_together(steps: list[Step]) -> None:
@@ -176,4 +253,4 @@ def carry_out(work: Iterator) -> Iterator:
                 yield item
 
 
-__all__ = ["Encode", "Feed", "Step", "carry_out", "carry_out_together"]
+__all__ = ["Encode", "Feed", "Step", "carry_out", "carry_out_together", "silence_probability"]

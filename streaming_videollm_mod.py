@@ -26,24 +26,11 @@ from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
 from .memory_videollm_mod import KeyTurner, StreamMemory
 from .sampling_videollm_mod import TokenSampler
 from .session_state_videollm_mod import load_session, save_session
-from .steps_videollm_mod import Encode, Feed, Step, carry_out
+from .steps_videollm_mod import Encode, Feed, Moment, Step, carry_out, silence_probability
 
 FRAMES_AT_ONCE = 16  # frames of one push that go through the model together
 FRAMES_AT_ONCE_ON_GPU = 32  # where those that are taken back again cost less
 AHEAD_AFTER_SPEECH = 4  # and after it spoke, since it may soon speak again; doubled with every block of silence
-
-
-def silence_probability(logits: torch.Tensor, separator_token_id: int) -> torch.Tensor:
-    """Probability of the frame separator, which means to stay silent, as the token after a frame.
-
-    Args:
-        logits (`[..., V]`): of a frame's last token.
-        separator_token_id (`int`): `config.frame_separator_token_id`.
-
-    Returns:
-        float32 `[...]`.
-    """
-    return logits.float().softmax(-1)[..., separator_token_id]
 
 
 def speaks(silence: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -130,6 +117,7 @@ class StreamingSession:
         self._ahead = self._frames_at_once
         self._counts = {"frames": 0, "narrations": 0, "answers": 0}
         self._seconds = dict.fromkeys(("preprocess", "vision", "language", "generation"), 0.0)
+        self._took = []  # times yet to be added to them
         bos = self.processor.tokenizer.bos_token_id
         self._pending = [] if bos is None else [bos]  # ids that the model has yet to read
         if self.system_prompt is not None:
@@ -153,17 +141,19 @@ class StreamingSession:
         """Another session at the same point of the stream; from here on each goes its own way. Costs no memory until
         they differ."""
         self.break_off()
+        self._add_up()
         other = copy.copy(self)
         other.cache, other._sampler = self.cache.copy(), self._sampler.copy()
         other._memory = None if self._memory is None else self._memory.copy()
         other._pending = list(self._pending)
-        other._counts, other._seconds = dict(self._counts), dict(self._seconds)
+        other._counts, other._seconds, other._took = dict(self._counts), dict(self._seconds), []
         return other
 
     def save(self, path: str | os.PathLike) -> Path:
         """Write the session to one file, from which `load` goes on as if nothing had been. The file appears whole or
         not at all. See `session_state_videollm_mod`."""
         self.break_off()
+        self._add_up()
         return save_session(self, path)
 
     @classmethod
@@ -181,12 +171,21 @@ class StreamingSession:
         """What the cache may ever take; None for a session without bounds."""
         return None if self._memory is None else self._memory.most_bytes
 
-    def count_seconds(self, stage: str, seconds: float) -> None:
-        self._seconds[stage] += seconds
+    def count_seconds(self, stage: str, took: tuple[Moment, Moment], shared_by: int) -> None:
+        """Count what took from one moment to another, in equal parts for `shared_by` sessions, as time of a stage."""
+        self._took.append((stage, took, shared_by))
+        if len(self._took) >= 64:  # most of them long past: nobody waits
+            self._add_up()
+
+    def _add_up(self) -> None:
+        took, self._took = self._took, []
+        for stage, (begin, end), shared_by in took:
+            self._seconds[stage] += begin.seconds_until(end) / shared_by
 
     @property
     def stats(self) -> StreamStats:
         """What the session did and holds so far."""
+        self._add_up()
         text, tokens = self.model.config.text_config, self.cache.get_seq_length()
         per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
         itemsize = next((x.keys.element_size() for x in self.cache.layers if x.is_initialized), 0)
@@ -380,9 +379,9 @@ class StreamingSession:
         ids = self._pending + opening + frame_ids
         for _ in range(1, len(features)):
             ids += [processor.frame_separator_token_id, *frame_ids]
-        logits, kept = yield from self._feed(ids, features)
+        _, kept, silence = yield from self._feed(ids, features)
         self._pending, self._in_stream = [], True
-        return silence_probability(logits, processor.frame_separator_token_id).cpu(), kept
+        return silence, kept
 
     def _rollback(self, position: int) -> None:
         if position == self.cache.get_seq_length():
@@ -428,7 +427,7 @@ class StreamingSession:
         self._pending, said = self._pending + self.processor.assistant_header_ids, []
         try:
             while len(said) < limit:
-                logits, _ = yield from self._feed(self._pending)
+                logits, _, _ = yield from self._feed(self._pending)
                 self._pending = []
                 token = self._sampler(said, logits[-1])
                 if token in self._sampler.ends:
@@ -460,16 +459,17 @@ class StreamingSession:
 
     def _feed(self, ids: list[int], features: torch.Tensor | None = None):
         """Feed tokens after all that was fed before. A call that fails leaves no trace. Steps; returns the logits
-        `[F, V]` after each frame, or `[1, V]` after the last token where there is none, and what the layers kept."""
+        `[F, V]` after each frame, or `[1, V]` after the last token where there is none, what the layers kept, and how
+        probable silence is after each frame, float32 `[F]` on the CPU."""
         before, feed = self.cache.get_seq_length(), Feed(self, ids, features)
         try:
             yield feed
-            logits, kept, worth = feed.result()
+            logits, kept, worth, silence = feed.result()
             if self._memory is not None:
                 self._memory.record(
                     torch.tensor(ids), self.processor.video_token_id, self.processor.frame_separator_token_id, worth
                 )
-            return logits, kept
+            return logits, kept, silence
         except BaseException:
             self._rollback(before)
             raise

@@ -20,7 +20,6 @@ def fill(session, frames: int) -> None:
             layer.rooms[name].room[:, :, :length].normal_()
         layer.rooms["positions"].room[:, :length] = torch.arange(length, device=model.device) * total // length
         layer.lengthen(length)
-    ends = list(range(per_frame, total, per_frame + 1))
-    cache.advance_stream(total, ends, model.device)
+    cache.advance_stream(total, range(per_frame, total, per_frame + 1), model.device)
     session._pending, session._in_stream, session.time = [], True, float(frames)
     session._counts["frames"] = frames

@@ -6,6 +6,9 @@ Weights and frames are random: what a frame costs does not depend on what the nu
 `live`, where every stream gets its next frame only after the one before it, as from cameras; and `backlog`, where all
 frames are there and go through the model in blocks. The streams never speak. One stream alone is a `StreamingSession`
 without a pool. Each figure is the best of the repeats, after a warm-up.
+
+`tick_ms` is where the time of a live frame of each stream goes: the stages as the device takes them, and the rest, in
+which it has nothing to do.
 """
 
 import argparse
@@ -16,49 +19,40 @@ import torch
 
 from videollm_mod import StreamPool
 
+from ..bench.filled import fill
 from ..bench.geometries import NAMES
-from ..bench.watching import build
+from ..bench.watching import build, synchronise
 from .record import summarise, surroundings, write_result
-
-
-def synchronize(model) -> None:
-    if model.device.type != "cpu":
-        torch.accelerator.synchronize(model.device)
 
 
 def frames_of(seed: int, count: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
 
 
-def alone(model, processor, way: str, args) -> float:
-    """Seconds that one stream takes for `args.frames` frames, after `args.before` that are in its cache."""
-    session = model.stream(processor, speak_threshold=0.0)
-    session.push(frames_of(0, args.before))
-    frames = frames_of(1, args.frames)
-    synchronize(model)
+def watch(model, processor, way: str, count: int, args) -> tuple[float, list]:
+    """Seconds that `count` streams in a pool, or one session alone, take for `args.frames` frames each, after
+    `args.before` that are in their caches; and what the sessions count."""
+    sessions = [model.stream(processor, speak_threshold=0.0) for _ in range(count)]
+    for session in sessions:
+        fill(session, args.before)
+    pool = StreamPool(model, processor, max_waiting_frames=args.frames)
+    members = sessions if count == 1 else [pool.join(session) for session in sessions]
+    frames = [frames_of(seed, args.frames) for seed in range(count)]
+    synchronise(model.device)
     start = time.perf_counter()
-    for block in np.split(frames, len(frames)) if way == "live" else [frames]:
-        session.push(block)
-    synchronize(model)
-    return time.perf_counter() - start
-
-
-def together(model, processor, way: str, count: int, args) -> tuple[float, int]:
-    """Seconds that `count` streams take for as many frames each, and the bytes of their caches."""
-    pool = StreamPool(model, processor, max_waiting_frames=max(args.before, args.frames))
-    streams = [pool.join(speak_threshold=0.0) for _ in range(count)]
-    for seed, stream in enumerate(streams):
-        stream.push(frames_of(seed, args.before))
-    pool.run()
-    frames = [frames_of(100 + seed, args.frames) for seed in range(count)]
-    synchronize(model)
-    start = time.perf_counter()
-    for index in range(args.frames if way == "live" else 1):
-        for stream, own in zip(streams, frames, strict=True):
-            stream.push(own[index : index + 1] if way == "live" else own)
+    for block in np.split(np.arange(args.frames), args.frames if way == "live" else 1):
+        for member, own in zip(members, frames, strict=True):
+            member.push(own[block])
         pool.run()
-    synchronize(model)
-    return time.perf_counter() - start, sum(stream.session.stats.kv_bytes for stream in streams)
+    synchronise(model.device)
+    return time.perf_counter() - start, [session.stats for session in sessions]
+
+
+def split_of(seconds: float, stats: list, frames: int) -> dict:
+    """Milliseconds of each stage, of a frame of every stream."""
+    stages = {name: sum(own.seconds[name] for own in stats) for name in stats[0].seconds}
+    stages = {"all": seconds, **stages, "rest": seconds - sum(stages.values())}
+    return {name: round(1000 * value / frames, 3) for name, value in stages.items()}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -74,18 +68,23 @@ def main(argv: list[str] | None = None) -> None:
     model, processor = build(args.geometry, device)
     ways = {}
     for way in ("live", "backlog"):
-        alone(model, processor, way, args)  # warm-up, also of the allocator
-        together(model, processor, way, args.streams, args)
-        ones, many, held = [], [], 0
-        for _ in range(args.repeats):  # in turn, so that other work on the machine meets both
-            ones.append(args.frames / alone(model, processor, way, args))
-            seconds, held = together(model, processor, way, args.streams, args)
-            many.append(args.streams * args.frames / seconds)
+        counts = (1, args.streams)
+        for count in counts:
+            watch(model, processor, way, count, args)  # warm-up, also of the allocator
+        rates, splits = {count: [] for count in counts}, {}
+        for _ in range(args.repeats):
+            for count in counts:  # in turn, so that other work on the machine meets both
+                seconds, stats = watch(model, processor, way, count, args)
+                rates[count].append(round(count * args.frames / seconds, 3))
+                if rates[count][-1] == max(rates[count]):
+                    splits[count] = split_of(seconds, stats, args.frames)
         ways[way] = {
-            "frames_per_second_alone": [round(x, 3) for x in ones],
-            "frames_per_second_pool": [round(x, 3) for x in many],
-            "speedup": round(max(many) / max(ones), 3),
-            "kv_bytes": held,
+            "frames_per_second_alone": rates[1],
+            "frames_per_second_pool": rates[args.streams],
+            "speedup": round(max(rates[args.streams]) / max(rates[1]), 3),
+            "kv_bytes": sum(own.kv_bytes for own in stats),
+            "tick_ms": splits,
+            "why_not_static": stats[0].why_not_static,
         }
         print(way, ways[way], flush=True)
     command = f"python -m videollm_mod.benchmarks.pool --geometry {args.geometry}"

@@ -93,7 +93,7 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
         sessions[name] = Plain(model)
         fill(sessions[name], 20)
         steps[name] = StaticStep(model, shape, part)
-        steps[name].prepare(sessions[name].cache, [SEPARATOR] * frames, None)
+        steps[name].prepare([sessions[name].cache], [[SEPARATOR] * frames], None)
     base = sessions["plain"].cache.seen_tokens
     torch.manual_seed(2)
     x = torch.randn(tokens, text.hidden_size, device=device, dtype=dtype)
@@ -103,7 +103,7 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
     ]
     plain, fast = steps["plain"], steps["fast"]
     slots = plain.slots if routed else tokens
-    held = {"plain": sessions["plain"].cache.layers[number], "fast": fast.table[number]}
+    held = {"plain": [sessions["plain"].cache.layers[number]], "fast": fast.table[number]}
 
     def both(part, result, *, own=steps, held=held):
         outputs = []
@@ -125,11 +125,11 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
     scale = (lambda step: step.scale) if routed else (lambda step: None)
     parts = {
         "project": (
-            lambda s, m: s.kernels.project(s.x, index(s), layer, rotary, s.queries[:slots], m, base, slots),
+            lambda s, m: s.kernels.project(s.x, index(s), layer, rotary, s.queries[:slots], m, [base], [slots]),
             lambda s, c: (s.queries[:slots], room(c, "keys"), room(c, "values"), room(c, "positions")),
         ),
         "attend": (
-            lambda s, m: s.kernels.attend(s.queries[:slots], layer, m, slots, s.attended[:slots]),
+            lambda s, m: s.kernels.attend(s.queries[:slots], layer, m, [slots], s.attended[:slots]),
             lambda s, c: (s.attended[:slots],),
         ),
         "leave": (
@@ -236,7 +236,7 @@ def prepared(model, kernels, frames_held: int, frames: int = 1, tokens: int = 1)
     session = Plain(model)
     fill(session, frames_held)
     step = StaticStep(model, shape, kernels)
-    step.prepare(session.cache, [SEPARATOR] * (frames or tokens), None)
+    step.prepare([session.cache], [[SEPARATOR] * (frames or tokens)], None)
     return step
 
 
@@ -273,7 +273,9 @@ def sweep_products(model, log: Log, slots: int) -> dict:
     between, wide = step.between[:slots], step.wide[:slots]
     kernels, table = fast_kernels.Kernels, step.table
     calls = {
-        "project": lambda n, x: kernels.project(step.x[:slots], None, x, rotary, step.queries[:slots], table[n], 0, 0),
+        "project": lambda n, x: kernels.project(
+            step.x[:slots], None, x, rotary, step.queries[:slots], table[n], [0], [0]
+        ),
         "leave": lambda n, x: kernels.leave(step.attended[:slots], x, step.x, None, between),
         "widen": lambda n, x: kernels.widen(between, x, wide),
         "narrow": lambda n, x: kernels.narrow(wide, x, between, step.x, None, None),
@@ -318,7 +320,7 @@ def sweep_products(model, log: Log, slots: int) -> dict:
 
 def attention_of(step: StaticStep, layers, slots: int) -> None:
     for layer in layers:
-        fast_kernels.Kernels.attend(step.queries[:slots], layer, step.table[0], slots, step.attended[:slots])
+        fast_kernels.Kernels.attend(step.queries[:slots], layer, step.table[0], [slots], step.attended[:slots])
 
 
 def sweep_attention(model, held: int) -> dict:

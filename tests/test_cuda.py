@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 import torch
 from fresh import ROOT
-from test_fast_step import STATIC, calls_of
+from test_fast_step import STATIC, calls_of, check_streams_together
 from tiny import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_model
 
 from videollm_mod import (
@@ -155,14 +155,15 @@ def test_a_pool_says_what_its_sessions_say_alone(dtype, near):
         assert [(e.time, e.kind, e.text) for e, _ in pairs] == [(e.time, e.kind, e.text) for _, e in pairs]
         narrated = [[x.silence_probability for x in pair] for pair in pairs if pair[1].kind == "narration"]
         assert narrated and all(abs(mine - alone) < near for mine, alone in narrated)
+    assert all(stream.session.stats.why_not_static is None for stream in streams)
+    steps = fast_language_model(model)[0]._steps.values()
+    captured = [step.shape for step in steps if step.graph is not None]
+    assert any(x.streams > 1 and x.frames for x in captured) and any(x.streams == 8 for x in captured)
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
-@pytest.mark.parametrize("name", STATIC)
-@torch.no_grad()
-def test_graphs_of_static_steps_are_the_model(name, dtype, tolerance):
-    """On streams with rollbacks and forks, each step once as it is and then as a graph, through growing caches."""
-    options, seed = ROUTINGS[name], 10 + list(ROUTINGS).index(name)
+def wide_model(name: str, seed: int, dtype: torch.dtype):
+    """A random model for the kernels, routed as `ROUTINGS` says."""
+    options = ROUTINGS[name]
     if dtype == torch.bfloat16 and options.get("mod_selection", "learned") == "learned":
         options = {**options, "mod_keep_ratio": 1.0}  # near-ties may fall either way
     size = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
@@ -170,6 +171,35 @@ def test_graphs_of_static_steps_are_the_model(name, dtype, tolerance):
     for layer in model.model.language_model.layers:
         if layer.layer_expert is not None:
             layer.layer_expert.float()
+    return model
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("name", STATIC)
+@torch.no_grad()
+def test_graphs_of_several_streams_are_each_alone(name, dtype, tolerance):
+    seed = 30 + list(ROUTINGS).index(name)
+    model = wide_model(name, seed, dtype)
+    fast, why_not = fast_language_model(model)
+    assert why_not is None
+
+    def near(value: torch.Tensor, expected: torch.Tensor) -> None:
+        assert value.shape == expected.shape and relative_error(value, expected) < tolerance
+
+    for turn in range(3):
+        check_streams_together(model, fast, seed + turn, near)
+    captured = [step.shape for step in fast._steps.values() if step.graph is not None]
+    assert fast.why_not is None and any(x.streams > 1 and x.frames for x in captured)
+    assert any(x.streams > 1 and not x.frames for x in captured)
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("name", STATIC)
+@torch.no_grad()
+def test_graphs_of_static_steps_are_the_model(name, dtype, tolerance):
+    """On streams with rollbacks and forks, each step once as it is and then as a graph, through growing caches."""
+    seed = 10 + list(ROUTINGS).index(name)
+    model = wide_model(name, seed, dtype)
     fast, why_not = fast_language_model(model)
     assert why_not is None
     cache, expected, rng = MoDCache(model.config), MoDCache(model.config), random.Random(seed)

@@ -8,9 +8,14 @@ import weakref
 import pytest
 import torch
 from fresh import ROOT
-from tiny import ROUTINGS, VIDEO, random_batch, tiny_model
+from tiny import FIRST_WORD, ROUTINGS, SEPARATOR, START, VIDEO, random_batch, tiny_model
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, steps_videollm_mod
+from videollm_mod import (
+    StreamPool,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+    steps_videollm_mod,
+)
 from videollm_mod.cache_videollm_mod import MoDCache
 from videollm_mod.data.world import world_stream
 from videollm_mod.fast_ops_videollm_mod import PlainOps
@@ -42,13 +47,17 @@ def calls_of(row: dict, per_frame: int) -> list[tuple[list[int], torch.Tensor | 
     return [*calls, (ids[start:], None)]
 
 
-def assert_same_cache(cache: MoDCache, expected: MoDCache) -> None:
+def assert_near(value: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(value, expected, **TOLERANCE)
+
+
+def assert_same_cache(cache: MoDCache, expected: MoDCache, near=assert_near) -> None:
     assert torch.equal(cache.next_position, expected.next_position) and cache.seen_tokens == expected.seen_tokens
     assert torch.equal(cache.frame_ends, expected.frame_ends)
     for layer, other in zip(cache.layers, expected.layers, strict=True):
         assert torch.equal(layer.positions, other.positions)
-        torch.testing.assert_close(layer.keys, other.keys, **TOLERANCE)
-        torch.testing.assert_close(layer.values, other.values, **TOLERANCE)
+        near(layer.keys, other.keys)
+        near(layer.values, other.values)
 
 
 @pytest.mark.parametrize("name", STATIC)
@@ -90,6 +99,70 @@ def test_static_steps_are_the_model(name):
         mixed = other
         assert_same_cache(cache, expected)
         assert_same_cache(mixed, expected)
+
+
+def check_streams_together(model, fast, seed: int, near=assert_near) -> None:
+    """Streams of one model in common steps beside each stream's own calls: they come and go, hold different numbers of
+    tokens, are forked, and bring text of different lengths and different numbers of frames."""
+    rng, per_frame, vision = random.Random(seed), model.config.num_frame_tokens, model.config.vision_config.hidden_size
+    torch.manual_seed(seed)
+    pairs, used = [], set()  # a stream's cache, and that of the model's calls
+    for _ in range(8):
+        for _ in range(rng.randint(1, 3)):
+            pairs.append((MoDCache(model.config), MoDCache(model.config)))
+        rng.shuffle(pairs)
+        del pairs[6:]
+        if rng.random() < 0.5:
+            pairs.append(tuple(cache.copy() for cache in pairs[0]))
+        fed, frames = [], rng.randint(1, 2)
+        for cache, _ in pairs:
+            kind, text = rng.choice(("frames", "frames", "both", "text")), [START]
+            if kind != "frames":
+                text = [rng.randrange(FIRST_WORD, 60) for _ in range(rng.choice((1, 1, 2, 15, 17, 300)))] + text
+            own = 0 if kind == "text" else rng.choice((frames, frames, 3))
+            ids = text[: None if own else -1] + ([VIDEO] * per_frame + [SEPARATOR]) * own
+            features = torch.randn(own, per_frame, vision).to(model.device, model.dtype) if own else None
+            fed.append((cache, ids[: len(ids) - bool(own)], features))
+        results = fast.feed_together(fed, None)
+        used |= {step.shape.streams for step in fast._steps.values()}
+        for (cache, expected), (_, ids, features), result in zip(pairs, fed, results, strict=True):
+            inputs = {"input_ids": torch.tensor([ids], device=model.device), "output_router_scores": True}
+            read_at = [len(ids) - 1]
+            if features is not None:
+                inputs["video_features"] = features
+                read_at = [len(ids) - 1 - (per_frame + 1) * i for i in reversed(range(len(features)))]
+            read_at = torch.tensor(read_at, device=model.device)
+            output = model(**inputs, past_key_values=expected, logits_to_keep=read_at)
+            near(result.logits, output.logits[0])
+            if features is not None:
+                assert bool(result.finite)
+                wanted = [x for x in output.router_scores if x is not None]
+                assert (result.scores is None) == (not wanted)
+                if wanted:
+                    near(result.scores, torch.stack(wanted))
+                for own, other in zip(result.kept, output.kept_indices, strict=True):
+                    assert own is other is None or torch.equal(own, other)
+            assert_same_cache(cache, expected, near)
+    assert {1, 2, 4} <= used
+
+
+@pytest.mark.parametrize("name", STATIC)
+@torch.no_grad()
+def test_static_steps_of_several_streams_are_each_alone(name):
+    seed = 50 + list(ROUTINGS).index(name)
+    model = tiny_model(seed, **ROUTINGS[name])
+    check_streams_together(model, FastLanguageModel(model, PlainOps), seed)
+
+
+@torch.no_grad()
+def test_a_stream_with_features_that_are_no_numbers_is_the_only_one_to_know():
+    model = tiny_model(7)
+    good, bad = torch.randn(1, 5, 16), torch.full((1, 5, 16), torch.inf)
+    ids = [5, *[VIDEO] * 5]
+    fed = [(MoDCache(model.config), ids, features) for features in (good, bad, good)]
+    first, middle, last = FastLanguageModel(model, PlainOps).feed_together(fed, None)
+    assert bool(first.finite) and not bool(middle.finite) and bool(last.finite)
+    assert torch.equal(first.logits, last.logits) and first.logits.isfinite().all()
 
 
 @torch.no_grad()
@@ -171,3 +244,46 @@ def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
         session = model.stream(processor, system_prompt="Watch.")
         assert [(e.time, e.text) for e in session.push(frames)] == [(e.time, e.text) for e in expected]
         assert fast.why_not == reason
+
+
+@pytest.mark.parametrize("kind", ["static", "failing"])
+def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, kind):
+    """Streams that join one after the other and leave, asked in between, bounded or not; and where steps fail, they
+    are taken back in every stream."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    options = [{}, {"max_cached_frames": 6}, {"max_cached_frames": 5, "cache_policy": "router"}, {}, {}]
+    videos = [world_stream(seed).frames(2, height=96)[:14] for seed in range(910, 915)]
+    question, expected = "What happened last?", []
+    for own, video in zip(options, videos, strict=True):
+        session = model.stream(processor, **own)
+        expected.append([*session.push(video[:4]), *session.ask(question), *session.push(video[4:])])
+    calls = []
+
+    class Failing(PlainOps):
+        @staticmethod
+        def read(x, rows, model, logits):
+            calls.append(len(rows))
+            if kind == "failing" and len(calls) > 9:
+                raise TypeError("no such kernel")
+            PlainOps.read(x, rows, model, logits)
+
+    fast = FastLanguageModel(model, Failing)
+    monkeypatch.setattr(
+        steps_videollm_mod, "fast_language_model", lambda model: (None if fast.broken else fast, fast.why_not)
+    )
+    pool, said, streams = StreamPool(model, processor), {}, []
+    for own, video in zip(options, videos, strict=True):
+        streams.append(pool.join(**own))
+        streams[-1].push(video[:4])
+        streams[-1].ask(question)
+        streams[-1].push(video[4:])
+        for stream, event in pool.tick():
+            said.setdefault(stream, []).append(event)
+    while any(stream.busy for stream in streams):
+        for stream, event in pool.tick():
+            said.setdefault(stream, []).append(event)
+    for stream, events in zip(streams, expected, strict=True):
+        own = [(e.time, e.kind, e.text, e.query) for e in said[stream]]
+        assert own == [(e.time, e.kind, e.text, e.query) for e in events]
+    assert fast.broken == (kind == "failing") and max(calls) >= 4
