@@ -18,9 +18,12 @@ class PlainTowerOps:
     def embed(embeddings, pixels: torch.Tensor) -> torch.Tensor:
         """Frames `[F, 3, H, W]` to patches `[F, P, Dv]`: patches do not overlap, so it is one product."""
         convolution, size = embeddings.patch_embedding, embeddings.patch_size
-        frames, channels, height, width = pixels.shape
-        patches = pixels.view(frames, channels, height // size, size, width // size, size).permute(0, 2, 4, 1, 3, 5)
-        made = nn.functional.linear(patches.flatten(3).flatten(1, 2), convolution.weight.flatten(1), convolution.bias)
+        rows, columns = (side // size for side in pixels.shape[2:])
+        patches = (
+            pixels[:, :, : rows * size, : columns * size].unflatten(3, (columns, size)).unflatten(2, (rows, size))
+        )
+        patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        made = nn.functional.linear(patches, convolution.weight.flatten(1), convolution.bias)
         return made + embeddings.position_embedding.weight
 
     @staticmethod

@@ -7,8 +7,10 @@ Shapes: F frames of a step, H and W pixels, N vision tokens per frame, k of them
 tower, V vocabulary.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import accumulate
 from time import perf_counter
 
 import torch
@@ -16,6 +18,8 @@ import torch
 from .cache_videollm_mod import PackedCache
 from .fast_step_videollm_mod import MOST_TOKENS, StepsUnavailable, fast_language_model
 from .fast_vision_videollm_mod import encode
+
+FIRST_FRAMES = 8  # of many: what the vision tower of a GPU begins with while the others are on their way to it
 
 
 class Step:
@@ -47,15 +51,50 @@ class Encode(Step):
     @staticmethod
     @torch.no_grad()
     def together(steps: list["Encode"]) -> None:
-        model = steps[0].session.model
-        pixels = []
-        for step in steps:
-            with stage("preprocess", [step]):
-                pixels.append(step.session.processor.video_processor.to_pixels(step.frames.to(model.device)))
-        with stage("vision", steps):
-            features = encode(model, pixels[0] if len(pixels) == 1 else torch.cat(pixels))
+        model, start, spans, features = steps[0].session.model, perf_counter(), [], []
+        device = model.device
+        try:
+            for piece in in_pieces(steps, device):
+                pixels = [
+                    step.session.processor.video_processor.to_pixels(brought(frames, device)) for step, frames in piece
+                ]
+                begin = mark(device)
+                features.append(encode(model, pixels[0] if len(pixels) == 1 else torch.cat(pixels)))
+                spans.append((begin, mark(device)))
+        finally:
+            synchronise(device)
+            vision = sum(seconds_between(*span) for span in spans)
+            count(steps, "vision", vision)
+            count(steps, "preprocess", perf_counter() - start - vision)  # less what the tower hides
+        features = features[0] if len(features) == 1 else torch.cat(features)
         for step, own in zip(steps, features.split([len(step.frames) for step in steps]), strict=True):
             step.value = own
+
+
+def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Encode, torch.Tensor]]]:
+    """The steps' frames in order, cut into what goes through the tower together: of many, on a GPU, few come first."""
+    total = sum(len(step.frames) for step in steps)
+    if device.type != "cuda" or total < 2 * FIRST_FRAMES:
+        return [[(step, step.frames) for step in steps]]
+    parts = [(step, frames) for step in steps for frames in step.frames.split(FIRST_FRAMES)]
+    some = list(accumulate(len(frames) for _, frames in parts))
+    first = 1 + next(index for index, count in enumerate(some) if count >= FIRST_FRAMES)
+    return [parts[:first], parts[first:]]
+
+
+def brought(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`frames.to(device)`; to a GPU beside what it is at."""
+    if device.type != "cuda" or frames.device.type != "cpu":
+        return frames.to(device)
+    with torch.cuda.stream(copying_stream(device)):
+        arrived = frames.to(device)
+    arrived.record_stream(torch.cuda.current_stream(device))
+    return arrived
+
+
+@functools.cache
+def copying_stream(device: torch.device) -> "torch.cuda.Stream":
+    return torch.cuda.Stream(device)
 
 
 class Feed(Step):
@@ -149,12 +188,34 @@ def stage(name: str | None, steps: list[Step]) -> Iterator[None]:
     try:
         yield
     finally:
-        device = steps[0].session.model.device
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        share = (perf_counter() - start) / len(steps)
-        for step in steps:
-            step.session.count_seconds(name or ("language" if step.num_frames else "generation"), share)
+        synchronise(steps[0].session.model.device)
+        count(steps, name, perf_counter() - start)
+
+
+def count(steps: list[Step], name: str | None, seconds: float) -> None:
+    for step in steps:
+        stage = name or ("language" if step.num_frames else "generation")
+        step.session.count_seconds(stage, seconds / len(steps))
+
+
+def synchronise(device: torch.device) -> None:
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def mark(device: torch.device):
+    """A point in the device's work; on a GPU nobody waits for it."""
+    if device.type != "cuda":
+        synchronise(device)
+        return perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def seconds_between(begin, end) -> float:
+    """Of two marks that were reached."""
+    return end - begin if isinstance(begin, float) else begin.elapsed_time(end) / 1000
 
 
 def carry_out_together(steps: list[Step]) -> None:
