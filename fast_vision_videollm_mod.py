@@ -1,4 +1,4 @@
-"""The vision tower as a CUDA graph for each number of frames, where it is on a GPU.
+"""The vision tower as a CUDA graph for each number of frames, where it is on a GPU; SigLIP's in its fast form.
 
 Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower.
 """
@@ -7,6 +7,8 @@ import threading
 import weakref
 
 import torch
+
+from .fast_tower_videollm_mod import is_plain_siglip, run
 
 GRAPHS = 12  # numbers of frames that are captured, those in use last; in a pool they change
 MOST_FRAMES = 64  # of one graph; with more, launching takes no time beside the work
@@ -24,6 +26,7 @@ class FastVision:
         self._graphs: dict[int, tuple] = {}  # number of frames -> graph, pixels, features
         self._seen: set[int] = set()
         self._fails = False
+        self._ops = fast_ops(tower)
         self._lock = threading.Lock()
 
     def __reduce__(self):
@@ -40,7 +43,7 @@ class FastVision:
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         model, count = self._model().model, len(pixels)
-        with self._lock:
+        with self._lock, torch.cuda.device(pixels.device):
             is_due = count in self._seen and count <= MOST_FRAMES and not self._fails
             if count not in self._graphs and is_due:
                 try:
@@ -49,11 +52,21 @@ class FastVision:
                     self._fails = True
             self._seen.add(count)
             if count not in self._graphs:
-                return model.frame_tokens(pixels).pooler_output
+                return self._features(model, pixels)
             graph, own_pixels, features = self._graphs[count] = self._graphs.pop(count)
             own_pixels.copy_(pixels)
             graph.replay()
             return features.clone()
+
+    def _features(self, model, pixels: torch.Tensor) -> torch.Tensor:
+        if self._ops is not None:
+            try:
+                return model.tokens_of(*run(model.vision_tower, pixels.to(model.vision_tower.dtype), self._ops))
+            except torch.OutOfMemoryError:
+                raise
+            except Exception:  # as where a kernel can not be compiled
+                self._ops = None
+        return model.frame_tokens(pixels).pooler_output
 
     def _capture(self, model, pixels: torch.Tensor) -> None:
         if len(self._graphs) >= GRAPHS:
@@ -62,11 +75,22 @@ class FastVision:
         graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(pixels.device)
         stream.wait_stream(torch.cuda.current_stream(pixels.device))
         with torch.cuda.stream(stream):
-            model.frame_tokens(own_pixels)
+            self._features(model, own_pixels)
         torch.cuda.current_stream(pixels.device).wait_stream(stream)
         with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            features = model.frame_tokens(own_pixels).pooler_output
+            features = self._features(model, own_pixels)
         self._graphs[len(pixels)] = graph, own_pixels, features
+
+
+def fast_ops(tower):
+    """The parts of the tower's fast form; None where it has none."""
+    if not is_plain_siglip(tower):
+        return None
+    try:
+        from .fast_tower_kernels_videollm_mod import TowerKernels
+    except ImportError:
+        return None
+    return TowerKernels
 
 
 def has_hooks(module: torch.nn.Module) -> bool:

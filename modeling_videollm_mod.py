@@ -126,13 +126,15 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
 
     def frame_tokens(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """`encode_frames` of frames that are known to be right."""
-        vision = self.config.vision_config
         outputs = self.vision_tower(pixel_values_videos.to(self.vision_tower.dtype), return_dict=True, **kwargs)
-        patches, tokens = outputs.last_hidden_state, []
+        outputs.pooler_output = self.tokens_of(outputs.last_hidden_state, outputs.pooler_output)
+        return outputs
+
+    def tokens_of(self, hidden: torch.Tensor, class_token: torch.Tensor | None) -> torch.Tensor:
+        """The frames' tokens `[F, N, Dv]` from the tower's `last_hidden_state` and `pooler_output`."""
+        vision, patches, tokens = self.config.vision_config, hidden, []
         if vision.model_type == "clip_vision_model":
             class_token, patches = patches[:, 0], patches[:, 1:]
-        else:
-            class_token = outputs.pooler_output
         if self.config.frame_token_cls:
             if class_token is None:
                 raise ValueError(
@@ -144,8 +146,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             grid = patches.transpose(1, 2).unflatten(2, (side, side))
             pooled = nn.functional.adaptive_avg_pool2d(grid, tuple(self.config.frame_token_pooled))
             tokens.append(pooled.flatten(2).transpose(1, 2))
-        outputs.pooler_output = torch.cat(tokens, dim=1)
-        return outputs
+        return torch.cat(tokens, dim=1)
 
     @can_return_tuple
     def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:

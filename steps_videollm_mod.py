@@ -7,8 +7,10 @@ Shapes: F frames of a step, H and W pixels, N vision tokens per frame, k of them
 tower, V vocabulary.
 """
 
+import functools
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from itertools import accumulate, groupby
 from time import perf_counter
 
 import torch
@@ -16,6 +18,8 @@ import torch
 from .cache_videollm_mod import PackedCache
 from .fast_step_videollm_mod import MOST_TOKENS, NOT_FINITE, Fed, StepsUnavailable, fast_language_model
 from .fast_vision_videollm_mod import encode
+
+FIRST_FRAMES = 8  # of many: what the vision tower of a GPU begins with while the others are on their way to it
 
 
 class Step:
@@ -47,20 +51,61 @@ class Encode(Step):
     @staticmethod
     @torch.no_grad()
     def together(steps: list["Encode"]) -> None:
-        model, alike = steps[0].session.model, {}
-        on_cpu = model.device.type == "cpu"  # whose caches hold little, while others wait for launches
-        for step in steps:
-            key = step if on_cpu else (id(step.session.processor), step.frames.dtype, step.frames.shape[1:])
-            alike.setdefault(key, []).append(step)
-        steps, pixels = [step for own in alike.values() for step in own], []
-        with stage("preprocess", steps):
-            for own in alike.values():
-                frames = own[0].frames if len(own) == 1 else torch.cat([step.frames for step in own])
-                pixels.append(own[0].session.processor.video_processor.to_pixels(frames.to(model.device)))
-        with stage("vision", steps):
-            features = encode(model, pixels[0] if len(pixels) == 1 else torch.cat(pixels))
+        model, features = steps[0].session.model, []
+        steps = sorted(steps, key=preprocessed_alike)
+        for piece in in_pieces(steps, model.device):
+            with stage("preprocess", steps):
+                pixels = pixels_of(piece, model.device)
+            with stage("vision", steps):
+                features.append(encode(model, pixels))
+        features = features[0] if len(features) == 1 else torch.cat(features)
         for step, own in zip(steps, features.split([len(step.frames) for step in steps]), strict=True):
             step.value = own
+
+
+def preprocessed_alike(step: Encode) -> tuple:
+    """The same for steps whose frames can be preprocessed together."""
+    return id(step.session.processor), str(step.frames.dtype), *step.frames.shape[1:]
+
+
+def pixels_of(piece: list[tuple[Encode, torch.Tensor]], device: torch.device) -> torch.Tensor:
+    """Frames as the tower takes them. On a GPU those that are alike together, for there launches are what takes time;
+    the caches of a CPU hold little."""
+    if device.type == "cpu":
+        groups = [[own] for own in piece]
+    else:
+        groups = [list(own) for _, own in groupby(piece, key=lambda own: preprocessed_alike(own[0]))]
+    pixels = []
+    for group in groups:
+        frames = torch.cat([frames for _, frames in group]) if len(group) > 1 else group[0][1]
+        pixels.append(group[0][0].session.processor.video_processor.to_pixels(brought(frames, device)))
+    return pixels[0] if len(pixels) == 1 else torch.cat(pixels)
+
+
+def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Encode, torch.Tensor]]]:
+    """The steps' frames in order, cut into what goes through the tower together: of many, on a GPU, few come first."""
+    total = sum(len(step.frames) for step in steps)
+    if device.type != "cuda" or total < 2 * FIRST_FRAMES:
+        return [[(step, step.frames) for step in steps]]
+    parts = [(step, frames) for step in steps for frames in step.frames.split(FIRST_FRAMES)]
+    some = list(accumulate(len(frames) for _, frames in parts))
+    first = 1 + next(index for index, count in enumerate(some) if count >= FIRST_FRAMES)
+    return [parts[:first], parts[first:]]
+
+
+def brought(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`frames.to(device)`; to a GPU beside what it is at."""
+    if device.type != "cuda" or frames.device.type != "cpu":
+        return frames.to(device)
+    with torch.cuda.stream(copying_stream(device)):
+        arrived = frames.to(device)
+    arrived.record_stream(torch.cuda.current_stream(device))
+    return arrived
+
+
+@functools.cache
+def copying_stream(device: torch.device) -> "torch.cuda.Stream":
+    return torch.cuda.Stream(device)
 
 
 class Feed(Step):

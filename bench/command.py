@@ -12,6 +12,7 @@ def add_bench(commands) -> None:
     add_train(benches)
     add_memory(benches)
     add_watching(benches)
+    add_plan(benches)
 
 
 def add_result(parser, geometry: str) -> None:
@@ -48,5 +49,19 @@ def add_memory(benches) -> None:
         from .memory import bench
 
         bench(**arguments)
+
+    parser.set_defaults(run=run)
+
+
+def add_plan(benches) -> None:
+    parser = benches.add_parser("plan", help="a page on 8 GPUs, 64 GPUs and a million hours, from results there are")
+    parser.add_argument("--results", type=Path, metavar="DIR", help="by default those of the repository")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="by default docs/planning.md of the repository")
+
+    def run(arguments: dict) -> None:
+        from ..benchmarks.record import RESULTS
+        from .plan import PAGE, bench
+
+        bench(arguments["results"] or RESULTS, arguments["output"] or PAGE)
 
     parser.set_defaults(run=run)

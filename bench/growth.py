@@ -1,37 +1,206 @@
-"""How time and memory of a training step grow with the stream: frames, tokens of a frame, batch and keep ratio."""
+"""`videollm-mod bench growth`: how time and memory of watching grow: with the frames that are held, the tokens of a
+frame, the streams watched together, and the share of tokens that routed layers keep.
 
-from collections.abc import Iterator
+A row is a few streams that hold so many frames. It says what their caches take, counted exactly; whether they fit; and
+if so the time of one more frame of each, as it comes, and of a block of recorded frames, both through the language
+model alone. A file that exists is gone on with.
+"""
+
+import json as jsons
+import math
+import os
+import time
+from pathlib import Path
 
 import torch
 
-from .step import Bench, Deadline, Way
+from ..cache_videollm_mod import MoDCache
+from ..configuration_videollm_mod import num_kept_tokens
+from ..growing_videollm_mod import room_for
+from ..steps_videollm_mod import Feed, carry_out_together
+from .filled import fill
+from .record import enter, header, write
+from .streams import random_model
+from .watching import WARM_UP, as_it_is, summary, synchronise
 
-FRAMES, TOKENS, KEEP_RATIO = 600, 10, 0.2  # where something else grows
-BATCHES = (1, 2, 4, 8)
+FRAMES, TOKENS = (100, 300, 600, 1200, 2400, 4800, 9600, 20_000), (1, 10, 50, 101)
+BATCHES, KEEP_RATIOS = (1, 2, 4, 8, 16), (0.1, 0.2, 0.5, 1.0)
+MIDDLE = {"frames": 600, "tokens": 10, "batch": 1, "keep_ratio": 0.2}  # where something else grows
+BLOCK_TOKENS, BLOCK_FRAMES = 4096, 256  # of a block of recorded frames, at most
+WORKING_BYTES = 2 * 2**30  # that a step may take beside weights and caches
+KEYS = ("frames", "tokens", "batch", "keep_ratio", "way")
 
 
-def growth(
-    geometry: str, frames: tuple[int, ...], tokens: tuple[int, ...], keep_ratios: tuple[float, ...], minutes: float
-) -> Iterator[dict]:
-    """A row for each size, routed and dense, with the second of two steps; the smaller sizes come first."""
-    deadline = Deadline(minutes)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    bench = Bench(geometry, FRAMES, TOKENS, device)
-    cases = [("frames", (count, TOKENS, 1, KEEP_RATIO)) for count in frames]
-    cases += [("tokens_per_frame", (FRAMES, count, 1, KEEP_RATIO)) for count in tokens]
-    cases += [("batch", (FRAMES, TOKENS, count, KEEP_RATIO)) for count in BATCHES]
-    cases += [("keep_ratio", (FRAMES, TOKENS, 1, ratio)) for ratio in (*keep_ratios, 1.0)]
-    cases.sort(key=lambda case: case[1][0] * case[1][1] * case[1][2])
-    for grows, (count, per_frame, batch, ratio) in cases:
-        bench.use_stream(count, per_frame, batch)
-        bench.model.keep_ratio = ratio
-        for way in (Way(True, recompute="attention"), Way(False, recompute="attention")):
-            if deadline.passed():
-                return
-            steps = [bench.try_step(way) for _ in range(2)]
-            row = {"grows": grows, "row": way.name, "recompute": way.recompute, "frames": count}
-            row |= {"tokens_per_frame": per_frame, "batch": batch, "keep_ratio": ratio}
-            if steps[-1] is not None:
-                row |= {"seconds": steps[-1][1], "peak_gib": steps[-1][2]}
-            print(row, flush=True)
-            yield row
+def cases(frames: tuple[int, ...], tokens: tuple[int, ...]) -> list[dict]:
+    """What is measured, the smaller sizes first."""
+    found = [{**MIDDLE, "frames": count, "tokens": each} for each in tokens for count in frames]
+    middle = {**MIDDLE, "frames": min(frames, key=lambda count: abs(count - MIDDLE["frames"]))}
+    middle["tokens"] = min(tokens, key=lambda count: abs(count - MIDDLE["tokens"]))
+    found += [{**middle, "batch": count} for count in BATCHES]
+    found = [{**case, "way": way} for case in found for way in ("mod", "dense")]
+    found += [{**middle, "keep_ratio": ratio, "way": "mod"} for ratio in KEEP_RATIOS]
+    unique = {tuple(case[key] for key in KEYS): case for case in found}
+    return sorted(unique.values(), key=lambda case: case["frames"] * case["tokens"] * case["batch"])
+
+
+def layer_lengths(text, frames: int, tokens: int, keep_ratio: float, routed: bool) -> list[int]:
+    """Tokens that each layer holds of frames with one separator each."""
+    layers = set(text.routed_layers) if routed else set()
+    kept = num_kept_tokens(keep_ratio, tokens)
+    return [frames * (1 + (kept if index in layers else tokens)) for index in range(text.num_hidden_layers)]
+
+
+def cache_bytes(text, lengths: list[int], itemsize: int) -> tuple[int, int]:
+    """Bytes of the keys and values of one stream, and of the rooms that hold them, which are larger and hold each
+    token's position too."""
+    per_token = 2 * text.num_key_value_heads * text.head_dim * itemsize
+    return sum(lengths) * per_token, sum(map(room_for, lengths)) * (per_token + torch.long.itemsize)
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes of the device, or of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+class Stream:
+    """What a session is to a `Feed`."""
+
+    most_bytes = why_not_static = None
+
+    def __init__(self, model, keep_ratio: float):
+        self.model, self.keep_ratio, self.cache, self._counts = model, keep_ratio, MoDCache(model.config), {}
+
+    def count_seconds(self, stage: str, seconds: float) -> None:
+        pass
+
+
+def advance(streams: list[Stream], frames: int, repeats: int) -> dict:
+    """Time of `frames` more frames of each stream, always from the same state."""
+    model, seconds = streams[0].model, []
+    config, device = model.config, model.device
+    ids = ([config.frame_separator_token_id] + [config.video_token_id] * config.num_frame_tokens) * frames
+    size = (frames, config.num_frame_tokens, config.vision_config.hidden_size)
+    features, end = torch.randn(size, device=device, dtype=model.dtype), streams[0].cache.get_seq_length()
+    for _ in range(WARM_UP + repeats):
+        steps = [Feed(stream, ids, features) for stream in streams]
+        synchronise(device)
+        start = time.perf_counter()
+        carry_out_together(steps)
+        synchronise(device)
+        seconds.append(time.perf_counter() - start)
+        for step in steps:
+            step.result()
+            step.session.cache.rollback(end)
+    found = {"frames": frames, **summary(seconds[WARM_UP:], frames * len(streams))}
+    return {**found, "ms_per_frame": round(found["p50_ms"] / frames / len(streams), 4)}
+
+
+def measure(model, case: dict, repeats: int, total: int) -> dict:
+    """A row."""
+    text, device = model.config.text_config, model.device
+    side = math.isqrt(case["tokens"] - 1)
+    model.config.frame_token_pooled = [side, side] if side else None
+    lengths = layer_lengths(text, case["frames"], case["tokens"], case["keep_ratio"], case["way"] == "mod")
+    held, rooms = (case["batch"] * count for count in cache_bytes(text, lengths, model.dtype.itemsize))
+    weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
+    row = {**case, "cache_bytes": held, "needs_bytes": weights + rooms + WORKING_BYTES}
+    row["fits"] = row["needs_bytes"] <= total
+    if not row["fits"]:
+        return row
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+    try:
+        with as_it_is(model, dense=case["way"] == "dense"):
+            streams = [Stream(model, case["keep_ratio"]) for _ in range(case["batch"])]
+            for stream in streams:
+                fill(stream, case["frames"])
+            row["stream"] = advance(streams, 1, repeats)
+            if case["batch"] == 1:
+                block = min(BLOCK_FRAMES, BLOCK_TOKENS // (case["tokens"] + 1))
+                row["block"] = advance(streams, block, max(2, repeats // 4))
+            row["why_not_static"] = streams[0].why_not_static
+    except torch.OutOfMemoryError:
+        row["fits"] = False
+        row["why"] = "the device ran out of memory, though by arithmetic it fits"
+    if device.type == "cuda":
+        row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return row
+
+
+def line(row: dict) -> str:
+    size = (
+        f"{row['frames']:>6} frames x {row['tokens']:>3} tokens, {row['batch']:>2} streams, kept {row['keep_ratio']}"
+    )
+    size += f", {row['way']:<5} cache {row['cache_bytes'] / 2**30:8.3f} GiB"
+    if not row["fits"]:
+        return f"{size}  does not fit: {row['needs_bytes'] / 2**30:.1f} GiB are needed"
+    block = f", in blocks {row['block']['ms_per_frame']:.3f} ms" if "block" in row else ""
+    return f"{size}  a frame {row['stream']['ms_per_frame']:.3f} ms{block}"
+
+
+def figures(result: dict) -> dict[str, float]:
+    """Those of the summary: what a frame costs a long stream, and a short one."""
+    if (result["geometry"], result["device"]) != ("llama3-8b", "cuda"):
+        return {}
+    wanted = {f"growth_ms_{count}": {**MIDDLE, "frames": count, "way": "mod"} for count in (FRAMES[0], FRAMES[-1])}
+    rows = {tuple(row[key] for key in KEYS): row for row in result["rows"]}
+    found = {name: rows.get(tuple(case[key] for key in KEYS), {}) for name, case in wanted.items()}
+    return {name: row["stream"]["ms_per_frame"] for name, row in found.items() if "stream" in row}
+
+
+def gone_on_with(json: Path | None, about: dict) -> list[dict]:
+    """The rows of a file that exists.
+
+    Raises:
+        `ValueError`: if it is of another geometry or machine.
+    """
+    if json is None or not json.exists():
+        return []
+    known = jsons.loads(json.read_text(encoding="utf-8"))
+    for key, value in about.items():
+        if known.get(key) != value:
+            raise ValueError(f"{json} has {key} {known.get(key)!r}, here it is {value!r}; give another --json")
+    return known["rows"]
+
+
+def bench(
+    geometry: str,
+    json: Path | None,
+    device: str,
+    repeats: int,
+    minutes: float,
+    frames: tuple[int, ...],
+    tokens: tuple[int, ...],
+) -> None:
+    """Rows of all sizes, routed and dense.
+
+    Args:
+        json (`Path`, *optional*): for the result, which is written as it grows, and gone on with.
+        repeats (`int`): calls that are timed in each row; a quarter of them of blocks.
+        minutes (`float`): no row is begun after that time.
+    """
+    place, end = torch.device(device), time.perf_counter() + 60 * minutes
+    result = {**header(), "geometry": geometry, "device": device, "memory_bytes": memory_of(place)}
+    about = {key: result[key] for key in ("geometry", "device", "machine")}
+    result["rows"] = rows = gone_on_with(json, about)
+    done = {tuple(row[key] for key in KEYS) for row in rows}
+    wanted = [case for case in cases(tuple(frames), tuple(tokens)) if tuple(case[key] for key in KEYS) not in done]
+    if wanted:
+        dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
+        model = random_model(geometry, device, dtype=dtype).eval()
+    for index, case in enumerate(wanted):
+        if time.perf_counter() > end:
+            print(f"{len(wanted) - index} rows are left; run the same command again")
+            break
+        row = {**measure(model, case, repeats, result["memory_bytes"]), "commit": result["commit"]}
+        print(line(row), flush=True)
+        rows.append(row)
+        write(json, result)
+    enter(json, figures(result), result["command"])
+    if json is not None:
+        from .growth_plot import plot
+
+        print(plot(result, json.with_suffix(".png")))

@@ -32,7 +32,7 @@ def bench(geometry: str, json: Path | None, training: bool, minutes: float) -> N
         if row["keep_ratio"] == 0.2 and row["tokens_per_frame"] in (10, 50)
     }
     if training:
-        from .growth import growth
+        from .step_growth import growth
 
         result["training"] = []
         for row in growth(geometry, FRAMES, TOKENS, KEEP_RATIOS, minutes):

@@ -1,5 +1,6 @@
-"""The arguments of `bench stream` and `bench offline`."""
+"""The arguments of `bench stream`, `bench offline` and `bench growth`."""
 
+import math
 from pathlib import Path
 
 from ..cli import share_cores
@@ -34,6 +35,24 @@ def add_watching(benches) -> None:
         bench(**checked(arguments))
 
     parser.set_defaults(run=run_offline)
+    parser = benches.add_parser("growth", help="watching against frames held, tokens a frame, streams and keep ratio")
+    add_shared(parser, repeats=12)
+    parser.add_argument("--frames", type=int, nargs="+", metavar="N", help="held, instead of 100 to 20,000")
+    parser.add_argument("--tokens", type=int, nargs="+", metavar="N", help="of a frame, instead of 1, 10, 50 and 101")
+
+    def run_growth(arguments: dict) -> None:
+        share_cores()
+        from .growth import FRAMES, TOKENS, bench
+
+        arguments["frames"], arguments["tokens"] = arguments["frames"] or FRAMES, arguments["tokens"] or TOKENS
+        if min(arguments["frames"]) < 1:
+            raise ValueError(f"--frames must be at least 1, got {min(arguments['frames'])}")
+        for tokens in arguments["tokens"]:
+            if tokens < 1 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
+                raise ValueError(f"--tokens must be 1 more than a square, as 1, 10 or 50 are, got {tokens}")
+        bench(**checked(arguments))
+
+    parser.set_defaults(run=run_growth)
 
 
 def add_shared(parser, repeats: int) -> None:

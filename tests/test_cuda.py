@@ -8,7 +8,7 @@ import pytest
 import torch
 from fresh import ROOT
 from test_fast_step import STATIC, calls_of, check_streams_together
-from tiny import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_model
+from tiny import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_config, tiny_model
 
 from videollm_mod import (
     MoDCache,
@@ -21,6 +21,8 @@ from videollm_mod import (
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.fast_step_videollm_mod import fast_language_model
+from videollm_mod.fast_vision_videollm_mod import encode
+from videollm_mod.video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -253,3 +255,41 @@ def test_static_sessions_say_what_others_say(bounds):
         assert watch(block)[1] == expected
     with ThreadPoolExecutor(4) as pool:
         assert all(events == expected for _, events in pool.map(watch, [5] * 4))
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("pooled", [(2, 2), None])
+@torch.no_grad()
+def test_the_fast_tower_and_its_graphs_are_the_tower(dtype, tolerance, pooled):
+    """Each number of frames as it is, captured, and replayed, with weights that change in between."""
+    vision = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_hidden_layers": 3}
+    vision |= {"model_type": "siglip_vision_model", "image_size": 64, "patch_size": 16}
+    config = tiny_config(pooled=pooled)
+    config.vision_config = type(config.vision_config)(**vision)
+    model = tiny_model(4, config)
+    for weight in model.model.vision_tower.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    for count in (1, 8, 30, 1):
+        pixels = torch.randn(count, 3, 64, 64)
+        expected = model.cpu().float().encode_frames(pixels).pooler_output
+        model.cuda().to(dtype)
+        for _ in range(3):
+            assert relative_error(encode(model, pixels.cuda()), expected) < tolerance
+        graphs = model._vision_graphs
+        assert graphs._ops is not None and count in graphs._graphs
+        weights = dict(model.model.vision_tower.named_parameters())
+        weight = next(weights[name] for name in weights if name.endswith("layers.1.self_attn.v_proj.weight"))
+        weight.mul_(-1)
+        changed = encode(model, pixels.cuda())
+        assert model._vision_graphs is graphs and relative_error(changed, expected) > 2 * tolerance
+        assert relative_error(changed, model.encode_frames(pixels.cuda()).pooler_output) < tolerance
+        weight.mul_(-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"do_pad": False}, {"resample": 2}, {"size": {"height": 50, "width": 20}}])
+def test_pixels_on_the_gpu_are_the_cpus(options):
+    processor = VideoLLMMoDVideoProcessor(**options)
+    frames = torch.randint(0, 256, (20, 90, 160, 3), dtype=torch.uint8).movedim(-1, 1)
+    torch.testing.assert_close(
+        processor.to_pixels(frames.cuda()).cpu(), processor.to_pixels(frames), atol=1e-5, rtol=0
+    )

@@ -1,0 +1,176 @@
+"""From frames to features on a GPU: what is faster there is the same as what it stands for. Its parts run here."""
+
+import os
+import random
+from unittest import mock
+
+import pytest
+import torch
+from fresh import ROOT
+from tiny import VISION, tiny_model
+from torch.nn.functional import interpolate
+from transformers import AutoModel, SiglipVisionConfig
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, steps_videollm_mod
+from videollm_mod.data.world import world_stream
+from videollm_mod.fast_tower_videollm_mod import PlainTowerOps, is_plain_siglip, run
+from videollm_mod.fast_vision_videollm_mod import FastVision
+from videollm_mod.steps_videollm_mod import FIRST_FRAMES, Encode, carry_out_together, in_pieces
+from videollm_mod.video_processing_videollm_mod import resized_by_products
+
+
+def siglip(seed: int, **options):
+    torch.manual_seed(seed)
+    config = SiglipVisionConfig(**{**VISION["siglip_vision_model"], **options})
+    tower = AutoModel.from_config(config).eval()
+    for weight in tower.parameters():  # biases are zero at first
+        torch.nn.init.normal_(weight, std=0.3)
+    return tower
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "options", [{}, {"num_attention_heads": 4, "hidden_size": 32}, {"image_size": 30}, {"vision_use_head": False}]
+)
+@torch.no_grad()
+def test_the_fast_tower_is_the_tower(seed, options):
+    tower = siglip(seed, **options)
+    assert is_plain_siglip(tower)
+    size = tower.config.image_size
+    pixels = torch.randn(1 + seed, 3, size, size)
+    expected = tower(pixels)
+    hidden, pooled = run(tower, pixels)
+    torch.testing.assert_close(hidden, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+    if options.get("vision_use_head", True):
+        torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-5, rtol=1e-5)
+    else:
+        assert pooled is None and expected.pooler_output is None
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter, TRITON_INTERPRET=1")
+@pytest.mark.parametrize("width", [16, 24, 130])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@torch.no_grad()
+def test_the_kernel_is_the_plain_part(width, rows):
+    """Also where rows are no power of two wide, and do not fill the last program."""
+    kernels = pytest.importorskip("videollm_mod.fast_tower_kernels_videollm_mod")
+    torch.manual_seed(width)
+    norm, x, more = torch.nn.LayerNorm(width, eps=1e-3), torch.randn(3, 7, width), torch.randn(3, 7, width)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    with mock.patch.object(kernels, "ROWS", rows):
+        for value, expected in zip(
+            kernels.TowerKernels.add_and_norm(x, more, norm), PlainTowerOps.add_and_norm(x, more, norm), strict=True
+        ):
+            torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_towers_of_another_kind_keep_their_own_forward():
+    assert not is_plain_siglip(tiny_model(vision="clip_vision_model").model.vision_tower)
+    assert not is_plain_siglip(siglip(0, hidden_act="gelu"))
+    assert not is_plain_siglip(siglip(0).train())
+    tower = siglip(0)
+    layer = next(part for name, part in tower.named_modules() if name.endswith("layers.1.mlp"))
+    layer.fc1 = torch.nn.utils.parametrizations.weight_norm(layer.fc1)
+    assert not is_plain_siglip(tower)
+    tower = siglip(0)
+    next(tower.parameters()).data = next(tower.parameters()).data.bfloat16()
+    assert not is_plain_siglip(tower)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@torch.no_grad()
+def test_features_of_the_fast_tower_are_the_models(seed):
+    model = tiny_model(seed)
+    pixels = torch.randn(3, 3, 24, 24)
+    vision = FastVision(model)
+    expected = model.encode_frames(pixels).pooler_output
+    vision._ops = PlainTowerOps
+    features = vision._features(model.model, pixels)
+    assert vision._ops is PlainTowerOps
+    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_fast_tower_that_does_not_run_is_left():
+    model, pixels = tiny_model(0), torch.randn(3, 3, 24, 24)
+    vision, broken = FastVision(model), mock.Mock(**{"embed.side_effect": RuntimeError("no compiler")})
+    vision._ops = broken
+    with torch.no_grad():
+        features = vision._features(model.model, pixels)
+        assert torch.equal(features, model.encode_frames(pixels).pooler_output)
+    assert broken.embed.called and vision._ops is None
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("sizes", [((72, 128), (22, 38)), ((9, 31), (40, 17)), ((30, 30), (30, 7)), ((1, 5), (3, 1))])
+def test_resizing_by_products_is_resizing(mode, sizes):
+    old, new = sizes
+    frames = torch.randint(0, 256, (2, *old, 3)).movedim(-1, 1).float()
+    expected = interpolate(frames, new, mode=mode, antialias=True)
+    torch.testing.assert_close(resized_by_products(frames, new, mode), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("counts", [[30], [15], [16], [1] * 20, [5, 12, 3], [8, 8], [40, 1], [3, 40], [7, 8]])
+def test_pieces_are_all_frames_in_order(counts):
+    steps = [Encode(mock.Mock(), torch.full((count, 1), index)) for index, count in enumerate(counts)]
+    for device in ("cpu", "cuda"):
+        pieces = in_pieces(steps, torch.device(device))
+        for step in steps:
+            own = [frames for piece in pieces for other, frames in piece if other is step]
+            assert torch.equal(torch.cat(own), step.frames)
+        order = [steps.index(step) for piece in pieces for step, _ in piece]
+        assert order == sorted(order)
+        sizes = [sum(len(frames) for _, frames in piece) for piece in pieces]
+        cut = device == "cuda" and sum(counts) >= 2 * FIRST_FRAMES
+        assert len(sizes) == 1 + cut and all(sizes)
+        assert not cut or FIRST_FRAMES <= sizes[0] < 2 * FIRST_FRAMES
+
+
+def cut_in_three(steps, device):
+    rng = random.Random(len(steps))
+    parts = [(step, frames) for step in steps for frames in step.frames.split(2)]
+    first, second = sorted(rng.sample(range(1, len(parts)), 2))
+    return [parts[:first], parts[first:second], parts[second:]]
+
+
+def test_features_do_not_depend_on_pieces():
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    sessions = [model.stream(processor) for _ in range(3)]
+    frames = [torch.from_numpy(world_stream(seed).frames(height=96)[:7]).movedim(-1, 1) for seed in range(3)]
+    found = []
+    for cut in (in_pieces, cut_in_three):
+        steps = [Encode(*each) for each in zip(sessions, frames, strict=True)]
+        with mock.patch.object(steps_videollm_mod, "in_pieces", cut):
+            carry_out_together(steps)
+        found.append([step.result() for step in steps])
+    for whole, pieces in zip(*found, strict=True):
+        assert whole.shape == pieces.shape == (7, *whole.shape[1:])
+        torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
+    for session in sessions:
+        assert all(session.stats.seconds[stage] > 0 for stage in ("preprocess", "vision"))
+
+
+def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame():
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    frames = world_stream(5).frames(height=96)
+    session, other = model.stream(processor), model.stream(processor)
+    expected = [(event.time, event.text) for event in other.push(frames)]
+    events, encode, calls = session.push(frames[:4]), steps_videollm_mod.encode, []
+
+    def second_fails(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RuntimeError("the second piece")
+        return encode(*arguments)
+
+    tokens = session.stats.tokens
+    with (
+        mock.patch.object(steps_videollm_mod, "in_pieces", cut_in_three),
+        mock.patch.object(steps_videollm_mod, "encode", second_fails),
+        pytest.raises(RuntimeError, match="the second piece"),
+    ):
+        session.push(frames[4:])
+    assert len(calls) == 2 and session.stats.tokens == tokens and session.stats.frames == 4
+    events += session.push(frames[4:])
+    assert [(event.time, event.text) for event in events] == expected

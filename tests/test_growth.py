@@ -1,0 +1,96 @@
+"""`videollm-mod bench growth`: what it counts is what caches take, what does not fit is not tried, and it goes on."""
+
+import json
+
+import pytest
+import torch
+
+from videollm_mod import cli
+from videollm_mod.bench import growth
+from videollm_mod.bench.filled import fill
+from videollm_mod.bench.geometries import config_values
+from videollm_mod.bench.growth import KEYS, MIDDLE, Stream, advance, cache_bytes, cases, layer_lengths, measure
+from videollm_mod.bench.streams import random_model
+from videollm_mod.bench.watching import as_it_is
+from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("frames, ratio", [(1, 0.2), (23, 0.2), (40, 0.5)])
+@torch.no_grad()
+def test_counted_bytes_are_those_of_a_cache(dense, frames, ratio):
+    model = random_model("tiny", "cpu", dtype=torch.float32).eval()
+    text, stream = model.config.text_config, Stream(model, ratio)
+    with as_it_is(model, dense):
+        fill(stream, frames)
+    lengths = layer_lengths(text, frames, 10, ratio, routed=not dense)
+    assert lengths == [layer.get_seq_length() for layer in stream.cache.layers]
+    held, rooms = cache_bytes(text, lengths, 4)
+    assert held == sum(layer.keys.nbytes + layer.values.nbytes for layer in stream.cache.layers)
+    assert rooms == sum(room.room.nbytes for layer in stream.cache.layers for room in layer.rooms.values())
+
+
+def test_bytes_of_long_streams():
+    """By hand, at 8B: 32 layers, 8 heads of 128 numbers of 2 bytes, keys and values."""
+    text = VideoLLMMoDConfig(**config_values("llama3-8b")).text_config
+    dense = layer_lengths(text, 20_000, 101, 0.2, routed=False)
+    assert cache_bytes(text, dense, 2)[0] == 20_000 * 102 * 32 * 4096 == 267_386_880_000
+    routed = layer_lengths(text, 20_000, 10, 0.2, routed=True)
+    assert cache_bytes(text, routed, 2)[0] == 20_000 * (11 + 3) * 16 * 4096 == 18_350_080_000
+
+
+def test_cases_are_each_there_once():
+    found = cases(growth.FRAMES, growth.TOKENS)
+    keys = [tuple(case[key] for key in KEYS) for case in found]
+    assert len(set(keys)) == len(keys) == 2 * 8 * 4 + 2 * 4 + 3
+    assert (20_000, 101, 1, 0.2, "dense") in keys and (600, 10, 16, 0.2, "mod") in keys and keys[0][:2] == (100, 1)
+
+
+def test_what_does_not_fit_is_not_tried():
+    model = random_model("tiny", "cpu", dtype=torch.float32).eval()
+    row = measure(model, {**MIDDLE, "way": "mod"}, repeats=1, total=growth.WORKING_BYTES)
+    assert row["fits"] is False and "stream" not in row and "block" not in row
+    fits = measure(model, {**MIDDLE, "frames": 5, "way": "mod"}, repeats=1, total=growth.WORKING_BYTES + 2**30)
+    assert fits["fits"] is True and fits["stream"]["p50_ms"] > 0 and fits["needs_bytes"] < row["needs_bytes"]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_streams_are_after_it_what_they_were(count):
+    model = random_model("tiny", "cpu", dtype=torch.float32).eval()
+    streams = [Stream(model, 0.2) for _ in range(count)]
+    for stream in streams:
+        fill(stream, 6)
+    held = [[layer.keys.clone() for layer in stream.cache.layers] for stream in streams]
+    found = advance(streams, 2, repeats=2)
+    assert found["frames"] == 2 and len(found["raw_ms"]) == 2
+    assert found["ms_per_frame"] == pytest.approx(found["p50_ms"] / 2 / count, abs=1e-4)
+    for stream, keys in zip(streams, held, strict=True):
+        assert all(torch.equal(layer.keys, own) for layer, own in zip(stream.cache.layers, keys, strict=True))
+        assert int(stream.cache.num_frames) == 6
+
+
+def test_a_file_is_gone_on_with(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(growth, "BATCHES", (1, 2))
+    monkeypatch.setattr(growth, "KEEP_RATIOS", (0.5,))
+    path = tmp_path / "growth.json"
+    command = ["bench", "growth", "--geometry", "tiny", "--device", "cpu", "--repeats", "1", "--json", str(path)]
+    assert cli.main([*command, "--frames", "4", "--tokens", "5"]) == 0
+    first = json.loads(path.read_text())
+    assert [row["batch"] for row in first["rows"]] == [1, 1, 1, 2, 2] and {"mod", "dense"} == {
+        row["way"] for row in first["rows"]
+    }
+    assert cli.main([*command, "--frames", "4", "9", "--tokens", "5", "--minutes", "0"]) == 0
+    assert json.loads(path.read_text())["rows"] == first["rows"]
+    assert cli.main([*command, "--frames", "4", "9", "--tokens", "5"]) == 0
+    second = json.loads(path.read_text())
+    assert second["rows"][: len(first["rows"])] == first["rows"] and len(second["rows"]) > len(first["rows"])
+    assert path.with_suffix(".png").stat().st_size > 10_000
+    path.write_text(json.dumps({**second, "geometry": "middle"}))
+    assert cli.main([*command, "--frames", "4"]) == 2
+    assert "give another --json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("options", [["--frames", "0"], ["--tokens", "7"], ["--tokens", "0"]])
+def test_wrong_sizes_are_named(options, capsys):
+    assert cli.main(["bench", "growth", "--geometry", "tiny", "--device", "cpu", *options]) == 2
+    assert f"error: {options[0]} must be" in capsys.readouterr().err
