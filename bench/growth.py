@@ -72,7 +72,7 @@ class Stream:
     def __init__(self, model, keep_ratio: float):
         self.model, self.keep_ratio, self.cache, self._counts = model, keep_ratio, MoDCache(model.config), {}
 
-    def count_seconds(self, stage: str, seconds: float) -> None:
+    def count_seconds(self, stage: str, took, shared_by: int) -> None:
         pass
 
 

@@ -1,238 +1,210 @@
-"""Train the nano against the clock, and score it on the way.
+"""Train the checkpoint at the root against the clock, on one GPU, and score it.
 
-    python -m videollm_mod.benchmarks.nano_run --seconds 545 --output OUT
+    python -m videollm_mod.benchmarks.nano_run --seconds 500 --output OUT
 
-`videollm-mod train` runs in processes of its own, one a GPU. How many steps fit is told by the first of a stage: if
-they take longer than planned, or far less, the stage begins again with as many as fit. Every checkpoint is scored
-beside the training, the finished one with more streams. OUT gets `result.json` (after each score), `train.log`, the
-Trainer's states, and the checkpoint as `nano.tar` in parts of 15 MiB: `cat nano.tar.* | tar x`.
+As `videollm-mod train` does it in two stages: the vision tower learns to name what is in a frame, then the language
+model learns the streams. But all streams are made before, and all frames are encoded once, so that a step takes what
+the language model takes; and each stage lasts for a share of the seconds: its learning rate and its keep ratio follow
+the clock and not the number of steps. OUT gets `result.json`, and the checkpoint as `nano.tar` in parts of 15 MiB:
+`cat nano.tar.* | tar x`.
 """
 
 import argparse
-import contextlib
 import json
-import os
-import shutil
-import subprocess
+import math
 import sys
 import tarfile
-import threading
 import time
 from pathlib import Path
 
-import psutil
+import numpy as np
 import torch
-import yaml
 
+from ..data.world import texts
+from ..data.world_hard import split_seeds
 from ..evaluation.tasks import ANSWERING
-from ..training.config import last_checkpoint
+from ..training.freezing import freeze_unreached
+from ..training.initialise import initialise
+from ..training.keep_ratio import KeepRatioSchedule
 from ..training.saving import save
+from ..training.vision_stage import CellNamer
+from .nano_data import Chunks, StreamBank
 from .nano_scores import load, scores
 from .record import surroundings
 
-LOGGED = 20  # steps between two losses in the log
-FIRST, WINDOW = 3, 20  # losses: those before the first are of a cold start, the speed is that of the last ones
-START = 35  # seconds until a process that begins again has made its first step
-MARGIN = 0.95  # of the seconds left: scores on the way slow the training down
-SLACK = 35  # seconds that a stage may end late, of those kept for the last scores
-SAVE = 25  # seconds to end with a checkpoint that is as it is
-STEPS = ("max_steps", "warmup_steps", "keep_ratio_warmup_steps")
-QUICK_TASKS = ("step", "task", "next")
+LEVELS = {"basic": 16_000} | {
+    f"{level}{kind}": 8_000 for level in ("hard_small", "hard") for kind in ("", "_lessons", "_tasks_lessons")
+}
+MODEL = {
+    "frame_token_cls": True,
+    "frame_token_pooled": [3, 3],
+    "text_config": {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 704,  # its longest streams have 690 tokens
+        "tie_word_embeddings": True,
+        "mod_layers": "interleaved",
+        "mod_keep_ratio": 0.2,
+        "mod_gate": "output",
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "image_size": 96,
+        "patch_size": 8,
+    },
+}
+FPS, QUESTIONS = 2.0, 3
+ELASTIC, WARMUP = (0.1, 1.0), 0.5  # the recipe of the tables' `mod_elastic_output_warmup`
+SHARES = {"vision": 0.25, "stream": 0.55}  # of the seconds; the rest is for making streams, encoding and scores
+VISION_CHUNKS = 400  # whose frames the tower learns from
+TICKS = 1_000_000  # of a stage, as steps of its schedule
 
 
-class Training:
-    """`videollm-mod train`, once started: when it logged losses in the stage that runs."""
-
-    def __init__(self, config: Path, processes: int, log: Path):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        self.process = subprocess.Popen(
-            [*command, "-m", "videollm_mod.cli", "train", str(config)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"},
-        )
-        self.losses: list[float] = []
-        self._reader = threading.Thread(target=self._read, args=(log,), daemon=True)
-        self._reader.start()
-
-    def _read(self, log: Path) -> None:
-        with open(log, "a", encoding="utf-8") as file:
-            for line in self.process.stdout:
-                file.write(line)
-                file.flush()
-                if "'loss'" in line:
-                    self.losses.append(time.monotonic())
-                if "'train_runtime'" in line:  # the stage is over
-                    self.losses = []
-                print(line, end="", flush=True)
-
-    def seconds_a_step(self) -> float | None:
-        losses = self.losses[FIRST:][-WINDOW:]
-        return None if len(losses) < 6 else (losses[-1] - losses[0]) / ((len(losses) - 1) * LOGGED)
-
-    @property
-    def code(self) -> int | None:
-        return self.process.poll()
-
-    def stop(self) -> None:
-        if self.code is None:
-            # torchrun's workers are in sessions of their own, and outlive it
-            parent = psutil.Process(self.process.pid)
-            family = [parent, *parent.children(recursive=True)]
-            for process in family:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
-            psutil.wait_procs(family[1:], timeout=10)
-        self.process.wait()
-        self._reader.join(timeout=10)
+def autocast(device: str):
+    return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
 
-class Run:
-    """The whole run: its plan (`steps` of both stages), and what is known of it so far (`result`)."""
+class Clock:
+    """One stage: `progress` goes from 0 to 1 in `seconds`."""
 
-    def __init__(self, args):
-        self.args, self.started = args, time.monotonic()
-        self.config = yaml.safe_load(args.config.read_text(encoding="utf-8"))
-        self.folder = Path(self.config["output_dir"]).resolve()
-        for stage in ("vision", "stream"):
-            self.config[f"{stage}_stage"] |= {"logging_steps": LOGGED, "disable_tqdm": True}
-        self.result = {"command": args.command, **surroundings(), "plans": [], "curve": []}
-        self.scored: set[str] = set()
-        args.output.mkdir(parents=True, exist_ok=True)
+    def __init__(self, name: str, seconds: float, parameters: list[torch.nn.Parameter], lr: float, log: list[dict]):
+        self.name, self.seconds, self.lr, self.log = name, seconds, lr, log
+        matrices, others = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+        groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+        fused = parameters[0].device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=fused)
+        self.parameters, self.losses, self.steps = parameters, [], 0
+        self.started = self.shown = time.monotonic()
 
     @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
+    def progress(self) -> float:
+        return min(1.0, (time.monotonic() - self.started) / self.seconds)
 
-    @property
-    def stage(self) -> str:
-        return "stream" if (self.folder / "vision" / "tower.safetensors").exists() else "vision"
-
-    def begin(self) -> Training:
-        path = self.folder.with_suffix(".yaml")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(yaml.safe_dump(self.config, sort_keys=False), encoding="utf-8")
-        self.checkpoint = 0 if (last := last_checkpoint(self.folder / self.stage)) is None else step_of(last)
-        self.begun = self.stage
-        steps = {stage: self.steps(stage) for stage in ("vision", "stream")}
-        self.note("plans", {"stage": self.stage, "from_step": self.checkpoint, "steps": steps})
-        return Training(path, self.args.processes, self.args.output / "train.log")
-
-    def note(self, name: str, entry: dict) -> None:
-        self.result[name].append({"seconds": round(self.seconds, 1), **entry})
-        print("nano_run", name, json.dumps(self.result[name][-1]), flush=True)
-        self.write()
-
-    def write(self) -> None:
-        path = self.args.output / "result.json"
-        path.write_text(json.dumps(self.result, indent=1) + "\n", encoding="utf-8")
-
-    def steps_that_fit(self, training: Training) -> int | None:
-        """Another number of steps for the stage that runs, or None where the plan is good enough."""
-        speed, planned, stage = training.seconds_a_step(), self.steps(self.stage), self.stage
-        if speed is None:
-            return None
-        share, kept = (self.args.vision_share, 0) if stage == "vision" else (1, self.args.scoring_seconds)
-        left = share * self.args.seconds - kept - self.seconds
-        done = (self.checkpoint if stage == self.begun else 0) + len(training.losses) * LOGGED
-        last = last_checkpoint(self.folder / stage)
-        saved = 0 if last is None else step_of(last)
-        fit = saved + int(MARGIN * (left - START) / speed)
-        # once something is saved, what came after it would be lost
-        late = (planned - done) * speed > left + (SLACK if saved else 5) and fit > max(saved, done // 2)
-        wasteful = saved == 0 and fit > 1.2 * planned
-        return fit if late or wasteful else None
-
-    def replan(self, steps: int) -> None:
-        options = self.config[f"{self.stage}_stage"]
-        factor = steps / options["max_steps"]
-        options |= {name: max(1, int(options[name] * factor)) for name in STEPS if name in options}
-
-    def score(self, folder: Path, streams: int, tasks: tuple[str, ...], keep_ratio: float | None, **about) -> None:
-        """A keep ratio of None is the checkpoint's own."""
-        device = f"cuda:{torch.cuda.device_count() - 1}" if torch.cuda.is_available() else "cpu"
-        try:
-            found = scores(*load(folder, device, keep_ratio), streams, tasks)
-        except Exception as error:  # a score that fails must not end the training
-            found = {"error": f"{type(error).__name__}: {error}"}
-        self.note("curve", {**about, "keep_ratio": keep_ratio or "own", **found})
-
-    def watch(self) -> None:
-        """Train until it is done or time is up."""
-        training, replans = self.begin(), {"vision": 0, "stream": 0}
-        try:
-            while training.code is None:
-                time.sleep(0.5)
-                if self.seconds > self.args.seconds - SAVE:
-                    print("nano_run: time is up", flush=True)
-                    return
-                last = last_checkpoint(self.folder / "stream")
-                if last is not None and last not in self.scored and step_of(last) < self.steps("stream"):
-                    self.scored.add(last)
-                    dense = step_of(last) < self.config["stream_stage"].get("keep_ratio_warmup_steps", 0)
-                    ratio = 1.0 if dense else None  # the one that it was trained with so far
-                    self.score(Path(last), self.args.curve_streams, QUICK_TASKS, ratio, step=step_of(last))
-                stage = self.stage
-                steps = self.steps_that_fit(training) if replans[stage] < 2 else None
-                if steps is not None:
-                    training.stop()
-                    replans[stage] += 1
-                    self.replan(steps)
-                    training = self.begin()
-            self.result["exit_code"] = training.code
-        finally:
-            training.stop()
-
-    def steps(self, stage: str) -> int:
-        return self.config[f"{stage}_stage"]["max_steps"]
-
-    def finish(self) -> None:
-        """Keep the checkpoint, the finished one or the last, then score it."""
-        final = self.folder / "final"
-        if not (final / "model.safetensors").exists():
-            last = last_checkpoint(self.folder / "stream")
-            if last is None:
-                raise SystemExit("error: there is no checkpoint")
-            save(*load(Path(last), "cpu"), final, torch.bfloat16)
-        self.result["training_seconds"] = round(self.seconds, 1)
-        for stage in ("vision", "stream"):
-            if (state := self.folder / stage / "trainer_state.json").exists():
-                shutil.copy(state, self.args.output / f"{stage}_state.json")
-        with tarfile.open(self.folder / "nano.tar", "w") as archive:
-            archive.add(final, "nano")
-            archive.add(self.folder.with_suffix(".yaml"), "nano.yaml")
-        content = (self.folder / "nano.tar").read_bytes()
-        for part, first in enumerate(range(0, len(content), 15 << 20)):
-            (self.args.output / f"nano.tar.{part}").write_bytes(content[first : first + (15 << 20)])
-        self.write()
-        self.score(final, self.args.streams, ANSWERING, None, step="final")
-        if self.seconds < self.args.seconds:
-            self.score(final, self.args.streams, QUICK_TASKS, 1.0, step="final")
+    def step(self, loss: torch.Tensor, **about) -> None:
+        """Warm-up over a twentieth of the time, then a cosine."""
+        progress = self.progress
+        rate = min(progress / 0.05 + 1e-3, 0.5 * (1 + math.cos(math.pi * progress)) + 1e-3)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr * min(1.0, rate)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.losses.append(loss.detach())
+        self.steps += 1
+        if time.monotonic() - self.shown > self.seconds / 20 or progress == 1.0:
+            mean = float(torch.stack(self.losses).mean())
+            entry = {"stage": self.name, "progress": round(progress, 3), "step": self.steps, "loss": round(mean, 5)}
+            self.log.append({**entry, **about})
+            print(json.dumps(self.log[-1]), flush=True)
+            self.losses, self.shown = [], time.monotonic()
 
 
-def step_of(checkpoint: str) -> int:
-    return int(checkpoint.rsplit("-", 1)[1])
+def learn_to_see(model, processor, bank: StreamBank, seconds: float, batch_size: int, log: list[dict]) -> None:
+    freeze_unreached(model, given_features=False)
+    namer = CellNamer(model).to(bank.device).train()
+    frames, states = bank.pictures(VISION_CHUNKS)
+    clock = Clock("vision", seconds, [p for p in namer.parameters() if p.requires_grad], 1e-3, log)
+    while clock.progress < 1:
+        some = torch.randint(len(frames), (batch_size,), device=frames.device)
+        pixels = processor.video_processor(frames[some], return_tensors="pt")["pixel_values_videos"]
+        with autocast(bank.device):
+            loss = namer(pixels, states[some].long())["loss"]
+        clock.step(loss)
 
 
-CONFIG = Path(__file__).parent.parent / "training" / "configs" / "nano_levels.yaml"
+@torch.no_grad()
+def encode_all(model, processor, bank: StreamBank) -> None:
+    def encode(frames: torch.Tensor) -> torch.Tensor:
+        pixels = processor.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
+        with autocast(bank.device):
+            return model.encode_frames(pixels).pooler_output.to(torch.bfloat16)
+
+    model.eval()
+    bank.encode(encode)
+
+
+def learn_streams(model, bank: StreamBank, seconds: float, batch_size: int, log: list[dict]) -> None:
+    model.train().model.vision_tower.requires_grad_(False)
+    freeze_unreached(model, given_features=True)
+    clock = Clock("stream", seconds, [p for p in model.parameters() if p.requires_grad], 1e-3, log)
+    schedule, rng = KeepRatioSchedule(int(WARMUP * TICKS), ELASTIC), np.random.default_rng(0)
+    own = model.keep_ratio
+    while clock.progress < 1:
+        for batch in bank.epoch(batch_size, rng):
+            ratio = schedule.ratio(int(clock.progress * TICKS), own)
+            batch["video_features"] = batch["video_features"].float()
+            with autocast(bank.device):
+                loss = model(**batch, keep_ratio=ratio, use_cache=False).loss
+            clock.step(loss, keep_ratio=round(ratio, 3))
+            if clock.progress == 1:
+                break
+
+
+def run(args) -> None:
+    started, args.output = time.monotonic(), args.output.resolve()
+    args.output.mkdir(parents=True, exist_ok=True)
+    result = {"command": args.command, **surroundings(), "levels": LEVELS, "model": MODEL, "log": []}
+    result["seconds"] = seconds = {}
+    said = [text for level in LEVELS for text in texts(split_seeds("train", 300), level)]
+    model, processor = initialise(MODEL, said, vocab_size=1000, seed=args.seed)
+    levels = {level: max(1, int(args.streams_share * count)) for level, count in LEVELS.items()}
+    chunks = Chunks(levels, processor, MODEL["frame_token_pooled"], FPS, QUESTIONS)
+    bank = StreamBank.make(chunks, args.device, processor.tokenizer.pad_token_id, args.workers)
+    seconds["streams_made"] = time.monotonic() - started
+    model.to(args.device)
+    learn_to_see(model, processor, bank, SHARES["vision"] * args.seconds, args.batch_size * 8, result["log"])
+    seconds["seeing_learned"] = time.monotonic() - started
+    encode_all(model, processor, bank)
+    seconds["frames_encoded"] = time.monotonic() - started
+    learn_streams(model, bank, SHARES["stream"] * args.seconds, args.batch_size, result["log"])
+    seconds["streams_learned"] = time.monotonic() - started
+    final = args.output / "nano"
+    save(model.eval(), processor, final, torch.bfloat16)
+    del bank
+    keep(final, args.output)
+    write(result, args.output)
+    for ratio in (None, 1.0):  # the checkpoint's own, and dense
+        found = scores(*load(final, args.device, ratio), args.score_streams, ANSWERING if ratio is None else ())
+        result.setdefault("scores", []).append({"keep_ratio": ratio or "own", **found})
+        print(json.dumps(result["scores"][-1]), flush=True)
+        seconds["scored"] = time.monotonic() - started
+        write(result, args.output)
+
+
+def keep(final: Path, output: Path) -> None:
+    with tarfile.open(output / "nano.tar", "w") as archive:
+        archive.add(final, "nano")
+    content = (output / "nano.tar").read_bytes()
+    for part, first in enumerate(range(0, len(content), 15 << 20)):
+        (output / f"nano.tar.{part}").write_bytes(content[first : first + (15 << 20)])
+    (output / "nano.tar").unlink()
+
+
+def write(result: dict, output: Path) -> None:
+    (output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--config", type=Path, default=CONFIG)
-    parser.add_argument("--output", type=Path, default=Path("runs/nano_run"))
-    parser.add_argument("--seconds", type=float, default=545, help="for all of it")
-    parser.add_argument("--vision-share", type=float, default=0.27, help="of the seconds, the start counted in")
-    parser.add_argument("--scoring-seconds", type=float, default=75, help="kept for the last scores")
-    parser.add_argument("--processes", type=int, default=max(1, torch.cuda.device_count()))
-    parser.add_argument("--curve-streams", type=int, default=32)
-    parser.add_argument("--streams", type=int, default=64, help="of each level and task, for the last scores")
+    parser.add_argument("--output", type=Path, default=Path("runs/nano"))
+    parser.add_argument("--seconds", type=float, default=500, help="for all of it")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=128, help="streams of a step; of frames eight times as many")
+    parser.add_argument("--streams-share", type=float, default=1.0, help="of the streams to learn from")
+    parser.add_argument("--score-streams", type=int, default=64, help="of each level and task")
+    parser.add_argument("--workers", type=int, help="processes that make streams; by default one a core")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     args.command = " ".join(["python -m videollm_mod.benchmarks.nano_run", *(sys.argv[1:] if argv is None else argv)])
-    run = Run(args)
-    run.watch()
-    run.finish()
+    run(args)
 
 
 if __name__ == "__main__":

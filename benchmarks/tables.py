@@ -22,7 +22,7 @@ from tqdm import tqdm
 from .tables_runs import RATES, SEEDS, Key, Runs, best_rate, collect
 from .world_rows import HIDDEN, LAYERS, PRETRAINING, PRETRAINING_LR, ROWS, STAGES, STREAMS, path_of, pretrained_path
 
-EXPECTED_SECONDS = 170  # of a run beside others; none is started that would be cut off
+EXPECTED_SECONDS = 110  # of a run beside others; none is started that would be cut off
 
 
 def wanted(runs: Runs, level: str, rows: list[str]) -> list[Key]:

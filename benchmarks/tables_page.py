@@ -21,7 +21,7 @@ from .world_rows import ELASTIC_RATIOS, ROWS
 
 # ways to train a model that keeps two of ten vision tokens; the best by validation streams is "the MoD row"
 RECIPES = ("mod", "mod_elastic", "mod_warmup", "mod_output", "mod_none", "mod_keep_last", "mod_elastic_output")
-RECIPES += ("mod_elastic_warmup",)
+RECIPES += ("mod_elastic_warmup", "mod_elastic_output_warmup")
 INSERTIONS = {"mod_all": "all", "mod_all_deep": "all_deep"}
 INSERTIONS |= {"mod": "interleaved", "mod_interleaved_deep": "interleaved_deep"}
 RATIOS = {0.1: "mod_r0.1", 0.2: "mod", 0.3: "mod_r0.3", 0.5: "mod_r0.5", 1.0: "mod_r1.0"}
@@ -161,6 +161,7 @@ class Page:
         names |= {"mod_warmup": "keep ratio falls from 1", "mod_elastic": "a keep ratio drawn each step"}
         names |= {"mod_elastic_output": "drawn each step, gate `output`"}
         names |= {"mod_elastic_warmup": "falls from 1 to the one drawn each step"}
+        names |= {"mod_elastic_output_warmup": "both of these"}
         columns = {**self.against("dense", "mod"), "self-conditioned F1 with the words, %": self.mean(worded_f1)}
         columns["validation exact, %"] = self.mean(lambda run: run["validation"]["exact"])
         chosen = f"Best by validation: `{self.best}`." if self.best else "Best by validation: not to be said yet."

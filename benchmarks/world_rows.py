@@ -4,9 +4,8 @@
 
 As the paper's rows all start from one pretrained language model, so all rows of a seed start from one dense model that
 learned few cells (`PRETRAINING`); then each learns the level with its own routing. That model and the streams are made
-once and kept in `--data`. A run writes one JSON file, and is not run again if it is
-there. Rows run side by side on one card, as processes of their own; there the CUDA MPS server keeps them from waiting
-for each other's time slices.
+once and kept in `--data`. A run writes one JSON file, and is not run again if it is there. Rows run side by side on
+one card, as processes of their own; there the CUDA MPS server keeps them from waiting for each other's time slices.
 """
 
 import argparse
@@ -66,15 +65,17 @@ ROWS = {
     "mod_elastic": Row(mod(), elastic=ELASTIC),
     "mod_elastic_output": Row(mod(mod_gate="output"), elastic=ELASTIC),
     "mod_elastic_warmup": Row(mod(), elastic=ELASTIC, warmup=0.5),
+    "mod_elastic_output_warmup": Row(mod(mod_gate="output"), elastic=ELASTIC, warmup=0.5),
     # what elastic training gives to a choice that nobody learned
     **{f"{chosen}_elastic": Row(mod(mod_selection=chosen), elastic=ELASTIC) for chosen in ("random", "uniform")},
 }
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
 # (level, steps, streams a step): among 50 tokens a frame nothing is found in two minutes, unless few came first
-PRETRAINING, PRETRAINING_LR = ("hard_small", 2000, 128), 1e-3
+PRETRAINING, PRETRAINING_LR = ("hard_small", 4000, 128), 1e-3
 LAYERS, HIDDEN = 4, 128
 STREAMS = 20_000  # to learn from, and as many lessons
-STAGES = {"hard_small": ("hard_small", 800, 128), "hard": ("hard", 800, 64)}
+# steps at which dense has learned it and `early_exit` has not, by 15 points at least
+STAGES = {"hard_small": ("hard_small", 500, 128), "hard": ("hard", 700, 64)}
 
 
 def build(name: str, level: str, args):
@@ -164,7 +165,7 @@ def train(model, processor, row: Row, stage: tuple[str, int, int], lr: float, ar
             losses.append(loss.detach())
             step += 1
             text_config.mod_keep_ratio = keep_ratio
-            if step % 200 == 0 or step == steps:
+            if step % 175 == 0 or step == steps:
                 model.eval()
                 score = exact_narrations(model, scored, bank, processor)
                 model.train()

@@ -1,82 +1,93 @@
-"""The run against the clock: how many steps fit, and scores of a checkpoint as the sessions' own."""
+"""The run that makes the checkpoint: batches of its bank, a run from end to end, and scores as the sessions' own."""
 
 import json
-from argparse import Namespace
+import subprocess
 
+import numpy as np
 import pytest
-import yaml
+import torch
 from fresh import ROOT
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
-from videollm_mod.benchmarks.nano_run import LOGGED, Run, Training
+from videollm_mod.benchmarks import nano_run
+from videollm_mod.benchmarks.nano_data import CHUNK, Chunks, StreamBank
 from videollm_mod.benchmarks.nano_scores import narrations, question, right
+from videollm_mod.data.collator import StreamCollator
 from videollm_mod.data.world import world_stream
-
-STEPS = 1000
-
-
-class Logged:
-    """A training that made steps at a constant speed, and one slow one at its start."""
-
-    def __init__(self, run: Run, steps: int, seconds_a_step: float):
-        self.losses = [run.started + 30 + step * seconds_a_step for step in range(LOGGED, steps + 1, LOGGED)]
-        self.losses[0] += 7
-
-    seconds_a_step = Training.seconds_a_step
+from videollm_mod.data.world_data import WorldCells, WorldData, WorldStreams
+from videollm_mod.data.world_hard import SPLITS
 
 
-@pytest.fixture
-def run(tmp_path, monkeypatch):
-    config = yaml.safe_load((ROOT / "training" / "configs" / "nano_levels.yaml").read_text())
-    config["output_dir"] = str(tmp_path / "nano")
-    config["stream_stage"] |= {"max_steps": STEPS, "keep_ratio_warmup_steps": 400, "warmup_steps": 100}
-    path = tmp_path / "nano.yaml"
-    path.write_text(yaml.safe_dump(config))
-    run = Run(
-        Namespace(config=path, output=tmp_path / "out", seconds=500, scoring_seconds=70, command="", processes=1)
+def test_batches_are_the_collators(monkeypatch):
+    """Whatever the order: the rows, and the features of each frame, as `videollm-mod train` gets them."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    levels = {"basic": CHUNK + 3, "hard_small_tasks_lessons": 5}
+    chunks = Chunks(levels, processor, (3, 3), fps=2.0, num_questions=3)
+    pad = processor.tokenizer.pad_token_id
+    bank = StreamBank.make(chunks, "cpu", pad, workers=2)
+    data = [WorldData(level=level, first_seed=SPLITS["train"], num_questions=3) for level in levels]
+    expected = {}  # by place in the bank: a chunk of the one level, one of the other, and the rest of the first
+    order = [(0, i) for i in range(CHUNK)] + [(1, i) for i in range(5)] + [(0, i) for i in range(CHUNK, CHUNK + 3)]
+    for place, (which, index) in enumerate(order):
+        expected[place] = WorldStreams(data[which], processor)[index]
+    frames, states = bank.pictures(3)
+    assert torch.equal(frames, torch.cat([example["frames"] for example in expected.values()]))
+    cells = torch.cat([WorldCells(data[which], 96, (3, 3))[index]["labels"] for which, index in order])
+    assert torch.equal(states.long(), cells)
+
+    def feature(frames: torch.Tensor) -> torch.Tensor:
+        return frames.flatten(1).double() @ torch.arange(3 * 96 * 96).double()[:, None].sin()
+
+    bank.encode(feature)
+    collate, seen = StreamCollator(pad), []
+    whole = StreamBank.batch
+    monkeypatch.setattr(StreamBank, "batch", lambda self, streams: seen.append(streams) or whole(self, streams))
+    for batch in bank.epoch(7, np.random.default_rng(3)):
+        wanted = collate([expected[place] for place in seen[-1].tolist()])
+        assert torch.equal(batch["input_ids"], wanted["input_ids"])
+        assert torch.equal(batch["labels"], wanted["labels"])
+        mask = torch.ones_like(batch["input_ids"]) if batch["attention_mask"] is None else batch["attention_mask"]
+        assert torch.equal(mask, wanted["attention_mask"])
+        torch.testing.assert_close(batch["video_features"], feature(wanted["frames"][wanted["frame_index"]]))
+    assert sorted(np.concatenate(seen).tolist()) == list(range(CHUNK + 8))
+
+
+def test_a_run_leaves_a_checkpoint_its_log_and_its_scores(tmp_path, monkeypatch):
+    small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
+    vision = {**nano_run.MODEL["vision_config"], **small, "num_hidden_layers": 1}
+    text = {**nano_run.MODEL["text_config"], **small, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    monkeypatch.setattr(nano_run, "MODEL", {**nano_run.MODEL, "text_config": text, "vision_config": vision})
+    monkeypatch.setattr(nano_run, "LEVELS", {"basic": 6, "hard_small": 4})
+    scored = []
+    monkeypatch.setattr(
+        nano_run, "scores", lambda model, *_: scored.append(model.keep_ratio) or {"answers": {"basic": 1.0}}
     )
-    (tmp_path / "nano" / "vision").mkdir(parents=True)
-    (tmp_path / "nano" / "vision" / "tower.safetensors").touch()
-    run.checkpoint, run.begun = 0, "stream"
-    monkeypatch.setattr(Run, "seconds", property(lambda self: self.now))
-    return run
+    options = ["--seconds", "8", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+    nano_run.main(["--output", str(tmp_path), *options])
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert [entry["keep_ratio"] for entry in result["scores"]] == ["own", 1.0] and scored == [0.2, 1.0]
+    for stage in ("vision", "stream"):
+        own = [entry for entry in result["log"] if entry["stage"] == stage]
+        assert own[-1]["progress"] > 0.9 and own[-1]["loss"] < own[0]["loss"]
+    assert list(result["seconds"].values()) == sorted(result["seconds"].values())
+    unpacked = tmp_path / "unpacked"
+    unpacked.mkdir()
+    subprocess.run(f"cat {tmp_path}/nano.tar.* | tar x -C {unpacked}", shell=True, check=True)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(unpacked / "nano")
+    assert (
+        model.dtype == torch.bfloat16 and model.model.language_model.layers[1].layer_expert.weight.dtype.itemsize == 4
+    )
+    VideoLLMMoDProcessor.from_pretrained(unpacked / "nano")
 
 
-@pytest.mark.parametrize(("speed", "expected"), [(0.3, None), (0.4, None), (0.5, "fewer"), (0.2, "more")])
-def test_a_stage_begins_again_only_where_its_steps_do_not_fit(run, speed, expected):
-    """430 seconds are for training, of which 30 were the start; beginning again costs another start."""
-    training = Logged(run, 200, speed)
-    run.now = 30 + 200 * speed
-    steps = run.steps_that_fit(training)
-    if expected is None:
-        assert steps is None
-        return
-    assert steps == pytest.approx(0.95 * (430 - run.now - 35) / speed, abs=1)
-    assert (steps > STEPS) == (expected == "more")
-    run.replan(steps)
-    stage = run.config["stream_stage"]
-    assert stage["max_steps"] == pytest.approx(steps, abs=1)
-    assert stage["keep_ratio_warmup_steps"] == pytest.approx(0.4 * steps, abs=1)
-    assert stage["warmup_steps"] == pytest.approx(0.1 * steps, abs=1)
-
-
-def test_few_losses_tell_nothing(run):
-    run.now = 100
-    assert run.steps_that_fit(Logged(run, 160, 5.0)) is None
-
-
-def test_what_was_saved_is_kept(run):
-    """Too slow in the middle: it goes on from the last checkpoint, with fewer steps altogether."""
-    checkpoint = run.folder / "stream" / "checkpoint-500"
-    checkpoint.mkdir(parents=True)
-    (checkpoint / "trainer_state.json").write_text(json.dumps({}))
-    run.now = 30 + 600 * 0.5
-    steps = run.steps_that_fit(Logged(run, 600, 0.5))
-    assert steps == 500 + int(0.95 * (430 - run.now - 35) / 0.5) < STEPS
-    run.now = 30 + 600 * 0.32
-    assert run.steps_that_fit(Logged(run, 600, 0.32)) is None
-    run.now = 230  # 200 seconds left for 230 seconds' steps: late, but not worth what would be lost
-    assert run.steps_that_fit(Logged(run, 600, 0.575)) is None
+@pytest.mark.parametrize(("progress", "share"), [(0.01, 0.2), (0.05, 1.0), (0.5, 0.5), (1.0, 0.0)])
+def test_the_learning_rate_follows_the_clock(progress, share, monkeypatch):
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    clock = nano_run.Clock("stream", 100.0, [parameter], lr=1.0, log=[])
+    monkeypatch.setattr(nano_run.Clock, "progress", progress)
+    clock.step((parameter**2).sum())
+    assert clock.optimizer.param_groups[0]["lr"] == pytest.approx(share, abs=0.01)
+    assert (clock.log != []) == (progress == 1)
 
 
 def test_a_checkpoint_that_knows_the_world_scores_so():
