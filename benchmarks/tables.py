@@ -36,8 +36,9 @@ def wanted(runs: Runs, level: str, rows: list[str]) -> list[Key]:
 
 
 def ready(jobs: list[Key], args) -> list[Key]:
-    """Those of `jobs` that have the model to start from, after the runs that make one."""
-    there = {seed: pretrained_path(args.data, seed).exists() for seed in dict.fromkeys(job[2] for job in jobs)}
+    """Those of `jobs` that have the model to start from, after the runs that make one: of all seeds at once, for the
+    sweep of the first takes longer."""
+    there = {seed: pretrained_path(args.data, seed).exists() for seed in (SEEDS if jobs else ())}
     first = [("pretrained", args.level, seed, PRETRAINING_LR) for seed, exists in there.items() if not exists]
     return first + [job for job in jobs if there[job[2]]]
 

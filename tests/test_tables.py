@@ -74,10 +74,11 @@ def test_the_rate_of_a_row_is_chosen_before_its_other_seeds():
 def test_a_run_waits_for_the_model_it_starts_from(tmp_path):
     args = SimpleNamespace(data=tmp_path, level="hard")
     jobs = [("mod", "hard", 0, 1e-3), ("mod", "hard", 1, 1e-3), ("dense", "hard", 1, 1e-3)]
-    first = [("pretrained", "hard", seed, world_rows.PRETRAINING_LR) for seed in (0, 1)]
+    first = [("pretrained", "hard", seed, world_rows.PRETRAINING_LR) for seed in SEEDS]
     assert tables.ready(jobs, args) == first
     world_rows.pretrained_path(tmp_path, 1).touch()
-    assert tables.ready(jobs, args) == first[:1] + jobs[1:]
+    assert tables.ready(jobs, args) == first[:1] + first[2:] + jobs[1:]
+    assert tables.ready([], args) == []
 
 
 @pytest.mark.parametrize(
