@@ -11,6 +11,7 @@ import math
 import os
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 
@@ -71,6 +72,7 @@ class Stream:
 
     def __init__(self, model, keep_ratio: float):
         self.model, self.keep_ratio, self.cache, self._counts = model, keep_ratio, MoDCache(model.config), {}
+        self.processor = SimpleNamespace(frame_separator_token_id=model.config.frame_separator_token_id)
 
     def count_seconds(self, stage: str, took, shared_by: int) -> None:
         pass
