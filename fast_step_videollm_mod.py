@@ -26,7 +26,8 @@ from .fast_ops_videollm_mod import PlainOps
 from .routing_videollm_mod import select_tokens, uniform_priority
 
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
-FEW_SLOTS = 64  # up to here the products only read weights, and kernels of our own do
+FEW_SLOTS = 16  # up to here kernels of our own read the weights faster than cuBLAS
+WARM_TEXT = 64  # texts up to this length are captured with the first frame
 MOST_TOKENS = 16_384  # of one step
 MOST_CAPTURED = 1024  # tokens of a step that is captured; with more, launching takes no time beside the work
 GRAPHS = 32  # captured at most
@@ -408,7 +409,7 @@ class FastLanguageModel:
         """Capture short texts too, so that no question waits for it. What they write lies behind what is held."""
         self._is_warm = True
         for length in TEXT_LENGTHS:
-            if length <= FEW_SLOTS and self.why_not is None:
+            if length <= WARM_TEXT and self.why_not is None:
                 step = self._step(replace(shape, frames=0, tokens=length, num_kept=0, routed=(), streams=1))
                 if step.graph is None:
                     step.prepare([cache], [[0] * length], None)

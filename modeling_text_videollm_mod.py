@@ -90,9 +90,10 @@ def causal_mask(
     implementation, offset = config._attn_implementation, num_keys - num_queries
     if key_valid is None and segments is None and implementation != "eager" and implementation != "flex_attention":
         # `None` means causal from the upper left, which is right only where queries and keys are the same tokens
-        if implementation == "sdpa" and 1 < num_queries < num_keys:
+        if implementation != "sdpa" or num_queries in (1, num_keys):
+            return None
+        if not torch.is_autocast_enabled(hidden_states.device.type):  # which it does not know: values stay as they are
             return causal_lower_right(num_queries, num_keys)
-        return None
 
     def sees(batch_idx, head_idx, query_idx, key_idx):
         allowed = key_idx <= query_idx

@@ -10,14 +10,14 @@ tower, V vocabulary.
 import functools
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from itertools import accumulate, groupby
+from itertools import groupby
 from time import perf_counter
 
 import torch
 
 from .cache_videollm_mod import PackedCache
 from .fast_step_videollm_mod import MOST_TOKENS, NOT_FINITE, Fed, StepsUnavailable, fast_language_model
-from .fast_vision_videollm_mod import encode
+from .fast_vision_videollm_mod import MOST_FRAMES, encode
 
 FIRST_FRAMES = 8  # of many: what the vision tower of a GPU begins with while the others are on their way to it
 
@@ -83,14 +83,20 @@ def pixels_of(piece: list[tuple[Encode, torch.Tensor]], device: torch.device) ->
 
 
 def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Encode, torch.Tensor]]]:
-    """The steps' frames in order, cut into what goes through the tower together: of many, on a GPU, few come first."""
+    """The steps' frames in order, cut into what goes through the tower together: of many, on a GPU, few come first, and
+    then as many as a graph takes."""
     total = sum(len(step.frames) for step in steps)
     if device.type != "cuda" or total < 2 * FIRST_FRAMES:
         return [[(step, step.frames) for step in steps]]
-    parts = [(step, frames) for step in steps for frames in step.frames.split(FIRST_FRAMES)]
-    some = list(accumulate(len(frames) for _, frames in parts))
-    first = 1 + next(index for index, count in enumerate(some) if count >= FIRST_FRAMES)
-    return [parts[:first], parts[first:]]
+    pieces, left = [], 0
+    for step in steps:
+        for frames in step.frames.split(FIRST_FRAMES):
+            if left < len(frames):
+                left = FIRST_FRAMES if not pieces else MOST_FRAMES
+                pieces.append([])
+            pieces[-1].append((step, frames))
+            left -= len(frames)
+    return pieces
 
 
 def brought(frames: torch.Tensor, device: torch.device) -> torch.Tensor:

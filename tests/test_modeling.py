@@ -6,10 +6,21 @@ import random
 import pytest
 import torch
 from reference import naive_forward
-from tiny import FIRST_WORD, PAD, ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_config, tiny_model
+from tiny import (
+    FIRST_WORD,
+    PAD,
+    ROUTINGS,
+    SEPARATOR,
+    VIDEO,
+    frame_cuts,
+    random_batch,
+    run_in_pieces,
+    tiny_config,
+    tiny_model,
+)
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from videollm_mod import modeling_videollm_mod
+from videollm_mod import MoDCache, modeling_videollm_mod
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDTextConfig
 from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
@@ -260,6 +271,18 @@ def test_scores_stay_float32_in_half_precision():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         out = tiny_model(13)(**batch, output_router_scores=True)
     assert out.router_scores[1].dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_float32_model_goes_on_with_a_cache_under_autocast():
+    """Rotation makes queries float32 there and leaves values as they are."""
+    model = tiny_model(13, mod_keep_ratio=1.0)
+    _, (row,) = random_batch(model, 13, [4])
+    cuts = frame_cuts(row["input_ids"][0].tolist(), model.config.num_frame_tokens, random.Random(13))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pieces = run_in_pieces(model, row, cuts, MoDCache(model.config))
+        whole = model(**row).logits[0]
+    assert (pieces - whole).norm() < 3e-2 * whole.norm()
 
 
 def test_outputs_as_tuple_with_hidden_states_and_attentions():
