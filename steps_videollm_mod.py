@@ -83,8 +83,8 @@ def pixels_of(piece: list[tuple[Encode, torch.Tensor]], device: torch.device) ->
 
 
 def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Encode, torch.Tensor]]]:
-    """The steps' frames in order, cut into what goes through the tower together: of many, on a GPU, few come first, and
-    then as many as a graph takes."""
+    """The steps' frames in order, cut into what goes through the tower together: of many, on a GPU, few come first,
+    and then as many as a graph takes."""
     total = sum(len(step.frames) for step in steps)
     if device.type != "cuda" or total < 2 * FIRST_FRAMES:
         return [[(step, step.frames) for step in steps]]
