@@ -160,7 +160,7 @@ def run(args) -> None:
     bank = StreamBank.make(chunks, args.device, processor.tokenizer.pad_token_id, args.workers)
     seconds["streams_made"] = time.monotonic() - started
     model.to(args.device)
-    learn_to_see(model, processor, bank, SHARES["vision"] * args.seconds, args.batch_size * 8, result["log"])
+    learn_to_see(model, processor, bank, SHARES["vision"] * args.seconds, args.batch_size * 4, result["log"])
     seconds["seeing_learned"] = time.monotonic() - started
     encode_all(model, processor, bank)
     seconds["frames_encoded"] = time.monotonic() - started
@@ -197,7 +197,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/nano"))
     parser.add_argument("--seconds", type=float, default=500, help="for all of it")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=128, help="streams of a step; of frames eight times as many")
+    parser.add_argument("--batch-size", type=int, default=128, help="streams of a step; of frames four times as many")
     parser.add_argument("--streams-share", type=float, default=1.0, help="of the streams to learn from")
     parser.add_argument("--score-streams", type=int, default=64, help="of each level and task")
     parser.add_argument("--workers", type=int, help="processes that make streams; by default one a core")
