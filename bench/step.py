@@ -53,7 +53,8 @@ class Way:
 
 class Bench:
     """A model with adapters, its optimizer and one stream. Adapters are in the model's dtype, as is their optimizer's
-    state; connector and routers are in float32."""
+    state (a run of `videollm-mod train` has both in float32, on either side: 4 GiB more at Llama-3-8B's geometry);
+    connector and routers are in float32, and bfloat16 autocast is on, as the Trainer has it."""
 
     def __init__(self, geometry: str, frames: int, tokens: int, device: str, dtype=torch.bfloat16, **mod_options):
         self.device, self.rank = device, LoraOptions().r
@@ -85,12 +86,13 @@ class Bench:
         self.model._set_gradient_checkpointing(True, checkpoint_with(choices))
 
     def loss(self, way: Way) -> torch.Tensor:
-        if not way.all_logits:
-            return self.model(**self.inputs, use_cache=False).loss
-        labels = self.inputs["labels"]
-        inputs = {name: value for name, value in self.inputs.items() if name != "labels"}
-        hidden_states = self.model.model(**inputs, use_cache=False).last_hidden_state
-        return ForCausalLMLoss(self.model.lm_head(hidden_states), labels, self.model.vocab_size)
+        with torch.autocast(self.device, self.model.dtype, enabled=self.model.dtype == torch.bfloat16):
+            if not way.all_logits:
+                return self.model(**self.inputs, use_cache=False).loss
+            labels = self.inputs["labels"]
+            inputs = {name: value for name, value in self.inputs.items() if name != "labels"}
+            hidden_states = self.model.model(**inputs, use_cache=False).last_hidden_state
+            return ForCausalLMLoss(self.model.lm_head(hidden_states), labels, self.model.vocab_size)
 
     def backward(self, way: Way) -> float:
         """Leave the gradients, and return the loss."""
