@@ -83,8 +83,8 @@ def units(layers: list, paired: bool) -> list[list]:
 
 
 class _Again:
-    """In place of a norm's result that a graph is to keep: the norm and its input, from which it is computed when asked
-    for. Several maps share one, so it stays until all have had it."""
+    """In place of a norm's result that a graph is to keep: the norm and its input, from which it is computed when
+    asked for. Several maps share one, so it stays until all have had it."""
 
     def __init__(self, norm: Callable, hidden_states: torch.Tensor):
         self.norm, self.hidden_states = norm, hidden_states.detach()

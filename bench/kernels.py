@@ -26,7 +26,7 @@ def kind_of(name: str) -> str:
 
 
 def kernel_times(function: Callable, device: str) -> tuple[dict[str, float], list[tuple[float, int, str]]]:
-    """Milliseconds by kind of the kernels `function` runs, and `(milliseconds, calls, name)` of each, longest first."""
+    """Milliseconds by kind of the kernels `function` runs, and `(milliseconds, calls, name)` of each by time."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)

@@ -3,7 +3,7 @@
 peft computes `base(x) + B(A(x)) * scale` in four kernels that each read or write all of the output; at rank 128 these
 take a fifth of a layer's time. Here the scale goes onto the narrow middle, and the large product is added to the
 adapter's in its own kernel; backwards, so is the adapter's part of the input's gradient. All that the backward pass
-needs is saved before the large product runs, so a checkpoint that recomputes a block whose last map this is stops there.
+needs is saved before the large product runs: a checkpoint that recomputes a block whose last map this is stops there.
 """
 
 import torch
