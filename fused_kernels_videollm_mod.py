@@ -86,6 +86,42 @@ def _put_rows_kernel(out_ptr, rows_ptr, x_ptr, WIDTH: tl.constexpr, BLOCK: tl.co
         tl.store(out_ptr + row * WIDTH + at, x, at < WIDTH)
 
 
+@triton.jit
+def _leave_kernel(
+    out_ptr, targets_ptr, numbers_ptr, x_ptr, y_ptr, factors_ptr, num_gated, D: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    slot, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    target, number = tl.load(targets_ptr + slot), tl.load(numbers_ptr + slot)
+    y = tl.load(y_ptr + slot * D + c, c < D, other=0.0).to(tl.float32)
+    if number >= 0:
+        x = tl.load(x_ptr + slot * D + c, c < D, other=0.0).to(tl.float32)
+        y = y * tl.load(factors_ptr + number) + x * tl.load(factors_ptr + num_gated + number)
+    tl.store(out_ptr + target * D + c, y.to(out_ptr.dtype.element_ty), (c < D) & (target >= 0))
+
+
+@triton.jit
+def _leave_gradients_kernel(
+    grad_ptr, targets_ptr, numbers_ptr, x_ptr, kept_ptr, weight_ptr, factors_ptr, num_gated, dx_ptr, dy_ptr,
+    d_scores_ptr, D: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    slot, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
+    target, number = tl.load(targets_ptr + slot), tl.load(numbers_ptr + slot)
+    dy = tl.load(grad_ptr + target * D + c, (c < D) & (target >= 0), other=0.0).to(tl.float32)
+    dx = tl.zeros((BLOCK,), tl.float32)
+    if number >= 0:
+        x = tl.load(x_ptr + slot * D + c, c < D, other=0.0).to(tl.float32)
+        y = tl.load(kept_ptr + number.to(tl.int64) * D + c, c < D, other=0.0).to(tl.float32)
+        slope_y = tl.load(factors_ptr + 2 * num_gated + number)
+        slope_x = tl.load(factors_ptr + 3 * num_gated + number)
+        d_score = tl.sum(dy * (slope_y * y + slope_x * x), axis=0)
+        tl.store(d_scores_ptr + number, d_score)
+        weight = tl.load(weight_ptr + c, c < D, other=0.0)
+        dx = dy * tl.load(factors_ptr + num_gated + number) + d_score * weight
+        dy = dy * tl.load(factors_ptr + number)
+    tl.store(dx_ptr + slot * D + c, dx.to(dx_ptr.dtype.element_ty), c < D)
+    tl.store(dy_ptr + slot * D + c, dy.to(dy_ptr.dtype.element_ty), c < D)
+
+
 def silu_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
     gate, up = gate.contiguous(), up.contiguous()
     out, count = torch.empty_like(gate), gate.numel()
@@ -127,4 +163,26 @@ def put_rows(tokens: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> torch
     return out
 
 
-__all__ = ["put_rows", "rotate", "scores", "silu_gradients", "silu_product"]
+def leave(passing, entered, processed, targets, numbers, factors) -> torch.Tensor:
+    """As `fused_videollm_mod.leave_gated`, with `targets` -1 in empty slots."""
+    out = passing.clone(memory_format=torch.contiguous_format)
+    block = triton.next_power_of_2(out.shape[1])
+    _leave_kernel[(len(targets),)](
+        out, targets, numbers, entered.contiguous(), processed.contiguous(), factors, factors.shape[1], out.shape[1],
+        block, num_warps=WARPS,
+    )  # fmt: skip
+    return out
+
+
+def leave_gradients(grad, entered, kept, weight, targets, numbers, factors) -> tuple[torch.Tensor, ...]:
+    """Of `entered`, `processed` and the scores; `kept` `[V, D]` are the gated rows of `processed`."""
+    d_entered, d_processed = torch.empty_like(entered), torch.empty_like(entered)
+    d_scores, width = torch.empty_like(factors[0]), entered.shape[1]
+    _leave_gradients_kernel[(len(targets),)](
+        grad.contiguous(), targets, numbers, entered, kept, weight.contiguous(), factors, factors.shape[1], d_entered,
+        d_processed, d_scores, width, triton.next_power_of_2(width), num_warps=WARPS,
+    )  # fmt: skip
+    return d_entered, d_processed, d_scores
+
+
+__all__ = ["leave", "leave_gradients", "put_rows", "rotate", "scores", "silu_gradients", "silu_product"]

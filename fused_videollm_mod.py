@@ -74,4 +74,38 @@ def put_rows(tokens: torch.Tensor, rows: torch.Tensor, x: torch.Tensor) -> torch
     return tokens.index_copy(0, rows, x) if kernels is None else kernels.put_rows(tokens, rows, x)
 
 
-__all__ = ["kernels_for", "put_rows", "rotate", "silu_product"]
+def leave_gated(passing, entered, processed, weight, bias, targets, numbers, slots, factors) -> torch.Tensor:
+    """`passing` with `factors[0] * processed + factors[1] * entered`, or where a slot has no number `processed`, at
+    `targets`; the factors are functions of the scores `entered @ weight + bias`, which get their gradient. It is there
+    only where kernels are; `Route.leave` says the same in plain torch.
+
+    Args:
+        passing (`[M, D]`), entered, processed (`[K, D]`): tokens of one dtype.
+        weight (`float32 [1, D]`), bias (`float32 [1]`): of the scores.
+        targets (`int64 [K]`): row of `passing` of each slot, -1 where it holds no token.
+        numbers (`int64 [K]`): of each slot that is gated, among V of them; -1 for others. slots (`int64 [V]`): these.
+        factors (`float32 [4, V]`): of `processed`, of `entered`, and their derivatives by the score.
+    """
+    return _LeaveGated.apply(passing, entered, processed, weight, bias, targets, numbers, slots, factors)
+
+
+class _LeaveGated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, passing, entered, processed, weight, bias, targets, numbers, slots, factors):
+        # what is not saved for backward here is the same when a checkpoint recomputes
+        ctx.targets, ctx.numbers, ctx.slots, ctx.factors = targets, numbers, slots, factors
+        ctx.save_for_backward(entered, processed.index_select(0, slots), weight)
+        return _kernels().leave(passing, entered, processed, targets, numbers, factors)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        entered, kept, weight = ctx.saved_tensors
+        d_entered, d_processed, d_scores = _kernels().leave_gradients(
+            grad, entered.contiguous(), kept, weight, ctx.targets, ctx.numbers, ctx.factors
+        )
+        d_weight = d_scores[None] @ entered.index_select(0, ctx.slots).float() if ctx.needs_input_grad[3] else None
+        return grad, d_entered, d_processed, d_weight, d_scores.sum()[None], None, None, None, None
+
+
+__all__ = ["kernels_for", "leave_gated", "put_rows", "rotate", "silu_product"]

@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .configuration_videollm_mod import check_keep_ratio, num_kept_tokens
-from .fused_videollm_mod import kernels_for, put_rows
+from .fused_videollm_mod import kernels_for, leave_gated, put_rows
 
 GATE_STRENGTH = 0.2  # p-MoD (arXiv 2412.04449): a kept token's update is scaled by 1 + 0.2 * tanh(score)
 
@@ -200,6 +200,7 @@ class Route:
     filled: torch.Tensor | None  # int64 [M]: flat slots that hold a token; None when all do
     valid: torch.Tensor | None  # bool [B, K]: False in empty slots and at padding; None when there are none
     vision_slots: torch.Tensor  # int64 [F * k]: flat slots of the kept vision tokens
+    vision_numbers: torch.Tensor  # int64 [B * K]: of a slot among `vision_slots`; -1 for text and empty slots
     gate: torch.Tensor | None  # float32 [F * k]: scores of the kept vision tokens; None when nothing is gated
     mod_gate: str
     expert: LayerExpert | None = None  # that gave the scores
@@ -225,6 +226,8 @@ class Route:
         """
         entered, processed = entered.flatten(0, 1), processed.flatten(0, 1)
         if self.gate is not None and self.mod_gate != "none":
+            if torch.is_grad_enabled() and kernels_for(passing, entered, processed) is not None:
+                return self._leave_gated(passing.flatten(0, 1), entered, processed).view_as(passing)
             kept, gate = processed.index_select(0, self.vision_slots), self.gate
             if torch.is_grad_enabled():  # with its gradient
                 gate = self.expert(entered, self.vision_slots, gate)
@@ -235,6 +238,22 @@ class Route:
                 gated = (gate.sigmoid()[:, None] * kept).to(processed.dtype)
                 processed = processed.index_copy(0, self.vision_slots, gated)
         return _Leave.apply(passing.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(passing)
+
+    def _leave_gated(self, passing: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
+        if self.mod_gate == "residual":
+            tanh = self.gate.tanh()
+            strength, slope = GATE_STRENGTH * tanh, GATE_STRENGTH * (1 - tanh * tanh)
+            factors = torch.stack([1 + strength, -strength, slope, -slope])
+        else:
+            sigmoid, nothing = self.gate.sigmoid(), torch.zeros_like(self.gate)
+            factors = torch.stack([sigmoid, nothing, sigmoid * (1 - sigmoid), nothing])
+        targets = self.index.flatten()
+        if self.filled is not None:
+            targets = torch.full_like(targets, -1).index_copy(0, self.filled, targets[self.filled])
+        weight, bias = self.expert.weight.float(), self.expert.bias.float()
+        return leave_gated(
+            passing, entered, processed, weight, bias, targets, self.vision_numbers, self.vision_slots, factors
+        )
 
 
 class _Enter(torch.autograd.Function):
@@ -320,6 +339,8 @@ class FrameRouter:
         self._index[first_slot[text]] = text
         slots = torch.arange(num_kept, device=width.device)
         self._vision_slots = (first_slot[layout.frames[:, 0]][:, None] + slots).flatten()
+        self._vision_numbers = torch.full_like(self._index, -1)
+        self._vision_numbers[self._vision_slots] = torch.arange(len(self._vision_slots), device=width.device)
         filled = torch.cat([first_slot[text], self._vision_slots])
         self._filled = None if filled.numel() == batch_size * num_slots else filled
         self._lengths = None
@@ -350,6 +371,7 @@ class FrameRouter:
             filled=self._filled,
             valid=None if valid is None else valid.view(self._shape),
             vision_slots=self._vision_slots,
+            vision_numbers=self._vision_numbers,
             gate=gate,
             mod_gate=self.config.mod_gate,
             expert=expert,
