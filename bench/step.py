@@ -94,13 +94,13 @@ class Bench:
             hidden_states = self.model.model(**inputs, use_cache=False).last_hidden_state
             return ForCausalLMLoss(self.model.lm_head(hidden_states), labels, self.model.vocab_size)
 
-    def backward(self, way: Way) -> float:
-        """Leave the gradients, and return the loss."""
+    def backward(self, way: Way) -> torch.Tensor:
+        """Leave the gradients, and return the loss, for which the host does not wait."""
         self.set(way)
         with stock_layers() if way.stock else contextlib.nullcontext():
             loss = self.loss(way)
             loss.backward()
-        return loss.item()
+        return loss.detach()
 
     def step(self, way: Way) -> tuple[float, float, float]:
         """Loss, seconds, and peak GiB (0 on a CPU) of a forward and backward pass and the optimizer's step."""
@@ -114,7 +114,7 @@ class Bench:
         self.optimizer.zero_grad()
         synchronise(self.device)
         seconds = time.perf_counter() - start
-        return loss, seconds, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+        return loss.item(), seconds, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
 
     def try_step(self, way: Way) -> tuple[float, float, float] | None:
         """As `step`; None where the memory does not suffice."""
