@@ -145,7 +145,7 @@ class VideoLLMMoDAttention(LlamaAttention):
         if lengths is None:
             attended, weights = self.attend(hidden_states, position_embeddings, attention_mask, **kwargs)
             return self.o_proj(attended), weights
-        queries, keys, values = self._project(hidden_states, position_embeddings)
+        queries, keys, values = self.project(hidden_states, position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended = []
         split = zip(
@@ -173,14 +173,19 @@ class VideoLLMMoDAttention(LlamaAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """What `forward` hands to its last map, `[B, T, heads * head_dim]`, without a cache, and what it returns
         beside that map's result."""
-        queries, keys, values = self._project(hidden_states, position_embeddings)
+        return self.attend_to(*self.project(hidden_states, position_embeddings), attention_mask, **kwargs)
+
+    def attend_to(
+        self, queries, keys, values, attention_mask=None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         options = {"dropout": dropout, "scaling": self.scaling, **kwargs}
         attended, weights = attend(self, queries, keys, values, attention_mask, **options)
         return attended.flatten(2), weights
 
-    def _project(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, ...]:
+    def project(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, `[B, heads, T, head_dim]`."""
         shape = (*hidden_states.shape[:2], -1, self.head_dim)
         queries, keys, values = (
             projection(hidden_states).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj)
@@ -287,7 +292,12 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
         if recompute == "entered":
             return without_last_part(checkpoint, attend, partial(in_chunks, checkpoint, self._join), hidden_states)
         if recompute == "attention":
-            attended = with_attention_kept(checkpoint, attend, hidden_states)
+            # adapters may drop inputs by chance; under a mask keys and values may be repeated for all heads first
+            drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.self_attn.modules())
+            if drops or kwargs["attention_mask"] is not None:
+                attended = with_attention_kept(checkpoint, attend, hidden_states)
+            else:
+                attended = self._attend_lightly(hidden_states, **kwargs)
             return in_chunks(checkpoint, self._join, hidden_states, attended)
         if recompute == "pairs":
             return in_chunks(checkpoint, self._join, hidden_states, attend(hidden_states))
@@ -305,6 +315,17 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
 
     def _attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
         return self.self_attn.attend(self.input_layernorm(hidden_states), **kwargs)[0]
+
+    def _attend_lightly(self, hidden_states: torch.Tensor, position_embeddings, **kwargs) -> torch.Tensor:
+        """`_attend` that keeps its input and its result, and computes queries, keys and values again: less of
+        the host's time than a checkpoint takes that tells attention from other operations."""
+
+        def project(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            with computed_again(self.input_layernorm, hidden_states) as normed:
+                return self.self_attn.project(normed, position_embeddings)
+
+        with computed_again(project, hidden_states) as projected:
+            return self.self_attn.attend_to(*projected, **kwargs)[0]
 
     def _join(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         return self._think(hidden_states + self.self_attn.o_proj(attended))

@@ -83,45 +83,58 @@ def units(layers: list, paired: bool) -> list[list]:
 
 
 class _Again:
-    """In place of a norm's result that a graph is to keep: the norm and its input, from which it is computed when
-    asked for. Several maps share one, so it stays until all have had it."""
+    """In place of results that a graph is to keep: a function and its input, from which they are computed when asked
+    for. Several maps share them, so they stay until all have had theirs."""
 
-    def __init__(self, norm: Callable, hidden_states: torch.Tensor):
-        self.norm, self.hidden_states = norm, hidden_states.detach()
+    def __init__(self, function: Callable, hidden_states: torch.Tensor):
+        self.function, self.hidden_states = function, hidden_states.detach()
         self.kept = self.asked = 0
-        self.result = None
+        self.results = None
 
-    def __call__(self) -> torch.Tensor:
-        if self.result is None:
-            with torch.no_grad():
-                self.result = self.norm(self.hidden_states)
-        result, self.asked = self.result, self.asked + 1
+    def __call__(self, number: int) -> torch.Tensor:
+        if self.results is None:
+            with torch.enable_grad():  # as it was the first time, which decides on kernels
+                self.results = tuple(result.detach() for result in _as_tuple(self.function(self.hidden_states)))
+        result, self.asked = self.results[number], self.asked + 1
         if self.asked % self.kept == 0:
-            self.result = None
+            self.results = None
         return result
 
 
-@contextlib.contextmanager
-def computed_again(norm: Callable, hidden_states: torch.Tensor, kept: bool = False) -> Iterator[torch.Tensor]:
-    """`norm(hidden_states)`; what is made of it below this does not keep it for the backward pass, unless `kept`."""
-    normed = norm(hidden_states)
-    if kept or not torch.is_grad_enabled():
-        yield normed
-        return
-    again, storage = _Again(norm, hidden_states), normed.untyped_storage().data_ptr()
+def _as_tuple(results) -> tuple[torch.Tensor, ...]:
+    return results if isinstance(results, tuple) else (results,)
 
-    def pack(tensor: torch.Tensor) -> torch.Tensor | tuple[_Again, torch.Size]:
-        same = tensor.untyped_storage().data_ptr() == storage and tensor.numel() == normed.numel()
-        if not same or tensor.dtype != normed.dtype or not tensor.is_contiguous():
+
+@contextlib.contextmanager
+def computed_again(function: Callable, hidden_states: torch.Tensor, kept: bool = False) -> Iterator:
+    """`function(hidden_states)`, one tensor or several; what is made of them below this does not keep them for the
+    backward pass, unless `kept`. The function must need no random numbers."""
+    results = function(hidden_states)
+    if kept or not torch.is_grad_enabled():
+        yield results
+        return
+    again = _Again(function, hidden_states)
+
+    def place(tensor: torch.Tensor) -> tuple:
+        return tensor.data_ptr(), tensor.numel(), tensor.dtype
+
+    numbers = {place(result): number for number, result in enumerate(_as_tuple(results))}
+
+    def pack(tensor: torch.Tensor):
+        number = numbers.get(place(tensor))
+        if number is None:
             return tensor
         again.kept += 1
-        return again, tensor.shape
+        return number, tensor.shape, tensor.stride(), again
 
     def unpack(packed) -> torch.Tensor:
-        return packed if isinstance(packed, torch.Tensor) else packed[0]().view(packed[1])
+        if isinstance(packed, torch.Tensor):
+            return packed
+        number, shape, stride, again = packed
+        return again(number).as_strided(shape, stride)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        yield normed
+        yield results
 
 
 def keep_attention(context, operation, *args, **kwargs) -> CheckpointPolicy:
@@ -169,6 +182,8 @@ def in_chunks(checkpoint: Callable, function: Callable, *tensors: torch.Tensor, 
         function = _first
     rows = [tensor.flatten(0, 1) for tensor in tensors]
     count = math.ceil(len(rows[0]) / CHUNK_TOKENS)
+    if count == 1:
+        return checkpoint(function, *rows).view_as(tensors[0])
     chunks = zip(*(row.chunk(count) for row in rows), strict=True)
     return torch.cat([checkpoint(function, *chunk) for chunk in chunks]).view_as(tensors[0])
 

@@ -18,6 +18,7 @@ from peft.tuners.lora import Linear
 from torch import nn
 
 from .. import fused_videollm_mod as fused
+from .. import recomputing_videollm_mod as recomputing
 from .. import routing_videollm_mod as routing
 from ..bench.arithmetic import best_time
 from ..bench.check import check
@@ -160,6 +161,16 @@ def steps(machine: Bench, deadline: Deadline) -> None:
                 )
 
 
+def chunks(machine: Bench, deadline: Deadline) -> None:
+    """How many tokens an MLP that is computed again should take at a time."""
+    for count in (4096, 6144, 8192, 16_384):
+        for choice in ("attention", "entered"):
+            with guarded("chunks"), mock.patch.object(recomputing, "CHUNK_TOKENS", count):
+                if not deadline.passed():
+                    done = [machine.try_step(Way(True, recompute=choice)) for _ in range(3)][1:]
+                    print(f"{choice} in chunks of {count}: (loss, seconds, GiB) {done}", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", default="llama3-8b")
@@ -192,6 +203,7 @@ def main() -> None:
     with guarded("steps"):
         steps(machine, deadline)
     say("steps done")
+    chunks(machine, deadline)
     for way in (Way(True, recompute="mlp"), REFERENCE):
         with guarded("kernels"):
             if not deadline.passed():

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm_mod import loss_videollm_mod, recomputing_videollm_mod
+from videollm_mod import loss_videollm_mod, modeling_text_videollm_mod, recomputing_videollm_mod
 from videollm_mod.recomputing_videollm_mod import CHOICES
 from videollm_mod.training.adapters import LoraOptions, add_lora
 from videollm_mod.training.lora_linear import LoraLinear
@@ -192,3 +192,45 @@ def test_the_vision_tower_recomputes_as_ever():
     assert all(
         layer.gradient_checkpointing and layer._gradient_checkpointing_func.func is checkpoint for layer in layers
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_computed_again_is_not_kept(seed, kept):
+    """Three maps share two results, of which, and of views of them, none is kept; gradients are the plain ones."""
+    torch.manual_seed(seed)
+    norm = nn.LayerNorm(6)
+    maps = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+    x = torch.randn(2, 5, 6, requires_grad=True)
+    calls = []
+
+    def halves(x):
+        calls.append(x)
+        return norm(x).chunk(2, dim=-1)  # of one storage
+
+    def result(first, second):
+        return sum((one(first.transpose(0, 1)) * one(second).tanh().transpose(0, 1)).sum() for one in maps)
+
+    inputs = [x, *norm.parameters(), *maps.parameters()]
+    expected = torch.autograd.grad(result(*halves(x)), inputs)
+    for repeat in range(2):
+        calls.clear()
+        with recomputing_videollm_mod.computed_again(halves, x, kept) as made:
+            loss = result(*made)
+        for again in (True, False):  # the graph may be used twice
+            got = torch.autograd.grad(loss, inputs, retain_graph=again)
+            for value, reference in zip(got, expected, strict=True):
+                torch.testing.assert_close(value, reference)
+        assert len(calls) == (1 if kept else 3), repeat
+
+
+@pytest.mark.parametrize("routing", ["learned", "full"])
+def test_attention_without_a_mask_is_kept_without_a_checkpoint(routing, monkeypatch):
+    model, batch = trainable(4, LoraOptions(r=4, alpha=8), **ROUTINGS[routing])
+    whole = {name: batch[name][:1] for name in ("input_ids", "labels")}
+    frames = int((whole["input_ids"] == model.config.video_token_id).sum()) // model.config.num_frame_tokens
+    whole["video_features"] = batch["video_features"][:frames]
+    plain = loss_and_gradients(model, whole)
+    monkeypatch.setattr(modeling_text_videollm_mod, "with_attention_kept", None)
+    enable(model, "attention")
+    assert_same(loss_and_gradients(model, whole), plain)
