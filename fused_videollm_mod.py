@@ -104,7 +104,8 @@ class _LeaveGated(torch.autograd.Function):
         d_entered, d_processed, d_scores = _kernels().leave_gradients(
             grad, entered.contiguous(), kept, weight, ctx.targets, ctx.numbers, ctx.factors
         )
-        d_weight = d_scores[None] @ entered.index_select(0, ctx.slots).float() if ctx.needs_input_grad[3] else None
+        with torch.autocast(grad.device.type, enabled=False):
+            d_weight = d_scores[None] @ entered.index_select(0, ctx.slots).float() if ctx.needs_input_grad[3] else None
         return grad, d_entered, d_processed, d_weight, d_scores.sum()[None], None, None, None, None
 
 

@@ -89,11 +89,13 @@ class _Again:
     def __init__(self, function: Callable, hidden_states: torch.Tensor):
         self.function, self.hidden_states = function, hidden_states.detach()
         self.kept = self.asked = 0
-        self.results = None
+        self.results, device = None, hidden_states.device.type
+        # the backward pass is outside of the forward pass's autocast
+        self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
     def __call__(self, number: int) -> torch.Tensor:
         if self.results is None:
-            with torch.enable_grad():  # as it was the first time, which decides on kernels
+            with torch.enable_grad(), torch.autocast(*self.autocast):  # as it was; gradients decide on kernels
                 self.results = tuple(result.detach() for result in _as_tuple(self.function(self.hidden_states)))
         result, self.asked = self.results[number], self.asked + 1
         if self.asked % self.kept == 0:

@@ -70,7 +70,8 @@ class _KnownScores(torch.autograd.Function):
             to_tokens = torch.zeros_like(hidden_states)
             to_tokens.index_copy_(0, ctx.rows, (grad[:, None] * weight).to(hidden_states.dtype))
         if ctx.needs_input_grad[1]:
-            to_weight = grad[None] @ hidden_states.index_select(0, ctx.rows).float()
+            with torch.autocast(grad.device.type, enabled=False):
+                to_weight = grad[None] @ hidden_states.index_select(0, ctx.rows).float()
         return to_tokens, to_weight, grad.sum()[None] if ctx.needs_input_grad[2] else None, None, None
 
 

@@ -224,13 +224,46 @@ def test_what_is_computed_again_is_not_kept(seed, kept):
         assert len(calls) == (1 if kept else 3), repeat
 
 
+def without_padding(model, batch) -> dict[str, torch.Tensor]:
+    """The first row of a batch, which is its longest, without a mask."""
+    whole = {name: batch[name][:1] for name in ("input_ids", "labels")}
+    frames = int((whole["input_ids"] == model.config.video_token_id).sum()) // model.config.num_frame_tokens
+    return {**whole, "video_features": batch["video_features"][:frames]}
+
+
 @pytest.mark.parametrize("routing", ["learned", "full"])
 def test_attention_without_a_mask_is_kept_without_a_checkpoint(routing, monkeypatch):
     model, batch = trainable(4, LoraOptions(r=4, alpha=8), **ROUTINGS[routing])
-    whole = {name: batch[name][:1] for name in ("input_ids", "labels")}
-    frames = int((whole["input_ids"] == model.config.video_token_id).sum()) // model.config.num_frame_tokens
-    whole["video_features"] = batch["video_features"][:frames]
+    whole = without_padding(model, batch)
     plain = loss_and_gradients(model, whole)
     monkeypatch.setattr(modeling_text_videollm_mod, "with_attention_kept", None)
     enable(model, "attention")
     assert_same(loss_and_gradients(model, whole), plain)
+
+
+@pytest.mark.parametrize("recompute", CHOICES)
+@pytest.mark.parametrize("padding", [True, False])
+def test_autocast_is_as_it_was_when_something_is_computed_again(recompute, padding):
+    """As the Trainer has it: frozen weights in bfloat16, adapters in float32, and the backward pass outside."""
+    model, batch = trainable(6)
+    model = add_lora(model.bfloat16(), LoraOptions(r=4, alpha=8)).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+        if "lora_" in name:
+            assert parameter.dtype == torch.float32
+    batch = batch if padding else without_padding(model, batch)
+
+    def run():
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch, use_cache=False).loss
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    plain = run()
+    enable(model, recompute)
+    got = run()
+    assert got[0] == plain[0] and got[1].keys() == plain[1].keys()
+    norm = sum(value.square().sum() for value in plain[1].values()) ** 0.5
+    assert sum((got[1][name] - value).square().sum() for name, value in plain[1].items()) ** 0.5 < 0.02 * norm
