@@ -12,11 +12,14 @@ KINDS = (  # first match of a part of the kernel's name, in lower case
     ("attention", ("flash", "fmha", "attention", "cudnn_generated")),
     ("matrix products", ("gemm", "cutlass", "nvjet", "xmma", "cublas", "splitk", "gemv", "dot_kernel")),
     ("optimizer", ("multi_tensor_apply", "fused_adam", "adam")),
-    ("index, gather, scatter, sort", ("index", "gather", "scatter", "put_rows", "sort", "cub", "radix", "topk")),
+    (
+        "index, gather, scatter, sort",
+        ("index", "gather", "scatter", "put_rows", "_leave_", "_scores_", "sort", "cub", "radix", "topk"),
+    ),
     ("norm", ("rms_norm", "layer_norm", "rowwisemoments", "rsqrt", "mean")),
     ("loss", ("softmax", "nll_loss")),
     ("copy", ("memcpy", "memset", "copy", "fill", "cat")),
-    ("elementwise", ("elementwise", "triton", "reduce")),
+    ("elementwise", ("elementwise", "triton", "reduce", "_silu_", "_rotate_")),
 )
 
 
