@@ -25,7 +25,6 @@ from transformers.models.llama.modeling_llama import (
     LlamaPreTrainedModel,
     LlamaRMSNorm,
     LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
     eager_attention_forward,
 )
 from transformers.utils.generic import merge_with_config_defaults
@@ -33,7 +32,16 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
-from .recomputing_videollm_mod import in_chunks, set_recomputing, units, with_attention_kept, without_recompute
+from .fused_videollm_mod import rotate, silu_product
+from .recomputing_videollm_mod import (
+    computed_again,
+    in_chunks,
+    set_recomputing,
+    units,
+    with_attention_kept,
+    without_last_part,
+    without_recompute,
+)
 from .routing_videollm_mod import FrameRouter, LayerExpert, StreamLayout
 
 # By their full names, with and without a head around them. LayerExperts are no plain linear layers: none takes them.
@@ -133,9 +141,12 @@ class VideoLLMMoDAttention(LlamaAttention):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `past_key_values` is then a `PackedCache`."""
-        if lengths is None:
+        if lengths is None and past_key_values is not None:
             return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
-        queries, keys, values = self._project(hidden_states, position_embeddings)
+        if lengths is None:
+            attended, weights = self.attend(hidden_states, position_embeddings, attention_mask, **kwargs)
+            return self.o_proj(attended), weights
+        queries, keys, values = self.project(hidden_states, position_embeddings)
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         attended = []
         split = zip(
@@ -160,21 +171,39 @@ class VideoLLMMoDAttention(LlamaAttention):
         position_embeddings: tuple[torch.Tensor, torch.Tensor],
         attention_mask: torch.Tensor | None = None,
         **kwargs,
-    ) -> torch.Tensor:
-        """What `forward` hands to its last map, `[B, T, heads * head_dim]`, without a cache."""
-        queries, keys, values = self._project(hidden_states, position_embeddings)
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `forward` hands to its last map, `[B, T, heads * head_dim]`, without a cache, and what it returns
+        beside that map's result."""
+        return self.attend_to(*self.project(hidden_states, position_embeddings), attention_mask, **kwargs)
+
+    def attend_to(
+        self, queries, keys, values, attention_mask=None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         dropout = self.attention_dropout if self.training else 0.0
         options = {"dropout": dropout, "scaling": self.scaling, **kwargs}
-        return attend(self, queries, keys, values, attention_mask, **options)[0].flatten(2)
+        attended, weights = attend(self, queries, keys, values, attention_mask, **options)
+        return attended.flatten(2), weights
 
-    def _project(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, ...]:
+    def project(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, `[B, heads, T, head_dim]`."""
         shape = (*hidden_states.shape[:2], -1, self.head_dim)
         queries, keys, values = (
-            projection(hidden_states).view(shape).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            projection(hidden_states).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        return *apply_rotary_pos_emb(queries, keys, *position_embeddings), values
+        queries, keys = rotate(queries, keys, *position_embeddings)
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+
+
+class VideoLLMMoDMLP(LlamaMLP):
+    """Llama's MLP with what lies between its maps as a step of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.gate_proj(x), self.up_proj(x))
+
+    def down(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        is_silu = self.config.hidden_act == "silu"
+        return self.down_proj(silu_product(gate, up) if is_silu else self.act_fn(gate) * up)
 
 
 class VideoLLMMoDRMSNorm(LlamaRMSNorm):
@@ -197,7 +226,7 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
         super(LlamaDecoderLayer, self).__init__()
         self.hidden_size = config.hidden_size
         self.self_attn = VideoLLMMoDAttention(config, layer_idx)
-        self.mlp = LlamaMLP(config)
+        self.mlp = VideoLLMMoDMLP(config)
         self.input_layernorm = VideoLLMMoDRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.post_attention_layernorm = VideoLLMMoDRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
         self.config, self.layer_idx = config, layer_idx
@@ -230,7 +259,8 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
                 return hidden_states  # every token passes by
             (entered, passing), valid, lengths = route.enter(hidden_states), route.valid, route.lengths
             position_embeddings = tuple(route.gather(x) for x in position_embeddings)
-            position_ids = route.gather(position_ids[..., None]).squeeze(-1)
+            if past_key_values is not None:
+                position_ids = route.gather(position_ids[..., None]).squeeze(-1)
             segments = None if segments is None else route.gather(segments[..., None]).squeeze(-1)
 
         key_valid, num_keys = valid, entered.shape[1]
@@ -258,34 +288,51 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
         """Attention and MLP; in training with what `recompute` says computed again in the backward pass."""
         # what is computed again would enter a cache twice
         recompute = self.recompute if self.training and past_key_values is None else "none"
-        if recompute in ("pairs", "attention"):
-            attend = partial(self._attend, **kwargs)
-            if recompute == "attention":
-                attended = with_attention_kept(self._gradient_checkpointing_func, attend, hidden_states)
+        checkpoint = getattr(self, "_gradient_checkpointing_func", None)
+        attend = partial(self._attend, **kwargs)
+        if recompute == "entered":
+            return without_last_part(checkpoint, attend, partial(in_chunks, checkpoint, self._join), hidden_states)
+        if recompute == "attention":
+            # adapters may drop inputs by chance; under a mask keys and values may be repeated for all heads first
+            drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.self_attn.modules())
+            if drops or kwargs["attention_mask"] is not None:
+                attended = with_attention_kept(checkpoint, attend, hidden_states)
             else:
-                attended = attend(hidden_states)
-            return in_chunks(self._gradient_checkpointing_func, self._join, hidden_states, attended)
-        normed = self.input_layernorm(hidden_states)
-        hidden_states = hidden_states + self.self_attn(normed, past_key_values=past_key_values, **kwargs)[0]
+                attended = self._attend_lightly(hidden_states, **kwargs)
+            return in_chunks(checkpoint, self._join, hidden_states, attended)
+        if recompute == "pairs":
+            return in_chunks(checkpoint, self._join, hidden_states, attend(hidden_states))
+        keeps_norms = recompute not in ("mlp", "activation")
+        with computed_again(self.input_layernorm, hidden_states, keeps_norms) as normed:
+            attended = self.self_attn(normed, past_key_values=past_key_values, **kwargs)[0]
+        hidden_states = hidden_states + attended
         if recompute == "mlp":
-            return self._gradient_checkpointing_func(self._think, hidden_states)
+            return checkpoint(self._think, hidden_states)
         if recompute == "activation":
-            normed = self.post_attention_layernorm(hidden_states)
-            gate, up = self.mlp.gate_proj(normed), self.mlp.up_proj(normed)
-            return hidden_states + self._gradient_checkpointing_func(self._down, gate, up)
+            with computed_again(self.post_attention_layernorm, hidden_states) as normed:
+                gate, up = self.mlp.gate_proj(normed), self.mlp.up_proj(normed)
+            return hidden_states + checkpoint(self.mlp.down, gate, up)
         return self._think(hidden_states)
 
     def _attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        return self.self_attn.attend(self.input_layernorm(hidden_states), **kwargs)
+        return self.self_attn.attend(self.input_layernorm(hidden_states), **kwargs)[0]
+
+    def _attend_lightly(self, hidden_states: torch.Tensor, position_embeddings, **kwargs) -> torch.Tensor:
+        """`_attend` that keeps its input and its result, and computes queries, keys and values again: less of
+        the host's time than a checkpoint takes that tells attention from other operations."""
+
+        def project(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            with computed_again(self.input_layernorm, hidden_states) as normed:
+                return self.self_attn.project(normed, position_embeddings)
+
+        with computed_again(project, hidden_states) as projected:
+            return self.self_attn.attend_to(*projected, **kwargs)[0]
 
     def _join(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
         return self._think(hidden_states + self.self_attn.o_proj(attended))
 
     def _think(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-
-    def _down(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        return self.mlp.down_proj(self.mlp.act_fn(gate) * up)
 
 
 class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):

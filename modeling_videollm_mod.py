@@ -270,7 +270,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             check_finite("video_features", video_features)
             embeds = self.connector(video_features)
         embeds = embeds.flatten(0, 1).to(inputs_embeds)
-        return inputs_embeds.flatten(0, 1).index_copy(0, layout.frames.flatten(), embeds).view_as(inputs_embeds)
+        # `index_copy` would keep `embeds` for the backward pass
+        return inputs_embeds.flatten(0, 1).index_put((layout.frames.flatten(),), embeds).view_as(inputs_embeds)
 
 
 def check_finite(name: str, frames: torch.Tensor) -> None:

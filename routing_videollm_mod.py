@@ -13,9 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from .configuration_videollm_mod import check_keep_ratio, num_kept_tokens
+from .fused_videollm_mod import kernels_for, leave_gated, put_rows
 
 GATE_STRENGTH = 0.2  # p-MoD (arXiv 2412.04449): a kept token's update is scaled by 1 + 0.2 * tanh(score)
 
@@ -29,11 +30,49 @@ class LayerExpert(nn.Linear):
     def __init__(self, hidden_size: int):
         super().__init__(hidden_size, 1, dtype=torch.float32)  # whatever dtype the model around it is built in
 
-    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        """`[..., D]` of any dtype -> scores `[...]` in float32, also under autocast."""
+    def forward(
+        self, hidden_states: torch.Tensor, rows: torch.Tensor | None = None, known: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`[..., D]` of any dtype -> scores `[...]` in float32, also under autocast.
+
+        Args:
+            rows (`int64`, *optional*): the tokens of `hidden_states` `[M, D]` to score; scores have its shape.
+            known (`float32`, *optional*): their scores, to which only the gradient is added; each row is there once.
+        """
         with torch.autocast(hidden_states.device.type, enabled=False):
-            scores = nn.functional.linear(hidden_states.float(), self.weight.float(), self.bias.float())
-        return scores.squeeze(-1)
+            weight, bias = self.weight.float(), self.bias.float()
+            if known is not None:
+                return _KnownScores.apply(hidden_states, weight, bias, rows, known)
+            if rows is not None:
+                kernels = kernels_for(hidden_states) if self.training and not torch.is_grad_enabled() else None
+                if kernels is not None:
+                    return kernels.scores(hidden_states, rows, weight, bias)
+                hidden_states = hidden_states[rows]
+            return nn.functional.linear(hidden_states.float(), weight, bias).squeeze(-1)
+
+
+class _KnownScores(torch.autograd.Function):
+    """Scores of `rows` as they were when tokens were chosen, with their gradient; of what that needs, `hidden_states`
+    is kept anyway."""
+
+    @staticmethod
+    def forward(ctx, hidden_states, weight, bias, rows, known):
+        ctx.save_for_backward(hidden_states, weight)
+        ctx.rows = rows
+        return known.view_as(known)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden_states, weight = ctx.saved_tensors
+        to_tokens = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_tokens = torch.zeros_like(hidden_states)
+            to_tokens.index_copy_(0, ctx.rows, (grad[:, None] * weight).to(hidden_states.dtype))
+        if ctx.needs_input_grad[1]:
+            with torch.autocast(grad.device.type, enabled=False):
+                to_weight = grad[None] @ hidden_states.index_select(0, ctx.rows).float()
+        return to_tokens, to_weight, grad.sum()[None] if ctx.needs_input_grad[2] else None, None, None
 
 
 @dataclass
@@ -162,6 +201,7 @@ class Route:
     filled: torch.Tensor | None  # int64 [M]: flat slots that hold a token; None when all do
     valid: torch.Tensor | None  # bool [B, K]: False in empty slots and at padding; None when there are none
     vision_slots: torch.Tensor  # int64 [F * k]: flat slots of the kept vision tokens
+    vision_numbers: torch.Tensor  # int64 [B * K]: of a slot among `vision_slots`; -1 for text and empty slots
     gate: torch.Tensor | None  # float32 [F * k]: scores of the kept vision tokens; None when nothing is gated
     mod_gate: str
     expert: LayerExpert | None = None  # that gave the scores
@@ -187,9 +227,11 @@ class Route:
         """
         entered, processed = entered.flatten(0, 1), processed.flatten(0, 1)
         if self.gate is not None and self.mod_gate != "none":
+            if torch.is_grad_enabled() and kernels_for(passing, entered, processed) is not None:
+                return self._leave_gated(passing.flatten(0, 1), entered, processed).view_as(passing)
             kept, gate = processed.index_select(0, self.vision_slots), self.gate
-            if torch.is_grad_enabled():  # with its gradient; of that only `entered` is kept, which others keep too
-                gate = checkpoint(self._kept_scores, entered, use_reentrant=False)
+            if torch.is_grad_enabled():  # with its gradient
+                gate = self.expert(entered, self.vision_slots, gate)
             if self.mod_gate == "residual":  # x + (1 + g) * (y - x) written as y + g * (y - x): exact where g = 0
                 change = GATE_STRENGTH * gate.tanh()[:, None] * (kept - entered.index_select(0, self.vision_slots))
                 processed = processed.index_add(0, self.vision_slots, change.to(processed.dtype))
@@ -198,8 +240,21 @@ class Route:
                 processed = processed.index_copy(0, self.vision_slots, gated)
         return _Leave.apply(passing.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(passing)
 
-    def _kept_scores(self, entered: torch.Tensor) -> torch.Tensor:
-        return self.expert(entered.index_select(0, self.vision_slots))
+    def _leave_gated(self, passing: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
+        if self.mod_gate == "residual":
+            tanh = self.gate.tanh()
+            strength, slope = GATE_STRENGTH * tanh, GATE_STRENGTH * (1 - tanh * tanh)
+            factors = torch.stack([1 + strength, -strength, slope, -slope])
+        else:
+            sigmoid, nothing = self.gate.sigmoid(), torch.zeros_like(self.gate)
+            factors = torch.stack([sigmoid, nothing, sigmoid * (1 - sigmoid), nothing])
+        targets = self.index.flatten()
+        if self.filled is not None:
+            targets = torch.full_like(targets, -1).index_copy(0, self.filled, targets[self.filled])
+        weight, bias = self.expert.weight.float(), self.expert.bias.float()
+        return leave_gated(
+            passing, entered, processed, weight, bias, targets, self.vision_numbers, self.vision_slots, factors
+        )
 
 
 class _Enter(torch.autograd.Function):
@@ -218,7 +273,7 @@ class _Enter(torch.autograd.Function):
     def backward(ctx, entered, passing):
         if ctx.filled is not None:
             entered = entered.index_select(0, ctx.filled)
-        return passing.index_copy(0, ctx.index, entered), None, None
+        return put_rows(passing, ctx.index, entered), None, None
 
 
 class _Leave(torch.autograd.Function):
@@ -228,7 +283,7 @@ class _Leave(torch.autograd.Function):
     def forward(ctx, passing, processed, index, filled):
         # not saved as tensors for backward: a checkpoint would recompute all of a layer to get them
         ctx.index, ctx.filled, ctx.shape = index if filled is None else index[filled], filled, processed.shape
-        return passing.index_copy(0, ctx.index, processed if filled is None else processed[filled])
+        return put_rows(passing, ctx.index, processed if filled is None else processed[filled])
 
     @staticmethod
     def backward(ctx, tokens):
@@ -285,6 +340,8 @@ class FrameRouter:
         self._index[first_slot[text]] = text
         slots = torch.arange(num_kept, device=width.device)
         self._vision_slots = (first_slot[layout.frames[:, 0]][:, None] + slots).flatten()
+        self._vision_numbers = torch.full_like(self._index, -1)
+        self._vision_numbers[self._vision_slots] = torch.arange(len(self._vision_slots), device=width.device)
         filled = torch.cat([first_slot[text], self._vision_slots])
         self._filled = None if filled.numel() == batch_size * num_slots else filled
         self._lengths = None
@@ -315,6 +372,7 @@ class FrameRouter:
             filled=self._filled,
             valid=None if valid is None else valid.view(self._shape),
             vision_slots=self._vision_slots,
+            vision_numbers=self._vision_numbers,
             gate=gate,
             mod_gate=self.config.mod_gate,
             expert=expert,
@@ -342,7 +400,7 @@ class FrameRouter:
                 '`mod_selection` or `vision_routing`; build it with mod_selection="learned" and this layer in '
                 f"`mod_layers` (now {self.config.mod_layers!r})"
             )
-        scores = expert(hidden_states.flatten(0, 1)[frames])
+        scores = expert(hidden_states.flatten(0, 1), frames)
         return scores, scores
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "FrameRouter":

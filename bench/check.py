@@ -12,7 +12,7 @@ def gradients(bench: Bench, way: Way) -> tuple[float, dict[str, torch.Tensor]]:
     loss = bench.backward(way)
     found = {n: p.grad.float().cpu() for n, p in bench.adapted.named_parameters() if p.grad is not None}
     bench.optimizer.zero_grad()
-    return loss, found
+    return loss.item(), found
 
 
 def relative(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:

@@ -1,20 +1,25 @@
 """Which kernels a step's time goes to, by kind."""
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 
+from .arithmetic import synchronise
 from .step import Bench, Way
 
 KINDS = (  # first match of a part of the kernel's name, in lower case
     ("attention", ("flash", "fmha", "attention", "cudnn_generated")),
     ("matrix products", ("gemm", "cutlass", "nvjet", "xmma", "cublas", "splitk", "gemv", "dot_kernel")),
     ("optimizer", ("multi_tensor_apply", "fused_adam", "adam")),
-    ("index, gather, scatter, sort", ("index", "gather", "scatter", "sort", "cub", "radix", "topk")),
+    (
+        "index, gather, scatter, sort",
+        ("index", "gather", "scatter", "put_rows", "_leave_", "_scores_", "sort", "cub", "radix", "topk"),
+    ),
     ("norm", ("rms_norm", "layer_norm", "rowwisemoments", "rsqrt", "mean")),
     ("loss", ("softmax", "nll_loss")),
     ("copy", ("memcpy", "memset", "copy", "fill", "cat")),
-    ("elementwise", ("elementwise", "triton", "reduce")),
+    ("elementwise", ("elementwise", "triton", "reduce", "_silu_", "_rotate_")),
 )
 
 
@@ -23,24 +28,30 @@ def kind_of(name: str) -> str:
     return next((kind for kind, parts in KINDS if any(part in name for part in parts)), "other")
 
 
-def kernel_table(bench: Bench, way: Way, top: int = 25) -> dict:
-    """Milliseconds by kind and of the `top` kernels of one step, and as text."""
+def kernel_times(function: Callable, device: str) -> tuple[dict[str, float], list[tuple[float, int, str]]]:
+    """Milliseconds by kind of the kernels `function` runs, and `(milliseconds, calls, name)` of each by time."""
     activities = [torch.profiler.ProfilerActivity.CPU]
-    if bench.device != "cpu":
+    if device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     with torch.profiler.profile(activities=activities) as profiler:
-        bench.step(way)
+        function()
+        synchronise(device)
     kinds, kernels = defaultdict(float), []
     for event in profiler.key_averages():
-        on_device = getattr(event, "self_device_time_total", 0) if bench.device != "cpu" else event.self_cpu_time_total
-        is_kernel = bench.device == "cpu" or "cuda" in str(event.device_type).lower()
+        on_device = getattr(event, "self_device_time_total", 0) if device != "cpu" else event.self_cpu_time_total
+        is_kernel = device == "cpu" or "cuda" in str(event.device_type).lower()
         if on_device and is_kernel and not event.key.startswith("ProfilerStep"):
             kinds[kind_of(event.key)] += on_device / 1000
             kernels.append((on_device / 1000, event.count, event.key))
-    kernels.sort(reverse=True)
+    return dict(kinds), sorted(kernels, reverse=True)
+
+
+def kernel_table(bench: Bench, way: Way, top: int = 25) -> dict:
+    """Milliseconds by kind and of the `top` kernels of one step, and as text."""
+    kinds, kernels = kernel_times(lambda: bench.step(way), bench.device)
     total = sum(kinds.values())
     lines = [
         f"{ms:>9.1f} ms {100 * ms / total:>5.1f}% {kind}" for kind, ms in sorted(kinds.items(), key=lambda x: -x[1])
     ]
     lines += [f"{ms:>9.2f} ms {count:>6} x [{kind_of(name)}] {name[:110]}" for ms, count, name in kernels[:top]]
-    return {"kinds_ms": dict(kinds), "kernels": kernels[:top], "text": "\n".join(lines)}
+    return {"kinds_ms": kinds, "kernels": kernels[:top], "text": "\n".join(lines)}

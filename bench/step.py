@@ -53,7 +53,8 @@ class Way:
 
 class Bench:
     """A model with adapters, its optimizer and one stream. Adapters are in the model's dtype, as is their optimizer's
-    state; connector and routers are in float32."""
+    state (a run of `videollm-mod train` has both in float32, on either side: 4 GiB more at Llama-3-8B's geometry);
+    connector and routers are in float32, and bfloat16 autocast is on, as the Trainer has it."""
 
     def __init__(self, geometry: str, frames: int, tokens: int, device: str, dtype=torch.bfloat16, **mod_options):
         self.device, self.rank = device, LoraOptions().r
@@ -85,20 +86,21 @@ class Bench:
         self.model._set_gradient_checkpointing(True, checkpoint_with(choices))
 
     def loss(self, way: Way) -> torch.Tensor:
-        if not way.all_logits:
-            return self.model(**self.inputs, use_cache=False).loss
-        labels = self.inputs["labels"]
-        inputs = {name: value for name, value in self.inputs.items() if name != "labels"}
-        hidden_states = self.model.model(**inputs, use_cache=False).last_hidden_state
-        return ForCausalLMLoss(self.model.lm_head(hidden_states), labels, self.model.vocab_size)
+        with torch.autocast(self.device, self.model.dtype, enabled=self.model.dtype == torch.bfloat16):
+            if not way.all_logits:
+                return self.model(**self.inputs, use_cache=False).loss
+            labels = self.inputs["labels"]
+            inputs = {name: value for name, value in self.inputs.items() if name != "labels"}
+            hidden_states = self.model.model(**inputs, use_cache=False).last_hidden_state
+            return ForCausalLMLoss(self.model.lm_head(hidden_states), labels, self.model.vocab_size)
 
-    def backward(self, way: Way) -> float:
-        """Leave the gradients, and return the loss."""
+    def backward(self, way: Way) -> torch.Tensor:
+        """Leave the gradients, and return the loss, for which the host does not wait."""
         self.set(way)
         with stock_layers() if way.stock else contextlib.nullcontext():
             loss = self.loss(way)
             loss.backward()
-        return loss.item()
+        return loss.detach()
 
     def step(self, way: Way) -> tuple[float, float, float]:
         """Loss, seconds, and peak GiB (0 on a CPU) of a forward and backward pass and the optimizer's step."""
@@ -112,7 +114,7 @@ class Bench:
         self.optimizer.zero_grad()
         synchronise(self.device)
         seconds = time.perf_counter() - start
-        return loss, seconds, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
+        return loss.item(), seconds, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
 
     def try_step(self, way: Way) -> tuple[float, float, float] | None:
         """As `step`; None where the memory does not suffice."""

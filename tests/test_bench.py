@@ -67,7 +67,7 @@ def test_every_choice_names_every_layer(choice, num_layers):
 
 def test_all_ways_agree():
     errors = {name: entry["gradient_error"] for name, entry in check("cpu", "tiny", frames=10).items()}
-    assert len(errors) == 16 and all(0 < error < 0.02 for error in errors.values())
+    assert len(errors) == 18 and all(0 < error < 0.02 for error in errors.values())
 
 
 def test_results_are_whole(tmp_path, capsys):

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm_mod import loss_videollm_mod, recomputing_videollm_mod
+from videollm_mod import loss_videollm_mod, modeling_text_videollm_mod, recomputing_videollm_mod
 from videollm_mod.recomputing_videollm_mod import CHOICES
 from videollm_mod.training.adapters import LoraOptions, add_lora
 from videollm_mod.training.lora_linear import LoraLinear
@@ -74,20 +74,25 @@ def test_gradients_of_adapters_are_those_of_keeping_everything(recompute, dropou
     assert_same(loss_and_gradients(model, batch), plain)
 
 
+ORDERED = ("activation", "mlp", "attention", "entered")
+
+
 def operations(model, batch, recompute) -> int:
     enable(model, recompute)
     in_place = {torch.ops.aten.addmm_: lambda added, a, b, *args, **kwargs: 2 * a[0] * a[1] * b[1]}
     with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
         loss_and_gradients(model, batch, use_cache=False)
-    return counter.get_total_flops()
+    run = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
+    return sum(count for name, count in run.items() if name.split(".")[-1] in ("mm", "addmm", "addmm_"))
 
 
-def test_the_last_product_of_what_is_recomputed_is_left_out():
+def test_the_last_product_of_what_is_recomputed_is_left_out(monkeypatch):
     """No gradient needs it, and in an MLP it is a third of all."""
+    monkeypatch.setattr(recomputing_videollm_mod, "CHUNK_TOKENS", 7)
     model, batch = trainable(5, LoraOptions(r=2, alpha=4), vision_routing="full")
     text, tokens = model.config.text_config, batch["input_ids"].numel()
     hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_key_value_heads * text.head_dim
-    done = {choice: operations(model, batch, choice) for choice in ("none", "activation", "mlp", "attention")}
+    done = {choice: operations(model, batch, choice) for choice in ("none", *ORDERED)}
 
     def adapter(inputs: int, outputs: int) -> int:
         return 2 * tokens * 2 * (inputs + outputs)
@@ -96,10 +101,12 @@ def test_the_last_product_of_what_is_recomputed_is_left_out():
         return 2 * tokens * inputs * outputs + adapter(inputs, outputs)
 
     layers = text.num_hidden_layers
-    assert done["activation"] - done["none"] == layers * adapter(inner, hidden)
+    narrow = 2 * tokens * 2 * inner
+    assert done["activation"] - done["none"] == layers * narrow
     assert done["mlp"] - done["activation"] == layers * 2 * linear(hidden, inner)
     projections = 2 * linear(hidden, hidden) + 2 * linear(hidden, heads)
     assert done["attention"] - done["mlp"] == layers * projections
+    assert done["entered"] == done["attention"]  # attention itself is no such product
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -169,7 +176,7 @@ def test_our_lora_layer_is_pefts(options, shape):
 
 @pytest.mark.parametrize(
     ("recompute", "message"),
-    [("all", "must be one of pairs, layer, .*, got 'all'"), ({"layer": 2, "mlp": 2}, "the choices of 5 layers")],
+    [("all", "must be one of pairs, entered, .*, got 'all'"), ({"layer": 2, "mlp": 2}, "the choices of 5 layers")],
 )
 def test_unknown_choices_are_named(recompute, message):
     with pytest.raises(ValueError, match=message):
@@ -185,3 +192,78 @@ def test_the_vision_tower_recomputes_as_ever():
     assert all(
         layer.gradient_checkpointing and layer._gradient_checkpointing_func.func is checkpoint for layer in layers
     )
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kept", [False, True])
+def test_what_is_computed_again_is_not_kept(seed, kept):
+    """Three maps share two results, of which, and of views of them, none is kept; gradients are the plain ones."""
+    torch.manual_seed(seed)
+    norm = nn.LayerNorm(6)
+    maps = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
+    x = torch.randn(2, 5, 6, requires_grad=True)
+    calls = []
+
+    def halves(x):
+        calls.append(x)
+        return norm(x).chunk(2, dim=-1)  # of one storage
+
+    def result(first, second):
+        return sum((one(first.transpose(0, 1)) * one(second).tanh().transpose(0, 1)).sum() for one in maps)
+
+    inputs = [x, *norm.parameters(), *maps.parameters()]
+    expected = torch.autograd.grad(result(*halves(x)), inputs)
+    for repeat in range(2):
+        calls.clear()
+        with recomputing_videollm_mod.computed_again(halves, x, kept) as made:
+            loss = result(*made)
+        for again in (True, False):  # the graph may be used twice
+            got = torch.autograd.grad(loss, inputs, retain_graph=again)
+            for value, reference in zip(got, expected, strict=True):
+                torch.testing.assert_close(value, reference)
+        assert len(calls) == (1 if kept else 3), repeat
+
+
+def without_padding(model, batch) -> dict[str, torch.Tensor]:
+    """The first row of a batch, which is its longest, without a mask."""
+    whole = {name: batch[name][:1] for name in ("input_ids", "labels")}
+    frames = int((whole["input_ids"] == model.config.video_token_id).sum()) // model.config.num_frame_tokens
+    return {**whole, "video_features": batch["video_features"][:frames]}
+
+
+@pytest.mark.parametrize("routing", ["learned", "full"])
+def test_attention_without_a_mask_is_kept_without_a_checkpoint(routing, monkeypatch):
+    model, batch = trainable(4, LoraOptions(r=4, alpha=8), **ROUTINGS[routing])
+    whole = without_padding(model, batch)
+    plain = loss_and_gradients(model, whole)
+    monkeypatch.setattr(modeling_text_videollm_mod, "with_attention_kept", None)
+    enable(model, "attention")
+    assert_same(loss_and_gradients(model, whole), plain)
+
+
+@pytest.mark.parametrize("recompute", CHOICES)
+@pytest.mark.parametrize("padding", [True, False])
+def test_autocast_is_as_it_was_when_something_is_computed_again(recompute, padding):
+    """As the Trainer has it: frozen weights in bfloat16, adapters in float32, and the backward pass outside."""
+    model, batch = trainable(6)
+    model = add_lora(model.bfloat16(), LoraOptions(r=4, alpha=8)).train()
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter, std=0.1)
+        if "lora_" in name:
+            assert parameter.dtype == torch.float32
+    batch = batch if padding else without_padding(model, batch)
+
+    def run():
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(**batch, use_cache=False).loss
+        loss.backward()
+        return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+    plain = run()
+    enable(model, recompute)
+    got = run()
+    assert got[0] == plain[0] and got[1].keys() == plain[1].keys()
+    norm = sum(value.square().sum() for value in plain[1].values()) ** 0.5
+    assert sum((got[1][name] - value).square().sum() for name, value in plain[1].items()) ** 0.5 < 0.02 * norm
