@@ -32,7 +32,7 @@ class Way:
     Args:
         routed: mixture of depths, else every token in every layer.
         all_logits: the loss as transformers computes it, from the logits of all tokens.
-        stock: with transformers' norm and peft's LoRA layer in place of ours.
+        stock: with transformers' parts of a layer and peft's LoRA layer in place of ours.
         recompute: as in `recomputing_videollm_mod`, written `choice:layers+choice:layers`.
     """
 
@@ -140,13 +140,15 @@ def checkpoint_with(choices: dict[str, int]):
 
 @contextlib.contextmanager
 def stock_layers() -> Iterator[None]:
-    """Norms as transformers computes them, and adapters as peft does."""
+    """Norms, rotation and activation as transformers computes them, and adapters as peft does."""
     from peft.tuners.lora import Linear
 
+    from .. import fused_videollm_mod
     from ..training.lora_linear import LoraLinear
 
     with (
         mock.patch.object(VideoLLMMoDRMSNorm, "forward", LlamaRMSNorm.forward),
         mock.patch.object(LoraLinear, "forward", Linear.forward),
+        mock.patch.object(fused_videollm_mod, "_kernels", lambda: None),
     ):
         yield

@@ -18,6 +18,7 @@ from .step import Bench, Deadline, Way
 # of 32 layers; fewer layers take shares of them
 CHOICES = (
     "pairs",
+    "pairs:8+entered:24",
     "entered",
     "entered:16+attention:16",
     "entered:8+attention:24",
@@ -40,6 +41,7 @@ CHOICES = (
 )
 DENSE_CHOICES = ("layer", "entered", "attention", "mlp", "activation", "none")
 REFERENCE = Way(routed=False, all_logits=True, recompute="layer")
+STOCK = Way(routed=False, all_logits=True, stock=True, recompute="layer")
 
 
 def scaled(choice: str, num_layers: int) -> str:
@@ -53,7 +55,7 @@ def scaled(choice: str, num_layers: int) -> str:
 
 
 def ways(num_layers: int) -> list[Way]:
-    reference = [REFERENCE, Way(routed=False, all_logits=True, stock=True)]
+    reference = [REFERENCE, STOCK]
     mod = [Way(routed=True, recompute=scaled(choice, num_layers)) for choice in CHOICES]
     dense = [Way(routed=False, recompute=scaled(choice, num_layers)) for choice in DENSE_CHOICES]
     full = [Way(routed=False, all_logits=True, recompute=scaled(c, num_layers)) for c in DENSE_CHOICES[1:]]
@@ -99,27 +101,28 @@ def search(bench: Bench, deadline: Deadline, result: dict, path: Path | None) ->
 
 
 def pick(found: dict[Way, dict]) -> dict[str, Way]:
-    """The ways whose measurements make the figures."""
+    """The ways whose measurements make the figures. MoD stands beside two dense models that compute all logits:
+    `stock`, of transformers' and peft's parts, and `reference`, of ours."""
     fits = {way: entry for way, entry in found.items() if entry["seconds"]}
-    picked = {"reference": REFERENCE}
-    if REFERENCE not in fits:
+    if REFERENCE not in fits or STOCK not in fits:
         return {}
-    reference = fits[REFERENCE]
+    picked = {"stock": STOCK, "reference": REFERENCE}
 
-    def best(key, **conditions) -> Way | None:
+    def best(key, routed: bool, memory: float = float("inf"), seconds: float = float("inf")) -> Way | None:
         chosen = [
             way
             for way, entry in fits.items()
             if not way.all_logits
-            and way.routed == conditions["routed"]
-            and entry["peak_gib"] <= conditions.get("memory", float("inf"))
-            and entry["seconds"][0] <= conditions.get("seconds", float("inf"))
+            and way.routed == routed
+            and entry["peak_gib"] <= memory
+            and entry["seconds"][0] <= seconds
         ]
         return min(chosen, key=lambda way: fits[way][key][0] if key == "seconds" else fits[way][key], default=None)
 
-    memory = reference["peak_gib"]
+    memory = fits[REFERENCE]["peak_gib"]
     picked["fast"] = best("seconds", routed=True, memory=memory)
-    picked["small"] = best("peak_gib", routed=True, seconds=0.615 * reference["seconds"][0])
+    picked["small"] = best("peak_gib", routed=True, seconds=0.615 * fits[STOCK]["seconds"][0])
+    picked["small, ours"] = best("peak_gib", routed=True, seconds=0.615 * fits[REFERENCE]["seconds"][0])
     picked["dense"] = best("seconds", routed=False, memory=memory)
     if picked["fast"] is not None:  # like for like: both recompute the same
         picked["alike"] = Way(routed=False, recompute=picked["fast"].recompute)
@@ -137,18 +140,27 @@ def take_turns(bench: Bench, picked: dict[str, Way], repeats: int, deadline: Dea
     return {role: row(way, steps[way]) for role, way in picked.items()}
 
 
+# figure -> numerator, denominator, and whether of memory
+RATIOS = {
+    "train_time_vs_dense": ("fast", "stock", False),
+    "train_time_vs_own_dense_all_logits": ("fast", "reference", False),
+    "train_memory_vs_dense": ("small", "stock", True),
+    "train_time_of_least_memory": ("small", "stock", False),
+    "train_memory_vs_own_dense_all_logits": ("small, ours", "reference", True),
+    "train_time_like_for_like": ("fast", "alike", False),
+    "train_time_like_for_like_layer": ("alike, MoD, layer", "alike, layer", False),
+}
+
+
 def figures(rows: dict[str, dict], shape: str) -> dict[str, float]:
-    time_of = {role: statistics.median(entry["seconds"]) for role, entry in rows.items() if entry["seconds"]}
     out = {}
-    if {"reference", "fast"} <= time_of.keys():
-        out[f"train_time_vs_dense_{shape}"] = time_of["fast"] / time_of["reference"]
-    if {"reference", "small"} <= time_of.keys() and rows["reference"]["peak_gib"]:
-        out[f"train_memory_vs_dense_{shape}"] = rows["small"]["peak_gib"] / rows["reference"]["peak_gib"]
-        out[f"train_time_of_least_memory_{shape}"] = time_of["small"] / time_of["reference"]
-    if {"alike", "fast"} <= time_of.keys():
-        out[f"train_time_like_for_like_{shape}"] = time_of["fast"] / time_of["alike"]
-    if {"alike, layer", "alike, MoD, layer"} <= time_of.keys():
-        out[f"train_time_like_for_like_layer_{shape}"] = time_of["alike, MoD, layer"] / time_of["alike, layer"]
+    for name, (above, below, of_memory) in RATIOS.items():
+        sides = [rows.get(role) for role in (above, below)]
+        if not all(side and side["seconds"] for side in sides):
+            continue
+        values = [side["peak_gib"] if of_memory else statistics.median(side["seconds"]) for side in sides]
+        if values[1]:
+            out[f"{name}_{shape}"] = values[0] / values[1]
     return out
 
 
