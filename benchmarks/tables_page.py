@@ -188,6 +188,8 @@ class Page:
         if self.best:
             wanted += [(self.best, "dense", score, -0.5) for score in (exact, worded_f1)]
             wanted += [(self.best, other, exact, 5) for other in ("random", "uniform")]
+        # which layers route is a choice too: here at the price of fewer operations saved
+        wanted += [("mod_interleaved_deep", "dense", score, -0.5) for score in (exact, worded_f1)]
         lines = []
         for row, other, score, bound in wanted:
             found = self.level.difference(row, other, score)
