@@ -3,6 +3,7 @@
 Loading is tried in new processes that cannot import the installed package, so only the repository's own files count.
 """
 
+import ast
 import json
 import shutil
 import sys
@@ -47,6 +48,16 @@ def code_files() -> dict[str, bytes]:
     for file in tuple(files):
         files.update(map(Path, get_relative_import_files(file)))
     return {file.name: file.read_bytes() for file in files}
+
+
+def test_loaders_find_all_that_the_code_imports():
+    """They read the text: `from .name import` is followed to its file, `from . import name` is not."""
+    files, names = code_files(), set()
+    for source in files.values():
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                names |= {node.module} if node.module else {alias.name for alias in node.names}
+    assert names and {f"{name}.py" for name in names} <= files.keys()
 
 
 def sample(processor) -> dict[str, torch.Tensor]:
