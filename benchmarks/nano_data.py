@@ -95,14 +95,19 @@ class StreamBank:
         self.features = torch.cat([encode(chunk.pop("frames")) for chunk in self.chunks])
 
     def epoch(self, batch_size: int, rng: np.random.Generator):
-        """Batches of all streams in random order, those of a batch of similar length."""
+        """Batches of all streams in random order. Those of a batch are of one length, which needs no mask; only what
+        is left of each length is padded."""
         order = rng.permutation(len(self.tokens))
-        for first in range(0, len(order), 16 * batch_size):
-            some = order[first : first + 16 * batch_size]
-            some = some[np.argsort(self.tokens[some], kind="stable")]
-            batches = [some[i : i + batch_size] for i in range(0, len(some), batch_size)]
-            for index in rng.permutation(len(batches)):
-                yield self.batch(batches[index])
+        order = order[np.argsort(self.tokens[order], kind="stable")]
+        batches, left = [], []
+        for alike in np.split(order, np.flatnonzero(np.diff(self.tokens[order])) + 1):
+            whole = len(alike) // batch_size * batch_size
+            batches += np.split(alike[:whole], whole // batch_size) if whole else []
+            left.append(alike[whole:])
+        left = np.concatenate(left)
+        batches += [left[i : i + batch_size] for i in range(0, len(left), batch_size)]
+        for index in rng.permutation(len(batches)):
+            yield self.batch(batches[index])
 
     def batch(self, streams: np.ndarray) -> dict[str, torch.Tensor]:
         """Inputs of the model, rows padded on the left. streams: int64 `[B]`."""

@@ -50,6 +50,10 @@ def test_batches_are_the_collators(monkeypatch):
         assert torch.equal(mask, wanted["attention_mask"])
         torch.testing.assert_close(batch["video_features"], feature(wanted["frames"][wanted["frame_index"]]))
     assert sorted(np.concatenate(seen).tolist()) == list(range(CHUNK + 8))
+    seen.clear()
+    masks = [batch["attention_mask"] for batch in bank.epoch(2, np.random.default_rng(4))]
+    alike = [len(set(bank.tokens[streams])) == 1 for streams in seen]
+    assert [mask is None for mask in masks] == alike and any(alike)
 
 
 def test_a_run_leaves_a_checkpoint_its_log_and_its_scores(tmp_path, monkeypatch):
