@@ -62,7 +62,7 @@ MODEL = {
 }
 FPS, QUESTIONS = 2.0, 3
 ELASTIC, WARMUP = (0.1, 1.0), 0.5  # the recipe of the tables' `mod_elastic_output_warmup`
-SHARES = {"vision": 0.25, "stream": 0.55}  # of the seconds; the rest is for making streams, encoding and scores
+SHARES = {"vision": 0.15, "stream": 0.6}  # of the seconds; the rest is for making streams, encoding and scores
 VISION_CHUNKS = 400  # whose frames the tower learns from
 TICKS = 1_000_000  # of a stage, as steps of its schedule
 
