@@ -22,6 +22,12 @@ from .fast_vision_videollm_mod import MOST_FRAMES, encode
 FIRST_FRAMES = 8  # of many: what the vision tower of a GPU begins with while the others are on their way to it
 
 
+def in_normal_mode(function):
+    """Without gradients, and not in the caller's inference mode: what is made then can not be written to outside of
+    it, and the model's steps, graphs and constants are for all of its sessions."""
+    return torch.inference_mode(False)(torch.no_grad()(function))
+
+
 class Step:
     """Something to be carried out: `together(steps)` does so with several of one kind and one model."""
 
@@ -49,7 +55,7 @@ class Encode(Step):
         self.session, self.frames = session, frames
 
     @staticmethod
-    @torch.no_grad()
+    @in_normal_mode
     def together(steps: list["Encode"]) -> None:
         model, features = steps[0].session.model, []
         steps = sorted(steps, key=preprocessed_alike)
@@ -140,7 +146,7 @@ class Feed(Step):
         return [last - apart * index for index in reversed(range(self.num_frames))]
 
     @staticmethod
-    @torch.no_grad()
+    @in_normal_mode
     def together(steps: list["Feed"]) -> None:
         with stage(None, steps):
             found = Feed._static(steps)

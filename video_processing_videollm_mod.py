@@ -229,12 +229,14 @@ def in_chunks(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @functools.lru_cache(16)
+@torch.inference_mode(False)  # others may want gradients through what is kept
 def of_channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
     """float32 `[3 or 1, 1, 1]`. Kept, since bringing it to a GPU waits for all that the GPU has yet to do."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 @functools.lru_cache(16)
+@torch.inference_mode(False)
 def resizing(old: int, new: int, mode: str, device: torch.device) -> torch.Tensor:
     """float32 `[new, old]`: resizing is linear, so it is what it makes of the identity."""
     return interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True)[0, 0].to(device)

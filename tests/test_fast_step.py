@@ -287,3 +287,22 @@ def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, ki
         own = [(e.time, e.kind, e.text, e.query) for e in said[stream]]
         assert own == [(e.time, e.kind, e.text, e.query) for e in events]
     assert fast.broken == (kind == "failing") and max(calls) >= 4
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_what_is_made_in_inference_mode_is_for_sessions_outside_of_it_too(monkeypatch, static):
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    fast = FastLanguageModel(model, PlainOps)
+    if static:
+        monkeypatch.setattr(steps_videollm_mod, "fast_language_model", lambda model: (fast, fast.why_not))
+    frames = world_stream(3).frames(height=96)[:8]
+    expected = [(event.time, event.text) for event in model.stream(processor).push(frames)]
+    fast._steps.clear()
+    session = model.stream(processor)
+    with torch.inference_mode():
+        events = session.push(frames[:4])
+    events += session.push(frames[4:])
+    assert [(event.time, event.text) for event in events] == expected
+    assert [(event.time, event.text) for event in model.stream(processor).push(frames)] == expected
+    assert not fast.broken and bool(fast._steps) == static

@@ -18,6 +18,7 @@ from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from videollm_mod import video_processing_videollm_mod
 from videollm_mod.conversation_videollm_mod import clean_text
 from videollm_mod.decoding_videollm_mod import decode_video, iter_video_frames
 from videollm_mod.processing_videollm_mod import VideoLLMMoDProcessor
@@ -710,3 +711,15 @@ def test_loading_as_remote_code(tmp_path, monkeypatch):
     assert result["module"].startswith("transformers_modules.")
     assert result["ids"] == PROCESSORS["merges"].apply_chat_template(CONVERSATION, tokenize=True)
     assert result["text"] == "<s>\nUser: so?"
+
+
+@pytest.mark.parametrize("constant", ["of_channels", "resizing"])
+def test_constants_made_in_inference_mode_let_gradients_through(constant):
+    function = getattr(video_processing_videollm_mod, constant)
+    arguments = {"of_channels": ((0.5, 0.5, 0.5),), "resizing": (8, 4, "bilinear")}[constant]
+    function.cache_clear()
+    with torch.inference_mode():
+        kept = function(*arguments, torch.device("cpu"))
+    frames = torch.rand(2, 3, 8, 8, requires_grad=True)
+    (frames / kept if constant == "of_channels" else kept @ frames).sum().backward()
+    assert frames.grad.isfinite().all() and kept is function(*arguments, torch.device("cpu"))
