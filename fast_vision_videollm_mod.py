@@ -22,12 +22,18 @@ class FastVision:
         tower = model.model.vision_tower
         self._parts = list(tower.modules())
         self._modules = [(own._modules, name, part) for own in self._parts for name, part in own._modules.items()]
-        self._weights = [(weight, weight.data_ptr()) for weight in tower.parameters()]
+        self._weights = [
+            (own._parameters, name, weight, weight.data_ptr())
+            for own in self._parts
+            for name, weight in own._parameters.items()
+            if weight is not None
+        ]
         self._graphs: dict[int, tuple] = {}  # number of frames -> graph, pixels, features
         self._seen: set[int] = set()
         self._fails = False
         self._ops = fast_ops(tower)
         self._lock = threading.Lock()
+        self._done: torch.cuda.Event | None = None  # the last use of a graph's buffers, on whichever stream
 
     def __reduce__(self):
         return type(None), ()  # a copy of the model makes its own
@@ -38,7 +44,10 @@ class FastVision:
         return (
             not any(map(has_hooks, self._parts))
             and all(owner.get(name) is part for owner, name, part in self._modules)
-            and all(weight.data_ptr() == address for weight, address in self._weights)
+            and all(
+                owner.get(name) is weight and weight.data_ptr() == address
+                for owner, name, weight, address in self._weights
+            )
         )
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
@@ -54,9 +63,14 @@ class FastVision:
             if count not in self._graphs:
                 return self._features(model, pixels)
             graph, own_pixels, features = self._graphs[count] = self._graphs.pop(count)
+            stream = torch.cuda.current_stream(pixels.device)
+            if self._done is not None:  # threads may have streams of their own
+                stream.wait_event(self._done)
             own_pixels.copy_(pixels)
             graph.replay()
-            return features.clone()
+            features = features.clone()
+            self._done = stream.record_event()
+            return features
 
     def _features(self, model, pixels: torch.Tensor) -> torch.Tensor:
         if self._ops is not None:
@@ -101,7 +115,8 @@ def encode(model, pixels: torch.Tensor) -> torch.Tensor:
     """Features `[F, N, Dv]` of frames `[F, 3, H, W]`, as `model.encode_frames`."""
     vision = model.config.vision_config
     right = tuple(pixels.shape[1:]) == (vision.num_channels, vision.image_size, vision.image_size)
-    if pixels.device.type != "cuda" or model.training or not right:
+    # a graph is of the precision that it was captured in
+    if pixels.device.type != "cuda" or model.training or not right or torch.is_autocast_enabled("cuda"):
         return model.encode_frames(pixels).pooler_output
     known = vars(model).get("_vision_graphs")
     if known is None or not known.is_current:

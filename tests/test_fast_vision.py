@@ -176,3 +176,25 @@ def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame():
     assert len(calls) == 2 and session.stats.tokens == tokens and session.stats.frames == 4
     events += session.push(frames[4:])
     assert [(event.time, event.text) for event in events] == expected
+
+
+@pytest.mark.parametrize("change", ["parameter", "data", "module", "hook", "state"])
+def test_graphs_are_left_when_the_tower_is_another(change):
+    model = tiny_model(0)
+    vision, tower = FastVision(model), model.model.vision_tower
+    assert vision.is_current
+    layer = next(part for part in tower.modules() if type(part) is torch.nn.Linear)
+    if change == "parameter":
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+    elif change == "data":
+        layer.weight.data = layer.weight.data.clone()
+    elif change == "module":
+        owner = next(part for part in tower.modules() if layer in part.children())
+        name = next(name for name, part in owner.named_children() if part is layer)
+        setattr(owner, name, torch.nn.Linear(layer.in_features, layer.out_features))
+    elif change == "hook":
+        layer.register_forward_hook(lambda *arguments: None)
+    else:
+        state = {name: value.clone() for name, value in tower.state_dict().items()}
+        tower.load_state_dict(state, assign=True)
+    assert not vision.is_current
