@@ -13,19 +13,34 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
 
 
 @functools.cache
 def _kernels():
+    """None where there are none, or where they can not be compiled: Triton needs a C compiler."""
     try:  # in the form that those who load code from a hub follow to its file
         from .fused_kernels_videollm_mod import leave
     except ImportError:
         return None
-    return sys.modules[leave.__module__]
+    kernels = sys.modules[leave.__module__]
+    try:
+        one = torch.ones(1, device="cuda")
+        kernels.silu_product(one, one)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        logger.warning(f"elementwise parts are left to plain torch, their kernels do not run: {error}")
+        return None
+    return kernels
 
 
 def kernels_for(*tensors: torch.Tensor):
-    """The kernels, if all `tensors` are on the current GPU and of one dtype; else None."""
+    """The kernels, if all `tensors` are on the current GPU and of one dtype; else None. A compiler fuses by itself."""
+    if torch.compiler.is_compiling():
+        return None
     first = tensors[0]
     alike = all(tensor.device == first.device and tensor.dtype == first.dtype for tensor in tensors)
     return _kernels() if alike and first.is_cuda and first.get_device() == torch.cuda.current_device() else None

@@ -4,6 +4,9 @@ What is around the kernels is tested everywhere, with kernels written in torch; 
 without one by Triton's interpreter (`TRITON_INTERPRET=1`)."""
 
 import os
+import sys
+import types
+from unittest import mock
 
 import pytest
 import torch
@@ -156,3 +159,18 @@ def test_whole_steps(kernels, name):
         assert_same(loss_and_gradients(model, batch), plain, rtol=1e-4, atol=1e-5)
         assert {"rotate", "silu_product", "silu_gradients"} <= set(called)
         assert ({"scores", "leave", "leave_gradients"} <= set(called)) == (name != "full")
+
+
+def test_kernels_that_do_not_run_are_left(monkeypatch):
+    """As where Triton finds no C compiler."""
+    name = "videollm_mod.fused_kernels_videollm_mod"
+    own = types.ModuleType(name)
+    own.leave, own.silu_product = mock.Mock(__module__=name), mock.Mock()
+    monkeypatch.setitem(sys.modules, name, own)
+    monkeypatch.setattr(fused.torch, "ones", lambda *sizes, device: torch.zeros(*sizes))
+    fused._kernels.cache_clear()
+    assert fused._kernels() is own and own.silu_product.called
+    own.silu_product.side_effect = RuntimeError("Failed to find C compiler")
+    fused._kernels.cache_clear()
+    assert fused._kernels() is None
+    fused._kernels.cache_clear()
