@@ -32,6 +32,9 @@ def add_train(benches) -> None:
     parser.add_argument("--profile", action="store_true", help="also say which kernels the time goes to")
 
     def run(arguments: dict) -> None:
+        for name in ("frames", "repeats"):
+            if arguments[name] < 1:
+                raise ValueError(f"--{name} must be at least 1, got {arguments[name]}")
         from .train import bench
 
         bench(**arguments)

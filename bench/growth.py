@@ -157,11 +157,16 @@ def gone_on_with(json: Path | None, about: dict) -> list[dict]:
     """The rows of a file that exists.
 
     Raises:
-        `ValueError`: if it is of another geometry or machine.
+        `ValueError`: if it is of another geometry or machine, or no result at all.
     """
     if json is None or not json.exists():
         return []
-    known = jsons.loads(json.read_text(encoding="utf-8"))
+    try:
+        known = jsons.loads(json.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{json} is no result of `bench growth`: {error}; give another --json") from error
+    if not isinstance(known, dict) or not isinstance(known.get("rows"), list):
+        raise ValueError(f"{json} is no result of `bench growth`: it has no rows; give another --json")
     for key, value in about.items():
         if known.get(key) != value:
             raise ValueError(f"{json} has {key} {known.get(key)!r}, here it is {value!r}; give another --json")

@@ -137,9 +137,23 @@ MEASURED = {
 def result_of(figure: str, folder: Path) -> tuple[dict, dict] | None:
     """The summary's entry of a figure, and the file that it comes from."""
     path = folder / "summary.json"
-    entry = json.loads(path.read_text(encoding="utf-8")).get(figure) if path.exists() else None
+    entry = loaded(path).get(figure) if path.exists() else None
     file = None if entry is None else folder / Path(entry["source"]).name
-    return (entry, json.loads(file.read_text(encoding="utf-8"))) if file is not None and file.exists() else None
+    return (entry, loaded(file)) if file is not None and file.exists() else None
+
+
+def loaded(path: Path) -> dict:
+    """
+    Raises:
+        `ValueError`: if it holds no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON file: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(value).__name__}")
+    return value
 
 
 def read(folder: Path) -> dict[str, Measured]:
@@ -152,16 +166,10 @@ def read(folder: Path) -> dict[str, Measured]:
         entry, raw = result
         try:
             value = entry["value"] if way is None else way(raw)
-        except (
-            KeyError,
-            StopIteration,
-            AttributeError,
-            TypeError,
-        ):  # a file of another form, or a row that is not there
+            gpus = ", ".join(dict.fromkeys(raw["machine"]["gpus"])) or "arithmetic"
+        except (KeyError, StopIteration, AttributeError, TypeError):  # of another form, or a row that is not there
             continue
-        found[name] = Measured(
-            value, ", ".join(dict.fromkeys(raw["machine"]["gpus"])) or "arithmetic", entry["source"]
-        )
+        found[name] = Measured(value, gpus, entry["source"])
     return found
 
 

@@ -70,6 +70,8 @@ def checked(arguments: dict) -> dict:
         raise ValueError(f"--repeats must be at least 1, got {arguments['repeats']}")
     if arguments["device"] is None:
         arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
+    elif arguments["device"].partition(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu or cuda, got {arguments['device']!r}")
     elif arguments["device"].startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: there is no CUDA device here")
     return arguments

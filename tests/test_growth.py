@@ -94,3 +94,24 @@ def test_a_file_is_gone_on_with(tmp_path, capsys, monkeypatch):
 def test_wrong_sizes_are_named(options, capsys):
     assert cli.main(["bench", "growth", "--geometry", "tiny", "--device", "cpu", *options]) == 2
     assert f"error: {options[0]} must be" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("content", ["", '{"geometry": "ti', "[]", '{"geometry": "tiny"}'])
+def test_a_file_that_is_no_result_is_named(tmp_path, capsys, content):
+    path = tmp_path / "growth.json"
+    path.write_text(content)
+    assert cli.main(["bench", "growth", "--geometry", "tiny", "--device", "cpu", "--json", str(path)]) == 2
+    assert f"error: {path} is no result of `bench growth`" in capsys.readouterr().err
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("benchmark", ["growth", "stream", "offline"])
+def test_other_devices_are_named(benchmark, capsys):
+    assert cli.main(["bench", benchmark, "--geometry", "tiny", "--device", "cdua"]) == 2
+    assert "error: --device must be cpu or cuda, got 'cdua'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["frames", "repeats"])
+def test_a_training_step_of_nothing_is_refused(name, capsys):
+    assert cli.main(["bench", "train", "--geometry", "tiny", f"--{name}", "0"]) == 2
+    assert f"error: --{name} must be at least 1, got 0" in capsys.readouterr().err

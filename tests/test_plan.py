@@ -179,3 +179,17 @@ def test_the_page_of_the_repository_is_that_of_its_results():
     written = page(plan.read(RESULTS), plan.sizes(), grown[1]["rows"] if grown else [])
     assert plan.PAGE.read_text(encoding="utf-8") == written
     assert all((plan.PAGE.parent / link).exists() for link in re.findall(r"\]\((\.\./[^)]*)\)", written))
+
+
+@pytest.mark.parametrize("content", ['{"end_to_end_fps": {"value": 3', "[1]"])
+def test_a_summary_that_is_none_is_named(tmp_path, content, capsys):
+    (tmp_path / "summary.json").write_text(content)
+    assert cli.main(["bench", "plan", "--results", str(tmp_path), "--output", str(tmp_path / "page.md")]) == 2
+    assert f"error: {tmp_path / 'summary.json'} " in capsys.readouterr().err
+
+
+def test_a_result_of_another_form_counts_as_missing(tmp_path):
+    entry = {"value": 3.0, "source": "benchmarks/results/stream.json", "command": "none"}
+    (tmp_path / "summary.json").write_text(json.dumps({"end_to_end_fps": entry}))
+    (tmp_path / "stream.json").write_text("{}")
+    assert plan.read(tmp_path) == {}
