@@ -124,8 +124,8 @@ def computed_again(function: Callable, hidden_states: torch.Tensor, kept: bool =
 
     def pack(tensor: torch.Tensor):
         number = numbers.get(place(tensor))
-        if number is None:
-            return tensor
+        if number is None:  # with its graph, the result of a map that saves it would never be freed
+            return tensor.detach()
         again.kept += 1
         return number, tensor.shape, tensor.stride(), again
 

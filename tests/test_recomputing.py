@@ -1,5 +1,7 @@
 """Whatever training recomputes and in whatever pieces it takes the loss, losses and gradients are the plain ones."""
 
+import gc
+
 import pytest
 import torch
 from fitting import stream_labels
@@ -7,7 +9,10 @@ from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from tiny import ROUTINGS, random_batch, tiny_model
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import cross_entropy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -267,3 +272,52 @@ def test_autocast_is_as_it_was_when_something_is_computed_again(recompute, paddi
     assert got[0] == plain[0] and got[1].keys() == plain[1].keys()
     norm = sum(value.square().sum() for value in plain[1].values()) ** 0.5
     assert sum((got[1][name] - value).square().sum() for name, value in plain[1].items()) ** 0.5 < 0.02 * norm
+
+
+class Made(TorchDispatchMode):
+    """All storages that operations made, also those that only a graph holds, but for those of `others`."""
+
+    def __init__(self, others):
+        super().__init__()
+        self.others = [StorageWeakRef(tensor.untyped_storage()) for tensor in others]
+        self.storages = {}
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = StorageWeakRef(tensor.untyped_storage())
+                if storage not in self.others:
+                    self.storages[storage.cdata] = storage, tensor.untyped_storage().nbytes()
+        return out
+
+    def live_bytes(self) -> int:
+        return sum(size for storage, size in self.storages.values() if not storage.expired())
+
+
+@pytest.mark.parametrize("padding", [True, False])
+@pytest.mark.parametrize("adapted", [True, False])
+@pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
+def test_nothing_of_a_step_outlives_it(recompute, adapted, padding, monkeypatch):
+    """Nor of one that ends before its backward pass, as where memory does not suffice; without the collector."""
+    monkeypatch.setattr(recomputing_videollm_mod, "CHUNK_TOKENS", 7)
+    model, batch = trainable(7)
+    if adapted:  # in the dtype of their layers, so that they compute as `LoraLinear` does
+        model = add_lora(model, LoraOptions(r=4, alpha=8)).train()
+    batch = batch if padding else without_padding(model, batch)
+    enable(model, recompute)
+    made = Made([*model.parameters(), *model.buffers(), *batch.values()])
+    gc.collect()
+    gc.disable()
+    try:
+        for ends_early in (False, False, True):
+            with made:
+                loss = model(**batch, use_cache=False).loss
+                if not ends_early:
+                    loss.backward()
+            assert made.live_bytes() > 0
+            del loss
+            model.zero_grad(set_to_none=True)
+            assert made.live_bytes() == 0
+    finally:
+        gc.enable()
