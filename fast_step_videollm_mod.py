@@ -17,6 +17,7 @@ import threading
 import weakref
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -84,6 +85,11 @@ class StaticStep:
         streams, tokens, per_frame = shape.streams, shape.all_tokens, model.config.num_frame_tokens
         frames, layers = streams * shape.frames, text.num_hidden_layers
         self.slots = frames * (1 + shape.num_kept)  # of a routed layer
+        self.heads = text.num_key_value_heads, text.head_dim
+        # of each layer: slots of one stream, or for a step of text what a token of it takes
+        self.each = np.full(layers, tokens // streams if frames else 1)
+        if frames:
+            self.each[list(shape.routed)] = self.slots // streams
 
         def buffer(*size, dtype=dtype):
             return torch.zeros(size, dtype=dtype, device=device)
@@ -128,33 +134,25 @@ class StaticStep:
     def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
         """Make room in the caches, and write what differs from call to call into the buffers. There may be fewer
         streams than the step is for: of the others nothing is written, and what comes of them means nothing."""
-        shape, text, rows = self.shape, self.model.config.text_config, []
-        heads, missing = (text.num_key_value_heads, text.head_dim), shape.streams - len(caches)
+        shape, missing, on_gpu = self.shape, self.shape.streams - len(caches), self.x.device.type == "cuda"
         bases = [cache.seen_tokens - number * shape.tokens for number, cache in enumerate(caches)]
         counts = [shape.tokens if shape.frames else len(own) for own in ids]
         self._caches, self._bases, self._counts = caches, bases + [0] * missing, counts + [0] * missing
-        for index in range(text.num_hidden_layers):
-            for cache, base, count in zip(caches, bases, self._counts_of(index), strict=False):
-                layer = cache.layers[index]
-                layer.reserve(count, heads, self.x.dtype, self.x.device)
-                rows += [*layer.addresses, layer.get_seq_length(), layer.capacity, base, count, 0]
-            rows += [0] * (missing * TABLE_WIDTH)
-        each = shape.frames or shape.tokens
-        for own in ids:
-            rows += own + [0] * (each - len(own))
-        rows += [0] * (missing * each)
-        on_gpu = self.x.device.type == "cuda"  # from pinned memory, so that nobody waits
-        self.control.copy_(torch.tensor(rows, pin_memory=on_gpu), non_blocking=on_gpu)
+        self._added = np.outer(self.each, np.sign(self._counts) if shape.frames else self._counts)
+        self._places = [
+            cache.reserve(added, self.heads, self.x.dtype, self.x.device)
+            for cache, added in zip(caches, self._added.T, strict=False)
+        ]
+        control = torch.zeros(len(self.control), dtype=torch.long, pin_memory=on_gpu)  # pinned, so that nobody waits
+        values, rows = control.numpy(), self.table.numel()
+        table, tokens = values[:rows].reshape(self.table.shape), values[rows:].reshape(shape.streams, -1)
+        for number, (places, own) in enumerate(zip(self._places, ids, strict=True)):
+            table[:, number, :5], table[:, number, 5], tokens[number, : len(own)] = places, bases[number], own
+        table[:, :, 6] = self._added
+        self.control.copy_(control, non_blocking=on_gpu)
         if features:
             features = features[0] if len(features) == 1 else torch.cat(features)
             self.features[: len(features)].copy_(features)
-
-    def _counts_of(self, index: int) -> list[int]:
-        """Slots of each stream that are no padding, in one layer."""
-        shape = self.shape
-        if not shape.frames or index not in shape.routed:
-            return self._counts
-        return [self.slots // shape.streams if count else 0 for count in self._counts]
 
     def forward(self, kernels_on_host: bool = False, attend=None) -> None:
         """From the buffers into the buffers.
@@ -179,7 +177,7 @@ class StaticStep:
         for number, layer in enumerate(language.layers):
             routed = bool(shape.frames) and number in shape.routed
             index = scale = None
-            slots, counts = len(self.x), self._counts_of(number)
+            slots, counts = len(self.x), self._added[number].tolist()
             if routed:
                 index, scale, slots = self.index, self.scale, self.slots
                 which = shape.routed.index(number)
@@ -210,13 +208,11 @@ class StaticStep:
             base, count = cache.seen_tokens, self._counts[number]
             ends = range(base + apart - 1, base + apart * shape.frames, apart)
             cache.advance_stream(count, ends, self.x.device)
-        for index in range(self.table.shape[0]):
-            for cache, count in zip(self._caches, self._counts_of(index), strict=False):
-                cache.layers[index].lengthen(count)
+            cache.lengthen(self._places[number], self._added[:, number])
 
     def drop(self) -> None:
         """Hold no cache any longer."""
-        self._caches = []
+        self._caches, self._places = [], []
 
     def results(self) -> list[Fed]:
         """Of each stream, until the step is carried out again."""
@@ -369,7 +365,8 @@ class FastLanguageModel:
                 from .fast_kernels_videollm_mod import Kernels, WideKernels
 
                 kernels = Kernels if shape.all_tokens <= FEW_SLOTS else WideKernels
-            step = StaticStep(self._model(), shape, kernels)
+            with torch.inference_mode(False), torch.no_grad():  # its buffers are written in any mode
+                step = StaticStep(self._model(), shape, kernels)
         if shape.all_tokens <= MOST_CAPTURED:  # the buffers of others are large, and quickly made
             if len(self._steps) >= 2 * GRAPHS:  # the one unused for longest
                 self._steps.pop(next(iter(self._steps)))
