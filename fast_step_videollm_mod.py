@@ -296,7 +296,8 @@ class FastLanguageModel:
             `StepsUnavailable`: the caches have then to be rolled back.
         """
         with self._lock, torch.cuda.device(self._device):
-            parts = [self._cut(ids, features, keep_ratio) for _, ids, features in streams]
+            per_frame, options = self._model().config.num_frame_tokens, self._options(keep_ratio)
+            parts = [self._cut(ids, features, per_frame, options) for _, ids, features in streams]
             done, results = [0] * len(streams), [None] * len(streams)
             while any(parts):
                 # frames are the last of a stream's parts: they wait until others have read their text, too
@@ -335,26 +336,31 @@ class FastLanguageModel:
             step.drop()
         return results[: len(streams)]
 
-    def _cut(self, ids, features, keep_ratio) -> list[tuple[Shape, int]]:
-        """The steps that these tokens take, each with how many it takes."""
+    def _options(self, keep_ratio: float | None) -> tuple:
+        """The values of a `Shape` of frames from `num_kept` to `routed`."""
         model = self._model()
-        text, frames = model.config.text_config, 0 if features is None else len(features)
-        block = frames * (model.config.num_frame_tokens + 1)
+        text = model.config.text_config
         text.check_routing()
-        options = (0, text.mod_gate, text.mod_selection, text.mod_force_keep_last, ())
+        routed = text.routed_layers if text.vision_routing == "mod" else ()
+        ratio = text.mod_keep_ratio if keep_ratio is None else keep_ratio
+        kept = num_kept_tokens(ratio, model.config.num_frame_tokens) if routed else 0
+        return kept, text.mod_gate, text.mod_selection, text.mod_force_keep_last, routed
+
+    @staticmethod
+    def _cut(ids, features, per_frame: int, options: tuple) -> list[tuple[Shape, int]]:
+        """The steps that these tokens take, each with how many it takes."""
+        frames = 0 if features is None else len(features)
+        block = frames * (per_frame + 1)
         shapes, words = [], len(ids) - block
         if words < 0:
             raise ValueError("`ids` must hold one token of text before each frame")
         while words > 0:
             length = min(words, TEXT_LENGTHS[-1])
             padded = next(size for size in TEXT_LENGTHS if size >= length)
-            shapes.append((Shape(0, padded, *options), length))
+            shapes.append((Shape(0, padded, 0, *options[1:4], ()), length))
             words -= length
         if frames:
-            ratio = text.mod_keep_ratio if keep_ratio is None else keep_ratio
-            routed = text.routed_layers if text.vision_routing == "mod" else ()
-            kept = num_kept_tokens(ratio, model.config.num_frame_tokens) if routed else 0
-            shapes.append((Shape(frames, block, kept, *options[1:4], routed), block))
+            shapes.append((Shape(frames, block, *options), block))
         return shapes
 
     def _step(self, shape: Shape) -> StaticStep:

@@ -4,6 +4,7 @@ import os
 import random
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from fresh import ROOT
@@ -11,11 +12,16 @@ from tiny import VISION, tiny_model
 from torch.nn.functional import interpolate
 from transformers import AutoModel, SiglipVisionConfig
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, steps_videollm_mod
+from videollm_mod import (
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+    steps_videollm_mod,
+    streaming_videollm_mod,
+)
 from videollm_mod.data.world import world_stream
 from videollm_mod.fast_tower_videollm_mod import PlainTowerOps, is_plain_siglip, run
 from videollm_mod.fast_vision_videollm_mod import MOST_FRAMES, FastVision
-from videollm_mod.steps_videollm_mod import FIRST_FRAMES, Encode, carry_out_together, in_pieces
+from videollm_mod.steps_videollm_mod import FIRST_FRAMES, Encode, carry_out_together, in_pieces, pixels_of
 from videollm_mod.video_processing_videollm_mod import resized_by_products
 
 
@@ -176,3 +182,57 @@ def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame():
     assert len(calls) == 2 and session.stats.tokens == tokens and session.stats.frames == 4
     events += session.push(frames[4:])
     assert [(event.time, event.text) for event in events] == expected
+
+
+def is_the_callers(frames: torch.Tensor, array: np.ndarray, first: int) -> bool:
+    """Whether frames are those of an array from a number on, in its memory, in one piece: brought in one copy."""
+    start = array.ctypes.data + first * array[0].nbytes
+    rows = frames.movedim(1, -1) if array.shape[-1] == 3 else frames
+    return frames.data_ptr() == start and rows.is_contiguous()
+
+
+@pytest.mark.parametrize("layout", [(20, 24, 3), (3, 20, 24)])
+@pytest.mark.parametrize("count", [1, 15, 30, 32])
+def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(count, layout):
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    array, gpu, came = (
+        np.random.default_rng(count).integers(0, 256, (count, *layout), np.uint8),
+        torch.device("cuda"),
+        [],
+    )
+
+    def came_to(frames, device):
+        assert device == gpu
+        came.append(frames)
+        return frames
+
+    with (
+        mock.patch.object(steps_videollm_mod, "in_pieces", lambda steps, device: in_pieces(steps, gpu)),
+        mock.patch.object(steps_videollm_mod, "pixels_of", lambda piece, device: pixels_of(piece, gpu)),
+        mock.patch.object(steps_videollm_mod, "brought", came_to),
+        mock.patch.object(streaming_videollm_mod, "FRAMES_AT_ONCE", streaming_videollm_mod.FRAMES_AT_ONCE_ON_GPU),
+    ):
+        session = model.stream(processor)
+        events = session.push(array)
+    assert [len(frames) for frames in came] == ([count] if count < 2 * FIRST_FRAMES else [8, count - 8])
+    first = 0
+    for frames in came:
+        assert is_the_callers(frames, array, first)
+        first += len(frames)
+    assert not is_the_callers(came[0].clone(), array, 0)
+    assert [(event.time, event.text) for event in events] == [
+        (event.time, event.text) for event in model.stream(processor).push(array)
+    ]
+
+
+def test_frames_of_several_streams_meet_on_the_gpu():
+    """Each is brought as it is, and pixels are those of each alone."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    videos = [torch.from_numpy(world_stream(seed).frames(height=96)[:5]).movedim(-1, 1) for seed in range(3)]
+    steps, came = [Encode(model.stream(processor), video) for video in videos], []
+    with mock.patch.object(steps_videollm_mod, "brought", lambda frames, device: came.append(frames) or frames):
+        pixels = pixels_of([(step, step.frames) for step in steps], torch.device("cuda"))
+    assert [frames.data_ptr() for frames in came] == [video.data_ptr() for video in videos]
+    assert torch.equal(pixels, torch.cat([processor.video_processor.to_pixels(video) for video in videos]))
