@@ -25,6 +25,7 @@ from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
 from .fast_ops_videollm_mod import PlainOps
 from .routing_videollm_mod import select_tokens, uniform_priority
+from .unchanged_videollm_mod import Unchanged
 
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 FEW_SLOTS = 16  # up to here kernels of our own read the weights faster than cuBLAS
@@ -252,7 +253,8 @@ class FastLanguageModel:
         self._kernels = kernels
         self._steps: dict[Shape, StaticStep] = {}
         self._lock = threading.Lock()
-        self._parts = parts_of(model)
+        parts = [model.model.language_model, model.model.connector, model.lm_head]
+        self._unchanged = Unchanged([model, model.model], parts)
         self._device = model.device if model.device.type == "cuda" else -1  # -1: leave it as it is
         self._pool = None
         self.why_not: str | None = None  # steps, or else their graphs, do not work here
@@ -265,11 +267,7 @@ class FastLanguageModel:
     @property
     def is_current(self) -> bool:
         """Whether the model is still the one whose addresses the graphs hold, and nobody wants to see its calls."""
-        modules, weights = self._parts
-        return all(
-            owner.get(name) is part and not part._forward_hooks and not part._forward_pre_hooks
-            for owner, name, part in modules
-        ) and all(owner[name].data_ptr() == address for owner, name, address in weights)
+        return bool(self._unchanged)
 
     def feed(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None, keep_ratio: float | None):
         """As `feed_together`, of one stream.
@@ -457,19 +455,6 @@ def in_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:
 
 def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-
-
-def parts_of(model) -> tuple[list, list]:
-    """What a graph of the language model depends on: modules and weights, each by where it stands, and the addresses
-    of the weights."""
-    modules, weights = [(model._modules, "lm_head", model.lm_head)], []
-    for part in (model.model.language_model, model.model.connector, model.lm_head):
-        for owner in part.modules():
-            modules += [(owner._modules, name, own) for name, own in owner._modules.items()]
-            weights += [
-                (owner._parameters, name, own.data_ptr()) for name, own in owner._parameters.items() if own is not None
-            ]
-    return modules, weights
 
 
 def why_not(model) -> str | None:
