@@ -103,12 +103,15 @@ def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Enco
 
 
 def brought(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`frames.to(device)`; to a GPU beside what it is at."""
+    """`frames.to(device)`; to a GPU beside what it is at, if anything."""
     if device.type != "cuda" or frames.device.type != "cpu":
+        return frames.to(device)
+    current = torch.cuda.current_stream(device)
+    if current.query():
         return frames.to(device)
     with torch.cuda.stream(copying_stream(device)):
         arrived = frames.to(device)
-    arrived.record_stream(torch.cuda.current_stream(device))
+    arrived.record_stream(current)
     return arrived
 
 

@@ -11,6 +11,7 @@ from fresh import ROOT
 from tiny import VISION, tiny_model
 from torch.nn.functional import interpolate
 from transformers import AutoModel, SiglipVisionConfig
+from transformers.image_utils import SizeDict
 
 from videollm_mod import (
     VideoLLMMoDForConditionalGeneration,
@@ -22,7 +23,12 @@ from videollm_mod.data.world import world_stream
 from videollm_mod.fast_tower_videollm_mod import PlainTowerOps, is_plain_siglip, run
 from videollm_mod.fast_vision_videollm_mod import MOST_FRAMES, FastVision
 from videollm_mod.steps_videollm_mod import FIRST_FRAMES, Encode, carry_out_together, in_pieces, pixels_of
-from videollm_mod.video_processing_videollm_mod import resized_by_products
+from videollm_mod.video_processing_videollm_mod import (
+    FRAME_OPTIONS,
+    VideoLLMMoDVideoProcessor,
+    pixels_by_products,
+    resized_by_products,
+)
 
 
 def siglip(seed: int, **options):
@@ -113,6 +119,37 @@ def test_resizing_by_products_is_resizing(mode, sizes):
     frames = torch.randint(0, 256, (2, *old, 3)).movedim(-1, 1).float()
     expected = interpolate(frames, new, mode=mode, antialias=True)
     torch.testing.assert_close(resized_by_products(frames, new, mode), expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pixels_by_products_are_the_processors(seed):
+    """Frames of any size, larger and smaller than what they become, in either layout and with any options."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    size = {"height": rng.choice((24, 50)), "width": rng.choice((24, 20, 61))}
+    options = {"do_pad": rng.random() < 0.7, "resample": rng.choice((2, 3)), "do_normalize": rng.random() < 0.8}
+    if rng.random() < 0.5:
+        options |= {"image_mean": [0.1, 0.4, 0.7], "image_std": [0.2, 0.5, 0.3]}
+    processor = VideoLLMMoDVideoProcessor(size=size, **options)
+    for old in ((90, 160), (10, 17), (24, 24), (50, 20), (1, 5), (rng.randint(1, 80), rng.randint(1, 80))):
+        frames = 255 * torch.rand(2, *old, 3) if rng.random() < 0.5 else 255 * (torch.rand(2, *old, 3) < 0.5)
+        frames = frames.to(torch.uint8).movedim(-1, 1)
+        frames = frames.contiguous() if rng.random() < 0.5 else frames
+        options = {name: getattr(processor, name) for name in FRAME_OPTIONS}
+        expected = processor.to_pixels(frames)
+        pixels = pixels_by_products(frames, **options)
+        assert pixels.dtype == torch.float32 and pixels.is_contiguous()
+        torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
+
+
+def test_pixels_by_products_name_what_is_wrong():
+    frames = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    processor = VideoLLMMoDVideoProcessor()
+    options = {name: getattr(processor, name) for name in FRAME_OPTIONS}
+    for wrong in ({"resample": 9}, {"size": SizeDict(shortest_edge=3)}):
+        for make in (pixels_by_products, processor._preprocess_frames):
+            with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+                make(frames, **{**options, **wrong})
 
 
 @pytest.mark.parametrize(
