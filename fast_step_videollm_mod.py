@@ -13,6 +13,7 @@ Shapes: F frames of a stream, N vision tokens per frame, k of them kept, Dv hidd
 vocabulary, L layers with a LayerExpert.
 """
 
+import copy
 import threading
 import weakref
 from dataclasses import dataclass, replace
@@ -256,6 +257,7 @@ class FastLanguageModel:
         parts = [model.model.language_model, model.model.connector, model.lm_head]
         self._unchanged = Unchanged([model, model.model], parts)
         self._device = model.device if model.device.type == "cuda" else -1  # -1: leave it as it is
+        self._asked = self._answer = None  # of `_options`
         self._pool = None
         self.why_not: str | None = None  # steps, or else their graphs, do not work here
         self.broken = False
@@ -294,7 +296,8 @@ class FastLanguageModel:
             `StepsUnavailable`: the caches have then to be rolled back.
         """
         with self._lock, torch.cuda.device(self._device):
-            per_frame, options = self._model().config.num_frame_tokens, self._options(keep_ratio)
+            per_frame = self._model().config.num_frame_tokens
+            options = self._options(keep_ratio, per_frame)
             parts = [self._cut(ids, features, per_frame, options) for _, ids, features in streams]
             done, results = [0] * len(streams), [None] * len(streams)
             while any(parts):
@@ -334,15 +337,18 @@ class FastLanguageModel:
             step.drop()
         return results[: len(streams)]
 
-    def _options(self, keep_ratio: float | None) -> tuple:
-        """The values of a `Shape` of frames from `num_kept` to `routed`."""
-        model = self._model()
-        text = model.config.text_config
-        text.check_routing()
-        routed = text.routed_layers if text.vision_routing == "mod" else ()
-        ratio = text.mod_keep_ratio if keep_ratio is None else keep_ratio
-        kept = num_kept_tokens(ratio, model.config.num_frame_tokens) if routed else 0
-        return kept, text.mod_gate, text.mod_selection, text.mod_force_keep_last, routed
+    def _options(self, keep_ratio: float | None, per_frame: int) -> tuple:
+        """The values of a `Shape` of frames from `num_kept` to `routed`; found anew when the config has changed."""
+        text = self._model().config.text_config
+        asked = (vars(text), keep_ratio, per_frame)
+        if asked != self._asked:
+            text.check_routing()
+            routed = text.routed_layers if text.vision_routing == "mod" else ()
+            ratio = text.mod_keep_ratio if keep_ratio is None else keep_ratio
+            kept = num_kept_tokens(ratio, per_frame) if routed else 0
+            self._answer = kept, text.mod_gate, text.mod_selection, text.mod_force_keep_last, routed
+            self._asked = copy.deepcopy(asked)
+        return self._answer
 
     @staticmethod
     def _cut(ids, features, per_frame: int, options: tuple) -> list[tuple[Shape, int]]:
