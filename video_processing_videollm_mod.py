@@ -246,7 +246,7 @@ def resizing(old: int, new: int, mode: str, device: torch.device) -> torch.Tenso
 @functools.lru_cache(16)
 def resizing_into(old: int, new: int, black: tuple[int, int], mode: str, device: torch.device) -> torch.Tensor:
     """As `resizing`, with rows of zeros for what is black before and after."""
-    return pad(resizing(old, new, mode, device), (0, 0, *black))
+    return pad(resizing(old, new, mode, torch.device("cpu")), (0, 0, *black)).to(device)
 
 
 @functools.lru_cache(16)
