@@ -10,10 +10,11 @@ Shapes: B batch, L tokens a layer holds, T tokens of a call, E frames of the lon
 import copy
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from .growing_videollm_mod import GrowingTensor
+from .growing_videollm_mod import GrowingTensor, changes
 
 PADDING = -1  # position of a slot that holds no token of its row
 
@@ -74,14 +75,20 @@ class MoDCacheLayer(DynamicLayer):
         self.keys, self.values, self.positions = (room.lengthen(length) for room in self.rooms.values())
 
     @property
-    def addresses(self) -> list[int]:
-        """Of the rooms of keys, values and positions."""
-        return [room.room.data_ptr() for room in self.rooms.values()]
+    def place(self) -> list[int]:
+        """Addresses of the rooms of keys, values and positions, tokens held, and tokens there is room for."""
+        rooms = [room.room for room in self.rooms.values()]
+        return [*(room.data_ptr() for room in rooms), self.keys.shape[2], rooms[0].shape[2]]
 
-    @property
-    def capacity(self) -> int:
-        """Tokens for which keys and values have room."""
-        return self.rooms["keys"].room.shape[2]
+    def unchanged_since(self, change: int) -> bool:
+        """Whether it holds what lies in its rooms, and those are as they were at a change of that number."""
+        rooms = self.rooms
+        keys, values, positions = rooms["keys"], rooms["values"], rooms["positions"]
+        return (
+            (self.keys is keys.view is not None and keys.changed < change)
+            and (self.values is values.view is not None and values.changed < change)
+            and (self.positions is positions.view is not None and positions.changed < change)
+        )
 
     def shorten(self, length: int) -> None:
         """Keep the first `length` slots."""
@@ -136,6 +143,30 @@ class MoDCacheLayer(DynamicLayer):
         self._leave_rooms()
 
 
+class Places:
+    """Where the layers of a cache lie, as it was after a change; no tensor is held.
+
+    Args:
+        table (`int64 [layers, 5]`): each layer's `place`.
+    """
+
+    def __init__(self, table: np.ndarray):
+        self.table, self.change = table, next(changes)
+        self.in_inference_mode = torch.is_inference_mode_enabled()
+
+    def __reduce__(self):
+        return type(None), ()  # a copy of the cache lies elsewhere
+
+    def have_room(self, layers: list[MoDCacheLayer], counts: np.ndarray) -> bool:
+        """Whether nothing has changed, and the layers have room for as many more tokens: then `reserve` would do
+        nothing in any of them."""
+        if self.in_inference_mode and not torch.is_inference_mode_enabled():
+            return False  # some rooms may be written in that mode alone
+        if (self.table[:, 3] + counts > self.table[:, 4]).any():
+            return False
+        return all(layer.unchanged_since(self.change) for layer in layers)
+
+
 class MoDCache(Cache):
     """
     Cache of a `VideoLLMMoDTextModel`; the model makes one where none is given.
@@ -160,6 +191,7 @@ class MoDCache(Cache):
         self.frames_forgotten = 0
         self.next_position: torch.Tensor | None = None
         self.frame_ends: torch.Tensor | None = None
+        self._places: Places | None = None  # after `lengthen`
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, the same for every layer; `layers[i].get_seq_length()` is how many layer `i` holds."""
@@ -223,6 +255,30 @@ class MoDCache(Cache):
             self.frame_ends = ends if self.frame_ends is None else torch.cat([self.frame_ends, ends], dim=1)
         self.seen_tokens += count
         self.next_position = torch.full((1,), self.seen_tokens, device=device)
+
+    def reserve(
+        self, counts: np.ndarray, heads: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> np.ndarray:
+        """Have room for more tokens of one row, `counts` of each layer, as `MoDCacheLayer.reserve`.
+
+        Returns:
+            int64 [layers, 5]: of each layer the `place`. It costs next to nothing where all that has happened to the
+            cache since its last `lengthen` was `advance_stream`.
+        """
+        known = self._places
+        if known is not None and known.have_room(self.layers, counts):
+            return known.table
+        for layer, count in zip(self.layers, counts.tolist(), strict=True):
+            layer.reserve(count, heads, dtype, device)
+        return np.array([layer.place for layer in self.layers])
+
+    def lengthen(self, places: np.ndarray, counts: np.ndarray) -> None:
+        """Hold what was written into the rooms. places: what `reserve` returned."""
+        for layer, count in zip(self.layers, counts.tolist(), strict=True):
+            layer.lengthen(count)
+        places = places.copy()
+        places[:, 3] += counts
+        self._places = Places(places)
 
     def rollback(self, position: int | torch.Tensor) -> None:
         """Forget everything from `position` on, in every layer; the next token then gets that position.

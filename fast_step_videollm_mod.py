@@ -13,10 +13,13 @@ Shapes: F frames of a stream, N vision tokens per frame, k of them kept, Dv hidd
 vocabulary, L layers with a LayerExpert.
 """
 
+import copy
 import threading
 import weakref
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -24,6 +27,7 @@ from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
 from .fast_ops_videollm_mod import PlainOps
 from .routing_videollm_mod import select_tokens, uniform_priority
+from .unchanged_videollm_mod import Unchanged
 
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 FEW_SLOTS = 16  # up to here kernels of our own read the weights faster than cuBLAS
@@ -84,6 +88,11 @@ class StaticStep:
         streams, tokens, per_frame = shape.streams, shape.all_tokens, model.config.num_frame_tokens
         frames, layers = streams * shape.frames, text.num_hidden_layers
         self.slots = frames * (1 + shape.num_kept)  # of a routed layer
+        self.heads = text.num_key_value_heads, text.head_dim
+        # of each layer: slots of one stream, or for a step of text what a token of it takes
+        self.each = np.full(layers, tokens // streams if frames else 1)
+        if frames:
+            self.each[list(shape.routed)] = self.slots // streams
 
         def buffer(*size, dtype=dtype):
             return torch.zeros(size, dtype=dtype, device=device)
@@ -128,33 +137,25 @@ class StaticStep:
     def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
         """Make room in the caches, and write what differs from call to call into the buffers. There may be fewer
         streams than the step is for: of the others nothing is written, and what comes of them means nothing."""
-        shape, text, rows = self.shape, self.model.config.text_config, []
-        heads, missing = (text.num_key_value_heads, text.head_dim), shape.streams - len(caches)
+        shape, missing, on_gpu = self.shape, self.shape.streams - len(caches), self.x.device.type == "cuda"
         bases = [cache.seen_tokens - number * shape.tokens for number, cache in enumerate(caches)]
         counts = [shape.tokens if shape.frames else len(own) for own in ids]
         self._caches, self._bases, self._counts = caches, bases + [0] * missing, counts + [0] * missing
-        for index in range(text.num_hidden_layers):
-            for cache, base, count in zip(caches, bases, self._counts_of(index), strict=False):
-                layer = cache.layers[index]
-                layer.reserve(count, heads, self.x.dtype, self.x.device)
-                rows += [*layer.addresses, layer.get_seq_length(), layer.capacity, base, count, 0]
-            rows += [0] * (missing * TABLE_WIDTH)
-        each = shape.frames or shape.tokens
-        for own in ids:
-            rows += own + [0] * (each - len(own))
-        rows += [0] * (missing * each)
-        on_gpu = self.x.device.type == "cuda"  # from pinned memory, so that nobody waits
-        self.control.copy_(torch.tensor(rows, pin_memory=on_gpu), non_blocking=on_gpu)
+        self._added = np.outer(self.each, np.sign(self._counts) if shape.frames else self._counts)
+        self._places = [
+            cache.reserve(added, self.heads, self.x.dtype, self.x.device)
+            for cache, added in zip(caches, self._added.T, strict=False)
+        ]
+        control = torch.zeros(len(self.control), dtype=torch.long, pin_memory=on_gpu)  # pinned, so that nobody waits
+        values, rows = control.numpy(), self.table.numel()
+        table, tokens = values[:rows].reshape(self.table.shape), values[rows:].reshape(shape.streams, -1)
+        for number, (places, own) in enumerate(zip(self._places, ids, strict=True)):
+            table[:, number, :5], table[:, number, 5], tokens[number, : len(own)] = places, bases[number], own
+        table[:, :, 6] = self._added
+        self.control.copy_(control, non_blocking=on_gpu)
         if features:
             features = features[0] if len(features) == 1 else torch.cat(features)
             self.features[: len(features)].copy_(features)
-
-    def _counts_of(self, index: int) -> list[int]:
-        """Slots of each stream that are no padding, in one layer."""
-        shape = self.shape
-        if not shape.frames or index not in shape.routed:
-            return self._counts
-        return [self.slots // shape.streams if count else 0 for count in self._counts]
 
     def forward(self, kernels_on_host: bool = False, attend=None) -> None:
         """From the buffers into the buffers.
@@ -179,7 +180,7 @@ class StaticStep:
         for number, layer in enumerate(language.layers):
             routed = bool(shape.frames) and number in shape.routed
             index = scale = None
-            slots, counts = len(self.x), self._counts_of(number)
+            slots, counts = len(self.x), self._added[number].tolist()
             if routed:
                 index, scale, slots = self.index, self.scale, self.slots
                 which = shape.routed.index(number)
@@ -210,13 +211,11 @@ class StaticStep:
             base, count = cache.seen_tokens, self._counts[number]
             ends = range(base + apart - 1, base + apart * shape.frames, apart)
             cache.advance_stream(count, ends, self.x.device)
-        for index in range(self.table.shape[0]):
-            for cache, count in zip(self._caches, self._counts_of(index), strict=False):
-                cache.layers[index].lengthen(count)
+            cache.lengthen(self._places[number], self._added[:, number])
 
     def drop(self) -> None:
         """Hold no cache any longer."""
-        self._caches = []
+        self._caches, self._places = [], []
 
     def results(self) -> list[Fed]:
         """Of each stream, until the step is carried out again."""
@@ -256,11 +255,14 @@ class FastLanguageModel:
         self._kernels = kernels
         self._steps: dict[Shape, StaticStep] = {}
         self._lock = threading.Lock()
-        self._parts = parts_of(model)
+        parts = [model.model.language_model, model.model.connector, model.lm_head]
+        self._unchanged = Unchanged([model, model.model], parts)
         self._device = model.device if model.device.type == "cuda" else -1  # -1: leave it as it is
+        self._asked = self._answer = None  # of `_options`
         self._pool = None
         self.why_not: str | None = None  # steps, or else their graphs, do not work here
         self.broken = False
+        self._done: torch.cuda.Event | None = None  # the last use of the buffers, on whichever CUDA stream
         self._is_warm: bool | None = None  # False: the first graph was captured, those of text are due
 
     def __reduce__(self):
@@ -269,11 +271,7 @@ class FastLanguageModel:
     @property
     def is_current(self) -> bool:
         """Whether the model is still the one whose addresses the graphs hold, and nobody wants to see its calls."""
-        modules, weights = self._parts
-        return all(
-            owner.get(name) is part and not part._forward_hooks and not part._forward_pre_hooks
-            for owner, name, part in modules
-        ) and all(owner[name].data_ptr() == address for owner, name, address in weights)
+        return bool(self._unchanged)
 
     def feed(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None, keep_ratio: float | None):
         """As `feed_together`, of one stream.
@@ -299,8 +297,10 @@ class FastLanguageModel:
         Raises:
             `StepsUnavailable`: the caches have then to be rolled back.
         """
-        with self._lock, torch.cuda.device(self._device):
-            parts = [self._cut(ids, features, keep_ratio) for _, ids, features in streams]
+        with self._lock, torch.cuda.device(self._device), self._after_others():
+            per_frame = self._model().config.num_frame_tokens
+            options = self._options(keep_ratio, per_frame)
+            parts = [self._cut(ids, features, per_frame, options) for _, ids, features in streams]
             done, results = [0] * len(streams), [None] * len(streams)
             while any(parts):
                 # frames are the last of a stream's parts: they wait until others have read their text, too
@@ -324,6 +324,20 @@ class FastLanguageModel:
                 self._warm_up(streams[0][0], shape)
             return results
 
+    @contextmanager
+    def _after_others(self):
+        """Threads may have CUDA streams of their own, and the buffers are the same: each use waits for the last."""
+        if not torch.cuda.is_available() or self._device == -1:
+            yield
+            return
+        stream = torch.cuda.current_stream()
+        if self._done is not None:
+            stream.wait_event(self._done)
+        try:
+            yield
+        finally:
+            self._done = stream.record_event()
+
     def _take(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[Fed | None]:
         """Carry out one step; what came of it where it is the last of a stream."""
         step = self._step(shape)
@@ -339,26 +353,34 @@ class FastLanguageModel:
             step.drop()
         return results[: len(streams)]
 
-    def _cut(self, ids, features, keep_ratio) -> list[tuple[Shape, int]]:
+    def _options(self, keep_ratio: float | None, per_frame: int) -> tuple:
+        """The values of a `Shape` of frames from `num_kept` to `routed`; found anew when the config has changed."""
+        text = self._model().config.text_config
+        asked = (vars(text), keep_ratio, per_frame)
+        if asked != self._asked:
+            text.check_routing()
+            routed = text.routed_layers if text.vision_routing == "mod" else ()
+            ratio = text.mod_keep_ratio if keep_ratio is None else keep_ratio
+            kept = num_kept_tokens(ratio, per_frame) if routed else 0
+            self._answer = kept, text.mod_gate, text.mod_selection, text.mod_force_keep_last, routed
+            self._asked = copy.deepcopy(asked)
+        return self._answer
+
+    @staticmethod
+    def _cut(ids, features, per_frame: int, options: tuple) -> list[tuple[Shape, int]]:
         """The steps that these tokens take, each with how many it takes."""
-        model = self._model()
-        text, frames = model.config.text_config, 0 if features is None else len(features)
-        block = frames * (model.config.num_frame_tokens + 1)
-        text.check_routing()
-        options = (0, text.mod_gate, text.mod_selection, text.mod_force_keep_last, ())
+        frames = 0 if features is None else len(features)
+        block = frames * (per_frame + 1)
         shapes, words = [], len(ids) - block
         if words < 0:
             raise ValueError("`ids` must hold one token of text before each frame")
         while words > 0:
             length = min(words, TEXT_LENGTHS[-1])
             padded = next(size for size in TEXT_LENGTHS if size >= length)
-            shapes.append((Shape(0, padded, *options), length))
+            shapes.append((Shape(0, padded, 0, *options[1:4], ()), length))
             words -= length
         if frames:
-            ratio = text.mod_keep_ratio if keep_ratio is None else keep_ratio
-            routed = text.routed_layers if text.vision_routing == "mod" else ()
-            kept = num_kept_tokens(ratio, model.config.num_frame_tokens) if routed else 0
-            shapes.append((Shape(frames, block, kept, *options[1:4], routed), block))
+            shapes.append((Shape(frames, block, *options), block))
         return shapes
 
     def _step(self, shape: Shape) -> StaticStep:
@@ -369,7 +391,8 @@ class FastLanguageModel:
                 from .fast_kernels_videollm_mod import Kernels, WideKernels
 
                 kernels = Kernels if shape.all_tokens <= FEW_SLOTS else WideKernels
-            step = StaticStep(self._model(), shape, kernels)
+            with torch.inference_mode(False), torch.no_grad():  # its buffers are written in any mode
+                step = StaticStep(self._model(), shape, kernels)
         if shape.all_tokens <= MOST_CAPTURED:  # the buffers of others are large, and quickly made
             if len(self._steps) >= 2 * GRAPHS:  # the one unused for longest
                 self._steps.pop(next(iter(self._steps)))
@@ -411,9 +434,14 @@ class FastLanguageModel:
         for length in TEXT_LENGTHS:
             if length <= WARM_TEXT and self.why_not is None:
                 step = self._step(replace(shape, frames=0, tokens=length, num_kept=0, routed=(), streams=1))
-                if step.graph is None:
+                if step.graph is not None:
+                    continue
+                try:
                     step.prepare([cache], [[0] * length], None)
                     self._try_to_capture(step)
+                except Exception as error:  # what the call has asked for is done: nothing may fail it now
+                    self.why_not = f"a graph can not be captured: {first_line(error)}"
+                finally:
                     step.drop()
 
     def _try_to_capture(self, step: StaticStep) -> None:
@@ -454,19 +482,6 @@ def in_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:
 
 def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-
-
-def parts_of(model) -> tuple[list, list]:
-    """What a graph of the language model depends on: modules and weights, each by where it stands, and the addresses
-    of the weights."""
-    modules, weights = [(model._modules, "lm_head", model.lm_head)], []
-    for part in (model.model.language_model, model.model.connector, model.lm_head):
-        for owner in part.modules():
-            modules += [(owner._modules, name, own) for name, own in owner._modules.items()]
-            weights += [
-                (owner._parameters, name, own.data_ptr()) for name, own in owner._parameters.items() if own is not None
-            ]
-    return modules, weights
 
 
 def why_not(model) -> str | None:
@@ -516,6 +531,8 @@ def why_not(model) -> str | None:
 
 def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
     """The model's static steps, or why it has none. They are built anew where the model has changed."""
+    if torch.is_autocast_enabled(model.device.type):
+        return None, "autocast is on"  # a graph keeps the precision that it was captured in
     known = vars(model).get("_static_steps")
     if known is not None and known.is_current and not model.training:
         return (None, known.why_not) if known.broken else (known, known.why_not)

@@ -9,6 +9,7 @@ import weakref
 import torch
 
 from .fast_tower_videollm_mod import is_plain_siglip, run
+from .unchanged_videollm_mod import Unchanged
 
 GRAPHS = 12  # numbers of frames that are captured, those in use last; in a pool they change
 MOST_FRAMES = 64  # of one graph; with more, launching takes no time beside the work
@@ -20,14 +21,7 @@ class FastVision:
     def __init__(self, model):
         self._model = weakref.ref(model)
         tower = model.model.vision_tower
-        self._parts = list(tower.modules())
-        self._modules = [(own._modules, name, part) for own in self._parts for name, part in own._modules.items()]
-        self._weights = [
-            (own._parameters, name, weight, weight.data_ptr())
-            for own in self._parts
-            for name, weight in own._parameters.items()
-            if weight is not None
-        ]
+        self._unchanged = Unchanged([model.model], [tower])
         self._graphs: dict[int, tuple] = {}  # number of frames -> graph, pixels, features
         self._seen: set[int] = set()
         self._fails = False
@@ -40,15 +34,8 @@ class FastVision:
 
     @property
     def is_current(self) -> bool:
-        """Whether the tower is still the one whose addresses the graphs hold."""
-        return (
-            not any(map(has_hooks, self._parts))
-            and all(owner.get(name) is part for owner, name, part in self._modules)
-            and all(
-                owner.get(name) is weight and weight.data_ptr() == address
-                for owner, name, weight, address in self._weights
-            )
-        )
+        """Whether the tower is still the one whose addresses the graphs hold, and nobody wants to see its calls."""
+        return bool(self._unchanged)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         model, count = self._model().model, len(pixels)
@@ -82,6 +69,8 @@ class FastVision:
                 self._ops = None
         return model.frame_tokens(pixels).pooler_output
 
+    @torch.inference_mode(False)  # its buffers are written in any mode
+    @torch.no_grad()
     def _capture(self, model, pixels: torch.Tensor) -> None:
         if len(self._graphs) >= GRAPHS:
             self._graphs.pop(next(iter(self._graphs)))
@@ -105,10 +94,6 @@ def fast_ops(tower):
     except ImportError:
         return None
     return TowerKernels
-
-
-def has_hooks(module: torch.nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or "_hf_hook" in vars(module))
 
 
 def encode(model, pixels: torch.Tensor) -> torch.Tensor:

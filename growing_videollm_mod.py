@@ -4,10 +4,13 @@
 new room is larger by a share of what is held, so that a stream copies each token a few times in all.
 """
 
+from itertools import count
+
 import torch
 
 BUCKET = 64  # rooms are multiples of this
 SPARE = 8  # a new room is larger than what it must hold by its `SPARE`-th part
+changes = count(1)  # of all rooms there are
 
 
 def room_for(length: int) -> int:
@@ -31,6 +34,7 @@ class GrowingTensor:
         self.room: torch.Tensor | None = None
         self.view: torch.Tensor | None = None
         self.shared = 0  # slots before this one are seen by others, and are not written again
+        self.changed = 0  # number of the change that made the view
 
     def append(self, held: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
         """What is held followed by `new`, which becomes what is to be held."""
@@ -59,7 +63,7 @@ class GrowingTensor:
 
     def lengthen(self, length: int) -> torch.Tensor:
         """The first `length` slots of the room as what is to be held, whoever has written them."""
-        self.view = self.room.narrow(self.dim, 0, length)
+        self.view, self.changed = self.room.narrow(self.dim, 0, length), next(changes)
         return self.view
 
     def shorten(self, held: torch.Tensor, length: int) -> torch.Tensor:
@@ -76,4 +80,4 @@ class GrowingTensor:
         return GrowingTensor(self.dim)
 
 
-__all__ = ["GrowingTensor"]
+__all__ = ["GrowingTensor", "changes"]

@@ -58,11 +58,12 @@ class Encode(Step):
     @in_normal_mode
     def together(steps: list["Encode"]) -> None:
         model, features = steps[0].session.model, []
+        device = model.device
         steps = sorted(steps, key=preprocessed_alike)
-        for piece in in_pieces(steps, model.device):
-            with stage("preprocess", steps):
-                pixels = pixels_of(piece, model.device)
-            with stage("vision", steps):
+        for piece in in_pieces(steps, device):
+            with stage("preprocess", steps, device):
+                pixels = pixels_of(piece, device)
+            with stage("vision", steps, device):
                 features.append(encode(model, pixels))
         features = features[0] if len(features) == 1 else torch.cat(features)
         for step, own in zip(steps, features.split([len(step.frames) for step in steps]), strict=True):
@@ -83,8 +84,9 @@ def pixels_of(piece: list[tuple[Encode, torch.Tensor]], device: torch.device) ->
         groups = [list(own) for _, own in groupby(piece, key=lambda own: preprocessed_alike(own[0]))]
     pixels = []
     for group in groups:
-        frames = torch.cat([frames for _, frames in group]) if len(group) > 1 else group[0][1]
-        pixels.append(group[0][0].session.processor.video_processor.to_pixels(brought(frames, device)))
+        frames = [brought(frames, device) for _, frames in group]  # and put together there: a host copies slowly
+        frames = frames[0] if len(frames) == 1 else torch.cat(frames)
+        pixels.append(group[0][0].session.processor.video_processor.to_pixels(frames))
     return pixels[0] if len(pixels) == 1 else torch.cat(pixels)
 
 
@@ -94,24 +96,28 @@ def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Enco
     total = sum(len(step.frames) for step in steps)
     if device.type != "cuda" or total < 2 * FIRST_FRAMES:
         return [[(step, step.frames) for step in steps]]
-    pieces, left = [], 0
+    pieces, left = [[]], FIRST_FRAMES
     for step in steps:
-        for frames in step.frames.split(FIRST_FRAMES):
-            if left < len(frames):
-                left = FIRST_FRAMES if not pieces else MOST_FRAMES
+        frames = step.frames
+        while len(frames):
+            if not left:
                 pieces.append([])
-            pieces[-1].append((step, frames))
-            left -= len(frames)
+                left = MOST_FRAMES
+            pieces[-1].append((step, frames[:left]))
+            left, frames = left - len(frames[:left]), frames[left:]
     return pieces
 
 
 def brought(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`frames.to(device)`; to a GPU beside what it is at."""
+    """`frames.to(device)`; to a GPU beside what it is at, if anything."""
     if device.type != "cuda" or frames.device.type != "cpu":
+        return frames.to(device)
+    current = torch.cuda.current_stream(device)
+    if current.query():
         return frames.to(device)
     with torch.cuda.stream(copying_stream(device)):
         arrived = frames.to(device)
-    arrived.record_stream(torch.cuda.current_stream(device))
+    arrived.record_stream(current)
     return arrived
 
 
@@ -124,8 +130,8 @@ class Feed(Step):
     """Tokens, and the features `[F, N, Dv]` of the frames among them, into the language model and the session's cache.
 
     The result is `(logits, kept, worth, silence)`: `[F, V]` after each frame, or `[1, V]` after the last token where
-    there is no frame; for each layer which tokens of the frames it kept, int64 `[F, k]` or None; the frames' scores,
-    the mean over the LayerExperts, float32 `[F, N]` on the CPU, or None; and how probable silence is after each frame,
+    there is no frame; for each frame which of its tokens each layer kept, int64 `[k]` or None; the frames' scores, the
+    mean over the LayerExperts, float32 `[F, N]` on the CPU, or None; and how probable silence is after each frame,
     float32 `[F]` on the CPU.
     """
 
@@ -148,19 +154,19 @@ class Feed(Step):
     @staticmethod
     @in_normal_mode
     def together(steps: list["Feed"]) -> None:
-        with stage(None, steps):
-            found = Feed._static(steps)
+        device = steps[0].session.model.device
+        with stage(None, steps, device):
+            found = Feed._static(steps, device)
             others = [step for step in steps if step not in found]
             if others:
                 found |= zip(others, Feed._as_it_is(others), strict=True)
             Feed._look(found)
 
     @staticmethod
-    def _static(steps: list["Feed"]) -> dict["Feed", Fed]:
+    def _static(steps: list["Feed"], device: torch.device) -> dict["Feed", Fed]:
         """Carry out what can be as static steps of the model."""
-        model = steps[0].session.model
-        fast, why_not = fast_language_model(model)
-        if model.device.type != "cuda":
+        fast, why_not = fast_language_model(steps[0].session.model)
+        if device.type != "cuda":
             why_not = None  # it is as fast as can be
         chosen = [] if fast is None else [step for step in steps if len(step.ids) <= MOST_TOKENS]
         streams = [(step.session.cache, step.ids, step.features) for step in chosen]
@@ -212,14 +218,16 @@ class Feed(Step):
 
     @staticmethod
     def _look(found: dict["Feed", Fed]) -> None:
-        """Give each step its result; what the host wants of them it gets in one look at the device."""
+        """Give each step its result; what the host wants of them it gets in one look at the device, after all else:
+        it waits there."""
         apart: dict[int, list[Feed]] = {}
         for step in found:
             if step.num_frames:
                 apart.setdefault(step.session.processor.frame_separator_token_id, []).append(step)
         wanted = {}
         for separator, own in apart.items():
-            silence = silence_probability(torch.cat([found[step].logits for step in own]), separator)
+            logits = [found[step].logits for step in own]
+            silence = silence_probability(logits[0] if len(logits) == 1 else torch.cat(logits), separator)
             silence = silence.split([step.num_frames for step in own])
             wanted |= {(step, "silence"): x for step, x in zip(own, silence, strict=True)}
         for step, fed in found.items():
@@ -227,11 +235,18 @@ class Feed(Step):
                 wanted[step, "worth"] = fed.scores.sigmoid().mean(0)
             if fed.finite is not None:
                 wanted[step, "finite"] = fed.finite
+        kept = {step: kept_of_frames(fed.kept, step.num_frames) for step, fed in found.items()}
         seen = dict(zip(wanted, to_host(list(wanted.values())), strict=True))
         for step, fed in found.items():
-            step.value = (fed.logits, fed.kept, seen.get((step, "worth")), seen.get((step, "silence")))
+            step.value = (fed.logits, kept[step], seen.get((step, "worth")), seen.get((step, "silence")))
             if not seen.get((step, "finite"), True):
                 step.error = ValueError(NOT_FINITE)
+
+
+def kept_of_frames(kept: tuple[torch.Tensor | None, ...], num_frames: int) -> list[tuple[torch.Tensor | None, ...]]:
+    """For each frame what each layer kept, int64 `[k]` or None; from `[F, k]` or None for each layer."""
+    layers = [(None,) * num_frames if tokens is None else tokens.unbind() for tokens in kept]
+    return [tuple(layer[index] for layer in layers) for index in range(num_frames)]
 
 
 def to_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -256,11 +271,10 @@ def silence_probability(logits: torch.Tensor, separator_token_id: int) -> torch.
 
 
 @contextmanager
-def stage(name: str | None, steps: list[Step]) -> Iterator[None]:
+def stage(name: str | None, steps: list[Step], device: torch.device) -> Iterator[None]:
     """Count the time of a block of code, in equal parts, as the named stage of the steps' sessions; without a name as
     that of watching or speaking, whichever the step is for. On a GPU the time is the device's, and nobody waits for
     it: what comes next is made ready while the device is at work."""
-    device = steps[0].session.model.device
     now = Moment(device)
     try:
         yield

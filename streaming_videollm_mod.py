@@ -314,10 +314,10 @@ class StreamingSession:
     # once somebody has carried it out, and beside the steps what they make.
 
     def _watch(self, frames: torch.Tensor, times: list[float]) -> Iterator[Step | WatchedFrame]:
-        done = encoded = 0
+        done, encoded, most = 0, 0, self._frames_at_once
         while done < len(frames):
             if done == encoded:
-                features = frames[done : done + self._frames_at_once]
+                features = frames[done : done + most]
                 if features.ndim == 4:  # pixels
                     encode = Encode(self, features)
                     yield encode
@@ -340,8 +340,7 @@ class StreamingSession:
                     # from here on the frame is part of the stream; until here a failure takes it back
                     self.time, watched, spoke = time, index + 1, event is not None
                     self._counts["frames"] += 1
-                    kept_now = tuple(None if tokens is None else tokens[index] for tokens in kept)
-                    yield WatchedFrame(time, probability, kept_now, event)
+                    yield WatchedFrame(time, probability, kept[index], event)
                     if spoke:
                         break
             finally:
@@ -352,7 +351,7 @@ class StreamingSession:
                     self._rollback(self._end_of_frame(watched - 1, len(block), end))
                     self._pending, self._in_stream = [], True
             done += watched
-            self._ahead = AHEAD_AFTER_SPEECH if spoke else min(2 * self._ahead, self._frames_at_once)
+            self._ahead = AHEAD_AFTER_SPEECH if spoke else min(2 * self._ahead, most)
 
     def _end_of_frame(self, index: int, num_frames: int, end: int) -> int:
         """Position after frame `index` of a block of `num_frames` that ends at position `end`."""
@@ -373,7 +372,7 @@ class StreamingSession:
 
     def _feed_frames(self, features: torch.Tensor):
         """Feed frames `[F, N, Dv]` with the separators between them. Steps; returns the probability of silence after
-        each, `[F]`, and which of their tokens each layer kept."""
+        each, `[F]`, and for each which of its tokens each layer kept."""
         processor, frame_ids = self.processor, self.processor.frame_ids
         opening = [processor.frame_separator_token_id] if self._in_stream else processor.stream_start_ids
         ids = self._pending + opening + frame_ids
@@ -459,8 +458,8 @@ class StreamingSession:
 
     def _feed(self, ids: list[int], features: torch.Tensor | None = None):
         """Feed tokens after all that was fed before. A call that fails leaves no trace. Steps; returns the logits
-        `[F, V]` after each frame, or `[1, V]` after the last token where there is none, what the layers kept, and how
-        probable silence is after each frame, float32 `[F]` on the CPU."""
+        `[F, V]` after each frame, or `[1, V]` after the last token where there is none, what the layers kept of each
+        frame, and how probable silence is after each, float32 `[F]` on the CPU."""
         before, feed = self.cache.get_seq_length(), Feed(self, ids, features)
         try:
             yield feed

@@ -182,6 +182,39 @@ def test_a_keep_ratio_of_the_call_counts():
 
 
 @torch.no_grad()
+def test_options_that_change_between_steps_count():
+    """Also in place, and those that are out of range are named each time."""
+    model = tiny_model(8, mod_layers=[1, 3])
+    fast, text = FastLanguageModel(model, PlainOps), model.config.text_config
+    ids, features = [5, *[VIDEO] * 5], torch.randn(1, 5, 16)
+
+    def check(kept: int, routed: list[int]) -> None:
+        cache, expected = MoDCache(model.config), MoDCache(model.config)
+        logits, chosen, _ = fast.feed(cache, ids, features, None)
+        output = model(input_ids=torch.tensor([ids]), video_features=features, past_key_values=expected)
+        torch.testing.assert_close(logits, output.logits[0, -1:], **TOLERANCE)
+        assert [index for index, tokens in enumerate(chosen) if tokens is not None] == routed
+        assert all(chosen[index].shape == (1, kept) for index in routed)
+        assert_same_cache(cache, expected)
+
+    check(2, [1, 3])
+    text.mod_keep_ratio = 0.8
+    check(4, [1, 3])
+    text.mod_layers.remove(3)
+    check(4, [1])
+    text.mod_selection = "uniform"
+    check(4, [1])
+    text.mod_layers.append(77)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`mod_layers` must hold layer indices"):
+            fast.feed(MoDCache(model.config), ids, features, None)
+    text.mod_layers.remove(77)
+    check(4, [1])
+    text.vision_routing = "full"
+    check(4, [])
+
+
+@torch.no_grad()
 def test_features_that_are_no_numbers_are_named():
     model = tiny_model(4)
     features = torch.randn(2, 5, 16)

@@ -4,19 +4,31 @@ import os
 import random
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from fresh import ROOT
 from tiny import VISION, tiny_model
 from torch.nn.functional import interpolate
 from transformers import AutoModel, SiglipVisionConfig
+from transformers.image_utils import SizeDict
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, steps_videollm_mod
+from videollm_mod import (
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+    steps_videollm_mod,
+    streaming_videollm_mod,
+)
 from videollm_mod.data.world import world_stream
 from videollm_mod.fast_tower_videollm_mod import PlainTowerOps, is_plain_siglip, run
 from videollm_mod.fast_vision_videollm_mod import MOST_FRAMES, FastVision
-from videollm_mod.steps_videollm_mod import FIRST_FRAMES, Encode, carry_out_together, in_pieces
-from videollm_mod.video_processing_videollm_mod import resized_by_products
+from videollm_mod.steps_videollm_mod import FIRST_FRAMES, Encode, carry_out_together, in_pieces, pixels_of
+from videollm_mod.video_processing_videollm_mod import (
+    FRAME_OPTIONS,
+    VideoLLMMoDVideoProcessor,
+    pixels_by_products,
+    resized_by_products,
+)
 
 
 def siglip(seed: int, **options):
@@ -109,6 +121,37 @@ def test_resizing_by_products_is_resizing(mode, sizes):
     torch.testing.assert_close(resized_by_products(frames, new, mode), expected, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_pixels_by_products_are_the_processors(seed):
+    """Frames of any size, larger and smaller than what they become, in either layout and with any options."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    size = {"height": rng.choice((24, 50)), "width": rng.choice((24, 20, 61))}
+    options = {"do_pad": rng.random() < 0.7, "resample": rng.choice((2, 3)), "do_normalize": rng.random() < 0.8}
+    if rng.random() < 0.5:
+        options |= {"image_mean": [0.1, 0.4, 0.7], "image_std": [0.2, 0.5, 0.3]}
+    processor = VideoLLMMoDVideoProcessor(size=size, **options)
+    for old in ((90, 160), (10, 17), (24, 24), (50, 20), (1, 5), (rng.randint(1, 80), rng.randint(1, 80))):
+        frames = 255 * torch.rand(2, *old, 3) if rng.random() < 0.5 else 255 * (torch.rand(2, *old, 3) < 0.5)
+        frames = frames.to(torch.uint8).movedim(-1, 1)
+        frames = frames.contiguous() if rng.random() < 0.5 else frames
+        options = {name: getattr(processor, name) for name in FRAME_OPTIONS}
+        expected = processor.to_pixels(frames)
+        pixels = pixels_by_products(frames, **options)
+        assert pixels.dtype == torch.float32 and pixels.is_contiguous()
+        torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
+
+
+def test_pixels_by_products_name_what_is_wrong():
+    frames = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    processor = VideoLLMMoDVideoProcessor()
+    options = {name: getattr(processor, name) for name in FRAME_OPTIONS}
+    for wrong in ({"resample": 9}, {"size": SizeDict(shortest_edge=3)}):
+        for make in (pixels_by_products, processor._preprocess_frames):
+            with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+                make(frames, **{**options, **wrong})
+
+
 @pytest.mark.parametrize(
     "counts", [[30], [15], [16], [1] * 20, [5, 12, 3], [8, 8], [40, 1], [3, 40], [7, 8], [32] * 8]
 )
@@ -198,3 +241,57 @@ def test_graphs_are_left_when_the_tower_is_another(change):
         state = {name: value.clone() for name, value in tower.state_dict().items()}
         tower.load_state_dict(state, assign=True)
     assert not vision.is_current
+
+
+def is_the_callers(frames: torch.Tensor, array: np.ndarray, first: int) -> bool:
+    """Whether frames are those of an array from a number on, in its memory, in one piece: brought in one copy."""
+    start = array.ctypes.data + first * array[0].nbytes
+    rows = frames.movedim(1, -1) if array.shape[-1] == 3 else frames
+    return frames.data_ptr() == start and rows.is_contiguous()
+
+
+@pytest.mark.parametrize("layout", [(20, 24, 3), (3, 20, 24)])
+@pytest.mark.parametrize("count", [1, 15, 30, 32])
+def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(count, layout):
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    array, gpu, came = (
+        np.random.default_rng(count).integers(0, 256, (count, *layout), np.uint8),
+        torch.device("cuda"),
+        [],
+    )
+
+    def came_to(frames, device):
+        assert device == gpu
+        came.append(frames)
+        return frames
+
+    with (
+        mock.patch.object(steps_videollm_mod, "in_pieces", lambda steps, device: in_pieces(steps, gpu)),
+        mock.patch.object(steps_videollm_mod, "pixels_of", lambda piece, device: pixels_of(piece, gpu)),
+        mock.patch.object(steps_videollm_mod, "brought", came_to),
+        mock.patch.object(streaming_videollm_mod, "FRAMES_AT_ONCE", streaming_videollm_mod.FRAMES_AT_ONCE_ON_GPU),
+    ):
+        session = model.stream(processor)
+        events = session.push(array)
+    assert [len(frames) for frames in came] == ([count] if count < 2 * FIRST_FRAMES else [8, count - 8])
+    first = 0
+    for frames in came:
+        assert is_the_callers(frames, array, first)
+        first += len(frames)
+    assert not is_the_callers(came[0].clone(), array, 0)
+    assert [(event.time, event.text) for event in events] == [
+        (event.time, event.text) for event in model.stream(processor).push(array)
+    ]
+
+
+def test_frames_of_several_streams_meet_on_the_gpu():
+    """Each is brought as it is, and pixels are those of each alone."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    videos = [torch.from_numpy(world_stream(seed).frames(height=96)[:5]).movedim(-1, 1) for seed in range(3)]
+    steps, came = [Encode(model.stream(processor), video) for video in videos], []
+    with mock.patch.object(steps_videollm_mod, "brought", lambda frames, device: came.append(frames) or frames):
+        pixels = pixels_of([(step, step.frames) for step in steps], torch.device("cuda"))
+    assert [frames.data_ptr() for frames in came] == [video.data_ptr() for video in videos]
+    assert torch.equal(pixels, torch.cat([processor.video_processor.to_pixels(video) for video in videos]))

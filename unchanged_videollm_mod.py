@@ -1,0 +1,48 @@
+"""Whether parts of a model are still those whose addresses a captured graph holds."""
+
+from itertools import repeat
+from operator import contains, itemgetter
+
+from torch import nn
+
+hooks, pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
+
+
+class Unchanged:
+    """
+    What a graph of some modules depends on, as it is now; true as long as it is so. It holds modules, but no weights.
+
+    This is asked before every step, while the device waits: whole lists are compared, not module by module.
+
+    Args:
+        owners (`list[nn.Module]`): in which the modules stand.
+        parts (`list[nn.Module]`): the modules, with all in them.
+    """
+
+    def __init__(self, owners: list[nn.Module], parts: list[nn.Module]):
+        modules = [module for part in parts for module in part.modules()]
+        self._attributes = [vars(module) for module in modules]
+        self._children = [module._modules for module in owners + modules]
+        self._known_children = [dict(children) for children in self._children]
+        places = [(own, name) for own in (module._parameters for module in modules) for name in own]
+        self._weights = [(own, name) for own, name in places if own[name] is not None]
+        self._known_addresses = self._addresses()
+
+    def _addresses(self) -> list[int]:
+        return [own[name].data_ptr() for own, name in self._weights]
+
+    def __bool__(self) -> bool:
+        """Whether modules and weights are where they were, and nobody wants to see the modules' calls."""
+        if self._children != self._known_children:
+            return False
+        if any(map(hooks, self._attributes)) or any(map(pre_hooks, self._attributes)):
+            return False
+        if any(map(contains, self._attributes, repeat("_hf_hook"))):
+            return False
+        try:
+            return self._addresses() == self._known_addresses
+        except (KeyError, AttributeError):  # a weight is gone
+            return False
+
+
+__all__ = ["Unchanged"]
