@@ -124,10 +124,20 @@ class Bench:
             if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
                 raise
         # here the traceback's frames hold nothing any more
+        self.clear()
+        return None
+
+    def try_alone(self, way: Way) -> tuple[float, float, float] | None:
+        """As `try_step`, whatever came before: the second step in memory that is free, since the first one has kernels
+        chosen and memory handed out."""
+        self.clear()
+        return self.try_step(way) and self.try_step(way)
+
+    def clear(self) -> None:
+        """Leave nothing behind of earlier steps, such as pieces of memory of sizes that the next way does not use."""
         self.optimizer.zero_grad()
         gc.collect()
         torch.cuda.empty_cache()
-        return None
 
 
 def checkpoint_with(choices: dict[str, int]):

@@ -18,7 +18,8 @@ from .step import Bench, Deadline, Way
 # of 32 layers; fewer layers take shares of them
 CHOICES = (
     "pairs",
-    "pairs:8+entered:24",
+    "pairs:24+entered:8",
+    "pairs:16+entered:16",
     "entered",
     "entered:16+attention:16",
     "entered:8+attention:24",
@@ -86,14 +87,12 @@ def line(entry: dict) -> str:
 
 
 def search(bench: Bench, deadline: Deadline, result: dict, path: Path | None) -> dict[Way, dict]:
-    """One step of every way, as far as the time suffices."""
+    """A step of every way, after one that is not timed, as far as the time suffices."""
     found: dict[Way, dict] = {}
-    bench.try_step(Way(routed=True))
-    bench.try_step(REFERENCE)
     for way in tqdm(ways(bench.model.config.text_config.num_hidden_layers), desc="choices", leave=False):
         if deadline.passed():
             break
-        found[way] = row(way, [bench.try_step(way)])
+        found[way] = row(way, [bench.try_alone(way)])
         result["search"] = list(found.values())
         write(path, result)
         tqdm.write(line(found[way]))
@@ -131,13 +130,32 @@ def pick(found: dict[Way, dict]) -> dict[str, Way]:
     return picked
 
 
-def take_turns(bench: Bench, picked: dict[str, Way], repeats: int, deadline: Deadline) -> dict[str, dict]:
+def take_turns(
+    bench: Bench, picked: dict[str, Way], found: dict[Way, dict], repeats: int, deadline: Deadline
+) -> dict[str, dict]:
+    """A row for each role. One that runs out of memory at every turn keeps what was `found` of it, and says so."""
     steps: dict[Way, list] = {way: [] for way in picked.values()}
-    for _ in tqdm(range(repeats), desc="repeats", leave=False):
+    bench.clear()
+    for repeat in tqdm(range(repeats + 1), desc="repeats", leave=False):  # the first is not timed
         for way in steps:
-            if not deadline.passed():
-                steps[way].append(bench.try_step(way))
-    return {role: row(way, steps[way]) for role, way in picked.items()}
+            if deadline.passed():
+                continue
+            step = bench.try_step(way)
+            if step is None:
+                tqdm.write(f"{way.name}, {way.recompute}: OUT OF MEMORY beside what others left; once more, alone")
+                step = bench.try_alone(way)
+            if repeat:
+                steps[way].append(step)
+    rows = {}
+    for role, way in picked.items():
+        rows[role] = row(way, steps[way])
+        failed, searched = steps[way].count(None), found.get(way, {}).get("seconds")
+        if failed:
+            print(f"{role}: OUT OF MEMORY in {failed} of {len(steps[way])} turns", flush=True)
+        if failed and failed == len(steps[way]) and searched:
+            print(f"{role}: its figures are of the one step of the search", flush=True)
+            rows[role] = {**found[way], "out_of_memory": True, "of_search": True}
+    return rows
 
 
 # figure -> numerator, denominator, and whether of memory
@@ -207,7 +225,7 @@ def measure(
         write(path, result)
     found = search(machine, deadline, result, path)
     picked = pick(found)
-    rows = take_turns(machine, picked, repeats, deadline)
+    rows = take_turns(machine, picked, found, repeats, deadline)
     result["rows"] = rows
     for role, entry in rows.items():
         print(f"{role:<18} {line(entry)}")

@@ -9,8 +9,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from videollm_mod.bench.arithmetic import layer_tokens, step_operations
 from videollm_mod.bench.cache_bytes import bytes_per_frame, held_tokens
 from videollm_mod.bench.check import check
-from videollm_mod.bench.step import Bench, Way
-from videollm_mod.bench.train import CHOICES, scaled
+from videollm_mod.bench.step import Bench, Deadline, Way
+from videollm_mod.bench.train import CHOICES, row, scaled, take_turns
 from videollm_mod.cli import main
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
 from videollm_mod.recomputing_videollm_mod import choices_of_layers
@@ -85,3 +85,27 @@ def test_results_are_whole(tmp_path, capsys):
 def test_wrong_frames_are_named(capsys):
     assert main(["bench", "train", "--geometry", "tiny", "--tokens", "7"]) == 2
     assert "1 more than a square" in capsys.readouterr().err
+
+
+def test_running_out_of_memory_in_turns_is_said(capsys, monkeypatch, tiny):
+    """Once: the turn is taken again. At every turn: what the search found stays, and is marked."""
+    once, always, never = Way(True, recompute="mlp"), Way(False, recompute="mlp"), Way(False)
+    found = {way: row(way, [(1.0, 2.0, 3.0)]) for way in (once, always)}
+    calls = []
+
+    def step(way):
+        calls.append(way)
+        if way == always or (way == once and calls.count(once) == 2):
+            raise torch.OutOfMemoryError
+        return 4.0, 5.0, 6.0
+
+    monkeypatch.setattr(tiny, "step", step)
+    picked = {"fast": once, "alike": always, "alike, layer": never}
+    rows = take_turns(tiny, picked, found, 3, Deadline(1))
+    assert rows["fast"]["seconds"] == [5.0] * 3 and not rows["fast"]["out_of_memory"]
+    assert rows["alike"] == {**found[always], "out_of_memory": True, "of_search": True}
+    assert rows["alike, layer"]["seconds"] == [5.0] * 3 and "of_search" not in rows["alike, layer"]
+    printed = capsys.readouterr().out
+    assert "MoD, mlp: OUT OF MEMORY beside" in printed and "alike: OUT OF MEMORY in 3 of 3 turns" in printed
+    assert "alike: its figures are of the one step of the search" in printed and "fast:" not in printed
+    assert calls.count(once) == 4 + 2 and calls.count(never) == 4
