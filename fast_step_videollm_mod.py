@@ -327,7 +327,7 @@ class FastLanguageModel:
     @contextmanager
     def _after_others(self):
         """Threads may have CUDA streams of their own, and the buffers are the same: each use waits for the last."""
-        if not torch.cuda.is_available() or self._device == -1:
+        if self._device == -1:
             yield
             return
         stream = torch.cuda.current_stream()

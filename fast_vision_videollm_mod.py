@@ -69,8 +69,6 @@ class FastVision:
                 self._ops = None
         return model.frame_tokens(pixels).pooler_output
 
-    @torch.inference_mode(False)  # its buffers are written in any mode
-    @torch.no_grad()
     def _capture(self, model, pixels: torch.Tensor) -> None:
         if len(self._graphs) >= GRAPHS:
             self._graphs.pop(next(iter(self._graphs)))

@@ -240,42 +240,26 @@ def of_channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor
 
 @functools.lru_cache(16)
 @torch.inference_mode(False)
-def resizing(old: int, new: int, mode: str, device: torch.device) -> torch.Tensor:
-    """float32 `[new, old]`: resizing is linear, so it is what it makes of the identity."""
-    return interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True)[0, 0].to(device)
+def resizing(old: int, new: int, black: tuple[int, int], mode: str, device: torch.device) -> torch.Tensor:
+    """float32 `[black + new + black, old]`: resizing is linear, so it is what it makes of the identity, with rows of
+    zeros for what is black before and after."""
+    matrix = interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True)[0, 0]
+    return pad(matrix, (0, 0, *black)).to(device)
 
 
 @functools.lru_cache(16)
-def resizing_into(old: int, new: int, black: tuple[int, int], mode: str, device: torch.device) -> torch.Tensor:
-    """As `resizing`, with rows of zeros for what is black before and after."""
-    return pad(resizing(old, new, mode, torch.device("cpu")), (0, 0, *black)).to(device)
-
-
-@functools.lru_cache(16)
+@torch.inference_mode(False)
 def scale_and_shift(factor: float, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
     """Rescaling and normalising as one product and one sum: float32 `[3 or 1, 1, 1]` each."""
     mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
     return (factor / std).float().to(device), (-mean / std).float().to(device)
 
 
-def resized_by_products(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """As `interpolate`, rows first and then columns."""
-    rows, columns = (resizing(*sides, mode, frames.device) for sides in zip(frames.shape[-2:], size, strict=True))
-    return rows @ frames @ columns.T
-
-
-def resized(frames: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
-    """float `[F, 3, H, W]` to `[F, 3, *size]`, antialiased. On a GPU products are by far the faster way."""
-    if frames.device.type == "cuda":
-        return resized_by_products(frames, size, mode)
-    return interpolate(frames, size, mode=mode, antialias=True)
-
-
 def resize_frames(frames: torch.Tensor, size: Any, resample: int, do_pad: bool) -> torch.Tensor:
     """float `[F, 3, H, W]` to `[F, 3, size.height, size.width]`, letterboxed with zeros if `do_pad`."""
     new_size, (above, below), (left, right) = placed(frames.shape[-2:], size, resample, do_pad)
     if new_size != tuple(frames.shape[-2:]):
-        frames = resized(frames, new_size, INTERPOLATIONS[resample])
+        frames = interpolate(frames, new_size, mode=INTERPOLATIONS[resample], antialias=True)
     return pad(frames, (left, right, above, below))
 
 
@@ -310,7 +294,7 @@ def pixels_by_products(
     that resize it."""
     new_size, *black = placed(frames.shape[-2:], size, resample, do_pad)
     rows, columns = (
-        resizing_into(*sides, INTERPOLATIONS[resample], frames.device)
+        resizing(*sides, INTERPOLATIONS[resample], frames.device)
         for sides in zip(frames.shape[-2:], new_size, black, strict=True)
     )
     mean, std = (tuple(np.ravel(x)) for x in ((image_mean, image_std) if do_normalize else (0.0, 1.0)))

@@ -1,4 +1,4 @@
-"""Train the checkpoint at the root against the clock, on one GPU, and score it.
+"""Train a checkpoint for all levels of the world and their tasks against the clock, on one GPU, and score it.
 
     python -m videollm_mod.benchmarks.nano_run --seconds 500 --output OUT
 

@@ -74,7 +74,7 @@ ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
 PRETRAINING, PRETRAINING_LR = ("hard_small", 4000, 128), 1e-3
 LAYERS, HIDDEN = 4, 128
 STREAMS = 20_000  # to learn from, and as many lessons
-# steps at which dense has learned it and `early_exit` has not, by 15 points at least
+# steps at which dense has learned it and shallow rows have not; `results/world_routing_search.md` says how chosen
 STAGES = {"hard_small": ("hard_small", 500, 128), "hard": ("hard", 700, 64)}
 
 

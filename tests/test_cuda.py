@@ -2,12 +2,13 @@
 
 import random
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from unittest import mock
 
 import pytest
 import torch
 from fresh import ROOT
-from test_fast_step import STATIC, calls_of, check_streams_together
+from test_fast_step import STATIC, calls_of, check_streams_together, watch_in_a_pool
 from tiny import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_config, tiny_model
 
 from videollm_mod import (
@@ -141,23 +142,13 @@ def test_a_pool_says_what_its_sessions_say_alone(dtype, near):
     for video in videos:
         session = model.stream(processor)
         expected.append([*session.push(video[:6]), *session.ask(question), *session.push(video[6:])])
-    pool, said, streams = StreamPool(model, processor), {}, []
-    for video in videos:
-        streams.append(pool.join())
-        streams[-1].push(video[:6])
-        streams[-1].ask(question)
-        streams[-1].push(video[6:])
-        for stream, event in pool.tick():
-            said.setdefault(stream, []).append(event)
-    while any(stream.busy for stream in streams):
-        for stream, event in pool.tick():
-            said.setdefault(stream, []).append(event)
-    for stream, events in zip(streams, expected, strict=True):
+    said = watch_in_a_pool(StreamPool(model, processor), videos, [{}] * len(videos), question, asked_after=6)
+    for stream, events in zip(said, expected, strict=True):
         pairs = list(zip(said[stream], events, strict=True))
         assert [(e.time, e.kind, e.text) for e, _ in pairs] == [(e.time, e.kind, e.text) for _, e in pairs]
         narrated = [[x.silence_probability for x in pair] for pair in pairs if pair[1].kind == "narration"]
         assert narrated and all(abs(mine - alone) < near for mine, alone in narrated)
-    assert all(stream.session.stats.why_not_static is None for stream in streams)
+    assert all(stream.session.stats.why_not_static is None for stream in said)
     steps = fast_language_model(model)[0]._steps.values()
     captured = [step.shape for step in steps if step.graph is not None]
     assert any(x.streams > 1 and x.frames for x in captured) and any(x.streams == 8 for x in captured)
@@ -176,7 +167,7 @@ def wide_model(name: str, seed: int, dtype: torch.dtype):
     return model
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])  # scores near zero
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
 def test_graphs_of_several_streams_are_each_alone(name, dtype, tolerance):
@@ -185,11 +176,13 @@ def test_graphs_of_several_streams_are_each_alone(name, dtype, tolerance):
     fast, why_not = fast_language_model(model)
     assert why_not is None
 
-    def near(value: torch.Tensor, expected: torch.Tensor) -> None:
-        assert value.shape == expected.shape and relative_error(value, expected) < tolerance
+    def near(value: torch.Tensor, expected: torch.Tensor, most: float = tolerance) -> None:
+        assert value.shape == expected.shape and relative_error(value, expected) < most
 
+    # a score is a sum of many terms that is near zero: in bfloat16 up to 0.052 was seen
+    near_scores = partial(near, most=0.1 if dtype == torch.bfloat16 else tolerance)
     for turn in range(3):
-        check_streams_together(model, fast, seed + turn, near)
+        check_streams_together(model, fast, seed + turn, near, near_scores)
     captured = [step.shape for step in fast._steps.values() if step.graph is not None]
     assert fast.why_not is None and any(x.streams > 1 and x.frames for x in captured)
     assert any(x.streams > 1 and not x.frames for x in captured)

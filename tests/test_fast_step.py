@@ -101,7 +101,7 @@ def test_static_steps_are_the_model(name):
         assert_same_cache(mixed, expected)
 
 
-def check_streams_together(model, fast, seed: int, near=assert_near) -> None:
+def check_streams_together(model, fast, seed: int, near=assert_near, near_scores=assert_near) -> None:
     """Streams of one model in common steps beside each stream's own calls: they come and go, hold different numbers of
     tokens, are forked, and bring text of different lengths and different numbers of frames."""
     rng, per_frame, vision = random.Random(seed), model.config.num_frame_tokens, model.config.vision_config.hidden_size
@@ -139,7 +139,7 @@ def check_streams_together(model, fast, seed: int, near=assert_near) -> None:
                 wanted = [x for x in output.router_scores if x is not None]
                 assert (result.scores is None) == (not wanted)
                 if wanted:
-                    near(result.scores, torch.stack(wanted))
+                    near_scores(result.scores, torch.stack(wanted))
                 for own, other in zip(result.kept, output.kept_indices, strict=True):
                     assert own is other is None or torch.equal(own, other)
             assert_same_cache(cache, expected, near)
@@ -279,6 +279,23 @@ def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
         assert fast.why_not == reason
 
 
+def watch_in_a_pool(pool, videos, options: list[dict], question: str, asked_after: int) -> dict:
+    """The events of each stream. They join one after the other, and each is asked once so many frames were pushed."""
+    said = {}
+    for own, video in zip(options, videos, strict=True):
+        stream = pool.join(**own)
+        said[stream] = []
+        stream.push(video[:asked_after])
+        stream.ask(question)
+        stream.push(video[asked_after:])
+        for speaker, event in pool.tick():
+            said[speaker].append(event)
+    while any(stream.busy for stream in said):
+        for speaker, event in pool.tick():
+            said[speaker].append(event)
+    return said
+
+
 @pytest.mark.parametrize("kind", ["static", "failing"])
 def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, kind):
     """Streams that join one after the other and leave, asked in between, bounded or not; and where steps fail, they
@@ -305,18 +322,8 @@ def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, ki
     monkeypatch.setattr(
         steps_videollm_mod, "fast_language_model", lambda model: (None if fast.broken else fast, fast.why_not)
     )
-    pool, said, streams = StreamPool(model, processor), {}, []
-    for own, video in zip(options, videos, strict=True):
-        streams.append(pool.join(**own))
-        streams[-1].push(video[:4])
-        streams[-1].ask(question)
-        streams[-1].push(video[4:])
-        for stream, event in pool.tick():
-            said.setdefault(stream, []).append(event)
-    while any(stream.busy for stream in streams):
-        for stream, event in pool.tick():
-            said.setdefault(stream, []).append(event)
-    for stream, events in zip(streams, expected, strict=True):
+    said = watch_in_a_pool(StreamPool(model, processor), videos, options, question, asked_after=4)
+    for stream, events in zip(said, expected, strict=True):
         own = [(e.time, e.kind, e.text, e.query) for e in said[stream]]
         assert own == [(e.time, e.kind, e.text, e.query) for e in events]
     assert fast.broken == (kind == "failing") and max(calls) >= 4

@@ -1,4 +1,4 @@
-"""The run that makes the checkpoint: batches of its bank, a run from end to end, and scores as the sessions' own."""
+"""The run against the clock: batches of its bank, a run from end to end, and scores as the sessions' own."""
 
 import json
 import subprocess

@@ -713,13 +713,23 @@ def test_loading_as_remote_code(tmp_path, monkeypatch):
     assert result["text"] == "<s>\nUser: so?"
 
 
-@pytest.mark.parametrize("constant", ["of_channels", "resizing"])
+@pytest.mark.parametrize("constant", ["of_channels", "resizing", "scale_and_shift"])
 def test_constants_made_in_inference_mode_let_gradients_through(constant):
-    function = getattr(video_processing_videollm_mod, constant)
-    arguments = {"of_channels": ((0.5, 0.5, 0.5),), "resizing": (8, 4, "bilinear")}[constant]
+    function, thrice = getattr(video_processing_videollm_mod, constant), (0.5, 0.5, 0.5)
+    arguments = {
+        "of_channels": (thrice,),
+        "resizing": (8, 4, (1, 2), "bilinear"),
+        "scale_and_shift": (1, thrice, thrice),
+    }
+    arguments = arguments[constant]
     function.cache_clear()
     with torch.inference_mode():
         kept = function(*arguments, torch.device("cpu"))
     frames = torch.rand(2, 3, 8, 8, requires_grad=True)
-    (frames / kept if constant == "of_channels" else kept @ frames).sum().backward()
+    made = {
+        "of_channels": lambda: frames / kept,
+        "resizing": lambda: kept @ frames,
+        "scale_and_shift": lambda: torch.addcmul(kept[1], frames, kept[0]),
+    }
+    made[constant]().sum().backward()
     assert frames.grad.isfinite().all() and kept is function(*arguments, torch.device("cpu"))
