@@ -22,11 +22,11 @@ CHUNK = 64  # streams that a process makes at a time
 class Chunks(Dataset):
     """Streams `CHUNK` at a time, the levels in turn: `ids`, `labels`, `tokens` (of each stream), `shown` (which of its
     own distinct frames each frame is), `counts` (frames, and distinct frames, of each stream); `frames` and `states`,
-    of the distinct ones."""
+    of the distinct ones. Of each level the first `skip` streams of the split are left out."""
 
-    def __init__(self, levels: dict[str, int], processor, grid: tuple[int, int], fps: float, num_questions: int):
+    def __init__(self, levels: dict[str, int], processor, grid, fps: float, num_questions: int, split="train", skip=0):
         self.processor, self.grid, self.fps, self.num_questions = processor, grid, fps, num_questions
-        jobs = {level: split_seeds("train", count) for level, count in levels.items()}
+        jobs = {level: split_seeds(split, skip + count)[skip:] for level, count in levels.items()}
         self.jobs = [
             (level, seeds[first : first + CHUNK])
             for first in range(0, max(map(len, jobs.values())), CHUNK)
@@ -120,5 +120,5 @@ class StreamBank:
             "input_ids": torch.where(valid, self.ids[place], self.pad_token_id),
             "labels": torch.where(valid, self.labels[place], -100),
             "attention_mask": None if valid.all() else valid.long(),
-            "video_features": self.features[torch.from_numpy(self.shown[rows]).to(self.device)],
+            "video_features": self.features[torch.from_numpy(self.shown[rows]).to(self.device)].float(),
         }

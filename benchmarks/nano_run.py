@@ -1,17 +1,20 @@
-"""Train a checkpoint for all levels of the world and their tasks against the clock, on one GPU, and score it.
+"""Train a checkpoint for all levels of the world and their tasks against the clock.
 
-    python -m videollm_mod.benchmarks.nano_run --seconds 500 --output OUT
+    torchrun --nproc-per-node 3 -m videollm_mod.benchmarks.nano_run --part 1/2 --seconds 500 --output ONE
+    torchrun --nproc-per-node 3 -m videollm_mod.benchmarks.nano_run --part 2/2 --begin ONE/nano --output TWO
 
 As `videollm-mod train` does it in two stages: the vision tower learns to name what is in a frame, then the language
 model learns the streams. But all streams are made before, and all frames are encoded once, so that a step takes what
-the language model takes; and each stage lasts for a share of the seconds: its learning rate and its keep ratio follow
-the clock and not the number of steps. OUT gets `result.json`, and the checkpoint as `nano.tar` in parts of 15 MiB:
-`cat nano.tar.* | tar x`.
+the language model takes; and each stage lasts for so many seconds: its learning rate and its keep ratio follow the
+clock and not the number of steps. Each process has streams of its own, on a GPU of its own; so has each part of a run
+that is cut into several. The output gets `result.json`, and the checkpoint as `nano.tar` in parts of 15 MiB:
+`cat nano.tar.* | tar x`. `nano_scores` says what it knows.
 """
 
 import argparse
 import json
 import math
+import os
 import sys
 import tarfile
 import time
@@ -19,21 +22,21 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from ..data.world import texts
 from ..data.world_hard import split_seeds
-from ..evaluation.tasks import ANSWERING
 from ..training.freezing import freeze_unreached
 from ..training.initialise import initialise
 from ..training.keep_ratio import KeepRatioSchedule
 from ..training.saving import save
 from ..training.vision_stage import CellNamer
 from .nano_data import Chunks, StreamBank
-from .nano_scores import load, scores
+from .nano_scores import load
 from .record import surroundings
 
-LEVELS = {"basic": 16_000} | {
-    f"{level}{kind}": 8_000 for level in ("hard_small", "hard") for kind in ("", "_lessons", "_tasks_lessons")
+LEVELS = {"basic": 2} | {  # shares of streams
+    f"{level}{kind}": 1 for level in ("hard_small", "hard") for kind in ("", "_lessons", "_tasks_lessons")
 }
 MODEL = {
     "frame_token_cls": True,
@@ -62,57 +65,109 @@ MODEL = {
 }
 FPS, QUESTIONS = 2.0, 3
 ELASTIC, WARMUP = (0.1, 1.0), 0.5  # the recipe of the tables' `mod_elastic_output_warmup`
-SHARES = {"vision": 0.15, "stream": 0.6}  # of the seconds; the rest is for making streams, encoding and scores
+VISION_SHARE = 0.12  # of the seconds
 VISION_CHUNKS = 400  # whose frames the tower learns from
 TICKS = 1_000_000  # of a stage, as steps of its schedule
+CHECKED = 128  # validation streams of each level
+SAVING = 8.0  # seconds
 
 
 def autocast(device: str):
     return torch.autocast(device, torch.bfloat16, enabled=device == "cuda")
 
 
-class Clock:
-    """One stage: `progress` goes from 0 to 1 in `seconds`."""
+class Team:
+    """The processes of a run; alone if it was not begun by torchrun."""
 
-    def __init__(self, name: str, seconds: float, parameters: list[torch.nn.Parameter], lr: float, log: list[dict]):
-        self.name, self.seconds, self.lr, self.log = name, seconds, lr, log
+    def __init__(self, device: str):
+        self.rank, self.size = (
+            int(os.environ.get(name, default)) for name, default in (("RANK", 0), ("WORLD_SIZE", 1))
+        )
+        self.device = device
+        if self.size > 1:
+            if device == "cuda":
+                self.device = f"cuda:{os.environ['LOCAL_RANK']}"
+                torch.cuda.set_device(self.device)
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
+
+    def agree(self, value: float) -> float:
+        """The first process's value, in all of them."""
+        if self.size == 1:
+            return value
+        agreed = torch.tensor(value, dtype=torch.float64)
+        dist.broadcast(agreed, 0)
+        return agreed.item()
+
+    @torch.no_grad()
+    def average_gradients(self, parameters: list[torch.nn.Parameter]) -> None:
+        if self.size == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:  # of routers, where all is kept
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = torch.cat([parameter.grad.flatten() for parameter in parameters])
+        dist.all_reduce(gradients.div_(self.size))
+        for parameter, own in zip(parameters, gradients.split([p.numel() for p in parameters]), strict=True):
+            parameter.grad.copy_(own.view_as(parameter))
+
+    def same_weights(self, module: torch.nn.Module) -> None:
+        for value in (*module.parameters(), *module.buffers()) if self.size > 1 else ():
+            dist.broadcast(value.data, 0)
+
+
+class Clock:
+    """One stage: `progress` goes in `seconds` from the start to the end of a span of 0 to 1."""
+
+    def __init__(self, name, seconds: float, parameters: list, lr: float, team: Team, log: list, span=(0.0, 1.0)):
+        self.name, self.seconds, self.lr, self.team, self.log, self.span = name, seconds, lr, team, log, span
         matrices, others = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
         groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
         fused = parameters[0].device.type == "cuda"
         self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=fused)
-        self.parameters, self.losses, self.steps = parameters, [], 0
-        self.started = self.shown = time.monotonic()
+        self.parameters, self.losses, self.steps, self.passed = parameters, [], 0, 0.0
+        self.started, self.shown = time.monotonic(), 0.0
 
     @property
     def progress(self) -> float:
-        return min(1.0, (time.monotonic() - self.started) / self.seconds)
+        return self.span[0] + self.passed * (self.span[1] - self.span[0])
 
-    def step(self, loss: torch.Tensor, **about) -> None:
-        """Warm-up over a twentieth of the time, then a cosine."""
-        progress = self.progress
-        rate = min(progress / 0.05 + 1e-3, 0.5 * (1 + math.cos(math.pi * progress)) + 1e-3)
+    @property
+    def is_over(self) -> bool:
+        return self.passed >= 1
+
+    def step(self, loss: torch.Tensor, check=None, **about) -> None:
+        """Warm-up over a twentieth of the time, also of a later part, whose optimizer is new; a cosine in all."""
+        rate = 0.5 * (1 + math.cos(math.pi * self.progress)) + 1e-3
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, rate)
+            group["lr"] = self.lr * min(1.0, rate) * min(1.0, self.passed / 0.05 + 1e-3)
         loss.backward()
+        self.team.average_gradients(self.parameters)
         torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.losses.append(loss.detach())
         self.steps += 1
-        if time.monotonic() - self.shown > self.seconds / 20 or progress == 1.0:
-            mean = float(torch.stack(self.losses).mean())
-            entry = {"stage": self.name, "progress": round(progress, 3), "step": self.steps, "loss": round(mean, 5)}
-            self.log.append({**entry, **about})
-            print(json.dumps(self.log[-1]), flush=True)
-            self.losses, self.shown = [], time.monotonic()
+        if self.passed - self.shown > 0.05 or self.is_over:
+            mean, self.losses, self.shown = float(torch.stack(self.losses).mean()), [], self.passed
+            entry = {
+                "stage": self.name,
+                "progress": round(self.progress, 3),
+                "step": self.steps,
+                "loss": round(mean, 5),
+            }
+            self.log.append({**entry, **about, **(check() if check and self.team.rank == 0 else {})})
+            if self.team.rank == 0:
+                print(json.dumps(self.log[-1]), flush=True)
+        self.passed = self.team.agree(min(1.0, (time.monotonic() - self.started) / self.seconds))
 
 
-def learn_to_see(model, processor, bank: StreamBank, seconds: float, batch_size: int, log: list[dict]) -> None:
+def learn_to_see(model, processor, bank: StreamBank, seconds: float, batch_size: int, team: Team, log: list) -> None:
     freeze_unreached(model, given_features=False)
     namer = CellNamer(model).to(bank.device).train()
+    team.same_weights(namer)
     frames, states = bank.pictures(VISION_CHUNKS)
-    clock = Clock("vision", seconds, [p for p in namer.parameters() if p.requires_grad], 1e-3, log)
-    while clock.progress < 1:
+    clock = Clock("vision", seconds, [p for p in namer.parameters() if p.requires_grad], 1e-3, team, log)
+    while not clock.is_over:
         some = torch.randint(len(frames), (batch_size,), device=frames.device)
         pixels = processor.video_processor(frames[some], return_tensors="pt")["pixel_values_videos"]
         with autocast(bank.device):
@@ -131,52 +186,78 @@ def encode_all(model, processor, bank: StreamBank) -> None:
     bank.encode(encode)
 
 
-def learn_streams(model, bank: StreamBank, seconds: float, batch_size: int, log: list[dict]) -> None:
+@torch.no_grad()
+def right_tokens(model, banks: dict[str, StreamBank]) -> dict[str, float]:
+    """Of each level the percent of the tokens to be said that the model says after true ones; the end of a frame is a
+    token too."""
+    model.eval()
+    found = {}
+    for level, bank in banks.items():
+        right = count = 0
+        for batch in bank.epoch(CHECKED, np.random.default_rng(0)):
+            labels = batch.pop("labels")[:, 1:]
+            with autocast(bank.device):
+                said = model(**batch, use_cache=False).logits[:, :-1].argmax(-1)
+            right, count = right + (said == labels).sum(), count + (labels >= 0).sum()
+        found[level] = round(100 * float(right / count), 3)
+    model.train()
+    return {"right_tokens": found}
+
+
+def learn_streams(model, bank, checked: dict, seconds: float, batch_size: int, team: Team, log: list, span) -> None:
     model.train().model.vision_tower.requires_grad_(False)
     freeze_unreached(model, given_features=True)
-    clock = Clock("stream", seconds, [p for p in model.parameters() if p.requires_grad], 1e-3, log)
+    team.same_weights(model)
+    clock = Clock("stream", seconds, [p for p in model.parameters() if p.requires_grad], 1e-3, team, log, span)
     schedule, rng = KeepRatioSchedule(int(WARMUP * TICKS), ELASTIC), np.random.default_rng(0)
     own = model.keep_ratio
-    while clock.progress < 1:
+    while not clock.is_over:
         for batch in bank.epoch(batch_size, rng):
             ratio = schedule.ratio(int(clock.progress * TICKS), own)
-            batch["video_features"] = batch["video_features"].float()
             with autocast(bank.device):
                 loss = model(**batch, keep_ratio=ratio, use_cache=False).loss
-            clock.step(loss, keep_ratio=round(ratio, 3))
-            if clock.progress == 1:
+            clock.step(loss, lambda: right_tokens(model, checked), keep_ratio=round(ratio, 3))
+            if clock.is_over:
                 break
 
 
+def bank_of(levels: dict[str, int], split: str, skip: int, processor, args) -> StreamBank:
+    chunks = Chunks(levels, processor, MODEL["frame_token_pooled"], FPS, QUESTIONS, split, skip)
+    return StreamBank.make(chunks, args.device, processor.tokenizer.pad_token_id, args.workers)
+
+
 def run(args) -> None:
-    started, args.output = time.monotonic(), args.output.resolve()
+    started, team = time.monotonic(), Team(args.device)
+    args.device, args.output = team.device, args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
-    result = {"command": args.command, **surroundings(), "levels": LEVELS, "model": MODEL, "log": []}
-    result["seconds"] = seconds = {}
-    said = [text for level in LEVELS for text in texts(split_seeds("train", 300), level)]
-    model, processor = initialise(MODEL, said, vocab_size=1000, seed=args.seed)
-    levels = {level: max(1, int(args.streams_share * count)) for level, count in LEVELS.items()}
-    chunks = Chunks(levels, processor, MODEL["frame_token_pooled"], FPS, QUESTIONS)
-    bank = StreamBank.make(chunks, args.device, processor.tokenizer.pad_token_id, args.workers)
+    part, parts = args.part
+    result = {"command": args.command, **surroundings(), "processes": team.size, "levels": LEVELS, "model": MODEL}
+    log, seconds = result.setdefault("log", []), result.setdefault("seconds", {})
+    torch.manual_seed(args.seed + 1000 * part + team.rank)
+    if args.begin is None:
+        said = [text for level in LEVELS for text in texts(split_seeds("train", 300), level)]
+        model, processor = initialise(MODEL, said, vocab_size=1000, seed=args.seed)
+    else:
+        model, processor = load(args.begin, "cpu")
+    levels = {level: int(args.streams * share) for level, share in LEVELS.items()}
+    skip = ((part - 1) * team.size + team.rank) * max(levels.values())
+    bank = bank_of(levels, "train", skip, processor, args)
+    checked = {level: bank_of({level: CHECKED}, "validation", 0, processor, args) for level in LEVELS}
     seconds["streams_made"] = time.monotonic() - started
     model.to(args.device)
-    learn_to_see(model, processor, bank, SHARES["vision"] * args.seconds, args.batch_size * 4, result["log"])
-    seconds["seeing_learned"] = time.monotonic() - started
-    encode_all(model, processor, bank)
+    if args.begin is None:
+        learn_to_see(model, processor, bank, VISION_SHARE * args.seconds, args.batch_size * 4, team, log)
+        seconds["seeing_learned"] = time.monotonic() - started
+    for each in (bank, *checked.values()):
+        encode_all(model, processor, each)
     seconds["frames_encoded"] = time.monotonic() - started
-    learn_streams(model, bank, SHARES["stream"] * args.seconds, args.batch_size, result["log"])
+    left = args.seconds - SAVING - seconds["frames_encoded"]
+    learn_streams(model, bank, checked, left, args.batch_size, team, log, ((part - 1) / parts, part / parts))
     seconds["streams_learned"] = time.monotonic() - started
-    final = args.output / "nano"
-    save(model.eval(), processor, final, torch.bfloat16)
-    del bank
-    keep(final, args.output)
-    write(result, args.output)
-    for ratio in (None, 1.0):  # the checkpoint's own, and dense
-        found = scores(*load(final, args.device, ratio), args.score_streams, ANSWERING if ratio is None else ())
-        result.setdefault("scores", []).append({"keep_ratio": ratio or "own", **found})
-        print(json.dumps(result["scores"][-1]), flush=True)
-        seconds["scored"] = time.monotonic() - started
-        write(result, args.output)
+    if team.rank == 0:
+        save(model.eval(), processor, args.output / "nano", torch.bfloat16)
+        keep(args.output / "nano", args.output)
+        (args.output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
 def keep(final: Path, output: Path) -> None:
@@ -188,18 +269,26 @@ def keep(final: Path, output: Path) -> None:
     (output / "nano.tar").unlink()
 
 
-def write(result: dict, output: Path) -> None:
-    (output / "result.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+def part_of(text: str) -> tuple[int, int]:
+    part, _, parts = text.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise argparse.ArgumentTypeError(f"must be like 1/2, got {text!r}")
+    return int(part), int(parts)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/nano"))
-    parser.add_argument("--seconds", type=float, default=500, help="for all of it")
+    parser.add_argument("--seconds", type=float, default=500, help="for all of it, or this part")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--batch-size", type=int, default=128, help="streams of a step; of frames four times as many")
-    parser.add_argument("--streams-share", type=float, default=1.0, help="of the streams to learn from")
-    parser.add_argument("--score-streams", type=int, default=64, help="of each level and task")
+    parser.add_argument(
+        "--batch-size", type=int, default=128, help="streams of a process and step, and a quarter of its frames"
+    )
+    parser.add_argument(
+        "--streams", type=int, default=16_000, help="of each level to learn from, twice of the easy one"
+    )
+    parser.add_argument("--part", type=part_of, default=(1, 1), metavar="P/N", help="of a run that is cut into N")
+    parser.add_argument("--begin", type=Path, help="the checkpoint of the part before")
     parser.add_argument("--workers", type=int, help="processes that make streams; by default one a core")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)

@@ -2,14 +2,17 @@
 
 import json
 import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from fresh import ROOT
+from servers import free_port
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
-from videollm_mod.benchmarks import nano_run
+from videollm_mod.benchmarks import nano_data, nano_run
 from videollm_mod.benchmarks.nano_data import CHUNK, Chunks, StreamBank
 from videollm_mod.benchmarks.nano_scores import narrations, question, right
 from videollm_mod.data.collator import StreamCollator
@@ -36,7 +39,8 @@ def test_batches_are_the_collators(monkeypatch):
     assert torch.equal(states.long(), cells)
 
     def feature(frames: torch.Tensor) -> torch.Tensor:
-        return frames.flatten(1).double() @ torch.arange(3 * 96 * 96).double()[:, None].sin()
+        products = frames.flatten(1).double() @ torch.arange(3 * 96 * 96).double()[:, None].sin()
+        return products.float()
 
     bank.encode(feature)
     collate, seen = StreamCollator(pad), []
@@ -56,27 +60,36 @@ def test_batches_are_the_collators(monkeypatch):
     assert [mask is None for mask in masks] == alike and any(alike)
 
 
-def test_a_run_leaves_a_checkpoint_its_log_and_its_scores(tmp_path, monkeypatch):
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """`main` of a small model and few streams, on the CPU, with a folder for what it leaves."""
     small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
     vision = {**nano_run.MODEL["vision_config"], **small, "num_hidden_layers": 1}
     text = {**nano_run.MODEL["text_config"], **small, "num_key_value_heads": 2, "num_hidden_layers": 2}
     monkeypatch.setattr(nano_run, "MODEL", {**nano_run.MODEL, "text_config": text, "vision_config": vision})
-    monkeypatch.setattr(nano_run, "LEVELS", {"basic": 6, "hard_small": 4})
-    scored = []
-    monkeypatch.setattr(
-        nano_run, "scores", lambda model, *_: scored.append(model.keep_ratio) or {"answers": {"basic": 1.0}}
-    )
-    options = ["--seconds", "8", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
-    nano_run.main(["--output", str(tmp_path), *options])
-    result = json.loads((tmp_path / "result.json").read_text())
-    assert [entry["keep_ratio"] for entry in result["scores"]] == ["own", 1.0] and scored == [0.2, 1.0]
+    monkeypatch.setattr(nano_run, "LEVELS", {"basic": 1.5, "hard_small": 1})
+    monkeypatch.setattr(nano_run, "CHECKED", 2)
+    monkeypatch.setattr(nano_run, "SAVING", 1.0)
+    options = ["--streams", "4", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
+
+    def main(name: str, *more: str) -> tuple[dict, Path]:
+        nano_run.main(["--output", str(tmp_path / name), *options, *more])
+        return json.loads((tmp_path / name / "result.json").read_text()), tmp_path / name
+
+    return main
+
+
+def test_a_run_leaves_a_checkpoint_and_its_log(small_run):
+    result, folder = small_run("whole", "--seconds", "12")
     for stage in ("vision", "stream"):
         own = [entry for entry in result["log"] if entry["stage"] == stage]
         assert own[-1]["progress"] > 0.9 and own[-1]["loss"] < own[0]["loss"]
+    assert all(set(entry["right_tokens"]) == {"basic", "hard_small"} for entry in own)
+    assert own[-1]["right_tokens"]["basic"] > own[0]["right_tokens"]["basic"]
     assert list(result["seconds"].values()) == sorted(result["seconds"].values())
-    unpacked = tmp_path / "unpacked"
+    unpacked = folder / "unpacked"
     unpacked.mkdir()
-    subprocess.run(f"cat {tmp_path}/nano.tar.* | tar x -C {unpacked}", shell=True, check=True)
+    subprocess.run(f"cat {folder}/nano.tar.* | tar x -C {unpacked}", shell=True, check=True)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(unpacked / "nano")
     assert (
         model.dtype == torch.bfloat16 and model.model.language_model.layers[1].layer_expert.weight.dtype.itemsize == 4
@@ -84,14 +97,67 @@ def test_a_run_leaves_a_checkpoint_its_log_and_its_scores(tmp_path, monkeypatch)
     VideoLLMMoDProcessor.from_pretrained(unpacked / "nano")
 
 
-@pytest.mark.parametrize(("progress", "share"), [(0.01, 0.2), (0.05, 1.0), (0.5, 0.5), (1.0, 0.0)])
-def test_the_learning_rate_follows_the_clock(progress, share, monkeypatch):
+def test_a_part_goes_on_where_the_one_before_ended(small_run, monkeypatch):
+    seeds = []
+    whole = nano_data.world_stream
+    monkeypatch.setattr(
+        nano_data, "world_stream", lambda seed, level: seeds.append((level, seed)) or whole(seed, level)
+    )
+    first, folder = small_run("first", "--seconds", "10", "--part", "1/2")
+    own = {seed for seed in seeds if seed[1] >= SPLITS["train"]}
+    seeds.clear()
+    second, _ = small_run("second", "--seconds", "6", "--part", "2/2", "--begin", str(folder / "nano"))
+    assert not own & {seed for seed in seeds if seed[1] >= SPLITS["train"]}, "it learns from the same streams"
+    assert {entry["stage"] for entry in second["log"]} == {"stream"}, "the tower is as it was"
+    progress = [
+        [entry["progress"] for entry in result["log"] if entry["stage"] == "stream"] for result in (first, second)
+    ]
+    assert progress[0][-1] <= 0.5 <= progress[1][0] and progress[1][-1] > 0.9
+    assert second["log"][0]["loss"] < first["log"][-1]["loss"] + 0.5
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "/2"])
+def test_a_part_that_cannot_be_is_refused(text, capsys):
+    with pytest.raises(SystemExit):
+        nano_run.main(["--part", text])
+    assert f"must be like 1/2, got {text!r}" in capsys.readouterr().err
+
+
+ONE_OF_TWO = """
+import sys, torch
+from videollm_mod.benchmarks.nano_run import Team
+team, layer = Team("cpu"), torch.nn.Linear(3, 2)
+torch.nn.init.constant_(layer.weight, float(team.rank))
+team.same_weights(layer)
+layer.weight.grad = torch.full((2, 3), 1.0 + team.rank)
+layer.bias.grad = None if team.rank else torch.ones(2)
+team.average_gradients(list(layer.parameters()))
+torch.save([layer.weight, layer.weight.grad, layer.bias.grad, team.agree(0.25 + team.rank)], f"{team.rank}.pt")
+"""
+
+
+def test_processes_have_the_same_weights_and_the_mean_of_their_gradients(tmp_path):
+    (tmp_path / "one.py").write_text(ONE_OF_TWO)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, "--master-port", str(free_port()), "one.py"], cwd=tmp_path, check=True)
+    for rank in range(2):
+        weight, gradient, other, agreed = torch.load(tmp_path / f"{rank}.pt")
+        assert torch.equal(weight, torch.zeros(2, 3)) and agreed == 0.25
+        assert torch.equal(gradient, torch.full((2, 3), 1.5)) and torch.equal(other, torch.full((2,), 0.5))
+
+
+@pytest.mark.parametrize(
+    ("span", "passed", "share"),
+    [((0, 1), 0.01, 0.2), ((0, 1), 0.05, 1.0), ((0, 1), 0.5, 0.5), ((0, 1), 1.0, 0.0), ((0.5, 1), 0.05, 0.46),
+     ((0.5, 1), 0.01, 0.1), ((0, 0.5), 1.0, 0.5)],
+)  # fmt: skip
+def test_the_learning_rate_follows_the_clock(span, passed, share):
     parameter = torch.nn.Parameter(torch.ones(2, 2))
-    clock = nano_run.Clock("stream", 100.0, [parameter], lr=1.0, log=[])
-    monkeypatch.setattr(nano_run.Clock, "progress", progress)
+    clock = nano_run.Clock("stream", 100.0, [parameter], 1.0, nano_run.Team("cpu"), [], span)
+    clock.passed = clock.shown = passed
     clock.step((parameter**2).sum())
     assert clock.optimizer.param_groups[0]["lr"] == pytest.approx(share, abs=0.01)
-    assert (clock.log != []) == (progress == 1)
+    assert (clock.log != []) == (passed == 1)
 
 
 def test_a_checkpoint_that_knows_the_world_scores_so():
