@@ -115,15 +115,18 @@ class Team:
             dist.broadcast(value.data, 0)
 
 
+def optimizer_of(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    matrices, others = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=parameters[0].device.type == "cuda")
+
+
 class Clock:
     """One stage: `progress` goes in `seconds` from the start to the end of a span of 0 to 1."""
 
     def __init__(self, name, seconds: float, parameters: list, lr: float, team: Team, log: list, span=(0.0, 1.0)):
         self.name, self.seconds, self.lr, self.team, self.log, self.span = name, seconds, lr, team, log, span
-        matrices, others = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
-        groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-        fused = parameters[0].device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=fused)
+        self.optimizer = optimizer_of(parameters, lr)
         self.parameters, self.losses, self.steps, self.passed = parameters, [], 0, 0.0
         self.started, self.shown = time.monotonic(), 0.0
 
@@ -252,6 +255,10 @@ def run(args) -> None:
         encode_all(model, processor, each)
     seconds["frames_encoded"] = time.monotonic() - started
     left = args.seconds - SAVING - seconds["frames_encoded"]
+    if left <= 0:
+        raise SystemExit(
+            f"error: nothing of --seconds {args.seconds:g} is left for the streams, want at least twice that"
+        )
     learn_streams(model, bank, checked, left, args.batch_size, team, log, ((part - 1) / parts, part / parts))
     seconds["streams_learned"] = time.monotonic() - started
     if team.rank == 0:
