@@ -33,6 +33,9 @@ except ImportError as error:
 WIDTH = tl.constexpr(8)  # of a row
 SPLITS = 16  # parts of the keys; times 8 key-value heads they are as many as an H100 has processors
 KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
+# of what scores and ranks a frame's tokens: columns per turn for frames of up to 16 tokens, and warps. It is one
+# program beside which nothing runs, so that what it takes is the latency of its loads, if those do not go out together
+ROUTE = (2048, 16)
 # of each kernel: rows of a weight per program, columns per turn (half for many slots, and in float32), warps, stages;
 # the fastest of `benchmarks/step_variants.py` on an H100
 TILES = {
@@ -322,20 +325,22 @@ def _read_kernel(
 
 @triton.jit
 def _route_kernel(
-    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, width, slots, per_frame, num_kept,
-    STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, slots, per_frame, num_kept,
+    STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr,
+    K: tl.constexpr,
 ):  # fmt: skip
     """One frame: scores, the `num_kept` highest of them, ties to the lower index, and their slots."""
     frame, i = tl.program_id(0), tl.arange(0, P)
     token = frame * (per_frame + 1) + 1 + i
     own = i < per_frame
-    scores = tl.zeros((P,), tl.float32)
-    for start in range(0, width, K):
+    bias = tl.load(b_ptr).to(tl.float32)
+    products = tl.zeros((P, K), tl.float32)
+    for start in tl.static_range(0, SIZE, K):  # unrolled, and summed at the end alone, so that loads go out together
         k = start + tl.arange(0, K)
-        x = tl.load(x_ptr + token[:, None] * width + k[None, :], own[:, None] & (k < width)[None, :], other=0.0)
-        w = tl.load(w_ptr + k, k < width, other=0.0).to(tl.float32)
-        scores += tl.sum(x.to(tl.float32) * w[None, :], axis=1)
-    scores += tl.load(b_ptr).to(tl.float32)
+        x = tl.load(x_ptr + token[:, None] * SIZE + k[None, :], own[:, None] & (k < SIZE)[None, :], other=0.0)
+        w = tl.load(w_ptr + k, k < SIZE, other=0.0).to(tl.float32)
+        products += x.to(tl.float32) * w[None, :]
+    scores = tl.sum(products, axis=1) + bias
     priority = tl.where(own, scores, float("-inf"))
     if FORCE_LAST:
         priority = tl.where(i == per_frame - 1, float("inf"), priority)
@@ -378,11 +383,12 @@ class Kernels:
     @staticmethod
     def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
         frames, per_frame, num_kept = shape
-        expert, width = layer.layer_expert, x.shape[1]
+        expert, width, padded = layer.layer_expert, x.shape[1], _power(per_frame)
+        columns, warps = ROUTE
         _route_kernel[(frames,)](
-            x, expert.weight, expert.bias, index, scale, scores, kept, width, index.shape[0], per_frame, num_kept,
+            x, expert.weight, expert.bias, index, scale, scores, kept, index.shape[0], per_frame, num_kept,
             STRENGTH=GATE_STRENGTH, GATE={"none": 0, "residual": 1, "output": 2}[gate], FORCE_LAST=force_last,
-            P=_power(per_frame), K=min(512, _power(width)) if per_frame <= 16 else 128, num_warps=8,
+            SIZE=width, P=padded, K=min(max(64, columns * 16 // padded), _power(width)), num_warps=warps,
         )  # fmt: skip
 
     @staticmethod
