@@ -12,6 +12,7 @@ the other, and the table has a row for each.
 Steps of many tokens (`WideKernels`) leave the products to cuBLAS.
 """
 
+import functools
 import math
 
 import torch
@@ -26,6 +27,10 @@ try:  # comes with torch for CUDA; whoever loads the model without it never gets
     import triton.language as tl
 except ImportError as error:
     raise ImportError("static steps need Triton: pip install triton") from error
+try:
+    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+except ImportError:  # an older Triton, or none for CUDA
+    gdc_launch_dependents = gdc_wait = None
 
 # A stream's row of a layer's table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), tokens
 # there is room for (4), what a token's number in the step is added to for its position (5), tokens or slots of this
@@ -33,6 +38,13 @@ except ImportError as error:
 WIDTH = tl.constexpr(8)  # of a row
 SPLITS = 16  # parts of the keys; times 8 key-value heads they are as many as an H100 has processors
 KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
+# of what scores and ranks a frame's tokens: columns per turn for frames of up to 16 tokens, and warps. It is one
+# program beside which nothing runs, so that what it takes is the latency of its loads, if those do not go out together
+ROUTE = (2048, 16)
+# -1: a kernel begins when the one before it has ended. From 0 on, where the GPU can (compute capability 9.0), it comes
+# to the processors while that one is at work, and brings so many turns of its weights, a power of two, into the L2
+# cache before it waits for what the other one writes
+AHEAD = -1
 # of each kernel: rows of a weight per program, columns per turn (half for many slots, and in float32), warps, stages;
 # the fastest of `benchmarks/step_variants.py` on an H100
 TILES = {
@@ -42,6 +54,26 @@ TILES = {
     "narrow": (16, 256, 4, 5),
     "read": (64, 128, 4, 4),
 }
+
+
+@triton.jit
+def _wait(AHEAD: tl.constexpr):
+    """Before anything is read that a kernel of the step has written."""
+    if AHEAD >= 0:
+        gdc_launch_dependents()
+        gdc_wait()
+
+
+@triton.jit
+def _fetch(w_ptr, n, num_n, width, COLUMNS: tl.constexpr):
+    """Bring the first columns of rows `n` of a weight into the L2 cache."""
+    LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth  # values in 128 bytes
+    if COLUMNS >= LINE:
+        column = tl.minimum(tl.arange(0, COLUMNS // LINE) * LINE, width - 1)
+        at = w_ptr + tl.minimum(n, num_n - 1)[None, :].to(tl.int64) * width + column[:, None]
+        tl.inline_asm_elementwise(
+            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, is_pure=False, pack=1
+        )
 
 
 @triton.jit
@@ -87,7 +119,7 @@ def _project_kernel(
     x_ptr, index_ptr, table_ptr, norm_ptr, wq_ptr, wk_ptr, wv_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr,
     rows, each, width, eps, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr,
     HAS_BIAS: tl.constexpr, MANY: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     HALF: tl.constexpr = HEAD // 2
     PARTS: tl.constexpr = HALF // N
@@ -99,6 +131,9 @@ def _project_kernel(
     elif head >= H:
         w_ptr, b_ptr, own = wk_ptr, bk_ptr, head - H
     n = own * HEAD + c
+    _fetch(w_ptr, n, (own + 1) * HEAD, width, AHEAD * K)
+    _fetch(w_ptr, n + HALF, (own + 1) * HEAD, width, AHEAD * K)
+    _wait(AHEAD)
     m = tl.arange(0, M)
     tokens = m.to(tl.int64)
     if HAS_INDEX:
@@ -186,9 +221,10 @@ def _turn_kernel(
 @triton.jit
 def _attend_kernel(
     q_ptr, table_ptr, part_ptr, most_ptr, sum_ptr, rows, each, blocks, scaling, H: tl.constexpr, G: tl.constexpr,
-    HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One part of the keys of one key-value head of one stream, for R of the queries that read it, a block of them."""
+    _wait(AHEAD)
     SHARE: tl.constexpr = H // G  # queries of a slot that read one key-value head
     group, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     stream, block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
@@ -232,9 +268,10 @@ def _attend_kernel(
 
 @triton.jit
 def _combine_kernel(
-    part_ptr, most_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr
+    part_ptr, most_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr, AHEAD: tl.constexpr
 ):  # fmt: skip
     """The parts of one query and head together; 0 where no key is seen, as in a step's unused streams."""
+    _wait(AHEAD)
     row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
     most = tl.load(most_ptr + s * rows + row, s < splits, other=float("-inf"))
     highest = tl.max(most, axis=0)
@@ -250,11 +287,13 @@ def _combine_kernel(
 def _add_kernel(
     y_ptr, w_ptr, b_ptr, before_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n, FROM_X: tl.constexpr,
     HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """FROM_X: `before = x[index] + y @ w`. Else `x[index] = scale[0] * (before + y @ w) + scale[1] * x[index]`."""
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
+    _fetch(w_ptr, n, num_n, width, AHEAD * K)
+    _wait(AHEAD)
     first, _, _ = _product(
         y_ptr, m.to(tl.int64), m, rows, width, y_ptr, w_ptr, n, w_ptr, n, num_n, False, False, M, N, K, PRECISION
     )
@@ -281,10 +320,13 @@ def _add_kernel(
 @triton.jit
 def _widen_kernel(
     x_ptr, norm_ptr, w_ptr, w2_ptr, out_ptr, rows, width, num_n, eps, M: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
+    _fetch(w_ptr, n, num_n, width, AHEAD * K)
+    _fetch(w2_ptr, n, num_n, width, AHEAD * K)
+    _wait(AHEAD)
     gate, up, squares = _product(
         x_ptr, m.to(tl.int64), m, rows, width, norm_ptr, w_ptr, n, w2_ptr, n, num_n, True, True, M, N, K, PRECISION
     )
@@ -306,10 +348,12 @@ def _activate_kernel(gate_ptr, up_ptr, out_ptr, count, SIZE: tl.constexpr):
 @triton.jit
 def _read_kernel(
     x_ptr, rows_ptr, norm_ptr, w_ptr, out_ptr, rows, width, num_n, eps, M: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
+    _fetch(w_ptr, n, num_n, width, AHEAD * K)
+    _wait(AHEAD)
     tokens = tl.load(rows_ptr + m, m < rows, other=0)
     first, _, squares = _product(
         x_ptr, tokens, m, rows, width, norm_ptr, w_ptr, n, w_ptr, n, num_n, True, False, M, N, K, PRECISION
@@ -322,20 +366,23 @@ def _read_kernel(
 
 @triton.jit
 def _route_kernel(
-    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, width, slots, per_frame, num_kept,
-    STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, slots, per_frame, num_kept,
+    STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr,
+    K: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One frame: scores, the `num_kept` highest of them, ties to the lower index, and their slots."""
+    _wait(AHEAD)
     frame, i = tl.program_id(0), tl.arange(0, P)
     token = frame * (per_frame + 1) + 1 + i
     own = i < per_frame
-    scores = tl.zeros((P,), tl.float32)
-    for start in range(0, width, K):
+    bias = tl.load(b_ptr).to(tl.float32)
+    products = tl.zeros((P, K), tl.float32)
+    for start in tl.static_range(0, SIZE, K):  # unrolled, and summed at the end alone, so that loads go out together
         k = start + tl.arange(0, K)
-        x = tl.load(x_ptr + token[:, None] * width + k[None, :], own[:, None] & (k < width)[None, :], other=0.0)
-        w = tl.load(w_ptr + k, k < width, other=0.0).to(tl.float32)
-        scores += tl.sum(x.to(tl.float32) * w[None, :], axis=1)
-    scores += tl.load(b_ptr).to(tl.float32)
+        x = tl.load(x_ptr + token[:, None] * SIZE + k[None, :], own[:, None] & (k < SIZE)[None, :], other=0.0)
+        w = tl.load(w_ptr + k, k < SIZE, other=0.0).to(tl.float32)
+        products += x.to(tl.float32) * w[None, :]
+    scores = tl.sum(products, axis=1) + bias
     priority = tl.where(own, scores, float("-inf"))
     if FORCE_LAST:
         priority = tl.where(i == per_frame - 1, float("inf"), priority)
@@ -371,6 +418,17 @@ def _power(value: int, least: int = 16) -> int:
     return max(least, triton.next_power_of_2(value))
 
 
+def _overlap(x: torch.Tensor) -> dict:
+    """Arguments of each launch: how a kernel begins, as `AHEAD` says where that is possible."""
+    return {"AHEAD": AHEAD, "launch_pdl": True} if AHEAD >= 0 and _can_overlap(x.device) else {"AHEAD": -1}
+
+
+@functools.cache
+def _can_overlap(device: torch.device) -> bool:
+    has_it = gdc_wait is not None and device.type == "cuda" and torch.version.cuda is not None
+    return has_it and torch.cuda.get_device_capability(device) >= (9, 0)
+
+
 class Kernels:
     """As `PlainOps`, for at most 64 slots; `held` is a layer's table, int64 `[streams, 8]` on the device, in which
     bases and counts stand too."""
@@ -378,11 +436,13 @@ class Kernels:
     @staticmethod
     def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
         frames, per_frame, num_kept = shape
-        expert, width = layer.layer_expert, x.shape[1]
+        expert, width, padded = layer.layer_expert, x.shape[1], _power(per_frame)
+        columns, warps = ROUTE
         _route_kernel[(frames,)](
-            x, expert.weight, expert.bias, index, scale, scores, kept, width, index.shape[0], per_frame, num_kept,
+            x, expert.weight, expert.bias, index, scale, scores, kept, index.shape[0], per_frame, num_kept,
             STRENGTH=GATE_STRENGTH, GATE={"none": 0, "residual": 1, "output": 2}[gate], FORCE_LAST=force_last,
-            P=_power(per_frame), K=min(512, _power(width)) if per_frame <= 16 else 128, num_warps=8,
+            SIZE=width, P=padded, K=min(max(64, columns * 16 // padded), _power(width)), num_warps=warps,
+            **_overlap(x),
         )  # fmt: skip
 
     @staticmethod
@@ -397,7 +457,7 @@ class Kernels:
             x, index, held, layer.input_layernorm.weight, q.weight, k.weight, v.weight, *biases, *rotary,
             queries, rows, rows // len(held), x.shape[1], layer.input_layernorm.variance_epsilon, H=heads, G=groups,
             HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None, MANY=len(held) > 1,
-            M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+            M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps, num_stages=stages, **_overlap(x),
         )  # fmt: skip
 
     @staticmethod
@@ -414,10 +474,12 @@ class Kernels:
         _attend_kernel[(groups, splits, blocks * streams)](
             queries, held, part, most, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
             HEAD=head_dim, R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
+            **_overlap(queries),
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
-            part, most, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4
-        )
+            part, most, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4,
+            **_overlap(queries),
+        )  # fmt: skip
 
     @staticmethod
     def _add(name, y, linear, before, x, index, scale, from_x: bool) -> None:
@@ -426,7 +488,7 @@ class Kernels:
         _add_kernel[(triton.cdiv(num_n, n),)](
             y, linear.weight, linear.bias, before, x, index, scale, y.shape[0], width, num_n, FROM_X=from_x,
             HAS_INDEX=index is not None, HAS_BIAS=linear.bias is not None, M=_power(y.shape[0]), N=n, K=columns,
-            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+            PRECISION=_precision(x), num_warps=warps, num_stages=stages, **_overlap(x),
         )  # fmt: skip
 
     @classmethod
@@ -440,7 +502,7 @@ class Kernels:
         _widen_kernel[(triton.cdiv(num_n, n),)](
             between, norm.weight, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, wide, between.shape[0],
             between.shape[1], num_n, norm.variance_epsilon, M=_power(between.shape[0]), N=n, K=columns,
-            PRECISION=_precision(between), num_warps=warps, num_stages=stages,
+            PRECISION=_precision(between), num_warps=warps, num_stages=stages, **_overlap(between),
         )  # fmt: skip
 
     @classmethod
@@ -454,6 +516,7 @@ class Kernels:
         _read_kernel[(triton.cdiv(num_n, n),)](
             x, rows, norm.weight, model.lm_head.weight, logits, len(rows), x.shape[1], num_n, norm.variance_epsilon,
             M=_power(len(rows)), N=n, K=columns, PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+            **_overlap(x),
         )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import gc
+import os
 import random
 import weakref
 
@@ -20,6 +21,7 @@ from videollm_mod.cache_videollm_mod import MoDCache
 from videollm_mod.data.world import world_stream
 from videollm_mod.fast_ops_videollm_mod import PlainOps
 from videollm_mod.fast_step_videollm_mod import FastLanguageModel, why_not
+from videollm_mod.routing_videollm_mod import LayerExpert
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 STATIC = [
@@ -346,3 +348,43 @@ def test_what_is_made_in_inference_mode_is_for_sessions_outside_of_it_too(monkey
     assert [(event.time, event.text) for event in events] == expected
     assert [(event.time, event.text) for event in model.stream(processor).push(frames)] == expected
     assert not fast.broken and bool(fast._steps) == static
+
+
+@pytest.mark.skipif(
+    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs a GPU, or Triton's interpreter, TRITON_INTERPRET=1",
+)
+@pytest.mark.parametrize("seed", range(24))
+@torch.no_grad()
+def test_routing_by_the_kernel_is_the_plain_part(monkeypatch, seed):
+    """Of one frame and many, short and long, with scores that tie or are no numbers, in turns of any length."""
+    kernels = pytest.importorskip("videollm_mod.fast_kernels_videollm_mod")
+    rng, device = random.Random(seed), "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(seed)
+    monkeypatch.setattr(kernels, "ROUTE", rng.choice([(64, 4), (256, 8), (4096, 16), kernels.ROUTE]))
+    frames, per_frame, width = rng.choice((1, 1, 3)), rng.choice((1, 2, 10, 16, 17, 101)), rng.choice((32, 200, 512))
+    num_kept, gate, force_last = rng.randint(1, per_frame), ("none", "residual", "output")[seed % 3], seed % 2 == 0
+    dtype = torch.float32 if seed % 4 < 2 else torch.bfloat16
+    layer = torch.nn.Module()
+    layer.layer_expert = LayerExpert(width).to(device)
+    tokens = torch.randn(frames * (per_frame + 1), width, device=device)
+    if rng.random() < 0.5:  # whole numbers: sums are the same in any order, and tie
+        layer.layer_expert.weight.copy_(torch.randint(-1, 2, (1, width)))
+        tokens = torch.randint(-1, 2, tokens.shape, device=device)
+        tokens[:, 3:] = 0
+    tokens, slots = tokens.to(dtype), frames * (num_kept + 1)
+    made = []
+    for kind in (PlainOps, kernels.Kernels):
+        index = torch.arange(frames, device=device).repeat_interleave(num_kept + 1) * (per_frame + 1)
+        scale = torch.tensor([[1.0], [0.0]], device=device).repeat(1, slots)
+        scores = torch.zeros(frames, per_frame, device=device)
+        kept = torch.zeros(frames, num_kept, dtype=torch.long, device=device)
+        results, shape = (index, scale, scores, kept), (frames, per_frame, num_kept)
+        kind.route(tokens, layer, shape, *results, gate, force_last)
+        made.append(results)
+    for name, value, expected in zip(("index", "scale", "scores", "kept"), *made[::-1], strict=True):
+        torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
+    index, scale, scores, kept = made[1]
+    kernels.Kernels.route(tokens * float("nan"), layer, shape, index, scale, scores, kept, gate, force_last)
+    assert scores.isnan().all() and int(index.min()) >= 0 and int(index.max()) < len(tokens)
+    assert int(kept.min()) >= 0 and int(kept.max()) < per_frame
