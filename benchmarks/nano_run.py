@@ -68,6 +68,7 @@ ELASTIC, WARMUP = (0.1, 1.0), 0.5  # the recipe of the tables' `mod_elastic_outp
 VISION_SHARE = 0.12  # of the seconds
 VISION_CHUNKS = 400  # whose frames the tower learns from
 TICKS = 1_000_000  # of a stage, as steps of its schedule
+LR = 1e-3
 CHECKED = 128  # validation streams of each level
 SAVING = 8.0  # seconds
 
@@ -115,19 +116,46 @@ class Team:
             dist.broadcast(value.data, 0)
 
 
-def optimizer_of(parameters: list[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+class Optimizers:
+    """Several as one, each with parameters of its own."""
+
+    def __init__(self, *optimizers: torch.optim.Optimizer):
+        self.optimizers = optimizers
+        self.param_groups = [group for optimizer in optimizers for group in optimizer.param_groups]
+        self.rates = [group["lr"] for group in self.param_groups]
+        self.parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+
+    def step(self, share_of_rate: float) -> None:
+        for group, rate in zip(self.param_groups, self.rates, strict=True):
+            group["lr"] = rate * share_of_rate
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+
+def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     matrices, others = [p for p in parameters if p.dim() > 1], [p for p in parameters if p.dim() <= 1]
     groups = [{"params": matrices, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.98), fused=parameters[0].device.type == "cuda")
+    return torch.optim.AdamW(groups, lr=LR, betas=(0.9, 0.98), fused=parameters[0].device.type == "cuda")
+
+
+def muon_and_adamw(model) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices in layers, AdamW for what looks words up, for routers and for vectors. With AdamW alone
+    streams are learned several times as slowly (`nano_training.json`)."""
+    looked_up = {id(model.get_input_embeddings().weight), id(model.lm_head.weight)}
+    trained = [p for p in model.parameters() if p.requires_grad]
+    inner = [p for p in trained if p.dim() == 2 and len(p) > 1 and id(p) not in looked_up]  # a router's has one row
+    known = {id(p) for p in inner}
+    muon = torch.optim.Muon(inner, lr=LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")  # of torch 2.9
+    return [muon, adamw([p for p in trained if id(p) not in known])]
 
 
 class Clock:
     """One stage: `progress` goes in `seconds` from the start to the end of a span of 0 to 1."""
 
-    def __init__(self, name, seconds: float, parameters: list, lr: float, team: Team, log: list, span=(0.0, 1.0)):
-        self.name, self.seconds, self.lr, self.team, self.log, self.span = name, seconds, lr, team, log, span
-        self.optimizer = optimizer_of(parameters, lr)
-        self.parameters, self.losses, self.steps, self.passed = parameters, [], 0, 0.0
+    def __init__(self, name: str, seconds: float, optimizers: list, team: Team, log: list, span=(0.0, 1.0)):
+        self.name, self.seconds, self.team, self.log, self.span = name, seconds, team, log, span
+        self.optimizer, self.losses, self.steps, self.passed = Optimizers(*optimizers), [], 0, 0.0
         self.started, self.shown = time.monotonic(), 0.0
 
     @property
@@ -140,14 +168,11 @@ class Clock:
 
     def step(self, loss: torch.Tensor, check=None, **about) -> None:
         """Warm-up over a twentieth of the time, also of a later part, whose optimizer is new; a cosine in all."""
-        rate = 0.5 * (1 + math.cos(math.pi * self.progress)) + 1e-3
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.lr * min(1.0, rate) * min(1.0, self.passed / 0.05 + 1e-3)
         loss.backward()
-        self.team.average_gradients(self.parameters)
-        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.team.average_gradients(self.optimizer.parameters)
+        torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, 1.0)
+        rate = min(1.0, 0.5 * (1 + math.cos(math.pi * self.progress)) + 1e-3)
+        self.optimizer.step(rate * min(1.0, self.passed / 0.05 + 1e-3))
         self.losses.append(loss.detach())
         self.steps += 1
         if self.passed - self.shown > 0.05 or self.is_over:
@@ -169,7 +194,7 @@ def learn_to_see(model, processor, bank: StreamBank, seconds: float, batch_size:
     namer = CellNamer(model).to(bank.device).train()
     team.same_weights(namer)
     frames, states = bank.pictures(VISION_CHUNKS)
-    clock = Clock("vision", seconds, [p for p in namer.parameters() if p.requires_grad], 1e-3, team, log)
+    clock = Clock("vision", seconds, [adamw([p for p in namer.parameters() if p.requires_grad])], team, log)
     while not clock.is_over:
         some = torch.randint(len(frames), (batch_size,), device=frames.device)
         pixels = processor.video_processor(frames[some], return_tensors="pt")["pixel_values_videos"]
@@ -211,7 +236,7 @@ def learn_streams(model, bank, checked: dict, seconds: float, batch_size: int, t
     model.train().model.vision_tower.requires_grad_(False)
     freeze_unreached(model, given_features=True)
     team.same_weights(model)
-    clock = Clock("stream", seconds, [p for p in model.parameters() if p.requires_grad], 1e-3, team, log, span)
+    clock = Clock("stream", seconds, muon_and_adamw(model), team, log, span)
     schedule, rng = KeepRatioSchedule(int(WARMUP * TICKS), ELASTIC), np.random.default_rng(0)
     own = model.keep_ratio
     while not clock.is_over:
@@ -233,6 +258,8 @@ def run(args) -> None:
     started, team = time.monotonic(), Team(args.device)
     args.device, args.output = team.device, args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
+    # streams have many lengths, and cuDNN makes a new plan for each, which takes longer than a step
+    torch.backends.cuda.enable_cudnn_sdp(False)
     part, parts = args.part
     result = {"command": args.command, **surroundings(), "processes": team.size, "levels": LEVELS, "model": MODEL}
     log, seconds = result.setdefault("log", []), result.setdefault("seconds", {})
