@@ -14,6 +14,7 @@ vocabulary, L layers with a LayerExpert.
 """
 
 import copy
+import math
 import threading
 import weakref
 from contextlib import contextmanager
@@ -108,13 +109,15 @@ class StaticStep:
         self.queries = buffer(tokens, text.num_attention_heads, text.head_dim)
         self.attended = buffer(tokens, text.num_attention_heads * text.head_dim)
         self.wide = buffer(tokens, text.intermediate_size)
-        self.finite = buffer(streams, dtype=torch.bool)
         self.offsets = torch.arange(tokens, device=device)
         if frames:
             self.rows = self.offsets[per_frame :: per_frame + 1].contiguous()
+            # these lie together, so that one launch copies them; logits, which are large, lie apart, so that they do
+            # not live on with what a frame kept
             routed = len(shape.routed)
-            self.scores = buffer(routed, frames, per_frame, dtype=torch.float32)
-            self.kept = buffer(routed, frames, shape.num_kept, dtype=torch.long)
+            self._sizes = (routed, frames, shape.num_kept), (routed, frames, per_frame), (streams,)
+            self._found = buffer(sum(map(math.prod, self._sizes)), dtype=torch.long)
+            self.kept, self.scores, self.finite = self._parts(self._found)
             # slots of text are always the same, so only those of vision are written again
             self.index = buffer(self.slots, dtype=torch.long)
             self.index.view(frames, -1)[:, 0] = self.offsets[:: per_frame + 1]
@@ -133,6 +136,15 @@ class StaticStep:
     @property
     def model(self):
         return self._model()
+
+    def _parts(self, found: torch.Tensor) -> list[torch.Tensor]:
+        """Kept tokens, scores, and whether features were finite, as they lie in a buffer with 8 bytes for each."""
+        parts = found.split([math.prod(size) for size in self._sizes])
+        dtypes = torch.long, torch.float32, torch.bool
+        return [
+            part.view(dtype)[: len(part)].view(size)
+            for part, dtype, size in zip(parts, dtypes, self._sizes, strict=True)
+        ]
 
     def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
         """Make room in the caches, and write what differs from call to call into the buffers. There may be fewer
@@ -171,7 +183,8 @@ class StaticStep:
             x = self.x.view(len(self.features), -1, self.x.shape[1])
             x[:, 0] = embeds
             x[:, 1:] = model.connector(self.features)
-            self.finite.copy_(self.features.isfinite().view(shape.streams, -1).all(1))
+            largest = torch.linalg.vector_norm(self.features.view(shape.streams, -1), math.inf, dim=1)
+            torch.lt(largest, math.inf, out=self.finite)  # in two launches; `isfinite` takes four and `all` one more
         else:
             self.x.copy_(embeds)
             self.rows.copy_(self.offsets[:: shape.tokens] + self.table[0, :, 6] - 1)
@@ -224,9 +237,9 @@ class StaticStep:
         if not shape.frames:
             return [Fed(own) for own in logits]
         layers, scored = range(self.table.shape[0]), shape.selection == "learned" and shape.routed
-        kept = self.kept.clone().unflatten(1, (streams, shape.frames))
-        scores = self.scores.clone().unflatten(1, (streams, shape.frames)) if scored else None
-        finite, results = self.finite.clone(), []
+        kept, scores, finite = self._parts(self._found.clone())
+        kept = kept.unflatten(1, (streams, shape.frames))
+        scores, results = scores.unflatten(1, (streams, shape.frames)) if scored else None, []
         for number in range(streams):
             of_layer = dict(zip(shape.routed, kept[:, number].unbind(), strict=True))
             own = scores[:, number] if scored else None

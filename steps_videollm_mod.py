@@ -267,7 +267,7 @@ def silence_probability(logits: torch.Tensor, separator_token_id: int) -> torch.
     Returns:
         float32 `[...]`.
     """
-    return logits.float().softmax(-1)[..., separator_token_id]
+    return logits.softmax(-1, dtype=torch.float32)[..., separator_token_id]
 
 
 @contextmanager
