@@ -41,6 +41,8 @@ KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
 # of what scores and ranks a frame's tokens: columns per turn for frames of up to 16 tokens, and warps. It is one
 # program beside which nothing runs, so that what it takes is the latency of its loads, if those do not go out together
 ROUTE = (2048, 16)
+# of the probability of silence, one program for each row: logits per turn, and warps
+DECIDE = (16384, 32)
 # -1: a kernel begins when the one before it has ended. From 0 on, where the GPU can (compute capability 9.0), it comes
 # to the processors while that one is at work, and brings so many turns of its weights, a power of two, into the L2
 # cache before it waits for what the other one writes
@@ -393,6 +395,29 @@ def _read_kernel(
 
 
 @triton.jit
+def _decide_kernel(
+    logits_ptr, probability_ptr, token, SIZE: tl.constexpr, K: tl.constexpr, AHEAD: tl.constexpr
+):  # fmt: skip
+    """Softmax of one row, at one token. Each of K lanes has a maximum and a sum of its own."""
+    _wait(AHEAD)
+    row = tl.program_id(0)
+    logits_ptr += row.to(tl.int64) * SIZE
+    most = tl.full((K,), float("-inf"), tl.float32)
+    total = tl.zeros((K,), tl.float32)
+    for start in tl.static_range(0, SIZE, K):
+        k = start + tl.arange(0, K)
+        x = tl.load(logits_ptr + k, k < SIZE, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(most, x)
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(most - anchor) + tl.exp(x - anchor)
+        most = higher
+    highest = tl.max(most, axis=0)
+    total = tl.sum(total * tl.exp(most - highest), axis=0)
+    own = tl.load(logits_ptr + token).to(tl.float32)
+    tl.store(probability_ptr + row, tl.exp(own - highest) / total)
+
+
+@triton.jit
 def _route_kernel(
     x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, slots, per_frame, num_kept,
     STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr,
@@ -561,6 +586,14 @@ class Kernels:
             entered, rows, norm.weight, model.lm_head.weight, logits, len(rows), x.shape[1], num_n,
             norm.variance_epsilon, NORM=is_raw, M=_power(len(rows)), N=n, K=columns, PRECISION=_precision(x),
             num_warps=warps, num_stages=stages, **_overlap(x),
+        )  # fmt: skip
+
+    @staticmethod
+    def decide(logits, token: int, probability) -> None:
+        size = logits.shape[1]
+        _decide_kernel[(len(logits),)](
+            logits, probability, token, SIZE=size, K=min(DECIDE[0], _power(size)), num_warps=DECIDE[1],
+            **_overlap(logits),
         )  # fmt: skip
 
 

@@ -66,12 +66,16 @@ class Fed:
         kept (`tuple`): for each layer which tokens of the frames it kept, int64 `[F, k]` or None.
         scores (`float32 [L, F, N]` or None): of the layers with a LayerExpert at work.
         finite (`bool []` or None): whether the features were; if not, the stream's cache has to be rolled back.
+        silence (`float32 [F]` or None), separator (`int` or None): how probable a token, the frame separator of the
+            model's config, is after each frame.
     """
 
     logits: torch.Tensor
     kept: tuple = ()
     scores: torch.Tensor | None = None
     finite: torch.Tensor | None = None
+    silence: torch.Tensor | None = None
+    separator: int | None = None
 
 
 class StaticStep:
@@ -115,9 +119,10 @@ class StaticStep:
             # these lie together, so that one launch copies them; logits, which are large, lie apart, so that they do
             # not live on with what a frame kept
             routed = len(shape.routed)
-            self._sizes = (routed, frames, shape.num_kept), (routed, frames, per_frame), (streams,)
+            self._sizes = (routed, frames, shape.num_kept), (routed, frames, per_frame), (streams,), (frames,)
             self._found = buffer(sum(map(math.prod, self._sizes)), dtype=torch.long)
-            self.kept, self.scores, self.finite = self._parts(self._found)
+            self.kept, self.scores, self.finite, self.silence = self._parts(self._found)
+            self.separator = model.config.frame_separator_token_id
             # slots of text are always the same, so only those of vision are written again
             self.index = buffer(self.slots, dtype=torch.long)
             self.index.view(frames, -1)[:, 0] = self.offsets[:: per_frame + 1]
@@ -138,9 +143,10 @@ class StaticStep:
         return self._model()
 
     def _parts(self, found: torch.Tensor) -> list[torch.Tensor]:
-        """Kept tokens, scores, and whether features were finite, as they lie in a buffer with 8 bytes for each."""
+        """Kept tokens, scores, whether features were finite, and how probable silence is, as they lie in a buffer with
+        8 bytes for each."""
         parts = found.split([math.prod(size) for size in self._sizes])
-        dtypes = torch.long, torch.float32, torch.bool
+        dtypes = torch.long, torch.float32, torch.bool, torch.float32
         return [
             part.view(dtype)[: len(part)].view(size)
             for part, dtype, size in zip(parts, dtypes, self._sizes, strict=True)
@@ -216,6 +222,8 @@ class StaticStep:
             kernels.widen(between, layer, wide)
             kernels.narrow(wide, layer, between, self.x, index, scale)
         kernels.read(self.x, self.rows, self.model, self.logits)
+        if shape.frames:
+            kernels.decide(self.logits, self.separator, self.silence)
 
     def finish(self) -> None:
         """Let the caches hold what was written behind them."""
@@ -237,13 +245,15 @@ class StaticStep:
         if not shape.frames:
             return [Fed(own) for own in logits]
         layers, scored = range(self.table.shape[0]), shape.selection == "learned" and shape.routed
-        kept, scores, finite = self._parts(self._found.clone())
+        kept, scores, finite, silence = self._parts(self._found.clone())
+        silence = silence.view(streams, -1)
         kept = kept.unflatten(1, (streams, shape.frames))
         scores, results = scores.unflatten(1, (streams, shape.frames)) if scored else None, []
         for number in range(streams):
             of_layer = dict(zip(shape.routed, kept[:, number].unbind(), strict=True))
             own = scores[:, number] if scored else None
-            results.append(Fed(logits[number], tuple(map(of_layer.get, layers)), own, finite[number]))
+            kept_of = tuple(map(of_layer.get, layers))
+            results.append(Fed(logits[number], kept_of, own, finite[number], silence[number], self.separator))
         return results
 
 
