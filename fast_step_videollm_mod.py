@@ -554,7 +554,7 @@ def why_not(model) -> str | None:
 
 def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
     """The model's static steps, or why it has none. They are built anew where the model has changed."""
-    if torch.is_autocast_enabled(model.device.type):
+    if torch.is_autocast_enabled("cuda"):  # on other devices there are no static steps
         return None, "autocast is on"  # a graph keeps the precision that it was captured in
     known = vars(model).get("_static_steps")
     if known is not None and known.is_current and not model.training:
