@@ -251,7 +251,8 @@ class MoDCache(Cache):
         """As `advance`, for one stream without padding, of `count` tokens that go on from the last. frame_ends:
         positions of the last tokens of the frames among them. Nothing here waits for the device."""
         if self.frame_ends is None or frame_ends:
-            ends = frame_ends.step * torch.arange(len(frame_ends), device=device)[None] + frame_ends.start
+            start, step = frame_ends.start, frame_ends.step
+            ends = torch.arange(start, start + step * len(frame_ends), step, device=device)[None]
             self.frame_ends = ends if self.frame_ends is None else torch.cat([self.frame_ends, ends], dim=1)
         self.seen_tokens += count
         self.next_position = torch.full((1,), self.seen_tokens, device=device)

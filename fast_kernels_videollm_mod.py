@@ -41,10 +41,15 @@ KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
 # of what scores and ranks a frame's tokens: columns per turn for frames of up to 16 tokens, and warps. It is one
 # program beside which nothing runs, so that what it takes is the latency of its loads, if those do not go out together
 ROUTE = (2048, 16)
+# of the probability of silence, one program for each row: logits per turn, and warps
+DECIDE = (16384, 32)
 # -1: a kernel begins when the one before it has ended. From 0 on, where the GPU can (compute capability 9.0), it comes
 # to the processors while that one is at work, and brings so many turns of its weights, a power of two, into the L2
 # cache before it waits for what the other one writes
 AHEAD = -1
+# which of "project", "widen" and "read" find their tokens normalised by a kernel before them; others do so turn by
+# turn, in each warp of each program: a launch less, but more work than a GPU of high bandwidth may have time for
+NORM_APART = ()
 # of each kernel: rows of a weight per program, columns per turn (half for many slots, and in float32), warps, stages;
 # the fastest of `benchmarks/step_variants.py` on an H100
 TILES = {
@@ -105,6 +110,22 @@ def _product(
 
 
 @triton.jit
+def _norm_kernel(
+    x_ptr, index_ptr, norm_ptr, out_ptr, width, eps, HAS_INDEX: tl.constexpr, W: tl.constexpr, AHEAD: tl.constexpr
+):  # fmt: skip
+    """out[slot] = RMSNorm of x[index[slot]], one slot."""
+    slot, k = tl.program_id(0).to(tl.int64), tl.arange(0, W)
+    weight = tl.load(norm_ptr + k, k < width, other=0.0).to(tl.float32)
+    _wait(AHEAD)
+    token = slot
+    if HAS_INDEX:
+        token = tl.load(index_ptr + slot)
+    x = tl.load(x_ptr + token * width + k, k < width, other=0.0).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps) * weight
+    tl.store(out_ptr + slot * width + k, x.to(out_ptr.dtype.element_ty), k < width)
+
+
+@triton.jit
 def _stream_of(table_ptr, m, rows, each, MANY: tl.constexpr):
     """Of slots `m` the rows of their streams, `each` slots of one, and their numbers among those of their stream."""
     row, number = table_ptr, m
@@ -118,9 +139,10 @@ def _stream_of(table_ptr, m, rows, each, MANY: tl.constexpr):
 def _project_kernel(
     x_ptr, index_ptr, table_ptr, norm_ptr, wq_ptr, wk_ptr, wv_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr,
     rows, each, width, eps, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr,
-    HAS_BIAS: tl.constexpr, MANY: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    HAS_BIAS: tl.constexpr, MANY: tl.constexpr, NORM: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
+    """NORM: x `[T, D]` is yet to be normalised. Else it is the slots' tokens `[S, D]`, which are."""
     HALF: tl.constexpr = HEAD // 2
     PARTS: tl.constexpr = HALF // N
     head = tl.program_id(0) // PARTS
@@ -138,13 +160,17 @@ def _project_kernel(
     tokens = m.to(tl.int64)
     if HAS_INDEX:
         tokens = tl.load(index_ptr + m, m < rows, other=0)
+    entering = m.to(tl.int64)
+    if NORM:
+        entering = tokens
     first, second, squares = _product(
-        x_ptr, tokens, m, rows, width, norm_ptr, w_ptr, n, w_ptr, n + HALF, (own + 1) * HEAD,
-        True, True, M, N, K, PRECISION,
+        x_ptr, entering, m, rows, width, norm_ptr, w_ptr, n, w_ptr, n + HALF, (own + 1) * HEAD,
+        NORM, True, M, N, K, PRECISION,
     )  # fmt: skip
     dtype = q_ptr.dtype.element_ty
-    rstd = tl.rsqrt(squares / width + eps)
-    first, second = first * rstd[:, None], second * rstd[:, None]
+    if NORM:
+        rstd = tl.rsqrt(squares / width + eps)
+        first, second = first * rstd[:, None], second * rstd[:, None]
     if HAS_BIAS:
         first += tl.load(b_ptr + n).to(tl.float32)[None, :]
         second += tl.load(b_ptr + n + HALF).to(tl.float32)[None, :]
@@ -319,8 +345,8 @@ def _add_kernel(
 
 @triton.jit
 def _widen_kernel(
-    x_ptr, norm_ptr, w_ptr, w2_ptr, out_ptr, rows, width, num_n, eps, M: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+    x_ptr, norm_ptr, w_ptr, w2_ptr, out_ptr, rows, width, num_n, eps, NORM: tl.constexpr, M: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
@@ -328,10 +354,11 @@ def _widen_kernel(
     _fetch(w2_ptr, n, num_n, width, AHEAD * K)
     _wait(AHEAD)
     gate, up, squares = _product(
-        x_ptr, m.to(tl.int64), m, rows, width, norm_ptr, w_ptr, n, w2_ptr, n, num_n, True, True, M, N, K, PRECISION
+        x_ptr, m.to(tl.int64), m, rows, width, norm_ptr, w_ptr, n, w2_ptr, n, num_n, NORM, True, M, N, K, PRECISION
     )
-    rstd = tl.rsqrt(squares / width + eps)[:, None]
-    gate, up = gate * rstd, up * rstd
+    if NORM:
+        rstd = tl.rsqrt(squares / width + eps)[:, None]
+        gate, up = gate * rstd, up * rstd
     out = gate * tl.sigmoid(gate) * up
     mask = (m < rows)[:, None] & (n < num_n)[None, :]
     tl.store(out_ptr + m[:, None] * num_n + n[None, :], out.to(out_ptr.dtype.element_ty), mask)
@@ -347,21 +374,47 @@ def _activate_kernel(gate_ptr, up_ptr, out_ptr, count, SIZE: tl.constexpr):
 
 @triton.jit
 def _read_kernel(
-    x_ptr, rows_ptr, norm_ptr, w_ptr, out_ptr, rows, width, num_n, eps, M: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+    x_ptr, rows_ptr, norm_ptr, w_ptr, out_ptr, rows, width, num_n, eps, NORM: tl.constexpr, M: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
     _fetch(w_ptr, n, num_n, width, AHEAD * K)
     _wait(AHEAD)
-    tokens = tl.load(rows_ptr + m, m < rows, other=0)
+    tokens = m.to(tl.int64)
+    if NORM:
+        tokens = tl.load(rows_ptr + m, m < rows, other=0)
     first, _, squares = _product(
-        x_ptr, tokens, m, rows, width, norm_ptr, w_ptr, n, w_ptr, n, num_n, True, False, M, N, K, PRECISION
+        x_ptr, tokens, m, rows, width, norm_ptr, w_ptr, n, w_ptr, n, num_n, NORM, False, M, N, K, PRECISION
     )
-    first = first * tl.rsqrt(squares / width + eps)[:, None]
+    if NORM:
+        first = first * tl.rsqrt(squares / width + eps)[:, None]
     mask = (m < rows)[:, None] & (n < num_n)[None, :]
     at = out_ptr + m[:, None].to(tl.int64) * num_n + n[None, :]
     tl.store(at, first.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _decide_kernel(
+    logits_ptr, probability_ptr, token, SIZE: tl.constexpr, K: tl.constexpr, AHEAD: tl.constexpr
+):  # fmt: skip
+    """Softmax of one row, at one token. Each of K lanes has a maximum and a sum of its own."""
+    _wait(AHEAD)
+    row = tl.program_id(0)
+    logits_ptr += row.to(tl.int64) * SIZE
+    most = tl.full((K,), float("-inf"), tl.float32)
+    total = tl.zeros((K,), tl.float32)
+    for start in tl.static_range(0, SIZE, K):
+        k = start + tl.arange(0, K)
+        x = tl.load(logits_ptr + k, k < SIZE, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(most, x)
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(most - anchor) + tl.exp(x - anchor)
+        most = higher
+    highest = tl.max(most, axis=0)
+    total = tl.sum(total * tl.exp(most - highest), axis=0)
+    own = tl.load(logits_ptr + token).to(tl.float32)
+    tl.store(probability_ptr + row, tl.exp(own - highest) / total)
 
 
 @triton.jit
@@ -429,6 +482,19 @@ def _can_overlap(device: torch.device) -> bool:
     return has_it and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
+def _entering(name: str, x: torch.Tensor, index: torch.Tensor | None, norm) -> tuple[torch.Tensor, bool]:
+    """What a kernel gets of the tokens, and whether it is to normalise them."""
+    if name not in NORM_APART:
+        return x, True
+    width = x.shape[1]
+    entered = x.new_empty((len(x) if index is None else len(index), width))
+    _norm_kernel[(len(entered),)](
+        x, index, norm.weight, entered, width, norm.variance_epsilon, HAS_INDEX=index is not None, W=_power(width),
+        num_warps=8, **_overlap(x),
+    )  # fmt: skip
+    return entered, False
+
+
 class Kernels:
     """As `PlainOps`, for at most 64 slots; `held` is a layer's table, int64 `[streams, 8]` on the device, in which
     bases and counts stand too."""
@@ -453,10 +519,11 @@ class Kernels:
         n, columns, warps, stages = _tiles("project", x, rows)
         n = math.gcd(n, head_dim // 2)
         biases = [part.weight if part.bias is None else part.bias for part in (q, k, v)]
+        entered, is_raw = _entering("project", x, index, layer.input_layernorm)
         _project_kernel[((heads + 2 * groups) * (head_dim // 2 // n),)](
-            x, index, held, layer.input_layernorm.weight, q.weight, k.weight, v.weight, *biases, *rotary,
+            entered, index, held, layer.input_layernorm.weight, q.weight, k.weight, v.weight, *biases, *rotary,
             queries, rows, rows // len(held), x.shape[1], layer.input_layernorm.variance_epsilon, H=heads, G=groups,
-            HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None, MANY=len(held) > 1,
+            HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None, MANY=len(held) > 1, NORM=is_raw,
             M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps, num_stages=stages, **_overlap(x),
         )  # fmt: skip
 
@@ -499,9 +566,10 @@ class Kernels:
     def widen(between, layer, wide) -> None:
         n, columns, warps, stages = _tiles("widen", between, len(between))
         num_n, norm = wide.shape[1], layer.post_attention_layernorm
+        entered, is_raw = _entering("widen", between, None, norm)
         _widen_kernel[(triton.cdiv(num_n, n),)](
-            between, norm.weight, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, wide, between.shape[0],
-            between.shape[1], num_n, norm.variance_epsilon, M=_power(between.shape[0]), N=n, K=columns,
+            entered, norm.weight, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, wide, between.shape[0],
+            between.shape[1], num_n, norm.variance_epsilon, NORM=is_raw, M=_power(between.shape[0]), N=n, K=columns,
             PRECISION=_precision(between), num_warps=warps, num_stages=stages, **_overlap(between),
         )  # fmt: skip
 
@@ -513,10 +581,19 @@ class Kernels:
     def read(x, rows, model, logits) -> None:
         n, columns, warps, stages = _tiles("read", x, len(rows))
         norm, num_n = model.model.language_model.norm, logits.shape[1]
+        entered, is_raw = _entering("read", x, rows, norm)
         _read_kernel[(triton.cdiv(num_n, n),)](
-            x, rows, norm.weight, model.lm_head.weight, logits, len(rows), x.shape[1], num_n, norm.variance_epsilon,
-            M=_power(len(rows)), N=n, K=columns, PRECISION=_precision(x), num_warps=warps, num_stages=stages,
-            **_overlap(x),
+            entered, rows, norm.weight, model.lm_head.weight, logits, len(rows), x.shape[1], num_n,
+            norm.variance_epsilon, NORM=is_raw, M=_power(len(rows)), N=n, K=columns, PRECISION=_precision(x),
+            num_warps=warps, num_stages=stages, **_overlap(x),
+        )  # fmt: skip
+
+    @staticmethod
+    def decide(logits, token: int, probability) -> None:
+        size = logits.shape[1]
+        _decide_kernel[(len(logits),)](
+            logits, probability, token, SIZE=size, K=min(DECIDE[0], _power(size)), num_warps=DECIDE[1],
+            **_overlap(logits),
         )  # fmt: skip
 
 

@@ -112,6 +112,11 @@ class PlainOps:
         """logits `[R, V]` of the tokens `rows`."""
         logits.copy_(model.lm_head(model.model.language_model.norm(x[rows])))
 
+    @staticmethod
+    def decide(logits, token: int, probability) -> None:
+        """probability `[R]`: of a token, float32, by logits `[R, V]`."""
+        probability.copy_(logits.softmax(-1, dtype=torch.float32)[:, token])
+
 
 def slots_of(counts: list[int], slots: int) -> list[slice]:
     """Of each stream the slots that are no padding, among all `slots` of a step."""

@@ -14,6 +14,7 @@ vocabulary, L layers with a LayerExpert.
 """
 
 import copy
+import math
 import threading
 import weakref
 from contextlib import contextmanager
@@ -65,12 +66,16 @@ class Fed:
         kept (`tuple`): for each layer which tokens of the frames it kept, int64 `[F, k]` or None.
         scores (`float32 [L, F, N]` or None): of the layers with a LayerExpert at work.
         finite (`bool []` or None): whether the features were; if not, the stream's cache has to be rolled back.
+        silence (`float32 [F]` or None), separator (`int` or None): how probable a token, the frame separator of the
+            model's config, is after each frame.
     """
 
     logits: torch.Tensor
     kept: tuple = ()
     scores: torch.Tensor | None = None
     finite: torch.Tensor | None = None
+    silence: torch.Tensor | None = None
+    separator: int | None = None
 
 
 class StaticStep:
@@ -108,13 +113,16 @@ class StaticStep:
         self.queries = buffer(tokens, text.num_attention_heads, text.head_dim)
         self.attended = buffer(tokens, text.num_attention_heads * text.head_dim)
         self.wide = buffer(tokens, text.intermediate_size)
-        self.finite = buffer(streams, dtype=torch.bool)
         self.offsets = torch.arange(tokens, device=device)
         if frames:
             self.rows = self.offsets[per_frame :: per_frame + 1].contiguous()
+            # these lie together, so that one launch copies them; logits, which are large, lie apart, so that they do
+            # not live on with what a frame kept
             routed = len(shape.routed)
-            self.scores = buffer(routed, frames, per_frame, dtype=torch.float32)
-            self.kept = buffer(routed, frames, shape.num_kept, dtype=torch.long)
+            self._sizes = (routed, frames, shape.num_kept), (routed, frames, per_frame), (streams,), (frames,)
+            self._found = buffer(sum(map(math.prod, self._sizes)), dtype=torch.long)
+            self.kept, self.scores, self.finite, self.silence = self._parts(self._found)
+            self.separator = model.config.frame_separator_token_id
             # slots of text are always the same, so only those of vision are written again
             self.index = buffer(self.slots, dtype=torch.long)
             self.index.view(frames, -1)[:, 0] = self.offsets[:: per_frame + 1]
@@ -133,6 +141,16 @@ class StaticStep:
     @property
     def model(self):
         return self._model()
+
+    def _parts(self, found: torch.Tensor) -> list[torch.Tensor]:
+        """Kept tokens, scores, whether features were finite, and how probable silence is, as they lie in a buffer with
+        8 bytes for each."""
+        parts = found.split([math.prod(size) for size in self._sizes])
+        dtypes = torch.long, torch.float32, torch.bool, torch.float32
+        return [
+            part.view(dtype)[: len(part)].view(size)
+            for part, dtype, size in zip(parts, dtypes, self._sizes, strict=True)
+        ]
 
     def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
         """Make room in the caches, and write what differs from call to call into the buffers. There may be fewer
@@ -171,7 +189,8 @@ class StaticStep:
             x = self.x.view(len(self.features), -1, self.x.shape[1])
             x[:, 0] = embeds
             x[:, 1:] = model.connector(self.features)
-            self.finite.copy_(self.features.isfinite().view(shape.streams, -1).all(1))
+            largest = torch.linalg.vector_norm(self.features.view(shape.streams, -1), math.inf, dim=1)
+            torch.lt(largest, math.inf, out=self.finite)  # in two launches; `isfinite` takes four and `all` one more
         else:
             self.x.copy_(embeds)
             self.rows.copy_(self.offsets[:: shape.tokens] + self.table[0, :, 6] - 1)
@@ -203,6 +222,8 @@ class StaticStep:
             kernels.widen(between, layer, wide)
             kernels.narrow(wide, layer, between, self.x, index, scale)
         kernels.read(self.x, self.rows, self.model, self.logits)
+        if shape.frames:
+            kernels.decide(self.logits, self.separator, self.silence)
 
     def finish(self) -> None:
         """Let the caches hold what was written behind them."""
@@ -224,13 +245,15 @@ class StaticStep:
         if not shape.frames:
             return [Fed(own) for own in logits]
         layers, scored = range(self.table.shape[0]), shape.selection == "learned" and shape.routed
-        kept = self.kept.clone().unflatten(1, (streams, shape.frames))
-        scores = self.scores.clone().unflatten(1, (streams, shape.frames)) if scored else None
-        finite, results = self.finite.clone(), []
+        kept, scores, finite, silence = self._parts(self._found.clone())
+        silence = silence.view(streams, -1)
+        kept = kept.unflatten(1, (streams, shape.frames))
+        scores, results = scores.unflatten(1, (streams, shape.frames)) if scored else None, []
         for number in range(streams):
             of_layer = dict(zip(shape.routed, kept[:, number].unbind(), strict=True))
             own = scores[:, number] if scored else None
-            results.append(Fed(logits[number], tuple(map(of_layer.get, layers)), own, finite[number]))
+            kept_of = tuple(map(of_layer.get, layers))
+            results.append(Fed(logits[number], kept_of, own, finite[number], silence[number], self.separator))
         return results
 
 
@@ -531,7 +554,7 @@ def why_not(model) -> str | None:
 
 def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
     """The model's static steps, or why it has none. They are built anew where the model has changed."""
-    if torch.is_autocast_enabled(model.device.type):
+    if torch.is_autocast_enabled("cuda"):  # on other devices there are no static steps
         return None, "autocast is on"  # a graph keeps the precision that it was captured in
     known = vars(model).get("_static_steps")
     if known is not None and known.is_current and not model.training:

@@ -221,10 +221,13 @@ class Feed(Step):
         """Give each step its result; what the host wants of them it gets in one look at the device, after all else:
         it waits there."""
         apart: dict[int, list[Feed]] = {}
-        for step in found:
-            if step.num_frames:
-                apart.setdefault(step.session.processor.frame_separator_token_id, []).append(step)
         wanted = {}
+        for step, fed in found.items():
+            separator = step.session.processor.frame_separator_token_id
+            if step.num_frames and fed.separator == separator:
+                wanted[step, "silence"] = fed.silence
+            elif step.num_frames:
+                apart.setdefault(separator, []).append(step)
         for separator, own in apart.items():
             logits = [found[step].logits for step in own]
             silence = silence_probability(logits[0] if len(logits) == 1 else torch.cat(logits), separator)
@@ -267,7 +270,7 @@ def silence_probability(logits: torch.Tensor, separator_token_id: int) -> torch.
     Returns:
         float32 `[...]`.
     """
-    return logits.float().softmax(-1)[..., separator_token_id]
+    return logits.softmax(-1, dtype=torch.float32)[..., separator_token_id]
 
 
 @contextmanager

@@ -1,9 +1,11 @@
 """Whether parts of a model are still those whose addresses a captured graph holds."""
 
 from itertools import repeat
-from operator import contains, itemgetter
+from operator import contains, getitem, itemgetter
 
+import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 hooks, pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
 
@@ -25,23 +27,28 @@ class Unchanged:
         self._children = [module._modules for module in owners + modules]
         self._known_children = [dict(children) for children in self._children]
         places = [(own, name) for own in (module._parameters for module in modules) for name in own]
-        self._weights = [(own, name) for own, name in places if own[name] is not None]
+        weights = [(own, name) for own, name in places if own[name] is not None]
+        self._owners, self._names = [own for own, _ in weights], [name for _, name in weights]
+        self._handles = None  # of hooks, handed out until these modules were looked through for any
         self._known_addresses = self._addresses()
 
     def _addresses(self) -> list[int]:
-        return [own[name].data_ptr() for own, name in self._weights]
+        return list(map(torch.Tensor.data_ptr, map(getitem, self._owners, self._names)))
 
     def __bool__(self) -> bool:
         """Whether modules and weights are where they were, and nobody wants to see the modules' calls."""
         if self._children != self._known_children:
             return False
-        if any(map(hooks, self._attributes)) or any(map(pre_hooks, self._attributes)):
-            return False
+        handles = RemovableHandle.next_id
+        if handles != self._handles:
+            if any(map(hooks, self._attributes)) or any(map(pre_hooks, self._attributes)):
+                return False
+            self._handles = handles
         if any(map(contains, self._attributes, repeat("_hf_hook"))):
             return False
         try:
             return self._addresses() == self._known_addresses
-        except (KeyError, AttributeError):  # a weight is gone
+        except (KeyError, TypeError):  # a weight is gone, or None
             return False
 
 

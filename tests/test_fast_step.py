@@ -24,6 +24,10 @@ from videollm_mod.fast_step_videollm_mod import FastLanguageModel, why_not
 from videollm_mod.routing_videollm_mod import LayerExpert
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
+needs_triton = pytest.mark.skipif(
+    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs a GPU, or Triton's interpreter, TRITON_INTERPRET=1",
+)
 STATIC = [
     name
     for name, options in ROUTINGS.items()
@@ -350,10 +354,7 @@ def test_what_is_made_in_inference_mode_is_for_sessions_outside_of_it_too(monkey
     assert not fast.broken and bool(fast._steps) == static
 
 
-@pytest.mark.skipif(
-    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
-    reason="needs a GPU, or Triton's interpreter, TRITON_INTERPRET=1",
-)
+@needs_triton
 @pytest.mark.parametrize("seed", range(24))
 @torch.no_grad()
 def test_routing_by_the_kernel_is_the_plain_part(monkeypatch, seed):
@@ -388,3 +389,21 @@ def test_routing_by_the_kernel_is_the_plain_part(monkeypatch, seed):
     kernels.Kernels.route(tokens * float("nan"), layer, shape, index, scale, scores, kept, gate, force_last)
     assert scores.isnan().all() and int(index.min()) >= 0 and int(index.max()) < len(tokens)
     assert int(kept.min()) >= 0 and int(kept.max()) < per_frame
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [60, 5000])
+@torch.no_grad()
+def test_the_probability_by_the_kernel_is_the_plain_part(monkeypatch, size, dtype):
+    kernels = pytest.importorskip("videollm_mod.fast_kernels_videollm_mod")
+    monkeypatch.setattr(kernels, "DECIDE", (1024, 4))
+    torch.manual_seed(size)
+    logits = (10 * torch.randn(3, size)).to("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    logits[0, 9:] = float("-inf")
+    for value in (0.0, float("nan")):
+        logits[2, 5] = value
+        made = [torch.zeros(3, device=logits.device) for _ in range(2)]
+        kernels.Kernels.decide(logits, 7, made[0])
+        PlainOps.decide(logits, 7, made[1])
+        torch.testing.assert_close(*made, equal_nan=True)
