@@ -35,9 +35,10 @@ from .nano_data import Chunks, StreamBank
 from .nano_scores import load
 from .record import surroundings
 
-LEVELS = {"basic": 2} | {  # shares of streams
-    f"{level}{kind}": 1 for level in ("hard_small", "hard") for kind in ("", "_lessons", "_tasks_lessons")
-}
+LEVELS = {  # shares of streams: most of the level that takes longest to learn
+    "basic": 2.0, "hard_small": 1.0, "hard_small_lessons": 0.5, "hard_small_tasks_lessons": 0.5,
+    "hard": 4.0, "hard_lessons": 2.0, "hard_tasks_lessons": 1.0,
+}  # fmt: skip
 MODEL = {
     "frame_token_cls": True,
     "frame_token_pooled": [3, 3],
@@ -318,9 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=128, help="streams of a process and step, and a quarter of its frames"
     )
-    parser.add_argument(
-        "--streams", type=int, default=16_000, help="of each level to learn from, twice of the easy one"
-    )
+    parser.add_argument("--streams", type=int, default=16_000, help="of a level to learn from whose share is 1")
     parser.add_argument("--part", type=part_of, default=(1, 1), metavar="P/N", help="of a run that is cut into N")
     parser.add_argument("--begin", type=Path, help="the checkpoint of the part before")
     parser.add_argument("--workers", type=int, help="processes that make streams; by default one a core")
