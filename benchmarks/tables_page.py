@@ -8,6 +8,7 @@ from .tables_scores import (
     Difference,
     Level,
     Score,
+    Scores,
     difference,
     exact,
     flops,
@@ -206,6 +207,23 @@ class Page:
     def lines(self) -> list[str]:
         parts = (self.targets, self.table_1, self.table_2, self.table_3, self.ours, self.missing)
         return [line for part in parts for line in part()]
+
+
+def of_both(levels: list[Level]) -> list[str]:
+    """Rows beside the paper's and a frozen router's, by each seed's mean over the levels, which have one start."""
+    rows = [*dict.fromkeys((*RECIPES[1:], *INSERTIONS, "frozen"))]
+    rows.remove("mod")
+
+    def scores(row: str) -> Scores:
+        own = [level.scores(row, exact) for level in levels]
+        return {seed: mean(x[seed] for x in own) for seed in set.intersection(*map(set, own))}
+
+    def minus(row: str, other: str) -> str:
+        return "" if row == other else in_words(difference(scores(row), scores(other)))
+
+    lines = [[f"`{row}`", *(minus(row, other) for other in ("dense", "mod", "frozen"))] for row in rows]
+    header = ["exact, %, mean of both levels", "minus `dense`", "minus `mod`", "minus `frozen`"]
+    return ["## Both levels", "", *markdown(header, lines)]
 
 
 def verdict(found: Difference | None, bound: float) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from statistics import mean
 
 from .record import summarise
-from .tables_page import RECIPES, Page
+from .tables_page import RECIPES, Page, of_both
 from .tables_plots import draw_curves, draw_depth, draw_exact
 from .tables_runs import RATES, SEEDS, collect, path_of_level
 from .tables_scores import MIN_SEEDS, Level, Score, exact, worded_f1
@@ -104,6 +104,8 @@ def report(runs_folder: Path) -> None:
         lines += [recipe_in_words(level), "", *pages[level.name].lines()] if level.runs else ["No runs.", ""]
         if level.name == "hard":
             lines += [write_figures(level, folder, path_of_level(runs_folder, level.name).as_posix()), ""]
+    if len(there) > 1:
+        lines += of_both(there)
     path = folder / "world_tables.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     print(path)

@@ -285,6 +285,18 @@ def test_the_report_of_all_rows(tmp_path):
     assert "70, 71, 72, 73, 74" in summary["world_random_exact"]["source"]
 
 
+def test_of_both_levels_each_seed_is_one_pair(tmp_path):
+    write(tmp_path / "tables", *every_row("hard", EXACT), *every_row("hard_small", EXACT | {"frozen": [60] * 5}))
+    tables_report.report(tmp_path / "tables")
+    page = (tmp_path / "world_tables.md").read_text()
+    dense = sum(EXACT["dense"]) / 5
+    assert cells(page, "## Both levels", "`frozen`")[0].startswith(f"{(50 + 60) / 2 - dense:+.2f} [")
+    assert cells(page, "## Both levels", "`mod_none`")[2] == "-5.00 [-5.00, -5.00]"  # 50 beside 55, in every seed
+    write(tmp_path / "one" / "tables", *every_row("hard", EXACT))
+    tables_report.report(tmp_path / "one" / "tables")
+    assert "Both levels" not in (tmp_path / "one" / "world_tables.md").read_text()
+
+
 def test_what_is_missing_is_named_and_makes_no_figures(tmp_path, capsys):
     runs = every_row("hard", EXACT)
     lacking = {("uniform", 2), ("uniform", 3), ("uniform", 4), ("mod_none", 4)}
