@@ -1,5 +1,7 @@
 """The page that plans past one machine, from what `plan` reads and computes."""
 
+from collections import Counter
+
 from . import plan
 from .growth import KEYS, MIDDLE
 from .plan import FLEETS, FPS, HOURS, MEASURED, SOURCE_FPS, TOKENS, Measured
@@ -55,6 +57,15 @@ def growth_tables(rows: list[dict]) -> str:
     ratios = sorted({row["keep_ratio"] for row in rows})
     parts.append(table(["kept", "mixture of depths"], [[str(r), cell(of(keep_ratio=r, way="mod"))] for r in ratios]))
     return "\n".join(parts)
+
+
+def commits(rows: list[dict]) -> str:
+    """Of which code the rows of `bench growth` are, where it is not one."""
+    counted = Counter(row["commit"] for row in rows if "commit" in row)
+    if len(counted) < 2:
+        return ""
+    each = "; ".join(f"{count} at {commit}" for commit, count in counted.items())
+    return f"\nThe smaller sizes were measured first, by other code than the rest.\nOf {len(rows)} rows: {each}.\n"
 
 
 def page(found: dict[str, Measured], sizes: dict[str, int], grown: list[dict]) -> str:
@@ -193,7 +204,7 @@ the language model alone. Streams together and other shares kept are of {number(
         MIDDLE["tokens"]
     } tokens;
 there the ms are a frame's, and the GiB those of all streams.
-
+{commits(grown)}
 {growth_tables(grown)}
 ## What this comes from
 

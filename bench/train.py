@@ -133,7 +133,8 @@ def pick(found: dict[Way, dict]) -> dict[str, Way]:
 def take_turns(
     bench: Bench, picked: dict[str, Way], found: dict[Way, dict], repeats: int, deadline: Deadline
 ) -> dict[str, dict]:
-    """A row for each role. One that runs out of memory at every turn keeps what was `found` of it, and says so."""
+    """A row for each role. One that runs out of memory at every turn, or whose turn never came in time, keeps what was
+    `found` of it, and says so."""
     steps: dict[Way, list] = {way: [] for way in picked.values()}
     bench.clear()
     for repeat in tqdm(range(repeats + 1), desc="repeats", leave=False):  # the first is not timed
@@ -152,9 +153,11 @@ def take_turns(
         failed, searched = steps[way].count(None), found.get(way, {}).get("seconds")
         if failed:
             print(f"{role}: OUT OF MEMORY in {failed} of {len(steps[way])} turns", flush=True)
-        if failed and failed == len(steps[way]) and searched:
+        elif not steps[way]:
+            print(f"{role}: no time left for its turns", flush=True)
+        if failed == len(steps[way]) and searched:
             print(f"{role}: its figures are of the one step of the search", flush=True)
-            rows[role] = {**found[way], "out_of_memory": True, "of_search": True}
+            rows[role] = {**found[way], "out_of_memory": failed > 0, "of_search": True}
     return rows
 
 

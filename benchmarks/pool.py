@@ -21,6 +21,7 @@ from videollm_mod import StreamPool
 
 from ..bench.filled import fill
 from ..bench.geometries import NAMES
+from ..bench.record import commit
 from ..bench.watching import build, synchronise
 from .record import summarise, surroundings, write_result
 
@@ -90,7 +91,7 @@ def main(argv: list[str] | None = None) -> None:
     command = f"python -m videollm_mod.benchmarks.pool --geometry {args.geometry}"
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     sizes = {name: getattr(args, name) for name in ("geometry", "streams", "before", "frames", "device")}
-    result = {"command": command, **surroundings(), **sizes, "peak_bytes": peak, "ways": ways}
+    result = {"command": command, "commit": commit(), **surroundings(), **sizes, "peak_bytes": peak, "ways": ways}
     path = write_result(f"pool_{args.geometry.replace('-', '_')}", result)
     if args.geometry == "llama3-8b":
         summarise("pool_8_throughput", ways["live"]["speedup"], f"benchmarks/results/{path.name}", command)

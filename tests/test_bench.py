@@ -10,7 +10,8 @@ from videollm_mod.bench.arithmetic import layer_tokens, step_operations
 from videollm_mod.bench.cache_bytes import bytes_per_frame, held_tokens
 from videollm_mod.bench.check import check
 from videollm_mod.bench.step import Bench, Deadline, Way
-from videollm_mod.bench.train import CHOICES, row, scaled, take_turns
+from videollm_mod.bench.train import CHOICES, REFERENCE, figures, row, scaled, take_turns
+from videollm_mod.benchmarks import varying_lengths
 from videollm_mod.cli import main
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
 from videollm_mod.recomputing_videollm_mod import choices_of_layers
@@ -109,3 +110,33 @@ def test_running_out_of_memory_in_turns_is_said(capsys, monkeypatch, tiny):
     assert "MoD, mlp: OUT OF MEMORY beside" in printed and "alike: OUT OF MEMORY in 3 of 3 turns" in printed
     assert "alike: its figures are of the one step of the search" in printed and "fast:" not in printed
     assert calls.count(once) == 4 + 2 and calls.count(never) == 4
+
+
+def test_where_no_turn_is_taken_in_time_the_step_of_the_search_counts(capsys, tiny):
+    """But for a way that the search did not try: it has no figure."""
+    found = {way: row(way, [(1.0, seconds, 3.0)]) for way, seconds in ((REFERENCE, 4.0), (Way(True), 2.0))}
+    picked = {"reference": REFERENCE, "fast": Way(True), "alike": Way(False, recompute="mlp")}
+    rows = take_turns(tiny, picked, found, 3, Deadline(-1))
+    assert rows["fast"] == {**found[Way(True)], "of_search": True} and not rows["fast"]["out_of_memory"]
+    assert rows["alike"]["seconds"] == [] and "of_search" not in rows["alike"]
+    assert figures(rows, "20x10") == {"train_time_vs_own_dense_all_logits_20x10": 0.5}
+    printed = capsys.readouterr().out
+    assert "fast: no time left for its turns\nfast: its figures are of the one step of the search" in printed
+    assert "alike: no time left" in printed and "alike: its figures" not in printed
+
+
+def test_lengths_vary_and_cudnn_is_left_as_it_was(tmp_path, monkeypatch):
+    enabled, seen, step = torch.backends.cuda.cudnn_sdp_enabled(), [], Bench.step
+
+    def noted(bench, way):
+        seen.append((len(bench.inputs["video_features"]), torch.backends.cuda.cudnn_sdp_enabled()))
+        return step(bench, way)
+
+    monkeypatch.setattr(Bench, "step", noted)
+    arguments = ["--geometry", "tiny", "--device", "cpu", "--frames", "20", "--long-frames", "30"]
+    varying_lengths.main([*arguments, "--json", str(tmp_path / "lengths.json")])
+    result = json.loads((tmp_path / "lengths.json").read_text())
+    assert seen == [(frames, row["cudnn"]) for row in result["rows"] for frames in row["frames"]]
+    assert [len(row["seconds"]) for row in result["rows"]] == [7, 7, 7, 7, 3, 3]
+    varied = [row["frames"] for row in result["rows"] if row["streams"] == "many lengths"]
+    assert len({20, *varied[0], *varied[1]}) == 15 and torch.backends.cuda.cudnn_sdp_enabled() == enabled

@@ -125,6 +125,14 @@ def test_the_page_is_made_of_results(tmp_path):
     assert "GPU of a test" in page and "Not measured yet" not in page
 
 
+def test_rows_of_other_code_are_said(tmp_path):
+    results(tmp_path)
+    assert "by other code" not in page_of(tmp_path)
+    rows = [{**row, "commit": commit} for row, commit in zip(growth_rows(), ("a1", "b2", "b2"), strict=True)]
+    results(tmp_path, growth={"memory_bytes": 85_000_000_000, "rows": rows})
+    assert "by other code than the rest.\nOf 3 rows: 1 at a1; 2 at b2.\n" in page_of(tmp_path)
+
+
 def test_other_results_make_another_page(tmp_path):
     results(tmp_path)
     page = page_of(tmp_path)
