@@ -241,7 +241,8 @@ def measure(
     result["figures"] = figures(rows, f"{frames}x{tokens}")
     if "routing_seconds" in result and rows.get("fast", {}).get("seconds"):
         seconds = statistics.median(rows["fast"]["seconds"])
-        result["figures"]["routing_overhead"] = result["routing_seconds"]["device"] / seconds
+        name = "routing_overhead" if tokens == 10 else f"routing_overhead_{frames}x{tokens}"  # one has the plain name
+        result["figures"][name] = result["routing_seconds"]["device"] / seconds
     write(path, result)
     for name, value in result["figures"].items():
         print(f"{name}: {value:.4f}", flush=True)
