@@ -1,9 +1,10 @@
 """The parts of a static step as Triton kernels; `fast_ops_videollm_mod` says what each does, in plain torch.
 
 A step of few tokens reads all weights once and computes next to nothing, so what it takes is the time of reading them,
-if nothing else is in the way: no small kernels in between, and no idle processors while keys are read. Six kernels a
-layer: the normalisation is folded into the projection that follows it (`(x * w) @ W * rstd`), rotation, activation,
-gate and the way back among the tokens into the ends of projections, and attention is split along the keys.
+if nothing else is in the way: few small kernels in between, and no idle processors while keys are read. Eight kernels
+a layer, and one more where it is routed: rotation, activation, gate and the way back among the tokens are folded into
+the ends of projections, and attention is split along the keys, then put together. Normalisation has a kernel of its
+own: folded into a projection, every program of that would repeat it, which takes longer than a launch.
 
 Where keys and values lie, and how many there are, is read from a table on the device. So a captured graph of these
 kernels serves every stream at every length. A step of several streams brings as many slots to each, one stream after
@@ -27,10 +28,6 @@ try:  # comes with torch for CUDA; whoever loads the model without it never gets
     import triton.language as tl
 except ImportError as error:
     raise ImportError("static steps need Triton: pip install triton") from error
-try:
-    from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
-except ImportError:  # an older Triton, or none for CUDA
-    gdc_launch_dependents = gdc_wait = None
 
 # A stream's row of a layer's table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), tokens
 # there is room for (4), what a token's number in the step is added to for its position (5), tokens or slots of this
@@ -43,62 +40,30 @@ KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
 ROUTE = (2048, 16)
 # of the probability of silence, one program for each row: logits per turn, and warps
 DECIDE = (16384, 32)
-# -1: a kernel begins when the one before it has ended. From 0 on, where the GPU can (compute capability 9.0), it comes
-# to the processors while that one is at work, and brings so many turns of its weights, a power of two, into the L2
-# cache before it waits for what the other one writes
-AHEAD = -1
-# which of "project", "widen" and "read" find their tokens normalised by a kernel before them; others do so turn by
-# turn, in each warp of each program: a launch less, but more work than a GPU of high bandwidth may have time for
-NORM_APART = ()
-# of each kernel: rows of a weight per program, columns per turn (half for many slots, and in float32), warps, stages;
-# the fastest of `benchmarks/step_variants.py` on an H100
+# of each product: rows of a weight per program, columns per turn (half for many slots, and in float32), warps, stages
+# (fewer where shared memory is small); the fastest on an H200 at 11 and 3 slots (`benchmarks/results/step_tiles.json`)
 TILES = {
-    "project": (32, 128, 4, 4),
-    "leave": (16, 256, 4, 5),
+    "project": (32, 256, 4, 4),
+    "leave": (32, 256, 4, 4),
     "widen": (64, 128, 4, 3),
-    "narrow": (16, 256, 4, 5),
-    "read": (64, 128, 4, 4),
+    "narrow": (32, 512, 4, 3),
+    "read": (64, 256, 4, 3),
 }
 
 
 @triton.jit
-def _wait(AHEAD: tl.constexpr):
-    """Before anything is read that a kernel of the step has written."""
-    if AHEAD >= 0:
-        gdc_launch_dependents()
-        gdc_wait()
-
-
-@triton.jit
-def _fetch(w_ptr, n, num_n, width, COLUMNS: tl.constexpr):
-    """Bring the first columns of rows `n` of a weight into the L2 cache."""
-    LINE: tl.constexpr = 1024 // w_ptr.dtype.element_ty.primitive_bitwidth  # values in 128 bytes
-    if COLUMNS >= LINE:
-        column = tl.minimum(tl.arange(0, COLUMNS // LINE) * LINE, width - 1)
-        at = w_ptr + tl.minimum(n, num_n - 1)[None, :].to(tl.int64) * width + column[:, None]
-        tl.inline_asm_elementwise(
-            "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [at.to(tl.int64)], tl.int32, is_pure=False, pack=1
-        )
-
-
-@triton.jit
 def _product(
-    x_ptr, tokens, m, rows, width, norm_ptr, w_ptr, n, w2_ptr, n2, num_n,
-    NORM: tl.constexpr, TWO: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    x_ptr, m, rows, width, w_ptr, n, w2_ptr, n2, num_n, TWO: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x[tokens] times rows `n` of one weight and, if TWO, `n2` of another; with NORM also each token's sum of squares,
-    and its values times the norm's weight."""
+    """x[m] times rows `n` of one weight and, if TWO, `n2` of another."""
     first = tl.zeros((M, N), tl.float32)
     second = tl.zeros((M, N), tl.float32)
-    squares = tl.zeros((M,), tl.float32)
     for start in range(0, width, K):
         k = start + tl.arange(0, K)
         inside = k < width
-        x = tl.load(x_ptr + tokens[:, None] * width + k[None, :], (m < rows)[:, None] & inside[None, :], other=0.0)
-        if NORM:
-            values = x.to(tl.float32)
-            squares += tl.sum(values * values, axis=1)
-            x = (values * tl.load(norm_ptr + k, inside, other=0.0).to(tl.float32)[None, :]).to(x.dtype)
+        at = x_ptr + m[:, None].to(tl.int64) * width + k[None, :]
+        x = tl.load(at, (m < rows)[:, None] & inside[None, :], other=0.0)
         mask = inside[:, None] & (n < num_n)[None, :]
         w = tl.load(w_ptr + n[None, :].to(tl.int64) * width + k[:, None], mask, other=0.0)
         first = tl.dot(x, w, first, input_precision=PRECISION)
@@ -106,17 +71,14 @@ def _product(
             mask = inside[:, None] & (n2 < num_n)[None, :]
             w2 = tl.load(w2_ptr + n2[None, :].to(tl.int64) * width + k[:, None], mask, other=0.0)
             second = tl.dot(x, w2, second, input_precision=PRECISION)
-    return first, second, squares
+    return first, second
 
 
 @triton.jit
-def _norm_kernel(
-    x_ptr, index_ptr, norm_ptr, out_ptr, width, eps, HAS_INDEX: tl.constexpr, W: tl.constexpr, AHEAD: tl.constexpr
-):  # fmt: skip
+def _norm_kernel(x_ptr, index_ptr, norm_ptr, out_ptr, width, eps, HAS_INDEX: tl.constexpr, W: tl.constexpr):
     """out[slot] = RMSNorm of x[index[slot]], one slot."""
     slot, k = tl.program_id(0).to(tl.int64), tl.arange(0, W)
     weight = tl.load(norm_ptr + k, k < width, other=0.0).to(tl.float32)
-    _wait(AHEAD)
     token = slot
     if HAS_INDEX:
         token = tl.load(index_ptr + slot)
@@ -137,12 +99,11 @@ def _stream_of(table_ptr, m, rows, each, MANY: tl.constexpr):
 
 @triton.jit
 def _project_kernel(
-    x_ptr, index_ptr, table_ptr, norm_ptr, wq_ptr, wk_ptr, wv_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr,
-    rows, each, width, eps, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr,
-    HAS_BIAS: tl.constexpr, MANY: tl.constexpr, NORM: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+    x_ptr, index_ptr, table_ptr, wq_ptr, wk_ptr, wv_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr, rows, each,
+    width, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr,
+    MANY: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """NORM: x `[T, D]` is yet to be normalised. Else it is the slots' tokens `[S, D]`, which are."""
+    """x: the slots' tokens `[S, D]`, normalised."""
     HALF: tl.constexpr = HEAD // 2
     PARTS: tl.constexpr = HALF // N
     head = tl.program_id(0) // PARTS
@@ -153,24 +114,14 @@ def _project_kernel(
     elif head >= H:
         w_ptr, b_ptr, own = wk_ptr, bk_ptr, head - H
     n = own * HEAD + c
-    _fetch(w_ptr, n, (own + 1) * HEAD, width, AHEAD * K)
-    _fetch(w_ptr, n + HALF, (own + 1) * HEAD, width, AHEAD * K)
-    _wait(AHEAD)
     m = tl.arange(0, M)
     tokens = m.to(tl.int64)
     if HAS_INDEX:
         tokens = tl.load(index_ptr + m, m < rows, other=0)
-    entering = m.to(tl.int64)
-    if NORM:
-        entering = tokens
-    first, second, squares = _product(
-        x_ptr, entering, m, rows, width, norm_ptr, w_ptr, n, w_ptr, n + HALF, (own + 1) * HEAD,
-        NORM, True, M, N, K, PRECISION,
-    )  # fmt: skip
+    first, second = _product(
+        x_ptr, m, rows, width, w_ptr, n, w_ptr, n + HALF, (own + 1) * HEAD, True, M, N, K, PRECISION
+    )
     dtype = q_ptr.dtype.element_ty
-    if NORM:
-        rstd = tl.rsqrt(squares / width + eps)
-        first, second = first * rstd[:, None], second * rstd[:, None]
     if HAS_BIAS:
         first += tl.load(b_ptr + n).to(tl.float32)[None, :]
         second += tl.load(b_ptr + n + HALF).to(tl.float32)[None, :]
@@ -247,10 +198,9 @@ def _turn_kernel(
 @triton.jit
 def _attend_kernel(
     q_ptr, table_ptr, part_ptr, most_ptr, sum_ptr, rows, each, blocks, scaling, H: tl.constexpr, G: tl.constexpr,
-    HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+    HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """One part of the keys of one key-value head of one stream, for R of the queries that read it, a block of them."""
-    _wait(AHEAD)
     SHARE: tl.constexpr = H // G  # queries of a slot that read one key-value head
     group, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     stream, block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
@@ -294,10 +244,9 @@ def _attend_kernel(
 
 @triton.jit
 def _combine_kernel(
-    part_ptr, most_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr, AHEAD: tl.constexpr
+    part_ptr, most_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr
 ):  # fmt: skip
     """The parts of one query and head together; 0 where no key is seen, as in a step's unused streams."""
-    _wait(AHEAD)
     row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
     most = tl.load(most_ptr + s * rows + row, s < splits, other=float("-inf"))
     highest = tl.max(most, axis=0)
@@ -313,16 +262,12 @@ def _combine_kernel(
 def _add_kernel(
     y_ptr, w_ptr, b_ptr, before_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n, FROM_X: tl.constexpr,
     HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """FROM_X: `before = x[index] + y @ w`. Else `x[index] = scale[0] * (before + y @ w) + scale[1] * x[index]`."""
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
-    _fetch(w_ptr, n, num_n, width, AHEAD * K)
-    _wait(AHEAD)
-    first, _, _ = _product(
-        y_ptr, m.to(tl.int64), m, rows, width, y_ptr, w_ptr, n, w_ptr, n, num_n, False, False, M, N, K, PRECISION
-    )
+    first, _ = _product(y_ptr, m, rows, width, w_ptr, n, w_ptr, n, num_n, False, M, N, K, PRECISION)
     mask = (m < rows)[:, None] & (n < num_n)[None, :]
     tokens = m.to(tl.int64)
     if HAS_INDEX:
@@ -345,20 +290,12 @@ def _add_kernel(
 
 @triton.jit
 def _widen_kernel(
-    x_ptr, norm_ptr, w_ptr, w2_ptr, out_ptr, rows, width, num_n, eps, NORM: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+    x_ptr, w_ptr, w2_ptr, out_ptr, rows, width, num_n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
-    _fetch(w_ptr, n, num_n, width, AHEAD * K)
-    _fetch(w2_ptr, n, num_n, width, AHEAD * K)
-    _wait(AHEAD)
-    gate, up, squares = _product(
-        x_ptr, m.to(tl.int64), m, rows, width, norm_ptr, w_ptr, n, w2_ptr, n, num_n, NORM, True, M, N, K, PRECISION
-    )
-    if NORM:
-        rstd = tl.rsqrt(squares / width + eps)[:, None]
-        gate, up = gate * rstd, up * rstd
+    gate, up = _product(x_ptr, m, rows, width, w_ptr, n, w2_ptr, n, num_n, True, M, N, K, PRECISION)
     out = gate * tl.sigmoid(gate) * up
     mask = (m < rows)[:, None] & (n < num_n)[None, :]
     tl.store(out_ptr + m[:, None] * num_n + n[None, :], out.to(out_ptr.dtype.element_ty), mask)
@@ -374,21 +311,12 @@ def _activate_kernel(gate_ptr, up_ptr, out_ptr, count, SIZE: tl.constexpr):
 
 @triton.jit
 def _read_kernel(
-    x_ptr, rows_ptr, norm_ptr, w_ptr, out_ptr, rows, width, num_n, eps, NORM: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, AHEAD: tl.constexpr,
+    x_ptr, w_ptr, out_ptr, rows, width, num_n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
-    _fetch(w_ptr, n, num_n, width, AHEAD * K)
-    _wait(AHEAD)
-    tokens = m.to(tl.int64)
-    if NORM:
-        tokens = tl.load(rows_ptr + m, m < rows, other=0)
-    first, _, squares = _product(
-        x_ptr, tokens, m, rows, width, norm_ptr, w_ptr, n, w_ptr, n, num_n, NORM, False, M, N, K, PRECISION
-    )
-    if NORM:
-        first = first * tl.rsqrt(squares / width + eps)[:, None]
+    first, _ = _product(x_ptr, m, rows, width, w_ptr, n, w_ptr, n, num_n, False, M, N, K, PRECISION)
     mask = (m < rows)[:, None] & (n < num_n)[None, :]
     at = out_ptr + m[:, None].to(tl.int64) * num_n + n[None, :]
     tl.store(at, first.to(out_ptr.dtype.element_ty), mask)
@@ -396,10 +324,9 @@ def _read_kernel(
 
 @triton.jit
 def _decide_kernel(
-    logits_ptr, probability_ptr, token, SIZE: tl.constexpr, K: tl.constexpr, AHEAD: tl.constexpr
+    logits_ptr, probability_ptr, token, SIZE: tl.constexpr, K: tl.constexpr
 ):  # fmt: skip
     """Softmax of one row, at one token. Each of K lanes has a maximum and a sum of its own."""
-    _wait(AHEAD)
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * SIZE
     most = tl.full((K,), float("-inf"), tl.float32)
@@ -421,10 +348,9 @@ def _decide_kernel(
 def _route_kernel(
     x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, slots, per_frame, num_kept,
     STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr,
-    K: tl.constexpr, AHEAD: tl.constexpr,
+    K: tl.constexpr,
 ):  # fmt: skip
     """One frame: scores, the `num_kept` highest of them, ties to the lower index, and their slots."""
-    _wait(AHEAD)
     frame, i = tl.program_id(0), tl.arange(0, P)
     token = frame * (per_frame + 1) + 1 + i
     own = i < per_frame
@@ -464,35 +390,32 @@ def _precision(x: torch.Tensor) -> str:
 
 def _tiles(name: str, x: torch.Tensor, slots: int) -> tuple[int, int, int, int]:
     n, columns, warps, stages = TILES[name]
-    return n, columns // ((1 + (slots > 16)) * (1 + (x.dtype == torch.float32))), warps, stages
+    columns //= (1 + (slots > 16)) * (1 + (x.dtype == torch.float32))
+    # of each stage but one, columns of the tokens and of one weight or two are kept in shared memory
+    loaded = _power(slots) + n * (1 + (name in ("project", "widen")))
+    return n, columns, warps, min(stages, 1 + _shared_memory(x.device) // (loaded * columns * x.element_size()))
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have."""
+    if device.type != "cuda":  # in Triton's interpreter there is no limit
+        return 2**31
+    return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
 
 
 def _power(value: int, least: int = 16) -> int:
     return max(least, triton.next_power_of_2(value))
 
 
-def _overlap(x: torch.Tensor) -> dict:
-    """Arguments of each launch: how a kernel begins, as `AHEAD` says where that is possible."""
-    return {"AHEAD": AHEAD, "launch_pdl": True} if AHEAD >= 0 and _can_overlap(x.device) else {"AHEAD": -1}
-
-
-@functools.cache
-def _can_overlap(device: torch.device) -> bool:
-    has_it = gdc_wait is not None and device.type == "cuda" and torch.version.cuda is not None
-    return has_it and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-def _entering(name: str, x: torch.Tensor, index: torch.Tensor | None, norm) -> tuple[torch.Tensor, bool]:
-    """What a kernel gets of the tokens, and whether it is to normalise them."""
-    if name not in NORM_APART:
-        return x, True
+def _normed(x: torch.Tensor, index: torch.Tensor | None, norm) -> torch.Tensor:
     width = x.shape[1]
-    entered = x.new_empty((len(x) if index is None else len(index), width))
-    _norm_kernel[(len(entered),)](
-        x, index, norm.weight, entered, width, norm.variance_epsilon, HAS_INDEX=index is not None, W=_power(width),
-        num_warps=8, **_overlap(x),
+    normed = x.new_empty((len(x) if index is None else len(index), width))
+    _norm_kernel[(len(normed),)](
+        x, index, norm.weight, normed, width, norm.variance_epsilon, HAS_INDEX=index is not None, W=_power(width),
+        num_warps=8,
     )  # fmt: skip
-    return entered, False
+    return normed
 
 
 class Kernels:
@@ -508,7 +431,6 @@ class Kernels:
             x, expert.weight, expert.bias, index, scale, scores, kept, index.shape[0], per_frame, num_kept,
             STRENGTH=GATE_STRENGTH, GATE={"none": 0, "residual": 1, "output": 2}[gate], FORCE_LAST=force_last,
             SIZE=width, P=padded, K=min(max(64, columns * 16 // padded), _power(width)), num_warps=warps,
-            **_overlap(x),
         )  # fmt: skip
 
     @staticmethod
@@ -519,12 +441,12 @@ class Kernels:
         n, columns, warps, stages = _tiles("project", x, rows)
         n = math.gcd(n, head_dim // 2)
         biases = [part.weight if part.bias is None else part.bias for part in (q, k, v)]
-        entered, is_raw = _entering("project", x, index, layer.input_layernorm)
+        entered = _normed(x, index, layer.input_layernorm)
         _project_kernel[((heads + 2 * groups) * (head_dim // 2 // n),)](
-            entered, index, held, layer.input_layernorm.weight, q.weight, k.weight, v.weight, *biases, *rotary,
-            queries, rows, rows // len(held), x.shape[1], layer.input_layernorm.variance_epsilon, H=heads, G=groups,
-            HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None, MANY=len(held) > 1, NORM=is_raw,
-            M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps, num_stages=stages, **_overlap(x),
+            entered, index, held, q.weight, k.weight, v.weight, *biases, *rotary, queries, rows, rows // len(held),
+            x.shape[1], H=heads, G=groups, HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None,
+            MANY=len(held) > 1, M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps,
+            num_stages=stages,
         )  # fmt: skip
 
     @staticmethod
@@ -541,11 +463,9 @@ class Kernels:
         _attend_kernel[(groups, splits, blocks * streams)](
             queries, held, part, most, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
             HEAD=head_dim, R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
-            **_overlap(queries),
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
             part, most, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4,
-            **_overlap(queries),
         )  # fmt: skip
 
     @staticmethod
@@ -555,7 +475,7 @@ class Kernels:
         _add_kernel[(triton.cdiv(num_n, n),)](
             y, linear.weight, linear.bias, before, x, index, scale, y.shape[0], width, num_n, FROM_X=from_x,
             HAS_INDEX=index is not None, HAS_BIAS=linear.bias is not None, M=_power(y.shape[0]), N=n, K=columns,
-            PRECISION=_precision(x), num_warps=warps, num_stages=stages, **_overlap(x),
+            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     @classmethod
@@ -565,12 +485,10 @@ class Kernels:
     @staticmethod
     def widen(between, layer, wide) -> None:
         n, columns, warps, stages = _tiles("widen", between, len(between))
-        num_n, norm = wide.shape[1], layer.post_attention_layernorm
-        entered, is_raw = _entering("widen", between, None, norm)
+        num_n, entered = wide.shape[1], _normed(between, None, layer.post_attention_layernorm)
         _widen_kernel[(triton.cdiv(num_n, n),)](
-            entered, norm.weight, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, wide, between.shape[0],
-            between.shape[1], num_n, norm.variance_epsilon, NORM=is_raw, M=_power(between.shape[0]), N=n, K=columns,
-            PRECISION=_precision(between), num_warps=warps, num_stages=stages, **_overlap(between),
+            entered, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, wide, *entered.shape, num_n,
+            M=_power(len(entered)), N=n, K=columns, PRECISION=_precision(between), num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     @classmethod
@@ -580,12 +498,10 @@ class Kernels:
     @staticmethod
     def read(x, rows, model, logits) -> None:
         n, columns, warps, stages = _tiles("read", x, len(rows))
-        norm, num_n = model.model.language_model.norm, logits.shape[1]
-        entered, is_raw = _entering("read", x, rows, norm)
+        num_n, entered = logits.shape[1], _normed(x, rows, model.model.language_model.norm)
         _read_kernel[(triton.cdiv(num_n, n),)](
-            entered, rows, norm.weight, model.lm_head.weight, logits, len(rows), x.shape[1], num_n,
-            norm.variance_epsilon, NORM=is_raw, M=_power(len(rows)), N=n, K=columns, PRECISION=_precision(x),
-            num_warps=warps, num_stages=stages, **_overlap(x),
+            entered, model.lm_head.weight, logits, *entered.shape, num_n, M=_power(len(rows)), N=n, K=columns,
+            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     @staticmethod
@@ -593,7 +509,6 @@ class Kernels:
         size = logits.shape[1]
         _decide_kernel[(len(logits),)](
             logits, probability, token, SIZE=size, K=min(DECIDE[0], _power(size)), num_warps=DECIDE[1],
-            **_overlap(logits),
         )  # fmt: skip
 
 

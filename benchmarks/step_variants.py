@@ -264,57 +264,67 @@ def time_eager(model, held: int, repeats: int = 10) -> dict:
     return milliseconds(call, repeats)
 
 
-def sweep_products(model, log: Log, slots: int) -> dict:
-    """Microseconds a layer of each product, over all layers so that no weight stays in a cache: ours with several
-    tiles, and cuBLAS's."""
-    step = prepared(model, fast_kernels.Kernels, 100)
+CANDIDATES = {  # as `fast_kernels.TILES`
+    "project": (
+        (16, 128, 4, 6), (16, 256, 4, 4), (16, 256, 4, 5), (16, 512, 4, 3), (32, 128, 4, 4), (32, 128, 4, 6),
+        (32, 256, 4, 4), (32, 256, 8, 4), (64, 128, 4, 4),
+    ),
+    "leave": (
+        (16, 256, 4, 5), (16, 256, 4, 6), (16, 512, 4, 3), (16, 512, 4, 4), (32, 128, 4, 6), (32, 256, 4, 4),
+    ),
+    "widen": (
+        (16, 256, 4, 4), (16, 256, 4, 5), (16, 512, 4, 3), (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 4, 3),
+        (64, 128, 4, 3), (64, 128, 4, 4),
+    ),
+    "narrow": (
+        (16, 256, 4, 5), (16, 256, 4, 6), (16, 512, 4, 3), (16, 512, 4, 4), (32, 256, 4, 4), (32, 512, 4, 3),
+    ),
+    "read": (
+        (16, 256, 4, 5), (32, 128, 4, 6), (32, 256, 4, 4), (64, 128, 4, 4), (64, 256, 4, 3), (64, 256, 8, 3),
+        (128, 128, 4, 3),
+    ),
+}  # fmt: skip
+
+
+def sweep_products(model, log: Log) -> dict:
+    """Microseconds a layer of each product with several tiles, the fastest of which stays: of all tokens of a frame,
+    and of a routed layer's slots; over all layers, so that no weight stays in a cache. Of `read`, of one call."""
+    step, kernels = prepared(model, fast_kernels.Kernels, 100), fast_kernels.Kernels
     layers, found = model.model.language_model.layers, {}
     rotary = [p[0] for p in model.model.language_model.rotary_emb(step.x[None], step.offsets[None])]
-    between, wide = step.between[:slots], step.wide[:slots]
-    kernels, table = fast_kernels.Kernels, step.table
-    calls = {
-        "project": lambda n, x: kernels.project(
-            step.x[:slots], None, x, rotary, step.queries[:slots], table[n], [0], [0]
-        ),
-        "leave": lambda n, x: kernels.leave(step.attended[:slots], x, step.x, None, between),
-        "widen": lambda n, x: kernels.widen(between, x, wide),
-        "narrow": lambda n, x: kernels.narrow(wide, x, between, step.x, None, None),
-    }
-    linear = torch.nn.functional.linear
-    blas = {
-        "project": lambda n, x: [
-            linear(between, p.weight) for p in (x.self_attn.q_proj, x.self_attn.k_proj, x.self_attn.v_proj)
-        ],
-        "leave": lambda n, x: linear(between, x.self_attn.o_proj.weight),
-        "widen": lambda n, x: [linear(between, p.weight) for p in (x.mlp.gate_proj, x.mlp.up_proj)],
-        "narrow": lambda n, x: linear(wide, x.mlp.down_proj.weight),
-    }
-    thin = [(16, 256, 4, 5), (32, 256, 4, 4), (16, 512, 4, 3), (32, 128, 4, 6), (16, 512, 8, 4), (32, 256, 8, 5)]
-    tiles = {
-        "project": [(16, 256, 4, 4), (16, 128, 4, 5), (32, 128, 4, 4), (16, 256, 8, 4), (32, 256, 8, 3)],
-        "leave": thin,
-        "widen": [(32, 128, 4, 4), (64, 128, 4, 3), (32, 256, 4, 3), (16, 256, 4, 4), (64, 128, 8, 4)],
-        "narrow": thin,
-    }
+    for buffer in (step.x, step.attended, step.between, step.wide):
+        buffer.normal_()
 
-    def timed(call) -> float:
+    def calls(slots: int, index, scale) -> dict:
+        attended, between, wide = step.attended[:slots], step.between[:slots], step.wide[:slots]
+        queries, table = step.queries[:slots], step.table
+        return {
+            "project": lambda n, x: kernels.project(step.x, index, x, rotary, queries, table[n], [0], [0]),
+            "leave": lambda n, x: kernels.leave(attended, x, step.x, index, between),
+            "widen": lambda n, x: kernels.widen(between, x, wide),
+            "narrow": lambda n, x: kernels.narrow(wide, x, between, step.x, index, scale),
+            "read": lambda n, x: kernels.read(step.x, step.rows, model, step.logits),
+        }
+
+    def timed(call, layers) -> float:
         graph = captured(lambda: [call(number, layer) for number, layer in enumerate(layers)])
         return round(milliseconds(graph.replay, 20)["p50"] * 1000 / len(layers), 2)
 
-    for name, call in calls.items():
-        found[name] = {"cublas": timed(blas[name])}
-        own, best = fast_kernels.TILES[name], (float("inf"), None)
-        for tile in tiles[name]:
+    ways = calls(len(step.x), None, None), calls(step.slots, step.index, step.scale)
+    for name, tiles in CANDIDATES.items():
+        own, best, found[name] = fast_kernels.TILES[name], (float("inf"), None), {}
+        some, over = (ways[:1], layers[:1]) if name == "read" else (ways, layers)
+        for tile in tiles:
             if time.perf_counter() > log.end - 60:
                 break
             fast_kernels.TILES[name] = tile
             try:
-                found[name][str(tile)] = timed(call)
-                best = min(best, (found[name][str(tile)], tile))
+                found[name][str(tile)] = [timed(way[name], over) for way in some]
+                best = min(best, (sum(found[name][str(tile)]), tile))
             except Exception as problem:
                 found[name][str(tile)] = f"{type(problem).__name__}: {str(problem)[:120]}"
         fast_kernels.TILES[name] = best[1] or own
-        log.say(f"{name} at {slots} slots: {found[name]} -> {fast_kernels.TILES[name]}")
+        log.say(f"{name}: {found[name]} -> {fast_kernels.TILES[name]}")
     return found
 
 
@@ -414,7 +424,7 @@ def main(argv: list[str] | None = None) -> None:
 
     each("step before tuning", lambda held: time_step(model, fast_kernels.Kernels, held), (600,))
     each("step, cuBLAS", lambda held: time_step(model, fast_kernels.WideKernels, held), (600,))
-    log.attempt("products at 11 slots", lambda: sweep_products(model, log, 11), 30)
+    log.attempt("products", lambda: sweep_products(model, log), 30)
     log.attempt("attention at 3000 frames", lambda: sweep_attention(model, 3000), 20)
     each("step", lambda held: time_step(model, fast_kernels.Kernels, held))
     for held in (100, 600, 3000):

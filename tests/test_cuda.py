@@ -188,24 +188,6 @@ def test_graphs_of_several_streams_are_each_alone(name, dtype, tolerance):
     assert any(x.streams > 1 and not x.frames for x in captured)
 
 
-@pytest.mark.parametrize("apart", [(), ("project", "widen", "read")])
-@pytest.mark.parametrize("ahead", [-1, 0, 4])
-@torch.no_grad()
-def test_graphs_of_kernels_that_begin_early_are_the_model(monkeypatch, ahead, apart):
-    kernels = pytest.importorskip("videollm_mod.fast_kernels_videollm_mod")
-    monkeypatch.setattr(kernels, "AHEAD", ahead)
-    monkeypatch.setattr(kernels, "NORM_APART", apart)
-    model = wide_model("learned", 50, torch.float32)
-    fast, _ = fast_language_model(model)
-
-    def near(value: torch.Tensor, expected: torch.Tensor) -> None:
-        assert value.shape == expected.shape and relative_error(value, expected) < 1e-4
-
-    for turn in range(3):
-        check_streams_together(model, fast, 60 + turn, near, near)
-    assert fast.why_not is None and any(step.graph is not None for step in fast._steps.values())
-
-
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()

@@ -392,6 +392,18 @@ def test_routing_by_the_kernel_is_the_plain_part(monkeypatch, seed):
 
 
 @needs_triton
+@pytest.mark.parametrize("kilobytes", [64, 99, 163, 227])  # compute capability 7.5, 8.6 and 8.9, 8.0, 9.0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_have_stages_in_any_shared_memory(monkeypatch, kilobytes, dtype):
+    kernels = pytest.importorskip("videollm_mod.fast_kernels_videollm_mod")
+    monkeypatch.setattr(kernels, "_shared_memory", lambda device: kilobytes * 1024)
+    for name, (*_, most) in kernels.TILES.items():
+        for slots in (1, 16, 17, 64):
+            stages = kernels._tiles(name, torch.empty(0, dtype=dtype), slots)[3]
+            assert 2 <= stages <= most and (kilobytes < 163 or stages == most)
+
+
+@needs_triton
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [60, 5000])
 @torch.no_grad()
