@@ -127,6 +127,15 @@ def causal_mask(
     )
 
 
+def attend_in_groups(module, queries, keys, values, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """As transformers' `sdpa`, which repeats keys and values for each query head where there is a mask, for not every
+    GPU's kernels take both. A CPU's do, and there copying the keys takes longer than attention itself."""
+    attended = nn.functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
 class VideoLLMMoDAttention(LlamaAttention):
     """Llama's attention. Where one row holds the tokens of several streams, each attends to its own cache alone; the
     projections, which read the weights, are one for all."""
@@ -141,13 +150,12 @@ class VideoLLMMoDAttention(LlamaAttention):
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `past_key_values` is then a `PackedCache`."""
-        if lengths is None and past_key_values is not None:
-            return super().forward(hidden_states, position_embeddings, attention_mask, past_key_values, **kwargs)
-        if lengths is None:
-            attended, weights = self.attend(hidden_states, position_embeddings, attention_mask, **kwargs)
-            return self.o_proj(attended), weights
         queries, keys, values = self.project(hidden_states, position_embeddings)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        if lengths is None:
+            if past_key_values is not None:
+                keys, values = past_key_values.update(keys, values, self.layer_idx)
+            attended, weights = self.attend_to(queries, keys, values, attention_mask, **kwargs)
+            return self.o_proj(attended), weights
         attended = []
         split = zip(
             past_key_values.layers[self.layer_idx].layers,
@@ -160,10 +168,8 @@ class VideoLLMMoDAttention(LlamaAttention):
                 continue
             all_keys, all_values = cache.update(own_keys, own_values)
             mask = causal_mask(self.config, own, all_keys.shape[2], None, None)
-            attended.append(
-                attend(self, own_queries, all_keys, all_values, mask, dropout=0.0, scaling=self.scaling, **kwargs)[0]
-            )
-        return self.o_proj(torch.cat(attended, dim=1).flatten(2)), None
+            attended.append(self.attend_to(own_queries, all_keys, all_values, mask, **kwargs)[0])
+        return self.o_proj(torch.cat(attended, dim=1)), None
 
     def attend(
         self,
@@ -179,7 +185,10 @@ class VideoLLMMoDAttention(LlamaAttention):
     def attend_to(
         self, queries, keys, values, attention_mask=None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        implementation = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if implementation == "sdpa" and attention_mask is not None and queries.device.type == "cpu":
+            attend = attend_in_groups
         dropout = self.attention_dropout if self.training else 0.0
         options = {"dropout": dropout, "scaling": self.scaling, **kwargs}
         attended, weights = attend(self, queries, keys, values, attention_mask, **options)

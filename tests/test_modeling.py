@@ -2,6 +2,7 @@
 
 import copy
 import random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,10 +19,13 @@ from tiny import (
     tiny_config,
     tiny_model,
 )
+from torch.nn.attention.bias import causal_lower_right
 from transformers import LlamaConfig, LlamaForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from videollm_mod import MoDCache, modeling_videollm_mod
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDTextConfig
+from videollm_mod.modeling_text_videollm_mod import attend_in_groups
 from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
 TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
@@ -283,6 +287,26 @@ def test_a_float32_model_goes_on_with_a_cache_under_autocast():
         pieces = run_in_pieces(model, row, cuts, MoDCache(model.config))
         whole = model(**row).logits[0]
     assert (pieces - whole).norm() < 3e-2 * whole.norm()
+
+
+@pytest.mark.parametrize("masked", ["lower right", "padding"])
+def test_attention_in_groups_is_that_of_repeated_keys(masked):
+    for seed in range(20):
+        torch.manual_seed(seed)
+        ranges = (1, 4), (1, 4), (2, 9), (9, 90)
+        groups, share, queries, keys = (int(torch.randint(low, high, ())) for low, high in ranges)
+        size = (2, groups, keys, 16)
+        states = torch.randn(2, groups * share, queries, 16), torch.randn(size), torch.randn(size)
+        mask = torch.ones(2, 1, queries, keys, dtype=torch.bool).tril(keys - queries)
+        if masked == "padding":
+            mask[1, :, :, : keys // 2] = False
+        else:
+            mask = causal_lower_right(queries, keys)
+        module = SimpleNamespace(num_key_value_groups=share, is_causal=True)
+        found, expected = (
+            attend(module, *states, mask, scaling=0.3)[0] for attend in (attend_in_groups, sdpa_attention_forward)
+        )
+        assert found.is_contiguous() and torch.equal(found, expected)
 
 
 def test_outputs_as_tuple_with_hidden_states_and_attentions():
