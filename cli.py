@@ -47,7 +47,8 @@ def one_line(message: object) -> str:
 
 def share_cores() -> None:
     """Let threads that wait for each other sleep, not spin: beside other programs a small model then runs twice as
-    fast, and alone no slower. To be called before torch is imported."""
+    fast; alone it takes longer over single frames, unless OMP_WAIT_POLICY says ACTIVE. To be called before torch is
+    imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 

@@ -2,11 +2,11 @@
 
 import contextlib
 import io
+import json
 import re
 import shlex
 import shutil
 
-import pytest
 from clips import moving, write_video
 from fresh import ROOT
 from servers import FileServer
@@ -89,48 +89,30 @@ def test_fine_tuning_runs_as_its_readme_says(tmp_path, monkeypatch, capsys):
     assert "One." in capsys.readouterr().out  # the answer to the question, which the nano knows anyway
 
 
-@pytest.mark.parametrize("number", ["99.7 % of 2,719", "0.3 %", "0.0 s", "94.8 % of 500"])
-def test_numbers_come_from_the_committed_result(number):
-    import json
+def test_the_table_of_the_nano_is_that_of_the_committed_results():
+    def result(name: str):
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
-    result = json.loads((ROOT / "benchmarks" / "results" / "world_basic.json").read_text())
-    summary = result["summary"]
-    shown = [
-        f"{summary['exact']:.1f} % of {summary['narrations']:,}",
-        f"{summary['false']:.1f} %",
-        f"{summary['time_diff']:.1f} s",
-        f"{summary['right']:.1f} % of {summary['questions']}",
-    ]
-    assert number in shown
-    assert number in (ROOT / "README.md").read_text(encoding="utf-8")
+    def cells(begin: str) -> list[str]:
+        line = next(line for line in lines if line.startswith(f"| {begin}"))
+        return [cell.strip() for cell in line.strip("|").split("|")[1:]]
 
-
-def test_the_card_says_what_the_hub_reads():
-    from huggingface_hub import ModelCard
-
-    card = ModelCard.load(ROOT / "README.md").data
-    assert (card.library_name, card.pipeline_tag, card.license) == ("transformers", "video-text-to-text", "apache-2.0")
-    assert "custom_code" in card.tags
-
-
-def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
-    import json
-
-    import matplotlib
-
-    matplotlib.use("Agg")
-    monkeypatch.chdir(ROOT / "examples")
-    cells = json.loads((ROOT / "examples" / "narrate.ipynb").read_text(encoding="utf-8"))["cells"]
-    names, printed = {}, io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        for cell in cells:
-            if cell["cell_type"] == "code":
-                assert cell["outputs"] == []
-                exec("".join(cell["source"]), names)
-    from videollm_mod.data.world import world_stream
-
-    narrations = world_stream(4242).narrations
-    assert all(f"{time:5.1f} s  {text}" in printed.getvalue() for time, text in narrations)
-    assert f"What happened last? {narrations[-1][1]}" in printed.getvalue()
-    names["figure"].savefig(io.BytesIO())
-    assert all(len(panel.images) == 1 and panel.images[0].get_array().std() > 0.02 for panel in names["panels"])
+    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    summaries = [result(name)["summary"] for name in ("world_basic", "nano_hard_small", "nano_hard")]
+    for begin, cell in (
+        ("narrations exact", "{exact:.2f} % of {narrations:,}"),
+        ("false narrations", "{false:.2f} %"),
+        ("time between", "{time_diff:.2f} s"),
+        ("questions answered", "{right:.1f} % of {questions}"),
+    ):
+        assert cells(begin) == [cell.format(**summary) for summary in summaries]
+    tasks = {(x["data"]["level"], x["task"]): x["summary"] for x in result("nano_tasks")}
+    named, right, distances = ("step", "task", "next", "procedure", "procedure+", "keystep"), [], []
+    for level in ("hard_small", "hard"):
+        right.append([tasks[f"{level}_tasks", task]["to_the_letter"] for task in named])
+        distances.append(
+            ", ".join(f"{tasks[f'{level}_tasks', 'lta'][f'ed_{kind}']:.3f}" for kind in ("verb", "noun", "action"))
+        )
+    assert right[0] == [100.0] * 6
+    assert cells("`step`") == ["", "100 % each", ", ".join(f"{x:g}" for x in right[1]) + " %"]
+    assert cells("`lta`") == ["", *distances]
