@@ -116,3 +116,32 @@ def test_the_table_of_the_nano_is_that_of_the_committed_results():
     assert right[0] == [100.0] * 6
     assert cells("`step`") == ["", "100 % each", ", ".join(f"{x:g}" for x in right[1]) + " %"]
     assert cells("`lta`") == ["", *distances]
+
+
+def test_the_card_says_what_the_hub_reads():
+    from huggingface_hub import ModelCard
+
+    card = ModelCard.load(ROOT / "README.md").data
+    assert (card.library_name, card.pipeline_tag, card.license) == ("transformers", "video-text-to-text", "apache-2.0")
+    assert "custom_code" in card.tags
+
+
+def test_the_notebook_runs_from_top_to_bottom(monkeypatch):
+    import matplotlib
+
+    matplotlib.use("Agg")
+    monkeypatch.chdir(ROOT / "examples")
+    cells = json.loads((ROOT / "examples" / "narrate.ipynb").read_text(encoding="utf-8"))["cells"]
+    names, printed = {}, io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        for cell in cells:
+            if cell["cell_type"] == "code":
+                assert cell["outputs"] == []
+                exec("".join(cell["source"]), names)
+    from videollm_mod.data.world import world_stream
+
+    narrations = world_stream(4242).narrations
+    assert all(f"{time:5.1f} s  {text}" in printed.getvalue() for time, text in narrations)
+    assert f"What happened last? {narrations[-1][1]}" in printed.getvalue()
+    names["figure"].savefig(io.BytesIO())
+    assert all(len(panel.images) == 1 and panel.images[0].get_array().std() > 0.02 for panel in names["panels"])
