@@ -28,6 +28,7 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.import_utils import is_torch_greater_or_equal
 from transformers.utils.output_capturing import capture_outputs
 
 from .cache_videollm_mod import MoDCache
@@ -46,6 +47,8 @@ from .routing_videollm_mod import FrameRouter, LayerExpert, StreamLayout
 
 # By their full names, with and without a head around them. LayerExperts are no plain linear layers: none takes them.
 FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
+# torch 2.8 repeats keys itself on a CPU, and then computes attention in its slowest way
+GROUPS_ON_CPU = is_torch_greater_or_equal("2.9", accept_dev=True)
 
 
 def keeping_precision(quantization_config):
@@ -187,7 +190,7 @@ class VideoLLMMoDAttention(LlamaAttention):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
-        if implementation == "sdpa" and attention_mask is not None and queries.device.type == "cpu":
+        if implementation == "sdpa" and attention_mask is not None and queries.device.type == "cpu" and GROUPS_ON_CPU:
             attend = attend_in_groups
         dropout = self.attention_dropout if self.training else 0.0
         options = {"dropout": dropout, "scaling": self.scaling, **kwargs}

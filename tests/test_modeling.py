@@ -23,7 +23,7 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from videollm_mod import MoDCache, modeling_videollm_mod
+from videollm_mod import MoDCache, modeling_text_videollm_mod, modeling_videollm_mod
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDTextConfig
 from videollm_mod.modeling_text_videollm_mod import attend_in_groups
 from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
@@ -307,6 +307,24 @@ def test_attention_in_groups_is_that_of_repeated_keys(masked):
             attend(module, *states, mask, scaling=0.3)[0] for attend in (attend_in_groups, sdpa_attention_forward)
         )
         assert found.is_contiguous() and torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_where_torch_has_no_groups_on_a_cpu_transformers_attention_is_taken(monkeypatch):
+    model, calls = tiny_model(15), []
+    ids, mask = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[0, 1, 1, 1]])
+    monkeypatch.setattr(
+        modeling_text_videollm_mod,
+        "attend_in_groups",
+        lambda *args, **kw: calls.append(1) or attend_in_groups(*args, **kw),
+    )
+    made = []
+    for has_groups in (True, False):
+        monkeypatch.setattr(modeling_text_videollm_mod, "GROUPS_ON_CPU", has_groups)
+        made.append(model(input_ids=ids, attention_mask=mask).logits)
+        assert bool(calls) == has_groups
+        calls.clear()
+    torch.testing.assert_close(*made)
 
 
 def test_outputs_as_tuple_with_hidden_states_and_attentions():
