@@ -176,6 +176,7 @@ class Clock:
         self.optimizer.step(rate * min(1.0, self.passed / 0.05 + 1e-3))
         self.losses.append(loss.detach())
         self.steps += 1
+        self.passed = self.team.agree(min(1.0, (time.monotonic() - self.started) / self.seconds))
         if self.passed - self.shown > 0.05 or self.is_over:
             mean, self.losses, self.shown = float(torch.stack(self.losses).mean()), [], self.passed
             entry = {
@@ -187,7 +188,6 @@ class Clock:
             self.log.append({**entry, **about, **(check() if check and self.team.rank == 0 else {})})
             if self.team.rank == 0:
                 print(json.dumps(self.log[-1]), flush=True)
-        self.passed = self.team.agree(min(1.0, (time.monotonic() - self.started) / self.seconds))
 
 
 def learn_to_see(model, processor, bank: StreamBank, seconds: float, batch_size: int, team: Team, log: list) -> None:
