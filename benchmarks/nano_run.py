@@ -325,6 +325,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, help="processes that make streams; by default one a core")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    if args.part[0] > 1 and args.begin is None:
+        parser.error("--part after the first goes on from --begin, the checkpoint of the part before")
+    if args.streams < 2 or args.batch_size < 1:
+        parser.error("--streams must be at least 2, --batch-size at least 1")
     args.command = " ".join(["python -m videollm_mod.benchmarks.nano_run", *(sys.argv[1:] if argv is None else argv)])
     run(args)
 

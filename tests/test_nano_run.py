@@ -132,6 +132,17 @@ def test_a_part_that_cannot_be_is_refused(text, capsys):
     assert f"must be like 1/2, got {text!r}" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [(["--part", "2/2"], "goes on from --begin"), (["--streams", "1"], "--streams must be at least 2"),
+     (["--batch-size", "0"], "--batch-size at least 1")],
+)  # fmt: skip
+def test_a_run_that_cannot_be_is_refused(options, said, capsys):
+    with pytest.raises(SystemExit):
+        nano_run.main(options)
+    assert said in capsys.readouterr().err
+
+
 ONE_OF_TWO = """
 import sys, torch
 from videollm_mod.benchmarks.nano_run import Team
