@@ -60,6 +60,9 @@ def test_batches_are_the_collators(monkeypatch):
     assert [mask is None for mask in masks] == alike and any(alike)
 
 
+needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="the run needs Muon, of torch 2.9")
+
+
 @pytest.fixture
 def small_run(tmp_path, monkeypatch):
     """`main` of a small model and few streams, on the CPU, with a folder for what it leaves."""
@@ -79,6 +82,7 @@ def small_run(tmp_path, monkeypatch):
     return main
 
 
+@needs_muon
 def test_a_run_leaves_a_checkpoint_and_its_log(small_run):
     result, folder = small_run("whole", "--seconds", "12")
     for stage in ("vision", "stream"):
@@ -97,6 +101,7 @@ def test_a_run_leaves_a_checkpoint_and_its_log(small_run):
     VideoLLMMoDProcessor.from_pretrained(unpacked / "nano")
 
 
+@needs_muon
 def test_a_part_goes_on_where_the_one_before_ended(small_run, monkeypatch):
     seeds = []
     whole = nano_data.world_stream
@@ -116,6 +121,7 @@ def test_a_part_goes_on_where_the_one_before_ended(small_run, monkeypatch):
     assert second["log"][0]["loss"] < first["log"][-1]["loss"] + 0.5
 
 
+@needs_muon
 def test_each_parameter_has_one_optimizer():
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT)
     muon, adamw = nano_run.muon_and_adamw(model)
