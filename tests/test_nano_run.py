@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from fresh import ROOT
+from safetensors.torch import load_file
 from servers import free_port
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
-from videollm_mod.benchmarks import nano_data, nano_run
+from videollm_mod.benchmarks import nano_data, nano_run, nano_scales
 from videollm_mod.benchmarks.nano_data import CHUNK, Chunks, StreamBank
 from videollm_mod.benchmarks.nano_scores import narrations, question, right
 from videollm_mod.data.collator import StreamCollator
@@ -200,3 +201,15 @@ def test_a_checkpoint_that_knows_the_world_scores_so():
     assert right(model, processor, examples) >= 50
     wrong = [([*messages[:-1], {"role": "assistant", "content": "No."}], frames) for messages, frames in examples]
     assert right(model, processor, wrong) == 0
+
+
+def test_scaled_frames_change_the_tower_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(nano_scales, "HELD_OUT", 1)
+    monkeypatch.setattr(nano_scales, "BATCH", 4)
+    nano_scales.main(["--begin", str(ROOT), "--output", str(tmp_path), "--minutes", "0.02"])
+    result = json.loads((tmp_path / "scales.json").read_text())
+    assert result["log"] and result["before"].keys() == result["after"].keys()
+    assert all((value == 0) == name.endswith(" 96") for name, value in result["before"].items())
+    before, after = (load_file(folder / "model.safetensors") for folder in (ROOT, tmp_path))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all("vision_tower" in name for name in changed) and before.keys() == after.keys()

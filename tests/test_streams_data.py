@@ -220,16 +220,16 @@ def test_the_model_that_knows_the_world_narrates_a_clip_at_its_times(tmp_path):
     """A clip, its truth and the tokens made from both agree: what is learned stands where the session speaks."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT).eval()
-    _, truth = write_clip(tmp_path / "clip.mp4", seed=7, fps=4, height=128)
+    _, truth = write_clip(tmp_path / "clip.mp4", seed=7, fps=2, height=128)  # the rate that it learned
     (example,) = load_streams(truth, processor)
     session = model.stream(processor)
-    times = [index / 4 for index in range(len(example["frames"]))]
+    times = [index / 2 for index in range(len(example["frames"]))]
     events = session.push(example["frames"], times)
     assert [(event.time, event.text) for event in events] == world.world_stream(7).narrations
 
-    time, learned = -0.25, []
+    time, learned = -0.5, []
     for turn in read_turns(example["input_ids"], processor):
-        time += turn.num_frames / 4
+        time += turn.num_frames / 2
         if turn.kind == "reply":
             ids = example["labels"][turn.start : turn.stop]
             assert ids == example["input_ids"][turn.start : turn.stop]

@@ -1,0 +1,122 @@
+"""Teach the checkpoint's tower to see in frames of any size what it sees in those drawn at its own.
+
+    python -m videollm_mod.benchmarks.nano_scales --begin FOLDER --output FOLDER --minutes 12
+
+It learned from frames that were drawn at the size it takes. Those of a file are scaled down to it, and things so small
+as in the hard level then look otherwise. Here a copy of the tower sees scaled frames and learns to give the features
+that the tower gave of the same frames unscaled; nothing else is changed, so that the language model need not learn
+again. On two CPU cores.
+"""
+
+import argparse
+import copy
+import json
+import math
+import random
+import time
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ..data.world import world_stream
+from ..data.world_hard import split_seeds
+from ..training.saving import save
+from .nano_scores import load
+from .record import surroundings
+
+LEVELS = {"hard": 0.6, "hard_small": 0.2, "basic": 0.2}
+SIZES = (None, 112, 128, 160, 192, 256, 320, 384, 512)  # pixels of a side; None: as the tower takes them
+LR, BATCH = 3e-4, 32
+HELD_OUT = 6  # streams of each level
+
+
+def frames_of(seed: int, level: str, size: int) -> torch.Tensor:
+    """uint8 `[E, 3, size, size]`, those that differ."""
+    return torch.from_numpy(world_stream(seed, level).drawn(size)).permute(0, 3, 1, 2)
+
+
+def pairs(seed: int, level: str, size: int, processor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pixel values of a stream's frames as scaled from `size`, and as drawn."""
+    own = processor.video_processor.size["height"]
+    return tuple(
+        processor.video_processor(frames_of(seed, level, side), return_tensors="pt")["pixel_values_videos"].squeeze(0)
+        for side in (size, own)
+    )
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Squared error of features `[E, N, Dv]`, relative to how they differ from frame to frame and token to token."""
+    return (found - wanted).square().mean() / wanted.var(dim=(0, 1)).mean()
+
+
+@torch.no_grad()
+def errors(student, teacher, processor) -> dict[str, float]:
+    student.eval()
+    found = {}
+    for level in LEVELS:
+        for size in (processor.video_processor.size["height"], 128, 384):
+            total = 0.0
+            for seed in split_seeds("validation", HELD_OUT):
+                scaled, drawn = pairs(seed, level, size, processor)
+                total += float(
+                    distance(
+                        *(model.encode_frames(x).pooler_output for model, x in ((student, scaled), (teacher, drawn)))
+                    )
+                )
+            found[f"{level} {size}"] = round(total / HELD_OUT, 5)
+    student.train()
+    return found
+
+
+def run(args) -> None:
+    model, processor = load(args.begin, "cpu")
+    student, teacher = model.model, copy.deepcopy(model.model).eval()
+    own = processor.video_processor.size["height"]
+    result = {"command": args.command, **surroundings(), "before": errors(student, teacher, processor), "log": []}
+    print(result["before"], flush=True)
+    trained = list(student.vision_tower.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
+    seeds, rng, started = iter(split_seeds("train", 10**7)[5 * 10**6 :]), random.Random(0), time.monotonic()
+    waiting: list[tuple] = []
+    progress, losses = tqdm(desc="steps"), []
+    while (passed := (time.monotonic() - started) / (60 * args.minutes)) < 1:
+        while sum(len(scaled) for scaled, _ in waiting) < BATCH * 8:
+            level = rng.choices(list(LEVELS), list(LEVELS.values()))[0]
+            waiting.append(pairs(next(seeds), level, rng.choice(SIZES) or own, processor))
+        scaled, drawn = (torch.cat(x) for x in zip(*waiting, strict=True))
+        order, waiting = torch.randperm(len(scaled)), []
+        for some in order.split(BATCH):
+            with torch.no_grad():
+                wanted = teacher.encode_frames(drawn[some]).pooler_output
+            loss = distance(student.encode_frames(scaled[some]).pooler_output, wanted)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(trained, 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = LR * min(1.0, passed / 0.05 + 0.01) * 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.item())
+            progress.update()
+        result["log"].append(
+            {"progress": round(passed, 3), "step": len(losses), "loss": round(sum(losses[-9:]) / 9, 5)}
+        )
+        progress.set_postfix(loss=result["log"][-1]["loss"])
+    result["after"] = errors(student, teacher, processor)
+    print(result["after"])
+    save(model.eval(), processor, args.output, torch.bfloat16)
+    (args.output / "scales.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--begin", type=Path, required=True, help="a checkpoint")
+    parser.add_argument("--output", type=Path, default=Path("runs/nano_scales"))
+    parser.add_argument("--minutes", type=float, default=12)
+    args = parser.parse_args(argv)
+    args.command = f"python -m videollm_mod.benchmarks.nano_scales --minutes {args.minutes:g}"
+    run(args)
+
+
+if __name__ == "__main__":
+    main()
