@@ -5,28 +5,27 @@
 It learned from frames that were drawn at the size it takes. Those of a file are scaled down to it, and things so small
 as in the hard level then look otherwise. Here a copy of the tower sees scaled frames and learns to give the features
 that the tower gave of the same frames unscaled; nothing else is changed, so that the language model need not learn
-again. On two CPU cores.
+again. Two CPU cores will do. `--score` only counts the exact narrations of the hard level by the size of its frames.
 """
 
 import argparse
 import copy
 import json
-import math
 import random
-import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
 
 from ..data.world import world_stream
 from ..data.world_hard import split_seeds
 from ..training.saving import save
-from .nano_scores import load
+from .nano_run import Clock, Team
+from .nano_scores import load, narrations
 from .record import surroundings
 
 LEVELS = {"hard": 0.6, "hard_small": 0.2, "basic": 0.2}
 SIZES = (None, 112, 128, 160, 192, 256, 320, 384, 512)  # pixels of a side; None: as the tower takes them
+SCORED = (96, 128, 384)
 LR, BATCH = 3e-4, 32
 HELD_OUT = 6  # streams of each level
 
@@ -55,7 +54,7 @@ def errors(student, teacher, processor) -> dict[str, float]:
     student.eval()
     found = {}
     for level in LEVELS:
-        for size in (processor.video_processor.size["height"], 128, 384):
+        for size in SCORED:
             total = 0.0
             for seed in split_seeds("validation", HELD_OUT):
                 scaled, drawn = pairs(seed, level, size, processor)
@@ -69,39 +68,36 @@ def errors(student, teacher, processor) -> dict[str, float]:
     return found
 
 
+def exact(model, processor, streams: int) -> dict[str, float]:
+    """Percent of the narrations of test streams of `hard`, by the size at which their frames are drawn."""
+    seeds = split_seeds("test", streams)
+    return {str(x): round(narrations(model.eval(), processor, "hard", seeds, height=x)["exact"], 2) for x in SCORED}
+
+
 def run(args) -> None:
     model, processor = load(args.begin, "cpu")
+    if args.score:
+        print(json.dumps(exact(model, processor, args.score)))
+        return
     student, teacher = model.model, copy.deepcopy(model.model).eval()
     own = processor.video_processor.size["height"]
     result = {"command": args.command, **surroundings(), "before": errors(student, teacher, processor), "log": []}
     print(result["before"], flush=True)
-    trained = list(student.vision_tower.parameters())
-    optimizer = torch.optim.AdamW(trained, lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
-    seeds, rng, started = iter(split_seeds("train", 10**7)[5 * 10**6 :]), random.Random(0), time.monotonic()
-    waiting: list[tuple] = []
-    progress, losses = tqdm(desc="steps"), []
-    while (passed := (time.monotonic() - started) / (60 * args.minutes)) < 1:
-        while sum(len(scaled) for scaled, _ in waiting) < BATCH * 8:
+    optimizer = torch.optim.AdamW(student.vision_tower.parameters(), lr=LR, betas=(0.9, 0.98), weight_decay=0.0)
+    seeds, rng = iter(split_seeds("train", 10**7)[5 * 10**6 :]), random.Random(0)
+    clock = Clock("scales", 60 * args.minutes, [optimizer], Team("cpu"), result["log"])
+    while not clock.is_over:
+        streams = []
+        while sum(len(scaled) for scaled, _ in streams) < BATCH * 8:
             level = rng.choices(list(LEVELS), list(LEVELS.values()))[0]
-            waiting.append(pairs(next(seeds), level, rng.choice(SIZES) or own, processor))
-        scaled, drawn = (torch.cat(x) for x in zip(*waiting, strict=True))
-        order, waiting = torch.randperm(len(scaled)), []
-        for some in order.split(BATCH):
+            streams.append(pairs(next(seeds), level, rng.choice(SIZES) or own, processor))
+        scaled, drawn = (torch.cat(x) for x in zip(*streams, strict=True))
+        for some in torch.randperm(len(scaled)).split(BATCH):
             with torch.no_grad():
                 wanted = teacher.encode_frames(drawn[some]).pooler_output
-            loss = distance(student.encode_frames(scaled[some]).pooler_output, wanted)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = LR * min(1.0, passed / 0.05 + 0.01) * 0.5 * (1 + math.cos(math.pi * min(1.0, passed)))
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-            progress.update()
-        result["log"].append(
-            {"progress": round(passed, 3), "step": len(losses), "loss": round(sum(losses[-9:]) / 9, 5)}
-        )
-        progress.set_postfix(loss=result["log"][-1]["loss"])
+            clock.step(distance(student.encode_frames(scaled[some]).pooler_output, wanted))
+            if clock.is_over:
+                break
     result["after"] = errors(student, teacher, processor)
     print(result["after"])
     save(model.eval(), processor, args.output, torch.bfloat16)
@@ -113,6 +109,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--begin", type=Path, required=True, help="a checkpoint")
     parser.add_argument("--output", type=Path, default=Path("runs/nano_scales"))
     parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument(
+        "--score", type=int, metavar="STREAMS", help="learn nothing, count exact narrations of so many"
+    )
     args = parser.parse_args(argv)
     args.command = f"python -m videollm_mod.benchmarks.nano_scales --minutes {args.minutes:g}"
     run(args)

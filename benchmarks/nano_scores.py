@@ -30,10 +30,12 @@ AT_ONCE = 64  # answers
 MAX_NEW_TOKENS = 160  # twenty actions have some 110
 
 
-def narrations(model, processor, level: str, seeds: range, fps: float = FPS) -> dict:
-    """`Counts.summary` of streams narrated side by side, without a prompt or a question."""
+def narrations(model, processor, level: str, seeds: range, fps: float = FPS, height: int | None = None) -> dict:
+    """`Counts.summary` of streams narrated side by side, without a prompt or a question; of frames drawn at `height`
+    pixels, by default as many as the model takes."""
     streams = [world_stream(seed, level) for seed in seeds]
-    drawn = [torch.from_numpy(s.frames(fps, processor.video_processor.size["height"])) for s in streams]
+    height = height or processor.video_processor.size["height"]
+    drawn = [torch.from_numpy(s.frames(fps, height)) for s in streams]
     frames = torch.nn.utils.rnn.pad_sequence(drawn, batch_first=True).permute(0, 1, 4, 2, 3).to(model.device)
 
     def frames_of(rows: torch.Tensor, count: int) -> torch.Tensor:

@@ -167,7 +167,7 @@ def wide_model(name: str, seed: int, dtype: torch.dtype):
     return model
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 5e-2)])  # 0.032 was seen
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
 def test_graphs_of_several_streams_are_each_alone(name, dtype, tolerance):

@@ -1,6 +1,7 @@
 """`videollm-mod demo`: what `make demo` runs."""
 
 import json
+import re
 
 import av
 import numpy as np
@@ -22,10 +23,12 @@ def test_the_demo_narrates_both_clips(tmp_path, capsys):
         assert f"{turn['time']:8.1f} s  {turn['content']}\n" in printed
     assert f"the same words at the same frame as the truth: {len(truth)} of {len(truth)}; besides these 0" in printed
     assert printed.count("routing over") == printed.count("  cache  ") == printed.count("  language model  ") == 2
-    for name, (frames, least) in {"world": (31, len(truth)), "cup": (17, 1)}.items():
+    for name, frames in {"world": 31, "cup": 17}.items():
         assert len(decode_video(tmp_path / "demo" / f"{name}.overlay.mp4", 2)[0]) == frames
         with av.open(str(tmp_path / "demo" / f"{name}.srt")) as subtitles:
-            assert sum(packet.size > 0 for packet in subtitles.demux()) >= least
+            shown = sum(packet.size > 0 for packet in subtitles.demux())
+        said = re.findall(r"^ +[\d.]+ s  ", printed.partition(f"\n{name}.mp4: ")[2].partition("\nrouting")[0], re.M)
+        assert shown == len(said) > 0
 
 
 def test_the_world_clip_is_its_seed():
