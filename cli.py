@@ -6,7 +6,11 @@ import os
 import shlex
 import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from . import __version__
 
@@ -50,6 +54,31 @@ def share_cores() -> None:
     fast; alone it takes longer over single frames, unless OMP_WAIT_POLICY says ACTIVE. To be called before torch is
     imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+@contextmanager
+def ending_properly() -> Iterator[None]:
+    """Let SIGINT raise KeyboardInterrupt and SIGTERM SystemExit, so that what was begun is ended, but never amid an
+    import: extension modules abort the process, or raise something else, when their set-up is broken off."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        while frame is not None:
+            if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
+                later = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, number])
+                later.daemon = True
+                return later.start()
+            frame = frame.f_back
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def add_narrate(commands) -> None:
@@ -296,7 +325,8 @@ def add_routing(parser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code: 2 for bad input."""
     try:
-        return dispatch(argv)
+        with ending_properly():
+            return dispatch(argv)
     except BrokenPipeError:  # whoever read the output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -331,7 +361,6 @@ def dispatch(argv: list[str] | None) -> int:
     if run is None:
         parser.print_help()
         return 0
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what was begun is ended properly
     run(arguments)
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():

@@ -1,7 +1,6 @@
 """Set-up of every test: nothing may reach a model hub, and random numbers start from one seed."""
 
 import os
-import signal
 import tempfile
 
 import hypothesis
@@ -22,14 +21,6 @@ torch.set_num_threads(1)
 
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")
-
-
-@pytest.fixture(autouse=True)
-def signal_of_termination():
-    """Commands set what SIGTERM does; processes that later tests fork must not inherit that."""
-    before = signal.getsignal(signal.SIGTERM)
-    yield
-    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture(autouse=True)

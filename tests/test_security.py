@@ -169,14 +169,48 @@ def test_a_message_can_not_steer_the_terminal(capfd):
     assert err.startswith("error: there is no video \\x1b[2J\\x07no such") and len(err) < 1100 and err.count("\n") == 1
 
 
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_broken_off_amid_an_import_it_ends_after_it(number, code, tmp_path, monkeypatch):
+    (tmp_path / "fragile_extension.py").write_text(
+        f"import signal\ntry:\n    signal.raise_signal({int(number)})\nexcept BaseException:\n    raise TypeError\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fragile_extension", raising=False)
+    handlers = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+    def dispatch(argv):
+        import fragile_extension  # noqa: F401
+
+        time.sleep(60)
+
+    monkeypatch.setattr(cli, "dispatch", dispatch)
+    try:
+        ended = cli.main([])
+    except SystemExit as end:
+        ended = end.code
+    assert ended == code and "fragile_extension" in sys.modules
+    assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+
+
+def test_an_ignored_interrupt_stays_ignored(monkeypatch):
+    """As under nohup, or in the background of a script."""
+    monkeypatch.setattr(cli, "dispatch", lambda argv: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        cli.main([])
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_broken_off_early_it_says_nothing():
     rng = random.Random(3)
-    code = "import sys; print(flush=True); from videollm_mod.cli import main; sys.exit(main())"
+    code = "import sys; from videollm_mod.cli import main; print(flush=True); sys.exit(main())"
     command = [sys.executable, "-c", code, "narrate", ROOT / "media" / "world.mp4"]
     for _ in range(6):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         process.stdout.readline()  # Python itself has begun
-        time.sleep(rng.uniform(0.05, 0.4))
+        time.sleep(rng.uniform(0.05, 2.0))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
         assert process.returncode in (130, -signal.SIGINT) and err == ""
