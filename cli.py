@@ -62,7 +62,7 @@ def ending_properly() -> Iterator[None]:
     import: extension modules abort the process, or raise something else, when their set-up is broken off."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        while frame is not None:
+        while frame is not None and frame.f_code is not main.__code__:
             if frame.f_code.co_filename == "<frozen importlib._bootstrap>":
                 later = threading.Timer(0.05, signal.pthread_kill, [threading.main_thread().ident, number])
                 later.daemon = True

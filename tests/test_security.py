@@ -192,6 +192,15 @@ def test_broken_off_amid_an_import_it_ends_after_it(number, code, tmp_path, monk
     assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
 
 
+def test_a_program_that_is_imported_itself_can_be_broken_off(tmp_path, monkeypatch):
+    (tmp_path / "imported_program.py").write_text("from videollm_mod import cli\nended = cli.main([])\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cli, "dispatch", lambda argv: (signal.raise_signal(signal.SIGINT), time.sleep(60)))
+    import imported_program
+
+    assert imported_program.ended == 130
+
+
 def test_an_ignored_interrupt_stays_ignored(monkeypatch):
     """As under nohup, or in the background of a script."""
     monkeypatch.setattr(cli, "dispatch", lambda argv: signal.raise_signal(signal.SIGINT))
