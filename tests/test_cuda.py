@@ -1,8 +1,8 @@
 """On a GPU: the equalities of the CPU tests in float32, and bfloat16 close to float32. Skipped where there is none."""
 
+import copy
 import random
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from unittest import mock
 
 import pytest
@@ -167,22 +167,23 @@ def wide_model(name: str, seed: int, dtype: torch.dtype):
     return model
 
 
-@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("dtype, rounding, most", [(torch.float32, 0, 1e-4), (torch.bfloat16, 1.5, 1e-2)])
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
-def test_graphs_of_several_streams_are_each_alone(name, dtype, tolerance):
+def test_graphs_of_several_streams_are_each_alone(name, dtype, rounding, most):
+    """In bfloat16 about as far from float32 as the model's own calls are: a gated output near zero is 6 % away."""
     seed = 30 + list(ROUTINGS).index(name)
     model = wide_model(name, seed, dtype)
+    exact = copy.deepcopy(model).float()
     fast, why_not = fast_language_model(model)
     assert why_not is None
 
-    def near(value: torch.Tensor, expected: torch.Tensor, most: float = tolerance) -> None:
-        assert value.shape == expected.shape and relative_error(value, expected) < most
+    def near(value: torch.Tensor, called: torch.Tensor, exact: torch.Tensor) -> None:
+        assert value.shape == called.shape
+        assert relative_error(value, exact) < rounding * relative_error(called, exact) + most
 
-    # a score is a sum of many terms that is near zero: in bfloat16 up to 0.052 was seen
-    near_scores = partial(near, most=0.1 if dtype == torch.bfloat16 else tolerance)
     for turn in range(3):
-        check_streams_together(model, fast, seed + turn, near, near_scores)
+        check_streams_together([model, exact], fast, seed + turn, near)
     captured = [step.shape for step in fast._steps.values() if step.graph is not None]
     assert fast.why_not is None and any(x.streams > 1 and x.frames for x in captured)
     assert any(x.streams > 1 and not x.frames for x in captured)

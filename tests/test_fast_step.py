@@ -57,13 +57,14 @@ def assert_near(value: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(value, expected, **TOLERANCE)
 
 
-def assert_same_cache(cache: MoDCache, expected: MoDCache, near=assert_near) -> None:
-    assert torch.equal(cache.next_position, expected.next_position) and cache.seen_tokens == expected.seen_tokens
-    assert torch.equal(cache.frame_ends, expected.frame_ends)
-    for layer, other in zip(cache.layers, expected.layers, strict=True):
-        assert torch.equal(layer.positions, other.positions)
-        near(layer.keys, other.keys)
-        near(layer.values, other.values)
+def assert_same_cache(cache: MoDCache, *others: MoDCache, near=assert_near) -> None:
+    for other in others:
+        assert torch.equal(cache.next_position, other.next_position) and cache.seen_tokens == other.seen_tokens
+        assert torch.equal(cache.frame_ends, other.frame_ends)
+    for layer, *same in zip(cache.layers, *(other.layers for other in others), strict=True):
+        assert all(torch.equal(layer.positions, other.positions) for other in same)
+        near(layer.keys, *(other.keys for other in same))
+        near(layer.values, *(other.values for other in same))
 
 
 @pytest.mark.parametrize("name", STATIC)
@@ -107,21 +108,23 @@ def test_static_steps_are_the_model(name):
         assert_same_cache(mixed, expected)
 
 
-def check_streams_together(model, fast, seed: int, near=assert_near, near_scores=assert_near) -> None:
-    """Streams of one model in common steps beside each stream's own calls: they come and go, hold different numbers of
-    tokens, are forked, and bring text of different lengths and different numbers of frames."""
+def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
+    """Streams of a model in common steps beside each stream's own calls, of this model and others that `near` gets to
+    see: they come and go, hold different numbers of tokens, are forked, and bring text of different lengths and
+    different numbers of frames."""
+    model = models[0]
     rng, per_frame, vision = random.Random(seed), model.config.num_frame_tokens, model.config.vision_config.hidden_size
     torch.manual_seed(seed)
-    pairs, used = [], set()  # a stream's cache, and that of the model's calls
+    streams, used = [], set()  # the cache of each, and those of the models' calls
     for _ in range(8):
         for _ in range(rng.randint(1, 3)):
-            pairs.append((MoDCache(model.config), MoDCache(model.config)))
-        rng.shuffle(pairs)
-        del pairs[6:]
+            streams.append(tuple(MoDCache(model.config) for _ in (fast, *models)))
+        rng.shuffle(streams)
+        del streams[6:]
         if rng.random() < 0.5:
-            pairs.append(tuple(cache.copy() for cache in pairs[0]))
+            streams.append(tuple(cache.copy() for cache in streams[0]))
         fed, frames = [], rng.randint(1, 2)
-        for cache, _ in pairs:
+        for cache, *_ in streams:
             kind, text = rng.choice(("frames", "frames", "both", "text")), [START]
             if kind != "frames":
                 text = [rng.randrange(FIRST_WORD, 60) for _ in range(rng.choice((1, 1, 2, 15, 17, 300)))] + text
@@ -131,24 +134,26 @@ def check_streams_together(model, fast, seed: int, near=assert_near, near_scores
             fed.append((cache, ids[: len(ids) - bool(own)], features))
         results = fast.feed_together(fed, None)
         used |= {step.shape.streams for step in fast._steps.values()}
-        for (cache, expected), (_, ids, features), result in zip(pairs, fed, results, strict=True):
+        for (cache, *others), (_, ids, features), result in zip(streams, fed, results, strict=True):
             inputs = {"input_ids": torch.tensor([ids], device=model.device), "output_router_scores": True}
             read_at = [len(ids) - 1]
             if features is not None:
-                inputs["video_features"] = features
                 read_at = [len(ids) - 1 - (per_frame + 1) * i for i in reversed(range(len(features)))]
             read_at = torch.tensor(read_at, device=model.device)
-            output = model(**inputs, past_key_values=expected, logits_to_keep=read_at)
-            near(result.logits, output.logits[0])
+            outputs = []
+            for each, other in zip(models, others, strict=True):
+                seen = {} if features is None else {"video_features": features.to(each.dtype)}
+                outputs.append(each(**inputs, **seen, past_key_values=other, logits_to_keep=read_at))
+            near(result.logits, *(output.logits[0] for output in outputs))
             if features is not None:
                 assert bool(result.finite)
-                wanted = [x for x in output.router_scores if x is not None]
-                assert (result.scores is None) == (not wanted)
-                if wanted:
-                    near_scores(result.scores, torch.stack(wanted))
-                for own, other in zip(result.kept, output.kept_indices, strict=True):
+                scores = [[x for x in output.router_scores if x is not None] for output in outputs]
+                assert (result.scores is None) == (not scores[0])
+                if scores[0]:
+                    near(result.scores, *map(torch.stack, scores))
+                for own, other in zip(result.kept, outputs[0].kept_indices, strict=True):
                     assert own is other is None or torch.equal(own, other)
-            assert_same_cache(cache, expected, near)
+            assert_same_cache(cache, *others, near=near)
     assert {1, 2, 4} <= used
 
 
@@ -157,7 +162,7 @@ def check_streams_together(model, fast, seed: int, near=assert_near, near_scores
 def test_static_steps_of_several_streams_are_each_alone(name):
     seed = 50 + list(ROUTINGS).index(name)
     model = tiny_model(seed, **ROUTINGS[name])
-    check_streams_together(model, FastLanguageModel(model, PlainOps), seed)
+    check_streams_together([model], FastLanguageModel(model, PlainOps), seed)
 
 
 @torch.no_grad()
