@@ -23,7 +23,9 @@ AUTO_MAP = {
     "AutoProcessor": "processing_videollm_mod.VideoLLMMoDProcessor",
     "AutoVideoProcessor": "video_processing_videollm_mod.VideoLLMMoDVideoProcessor",
 }
-MAX_LAYERS = 1000  # a file that names more is wrong, and building them would take all memory
+# a file that names more is wrong, and would take all memory
+MAX_LAYERS = 1000
+MAX_FRAME_TOKENS = 10_000
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -188,6 +190,11 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             raise ValueError(f"`frame_token_pooled` must be two positive integers [h, w] or None, got {pooled}")
         if pooled is None and not self.frame_token_cls:
             raise ValueError("a frame needs tokens: set `frame_token_cls=True` or `frame_token_pooled=[h, w]`")
+        if self.num_frame_tokens > MAX_FRAME_TOKENS:
+            raise ValueError(
+                f"a frame can have at most {MAX_FRAME_TOKENS} tokens, `frame_token_pooled={pooled}` makes "
+                f"{self.num_frame_tokens}"
+            )
         check_choice("vision_config.model_type", self.vision_config.model_type, VISION_MODEL_TYPES)
         for name in ("video_token_id", "frame_separator_token_id"):
             value = getattr(self, name)

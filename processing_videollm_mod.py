@@ -13,6 +13,7 @@ from transformers import BatchFeature, PreTrainedConfig
 from transformers.processing_utils import ProcessorMixin
 from transformers.video_processing_utils import BaseVideoProcessor
 
+from .configuration_videollm_mod import MAX_FRAME_TOKENS
 from .conversation_videollm_mod import check_continuation, clean_text, read_conversation
 from .decoding_videollm_mod import check_count, shown
 from .pieces_videollm_mod import tokenizer_of_pieces
@@ -20,7 +21,6 @@ from .video_processing_videollm_mod import LOADING_OPTIONS, VideoLLMMoDVideoProc
 
 IGNORE_INDEX = -100
 TEMPLATE_CONSTANTS = ("num_frame_tokens", "video_token", "frame_separator", "stream_start", "stream_end")
-MAX_FRAME_TOKENS = 10_000
 
 
 class VideoLLMMoDProcessor(ProcessorMixin):

@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         "--score", type=int, metavar="STREAMS", help="learn nothing, count exact narrations of so many"
     )
     args = parser.parse_args(argv)
-    args.command = f"python -m videollm_mod.benchmarks.nano_scales --minutes {args.minutes:g}"
+    args.command = f"python -m videollm_mod.benchmarks.nano_scales --begin FOLDER --minutes {args.minutes:g}"
     run(args)
 
 

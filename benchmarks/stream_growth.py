@@ -118,16 +118,15 @@ def main(argv: list[str] | None = None) -> None:
     result = run(args)
     path = RESULTS / f"{args.output}.json"
     policies = json.loads(path.read_text())["policies"] if path.exists() else {}
-    policies[args.policy] = result
     command = f"OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.stream_growth --policy {args.policy}"
-    write_result(args.output, {"command": command, **surroundings(), "policies": policies})
+    policies[args.policy] = {"command": command, **result}
+    write_result(args.output, {**surroundings(), "policies": policies})
     plot(policies, path.with_suffix(".png"))
     if args.output == "stream_growth":
         source = f"benchmarks/results/{path.name}"
-        # the worse of the policies
         for figure in ("time", "memory"):
-            value = max(policy[f"{figure}_ratio"] for policy in policies.values())
-            summarise(f"stream_growth_{figure}", value, source, command)
+            worse = max(policies.values(), key=lambda policy, figure=figure: policy[f"{figure}_ratio"])
+            summarise(f"stream_growth_{figure}", worse[f"{figure}_ratio"], source, worse["command"])
 
 
 if __name__ == "__main__":

@@ -442,6 +442,7 @@ def test_wrong_routing_options_are_named(options, message):
     "options, message",
     [
         ({"frame_token_pooled": [3]}, "`frame_token_pooled` must be two positive integers"),
+        ({"frame_token_pooled": [100, 101]}, "a frame can have at most 10000 tokens"),
         ({"frame_token_pooled": None, "frame_token_cls": False}, "a frame needs tokens"),
         ({"video_token_id": 60}, r"`video_token_id` must be in \[0, vocab_size=60\), got 60"),
         ({"frame_separator_token_id": 3}, "must differ, both are 3"),
