@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .record import enter, header, write
-from .watching import as_it_is, build, decode, end_to_end, first_token, generation, language, stock
+from .watching import as_it_is, build, decode, end_to_end, first_token, generation, joined, language, stock
 
 # as their authors give them, on other machines
 PUBLISHED = [
@@ -21,6 +21,7 @@ PUBLISHED = [
     },
 ]
 HELD = (100, 600, 3000)
+TURNS = 4
 ALSO_FRAMES = (15, 30)  # a block of half a second at 30 and 60 frames a second
 
 
@@ -29,7 +30,7 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
 
     Args:
         json (`Path`, *optional*): for the result, which is written as it grows.
-        repeats (`int`): calls that are timed in each row.
+        repeats (`int`): calls that are timed in each row, about; two rows that are compared take them in turns.
         minutes (`float`): no row is begun after that time.
         size (`(int, int)`): height and width of decoded frames.
     """
@@ -39,43 +40,39 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
     model, processor = build(geometry, place)
     is_large = geometry != "nano"
 
-    def row(name: str, measure, *arguments, dense=False, static=True, **about) -> dict | None:
+    def row(name: str, measure, *arguments, ways=("mod",), static=True, **about) -> None:
+        """A row of each way; two take turns, since a machine is not always equally fast."""
         if time.perf_counter() > end:
-            return None
-        with as_it_is(model, dense, static):
-            found = {"name": name, "way": "dense" if dense else "mod", **about, **measure(model, *arguments)}
-        if not static:
-            found["way"] += ", as it is"
-        result["rows"].append(found)
+            return
+        parts = {way: [] for way in ways}
+        for turn in range(TURNS if len(ways) > 1 else 1):
+            for way in ways[:: -1 if turn % 2 else 1]:
+                with as_it_is(model, way != "mod", static):
+                    parts[way].append(measure(model, *arguments))
+        for way, found in parts.items():
+            found = {"name": name, "way": way if static else f"{way}, as it is", **about, **joined(found, **about)}
+            result["rows"].append(found)
+            shown = {key: value for key, value in found.items() if key != "raw_ms"}
+            print(*(f"{key}={value}" for key, value in shown.items()), flush=True)
         write(json, result)
-        shown = {key: value for key, value in found.items() if key != "raw_ms"}
-        print(*(f"{key}={value}" for key, value in shown.items()), flush=True)
         if place.type == "cuda":
             torch.cuda.empty_cache()
-        return found
 
-    helds = HELD if is_large else (100, 300)
+    helds, both = HELD if is_large else (100, 300), ("mod", "dense")
+    a_turn, few = -(-repeats // TURNS), max(5, repeats // 4)
     for held in helds:
-        for dense in (False, True):
-            row("language", language, processor, held, repeats, dense=dense, held=held)
+        row("language", language, processor, held, a_turn, ways=both, held=held)
     for held in helds if is_large else ():
-        row("language", language, processor, held, max(5, repeats // 4), static=False, held=held)
-        found = row("stock LlamaForCausalLM", stock, held, max(5, repeats // 4), dense=True, held=held)
-        if found is not None:
-            found["way"] = "stock"
-    middle = 600 if is_large else 100
-    for frames in (1, *ALSO_FRAMES):
-        for dense in (False, True) if frames == 1 else (False,):
-            few = repeats if frames == 1 else max(5, repeats // 4)
-            row(
-                "end to end", end_to_end, processor, middle, few, frames, size, dense=dense, held=middle, frames=frames
-            )
+        row("language", language, processor, held, few, static=False, held=held)
+        row("stock LlamaForCausalLM", stock, held, few, ways=("stock",), held=held)
+    middle, last = 600 if is_large else 100, helds[-1]
+    row("end to end", end_to_end, processor, middle, a_turn, 1, size, ways=both, held=middle, frames=1)
+    for frames in ALSO_FRAMES:
+        row("end to end", end_to_end, processor, middle, few, frames, size, held=middle, frames=frames)
     for frames in ALSO_FRAMES if is_large else ():
         row("language, blocks", language, processor, middle, 10, frames, held=middle, frames=frames)
-    last = helds[-1]
-    for dense in (False, True):
-        row("first token", first_token, processor, last, repeats, dense=dense, held=last)
-        row("generation", generation, processor, last, repeats, dense=dense, held=last)
+    row("first token", first_token, processor, last, a_turn, ways=both, held=last)
+    row("generation", generation, processor, last, a_turn, ways=both, held=last)
     if find_spec("av") is None:
         print("decode: no row without PyAV (pip install av)")
     else:

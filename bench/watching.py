@@ -87,6 +87,15 @@ def summary(seconds: list[float], frames: int = 1) -> dict:
     }
 
 
+def joined(parts: list[dict], frames: int = 1, **about) -> dict:
+    """Rows of the same thing as one."""
+    whole = {**parts[-1], **summary([ms / 1000 for part in parts for ms in part["raw_ms"]], frames)}
+    if "ms_per_frame" in whole:
+        stages = {name: [part["ms_per_frame"][name] for part in parts] for name in whole["ms_per_frame"]}
+        whole["ms_per_frame"] = {name: round(sum(ms) / len(ms), 4) for name, ms in stages.items()}
+    return whole
+
+
 def session_of(model, processor, held: int, **options):
     session = model.stream(processor, speak_threshold=0.0, max_new_tokens=10_000, **options)
     if held:
