@@ -70,6 +70,9 @@ def ending_properly() -> Iterator[None]:
             frame = frame.f_back
         raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
+    if threading.current_thread() is not threading.main_thread():  # the only one that may set handlers
+        yield
+        return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     before = {number: handler for number, handler in before.items() if handler not in (signal.SIG_IGN, None)}
     for number in before:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from .arguments import minutes, result_file
 from .geometries import NAMES
 from .stream_command import add_watching
 
@@ -18,7 +19,7 @@ def add_bench(commands) -> None:
 def add_result(parser, geometry: str) -> None:
     """The arguments that all benchmarks share."""
     parser.add_argument("--geometry", choices=NAMES, default=geometry, help="of the model; its weights are random")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="for the result, with a plot beside it")
+    parser.add_argument("--json", type=result_file, metavar="FILE.json", help="for the result, with a plot beside it")
 
 
 def add_train(benches) -> None:
@@ -28,7 +29,7 @@ def add_train(benches) -> None:
     parser.add_argument("--tokens", type=int, default=10, help="of a frame")
     parser.add_argument("--keep-ratio", type=float, default=0.2)
     parser.add_argument("--repeats", type=int, default=5, help="timed steps of each row, which take turns")
-    parser.add_argument("--minutes", type=float, default=30.0, help="no step is begun after that time")
+    parser.add_argument("--minutes", type=minutes, default=30.0, help="no step is begun after that time")
     parser.add_argument("--profile", action="store_true", help="also say which kernels the time goes to")
 
     def run(arguments: dict) -> None:
@@ -46,7 +47,7 @@ def add_memory(benches) -> None:
     parser = benches.add_parser("memory", help="of the cache and of training, against the length of the stream")
     add_result(parser, "llama3-8b")
     parser.add_argument("--training", action="store_true", help="also measure how a training step grows")
-    parser.add_argument("--minutes", type=float, default=30.0, help="no step is begun after that time")
+    parser.add_argument("--minutes", type=minutes, default=30.0, help="no step is begun after that time")
 
     def run(arguments: dict) -> None:
         from .memory import bench

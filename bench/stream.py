@@ -63,7 +63,8 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
     for held in helds:
         row("language", language, processor, held, a_turn, ways=both, held=held)
     for held in helds if is_large else ():
-        row("language", language, processor, held, few, static=False, held=held)
+        if place.type == "cuda":
+            row("language", language, processor, held, few, static=False, held=held)
         row("stock LlamaForCausalLM", stock, held, few, ways=("stock",), held=held)
     middle, last = 600 if is_large else 100, helds[-1]
     row("end to end", end_to_end, processor, middle, a_turn, 1, size, ways=both, held=middle, frames=1)

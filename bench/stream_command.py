@@ -1,10 +1,14 @@
 """The arguments of `bench stream`, `bench offline` and `bench growth`."""
 
 import math
-from pathlib import Path
+import os
+import re
 
 from ..cli import share_cores
+from .arguments import minutes, result_file
 from .geometries import NAMES
+
+LARGE = 40 << 30  # bytes that the largest geometry takes in float32, with what is computed
 
 
 def add_watching(benches) -> None:
@@ -57,10 +61,10 @@ def add_watching(benches) -> None:
 
 def add_shared(parser, repeats: int) -> None:
     parser.add_argument("--geometry", choices=NAMES, default="llama3-8b", help="of the model")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="for the result, with a plot beside it")
+    parser.add_argument("--json", type=result_file, metavar="FILE.json", help="for the result, with a plot beside it")
     parser.add_argument("--device", help="cpu or cuda; by default the best there is")
     parser.add_argument("--repeats", type=int, default=repeats, help="timed calls of each row")
-    parser.add_argument("--minutes", type=float, default=30.0, help="no row is begun after that time")
+    parser.add_argument("--minutes", type=minutes, default=30.0, help="no row is begun after that time")
 
 
 def checked(arguments: dict) -> dict:
@@ -70,8 +74,14 @@ def checked(arguments: dict) -> dict:
         raise ValueError(f"--repeats must be at least 1, got {arguments['repeats']}")
     if arguments["device"] is None:
         arguments["device"] = "cuda" if torch.cuda.is_available() else "cpu"
-    elif arguments["device"].partition(":")[0] not in ("cpu", "cuda"):
+    elif not re.fullmatch(r"cpu|cuda(:\d+)?", arguments["device"]):
         raise ValueError(f"--device must be cpu or cuda, got {arguments['device']!r}")
     elif arguments["device"].startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: there is no CUDA device here")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if arguments["device"] == "cpu" and arguments["geometry"] == "llama3-8b" and memory < LARGE:
+        raise ValueError(
+            f"--geometry llama3-8b takes some {LARGE >> 30} GiB in float32 on a CPU, this machine has "
+            f"{memory >> 30} GiB: take --geometry nano"
+        )
     return arguments

@@ -1,13 +1,12 @@
 """`videollm-mod bench stream` and `offline`, on a model small enough to run here."""
 
 import json
-from contextlib import nullcontext
 
 import pytest
 import torch
 
 from videollm_mod import cli
-from videollm_mod.bench import stream
+from videollm_mod.bench import stream, stream_command
 from videollm_mod.bench.filled import fill
 from videollm_mod.bench.watching import as_it_is, build
 
@@ -65,8 +64,33 @@ def test_a_filled_session_has_the_size_of_one_that_has_watched():
             assert filled.stats.frames == 10 and int(filled.cache.num_frames) == 10
 
 
-@pytest.mark.parametrize("options", [["--repeats", "0"], ["--height", "3"], ["--geometry", "huge"]])
-def test_wrong_options_are_named(options, capsys):
-    with pytest.raises(SystemExit) if "huge" in options else nullcontext():
-        assert cli.main(["bench", "stream", "--device", "cpu", *options]) == 2
-    assert "error: " in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["--height", "3"], "--height must be at least 16, got 3"),
+        (["--geometry", "huge"], "invalid choice: 'huge'"),
+        (["--device", "cpu:"], "--device must be cpu or cuda, got 'cpu:'"),
+        (["--json", "x.png"], "--json: must end in .json, got 'x.png'"),
+        (["--json", "folder.json"], "folder.json is a directory"),
+        (["--json", "file/x.json"], "file is a file, so file/x.json can not lie in it"),
+        (["--minutes", "0"], "--minutes: must be above 0, got 0"),
+        (["--minutes", "nan"], "--minutes: must be above 0, got nan"),
+    ],
+)
+def test_wrong_options_are_named(options, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    (tmp_path / "file").touch()
+    try:
+        code = cli.main(["bench", "stream", "--device", "cpu", *options])
+    except SystemExit as end:
+        code = end.code
+    error = capsys.readouterr().err
+    assert code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
+
+
+def test_a_model_that_memory_can_not_hold_is_refused(capsys, monkeypatch):
+    monkeypatch.setattr(stream_command.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 20}.get)
+    assert cli.main(["bench", "stream", "--device", "cpu"]) == 2
+    assert "takes some 40 GiB in float32 on a CPU, this machine has 4 GiB" in capsys.readouterr().err

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -199,6 +200,12 @@ def test_a_program_that_is_imported_itself_can_be_broken_off(tmp_path, monkeypat
     import imported_program
 
     assert imported_program.ended == 130
+
+
+def test_a_thread_can_run_a_command(monkeypatch):
+    monkeypatch.setattr(cli, "dispatch", lambda argv: 7)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(cli.main, []).result() == 7
 
 
 def test_an_ignored_interrupt_stays_ignored(monkeypatch):

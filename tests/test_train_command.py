@@ -74,6 +74,18 @@ def losses(folder) -> list[float]:
     return [entry["loss"] for entry in history if "loss" in entry]
 
 
+def assert_finished(config, weights: str) -> None:
+    """Run again, a run takes no further step."""
+    folder = config.with_suffix("")
+    before, logged = load_file(folder / "final" / weights), losses(folder / "stream")
+    train(TrainingConfig.load(config))
+    after = load_file(folder / "final" / weights)
+    assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert losses(folder / "stream") == logged
+    assert json.loads((folder / "stream" / "trainer_state.json").read_text())["global_step"] == 8
+    assert max(int(path.name.split("-")[1]) for path in (folder / "stream").glob("checkpoint-*")) == 8
+
+
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     whole, cut = write_config(tmp_path, "whole"), write_config(tmp_path, "cut")
     uninterrupted = start(whole)
@@ -98,6 +110,7 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     processor = VideoLLMMoDProcessor.from_pretrained(tmp_path / "cut" / "final")
     assert model.config.frame_separator_token_id == processor.frame_separator_token_id
     assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+    assert_finished(whole, "model.safetensors")
 
 
 def test_a_killed_run_of_lora_ends_as_one_that_was_not(tmp_path):
@@ -121,6 +134,7 @@ def test_a_killed_run_of_lora_ends_as_one_that_was_not(tmp_path):
     VideoLLMMoDProcessor.from_pretrained(final)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(base)
     assert PeftModel.from_pretrained(model, final).peft_config["default"].base_model_name_or_path == str(base)
+    assert_finished(whole, "adapter_model.safetensors")
 
 
 def test_a_rate_as_people_write_it_is_a_number(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
-from transformers import TrainingArguments, set_seed
+from transformers import TrainerState, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from ..data.augmentation import ReplyAugmentation
@@ -62,7 +62,13 @@ def streams(config: TrainingConfig, processor: VideoLLMMoDProcessor):
 def run_stage(trainer: StreamTrainer) -> None:
     """Train, from the last checkpoint if there is one; leaves `trainer_state.json` and `curves.png`."""
     folder = Path(trainer.args.output_dir)
-    trainer.train(resume_from_checkpoint=last_checkpoint(folder))
+    last = last_checkpoint(folder)
+    state = last and TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
+    if state and state.global_step >= trainer.args.max_steps > 0 and not trainer.is_fsdp_enabled:
+        trainer._load_from_checkpoint(last)  # resumed, a finished run would take one step more
+        trainer.state = state
+    else:
+        trainer.train(resume_from_checkpoint=last)
     trainer.save_state()
     if trainer.is_world_process_zero():
         try:
