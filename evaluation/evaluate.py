@@ -33,6 +33,7 @@ from .tasks import (
     MAX_NEW_TOKENS,
     STREAMING,
     TASKS,
+    check_categories,
     summarise_answers,
     summarise_forced,
     summarise_free,
@@ -81,9 +82,15 @@ class EvaluateOptions:
                 raise ValueError(f"`--{name.replace('_', '-')}` must be at least {least}, got {value}")
         if self.categories is not None and self.task in STREAMING:
             raise ValueError(f"`--categories` is for tasks with an answer, not for {self.task!r}")
+        if self.first_seed is not None and self.split is not None:
+            raise ValueError("`--first-seed` is instead of a split's seeds, and does not go with `--split`")
         for name in ("json", "plot"):
             if getattr(self, name) is not None:
                 check_output(f"--{name}", getattr(self, name), "")
+        if self.json is not None:
+            check_result(self.json)
+            if self.plot is not None and self.plot.absolute() == self.json.absolute():
+                raise ValueError(f"`--json` and `--plot` are the same file, {self.json}")
         if self.plot is not None:
             if self.self_conditioned or self.task not in STREAMING:
                 raise ValueError("`--plot` shows the decisions to speak, of narration and chat, not self-conditioned")
@@ -108,31 +115,45 @@ class EvaluateOptions:
         """What answers may be: one a line, or the taxonomy of long-term anticipation."""
         if self.categories is None:
             return None
-        text = self.categories.read_text(encoding="utf-8")
+        try:
+            text = self.categories.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.categories} is not UTF-8: {error}") from error
         if self.task != "lta":
             if categories := [line.strip() for line in text.splitlines() if line.strip()]:
                 return categories
             raise ValueError(f"{self.categories} holds no categories; one a line is wanted")
         try:
             taxonomy = json.loads(text)
+            if not all(isinstance(taxonomy[kind], list) for kind in ("verbs", "nouns")):
+                raise TypeError("words are wanted in lists")
             return Taxonomy(*([word_of(name) for name in taxonomy[kind]] for kind in ("verbs", "nouns")))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f'{self.categories} is no taxonomy, {{"verbs": [str], "nouns": [str]}}') from error
 
 
+def check_result(path: Path) -> None:
+    """Raise `ValueError` if a file is there that is no result, and would be lost."""
+    if not path.exists() or not path.stat().st_size:
+        return
+    try:
+        made = json.loads(path.read_bytes())
+    except ValueError:
+        made = None
+    if not isinstance(made, dict) or not {"command", "task", "summary"} <= made.keys():
+        raise ValueError(f"`--json` would overwrite {path}, which is no result of `videollm-mod evaluate`")
+
+
 def fingerprint_of(folder: str) -> str:
-    """Hash of a checkpoint's configuration, and of the size and both ends of its weights; an id on the Hub itself."""
+    """Hash of a checkpoint's configuration and weights; an id on the Hub itself."""
     if not Path(folder).is_dir():
         return folder
     digest = hashlib.sha256()
     names = ("config.json", "processor_config.json", "tokenizer.json", *Path(folder).glob("*.safetensors"))
     for file in sorted(Path(folder) / name for name in names):
         if file.is_file():
-            size = file.stat().st_size
             with open(file, "rb") as content:
-                digest.update(f"{file.name} {size}".encode() + content.read(1 << 20))
-                content.seek(max(0, size - (1 << 20)))
-                digest.update(content.read())
+                digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
     return digest.hexdigest()[:16]
 
 
@@ -202,6 +223,8 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     """
     options.check()
     source, categories = options.source(), options.read_categories()
+    if isinstance(categories, list):
+        check_categories(options.task, categories, source.answers)
     # without an accelerator, accelerate takes every process for the only one unless told that it is to be the CPU
     on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
     state = PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=1))
@@ -253,6 +276,8 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         "device": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}",
         **surroundings("accelerate", "pycocoevalcap"),
     }
+    if options.plot is not None and result["speaking"] is None:
+        result["note"] = f"the streams hold no decision to speak or to be silent, so {options.plot} is not drawn"
     if options.json is not None:
         with written_whole(options.json) as partial:
             partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

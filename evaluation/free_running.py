@@ -24,16 +24,21 @@ class Counts:
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)))
 
-    def summary(self) -> dict[str, float]:
-        """Shares in percent of the true narrations (`exact`, `false`) and of the questions; `time_diff` in seconds."""
+    def summary(self) -> dict[str, float | None]:
+        """Shares in percent of the true narrations (`exact`, `false`) and of the questions; `time_diff` in seconds.
+        None of what there was nothing."""
+
+        def mean(total: float, count: int) -> float | None:
+            return total / count if count else None
+
         return {
             "narrations": self.narrations,
-            "exact": 100 * self.exact / max(1, self.narrations),
-            "false": 100 * (self.said - self.exact) / max(1, self.narrations),
-            "time_diff": self.seconds_off / max(1, self.matched),
+            "exact": mean(100 * self.exact, self.narrations),
+            "false": mean(100 * (self.said - self.exact), self.narrations),
+            "time_diff": mean(self.seconds_off, self.matched),
             "unmatched": self.narrations - self.matched,
             "questions": self.questions,
-            "right": 100 * self.right / max(1, self.questions),
+            "right": mean(100 * self.right, self.questions),
         }
 
 

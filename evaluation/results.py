@@ -26,7 +26,7 @@ class Results:
         if path is None or not path.exists():
             return
         first, *rest = path.read_bytes().split(b"\n")
-        if not rest:  # a process was killed before the first line was whole
+        if not rest and self._header.startswith(first):  # a process was killed before the first line was whole
             return
         made = (parsed(first) or {}).get("settings")
         if not isinstance(made, dict):
@@ -37,14 +37,17 @@ class Results:
             raise ValueError(f"{path} holds results of another run: {what}. Remove it, or give another `--json`")
         for line in rest:
             result = parsed(line)
-            if result is not None:
+            if result is not None and isinstance(result.get("index"), int):
                 self.done.setdefault(result["index"], result)
+
+    @property
+    def _header(self) -> bytes:
+        return json.dumps({"settings": self.settings}, ensure_ascii=False).encode()
 
     def begin(self) -> None:
         """Write the first line if there is none; one process of all does."""
         if self.path is not None and not (self.path.exists() and b"\n" in self.path.read_bytes()):
-            self.path.unlink(missing_ok=True)
-            self._append([{"settings": self.settings}])
+            self.path.write_bytes(self._header + b"\n")
 
     def add(self, results: list[dict]) -> None:
         """Of streams that went through the model together."""

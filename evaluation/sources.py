@@ -4,11 +4,13 @@ Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of t
 """
 
 import hashlib
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from ..data import jsonl
 from ..data.streams import StreamExamples, check_features
@@ -54,6 +56,7 @@ class JsonlSource:
                 check_fit(task, line["turns"])
             except ValueError as error:
                 raise ValueError(f"{path}:{line['line']}: {error}") from error
+        self.has_answer = task not in STREAMING
         # all that are known, however many lines are evaluated
         self.answers = [] if task in STREAMING else [line["turns"][-1]["content"] for line in lines]
         if not any(turn["role"] == "assistant" for line in self.lines for turn in line["turns"]):
@@ -65,7 +68,10 @@ class JsonlSource:
     @property
     def about(self) -> dict:
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
-        return {"file": self.path.name, "sha256": digest, "streams": len(self)}
+        media = hashlib.sha256()
+        for file in dict.fromkeys(line.get("video") or line["features"] for line in self.lines):
+            media.update(b"" if "://" in file else ends_of(Path(file)))
+        return {"file": self.path.name, "sha256": digest, "media": media.hexdigest()[:16], "streams": len(self)}
 
     def open(self, model, processor) -> None:
         """Get ready to give examples for a model."""
@@ -75,7 +81,28 @@ class JsonlSource:
     def __getitem__(self, index: int) -> Example:
         messages, frames, times, fps = self.examples.read(self.lines[index])
         (frames,) = frames.values()
+        end = times[-1] + 1 / fps
+        if late := [turn["time"] for turn in self.lines[index]["turns"] if turn.get("time", 0) > end]:
+            where = f"{self.path}:{self.lines[index]['line']}"
+            tqdm.write(
+                f"{where}: turns at {late} s come after the end at {end:g} s, and count at the last frame",
+                file=sys.stderr,
+            )
+        if self.has_answer:  # what follows the answer is not seen
+            while messages[-1]["role"] == "stream":
+                messages = messages[:-1]
+            count = sum(message.get("num_frames", 0) for message in messages)
+            frames, times = frames[:count], times[:count]
         return Example(messages, frames, times, fps)
+
+
+def ends_of(file: Path) -> bytes:
+    """Hash of a file's size and both ends, 64 KiB each: enough to tell one recording from another."""
+    size = file.stat().st_size
+    with open(file, "rb") as content:
+        first = content.read(1 << 16)
+        content.seek(max(0, size - (1 << 16)))
+        return hashlib.sha256(f"{size}".encode() + first + content.read()).digest()
 
 
 class WorldSource:

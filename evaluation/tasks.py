@@ -9,7 +9,7 @@ A result is the JSON object that `evaluate` stores of one stream:
 from functools import cache
 
 from ..data import coin, ego4d, ego4d_lta, egoexo4d, goalstep
-from .answers import Taxonomy, anticipation, listed, nearest, plain, right_steps
+from .answers import Taxonomy, actions, anticipation, listed, nearest, plain, right_steps
 from .captions import caption_scores
 from .free_running import Counts, Watched
 from .self_conditioned import best_pairs, precision_recall_f1, segments
@@ -57,6 +57,20 @@ def check_fit(task: str, turns: list[dict]) -> None:
         )
     if task in LISTS and not turns[-1]["content"].startswith("1."):
         raise ValueError(f"the task {task!r} wants a numbered list for an answer, got {turns[-1]['content']!r}")
+    if task == "lta" and not actions(turns[-1]["content"]):
+        raise ValueError(f"the answer {turns[-1]['content']!r} names no action")
+
+
+def steps(task: str, answer: str) -> list[str]:
+    """Of an answer, as they are compared: one, unless the task wants a list."""
+    return [plain(step) for step in (listed(answer) if task in LISTS else [answer])]
+
+
+def check_categories(task: str, categories: list[str], answers: list[str]) -> None:
+    """Raise `ValueError` if true answers are not among the categories that there are."""
+    known = {plain(name) for name in categories}
+    if lacking := sorted({step for answer in answers for step in steps(task, answer)} - known):
+        raise ValueError(f"`--categories` lacks {len(lacking)} of the true answers, such as {lacking[0]!r}")
 
 
 def summarise_forced(results: list[dict]) -> dict:
@@ -68,7 +82,7 @@ def summarise_forced(results: list[dict]) -> dict:
         "replies": sum(map(len, turns)),
         **summarise(turns, [result["fps"] for result in results]),
         "narrations": len(exact),
-        "exact": 100 * sum(exact) / max(1, len(exact)),
+        "exact": 100 * sum(exact) / len(exact) if exact else None,
     }
     silence, speak = ([x for result in results for x in result[name]] for name in ("silence", "speak"))
     speaking = {"calibration": calibration(silence, speak), "sweep": sweep(silence, speak)} if silence else None
@@ -95,7 +109,8 @@ def summarise_answers(
 ) -> dict:
     """Top-1 in percent, of the nearest category, at each place of a list; or ED@20 of long-term anticipation, of 1.
 
-    `categories` are all answers or steps that there are, by default those of `answers` and of the results.
+    `categories` are all answers or steps that there are, by default those of `answers` and of the results; of fewer
+    than two any answer is the nearest, and top-1 is None.
     """
     if task == "lta":
         taxonomy = categories or Taxonomy()
@@ -103,21 +118,18 @@ def summarise_answers(
         names = ("ed_verb", "ed_noun", "ed_action")
         means = {name: sum(d[i] for d in distances) / len(distances) for i, name in enumerate(names)}
         return {"summary": {"streams": len(results), **means}}
-
-    def steps(text: str) -> list[str]:
-        return [plain(step) for step in (listed(text) if task in LISTS else [text])]
-
-    true = [steps(result["true"]) for result in results]
-    known = [plain(name) for name in categories] if categories else [x for answer in answers for x in steps(answer)]
+    true = [steps(task, result["true"]) for result in results]
+    known = [plain(x) for x in categories] if categories else [x for answer in answers for x in steps(task, answer)]
     known = sorted({*known, *(step for answer in true for step in answer)})
 
     @cache
     def category(text: str) -> str:
         return nearest(text, known)
 
-    said = [[category(step) for step in steps(result["said"][0])] for result in results]
+    said = [[category(step) for step in steps(task, result["said"][0])] for result in results]
     right = sum(right_steps(s, t, known) for s, t in zip(said, true, strict=True))
     count = sum(map(len, true))
-    summary = {"streams": len(results), "answers": count, "categories": len(known), "top1": 100 * right / count}
+    summary = {"streams": len(results), "answers": count, "categories": len(known)}
+    summary["top1"] = 100 * right / count if len(known) > 1 else None
     summary["to_the_letter"] = 100 * sum(r["said"][0] == r["true"] for r in results) / len(results)
     return {"summary": summary}

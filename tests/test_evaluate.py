@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from fresh import ROOT
+from safetensors.torch import load_file, save_file
 from small import said, small_model, write_lines, write_video
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
@@ -325,6 +327,28 @@ def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
         (["--task", "narration", "--data", "{folder}/gone.jsonl"], "1 files that"),
         (["--task", "step", "--level", "hard", "--categories", "{folder}/empty.jsonl"], "holds no categories"),
         (["--task", "lta", "--data", "{folder}/ego4d_lta.jsonl", "--categories", "{folder}/own.jsonl"], "no taxonomy"),
+        (
+            ["--task", "lta", "--data", "{folder}/ego4d_lta.jsonl", "--categories", "{folder}/words.json"],
+            "no taxonomy",
+        ),
+        (["--task", "lta", "--data", "{folder}/no_action.jsonl"], "no_action.jsonl:1: the answer '1. ,' names no"),
+        (["--task", "step", "--data", "{folder}/coin_step.jsonl", "--categories", "{folder}/latin.txt"], "not UTF-8"),
+        (
+            ["--task", "step", "--data", "{folder}/coin_step.jsonl", "--categories", "{folder}/fruit.txt"],
+            "`--categories` lacks 2 of the true answers, such as 'cut it'",
+        ),
+        (
+            ["--task", "step", "--data", "{folder}/coin_step.jsonl", "--json", "{folder}/fruit.txt"],
+            "fruit.txt, which is no result",
+        ),
+        (
+            ["--task", "step", "--data", "{folder}/own_step.jsonl", "--json", "{folder}/own_step.jsonl"],
+            "own_step.jsonl, which is no result",
+        ),
+        (["--task", "narration", "--json", "{folder}/model/config.json"], "config.json, which is no result"),
+        (["--task", "narration", "--json", "a.png", "--plot", "a.png"], "`--json` and `--plot` are the same file"),
+        (["--task", "narration", "--first-seed", "1", "--split", "test"], "does not go with `--split`"),
+        (["--task", "narration", "--json", "{folder}/theirs.json"], "theirs.streams.jsonl holds no results"),
     ],
 )
 def test_bad_arguments_are_named(folder, tmp_path, arguments, message, capsys, monkeypatch):
@@ -334,6 +358,11 @@ def test_bad_arguments_are_named(folder, tmp_path, arguments, message, capsys, m
     (folder / "empty.jsonl").write_text("")
     write_lines(folder / "own.jsonl", [{**video, "turns": [said(0.5, "a"), said(1.0, "b")]}])
     write_lines(folder / "own_step.jsonl", [{**video, "turns": [said(0, "Which?", "user"), said(3.0, "Cut.")]}])
+    write_lines(folder / "no_action.jsonl", [{**video, "turns": [said(0, "Next?", "user"), said(3.0, "1. ,")]}])
+    (folder / "words.json").write_text('{"verbs": "abc", "nouns": "xyz"}')
+    (folder / "latin.txt").write_bytes("café".encode("latin-1"))
+    (folder / "fruit.txt").write_text("banana\napple\n")
+    (folder / "theirs.streams.jsonl").write_text('{"video": "videos/v0.mp4"}')  # one line without an end
     write_lines(folder / "silent.jsonl", [{**video, "turns": [said(0, "Narrate.", "user")]}])
     write_lines(folder / "gone.jsonl", [{"video": "no.mp4", "turns": [said(0, "a")]}])
     arguments = [argument.format(folder=folder, empty=tmp_path) for argument in arguments]
@@ -381,3 +410,61 @@ def test_a_question_is_asked_and_an_instruction_told(folder):
     session.instruct("Tell me what you see.")
     session.push(frames[4:5])
     assert session.ask("What happened last?")[0].text == answer
+
+
+def test_what_follows_the_answer_is_not_seen(folder, tmp_path):
+    """A video may go on after it, with `end` or without."""
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder / "model").eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(folder / "model")
+    turns = [said(3.0, "What is the step?", "user"), said(3.0, "Cut it.")]
+    video = {"video": str(folder / "videos" / "v0.mp4"), "fps": 2.0, "turns": turns}
+    write_lines(tmp_path / "own.jsonl", [video, {**video, "end": 3.0}])
+    source = JsonlSource(tmp_path / "own.jsonl", "step")
+    source.open(model, processor)
+    long, cut = source[0], source[1]
+    assert len(long.frames) == len(long.times) == sum(x.get("num_frames", 0) for x in long.messages) < 12
+    assert len(cut.frames) <= len(long.frames) and torch.equal(cut.frames, long.frames[: len(cut.frames)])
+    assert long.messages[-1]["role"] == "assistant"
+    run(folder, "--task", "step", "--data", tmp_path / "own.jsonl", "--json", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text())["summary"]["top1"] is None  # of one category
+
+
+def test_results_are_of_these_weights_and_videos(folder, tmp_path, capsys):
+    """A tensor in the middle of a file, or another video under the same name, make it another run."""
+    shutil.copytree(folder / "model", tmp_path / "model")
+    data = tmp_path / "own.jsonl"
+    shutil.copy(folder / "videos" / "v0.mp4", tmp_path / "v.mp4")
+    write_lines(data, [{"video": "v.mp4", "turns": [said(0.5, "It cuts.")]}])
+    command = ["--task", "narration", "--data", data, "--json", tmp_path / "out.json"]
+    run(folder, *command, model=tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    name = sorted(weights)[len(weights) // 2]
+    weights[name] += 1
+    save_file(weights, tmp_path / "model" / "model.safetensors", {"format": "pt"})
+    assert cli.main(["evaluate", "--model", str(tmp_path / "model"), *map(str, command)]) == 2
+    assert "another run: model was" in capsys.readouterr().err
+    weights[name] -= 1
+    shutil.copy(folder / "videos" / "v1.mp4", tmp_path / "v.mp4")
+    assert cli.main(["evaluate", "--model", str(folder / "model"), *map(str, command)]) == 2
+    assert "another run: data was" in capsys.readouterr().err
+
+
+def test_nothing_measured_is_no_number(folder, tmp_path, capsys):
+    write_lines(
+        tmp_path / "own.jsonl", [{"video": str(folder / "videos" / "v0.mp4"), "turns": [said(99, "It cuts.")]}]
+    )
+    run(folder, "--task", "narration", "--data", tmp_path / "own.jsonl", "--self-conditioned", "--threshold", "0")
+    printed = capsys.readouterr()
+    summary = json.loads(printed.out)
+    assert summary["narrations"] == 1 and summary["time_diff"] is None and summary["right"] is None
+    assert "own.jsonl:1: turns at [99] s come after the end" in printed.err
+
+
+def test_every_byte_of_the_weights_counts(tmp_path):
+    weights = bytearray(3 << 20)
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    before = evaluation.fingerprint_of(str(tmp_path))
+    assert before == evaluation.fingerprint_of(str(tmp_path))
+    weights[len(weights) // 2] = 1
+    (tmp_path / "model.safetensors").write_bytes(weights)
+    assert before != evaluation.fingerprint_of(str(tmp_path))
