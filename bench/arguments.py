@@ -1,30 +1,41 @@
-"""Arguments that benchmarks share, refused before anything is measured."""
+"""What benchmarks share of arguments, refused before anything is measured."""
 
 import argparse
 import math
+import os
 from pathlib import Path
 
-from ..narration.options import plain_float
+from ..narration.options import check_output, plain_float
+
+LARGE = 40 << 30  # bytes that Llama-3-8B's geometry takes in float32, with what is computed
 
 
 def result_file(text: str) -> Path:
     """Where a result goes, as JSON; its plot lies beside it under the same name."""
-    path = Path(text)
-    if path.suffix != ".json":
+    if not text.endswith(".json"):
         raise argparse.ArgumentTypeError(f"must end in .json, got {text!r}")
-    if path.is_dir():
-        raise argparse.ArgumentTypeError(f"must be a file, {text} is a directory")
-    if (file := next((folder for folder in path.parents if folder.exists()), None)) and not file.is_dir():
-        raise argparse.ArgumentTypeError(f"{file} is a file, so {text} can not lie in it")
-    return path
+    check_output("--json", Path(text), "")
+    return Path(text)
 
 
 def minutes(text: str) -> float:
-    """Longer than none."""
+    """None or more."""
     value = plain_float(text)
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"must be above 0, got {text}")
+    if not 0 <= value < math.inf:
+        raise argparse.ArgumentTypeError(f"must be 0 or more, got {text}")
     return value
 
 
-__all__ = ["minutes", "result_file"]
+def check_fits(geometry: str, device: str) -> None:
+    """Raise `ValueError` for a model too large for the memory of a CPU; the system would kill it without a word."""
+    if device != "cpu" or geometry != "llama3-8b":
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory < LARGE:
+        raise ValueError(
+            f"--geometry llama3-8b takes up to {LARGE >> 30} GiB on a CPU, this machine has {memory >> 30} GiB: "
+            "take --geometry nano"
+        )
+
+
+__all__ = ["check_fits", "minutes", "result_file"]

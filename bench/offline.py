@@ -69,6 +69,8 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
             if place.type == "cuda":
                 torch.cuda.empty_cache()
         del model
+    if not result["rows"]:
+        raise ValueError(f"no row was begun within --minutes {minutes:g}")
     enter(json, found, result["command"])
     if json is not None:
         from .stream_plot import plot_offline

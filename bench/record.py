@@ -26,7 +26,6 @@ def header() -> dict:
 def write(path: Path | None, result: dict) -> None:
     """Write the result as it stands, so that what is measured is kept whatever becomes of the rest."""
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         partial.replace(path)

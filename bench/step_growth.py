@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
+from .arguments import check_fits
 from .step import Bench, Deadline, Way
 
 FRAMES, TOKENS, KEEP_RATIO = 600, 10, 0.2  # where something else grows
@@ -16,6 +17,7 @@ def growth(
     """A row for each size, routed and dense, with the second of two steps; the smaller sizes come first."""
     deadline = Deadline(minutes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_fits(geometry, device)
     bench = Bench(geometry, FRAMES, TOKENS, device)
     cases = [("frames", (count, TOKENS, 1, KEEP_RATIO)) for count in frames]
     cases += [("tokens_per_frame", (FRAMES, count, 1, KEEP_RATIO)) for count in tokens]

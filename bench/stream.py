@@ -79,6 +79,8 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
     else:
         with tempfile.TemporaryDirectory() as folder:
             row("decode", lambda model: decode(60, Path(folder)))
+    if not result["rows"]:
+        raise ValueError(f"no row was begun within --minutes {minutes:g}")
     enter(json, figures(result), result["command"])
     if json is not None:
         from .stream_plot import plot

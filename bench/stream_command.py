@@ -1,14 +1,11 @@
 """The arguments of `bench stream`, `bench offline` and `bench growth`."""
 
 import math
-import os
 import re
 
 from ..cli import share_cores
-from .arguments import minutes, result_file
+from .arguments import check_fits, minutes, result_file
 from .geometries import NAMES
-
-LARGE = 40 << 30  # bytes that the largest geometry takes in float32, with what is computed
 
 
 def add_watching(benches) -> None:
@@ -78,10 +75,5 @@ def checked(arguments: dict) -> dict:
         raise ValueError(f"--device must be cpu or cuda, got {arguments['device']!r}")
     elif arguments["device"].startswith("cuda") and not torch.cuda.is_available():
         raise ValueError("--device cuda: there is no CUDA device here")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if arguments["device"] == "cpu" and arguments["geometry"] == "llama3-8b" and memory < LARGE:
-        raise ValueError(
-            f"--geometry llama3-8b takes some {LARGE >> 30} GiB in float32 on a CPU, this machine has "
-            f"{memory >> 30} GiB: take --geometry nano"
-        )
+    check_fits(arguments["geometry"], arguments["device"])
     return arguments

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from .arguments import check_fits
 from .arithmetic import layer_tokens, measured_rates, step_operations
 from .record import enter, header, write
 from .step import Bench, Deadline, Way
@@ -197,6 +198,7 @@ def bench(
 ) -> None:
     deadline = Deadline(minutes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    check_fits(geometry, device)
     machine = Bench(geometry, frames, tokens, device, mod_keep_ratio=keep_ratio)
     measure(machine, frames, tokens, json, repeats, deadline, profile)
 

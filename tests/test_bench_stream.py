@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from videollm_mod import cli
-from videollm_mod.bench import stream, stream_command
+from videollm_mod.bench import arguments, stream
 from videollm_mod.bench.filled import fill
 from videollm_mod.bench.watching import as_it_is, build
 
@@ -73,9 +73,11 @@ def test_a_filled_session_has_the_size_of_one_that_has_watched():
         (["--device", "cpu:"], "--device must be cpu or cuda, got 'cpu:'"),
         (["--json", "x.png"], "--json: must end in .json, got 'x.png'"),
         (["--json", "folder.json"], "folder.json is a directory"),
-        (["--json", "file/x.json"], "file is a file, so file/x.json can not lie in it"),
-        (["--minutes", "0"], "--minutes: must be above 0, got 0"),
-        (["--minutes", "nan"], "--minutes: must be above 0, got nan"),
+        (["--json", "no/x.json"], "the folder of `--json` does not exist: no"),
+        (["--json", "file/x.json"], "the folder of `--json` does not exist: file"),
+        (["--minutes", "-1"], "--minutes: must be 0 or more, got -1"),
+        (["--minutes", "nan"], "--minutes: must be 0 or more, got nan"),
+        (["--minutes", "0", "--json", "x.json"], "no row was begun within --minutes 0"),
     ],
 )
 def test_wrong_options_are_named(options, message, capsys, tmp_path, monkeypatch):
@@ -83,14 +85,17 @@ def test_wrong_options_are_named(options, message, capsys, tmp_path, monkeypatch
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "file").touch()
     try:
-        code = cli.main(["bench", "stream", "--device", "cpu", *options])
+        code = cli.main(["bench", "stream", "--geometry", "tiny", "--device", "cpu", *options])
     except SystemExit as end:
         code = end.code
     error = capsys.readouterr().err
     assert code == 2 and error.startswith("error: ") and message in error and error.count("\n") == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.json"]
 
 
-def test_a_model_that_memory_can_not_hold_is_refused(capsys, monkeypatch):
-    monkeypatch.setattr(stream_command.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 20}.get)
-    assert cli.main(["bench", "stream", "--device", "cpu"]) == 2
-    assert "takes some 40 GiB in float32 on a CPU, this machine has 4 GiB" in capsys.readouterr().err
+@pytest.mark.parametrize("options", [["stream", "--device", "cpu"], ["train"], ["memory", "--training"]])
+def test_a_model_that_memory_can_not_hold_is_refused(options, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(arguments.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 20}.get)
+    assert cli.main(["bench", *options]) == 2
+    assert "takes up to 40 GiB on a CPU, this machine has 4 GiB: take" in capsys.readouterr().err

@@ -79,7 +79,7 @@ def test_a_file_is_gone_on_with(tmp_path, capsys, monkeypatch):
     assert [row["batch"] for row in first["rows"]] == [1, 1, 1, 2, 2] and {"mod", "dense"} == {
         row["way"] for row in first["rows"]
     }
-    assert cli.main([*command, "--frames", "4", "9", "--tokens", "5", "--minutes", "1e-9"]) == 0
+    assert cli.main([*command, "--frames", "4", "9", "--tokens", "5", "--minutes", "0"]) == 0
     assert json.loads(path.read_text())["rows"] == first["rows"]
     assert cli.main([*command, "--frames", "4", "9", "--tokens", "5"]) == 0
     second = json.loads(path.read_text())

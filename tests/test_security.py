@@ -225,7 +225,7 @@ def test_broken_off_early_it_says_nothing():
     command = [sys.executable, "-c", code, "narrate", ROOT / "media" / "world.mp4"]
     for _ in range(6):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        process.stdout.readline()  # Python itself has begun
+        process.stdout.readline()  # the command is there, and begins
         time.sleep(rng.uniform(0.05, 0.8))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=60)
