@@ -49,6 +49,12 @@ class MoDCacheLayer(DynamicLayer):
         self.positions = self.rooms["positions"].append(self.positions, positions)
         return self.positions >= 0 if self.padded else None
 
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Hold nothing yet, of the shape and on the device of what comes."""
+        self.device = key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
         """As in `DynamicLayer`: take in `[B, heads, K, head_dim]`, and return all keys and values."""
         if not self.is_initialized:
@@ -63,8 +69,7 @@ class MoDCacheLayer(DynamicLayer):
         if not self.is_initialized:
             empty = torch.empty((1, heads[0], 0, heads[1]), dtype=dtype, device=device)
             self.lazy_initialization(empty, empty)
-        if self.keys.dim() < 4 or self.positions is None:
-            self.keys = self.values = torch.empty((1, heads[0], 0, heads[1]), dtype=dtype, device=device)
+        if self.positions is None:
             self.positions = torch.empty((1, 0), dtype=torch.long, device=device)
         for name, room in self.rooms.items():
             setattr(self, name, room.reserve(getattr(self, name), more))

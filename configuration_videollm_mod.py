@@ -145,7 +145,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     model_type = "videollm_mod"
     sub_configs = {"text_config": VideoLLMMoDTextConfig, "vision_config": AutoConfig}
-    keys_to_ignore_at_inference = ["past_key_values", "router_scores", "kept_indices"]
+    keys_to_ignore_at_inference = ["past_key_values", "cache", "router_scores", "kept_indices"]
 
     text_config: dict | PreTrainedConfig | None = None
     vision_config: dict | PreTrainedConfig | None = None

@@ -13,9 +13,8 @@ from functools import partial
 import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
-from torch.utils.checkpoint import checkpoint
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, find_packed_sequence_indices
-from transformers.modeling_outputs import ModelOutput
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -27,11 +26,17 @@ from transformers.models.llama.modeling_llama import (
     LlamaRotaryEmbedding,
     eager_attention_forward,
 )
-from transformers.utils.generic import merge_with_config_defaults
-from transformers.utils.import_utils import is_torch_greater_or_equal
-from transformers.utils.output_capturing import capture_outputs
 
 from .cache_videollm_mod import MoDCache
+from .compat_videollm_mod import (
+    CACHE_NAME,
+    CACHE_NAMES,
+    CHECKPOINTING_RENAMED,
+    EitherCacheName,
+    capture_outputs,
+    check_arguments,
+    takes_either_cache_name,
+)
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .fused_videollm_mod import rotate, silu_product
 from .recomputing_videollm_mod import (
@@ -41,14 +46,13 @@ from .recomputing_videollm_mod import (
     units,
     with_attention_kept,
     without_last_part,
-    without_recompute,
 )
 from .routing_videollm_mod import FrameRouter, LayerExpert, StreamLayout
 
 # By their full names, with and without a head around them. LayerExperts are no plain linear layers: none takes them.
 FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
 # torch 2.8 repeats keys itself on a CPU, and then computes attention in its slowest way
-GROUPS_ON_CPU = is_torch_greater_or_equal("2.9", accept_dev=True)
+GROUPS_ON_CPU = torch.__version__ >= (2, 9)
 
 
 def keeping_precision(quantization_config):
@@ -63,21 +67,17 @@ def keeping_precision(quantization_config):
 
 
 @dataclass
-class VideoLLMMoDModelOutputWithPast(ModelOutput):
+class VideoLLMMoDModelOutputWithPast(EitherCacheName, BaseModelOutputWithPast):
     """
     Args:
         last_hidden_state (`[B, T, D]`).
-        past_key_values (`MoDCache`).
+        cache (`MoDCache`): also under its older name, `past_key_values`.
         router_scores (`tuple`): with `output_router_scores=True`, one entry a layer: float32 `[F, N]`, or None where
             the layer has no LayerExpert at work.
         kept_indices (`tuple`): one entry a layer: int64 `[F, k]`, which of a frame's N tokens the layer kept,
             ascending, or None where it kept all by design.
     """
 
-    last_hidden_state: torch.Tensor | None = None
-    past_key_values: MoDCache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     router_scores: tuple[torch.Tensor | None, ...] | None = None
     kept_indices: tuple[torch.Tensor | None, ...] | None = None
 
@@ -148,28 +148,28 @@ class VideoLLMMoDAttention(LlamaAttention):
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: MoDCache | None = None,
+        cache: MoDCache | None = None,
         lengths: list[int] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `past_key_values` is then a `PackedCache`."""
+        """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `cache` is then a `PackedCache`."""
         queries, keys, values = self.project(hidden_states, position_embeddings)
         if lengths is None:
-            if past_key_values is not None:
-                keys, values = past_key_values.update(keys, values, self.layer_idx)
+            if cache is not None:
+                keys, values = cache.update(keys, values, self.layer_idx)
             attended, weights = self.attend_to(queries, keys, values, attention_mask, **kwargs)
             return self.o_proj(attended), weights
         attended = []
         split = zip(
-            past_key_values.layers[self.layer_idx].layers,
+            cache.layers[self.layer_idx].layers,
             *(tensor.split(lengths, dim=2) for tensor in (queries, keys, values)),
             hidden_states.split(lengths, dim=1),
             strict=True,
         )
-        for cache, own_queries, own_keys, own_values, own in split:
+        for own_cache, own_queries, own_keys, own_values, own in split:
             if own.shape[1] == 0:
                 continue
-            all_keys, all_values = cache.update(own_keys, own_values)
+            all_keys, all_values = own_cache.update(own_keys, own_values)
             mask = causal_mask(self.config, own, all_keys.shape[2], None, None)
             attended.append(self.attend_to(own_queries, all_keys, all_values, mask, **kwargs)[0])
         return self.o_proj(torch.cat(attended, dim=1)), None
@@ -231,7 +231,7 @@ class VideoLLMMoDRMSNorm(LlamaRMSNorm):
 class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
     """A Llama decoder layer that, where it is routed, lets in only the tokens its router chooses."""
 
-    recompute = "none"  # see `recomputing_videollm_mod`
+    recompute, checkpoint = "none", None  # see `recomputing_videollm_mod`
 
     def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
         # LlamaDecoderLayer's own `__init__` would build, and initialise, an attention beside ours
@@ -250,7 +250,7 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: MoDCache | None = None,
+        cache: MoDCache | None = None,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         router: FrameRouter | None = None,
         segments: torch.Tensor | None = None,
@@ -271,16 +271,16 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
                 return hidden_states  # every token passes by
             (entered, passing), valid, lengths = route.enter(hidden_states), route.valid, route.lengths
             position_embeddings = tuple(route.gather(x) for x in position_embeddings)
-            if past_key_values is not None:
+            if cache is not None:
                 position_ids = route.gather(position_ids[..., None]).squeeze(-1)
             segments = None if segments is None else route.gather(segments[..., None]).squeeze(-1)
 
         key_valid, num_keys = valid, entered.shape[1]
         if lengths is not None:
-            past_key_values.layers[self.layer_idx].record(position_ids, lengths)
+            cache.layers[self.layer_idx].record(position_ids, lengths)
             kwargs["lengths"] = lengths
-        elif past_key_values is not None:
-            held = past_key_values.layers[self.layer_idx]
+        elif cache is not None:
+            held = cache.layers[self.layer_idx]
             num_keys += held.get_seq_length()
             key_valid = held.record(position_ids, valid)
         if attention_mask is None and lengths is None:
@@ -290,17 +290,17 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             attention_mask=attention_mask,
             # flash attention reads gaps between positions as packed sequences
             position_ids=position_ids if route is None else None,
-            past_key_values=past_key_values,
+            cache=cache,
             position_embeddings=position_embeddings,
             **kwargs,
         )
         return processed if route is None else route.leave(passing, entered, processed)
 
-    def _process(self, hidden_states: torch.Tensor, past_key_values: MoDCache | None, **kwargs) -> torch.Tensor:
+    def _process(self, hidden_states: torch.Tensor, cache: MoDCache | None, **kwargs) -> torch.Tensor:
         """Attention and MLP; in training with what `recompute` says computed again in the backward pass."""
         # what is computed again would enter a cache twice
-        recompute = self.recompute if self.training and past_key_values is None else "none"
-        checkpoint = getattr(self, "_gradient_checkpointing_func", None)
+        recompute = self.recompute if self.training and cache is None else "none"
+        checkpoint = self.checkpoint
         attend = partial(self._attend, **kwargs)
         if recompute == "entered":
             return without_last_part(checkpoint, attend, partial(in_chunks, checkpoint, self._join), hidden_states)
@@ -316,7 +316,7 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             return in_chunks(checkpoint, self._join, hidden_states, attend(hidden_states))
         keeps_norms = recompute not in ("mlp", "activation")
         with computed_again(self.input_layernorm, hidden_states, keeps_norms) as normed:
-            attended = self.self_attn(normed, past_key_values=past_key_values, **kwargs)[0]
+            attended = self.self_attn(normed, cache=cache, **kwargs)[0]
         hidden_states = hidden_states + attended
         if recompute == "mlp":
             return checkpoint(self._think, hidden_states)
@@ -355,6 +355,7 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("video", "text")
     _no_split_modules = ["VideoLLMMoDDecoderLayer"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
     _can_compile_fullgraph = False
     _can_record_outputs = {"hidden_states": VideoLLMMoDDecoderLayer, "attentions": LlamaAttention}
 
@@ -364,12 +365,43 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
             quantization_config = keeping_precision(quantization_config)
         return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
 
-    def _set_gradient_checkpointing(self, enable: bool = True, gradient_checkpointing_func=checkpoint, **kwargs):
-        """`gradient_checkpointing_kwargs` may say what is recomputed; see `recomputing_videollm_mod`."""
-        function, recompute = without_recompute(gradient_checkpointing_func)
-        super()._set_gradient_checkpointing(enable, function, **kwargs)
-        layers = [module for module in self.modules() if isinstance(module, VideoLLMMoDDecoderLayer)]
-        set_recomputing(layers, function, recompute if enable else None)
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+        """As transformers' method; `activation_checkpointing_kwargs` may also say what to `recompute`, see
+        `recomputing_videollm_mod`. Older releases of transformers call it `gradient_checkpointing_enable`.
+
+        Raises:
+            `ValueError`: for a choice that does not exist, or that reentrant checkpointing cannot do.
+        """
+        options = dict(activation_checkpointing_kwargs or {})
+        recompute = options.pop("recompute", None)
+        if recompute is not None and options.get("use_reentrant"):
+            raise ValueError("`recompute` needs `use_reentrant=False`")
+        options.setdefault("use_reentrant", False)
+        parent = super()
+        enable = (
+            parent.activation_checkpointing_enable if CHECKPOINTING_RENAMED else parent.gradient_checkpointing_enable
+        )
+        enable(options, **kwargs)
+        set_recomputing(self._decoder_layers(), options, recompute)
+
+    def activation_checkpointing_disable(self) -> None:
+        parent = super()
+        if CHECKPOINTING_RENAMED:
+            parent.activation_checkpointing_disable()
+        else:
+            parent.gradient_checkpointing_disable()
+        set_recomputing(self._decoder_layers(), {}, None)
+
+    if not CHECKPOINTING_RENAMED:
+
+        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+            self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+        def gradient_checkpointing_disable(self) -> None:
+            self.activation_checkpointing_disable()
+
+    def _decoder_layers(self) -> list[VideoLLMMoDDecoderLayer]:
+        return [module for module in self.modules() if isinstance(module, VideoLLMMoDDecoderLayer)]
 
 
 class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
@@ -395,14 +427,14 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             self._keep_in_fp32_modules_strict = {"layer_expert"}  # models around this one take it over
         self.post_init()
 
-    @merge_with_config_defaults
+    @takes_either_cache_name
     @capture_outputs
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: MoDCache | None = None,
+        cache: MoDCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
         layout: StreamLayout | None = None,
@@ -415,65 +447,66 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             input_ids (`int64 [B, T]`) or inputs_embeds (`[B, T, D]`): exactly one of them.
             attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding; or a 4D mask, if no layer routes.
             position_ids (`int64 [B, T]` or `[1, T]`, *optional*): of these tokens; counted on by the cache if omitted.
-            past_key_values (`MoDCache`, *optional*): of the earlier calls of these streams.
+            cache (`MoDCache`, *optional*): of the earlier calls of these streams.
             layout (`StreamLayout`, *optional*): where the frames are; without it every token is text.
             keep_ratio (`float`, *optional*): of this call, in (0, 1]; `config.mod_keep_ratio` if omitted.
         """
+        check_arguments(kwargs, self.config._attn_implementation)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
-        if past_key_values is not None and not hasattr(past_key_values, "advance"):
+        if cache is not None and not hasattr(cache, "advance"):
             raise ValueError(
-                f"`past_key_values` must be a MoDCache, got {type(past_key_values).__name__}: routed layers hold "
-                "different tokens, and only a MoDCache knows which"
+                f"`cache` must be a MoDCache, got {type(cache).__name__}: routed layers hold different tokens, and "
+                "only a MoDCache knows which"
             )
         batch_size, length = inputs_embeds.shape[:2]
         own_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
         if layout is None:
-            valid = None if own_mask is not None else valid_tokens(attention_mask, inputs_embeds, past_key_values)
+            valid = None if own_mask is not None else valid_tokens(attention_mask, inputs_embeds, cache)
             nothing = torch.zeros(batch_size, length, dtype=torch.bool, device=inputs_embeds.device)
             layout = StreamLayout.of(nothing, nothing, num_frame_tokens=1, valid=valid)
         segments = None
-        if position_ids is not None and attention_mask is None and past_key_values is None:
+        if position_ids is not None and attention_mask is None and cache is None:
             position_ids = position_ids.expand(batch_size, -1)
-            segments = find_packed_sequence_indices(position_ids)
+            segments = packed_segments(position_ids)
             if segments is not None and layout.num_frames:
                 layout = layout.of_segments(segments)
-        recomputes = self.training and self.gradient_checkpointing
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        recomputes = self.training and self.gradient_checkpointing and torch.is_grad_enabled()
         # packed sequences are not one stream, and what is computed again would enter a cache twice
-        if use_cache and past_key_values is None and segments is None and not recomputes:
-            past_key_values = MoDCache(self.config)
-        position_ids = next_positions(position_ids, layout, past_key_values)
+        if use_cache and cache is None and segments is None and not recomputes:
+            cache = MoDCache(self.config)
+        position_ids = next_positions(position_ids, layout, cache)
         router = FrameRouter(layout, self.config, keep_ratio)
         if own_mask is not None and any(router.routes(layer_idx) for layer_idx in range(len(self.layers))):
             raise ValueError("`attention_mask` must be 2D where layers route, got a 4D mask")
-        if past_key_values is not None:
-            past_key_values.advance(position_ids, layout.valid, layout.ends_frame if layout.num_frames else None)
+        if cache is not None:
+            cache.advance(position_ids, layout.valid, layout.ends_frame if layout.num_frames else None)
 
         hidden_states = inputs_embeds
         position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
         arguments = {
             "attention_mask": own_mask,
             "position_ids": position_ids,
-            "past_key_values": past_key_values,
+            "cache": cache,
             "position_embeddings": position_embeddings,
             "use_cache": use_cache,
             "router": router,
             "segments": segments,
             **kwargs,
         }
-        for unit in units(self.layers[: self.config.num_hidden_layers], recomputes and past_key_values is None):
+        for unit, recomputed in units(self.layers[: self.config.num_hidden_layers], recomputes and cache is None):
             run = partial(run_layers, unit, **arguments)
-            is_pair = len(unit) > 1
-            hidden_states = self._gradient_checkpointing_func(run, hidden_states) if is_pair else run(hidden_states)
+            hidden_states = unit[0].checkpoint(run, hidden_states) if recomputed else run(hidden_states)
 
         layers = range(len(self.layers))
         return VideoLLMMoDModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
-            past_key_values=past_key_values,
             router_scores=tuple(router.scores.get(i) for i in layers) if output_router_scores else None,
             kept_indices=tuple(router.kept.get(i) for i in layers) if output_router_scores else None,
+            **{CACHE_NAME: cache},
         )
 
 
@@ -484,13 +517,13 @@ def run_layers(layers: list[VideoLLMMoDDecoderLayer], hidden_states: torch.Tenso
 
 
 def valid_tokens(
-    attention_mask: torch.Tensor | None, tokens: torch.Tensor, past_key_values: MoDCache | None
+    attention_mask: torch.Tensor | None, tokens: torch.Tensor, cache: MoDCache | None
 ) -> torch.Tensor | None:
     """bool `[B, T]`, False at the padding of this call's `tokens` `[B, T, ...]`, or None when there is none."""
     if attention_mask is None:
         return None
     batch_size, length = tokens.shape[:2]
-    seen = 0 if past_key_values is None else past_key_values.get_seq_length()
+    seen = 0 if cache is None else cache.get_seq_length()
     if attention_mask.dim() != 2 or attention_mask.shape[0] != batch_size or attention_mask.shape[1] < length:
         raise ValueError(
             f"`attention_mask` must be [{batch_size}, {length}] or, with the tokens seen so far, "
@@ -500,9 +533,14 @@ def valid_tokens(
     return None if valid.all() else valid
 
 
-def next_positions(
-    position_ids: torch.Tensor | None, layout: StreamLayout, past_key_values: MoDCache | None
-) -> torch.Tensor:
+def packed_segments(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """int64 `[B, T]`: the number of each token's sequence, None where each row is one sequence. Another begins where
+    positions do not count on by one."""
+    starts = position_ids.diff(dim=1) != 1
+    return nn.functional.pad(starts.long().cumsum(1), (1, 0)) if starts.any() else None
+
+
+def next_positions(position_ids: torch.Tensor | None, layout: StreamLayout, cache: MoDCache | None) -> torch.Tensor:
     """int64 `[B, T]`: positions that go on from the cache and leave padding out."""
     batch_size, length = layout.is_text.shape
     if position_ids is not None:
@@ -511,8 +549,8 @@ def next_positions(
         positions = torch.arange(length, device=layout.is_text.device).expand(batch_size, -1)
     else:
         positions = (layout.valid.long().cumsum(1) - 1).clamp(min=0)
-    if past_key_values is not None and past_key_values.next_position is not None:
-        positions = positions + past_key_values.next_position.to(positions.device)[:, None]
+    if cache is not None and cache.next_position is not None:
+        positions = positions + cache.next_position.to(positions.device)[:, None]
     return positions
 
 

@@ -11,15 +11,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from transformers import AutoModel, GenerationMixin
+from transformers import AutoModel
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.utils import can_return_tuple, logging
-from transformers.utils.generic import merge_with_config_defaults
 
 from .cache_videollm_mod import MoDCache
+from .compat_videollm_mod import CACHE_NAME, EitherCacheName, takes_either_cache_name
 from .configuration_videollm_mod import VideoLLMMoDConfig, check_keep_ratio
+from .generation_videollm_mod import StreamGenerationMixin
 from .loss_videollm_mod import head_losses
 from .modeling_text_videollm_mod import (
     VideoLLMMoDModelOutputWithPast,
@@ -37,20 +38,14 @@ IGNORED = -100  # label of a token that nothing learns to predict
 
 
 @dataclass
-class VideoLLMMoDCausalLMOutputWithPast(ModelOutput):
+class VideoLLMMoDCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
     """
     Args:
         loss (scalar, with `labels`): see `VideoLLMMoDForConditionalGeneration.forward`.
         logits (`[B, T, V]`): None in training mode with labels, where only the logits that a label needs exist.
-        past_key_values, hidden_states, attentions, router_scores, kept_indices: as in
-            `VideoLLMMoDModelOutputWithPast`.
+        cache, hidden_states, attentions, router_scores, kept_indices: as in `VideoLLMMoDModelOutputWithPast`.
     """
 
-    loss: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
-    past_key_values: MoDCache | None = None
-    hidden_states: tuple[torch.Tensor, ...] | None = None
-    attentions: tuple[torch.Tensor, ...] | None = None
     router_scores: tuple[torch.Tensor | None, ...] | None = None
     kept_indices: tuple[torch.Tensor | None, ...] | None = None
 
@@ -155,14 +150,14 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         outputs.pooler_output = self.connector(outputs.pooler_output)
         return outputs
 
-    @merge_with_config_defaults
+    @takes_either_cache_name
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: MoDCache | None = None,
+        cache: MoDCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_features: torch.Tensor | None = None,
@@ -177,7 +172,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding.
             pixel_values_videos (`[F, 3, H, W]`) or video_features (`[F, N, Dv]`): frames of all rows, in row order.
                 With neither, placeholders are read as text.
-            past_key_values (`MoDCache`, *optional*): of the earlier calls of these streams; or a `PackedCache`, whose
+            cache (`MoDCache`, *optional*): of the earlier calls of these streams; or a `PackedCache`, whose
                 streams' tokens are then one row, with their `position_ids`.
             layout (`StreamLayout`, *optional*): what `lay_out` returns for these inputs, if it is known already.
 
@@ -186,7 +181,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         """
         if layout is None:
             has_frames = pixel_values_videos is not None or video_features is not None
-            layout = self.lay_out(input_ids, inputs_embeds, attention_mask, past_key_values, has_frames)
+            layout = self.lay_out(input_ids, inputs_embeds, attention_mask, cache, has_frames)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         inputs_embeds = self._put_frames(inputs_embeds, layout, pixel_values_videos, video_features)
@@ -194,7 +189,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             use_cache=use_cache,
             layout=layout,
             **kwargs,
@@ -216,7 +211,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        past_key_values: MoDCache | None = None,
+        cache: MoDCache | None = None,
         has_frames: bool = True,
     ) -> StreamLayout:
         """Where the frames, separators and padding of these inputs lie. Without `has_frames` a placeholder is read as
@@ -224,7 +219,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         config = self.config
         is_vision = self.tokens_with_id(config.video_token_id, input_ids, inputs_embeds)
         if not has_frames:
-            if (past_key_values is None or past_key_values.get_seq_length() == 0) and is_vision.any():
+            if (cache is None or cache.get_seq_length() == 0) and is_vision.any():
                 logger.warning_once(
                     "placeholders of frames are read as text, since neither `pixel_values_videos` nor "
                     "`video_features` was given"
@@ -232,13 +227,13 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             is_vision = torch.zeros_like(is_vision)
         valid = None
         if attention_mask is not None and attention_mask.dim() != 4:
-            valid = valid_tokens(attention_mask, is_vision, past_key_values)
+            valid = valid_tokens(attention_mask, is_vision, cache)
         is_separator_id = self.tokens_with_id(config.frame_separator_token_id, input_ids, inputs_embeds)
         seen = {
-            "frames_seen": getattr(past_key_values, "num_frames", None),
-            "after_frame": getattr(past_key_values, "after_frame", None),
+            "frames_seen": getattr(cache, "num_frames", None),
+            "after_frame": getattr(cache, "after_frame", None),
         }
-        lengths = getattr(past_key_values, "lengths", None)
+        lengths = getattr(cache, "lengths", None)
         if lengths is not None:
             layout = StreamLayout.of(is_vision, is_separator_id, config.num_frame_tokens)
             return layout.of_streams(lengths, is_separator_id, **seen)
@@ -281,7 +276,7 @@ def check_finite(name: str, frames: torch.Tensor) -> None:
         raise ValueError(f"`{name}` must be finite, got nan or infinity in frames {bad[:10]} of {frames.shape[0]}")
 
 
-class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, GenerationMixin):
+class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGenerationMixin):
     """The whole model, with stock `generate` (greedy, sampling, beams), and its loss on streams."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
@@ -348,13 +343,14 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
     def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         return self.model.get_video_features(pixel_values_videos, **kwargs)
 
+    @takes_either_cache_name
     @can_return_tuple
     def forward(
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.LongTensor | None = None,
-        past_key_values: MoDCache | None = None,
+        cache: MoDCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_features: torch.Tensor | None = None,
@@ -378,12 +374,12 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
         # where something is to be learned, placeholders without frames are a fault of the data
         has_frames = pixel_values_videos is not None or video_features is not None
         strict = has_frames or labels is not None or shift_labels is not None
-        layout = self.model.lay_out(input_ids, inputs_embeds, attention_mask, past_key_values, has_frames=strict)
+        layout = self.model.lay_out(input_ids, inputs_embeds, attention_mask, cache, has_frames=strict)
         outputs = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             pixel_values_videos=pixel_values_videos,
             video_features=video_features,
@@ -403,11 +399,11 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
         return VideoLLMMoDCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             router_scores=outputs.router_scores,
             kept_indices=outputs.kept_indices,
+            **{CACHE_NAME: outputs.cache},
         )
 
     def stream_loss(
@@ -442,55 +438,6 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, Generation
     def stream(self, processor, **options) -> StreamingSession:
         """A session that watches one stream; `options` are those of `StreamingSession`."""
         return StreamingSession(self, processor, **options)
-
-    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
-        cache = kwargs.get("past_key_values")
-        if cache is not None and cache.get_seq_length() == 0 and inputs_embeds is None:
-            is_first_iteration = True  # assisted decoding does not say so, and an empty cache needs the frames
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
-        )
-        # transformers does so with `pixel_values_videos`; after the prefill the cache holds the frames
-        if not is_first_iteration and model_inputs.get("use_cache", True):
-            model_inputs.pop("video_features", None)
-        return model_inputs
-
-    def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **model_kwargs):
-        """Repeat each row, and with it the row's block of frames, `expand_size` times."""
-        names = [n for n in ("pixel_values_videos", "video_features") if model_kwargs.get(n) is not None]
-        frames = {name: model_kwargs.pop(name) for name in names}
-        if frames and expand_size > 1:
-            has_ids = input_ids is not None and input_ids.numel() > 0
-            is_vision = self.model.tokens_with_id(
-                self.config.video_token_id,
-                input_ids if has_ids else None,
-                None if has_ids else model_kwargs.get("inputs_embeds"),
-            )
-            per_row = (is_vision.sum(1) // self.config.num_frame_tokens).tolist()
-            for name, value in frames.items():
-                if sum(per_row) != len(value):
-                    raise ValueError(
-                        f"frames and placeholders do not match: `{name}` holds {len(value)} frames, the rows have "
-                        f"placeholders for {per_row}"
-                    )
-                blocks = value.split(per_row)
-                frames[name] = torch.cat([block for block in blocks for _ in range(expand_size)])
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
-        )
-        return input_ids, {**model_kwargs, **frames}
-
-    def _prepare_cache_for_generation(self, generation_config, model_kwargs, *args, **kwargs):
-        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
-            implementation = generation_config.cache_implementation
-            if implementation not in (None, "dynamic", "offloaded"):
-                raise ValueError(
-                    f'`cache_implementation` must be "dynamic" or "offloaded", got {implementation!r}: routed layers '
-                    "hold different tokens, which only a MoDCache can do"
-                )
-            model_kwargs["past_key_values"] = MoDCache(self.config, offloading=implementation == "offloaded")
-            return None
-        return super()._prepare_cache_for_generation(generation_config, model_kwargs, *args, **kwargs)
 
 
 VideoLLMMoDModel.register_for_auto_class("AutoModel")

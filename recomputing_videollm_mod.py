@@ -1,7 +1,9 @@
 """What a training step computes again in its backward pass instead of keeping it: gradient checkpointing, by layer.
 
-    model.gradient_checkpointing_enable({"use_reentrant": False, "recompute": "mlp"})
-    model.gradient_checkpointing_enable({"use_reentrant": False, "recompute": {"layer": 12, "mlp": 20}})
+    model.activation_checkpointing_enable({"recompute": "mlp"})
+    model.activation_checkpointing_enable({"recompute": {"layer": 12, "mlp": 20}})
+
+(`gradient_checkpointing_enable` is the same method's older name.)
 
 `recompute` is one choice for all layers, or how many layers have which one, from the first to the last; later layers
 are done with earlier in the backward pass, so what keeps most belongs at the end. From least memory to least time:
@@ -23,7 +25,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
-from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 CHOICES = ("pairs", "entered", "layer", "attention", "mlp", "activation", "none")
 CHUNK_TOKENS = 4096  # that go through what follows attention at a time, where that is computed again
@@ -44,42 +46,33 @@ def choices_of_layers(recompute: str | dict[str, int], num_layers: int) -> list[
     return [choice for choice, count in counts.items() for _ in range(count)]
 
 
-def without_recompute(function: Callable) -> tuple[Callable, str | dict[str, int] | None]:
-    """torch's `checkpoint` with its arguments bound, less `recompute`, which it does not know; and that.
+def set_recomputing(layers: list, options: dict, recompute: str | dict[str, int] | None) -> None:
+    """Have each of `layers` do as `recompute` says, or else as transformers has just told it by the layer's own
+    `gradient_checkpointing`.
 
-    Raises:
-        `ValueError`: for a choice that reentrant checkpointing cannot do.
+    Args:
+        options: of `torch.utils.checkpoint.checkpoint`.
     """
-    options = dict(getattr(function, "keywords", {}))
-    if "recompute" not in options:
-        return function, None
-    recompute = options.pop("recompute")
-    if options.setdefault("use_reentrant", False):
-        raise ValueError("`recompute` needs `use_reentrant=False`")
-    return partial(function.func, *function.args, **options), recompute
-
-
-def set_recomputing(layers: list, function: Callable, recompute: str | dict[str, int] | None) -> None:
-    """Have each of `layers` do as `recompute` says, or as its `gradient_checkpointing` does, with `function`."""
     if recompute is None:
         choices = ["layer" if layer.gradient_checkpointing else "none" for layer in layers]
     else:
         choices = choices_of_layers(recompute, len(layers))
     for layer, choice in zip(layers, choices, strict=True):
-        layer.recompute, layer.gradient_checkpointing = choice, choice == "layer"
-        layer._gradient_checkpointing_func = function
+        layer.recompute, layer.gradient_checkpointing = choice, False  # the model does it, not transformers' layer
+        layer.checkpoint = partial(checkpoint, **{"use_reentrant": False, **options})
 
 
-def units(layers: list, paired: bool) -> list[list]:
-    """The layers in groups of one, or if `paired` of two where two that follow each other are to be."""
+def units(layers: list, recomputes: bool) -> list[tuple[list, bool]]:
+    """The layers in groups, and of each group whether only its input is kept: alone, or where `recomputes`, two by two
+    if two that follow each other are to be `"pairs"`."""
     groups = []
     for layer in layers:
-        mates = paired and layer.recompute == "pairs" and groups and len(groups[-1]) == 1
+        mates = recomputes and layer.recompute == "pairs" and groups and len(groups[-1]) == 1
         if mates and groups[-1][0].recompute == "pairs":
             groups[-1].append(layer)
         else:
             groups.append([layer])
-    return groups
+    return [(group, len(group) == 2 or (recomputes and group[0].recompute == "layer")) for group in groups]
 
 
 class _Again:

@@ -190,10 +190,10 @@ class Feed(Step):
         lengths, inputs = [len(step.ids) for step in steps], {}
         starts = [sum(lengths[:index]) for index in range(len(lengths))]
         if len(steps) == 1:
-            inputs["past_key_values"] = session.cache
+            inputs["cache"] = session.cache
         else:
             caches = [step.session.cache for step in steps]
-            inputs["past_key_values"] = PackedCache(caches, lengths)
+            inputs["cache"] = PackedCache(caches, lengths)
             positions = [
                 torch.arange(length) + cache.seen_tokens for cache, length in zip(caches, lengths, strict=True)
             ]

@@ -24,9 +24,7 @@ def held_tokens(geometry: str, frames: int, tokens: int, keep_ratio: float, chun
             count = min(chunk, frames - first)
             features = torch.randn(count, tokens, SMALL_TOWER["hidden_size"])
             inputs = torch.tensor([frame * count])
-            cache = model.model(
-                input_ids=inputs, video_features=features, past_key_values=cache, use_cache=True
-            ).past_key_values
+            cache = model.model(input_ids=inputs, video_features=features, cache=cache, use_cache=True).cache
     return [layer.get_seq_length() for layer in cache.layers]
 
 

@@ -26,7 +26,7 @@ def blocks(model, frames: int, count: int, repeats: int, static: bool = True) ->
         cache = MoDCache(config)
         for _ in range(count):
             if fast is None:
-                model(**inputs, past_key_values=cache, logits_to_keep=1)
+                model(**inputs, cache=cache, logits_to_keep=1)
             else:
                 fast.feed(cache, ids, features, None)
 

@@ -83,7 +83,7 @@ class Bench:
         text = self.model.config.text_config
         text.vision_routing = "mod" if way.routed else "full"
         choices = way.choices(text.num_hidden_layers)
-        self.model._set_gradient_checkpointing(True, checkpoint_with(choices))
+        self.model.activation_checkpointing_enable({"recompute": choices})
 
     def loss(self, way: Way) -> torch.Tensor:
         with torch.autocast(self.device, self.model.dtype, enabled=self.model.dtype == torch.bfloat16):
@@ -138,14 +138,6 @@ class Bench:
         self.optimizer.zero_grad()
         gc.collect()
         torch.cuda.empty_cache()
-
-
-def checkpoint_with(choices: dict[str, int]):
-    from functools import partial
-
-    from torch.utils.checkpoint import checkpoint
-
-    return partial(checkpoint, use_reentrant=False, recompute=choices)
 
 
 @contextlib.contextmanager

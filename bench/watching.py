@@ -10,6 +10,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
 from .. import steps_videollm_mod
+from ..compat_videollm_mod import CACHE_NAME
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from ..steps_videollm_mod import carry_out
@@ -192,7 +193,7 @@ def stock(model, held: int, repeats: int, frames: int = 1) -> dict:
 
     @torch.no_grad()
     def call(index):
-        llama(inputs_embeds=embeds, past_key_values=cache, logits_to_keep=1)
+        llama(inputs_embeds=embeds, **{CACHE_NAME: cache}, logits_to_keep=1)
 
     return summary(clock(call, model.device, repeats), frames)
 

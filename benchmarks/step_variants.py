@@ -187,7 +187,7 @@ def check_stream(dtype: torch.dtype, **options) -> dict:
             inputs = {} if features is None else {"video_features": features}
             output = model(
                 input_ids=torch.tensor([ids], device=model.device),
-                past_key_values=expected,
+                cache=expected,
                 logits_to_keep=1,
                 **inputs,
             )
@@ -259,7 +259,7 @@ def time_eager(model, held: int, repeats: int = 10) -> dict:
 
     @torch.no_grad()
     def call():
-        model(input_ids=ids, video_features=features, past_key_values=cache, logits_to_keep=1)
+        model(input_ids=ids, video_features=features, cache=cache, logits_to_keep=1)
 
     return milliseconds(call, repeats)
 

@@ -69,7 +69,7 @@ def work(args) -> None:
         ids = opening + frame + [SEPARATOR, *frame] * (count - 1)
         ids = torch.tensor([ids], device=device)
         return model(
-            input_ids=ids, video_features=features[:count], past_key_values=cache, logits_to_keep=1, use_cache=True
+            input_ids=ids, video_features=features[:count], cache=cache, logits_to_keep=1, use_cache=True
         ).logits
 
     model.keep_ratio = 1.0

@@ -127,7 +127,7 @@ def run(model, processor, rows: list[list[int]], features: torch.Tensor, cache: 
         input_ids=torch.tensor([row + [pad] * (length - len(row)) for row in rows], device=device),
         attention_mask=torch.tensor([[1] * len(row) + [0] * (length - len(row)) for row in rows], device=device),
         video_features=features if len(features) else None,
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
     ).last_hidden_state
 

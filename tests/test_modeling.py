@@ -397,7 +397,7 @@ def test_other_wrong_arguments():
         model(input_ids=ids, attention_mask=torch.ones(1, 1))
     from transformers import DynamicCache
 
-    with pytest.raises(ValueError, match="`past_key_values` must be a MoDCache, got DynamicCache"):
+    with pytest.raises(ValueError, match="`cache` must be a MoDCache, got DynamicCache"):
         model(input_ids=ids, past_key_values=DynamicCache())
     with pytest.raises(ValueError, match='`cache_implementation` must be "dynamic" or "offloaded"'):
         model.generate(input_ids=ids, cache_implementation="static", max_new_tokens=2)

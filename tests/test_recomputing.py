@@ -13,7 +13,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import cross_entropy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 from videollm_mod import loss_videollm_mod, modeling_text_videollm_mod, recomputing_videollm_mod
@@ -190,13 +189,15 @@ def test_unknown_choices_are_named(recompute, message):
         tiny_model(0).gradient_checkpointing_enable({"use_reentrant": True, "recompute": "mlp"})
 
 
-def test_the_vision_tower_recomputes_as_ever():
+def test_the_vision_tower_recomputes_as_transformers_says():
     model = tiny_model(0).train()
+    batch, _ = random_batch(model, 0, [2], pixels=True)
     enable(model, "mlp")
-    layers = model.model.vision_tower.encoder.layers
-    assert all(
-        layer.gradient_checkpointing and layer._gradient_checkpointing_func.func is checkpoint for layer in layers
-    )
+    layers, runs = model.model.vision_tower.encoder.layers, []
+    for layer in layers:
+        layer.self_attn.register_forward_hook(lambda *_: runs.append(1))
+    loss_and_gradients(model, {**batch, "labels": stream_labels(batch, 0)})
+    assert len(runs) == 2 * len(layers)
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -1,0 +1,104 @@
+"""What differs between releases of transformers, or is not documented by them: all of it is here.
+
+Tried on transformers 5.17.0, 5.23.0 and 5.24.0. `tests/test_compat.py` fails with a sentence for each part that a
+release takes away.
+"""
+
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
+from functools import lru_cache, wraps
+from typing import Any
+
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.utils import TransformersKwargs
+from transformers.utils.output_capturing import capture_outputs
+
+# The name of the key-value cache in arguments and outputs: transformers 5.24 changed it.
+CACHE_NAMES = ("cache", "past_key_values")
+CACHE_NAME = next(name for name in CACHE_NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)})
+OTHER_CACHE_NAME = next(name for name in CACHE_NAMES if name != CACHE_NAME)
+# Later releases than 5.17 say "activation checkpointing" for what was "gradient checkpointing".
+CHECKPOINTING_RENAMED = hasattr(PreTrainedModel, "activation_checkpointing_enable")
+
+
+def rename_cache(arguments: dict[str, Any], name: str) -> dict[str, Any]:
+    """`arguments` with the cache, under whichever of its names it was given, under `name`.
+
+    Raises:
+        `ValueError`: if both names hold a cache.
+    """
+    given = [arguments[n] for n in CACHE_NAMES if arguments.get(n) is not None]
+    if len(given) > 1:
+        raise ValueError("give only one of `cache` and `past_key_values`: they are two names of the same argument")
+    others = {n: value for n, value in arguments.items() if n not in CACHE_NAMES}
+    return others | {name: given[0]} if given else others
+
+
+def takes_either_cache_name(function: Callable) -> Callable:
+    """Let callers of a method with an argument `cache` call it `past_key_values` too."""
+
+    @wraps(function)
+    def wrapper(self, *args, **kwargs):
+        return function(self, *args, **(rename_cache(kwargs, "cache") if "past_key_values" in kwargs else kwargs))
+
+    signature = inspect.signature(function)
+    parameters = list(signature.parameters.values())
+    alias = inspect.Parameter("past_key_values", inspect.Parameter.KEYWORD_ONLY, default=None)
+    wrapper.__signature__ = signature.replace(parameters=[*parameters[:-1], alias, parameters[-1]])  # before **kwargs
+    return wrapper
+
+
+class EitherCacheName:
+    """Mixin of a `ModelOutput` with the field `CACHE_NAME`: the other name reads and writes the same cache."""
+
+    def __getitem__(self, key):
+        return super().__getitem__(CACHE_NAME if key == OTHER_CACHE_NAME else key)
+
+    def __contains__(self, key) -> bool:
+        return super().__contains__(CACHE_NAME if key == OTHER_CACHE_NAME else key)
+
+    def get(self, key, default=None):
+        return super().get(CACHE_NAME if key == OTHER_CACHE_NAME else key, default)
+
+
+setattr(
+    EitherCacheName,
+    OTHER_CACHE_NAME,
+    property(lambda self: getattr(self, CACHE_NAME), lambda self, value: setattr(self, CACHE_NAME, value)),
+)
+
+
+@lru_cache
+def _read_by_attention(function: Callable) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
+
+
+def check_arguments(arguments: dict[str, Any], implementation: str) -> None:
+    """Raise `ValueError` for arguments of a model's `forward` that nothing reads.
+
+    Args:
+        arguments: what `**kwargs` gathered. None counts as not given.
+        implementation (`str`): of attention; its function's own arguments may be given.
+    """
+    unread = [n for n, v in arguments.items() if v is not None and n not in TransformersKwargs.__annotations__]
+    if not unread:
+        return
+    attend = ALL_ATTENTION_FUNCTIONS.get(implementation)
+    unread = [n for n in unread if attend is None or n not in _read_by_attention(attend)]
+    if unread:
+        raise ValueError(f"`forward` got arguments that nothing reads: {', '.join(f'`{name}`' for name in unread)}")
+
+
+__all__ = [
+    "CACHE_NAME",
+    "CACHE_NAMES",
+    "CHECKPOINTING_RENAMED",
+    "EitherCacheName",
+    "capture_outputs",
+    "check_arguments",
+    "rename_cache",
+    "takes_either_cache_name",
+]
