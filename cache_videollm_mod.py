@@ -139,8 +139,17 @@ class MoDCacheLayer(DynamicLayer):
         self._leave_rooms()
 
     def offload(self) -> None:
-        super().offload()
+        """Waits for the copy: one that does not block is not complete when memory that is not pinned is read again."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys.cpu(), self.values.cpu()
         self._leave_rooms()
+
+    def prefetch(self) -> None:
+        """Runs on the stream of the cache, while attention reads what comes on the default one."""
+        super().prefetch()
+        if self.is_initialized and self.device.type == "cuda":
+            for tensor in (self.keys, self.values):
+                tensor.record_stream(torch.cuda.default_stream(self.device))
 
     def reset(self) -> None:
         self.keys = self.values = self.positions = None

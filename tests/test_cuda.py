@@ -2,10 +2,11 @@
 
 import copy
 import random
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
-from statistics import median
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 from fresh import ROOT
@@ -168,27 +169,34 @@ def wide_model(name: str, seed: int, dtype: torch.dtype):
     return model
 
 
-@pytest.mark.parametrize("dtype, rounding, most", [(torch.float32, 0, 1e-4), (torch.bfloat16, 1.5, 1e-2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
-def test_graphs_of_several_streams_are_each_alone(name, dtype, rounding, most):
-    """In bfloat16 about as far from float32 as the model's own calls are: a gated output near zero is 6 % away."""
+def test_graphs_of_several_streams_are_each_alone(name, dtype):
+    """In float32 each number is the model's. In bfloat16 a graph and a call both round, each in its own way: of 60 logits
+    either is by chance three times as far from float32 as the other. What a graph must not do is round more, so the
+    mean square of all tensors of a kind is compared. On an H200 it is 0.87 to 1.11 times that of calls, and 1.9 times
+    and more where noise of 0.5 % is added to what attention and MLP take in."""
     seed = 30 + list(ROUTINGS).index(name)
     model = wide_model(name, seed, dtype)
     exact = copy.deepcopy(model).float()
     fast, why_not = fast_language_model(model)
     assert why_not is None
 
-    errors = []
+    errors = defaultdict(list)
 
     def near(value: torch.Tensor, called: torch.Tensor, exact: torch.Tensor) -> None:
-        errors.append((relative_error(value, exact), relative_error(called, exact)))
-        assert value.shape == called.shape and errors[-1][0] < rounding * errors[-1][1] + most
+        assert value.shape == called.shape
+        kind = value.dim()  # logits, scores, keys and values
+        errors[kind].append((relative_error(value, exact), relative_error(called, exact)))
+        assert dtype == torch.bfloat16 or errors[kind][-1][0] < 1e-4
 
     for turn in range(3):
         check_streams_together([model, exact], fast, seed + turn, near)
-    own, of_calls = (median(column) for column in zip(*errors, strict=True))
-    assert own < rounding * of_calls + most / 10
+    for pairs in errors.values() if dtype == torch.bfloat16 else ():
+        own, of_calls = np.array(pairs).T
+        assert np.square(own).mean() < 1.4 * np.square(of_calls).mean()
+        assert own.max() < 2.5 * of_calls.max()
     captured = [step.shape for step in fast._steps.values() if step.graph is not None]
     assert fast.why_not is None and any(x.streams > 1 and x.frames for x in captured)
     assert any(x.streams > 1 and not x.frames for x in captured)
