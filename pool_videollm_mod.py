@@ -12,6 +12,7 @@ from collections import deque
 from pathlib import Path
 
 from .events_videollm_mod import StreamEvent, WatchedFrame
+from .pairing_videollm_mod import check_pair
 from .steps_videollm_mod import Encode, Feed, Step, carry_out_together
 from .streaming_videollm_mod import StreamingSession, check_text
 
@@ -162,13 +163,14 @@ class StreamPool:
         max_waiting_frames (`int`): frames of one stream that may wait.
 
     Raises:
-        `ValueError`: for an argument out of range.
+        `ValueError`: for an argument out of range, or a processor that is not the model's.
     """
 
     def __init__(self, model, processor, max_cached_bytes: int | None = None, max_waiting_frames: int = 256):
         for name, value in (("max_cached_bytes", max_cached_bytes), ("max_waiting_frames", max_waiting_frames)):
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+        check_pair(model, processor)
         self.model, self.processor = model, processor
         self.max_cached_bytes, self.max_waiting_frames = max_cached_bytes, max_waiting_frames
         self.streams: list[PooledStream] = []

@@ -24,6 +24,7 @@ from .configuration_videollm_mod import check_keep_ratio
 from .conversation_videollm_mod import check_text
 from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
 from .memory_videollm_mod import KeyTurner, StreamMemory
+from .pairing_videollm_mod import check_pair
 from .sampling_videollm_mod import TokenSampler
 from .session_state_videollm_mod import load_session, save_session
 from .steps_videollm_mod import Encode, Feed, Moment, Step, carry_out, silence_probability
@@ -68,7 +69,7 @@ class StreamingSession:
             changes scores, over the tokens of the reply. Greedy if omitted. Its `max_new_tokens` is a limit too.
 
     Raises:
-        `ValueError`: for an argument out of range.
+        `ValueError`: for an argument out of range, or a processor that is not the model's.
     """
 
     def __init__(
@@ -84,6 +85,7 @@ class StreamingSession:
         cache_policy: str = "window",
         max_cached_bytes: int | None = None,
     ):
+        check_pair(model, processor)
         check_threshold("speak_threshold", speak_threshold)
         if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
             raise ValueError(f"`max_new_tokens` must be a whole number of at least 1, got {max_new_tokens!r}")

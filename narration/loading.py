@@ -77,7 +77,7 @@ def load_checkpoint(options: NarrateOptions):
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"the checkpoint {source} lacks {len(missing)} weights, such as {', '.join(missing[:3])}")
     check_finite(source, model)
-    check_frame(source, processor, model.config.vision_config)
+    check_processor(source, processor, model)
     if not options.load_in_4bit:
         model = model.to(device)
     return model.eval(), processor
@@ -94,9 +94,11 @@ def check_finite(source: str, model) -> None:
             raise ValueError(f"the checkpoint {source} holds nan or infinity in {name}")
 
 
-def check_frame(source: str, processor, vision_config) -> None:
-    """Raise `ValueError` if the processor's options do not make of a frame what the vision tower takes."""
+def check_processor(source: str, processor, model) -> None:
+    """Raise `ValueError` if the processor is not the model's, or does not make of a frame what its tower takes."""
     import torch
+
+    from ..pairing_videollm_mod import check_pair
 
     try:
         frame = torch.zeros(1, 3, 6, 8, dtype=torch.uint8)
@@ -104,10 +106,12 @@ def check_frame(source: str, processor, vision_config) -> None:
         shape = list(pixels["pixel_values_videos"].shape)
     except (*WRONG_OPTIONS, ValueError) as error:
         raise ValueError(f"the video processor of {source} has wrong options: {error}") from error
-    if shape != [1, 3, vision_config.image_size, vision_config.image_size]:
+    check_pair(model, processor, f"the processor of {source}")
+    side = model.config.vision_config.image_size
+    if shape != [1, 3, side, side]:
         raise ValueError(
             f"the video processor of {source} makes frames of {shape[2]} x {shape[3]} pixels, the vision tower takes "
-            f"{vision_config.image_size} x {vision_config.image_size}"
+            f"{side} x {side}"
         )
 
 

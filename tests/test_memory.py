@@ -10,7 +10,12 @@ from small import small_model
 from tiny import ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from videollm_mod import MoDCache, StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod import (
+    MoDCache,
+    StreamingSession,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+)
 from videollm_mod.data.world import world_stream
 
 from videollm_mod.memory_videollm_mod import PROMPT, SEPARATOR as GAP, TEXT, VISION  # isort: skip
@@ -258,9 +263,9 @@ def test_bounds_are_checked(checkpoint):
     ]:
         with pytest.raises(ValueError, match=message):
             model.stream(processor, **options)
-    dynamic = tiny_model(0, rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
+    dynamic, own = small_model(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
     with pytest.raises(ValueError, match="same at any length, got the rope_type 'dynamic'"):
-        dynamic.stream(processor, max_cached_frames=8)
+        dynamic.stream(own, max_cached_frames=8)
     assert frames_in_context(model.config) == 704 // 21
     cache = MoDCache(model.config)
     with pytest.raises(ValueError, match="`leaving` must hold each token"):
