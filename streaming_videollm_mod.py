@@ -18,16 +18,19 @@ from pathlib import Path
 
 import torch
 from transformers import GenerationConfig
+from transformers.utils import logging
 
 from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import check_keep_ratio
 from .conversation_videollm_mod import check_text
 from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
-from .memory_videollm_mod import KeyTurner, StreamMemory
+from .memory_videollm_mod import KeyTurner, StreamMemory, frames_in_context
 from .pairing_videollm_mod import check_pair
 from .sampling_videollm_mod import TokenSampler
 from .session_state_videollm_mod import load_session, save_session
 from .steps_videollm_mod import Encode, Feed, Moment, Step, carry_out, silence_probability
+
+logger = logging.get_logger(__name__)
 
 FRAMES_AT_ONCE = 16  # frames of one push that go through the model together
 FRAMES_AT_ONCE_ON_GPU = 32  # where those that are taken back again cost less
@@ -62,7 +65,8 @@ class StreamingSession:
         keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep in this session, in (0, 1];
             the model's own if omitted.
         max_cached_frames (`int`, *optional*), max_cached_bytes (`int`, *optional*): bounds of what is remembered, in
-            frames of at least 4 and in bytes that the cache never exceeds, see `StreamMemory`. Everything if omitted.
+            frames of at least 4 and in bytes that the cache never exceeds, see `StreamMemory`. Everything if omitted;
+            a session that grows past the model's `max_position_embeddings` says so in one warning.
         cache_policy (`str`): what leaves first then, `"window"` or `"router"`.
         max_new_tokens (`int`): tokens of one narration or answer at most.
         generation_config (`GenerationConfig`, *optional*): how replies are chosen: sampling and everything that
@@ -113,6 +117,7 @@ class StreamingSession:
         if self.max_cached_frames is not None or self.max_cached_bytes is not None:
             self._memory = self._new_memory()
             KeyTurner(self._rotary_embedding)  # says if they can not be turned
+        self._warned = False  # of a stream that is too long
         self.query: str | None = None
         self.time: float | None = None  # seconds, of the last frame
         self._in_stream = False
@@ -342,6 +347,7 @@ class StreamingSession:
                     # from here on the frame is part of the stream; until here a failure takes it back
                     self.time, watched, spoke = time, index + 1, event is not None
                     self._counts["frames"] += 1
+                    self._note_length(self._end_of_frame(index, len(block), end))
                     yield WatchedFrame(time, probability, kept[index], event)
                     if spoke:
                         break
@@ -358,6 +364,17 @@ class StreamingSession:
     def _end_of_frame(self, index: int, num_frames: int, end: int) -> int:
         """Position after frame `index` of a block of `num_frames` that ends at position `end`."""
         return end - (num_frames - 1 - index) * (len(self.processor.frame_ids) + 1)
+
+    def _note_length(self, tokens: int) -> None:
+        """Warn, once a stream, where it holds more tokens than the model was made for."""
+        most = self.model.config.text_config.max_position_embeddings
+        if tokens > most and not self._warned:
+            self._warned = True
+            logger.warning(
+                f"the stream holds {tokens} tokens, more than the {most} (`max_position_embeddings`) that the model "
+                "was made for: what it says from here on may be wrong, and the memory that it takes grows; begin the "
+                f"session with `max_cached_frames={frames_in_context(self.model.config)}` or less"
+            )
 
     def _narrate(self, time: float, silence: float):
         """Steps; returns the event."""
@@ -430,6 +447,7 @@ class StreamingSession:
             while len(said) < limit:
                 logits, _, _ = yield from self._feed(self._pending)
                 self._pending = []
+                self._note_length(self.cache.get_seq_length())
                 token = self._sampler(said, logits[-1])
                 if token in self._sampler.ends:
                     break

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ..benchmarks.record import surroundings
 from ..data.ego4d_lta import word_of
 from ..data.files import written_whole
+from ..memory_videollm_mod import frames_in_context
 from ..narration.loading import load_checkpoint
 from ..narration.options import NarrateOptions, check_output
 from .answering import answers
@@ -170,6 +171,7 @@ def results_of(options: EvaluateOptions, model, processor, examples: list[Exampl
                 example.times,
                 speak_threshold=options.threshold,
                 keep_ratio=options.keep_ratio,
+                max_cached_frames=frames_in_context(model.config),  # as `narrate`
             )
             result = {name: getattr(watched, name) for name in ("true", "said", "questions")}
             results.append({**result, "end": float(example.times[-1]) + 1 / example.fps, "fps": example.fps})

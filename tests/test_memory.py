@@ -8,11 +8,13 @@ import torch
 from fresh import ROOT
 from small import small_model
 from tiny import ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
+from transformers import GenerationConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from videollm_mod import (
     MoDCache,
     StreamingSession,
+    StreamPool,
     VideoLLMMoDForConditionalGeneration,
     VideoLLMMoDProcessor,
 )
@@ -252,6 +254,44 @@ def test_a_bounded_session_stays_true_and_small(checkpoint, policy):
         start += len(frames) / 2
     assert exact / total > 0.95
     assert max(held) <= 16 * 10 * 2 + 16 + 40  # frames, as much text, separators, the prompt and one turn
+
+
+def test_a_stream_longer_than_the_model_was_made_for_is_warned_of_once(caplog):
+    model, processor = small_model(max_position_embeddings=100)
+    frames = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)  # of 5 tokens and a separator: 120 and more
+
+    def warnings() -> int:
+        said = [record.getMessage() for record in caplog.records if "max_position_embeddings" in record.getMessage()]
+        assert all(f"`max_cached_frames={frames_in_context(model.config)}`" in warning for warning in said)
+        caplog.clear()
+        return len(said)
+
+    session = model.stream(processor, speak_threshold=0.0)
+    session.push(frames[:16])
+    assert warnings() == 0 and session.stats.tokens <= 100
+    session.push(frames)
+    fork = session.fork()
+    assert warnings() == 1 and session.stats.tokens > 100
+    for same in (session, fork):
+        same.push(frames)
+    assert warnings() == 0
+    session.reset()
+    session.push(frames)
+    assert warnings() == 1
+    talking = GenerationConfig(min_new_tokens=120, max_new_tokens=120)
+    model.stream(processor, max_new_tokens=120, generation_config=talking).ask("What happens?")
+    assert warnings() == 1
+
+    model.stream(processor, speak_threshold=0.0, max_cached_frames=40).push(torch.cat([frames] * 2))
+    assert warnings() == 1
+    model.stream(processor, speak_threshold=0.0, max_cached_frames=frames_in_context(model.config)).push(frames)
+    assert warnings() == 0
+    pool = StreamPool(model, processor)
+    members = [pool.join(speak_threshold=0.0) for _ in range(2)]
+    for member in members:
+        member.push(frames)
+    pool.run()
+    assert warnings() == 2
 
 
 def test_bounds_are_checked(checkpoint):
