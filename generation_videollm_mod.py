@@ -1,19 +1,77 @@
-"""What stock `generate` has to be told about streams: which frames belong to which row, and which cache holds them.
+"""What stock `generate` has to be told about streams: which frames belong to which row, which cache holds them, and
+which of its ways routed layers do not allow.
 
 Only public parts of `GenerationMixin` are overridden.
 
-Shapes: B batch, F frames of all rows in row order.
+Shapes: B rows, F frames of all rows in row order, P frames of a padded row, H and W pixels.
 """
 
 import copy
 
 import torch
-from transformers import GenerationMixin
+from transformers import BatchFeature, GenerationMixin
 
 from .cache_videollm_mod import MoDCache
 from .compat_videollm_mod import CACHE_NAME, rename_cache
 
 FRAMES = ("pixel_values_videos", "video_features")
+_DRAFTS = "drafts can come from an `assistant_model`, or from the prompt (`prompt_lookup_num_tokens`)"
+_ELSEWHERE = "its code is not in transformers itself, and not made for layers that hold different tokens"
+REFUSED = {
+    "assistant_early_exit": _DRAFTS,
+    "use_mtp": _DRAFTS,
+    "speculation_type": _DRAFTS,
+    "penalty_alpha": _ELSEWHERE,
+    "dola_layers": _ELSEWHERE,
+    "constraints": _ELSEWHERE,
+    "force_words_ids": _ELSEWHERE,
+    "prefill_chunk_size": "a chunk could cut a frame; a long stream is fed in parts by `model.stream`",
+}
+PAGED = (
+    "continuous batching is not supported: its pages hold the same tokens for every layer, and routed layers hold "
+    "different ones; `generate` takes padded batches, and `StreamPool` many streams at once"
+)
+
+
+def check_options(*sources: dict) -> None:
+    """Raise `ValueError` for an option of `generate` that is refused. sources: options by name, which override those
+    that come after."""
+    options = {name: value for source in reversed(sources) for name, value in source.items() if value is not None}
+    if options.get("cache_implementation") == "paged":
+        raise ValueError(PAGED)
+    for name, why in REFUSED.items():
+        if options.get(name):
+            raise ValueError(f"`generate` with `{name}` is not supported by this model: {why}")
+    if (options.get("num_beam_groups") or 1) > 1:
+        raise ValueError(f"`generate` with `num_beam_groups` is not supported by this model: {_ELSEWHERE}")
+
+
+class StreamInputs(BatchFeature):
+    """What a processor makes of conversations.
+
+    A pipeline enters the chat that they were made of as `text`, and puts the inputs of several chats together by
+    padding their second dimension, row by row. So frames `[F, 3, H, W]` become a row then, `[1, F, 3, H, W]`.
+    """
+
+    def __setitem__(self, name: str, value) -> None:
+        super().__setitem__(name, value)
+        frames = self.get("pixel_values_videos")
+        if name == "text" and isinstance(frames, torch.Tensor) and frames.ndim == 4:
+            super().__setitem__("pixel_values_videos", frames[None])
+
+
+def frames_of_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Frames `[F, 3, H, W]` of rows `[B, P, 3, H, W]` that hold their `counts` last ones, padded on the left.
+
+    Raises:
+        `ValueError`: if there are more rows or fewer, or a row is too short.
+    """
+    if len(rows) != len(counts) or max(counts, default=0) > rows.shape[1]:
+        raise ValueError(
+            f"frames and placeholders do not match: `pixel_values_videos` holds {len(rows)} rows of {rows.shape[1]} "
+            f"frames, the rows have placeholders for {counts}"
+        )
+    return torch.cat([row[len(row) - count :] for row, count in zip(rows, counts, strict=True)])
 
 
 class FramesOfRows:
@@ -41,13 +99,16 @@ class StreamGenerationMixin(GenerationMixin):
 
     def generate(self, inputs=None, generation_config=None, *args, **kwargs):
         """As `GenerationMixin.generate`, for `input_ids` or `inputs_embeds` with placeholders and the frames of all
-        rows, `pixel_values_videos` or `video_features`. The cache may be given as `cache` or `past_key_values`.
+        rows, `pixel_values_videos` or `video_features`. `pixel_values_videos` may be `[B, P, 3, H, W]` too, padded on
+        the left as pipelines do. The cache may be given as `cache` or `past_key_values`.
 
         Raises:
-            `ValueError`: if frames and placeholders do not match, or for a cache that cannot hold routed layers.
+            `ValueError`: if frames and placeholders do not match, or for a way to generate that routed layers do not
+                allow, naming the option.
         """
         kwargs = rename_cache(kwargs, CACHE_NAME)
         config = self.generation_config if generation_config is None else generation_config
+        check_options(kwargs, config.to_dict(), self.generation_config.to_dict())
         if kwargs.get(CACHE_NAME) is None and kwargs.get("use_cache", config.use_cache) is not False:
             implementation = kwargs.pop("cache_implementation", None) or config.cache_implementation
             if implementation not in (None, "dynamic", "offloaded"):
@@ -73,12 +134,17 @@ class StreamGenerationMixin(GenerationMixin):
             self.config.video_token_id, input_ids if has_ids else None, None if has_ids else inputs_embeds
         )
         counts = (is_vision[:, seen:].sum(1) // self.config.num_frame_tokens).tolist()
+        if name == "pixel_values_videos" and frames.dim() == 5:
+            frames = frames_of_rows(frames, counts)
         if sum(counts) != len(frames):
             raise ValueError(
                 f"frames and placeholders do not match: `{name}` holds {len(frames)} frames, the rows have "
                 f"placeholders for {counts}"
             )
         return FramesOfRows(frames, counts)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        raise ValueError(PAGED)
 
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         cache = kwargs.get(CACHE_NAME)
@@ -96,4 +162,4 @@ class StreamGenerationMixin(GenerationMixin):
         )
 
 
-__all__ = ["StreamGenerationMixin"]
+__all__ = ["StreamGenerationMixin", "StreamInputs"]

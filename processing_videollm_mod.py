@@ -16,6 +16,7 @@ from transformers.video_processing_utils import BaseVideoProcessor
 from .configuration_videollm_mod import MAX_FRAME_TOKENS
 from .conversation_videollm_mod import check_continuation, clean_text, read_conversation
 from .decoding_videollm_mod import check_count, shown
+from .generation_videollm_mod import StreamInputs
 from .pieces_videollm_mod import tokenizer_of_pieces
 from .video_processing_videollm_mod import LOADING_OPTIONS, VideoLLMMoDVideoProcessor, flatten_videos
 
@@ -306,7 +307,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
             del data["assistant_masks"]
         if videos:
             data |= self._process_videos(videos, **merged["videos_kwargs"])[0]
-        inputs = BatchFeature(data, tensor_type=return_tensors or merged["text_kwargs"].get("return_tensors"))
+        inputs = StreamInputs(data, tensor_type=return_tensors or merged["text_kwargs"].get("return_tensors"))
         return inputs if return_dict else inputs["input_ids"]
 
     def _render(self, conversations: list[list[dict]], add_generation_prompt: bool) -> list[str]:

@@ -173,10 +173,10 @@ def wide_model(name: str, seed: int, dtype: torch.dtype):
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
 def test_graphs_of_several_streams_are_each_alone(name, dtype):
-    """In float32 each number is the model's. In bfloat16 a graph and a call both round, each in its own way: of 60 logits
-    either is by chance three times as far from float32 as the other. What a graph must not do is round more, so the
-    mean square of all tensors of a kind is compared. On an H200 it is 0.87 to 1.11 times that of calls, and 1.9 times
-    and more where noise of 0.5 % is added to what attention and MLP take in."""
+    """In float32 each number is the model's. In bfloat16 a graph and a call both round, each in its own way: of 60
+    logits either is by chance three times as far from float32 as the other. What a graph must not do is round more, so
+    the mean square of all tensors of a kind is compared. On an H200 it is 0.87 to 1.11 times that of calls, and 1.9
+    times and more where noise of 0.5 % is added to what attention and MLP take in."""
     seed = 30 + list(ROUTINGS).index(name)
     model = wide_model(name, seed, dtype)
     exact = copy.deepcopy(model).float()

@@ -2,9 +2,12 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from small import small_model
 from tiny import EOS, PAD, ROUTINGS, VIDEO, random_batch, tiny_model
+from transformers import GenerationConfig, pipeline
 
 from videollm_mod.cache_videollm_mod import MoDCache
 
@@ -147,3 +150,86 @@ def test_beams_need_the_frames_of_their_placeholders():
     batch["video_features"] = batch["video_features"][:2]
     with pytest.raises(ValueError, match=r"`video_features` holds 2 frames, the rows have placeholders for \[2, 1\]"):
         generate(model, batch, num_beams=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"assistant_early_exit": 2}, "`assistant_early_exit` is not supported.*`assistant_model`"),
+        ({"use_mtp": True}, "`use_mtp` is not supported"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "`penalty_alpha` is not supported"),
+        ({"dola_layers": "low", "trust_remote_code": True}, "`dola_layers` is not supported"),
+        ({"num_beams": 4, "num_beam_groups": 2, "diversity_penalty": 1.0}, "`num_beam_groups` is not supported"),
+        ({"num_beams": 4, "force_words_ids": [[20]]}, "`force_words_ids` is not supported"),
+        ({"prefill_chunk_size": 4}, "`prefill_chunk_size` is not supported"),
+        ({"cache_implementation": "paged"}, "continuous batching is not supported"),
+    ],
+)
+def test_what_routed_layers_do_not_allow_is_refused(options, sentence):
+    model = tiny_model(11)
+    _, (row,) = random_batch(model, 11, [2])
+    with pytest.raises(ValueError, match=sentence):
+        generate(model, row, **options)
+    if set(options) <= {"assistant_early_exit", "prefill_chunk_size"}:  # also as a configuration holds it
+        config = GenerationConfig(**options, max_new_tokens=2)
+        with pytest.raises(ValueError, match=sentence):
+            model.generate(**row, generation_config=config)
+
+
+def test_continuous_batching_is_refused():
+    model = tiny_model(12)
+    with pytest.raises(ValueError, match="continuous batching is not supported.*`StreamPool`"):
+        model.generate_batch([[0, 20, 21]], generation_config=GenerationConfig(max_new_tokens=2))
+    with pytest.raises(ValueError, match="continuous batching is not supported"):
+        model.init_continuous_batching()
+
+
+def test_an_assistants_drafts_change_nothing():
+    model = tiny_model(13)
+    _, (row,) = random_batch(model, 13, [3])
+    expected = generate(model, row, max_new_tokens=12)
+    for seed in (13, 14):  # one that is always right, and one that hardly ever is
+        assert torch.equal(generate(model, row, max_new_tokens=12, assistant_model=tiny_model(seed)), expected)
+
+
+def test_guidance_is_that_of_whole_passes():
+    model = tiny_model(15)
+    batch, rows = random_batch(model, 15, [2, 1])
+    scale, together = 1.5, generate(model, batch, guidance_scale=1.5, eos_token_id=-1)
+    for row, found in zip(rows, together.tolist(), strict=True):
+        row, free = dict(row), row["input_ids"][:, -1:]  # the prompt without what guides: its last token alone
+        for token in found:
+            guided, unguided = (
+                model(**inputs, use_cache=False).logits[0, -1].float().log_softmax(-1)
+                for inputs in (row, {"input_ids": free})
+            )
+            scores = unguided + scale * (guided - unguided)
+            scores[VIDEO] = -torch.inf
+            assert scores[token] > scores.max() - 1e-3
+            new = torch.tensor([[token]])
+            row["input_ids"], free = torch.cat([row["input_ids"], new], 1), torch.cat([free, new], 1)
+
+
+def test_a_pipeline_takes_chats_with_videos_of_different_lengths_together():
+    model, processor = small_model()
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+
+    def chat(*lengths: int) -> list[dict]:
+        videos = [np.random.default_rng(n).integers(0, 256, (n, 32, 40, 3), dtype=np.uint8) for n in lengths]
+        return [
+            *({"role": "stream", "content": [{"type": "video", "video": video}]} for video in videos),
+            {"role": "user", "content": "What happens?"},
+        ]
+
+    chats = [chat(3), chat(1), chat(4, 2), chat(2), chat(2)]
+    options = {"max_new_tokens": 6, "do_sample": False, "return_full_text": False}
+    expected = [pipe(one, **options)[0]["generated_text"] for one in chats]
+    assert len(set(expected)) > 1
+    for size in (1, 2, 3):
+        found = pipe(chats, batch_size=size, **options)
+        assert [said["generated_text"] for (said,) in found] == expected
+    inputs = processor.apply_chat_template(chats, tokenize=True, return_dict=True, return_tensors="pt")
+    assert inputs["pixel_values_videos"].shape == (14, 3, 32, 32)
+    rows = torch.zeros(5, 3, 3, 32, 32)  # where the third has six frames
+    with pytest.raises(ValueError, match=r"5 rows of 3 frames, the rows have placeholders for \[3, 1, 6, 2, 2\]"):
+        model.generate(**{**inputs, "pixel_values_videos": rows}, max_new_tokens=1)
