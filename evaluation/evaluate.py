@@ -41,6 +41,8 @@ from .tasks import (
 )
 from .teacher_forced_model import teacher_forced
 
+CONFIGURATIONS = ("config.json", "processor_config.json", "tokenizer.json", "adapter_config.json")
+
 
 @dataclass
 class EvaluateOptions:
@@ -146,11 +148,11 @@ def check_result(path: Path) -> None:
 
 
 def fingerprint_of(folder: str) -> str:
-    """Hash of a checkpoint's configuration and weights; an id on the Hub itself."""
+    """Hash of the configuration and weights of a checkpoint or adapter; an id on the Hub itself."""
     if not Path(folder).is_dir():
         return folder
     digest = hashlib.sha256()
-    names = ("config.json", "processor_config.json", "tokenizer.json", *Path(folder).glob("*.safetensors"))
+    names = (*CONFIGURATIONS, *Path(folder).glob("*.safetensors"))
     for file in sorted(Path(folder) / name for name in names):
         if file.is_file():
             with open(file, "rb") as content:
@@ -235,7 +237,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         "task": options.task,
         "self_conditioned": options.self_conditioned,
         "data": source.about,
-        "model": fingerprint_of(loading.checkpoint),
+        "model": " on ".join(fingerprint_of(folder) for folder in dict.fromkeys((loading.checkpoint, loading.base))),
         "threshold": options.threshold,
         "keep_ratio": options.keep_ratio,
         "dtype": options.dtype,

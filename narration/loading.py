@@ -1,6 +1,7 @@
 """A checkpoint for a command: which device and dtype, whose code, and nothing printed while it loads."""
 
 import json
+import logging
 import warnings
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def choose_device(name: str):
 
 
 def load_checkpoint(options: NarrateOptions):
-    """`(model, processor)` of `options.model`.
+    """`(model, processor)` of `options.model`; where that is an adapter, of its base, with the adapter merged into it.
 
     The classes are this package's own. Those of a checkpoint that brings other code are used with
     `trust_remote_code` only.
@@ -43,13 +44,16 @@ def load_checkpoint(options: NarrateOptions):
     from huggingface_hub.errors import StrictDataclassError
     from safetensors import SafetensorError
     from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
+    from transformers.utils import logging as library
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports, and which looks for kernels then
     warnings.simplefilter("ignore")
 
-    device, source = choose_device(options.device), options.checkpoint
+    device, source, adapter = choose_device(options.device), options.base, options.adapter
+    if adapter is not None:
+        logging.getLogger(__name__).warning(f"{adapter} is an adapter, its base model is {source}")
     arguments, trust = {}, {}
     if options.load_in_4bit:
         from ..training.adapters import four_bit
@@ -76,14 +80,18 @@ def load_checkpoint(options: NarrateOptions):
         raise ValueError(f"can not load the checkpoint {source}: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"the checkpoint {source} lacks {len(missing)} weights, such as {', '.join(missing[:3])}")
-    check_finite(source, model)
+    if adapter is not None:
+        from ..training.adapters import with_adapter
+
+        model = with_adapter(model, adapter, merged=not options.load_in_4bit)
+    check_finite(adapter or source, model)
     check_processor(source, processor, model)
     if not options.load_in_4bit:
         model = model.to(device)
     return model.eval(), processor
 
 
-def check_finite(source: str, model) -> None:
+def check_finite(source: str | Path, model) -> None:
     """Raise `ValueError` if a weight holds nan or infinity, naming it: what such a model says means nothing."""
     import torch
 
@@ -123,9 +131,9 @@ def fetch_config(source: str) -> Path:
     """
     from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as library
 
-    logging.set_verbosity_error()
+    library.set_verbosity_error()
     if Path(source).is_dir():
         return Path(source) / "config.json"
     cached = try_to_load_from_cache(source, "config.json")

@@ -155,7 +155,7 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
     if options.output is None and sys.stdout is None:
         raise OSError("there is no standard output to write to; give `--output`")
     # a source that can not be read is known before a model is loaded, and before an output is begun
-    fps = options.fps or stated_fps(options.checkpoint)
+    fps = options.fps or stated_fps(options.base)
     source = open_source(options.source, fps, options.when_behind, options.limits)
     if load is None:
         from .loading import load_checkpoint as load

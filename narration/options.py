@@ -9,6 +9,7 @@ from pathlib import Path
 from ..conversation_videollm_mod import check_text
 from ..decoding_videollm_mod import DEFAULT_FPS, check_fps, shown
 from ..media_limits_videollm_mod import LIMITS, MediaLimits
+from .adapter import base_of, is_adapter
 
 FORMATS = ("text", "jsonl", "vtt", "srt")
 FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".vtt": "vtt", ".srt": "srt"}
@@ -123,6 +124,17 @@ class NarrateOptions:
         return str(folder) if folder.is_dir() else self.model
 
     @property
+    def adapter(self) -> Path | None:
+        """The folder, if it holds an adapter and no checkpoint."""
+        folder = Path(self.checkpoint)
+        return folder if is_adapter(folder) else None
+
+    @property
+    def base(self) -> str:
+        """The folder, or Hub id, of the checkpoint itself: an adapter's base."""
+        return self.checkpoint if self.adapter is None else base_of(self.adapter)
+
+    @property
     def output_format(self) -> str:
         """The format asked for, or what the output's name ends in."""
         if self.format is not None:
@@ -164,8 +176,12 @@ def check_model(model: str | None, trust_remote_code: bool) -> None:
     if not folder.is_dir():
         if folder.exists() or model.startswith((".", "/", "~")) or not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", model):
             raise FileNotFoundError(f"`--model` must be a folder with a checkpoint or a Hub id, got {model}")
+    elif is_adapter(folder):
+        base_of(folder)
     elif not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"`--model` holds no checkpoint: there is no config.json in {model}")
+        raise FileNotFoundError(
+            f"`--model` holds no checkpoint: there is no config.json in {model}, and no adapter_config.json"
+        )
     elif not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise FileNotFoundError(f"`--model` holds no weights: there is no *.safetensors in {model}")
 

@@ -1,18 +1,19 @@
 """LoRA and QLoRA: which weights get low-rank adapters, which are trained whole, and how an adapter becomes a model."""
 
-import json
-import re
 import shutil
+import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import BitsAndBytesConfig
 
 from ..data.files import PARTIAL
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
+from ..narration.adapter import base_of
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .saving import save
 
@@ -100,28 +101,39 @@ def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
         `FileNotFoundError`: if there is no adapter, or its base is gone.
         `ValueError`: if `output` holds something already.
     """
-    from peft import PeftModel
-
     adapter, output = Path(adapter), Path(output)
-    if not (adapter / "adapter_config.json").is_file():
-        raise FileNotFoundError(f"no adapter (adapter_config.json) in {adapter}")
+    base = base_of(adapter)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"`--output` must be a new or empty folder, got {output}")
-    base = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
-        raise ValueError(f"{adapter / 'adapter_config.json'} names no base model")
-    if re.match(r"[./~]", base) and not Path(base).is_dir():
-        raise FileNotFoundError(f"the base model of {adapter} is no folder: {base}")
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(base)
-    untie_head(model)
     processor = VideoLLMMoDProcessor.from_pretrained(base)
     dtype = model.dtype
-    merged = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
+    merged = with_adapter(model, adapter)
     unfinished = output.with_name(output.name + PARTIAL)  # a merge that was killed leaves no half of a checkpoint
     shutil.rmtree(unfinished, ignore_errors=True)
     save(merged, processor, unfinished, dtype)
     unfinished.replace(output)
     return output
+
+
+def with_adapter(model: VideoLLMMoDForConditionalGeneration, adapter: Path, merged: bool = True):
+    """The model with an adapter's weights: merged into its own, or beside them, as for weights in 4 bit.
+
+    Raises:
+        `ImportError`: without peft.
+        `ValueError`: if the adapter does not fit the model, or is damaged.
+    """
+    from peft import PeftModel
+
+    if merged:
+        untie_head(model)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", message=".*missing adapter keys")
+            adapted = PeftModel.from_pretrained(model, str(adapter))
+    except (RuntimeError, LookupError, TypeError, ValueError, Warning, SafetensorError) as error:
+        raise ValueError(f"the adapter {adapter} does not fit its base model, or is damaged: {error}") from error
+    return adapted.merge_and_unload() if merged else adapted.get_base_model()
 
 
 def untie_head(model: VideoLLMMoDForConditionalGeneration) -> None:

@@ -1,0 +1,104 @@
+"""An adapter's folder is taken wherever a checkpoint is: its base model with the adapter merged into it."""
+
+import json
+import random
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import small_model, write_video
+
+from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
+from videollm_mod.narration.loading import load_checkpoint
+from videollm_mod.narration.options import NarrateOptions
+from videollm_mod.space.models import Models
+from videollm_mod.training.adapters import LoraOptions, add_lora, merge_adapter
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """`(base, adapter, merged)`, the adapter's weights far from where they start."""
+    folder = tmp_path_factory.mktemp("adapters")
+    base, adapter = folder / "base", folder / "adapter"
+    model, processor = small_model()
+    model.save_pretrained(base)
+    processor.save_pretrained(base)
+    model = add_lora(VideoLLMMoDForConditionalGeneration.from_pretrained(base), LoraOptions(r=4, alpha=8))
+    torch.manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += 0.1 * torch.randn_like(parameter)
+    model.save_pretrained(str(adapter))
+    return base, adapter, merge_adapter(adapter, folder / "merged")
+
+
+def test_narrate_and_evaluate_take_an_adapter(folders, tmp_path, capsys, caplog):
+    base, adapter, merged = folders
+    video = write_video(tmp_path / "clip.mp4", 12)
+    said, scores = {}, {}
+    for folder in folders:
+        caplog.clear()
+        assert cli.main(["narrate", str(video), "--model", str(folder), "--threshold", "1", "--device", "cpu"]) == 0
+        said[folder] = capsys.readouterr().out
+        assert (f"{adapter} is an adapter, its base model is {base}" in caplog.text) == (folder == adapter)
+        arguments = ["--task", "narration", "--streams", "2", "--model", str(folder), "--device", "cpu"]
+        file = tmp_path / f"{folder.name}.json"
+        assert cli.main(["evaluate", *arguments, "--json", str(file)]) == 0
+        result = json.loads(file.read_text())
+        scores[folder] = result["summary"]["lm_ppl"], result["model"]
+        capsys.readouterr()
+    assert said[adapter] == said[merged] != said[base]
+    assert scores[adapter][0] == pytest.approx(scores[merged][0], rel=1e-4)
+    assert scores[adapter][0] != pytest.approx(scores[base][0], rel=1e-3)
+    assert len({model for _, model in scores.values()}) == 3
+    assert scores[adapter][1].endswith(f" on {scores[base][1]}")
+
+
+def test_the_space_takes_an_adapter(folders):
+    _, adapter, merged = folders
+    found, expected = (Models.load(str(folder)).lanes["mod"].state_dict() for folder in (adapter, merged))
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name].to(value.dtype), value, msg=name)
+
+
+def test_what_is_wrong_with_an_adapter_is_one_error(folders, tmp_path, capsys):
+    base, adapter, _ = folders
+    video = write_video(tmp_path / "clip.mp4", 2)
+    settings = json.loads((adapter / "adapter_config.json").read_text())
+    weights = load_file(adapter / "adapter_model.safetensors")
+
+    def changed(name: str, lack: int = 0, cut: bool = False, **options):
+        folder = tmp_path / name
+        shutil.copytree(adapter, folder)
+        (folder / "adapter_config.json").write_text(json.dumps(settings | options))
+        save_file(dict(list(weights.items())[lack:]), folder / "adapter_model.safetensors")
+        if cut:
+            (folder / "adapter_model.safetensors").write_bytes(b"\0" * 100)
+        return folder
+
+    for folder, sentence in {
+        changed("gone", base_model_name_or_path=f"{base}-gone"): f"is no folder: {base}-gone",
+        changed(
+            "empty", base_model_name_or_path=str(tmp_path)
+        ): f"holds no checkpoint: there is no config.json in {tmp_path}",
+        changed("nameless", base_model_name_or_path=None): "names no base model",
+        changed("other", r=8): "does not fit its base model, or is damaged",
+        changed("half", lack=3): "does not fit its base model, or is damaged",
+        changed("damaged", cut=True): "does not fit its base model, or is damaged",
+    }.items():
+        command = random.Random(sentence).choice((["narrate", str(video)], ["evaluate", "--task", "narration"]))
+        assert cli.main([*command, "--model", str(folder), "--device", "cpu"]) == 2, (folder, command)
+        error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        assert len(error) == 1 and sentence in error[0], (folder, command, error)
+
+
+def test_an_adapter_is_found_without_loading_a_model(folders):
+    base, adapter, _ = folders
+    options = NarrateOptions(source="", model=str(adapter), device="cpu")
+    assert (options.adapter, options.base) == (adapter, str(base))
+    options = NarrateOptions(source="", model=str(base), device="cpu")
+    assert (options.adapter, options.base) == (None, str(base))
+    model, _ = load_checkpoint(options)
+    assert model.device.type == "cpu"
