@@ -371,6 +371,11 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         """
         shift_labels = kwargs.pop("shift_labels", None)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
+        if num_items_in_batch is not None and labels is None and shift_labels is None:
+            raise ValueError(
+                "`num_items_in_batch` came without `labels`: the Trainer's `label_smoothing_factor` and "
+                "`compute_loss_func` take them from the model, whose loss shifts and weighs them; leave both out"
+            )
         # where something is to be learned, placeholders without frames are a fault of the data
         has_frames = pixel_values_videos is not None or video_features is not None
         strict = has_frames or labels is not None or shift_labels is not None

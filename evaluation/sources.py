@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ..data import jsonl
+from ..data.files import ends_of
 from ..data.streams import StreamExamples, check_features
 from ..data.world import LEVELS, conversation, world_stream
 from ..data.world_hard import split_seeds
@@ -94,15 +95,6 @@ class JsonlSource:
             count = sum(message.get("num_frames", 0) for message in messages)
             frames, times = frames[:count], times[:count]
         return Example(messages, frames, times, fps)
-
-
-def ends_of(file: Path) -> bytes:
-    """Hash of a file's size and both ends, 64 KiB each: enough to tell one recording from another."""
-    size = file.stat().st_size
-    with open(file, "rb") as content:
-        first = content.read(1 << 16)
-        content.seek(max(0, size - (1 << 16)))
-        return hashlib.sha256(f"{size}".encode() + first + content.read()).digest()
 
 
 class WorldSource:

@@ -1,6 +1,7 @@
 """`videollm-mod train`: what it writes, what it refuses, and that a killed run goes on as if it had not been."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -75,9 +76,10 @@ def losses(folder) -> list[float]:
 
 
 def assert_finished(config, weights: str) -> None:
-    """Run again, a run takes no further step."""
+    """Run again, a run that was killed before it wrote what it ends in takes no further step."""
     folder = config.with_suffix("")
     before, logged = load_file(folder / "final" / weights), losses(folder / "stream")
+    shutil.rmtree(folder / "final")
     train(TrainingConfig.load(config))
     after = load_file(folder / "final" / weights)
     assert before.keys() == after.keys() and all(torch.equal(after[name], before[name]) for name in before)

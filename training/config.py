@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from ..configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig, check_keep_ratio
 from ..data.world_data import WorldData
 from .adapters import LoraOptions
+from .arguments import stage_arguments
 
 TYPES = {
     "output_dir": (str,),
@@ -27,9 +28,12 @@ TYPES = {
     "dtype": (str,),
     "seed": (int,),
 }
-DATA_FIELDS = {"path": str, "streaming": bool, "missing": str}
+DATA_FIELDS = {"path": str, "streaming": bool, "missing": str, "validation": str | float}
+VALIDATION_STREAMS = 200  # of the world, where nothing else is said
+STOPPING_OPTIONS = {"early_stopping_patience", "early_stopping_threshold"}
 COLLATOR_OPTIONS = {"max_tokens", "packing", "augmentation"}
-STREAM_OPTIONS = {"freeze_vision_tower", "keep_ratio_warmup_steps", "elastic_keep_ratio", *COLLATOR_OPTIONS}
+KEEP_RATIO_OPTIONS = {"keep_ratio_warmup_steps", "elastic_keep_ratio"}
+STREAM_OPTIONS = {"freeze_vision_tower", *KEEP_RATIO_OPTIONS, *COLLATOR_OPTIONS, *STOPPING_OPTIONS}
 
 
 @dataclass
@@ -40,13 +44,17 @@ class TrainingConfig:
             or with `lora` the adapter, which `videollm-mod merge` turns into a checkpoint.
         model (`dict` or `str`): options of `VideoLLMMoDConfig` for a new model, or the path or id of a checkpoint.
         vocab_size (`int`): tokens at most of a new model's tokenizer.
-        world (`dict`): fields of `WorldData`; the data unless `data` is given.
+        world (`dict`): fields of `WorldData`; the data unless `data` is given. `validation` is the number of streams,
+            of other seeds, that the model is validated on where a stage evaluates; by default 200.
         data (`str` or `dict`): a JSONL file of one's own streams, or `{path, streaming, missing}` as
-            `data.streams.load_streams` takes them.
+            `data.streams.load_streams` takes them, and `validation`: another such file, or the share of the videos
+            that is held out, in (0, 1).
         lora (`dict`, *optional*): fields of `LoraOptions`; `{}` takes their defaults. Without it all weights train.
         quantize (`str`, *optional*): `4bit` holds the language model's layers in NF4 (QLoRA); needs `lora`.
         vision_stage, stream_stage (`dict` or None): fields of `transformers.TrainingArguments`; None leaves the stage
-            out. The stream stage also takes
+            out. With `validation` a stage evaluates four times unless it says otherwise; it may stop early, after
+            `early_stopping_patience` (`int`) evaluations without a loss lower by `early_stopping_threshold`, and ends
+            in the best checkpoint with `load_best_model_at_end`. The stream stage also takes
 
             - `freeze_vision_tower` (`bool`): keep the tower as it is; true by default with `lora`,
             - `max_tokens` (`int`) of a row, `packing` (`bool`): see `StreamCollator`; longer streams of one's own are
@@ -91,9 +99,9 @@ class TrainingConfig:
                 wanted = " or ".join(t.__name__ for t in types)
                 raise ValueError(f"`{name}` of {path} must be of the type {wanted}, got {value!r}")
         arguments = field_names(TrainingArguments)
-        check_names(f"`world` of {path}", content.get("world"), field_names(WorldData))
+        check_names(f"`world` of {path}", content.get("world"), {*field_names(WorldData), "validation"})
         check_names(f"`lora` of {path}", content.get("lora"), field_names(LoraOptions))
-        check_names(f"`vision_stage` of {path}", content.get("vision_stage"), arguments)
+        check_names(f"`vision_stage` of {path}", content.get("vision_stage"), {*arguments, *STOPPING_OPTIONS})
         check_names(f"`stream_stage` of {path}", content.get("stream_stage"), {*arguments, *STREAM_OPTIONS})
         if isinstance(content["model"], dict):
             check_model(f"`model` of {path}", content["model"])
@@ -110,9 +118,17 @@ class TrainingConfig:
             check_names("`data`", self.data, set(DATA_FIELDS))
             for name, value in self.data.items():
                 if not isinstance(value, DATA_FIELDS[name]):
-                    raise ValueError(f"`{name}` of `data` must be of the type {DATA_FIELDS[name].__name__}")
+                    wanted = getattr(DATA_FIELDS[name], "__name__", "str or float")
+                    raise ValueError(f"`{name}` of `data` must be of the type {wanted}, got {value!r}")
             if "path" not in self.data:
                 raise ValueError("`data` lacks path, the JSONL file")
+            share = self.data.get("validation")
+            if isinstance(share, float) and not 0 < share < 1:
+                raise ValueError(f"`validation` of `data` must be a file or a share in (0, 1), got {share!r}")
+            if isinstance(share, float) and self.data.get("streaming"):
+                raise ValueError(
+                    "`validation` of `data` must be a file with `streaming`: nobody knows how many there are"
+                )
         if self.data is not None and self.world:
             raise ValueError("give only one of `data` and `world`")
         if self.quantize not in (None, "4bit"):
@@ -129,6 +145,17 @@ class TrainingConfig:
                 )
         if self.lora is not None:
             LoraOptions(**self.lora)
+        if self.data is None:
+            self.world_data()
+        count = self.world.get("validation", 1)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"`validation` of `world` must be a number of streams, at least 1, got {count!r}")
+        for name in ("vision", "stream"):
+            patience, threshold = self.early_stopping(name) or (1, 0.0)
+            if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+                raise ValueError(f"`early_stopping_patience` must be a whole number of at least 1, got {patience!r}")
+            if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold >= 0:
+                raise ValueError(f"`early_stopping_threshold` must be a number of at least 0, got {threshold!r}")
         stage = self.stream_stage or {}
         freeze, warmup = stage.get("freeze_vision_tower", False), stage.get("keep_ratio_warmup_steps", 0)
         if not isinstance(freeze, bool):
@@ -159,6 +186,32 @@ class TrainingConfig:
     def augmentation(self) -> float:
         return (self.stream_stage or {}).get("augmentation", 0.0)
 
+    def world_data(self) -> WorldData:
+        return WorldData(**{name: value for name, value in self.world.items() if name != "validation"})
+
+    @property
+    def data_options(self) -> dict:
+        """`data` as a mapping."""
+        return {"path": self.data} if isinstance(self.data, str) else dict(self.data or {})
+
+    @property
+    def validation(self) -> str | float | int | None:
+        """What the model is validated on: a file or share of one's own streams, or a number of the world's."""
+        own = self.world if self.data is None else self.data_options
+        return own.get("validation", VALIDATION_STREAMS if self.data is None else None)
+
+    @property
+    def validates(self) -> bool:
+        """Whether stages evaluate unless they say otherwise."""
+        return "validation" in (self.world if self.data is None else self.data_options)
+
+    def early_stopping(self, name: str) -> tuple[int, float] | None:
+        """Patience and threshold of a stage, if it may stop early."""
+        stage = getattr(self, f"{name}_stage") or {}
+        if not STOPPING_OPTIONS & stage.keys():
+            return None
+        return stage.get("early_stopping_patience", 1), stage.get("early_stopping_threshold", 0.0)
+
     def arguments(self, name: str) -> TrainingArguments | None:
         """The Trainer's arguments of the stage `name` (`vision` or `stream`), or None if it is left out."""
         options = getattr(self, f"{name}_stage")
@@ -188,37 +241,10 @@ def field_names(cls: type) -> set[str]:
 def check_names(where: str, options: dict | None, known: set[str]) -> None:
     """Raise `ValueError` for options that nobody reads, naming what may have been meant."""
     for name in sorted(map(str, (options or {}).keys() - known)):
-        like = get_close_matches(name, known, n=3) or sorted(known)[:12]
-        raise ValueError(f"{where} has the unknown field {name!r}; did you mean {', '.join(like)}?")
-
-
-def stage_arguments(config: TrainingConfig, name: str, options: dict) -> TrainingArguments:
-    defaults = {
-        "output_dir": str(Path(config.output_dir) / name),
-        "seed": config.seed,
-        "report_to": [],
-        "remove_unused_columns": False,
-        "save_strategy": "steps",
-        "save_steps": 0.25,
-        "save_total_limit": 1,
-        "logging_steps": 20,
-        "prediction_loss_only": True,
-        "ddp_find_unused_parameters": False,  # there are none: `freezing` takes them out of training
-        # accelerate would cut a batch along dimension 0, where the frames of all rows lie one after the other
-        "accelerator_config": {"dispatch_batches": False},
-    }
-    options = dict(options)
-    for f in fields(TrainingArguments):
-        # YAML reads `1e-3` as a string, and TrainingArguments would only notice in the optimizer
-        if isinstance(options.get(f.name), str) and isinstance(f.default, float):
-            try:
-                options[f.name] = float(options[f.name])
-            except ValueError as error:
-                raise ValueError(f"`{f.name}` of `{name}_stage` must be a number, got {options[f.name]!r}") from error
-    try:
-        return TrainingArguments(**{**defaults, **options})
-    except TypeError as error:
-        raise ValueError(f"`{name}_stage`: {error}") from error
+        like = get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known if len(known) < 20 else ())
+        raise ValueError(
+            f"{where} has the unknown field {name!r}" + (f"; did you mean {', '.join(like)}?" if like else "")
+        )
 
 
 def last_checkpoint(folder: Path) -> str | None:

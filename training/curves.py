@@ -1,4 +1,4 @@
-"""The curves of a run: loss and learning rate over steps, from the Trainer's own history."""
+"""The curves of a run: losses and learning rate over steps, from the Trainer's own history."""
 
 from pathlib import Path
 
@@ -20,7 +20,11 @@ def draw_curves(histories: dict[str, list[dict]], path: Path) -> Path:
     for panel, (stage, history) in zip(panels, histories.items(), strict=True):
         entries = [entry for entry in history if "loss" in entry]
         steps = [entry["step"] for entry in entries]
-        panel.semilogy(steps, [float(entry["loss"]) for entry in entries], color="tab:blue")
+        panel.semilogy(steps, [float(entry["loss"]) for entry in entries], color="tab:blue", label="training")
+        evaluated = {entry["step"]: float(entry["eval_loss"]) for entry in history if "eval_loss" in entry}
+        if evaluated:
+            panel.semilogy(evaluated.keys(), evaluated.values(), "o-", color="tab:green", label="validation")
+            panel.legend()
         panel.set(title=f"{stage} stage", xlabel="step")
         panel.set_ylabel("loss", color="tab:blue")
         panel.grid(alpha=0.3)

@@ -33,8 +33,9 @@ class KeepRatioSchedule(TrainerCallback):
 
     def on_step_begin(self, args, state, control, model=None, **kwargs):
         text_config = model.config.text_config  # through the adapters' wrapper too, which has no such property
-        self.own = text_config.mod_keep_ratio
+        if self.own is None:  # else a step ended before its end, as where `auto_find_batch_size` begins anew
+            self.own = text_config.mod_keep_ratio
         self.last = text_config.mod_keep_ratio = self.ratio(state.global_step, self.own)
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
-        model.config.text_config.mod_keep_ratio = self.own
+        model.config.text_config.mod_keep_ratio, self.own = self.own, None

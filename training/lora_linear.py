@@ -11,6 +11,8 @@ from peft.tuners.lora import Linear
 from torch import nn
 from torch.autograd.function import once_differentiable
 
+from .compat import change_class, is_plain
+
 
 def computes_in(dtype: torch.dtype, weights: torch.dtype, device_type: str) -> bool:
     """Whether weights of an adapter meet inputs of `dtype` in that dtype: by their own or by autocast's."""
@@ -60,10 +62,8 @@ class LoraLinear(Linear):
         base, name = self.get_base_layer(), self.active_adapters[0] if len(self.active_adapters) == 1 else None
         plain = (
             not (args or kwargs or self.disable_adapters or self.merged)
-            and name in self.lora_A
-            and name not in self.lora_variant
+            and is_plain(self, name)
             and isinstance(self.lora_dropout[name], nn.Identity)
-            and not self.lora_bias[name]
             and type(base) is nn.Linear
             and type(base.weight) is nn.Parameter  # neither split over devices nor quantised
             and base.weight.dtype == x.dtype
@@ -87,6 +87,4 @@ class LoraLinear(Linear):
 
 def use_lora_linear(model: nn.Module) -> None:
     """Have every plain LoRA layer of `model` compute as `LoraLinear` does."""
-    for module in model.modules():
-        if type(module) is Linear:
-            module.__class__ = LoraLinear
+    change_class(model, Linear, LoraLinear)

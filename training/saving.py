@@ -1,8 +1,9 @@
-"""Writing checkpoints: in one dtype with routers in float32, also from a model that FSDP has sharded."""
+"""Writing checkpoints, in one dtype with routers in float32, also from a model that FSDP has sharded; loading them."""
 
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
@@ -16,6 +17,20 @@ def save(model, processor, folder: Path, dtype: torch.dtype) -> None:
     model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+
+
+def load_weights(model, checkpoint: Path) -> None:
+    """Give a model, or one with adapters, the weights that the Trainer wrote into a checkpoint."""
+    if hasattr(model, "peft_config"):
+        from peft import set_peft_model_state_dict
+
+        set_peft_model_state_dict(model, load_file(checkpoint / "adapter_model.safetensors"))
+        return
+    files = sorted(checkpoint.glob("model*.safetensors"))
+    if not files:
+        raise FileNotFoundError(f"no weights (model.safetensors) in {checkpoint}")
+    for file in files:  # of a large model each holds a part
+        model.load_state_dict(load_file(file), strict=False)
 
 
 def unsharded(model, state: dict[str, torch.Tensor]) -> VideoLLMMoDForConditionalGeneration:

@@ -3,26 +3,30 @@
 The same file runs on one device, and with `torchrun` or `accelerate launch` on many.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from safetensors.torch import load_file, save_file
-from transformers import TrainerState, TrainingArguments, set_seed
+from transformers import EarlyStoppingCallback, TrainerState, TrainingArguments, set_seed
 from transformers.utils import logging
 
 from ..data.augmentation import ReplyAugmentation
 from ..data.collator import StreamCollator
-from ..data.world_data import WorldCells, WorldData, WorldStreams, collate_cells
+from ..data.world_data import collate_cells
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .adapters import LoraOptions, add_lora, four_bit
-from .config import TrainingConfig, last_checkpoint, stage_arguments
+from .arguments import check_reach, stage_arguments
+from .config import TrainingConfig, last_checkpoint
 from .curves import draw_curves
+from .examples import cells, streams
 from .freezing import freeze_unreached
 from .initialise import initialise
 from .keep_ratio import KeepRatioSchedule
-from .saving import save, unsharded
+from .record import RunRecord
+from .saving import load_weights, save, unsharded
 from .trainer import StreamTrainer
 from .vision_stage import CellNamer
 
@@ -35,7 +39,7 @@ def load(
     """The model and processor to start from: in float32, or where the weights stay frozen in `config.dtype`, or in
     4 bit on `device`."""
     if isinstance(config.model, dict):
-        return initialise(config.model, WorldData(**config.world).texts(), config.vocab_size, config.seed)
+        return initialise(config.model, config.world_data().texts(), config.vocab_size, config.seed)
     path = Path(config.model).expanduser()
     if config.model.startswith((".", "/", "~")) and not path.is_dir():
         raise FileNotFoundError(f"`model` is no folder: {config.model}")
@@ -47,34 +51,49 @@ def load(
     return model, VideoLLMMoDProcessor.from_pretrained(source)
 
 
-def streams(config: TrainingConfig, processor: VideoLLMMoDProcessor):
-    """The data set of the stream stage."""
-    if config.data is None:
-        return WorldStreams(WorldData(**config.world), processor)
-    from ..data.streams import load_streams
-
-    data = {"path": config.data} if isinstance(config.data, str) else config.data
-    dataset = load_streams(**data, processor=processor, max_tokens=config.stream_stage.get("max_tokens"))
-    # The Trainer does not know how long a pass over it is, and would resume in the wrong place after the first.
-    return dataset.repeat(None) if data.get("streaming") else dataset
+def end_of(folder: Path, arguments: TrainingArguments) -> tuple[TrainerState, Path] | None:
+    """The Trainer's state at the end of a stage that took its last step, and the checkpoint with the weights that it
+    ended in; None if there is more to train, or they were not kept."""
+    last = last_checkpoint(folder)
+    if last is None:
+        return None
+    saved = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
+    try:  # written at the end of a stage, also of one that stopped early
+        state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
+    except (OSError, ValueError, TypeError):
+        state = saved
+        if not state.global_step >= state.max_steps > 0:
+            return None
+    if arguments.load_best_model_at_end and state.best_model_checkpoint is not None:
+        best = folder / Path(state.best_model_checkpoint).name  # the folder may have been moved
+        return (state, best) if best.is_dir() else None
+    return (state, Path(last)) if saved.global_step == state.global_step else None
 
 
 def run_stage(trainer: StreamTrainer) -> None:
     """Train, from the last checkpoint if there is one; leaves `trainer_state.json` and `curves.png`."""
     folder = Path(trainer.args.output_dir)
-    last = last_checkpoint(folder)
-    state = last and TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
-    if state and state.global_step >= trainer.args.max_steps > 0 and not trainer.is_fsdp_enabled:
-        trainer._load_from_checkpoint(last)  # resumed, a finished run would take one step more
-        trainer.state = state
+    end = None if trainer.is_fsdp_enabled else end_of(folder, trainer.args)
+    if end is not None:  # resumed, a finished stage would take one step more
+        trainer.state, weights = end
+        load_weights(trainer.model, weights)
     else:
-        trainer.train(resume_from_checkpoint=last)
+        trainer.train(resume_from_checkpoint=last_checkpoint(folder))
     trainer.save_state()
     if trainer.is_world_process_zero():
         try:
             draw_curves({folder.name: trainer.state.log_history}, folder / "curves.png")
         except ImportError:
             logger.warning("no curves.png: drawing it needs matplotlib (pip install matplotlib)")
+
+
+def evaluates(arguments: TrainingArguments) -> bool:
+    return arguments.eval_strategy != "no" or arguments.eval_on_start
+
+
+def early_stopping(config: TrainingConfig, name: str) -> list[EarlyStoppingCallback]:
+    stopping = config.early_stopping(name)
+    return [] if stopping is None else [EarlyStoppingCallback(*stopping)]
 
 
 def run_vision_stage(config: TrainingConfig, arguments: TrainingArguments, model, processor) -> None:
@@ -86,14 +105,14 @@ def run_vision_stage(config: TrainingConfig, arguments: TrainingArguments, model
     grid = model.config.frame_token_pooled
     if grid is None:
         raise ValueError("`vision_stage` names what is in pooled cells: set `frame_token_pooled` or leave it out")
-    cells = WorldCells(WorldData(**config.world), processor.video_processor.size["height"], grid)
     freeze_unreached(model, given_features=False)
     trainer = StreamTrainer(
         model=CellNamer(model),
         args=arguments,
-        train_dataset=cells,
         data_collator=collate_cells,
         video_processor=processor.video_processor,
+        callbacks=early_stopping(config, "vision"),
+        **cells(config, processor, grid, evaluates(arguments)),
     )
     if trainer.is_fsdp_enabled:
         raise ValueError("`vision_stage` is not sharded: run it without FSDP, then the rest with it")
@@ -106,8 +125,8 @@ def run_vision_stage(config: TrainingConfig, arguments: TrainingArguments, model
 
 def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model, processor) -> StreamTrainer:
     """Teach `model` the streams."""
-    dataset = streams(config, processor)
-    given_features = "video_features" in next(iter(dataset))
+    datasets = streams(config, processor, evaluates(arguments))
+    given_features = "video_features" in next(iter(datasets["train_dataset"]))
     model.model.vision_tower.requires_grad_(not config.freeze_vision_tower)
     if config.lora is not None:
         train_tower = not (config.freeze_vision_tower or given_features)
@@ -117,20 +136,23 @@ def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model
     schedule = KeepRatioSchedule(
         options.get("keep_ratio_warmup_steps", 0), options.get("elastic_keep_ratio"), config.seed
     )
+    collator = StreamCollator(
+        processor.tokenizer.pad_token_id,
+        processor,
+        options.get("max_tokens"),
+        options.get("packing", False),
+        ReplyAugmentation(processor, config.augmentation, config.seed) if config.augmentation else None,
+    )
     trainer = StreamTrainer(
         model=model.train(),
         args=arguments,
-        train_dataset=dataset,
-        data_collator=StreamCollator(
-            processor.tokenizer.pad_token_id,
-            processor,
-            options.get("max_tokens"),
-            options.get("packing", False),
-            ReplyAugmentation(processor, config.augmentation, config.seed) if config.augmentation else None,
-        ),
+        data_collator=collator,
+        eval_collator=replace(collator, augmentation=None),
         processing_class=processor,
         video_processor=processor.video_processor,
         keep_ratio=schedule if schedule.warmup_steps or schedule.elastic else None,
+        callbacks=early_stopping(config, "stream"),
+        **datasets,
     )
     if config.quantize and trainer.is_fsdp_enabled:
         raise ValueError("`quantize` and FSDP do not go together: weights in 4 bit cannot be sharded; use DDP")
@@ -155,15 +177,27 @@ def write_final(config: TrainingConfig, trainer: StreamTrainer | None, model, pr
 def train(config: TrainingConfig) -> Path:
     """Run the stages of `config` and return the folder of the finished checkpoint or adapter.
 
-    Run again after an interruption, it goes on from the last checkpoint of the stage that was cut off.
+    Run again after an interruption, it goes on from the last checkpoint of the stage that was cut off; what is
+    finished stays as it is.
+
+    Raises:
+        `ValueError`: before anything is loaded for what cannot be right, and for an `output_dir` of a run of another
+            configuration.
     """
     set_seed(config.seed)
     # everything that can be wrong is found here, before a stage has run
     config.check()
-    if config.data is None:
-        WorldData(**config.world)
     vision_arguments, stream_arguments = config.arguments("vision"), config.arguments("stream")
+    record = RunRecord(config)
+    if record.finished:
+        logger.warning(f"{config.output_dir} is finished: there is nothing to train")
+        return record.final
+    for arguments in (vision_arguments, stream_arguments):
+        check_reach(arguments)
     model, processor = load(config, stream_arguments and stream_arguments.device)
+    PartialState().wait_for_everyone()  # till all have read the record
+    if PartialState().is_main_process:
+        record.write()
 
     if vision_arguments is not None:
         run_vision_stage(config, vision_arguments, model, processor)
@@ -172,6 +206,8 @@ def train(config: TrainingConfig) -> Path:
     if stream_arguments is not None:
         trainer = run_stream_stage(config, stream_arguments, model, processor)
     final = write_final(config, trainer, model, processor)
+    if PartialState().is_main_process:
+        record.write(finished=True)
     PartialState().wait_for_everyone()
     return final
 

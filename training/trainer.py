@@ -1,12 +1,16 @@
 """The HF Trainer for streams: frames travel as uint8 and become pixel values on the device."""
 
 import contextlib
+from collections.abc import Iterator
 
 import torch
-from transformers import Trainer
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
+from .compat import train_on_one_gpu
 from .keep_ratio import KeepRatioSchedule
+from .refused import refuse
 from .saving import unsharded
 
 logger = logging.get_logger(__name__)
@@ -22,21 +26,40 @@ class StreamTrainer(Trainer):
     Args:
         video_processor: turns frames into pixel values; needed where batches hold `frames`.
         keep_ratio (`KeepRatioSchedule`, *optional*): of the run.
+        eval_collator (*optional*): makes the batches of `evaluate` and `predict`; by default `data_collator` does.
 
     Raises:
-        `ValueError`: in training on several processes, for a batch without frames.
+        `ValueError`: for arguments that do not go with streams, see `refused`, and for `compute_loss_func`; in
+            training on several processes, for a batch without frames.
     """
 
-    def __init__(self, *args, video_processor=None, keep_ratio: KeepRatioSchedule | None = None, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.video_processor, self.keep_ratio = video_processor, keep_ratio
+    def __init__(
+        self,
+        model=None,
+        args: TrainingArguments | None = None,
+        data_collator=None,
+        train_dataset=None,
+        *rest,
+        video_processor=None,
+        keep_ratio: KeepRatioSchedule | None = None,
+        eval_collator=None,
+        **kwargs,
+    ):
+        args = args or TrainingArguments("tmp_trainer", remove_unused_columns=False)
+        refuse(args, isinstance(train_dataset, IterableDataset))
+        if args.n_gpu > 1:
+            # nn.DataParallel cuts batches along dimension 0, where the frames of all rows lie one after the other
+            logger.warning(f"training on one GPU of {args.n_gpu}; `torchrun --nproc_per_node N` takes N")
+            train_on_one_gpu(args)
+        super().__init__(model, args, data_collator, train_dataset, *rest, **kwargs)
+        if self.compute_loss_func is not None:
+            raise ValueError(
+                "`compute_loss_func` takes the labels from the model, whose loss weighs them; leave it out"
+            )
+        self.video_processor, self.keep_ratio, self.eval_collator = video_processor, keep_ratio, eval_collator
+        self.frozen: list[torch.nn.Parameter] = []
         if keep_ratio is not None:
             self.add_callback(keep_ratio)
-        if self.args.n_gpu > 1:
-            # nn.DataParallel cuts batches along dimension 0, where the frames of all rows lie one after the other
-            logger.warning(f"training on one GPU of {self.args.n_gpu}; `torchrun --nproc_per_node N` takes N")
-            self.args._n_gpu = 1
-            self._train_batch_size = self.args.train_batch_size
         if self.is_fsdp_enabled:
             from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -49,18 +72,44 @@ class StreamTrainer(Trainer):
         elif self.args.fsdp:
             logger.warning("`fsdp` has no effect: accelerate shards on GPUs only, and between several processes")
 
-    def _prepare_inputs(self, inputs: dict) -> dict[str, torch.Tensor]:
-        inputs = super()._prepare_inputs(inputs)
+    def train(self, *args, **kwargs):
+        self.frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
+        return super().train(*args, **kwargs)
+
+    def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
+        for parameter in self.frozen:  # peft makes all that it loads from a checkpoint trainable
+            parameter.requires_grad_(False)
+        return super().create_optimizer(*args, **kwargs)
+
+    def get_eval_dataloader(self, *args, **kwargs) -> DataLoader:
+        with self.evaluating():
+            return super().get_eval_dataloader(*args, **kwargs)
+
+    def get_test_dataloader(self, *args, **kwargs) -> DataLoader:
+        with self.evaluating():
+            return super().get_test_dataloader(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        collator = self.data_collator
+        self.data_collator = self.eval_collator or collator
+        try:
+            yield
+        finally:
+            self.data_collator = collator
+
+    def with_pixels(self, inputs: dict) -> dict:
+        """`inputs` with pixel values, or features of frames that repeat, in place of `frames`."""
+        inputs = dict(inputs)
         frames, index = inputs.pop("frames", None), inputs.pop("frame_index", None)
         if frames is None:
             return inputs
-        pixels = self.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
+        pixels = self.video_processor(frames.to(self.args.device), return_tensors="pt")["pixel_values_videos"]
         if index is None or self.is_fsdp_enabled:  # sharded weights exist only within the model's forward
-            return {**inputs, "pixel_values_videos": pixels if index is None else pixels[index]}
+            return {**inputs, "pixel_values_videos": pixels if index is None else pixels[index.to(pixels.device)]}
         model = self.accelerator.unwrap_model(self.model)
-        with self.compute_loss_context_manager():  # frames that repeat are encoded once
-            features = model.encode_frames(pixels).pooler_output
-        return {**inputs, "video_features": features[index]}
+        features = model.encode_frames(pixels).pooler_output  # frames that repeat are encoded once
+        return {**inputs, "video_features": features[index.to(features.device)]}
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         stack = super().compute_loss_context_manager()
@@ -69,6 +118,7 @@ class StreamTrainer(Trainer):
         return stack
 
     def compute_loss(self, model, inputs, *args, **kwargs):
+        inputs = self.with_pixels(inputs)
         given = {"pixel_values_videos", "video_features"} & inputs.keys()
         if model.training and self.args.world_size > 1 and not given:
             raise ValueError(
@@ -77,21 +127,24 @@ class StreamTrainer(Trainer):
             )
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def prediction_step(self, model, inputs, prediction_loss_only, *args, **kwargs):
+        with torch.no_grad(), self.compute_loss_context_manager():
+            inputs = self.with_pixels(inputs)
+        if prediction_loss_only and "labels" in inputs and "input_ids" in inputs:
+            inputs["logits_to_keep"] = 1  # the loss makes its own, and an 8B model's are a GiB of a stream
+        return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
+
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
         if self.keep_ratio is not None and "loss" in logs:
             logs = {**logs, "keep_ratio": self.keep_ratio.last}
         super().log(logs, *args, **kwargs)
 
-    def _load_from_checkpoint(self, *args, **kwargs) -> None:
-        trained = {name: p.requires_grad for name, p in self.model.named_parameters()}
-        super()._load_from_checkpoint(*args, **kwargs)
-        for name, parameter in self.model.named_parameters():  # peft makes all that it loads trainable
-            parameter.requires_grad_(trained[name])
-
-    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
         if not self.is_fsdp_enabled or hasattr(self.model, "peft_config"):
-            return super()._save(output_dir, state_dict)
+            return super().save_model(output_dir, *args, **kwargs)
+        state = self.accelerator.get_state_dict(self.model)
         if self.args.should_save:
-            unsharded(self.model, state_dict).save_pretrained(output_dir)
+            output_dir = output_dir or self.args.output_dir
+            unsharded(self.model, state).save_pretrained(output_dir)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(output_dir)

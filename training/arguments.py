@@ -1,0 +1,190 @@
+"""The Trainer's arguments of a stage, from its YAML, and all that can be wrong with them before a model is loaded."""
+
+import contextlib
+import json
+import math
+from dataclasses import fields
+from enum import Enum
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
+
+import httpx
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HfHubHTTPError
+from transformers import TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
+
+from .refused import refuse
+
+NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
+NAMES |= {list: "a list", dict: "a mapping"}
+LEAST = {
+    "per_device_train_batch_size": 1,
+    "per_device_eval_batch_size": 1,
+    "gradient_accumulation_steps": 1,
+    "dataloader_num_workers": 0,
+    "max_steps": 1,
+    "num_train_epochs": 0,
+    "learning_rate": 0,
+}
+OWN = {
+    "output_dir": "the stage writes into a folder of the run's `output_dir`",
+    "resume_from_checkpoint": "a run goes on from the last checkpoint in its `output_dir` by itself",
+}
+
+
+def stage_arguments(config, name: str, options: dict) -> TrainingArguments:
+    """
+    Args:
+        config (`TrainingConfig`), name (`str`): the run and its stage, `vision` or `stream`.
+        options (`dict`): the stage's, without those of our own.
+
+    Raises:
+        `ValueError`: naming the option: one of a wrong type or value, one that does not go with streams, a reporter
+            that is not installed, evaluation without anything to evaluate on.
+    """
+    where = f"`{name}_stage`"
+    options = {field: convert(where, field, value) for field, value in options.items()}
+    for field, reason in OWN.items():
+        if options.get(field) is not None:
+            raise ValueError(f"leave `{field}` out of {where}, got {options[field]!r}: {reason}")
+    reporters = options.get("report_to") or []
+    known = {"all", "none", *get_available_reporting_integrations()}
+    for reporter in [reporters] if isinstance(reporters, str) else reporters:
+        if reporter not in known:
+            raise ValueError(
+                f"`report_to` of {where} names {reporter!r}, which is not installed or not known to transformers; "
+                f"there are {', '.join(sorted(known))}"
+            )
+    defaults = {
+        "output_dir": str(Path(config.output_dir) / name),
+        "seed": config.seed,
+        "report_to": [],
+        "remove_unused_columns": False,
+        "save_strategy": "steps",
+        "save_steps": 0.25,
+        "save_total_limit": 1,
+        "logging_steps": 20,
+        "prediction_loss_only": True,
+        "ddp_find_unused_parameters": False,  # there are none: `freezing` takes them out of training
+        "per_device_eval_batch_size": options.get("per_device_train_batch_size", 8),
+        **validation_defaults(config, name, options),
+    }
+    # accelerate would cut a batch along dimension 0, where the frames of all rows lie one after the other
+    options["accelerator_config"] = {"dispatch_batches": False, **accelerator_options(options)}
+    try:
+        arguments = TrainingArguments(**{**defaults, **options})
+        refuse(arguments)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+    check_validation(config, name, arguments)
+    return arguments
+
+
+def convert(where: str, field: str, value: Any) -> Any:
+    """The value of a field of `TrainingArguments` as YAML meant it.
+
+    Raises:
+        `ValueError`: if it is of another type, or no number that can be right.
+    """
+    (hint,) = (f.type for f in fields(TrainingArguments) if f.name == field)
+    hints = [float if kind is float else kind for kind in kinds(hint)]
+    if field == "fsdp":
+        hints.append(bool)
+    if value is False and field.endswith("_strategy"):
+        value = "no"  # YAML reads the word so
+    if float in hints and isinstance(value, str) and not fits(value, hints):
+        with contextlib.suppress(ValueError):  # YAML reads `1e-3` as a string
+            value = float(value)
+    if not fits(value, hints):
+        wanted = list(dict.fromkeys(NAMES.get(get_origin(hint) or hint, "text") for hint in hints))
+        raise ValueError(f"`{field}` of {where} must be {' or '.join(wanted)}, got {value!r}")
+    least, is_number = LEAST.get(field), isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number and not math.isfinite(value):
+        raise ValueError(f"`{field}` of {where} must be a finite number, got {value!r}")
+    if is_number and least is not None and value < least and (field, value) != ("max_steps", -1):
+        raise ValueError(f"`{field}` of {where} must be at least {least}, got {value!r}")
+    return value
+
+
+def kinds(hint: Any) -> list:
+    """The types that a value of the type `hint` may have."""
+    return [kind for part in get_args(hint) for kind in kinds(part)] if is_union(hint) else [hint]
+
+
+def is_union(hint: Any) -> bool:
+    return get_origin(hint) in (Union, UnionType)
+
+
+def fits(value: Any, hints: list) -> bool:
+    for hint in hints:
+        origin = get_origin(hint) or hint
+        if origin is Literal:
+            if any(value is choice for choice in get_args(hint)):
+                return True
+        elif origin is Any or (isinstance(origin, type) and issubclass(origin, Enum) and isinstance(value, str)):
+            return True
+        elif origin in (int, float):
+            if isinstance(value, int | origin) and not isinstance(value, bool):
+                return True
+        elif isinstance(value, origin):
+            return True
+    return False
+
+
+def accelerator_options(options: dict) -> dict:
+    """What a stage says of accelerate, in a mapping or a JSON file."""
+    given = options.get("accelerator_config") or {}
+    return json.loads(Path(given).read_text(encoding="utf-8")) if isinstance(given, str) else given
+
+
+def validation_defaults(config, name: str, options: dict) -> dict:
+    """Evaluate four times where there is something to evaluate on, and keep checkpoints when that is done where the
+    best one is asked for."""
+    defaults = {}
+    if config.validates and "eval_strategy" not in options:
+        defaults = {"eval_strategy": "steps", "eval_steps": options.get("eval_steps", 0.25)}
+    stops = config.early_stopping(name) is not None
+    if stops:
+        defaults |= {"load_best_model_at_end": True, "restore_callback_states_from_checkpoint": True}
+    if (stops or options.get("load_best_model_at_end")) and not {"save_strategy", "save_steps"} & options.keys():
+        given = defaults | options
+        defaults["save_strategy"] = given.get("eval_strategy", "no")
+        if given.get("eval_steps"):
+            defaults["save_steps"] = given["eval_steps"]
+    return defaults
+
+
+def check_reach(arguments: TrainingArguments | None) -> None:
+    """Raise `ValueError` where a stage is to be pushed, and the Hub does not know who pushes."""
+    if arguments is None or not arguments.push_to_hub:
+        return
+    try:
+        HfApi().whoami(arguments.hub_token)
+    except (OSError, HfHubHTTPError, httpx.HTTPError) as error:
+        raise ValueError(
+            f"`push_to_hub` needs the Hub and a token of it (`hf auth login`, or `hub_token`): "
+            f"{' '.join(str(error).split())}"
+        ) from error
+
+
+def check_validation(config, name: str, arguments: TrainingArguments) -> None:
+    where, evaluates = f"`{name}_stage`", arguments.eval_strategy != "no"
+    if (evaluates or arguments.eval_on_start) and config.validation is None:
+        raise ValueError(
+            f"`eval_strategy` of {where} needs something to evaluate on: `data: {{path: ..., validation: ...}}`, a "
+            "file or a share of the streams"
+        )
+    if not evaluates and arguments.load_best_model_at_end:
+        raise ValueError(f"`load_best_model_at_end` and early stopping of {where} need an `eval_strategy`")
+    if config.early_stopping(name) is not None and not arguments.load_best_model_at_end:
+        raise ValueError(f"`early_stopping_patience` of {where} needs `load_best_model_at_end`")
+    if arguments.metric_for_best_model not in (None, "loss", "eval_loss"):
+        raise ValueError(
+            f"`metric_for_best_model` of {where} must be 'loss', got {arguments.metric_for_best_model!r}: nothing "
+            "else is measured while training"
+        )
+
+
+__all__ = ["check_reach", "stage_arguments"]

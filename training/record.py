@@ -1,0 +1,150 @@
+"""What a run is made of, written beside what it made, so that a run of something else is not taken for it."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers.utils import logging
+
+from ..data.files import ends_of, written_whole
+from .adapters import LoraOptions
+
+logger = logging.get_logger(__name__)
+
+RECORD = "training.json"
+# What runs leave behind; until one of them is there, a configuration may be changed.
+MADE = ("final", "vision/tower.safetensors", "*/checkpoint-*", "*/trainer_state.json")
+# TrainingArguments that change what is shown, kept or waited for, and nothing in what is learned.
+HARMLESS = {
+    "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_level",
+    "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id",
+    "trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen", "skip_memory_metrics", "debug",
+    "save_total_limit", "push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy",
+    "hub_always_push", "hub_revision", "dataloader_num_workers", "dataloader_pin_memory",
+    "dataloader_persistent_workers", "dataloader_prefetch_factor", "dataloader_multiprocessing_context",
+    "ddp_timeout", "torch_empty_cache_steps",
+}  # fmt: skip
+
+
+class RunRecord:
+    """The record of the run in `config.output_dir`. Every process reads it, the main process writes it.
+
+    Raises:
+        `ValueError`: if what lies there was made by another configuration, naming the fields that differ, or by a
+            finished run without a record.
+    """
+
+    def __init__(self, config):
+        self.folder = Path(config.output_dir)
+        self.facts = facts_of(config)
+        self.final = self.folder / "final"
+        self.finished = False
+        made = [path for pattern in MADE for path in self.folder.glob(pattern)]
+        if not made:
+            return
+        recorded = self._read()
+        if recorded is not None:
+            self._compare(recorded["configuration"])
+            self.finished = recorded["finished"] and self.final.is_dir()
+        elif self.final.is_dir():
+            raise ValueError(
+                f"`output_dir` {self.folder} holds a finished run that did not record its configuration: "
+                f"{self.final} is what it made; choose another folder"
+            )
+        else:
+            logger.warning(
+                f"{self.folder} holds a run that did not record its configuration; it is taken for this one"
+            )
+
+    def write(self, finished: bool = False) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        content = {"configuration": self.facts, "finished": finished}
+        with written_whole(self.folder / RECORD) as partial:
+            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+    def _read(self) -> dict | None:
+        path = self.folder / RECORD
+        try:
+            recorded = json.loads(path.read_text(encoding="utf-8"))
+            if isinstance(recorded["configuration"], dict) and isinstance(recorded["finished"], bool):
+                return recorded
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            pass
+        raise ValueError(f"{path} is no record of a run; choose another `output_dir`")
+
+    def _compare(self, before: dict) -> None:
+        now = json.loads(json.dumps(self.facts))
+        pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
+        differ = {name: pair for name, pair in pairs.items() if content(pair[0]) != content(pair[1])}
+        if differ:
+            changes = ", ".join(f"`{name}` (was {shown(was)}, is {shown(is_)})" for name, (was, is_) in differ.items())
+            raise ValueError(
+                f"`output_dir` {self.folder} holds a run of another configuration, which differs in {changes}: choose "
+                "another folder, or go on with the configuration that began there"
+            )
+
+
+def facts_of(config) -> dict:
+    """Dotted name -> value of all that decides what `config` makes. What a default says is there too; of a file or
+    folder it is the content that counts, not the place."""
+    options = asdict(config)
+    del options["output_dir"], options["data"]
+    if config.lora is not None:
+        options["lora"] = asdict(LoraOptions(**config.lora))
+    if isinstance(config.model, str):
+        options["model"] = content_of(config.model)
+    if config.data is None:
+        options["world"] = {"validation": config.validation, **asdict(config.world_data())}
+    else:
+        data = {"streaming": False, "missing": "stop", "validation": None, **config.data_options}
+        held_out = data["validation"]
+        data["validation"] = content_of(held_out) if isinstance(held_out, str) else held_out
+        options["data"] = data | {"path": content_of(data["path"])}
+    return flat(options)
+
+
+def flat(options: dict, prefix: str = "") -> dict:
+    facts = {}
+    for name, value in options.items():
+        if name in HARMLESS:
+            continue
+        if isinstance(value, dict) and "sha256" not in value:
+            facts |= {f"{prefix}{name}": {}} | flat(value, f"{prefix}{name}.")
+        else:
+            facts[f"{prefix}{name}"] = as_number(value)
+    return facts
+
+
+def as_number(value):
+    """YAML reads `1e-3` as a string; written as 0.001 it is the same."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def content_of(source: str) -> str | dict:
+    """Name and hash of a file, or of a checkpoint's files by their ends; an id on the Hub itself."""
+    path = Path(source).expanduser()
+    if path.is_file():
+        with open(path, "rb") as file:
+            return {"name": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if not path.is_dir():
+        return source
+    files = [*(path / name for name in ("config.json", "processor_config.json", "tokenizer.json"))]
+    files += sorted(path.glob("*.safetensors"))
+    ends = b"".join(file.name.encode() + ends_of(file) for file in files if file.is_file())
+    return {"name": path.resolve().name, "sha256": hashlib.sha256(ends).hexdigest()}
+
+
+def content(value):
+    return value["sha256"] if isinstance(value, dict) and "sha256" in value else value
+
+
+def shown(value) -> str:
+    if isinstance(value, dict) and "sha256" in value:
+        return f"{value['name']} of sha256 {value['sha256'][:12]}"
+    return "not set" if value is None else repr(value)
