@@ -1,0 +1,165 @@
+"""What a stage may say to transformers' Trainer: it is done right, or refused by name before a model is loaded."""
+
+import json
+
+import pytest
+import torch
+from fitting import Streams, collate, fit
+from tiny import tiny_model
+from transformers import Trainer, TrainingArguments
+
+from videollm_mod import cli
+from videollm_mod.training.arguments import check_reach
+from videollm_mod.training.config import TrainingConfig
+from videollm_mod.training.trainer import StreamTrainer
+
+LABELS_TAKEN = {"label_smoothing_factor": 0.1, "compute_loss_func": lambda *args, **kwargs: None}
+
+
+def arguments_of(tmp_path, options: dict, **config) -> TrainingArguments:
+    config = TrainingConfig(output_dir=str(tmp_path), model="x", stream_stage={"use_cpu": True, **options}, **config)
+    config.check()
+    return config.arguments("stream")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0.0, got 0.1: it takes the labels"),
+        ({"label_names": ["answers"]}, r"`label_names` must be None, got \['answers'\]"),
+        ({"remove_unused_columns": True}, "`remove_unused_columns` must be False, got True"),
+        ({"use_liger_kernel": True}, "`use_liger_kernel` must be False, got True"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval` must be False, got True: it rounds the routers"),
+        ({"parallelism_config": {"cp_size": 2}}, "`parallelism_config`"),
+        (
+            {"accelerator_config": {"dispatch_batches": True}},
+            "`dispatch_batches` of `accelerator_config` must be False",
+        ),
+        ({"accelerator_config": {"dispatch": True}}, "`stream_stage`: .*dispatch"),
+        ({"resume_from_checkpoint": "nowhere"}, "leave `resume_from_checkpoint` out of `stream_stage`, got 'nowhere'"),
+        ({"output_dir": "elsewhere"}, "leave `output_dir` out of `stream_stage`"),
+        ({"max_steps": "many"}, "`max_steps` of `stream_stage` must be a whole number, got 'many'"),
+        ({"max_steps": 2.5}, "`max_steps` of `stream_stage` must be a whole number, got 2.5"),
+        ({"max_steps": 0}, "`max_steps` of `stream_stage` must be at least 1, got 0"),
+        ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` of `stream_stage` must be at least 1"),
+        ({"learning_rate": float("nan")}, "`learning_rate` of `stream_stage` must be a finite number, got nan"),
+        ({"learning_rate": [1e-3]}, "`learning_rate` of `stream_stage` must be a number, got"),
+        ({"bf16": "yes please"}, "`bf16` of `stream_stage` must be true or false, got 'yes please'"),
+        ({"lr_scheduler_kwargs": 3}, "`lr_scheduler_kwargs` of `stream_stage` must be a mapping or text or null"),
+        ({"optim": "sgdd"}, "`stream_stage`: .*sgdd"),
+        ({"report_to": "nosuch"}, "`report_to` of `stream_stage` names 'nosuch', which is not installed"),
+        ({"report_to": ["wandb"]}, "`report_to` of `stream_stage` names 'wandb'"),
+        ({"load_best_model_at_end": True}, "need an `eval_strategy`"),
+        ({"eval_strategy": "steps", "metric_for_best_model": "accuracy"}, "must be 'loss', got 'accuracy'"),
+        ({"early_stopping_patience": 0}, "`early_stopping_patience` must be a whole number of at least 1, got 0"),
+        ({"early_stopping_threshold": -1}, "`early_stopping_threshold` must be a number of at least 0, got -1"),
+        ({"early_stopping_patience": 2}, "need an `eval_strategy`"),
+    ],
+)
+def test_wrong_arguments_of_a_stage_are_named(tmp_path, monkeypatch, options, message):
+    monkeypatch.setattr(
+        "videollm_mod.training.arguments.get_available_reporting_integrations", lambda: ["tensorboard"]
+    )
+    with pytest.raises(ValueError, match=message) as error:
+        arguments_of(tmp_path, options)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("model: y\nstream_stage: {label_smoothing_factor: 0.1}", "`label_smoothing_factor` must be 0.0"),
+        ("model: y\ndata: a.jsonl\nstream_stage: {eval_strategy: steps}", "`eval_strategy` of `stream_stage` needs"),
+        ("model: y\ndata: {path: a.jsonl, validation: 1.5}", "must be a file or a share in (0, 1), got 1.5"),
+        ("model: y\ndata: {path: a, validation: 0.5, streaming: true}", "must be a file with `streaming`"),
+        ("model: y\nworld: {validation: 0}", "`validation` of `world` must be a number of streams"),
+        ("model: y\nstream_stage: {num_epochs: 3}", "unknown field 'num_epochs'; did you mean num_train_epochs"),
+        ("model: y\nstream_stage: {batch_size: 3}", "did you mean"),
+        ("model: y\nstream_stage: {xyzzy: 3}", "`stream_stage` of {path} has the unknown field 'xyzzy'\n"),
+        ("model: y\nlora: {rank: 3}", "did you mean alpha, dropout, r?"),
+    ],
+)
+def test_the_command_names_them_in_one_line(tmp_path, capsys, content, message):
+    path = tmp_path / "a.yaml"
+    path.write_text(f"output_dir: {tmp_path / 'run'}\n{content}")
+    assert cli.main(["train", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and message.replace("{path}", str(path)) in error and error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_are_merged_and_read_as_they_were_meant(tmp_path):
+    file = tmp_path / "accelerate.json"
+    file.write_text(json.dumps({"even_batches": False}))
+    for given in ({"even_batches": False}, str(file)):
+        made = arguments_of(tmp_path, {"accelerator_config": given, "save_strategy": False, "learning_rate": "1e-3"})
+        assert (made.accelerator_config.even_batches, made.accelerator_config.dispatch_batches) == (False, False)
+        assert (made.save_strategy, made.learning_rate, made.eval_strategy) == ("no", 0.001, "no")
+
+
+def test_validation_evaluates_and_keeps_what_it_evaluated(tmp_path):
+    own = {"data": {"path": "a.jsonl", "validation": 0.1}}
+    made = arguments_of(tmp_path, {"per_device_train_batch_size": 3}, **own)
+    assert (made.eval_strategy, made.eval_steps, made.save_steps) == ("steps", 0.25, 0.25)
+    assert made.per_device_eval_batch_size == 3 and not made.load_best_model_at_end
+    made = arguments_of(tmp_path, {"eval_strategy": "epoch", "load_best_model_at_end": True}, **own)
+    assert made.save_strategy == "epoch" and made.metric_for_best_model == "loss"
+    made = arguments_of(tmp_path, {"eval_steps": 10, "early_stopping_patience": 2}, **own)
+    assert made.load_best_model_at_end and made.save_steps == made.eval_steps == 10
+
+
+def test_a_push_that_cannot_succeed_is_refused_first(tmp_path):
+    """The tests are offline."""
+    made = arguments_of(tmp_path, {"push_to_hub": True})
+    with pytest.raises(ValueError, match="`push_to_hub` needs the Hub and a token") as error:
+        check_reach(made)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [Trainer, StreamTrainer])
+@pytest.mark.parametrize("name", LABELS_TAKEN)
+def test_no_trainer_takes_the_labels_from_the_model(tmp_path, kind, name):
+    """It would learn a loss of its own: of unshifted labels, without `stream_loss_weight`."""
+    value = LABELS_TAKEN[name]
+    given, options = ({name: value}, {}) if callable(value) else ({}, {name: value})
+    with pytest.raises(ValueError, match=name):
+        fit(tmp_path, tiny_model(0), kind, given, max_steps=1, per_device_train_batch_size=2, **options)
+
+
+def test_columns_that_are_made_on_the_fly_are_not_taken_out(tmp_path):
+    with pytest.raises(ValueError, match="`remove_unused_columns` must be False"):
+        StreamTrainer(tiny_model(0), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"neftune_noise_alpha": 50.0},
+        {"include_num_input_tokens_seen": "non_padding"},
+        {"include_for_metrics": ["loss"]},
+        {"prediction_loss_only": False},
+        {"eval_accumulation_steps": 1, "eval_do_concat_batches": False},
+        {"average_tokens_across_devices": False},
+        {"auto_find_batch_size": True},
+        {"use_cache": True},
+        {"dataloader_drop_last": True, "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+        {"torch_compile_backend": "eager"},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_is_not_refused_leaves_the_loss_as_it_is(tmp_path, options):
+    """The loss of a step without learning, in training and in evaluation, is the model's own."""
+    steps = {"max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "learning_rate": 0.0}
+    steps |= {"train_sampling_strategy": "sequential", **options}
+    model = tiny_model(3)
+    trainer = fit(tmp_path, model, StreamTrainer, **steps)
+    model.eval()
+    with torch.no_grad():
+        expected = model(**collate(Streams(model).rows[:4])).loss.item()
+    (logged,) = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+    if "neftune_noise_alpha" in options:  # it is there to change the loss, in training alone
+        assert logged != pytest.approx(expected, rel=1e-4)
+    else:
+        assert logged == pytest.approx(expected, rel=1e-5)
+    four = torch.utils.data.Subset(trainer.train_dataset, range(4))
+    assert trainer.evaluate(four)["eval_loss"] == pytest.approx(expected, rel=1e-5)
