@@ -350,3 +350,14 @@ def test_the_example_trains(own_streams):
     assert (own_streams / "own" / "adapter_model.safetensors").exists()
     VideoLLMMoDProcessor.from_pretrained(own_streams / "own")
     assert len((ROOT / "examples" / "finetune.py").read_text().splitlines()) <= 60
+
+
+def test_a_step_that_breaks_off_leaves_the_model_its_keep_ratio(tmp_path):
+    """As with `auto_find_batch_size`, which begins anew where memory does not suffice."""
+    model, schedule = tiny_model(1, mod_keep_ratio=0.2), KeepRatioSchedule(warmup_steps=4)
+    state = type("State", (), {"global_step": 0})
+    schedule.on_step_begin(None, state, None, model)
+    for _ in range(2):
+        schedule.on_step_begin(None, state, None, model)
+        schedule.on_step_end(None, state, None, model)
+        assert model.keep_ratio == 0.2
