@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
-from accelerate.utils import parse_flag_from_env
 from tqdm import tqdm
 
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
@@ -21,6 +19,7 @@ from .features import fingerprint, read_about, write_features
 from .files import PARTIAL, written_whole
 from .frames import iter_frames
 from .jsonl import check, iter_lines, missing_error, missing_media
+from .processes import process_state
 from .stream_checks import media_of
 
 INDEX = "index.json"
@@ -109,8 +108,7 @@ def extract(jsonl: str | Path, model: str | Path, output: str | Path, batch_size
         if "video" not in stream:
             raise ValueError(f"{jsonl}:{number}: it has `features` already, and no video to take them from")
 
-    # without an accelerator, accelerate takes every process for the only one unless told that it is to be the CPU
-    state = PartialState(cpu=not torch.accelerator.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU"))
+    state = process_state()
     processor = VideoLLMMoDProcessor.from_pretrained(model)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(model, dtype="auto").eval()
     made_by = fingerprint(model, processor.video_processor)

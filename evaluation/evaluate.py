@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 
-import torch
-from accelerate import PartialState
-from accelerate.utils import gather_object, parse_flag_from_env
+from accelerate.utils import gather_object
 from tqdm import tqdm
 
 from ..benchmarks.record import surroundings
 from ..data.ego4d_lta import word_of
 from ..data.files import written_whole
+from ..data.processes import process_state
 from ..memory_videollm_mod import frames_in_context
 from ..narration.loading import load_checkpoint
 from ..narration.options import NarrateOptions, check_output
@@ -229,9 +228,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     source, categories = options.source(), options.read_categories()
     if isinstance(categories, list):
         check_categories(options.task, categories, source.answers)
-    # without an accelerator, accelerate takes every process for the only one unless told that it is to be the CPU
-    on_cpu = options.device == "cpu" or not torch.accelerator.is_available()
-    state = PartialState(cpu=on_cpu or parse_flag_from_env("ACCELERATE_USE_CPU"), timeout=timedelta(days=1))
+    state = process_state(on_cpu=options.device == "cpu", timeout=timedelta(days=1))
     loading = options.loading(str(state.device))
     settings = {
         "task": options.task,
