@@ -16,6 +16,7 @@ DEFAULT_FPS = 2.0
 HIGHEST_RATE = 1000.0  # frames per second that a container may state; with more its clock is not believed
 CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
 MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
+OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is needed
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
 
 
@@ -42,6 +43,26 @@ def is_video_source(video: Any) -> bool:
     return isinstance(video, str | os.PathLike) or hasattr(video, "read")
 
 
+def pyav():
+    """PyAV.
+
+    Raises:
+        `ImportError`: without it, or where it is too old.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("decoding a video needs PyAV: pip install av") from error
+    if av_release(av) < OLDEST_AV:
+        needed = f"decoding a video needs PyAV {OLDEST_AV} or newer, {av.__version__} is installed"
+        raise ImportError(f"{needed}: pip install --upgrade av")
+    return av
+
+
+def av_release(av) -> int:
+    return int(av.__version__.partition(".")[0])
+
+
 def open_container(source, limits: MediaLimits = LIMITS, **options):
     """An `av` container and its video stream, for `iter_video_frames` and `video_duration`.
 
@@ -51,12 +72,9 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
         `OSError`: if the source can not be read.
         `ValueError`: if it holds no video, or more than the limits allow. A cover picture is none, nor is a text that
             could be drawn.
-        `ImportError`: without PyAV.
+        `ImportError`: without PyAV, or with an old one.
     """
-    try:
-        import av
-    except ImportError as error:
-        raise ImportError("decoding a video needs PyAV: pip install av") from error
+    av = pyav()
     name, demuxer = source_name(source), {}
     if isinstance(source, str | os.PathLike):
         source = os.fspath(source)
@@ -73,8 +91,10 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
         source.seek(0)  # a file may be read before, as to count frames
     check_index(source, name, limits)
     demuxer |= {"max_pixels": str(limits.pixels), **options.pop("options", {})}  # while it is looked at
+    if av_release(av) < 19:  # from then on names and tags of any encoding are read
+        options["metadata_errors"] = "replace"
     with readable_errors(name):
-        container = av.open(source, metadata_errors="replace", options=demuxer, **options)
+        container = av.open(source, options=demuxer, **options)
     pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams or container.format.name == "tty":
