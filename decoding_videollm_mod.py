@@ -3,6 +3,7 @@
 import math
 import os
 import re
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -17,6 +18,7 @@ HIGHEST_RATE = 1000.0  # frames per second that a container may state; with more
 CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
 MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
 OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is needed
+MAX_PIXEL_SHAPE = 16  # times as wide as high, or the other way; of others a pixel is taken for square
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
 
 
@@ -165,6 +167,66 @@ def stated_duration(container, stream) -> float | None:
     return None
 
 
+def limited_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of at most `MAX_PIXELS` together."""
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
+class Upright:
+    """Pixels of decoded frames as they are meant to be seen: square, turned and mirrored as their metadata say, all of
+    the size of the first and of at most `MAX_PIXELS`. A frame of another shape gets black bars."""
+
+    def __init__(self):
+        self._size: tuple[int, int] | None = None  # width and height of what comes out
+        self._codec, self._stated = None, None
+
+    def begin(self, stream) -> None:
+        """What comes next are frames of this stream. The shape of pixels that a container states is that of the whole
+        stream; where it states none, the codec does, and may change it midway."""
+        self._codec, self._stated = stream.codec_context, stream.sample_aspect_ratio
+        if self._stated == self._codec.sample_aspect_ratio:
+            self._stated = None
+
+    def see(self, frame) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
+        """Width and height of an `av.VideoFrame` in square pixels, not turned yet, and its `orientation`. The first is
+        the measure of all."""
+        shape = self._codec.sample_aspect_ratio if self._stated is None else self._stated
+        shape = float(shape) if shape else 1.0
+        wide = frame.width * shape if 1 / MAX_PIXEL_SHAPE <= shape <= MAX_PIXEL_SHAPE else frame.width
+        size, turned = (max(1, round(wide)), frame.height), orientation(frame)
+        if self._size is None:
+            self._size = limited_size(*size)[:: -1 if turned[0] else 1]
+        return size, turned
+
+    def __call__(self, frame) -> np.ndarray:
+        """uint8 `[H, W, 3]` of an `av.VideoFrame`."""
+        size, (transposed, mirrored, upside_down) = self.see(frame)
+        room = self._size[:: -1 if transposed else 1]
+        scales = [space / side for space, side in zip(room, size, strict=True)]
+        fitting = tuple(max(1, round(side * min(scales))) for side in size)
+        size = room if max(scales) <= 1.02 * min(scales) else fitting  # what differs by less differs by rounding
+        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+        pixels = pixels.transpose(1, 0, 2) if transposed else pixels
+        pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+        bars = [space - side for space, side in zip(self._size[::-1], pixels.shape[:2], strict=True)]
+        if any(bars):
+            pixels = np.pad(pixels, [*((bar // 2, bar - bar // 2) for bar in bars), (0, 0)])
+        return np.ascontiguousarray(pixels)
+
+
+def orientation(frame) -> tuple[bool, bool, bool]:
+    """Whether an `av.VideoFrame` is to be transposed, and then mirrored from left to right, and upside down: the one
+    of eight ways nearest to its display matrix. What is coded at `(x, y)` is shown at `(a x + c y, b x + d y)`."""
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d, *_ = struct.unpack_from("=9i", bytes(matrix))
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, a < 0, d < 0
+    return True, c < 0, b < 0
+
+
 def iter_video_frames(
     source, fps: float | None = DEFAULT_FPS, first: int = 0, limits: MediaLimits = LIMITS, **options
 ) -> Iterator[tuple[np.ndarray, float]]:
@@ -172,8 +234,8 @@ def iter_video_frames(
 
     Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated. A
     missing timestamp continues at the average rate, and so do timestamps that jump by more than an hour or go back by
-    more than a second. Rotation metadata is applied. One frame is held at a time, and a
-    frame of more than `MAX_PIXELS` is scaled down to that, aspect kept.
+    more than a second. Frames are turned, mirrored and scaled to square pixels as their metadata say. One frame is
+    held at a time, and a frame of more than `MAX_PIXELS` is scaled down to that, aspect kept.
 
     Args:
         source (`str`, `os.PathLike` or binary file object): path, URL or file.
@@ -206,21 +268,24 @@ def iter_video_frames(
     yield from sample_container(container, stream, fps, name, limits, first, origin)
 
 
-def seek(container, stream, seconds: float) -> tuple[float, tuple[int, int]] | None:
+def seek(container, stream, seconds: float) -> tuple[float, Upright] | None:
     """Go to the last key frame that is shown `seconds` after a video's first frame or before.
 
     Returns:
-        `(time stamp of the first frame in seconds, its width and height)`, or None if the frames from there on might
-        differ from those that are decoded from the beginning.
+        The time stamp of the first frame in seconds, and an `Upright` that has seen it; None if the frames from there
+        on might differ from those that are decoded from the beginning.
     """
     import av
 
     if container.format.name not in INDEXED:
         return None
+    upright = Upright()
+    upright.begin(stream)
     try:
         head = next(container.decode(stream), None)
         if head is None or head.pts is None:
             return None
+        upright.see(head)
         wanted = head.pts + int(seconds / stream.time_base)
         for earlier in (0, 1, 4, 16):  # seconds: containers are sought by when frames are decoded, not shown
             target = max(head.pts, wanted - int(earlier / stream.time_base))
@@ -238,7 +303,7 @@ def seek(container, stream, seconds: float) -> tuple[float, tuple[int, int]] | N
         container.seek(target, stream=stream)
     except av.FFmpegError:
         return None
-    return float(head.pts * head.time_base), (head.width, head.height)
+    return float(head.pts * head.time_base), upright
 
 
 def sample_container(
@@ -248,7 +313,7 @@ def sample_container(
     name: str,
     limits: MediaLimits = LIMITS,
     first: int = 0,
-    origin: tuple[float, tuple[int, int]] | None = None,
+    origin: tuple[float, Upright] | None = None,
 ) -> Iterator[tuple[np.ndarray, float]]:
     """`iter_video_frames` of what is open already, and maybe sought; it is closed in the end."""
     with opened(container, stream), readable_errors(name):
@@ -258,12 +323,6 @@ def sample_container(
                 at = "" if fps is None else f" at {fps:g} frames per second"
                 raise ValueError(f"{name} holds more than {limits.frames} frames{at}, the most that are taken")
             yield frame
-
-
-def limited_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of at most `MAX_PIXELS` together."""
-    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
-    return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 def decoded_frames(container, stream, name: str, limits: MediaLimits = LIMITS) -> Iterator:
@@ -285,25 +344,6 @@ def decoded_frames(container, stream, name: str, limits: MediaLimits = LIMITS) -
             raise ValueError(f"{name} holds {own + others} packets without a frame, more than are taken")
 
 
-class Upright:
-    """Pixels of decoded frames, turned as their metadata say, all of the size of the first and of at most
-    `MAX_PIXELS`."""
-
-    def __init__(self, first: tuple[int, int] | None = None):
-        self._first = first  # width and height of the first frame, where that is not the first one to come
-        self._size: tuple[int, int] | None = None  # the same, upright
-
-    def __call__(self, frame) -> np.ndarray:
-        """uint8 `[H, W, 3]` of an `av.VideoFrame`."""
-        turns = round(frame.rotation / 90) % 4
-        if self._size is None:
-            size = limited_size(*(self._first or (frame.width, frame.height)))
-            self._size = size[::-1] if turns % 2 else size
-        width, height = self._size[::-1] if turns % 2 else self._size
-        pixels = frame.to_ndarray(format="rgb24", width=width, height=height)
-        return np.ascontiguousarray(np.rot90(pixels, turns))
-
-
 def frame_seconds(frame, stream) -> float | None:
     """The timestamp of an `av.VideoFrame`, None if it has none."""
     time_base = frame.time_base or stream.time_base
@@ -323,9 +363,11 @@ def _sample_frames(
     name: str,
     limits: MediaLimits,
     first: int,
-    origin: tuple[float, tuple[int, int]] | None,
+    origin: tuple[float, Upright] | None,
 ) -> Iterator[tuple[np.ndarray, float]]:
-    step, upright = usual_step(stream, limits), Upright(None if origin is None else origin[1])
+    step, upright = usual_step(stream, limits), Upright() if origin is None else origin[1]
+    if origin is None:
+        upright.begin(stream)
     tolerance = 5e-4  # some containers round timestamps to milliseconds
     first_seconds = frame = None
     time, index = 0.0, 0

@@ -196,6 +196,7 @@ class LiveSource:
 
         container, stream = self.connect()
         corrupt = 0
+        self._upright.begin(stream)
         with opened(container, stream):
             for packet in container.demux(stream):
                 try:

@@ -1,12 +1,18 @@
 """What is on the screen is what comes out: colours, orientation, shape of pixels, the right track."""
 
+import struct
+from fractions import Fraction
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
 
-from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod import decoding_videollm_mod as decoding
+from videollm_mod.decoding_videollm_mod import decode_video, iter_video_frames
+from videollm_mod.narration.live_source import LiveSource
 
-# PyAV ----------------------------------------------------------------------------------------------------------------
+# PyAV ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["14.4.0", "17.1.0", "9.0"])
@@ -28,7 +34,7 @@ def test_tags_of_any_encoding(tmp_path):
     assert len(decode_video(path)[0]) == 1
 
 
-# Colours -------------------------------------------------------------------------------------------------------------
+# Colours ------------------------------------------------------------------------------------------------------------
 
 BT601, BT709, LIMITED, FULL = 6, 1, 1, 2  # as FFmpeg numbers them
 
@@ -61,3 +67,140 @@ def test_colours(tmp_path, colour, space, colour_range):
         container.mux(stream.encode())
     ((image,), _) = decode_video(path)
     assert np.abs(image.astype(int) - colour).max() <= 4
+
+
+# Orientation ---------------------------------------------------------------------------------------------------------
+
+CORNERS = {"r": (200, 30, 30), "g": (30, 200, 30), "b": (30, 30, 200), "w": (220, 220, 220)}
+ONE, EVEN = 0x10000, 1 << 30  # of fixed point numbers
+# a, b, c, d: what is coded at (x, y) is shown at (a x + c y, b x + d y); the corners that are then seen, row by row
+ORIENTATIONS = {
+    "as it is": ((1, 0, 0, 1), "rg bw"),
+    "mirrored": ((-1, 0, 0, 1), "gr wb"),
+    "upside down, mirrored": ((1, 0, 0, -1), "bw rg"),
+    "half a turn": ((-1, 0, 0, -1), "wb gr"),
+    "a quarter clockwise": ((0, 1, -1, 0), "br wg"),
+    "a quarter back": ((0, -1, 1, 0), "gw rb"),
+    "transposed": ((0, 1, 1, 0), "rb gw"),
+    "transposed the other way": ((0, -1, -1, 0), "wg br"),
+}
+
+
+def with_matrix(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """An MP4 whose first track is shown by another matrix."""
+    content = bytearray(path.read_bytes())
+    values = (a * ONE, b * ONE, 0, c * ONE, d * ONE, 0, 0, 0, EVEN)
+    struct.pack_into(">9i", content, content.index(b"tkhd") + 4 + 40, *values)
+    path.write_bytes(content)
+    return path
+
+
+def four_corners(height: int, width: int) -> np.ndarray:
+    """uint8 `[H, W, 3]`."""
+    image = np.zeros((height, width, 3), np.uint8)
+    rows, columns = (slice(0, height // 2), slice(height // 2, None)), (slice(0, width // 2), slice(width // 2, None))
+    for index, colour in enumerate(CORNERS.values()):
+        image[rows[index // 2], columns[index % 2]] = colour
+    return image
+
+
+def write(path: Path, images: list, codec: str = "libx264", pixel_shape=None, rate: int = 5, **options: str) -> Path:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=rate)
+        stream.height, stream.width = images[0].shape[:2]
+        stream.pix_fmt, stream.options = "yuv420p", options
+        if pixel_shape is not None:
+            stream.codec_context.sample_aspect_ratio = Fraction(pixel_shape)
+        for image in images:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode())
+    return path
+
+
+def corners(image: np.ndarray) -> str:
+    """The names of the colours in the middle of each quarter, row by row."""
+    height, width = image.shape[:2]
+    seen = ""
+    for row in (height // 4, 3 * height // 4):
+        for column in (width // 4, 3 * width // 4):
+            distances = {name: np.abs(image[row, column].astype(int) - of).sum() for name, of in CORNERS.items()}
+            seen += min(distances, key=distances.get)
+    return f"{seen[:2]} {seen[2:]}"
+
+
+@pytest.mark.parametrize("name", ORIENTATIONS)
+def test_all_eight_orientations(tmp_path, monkeypatch, name):
+    matrix, seen = ORIENTATIONS[name]
+    size = (64, 96) if matrix[0] else (96, 64)
+    path = with_matrix(write(tmp_path / "a.mp4", [four_corners(64, 96)] * 20, g="5"), *matrix)
+    frames, _ = decode_video(path, fps=5)
+    assert frames.shape[1:3] == size and corners(frames[0]) == seen
+    jumps, seek = [], decoding.seek
+    monkeypatch.setattr(decoding, "seek", lambda *args: (jumps.append(seek(*args)), jumps[-1])[1])
+    assert np.array_equal([frame for frame, _ in iter_video_frames(path, 5, first=12)], frames[12:]) and jumps[0]
+    live = LiveSource("a", lambda: decoding.open_container(path), 5, reconnect=False)
+    assert [corners(frame.image) for frame in live][::10] == [seen] * 2
+
+
+# Shape of pixels -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name, codec, size, shape, seen",
+    [
+        ("a.mp4", "libx264", (96, 48), "2/1", (96, 96)),
+        ("a.mp4", "libx264", (96, 192), "1/2", (96, 96)),
+        ("a.mkv", "mpeg4", (96, 72), "4/3", (96, 96)),
+        ("a.ts", "libx264", (96, 108), "8/9", (96, 96)),
+        ("a.ts", "mpeg2video", (96, 96), "4/3", (96, 128)),  # MPEG-2 knows a few shapes of the whole picture
+        ("a.mpg", "mpeg2video", (96, 96), "16/9", (96, 171)),
+    ],
+)
+def test_pixels_that_are_not_square(tmp_path, name, codec, size, shape, seen):
+    path = write(tmp_path / name, [four_corners(*size)] * 5, codec, shape)
+    frames, _ = decode_video(path)
+    assert frames.shape == (2, *seen, 3) and corners(frames[0]) == "rg bw"
+    live = LiveSource("a", lambda: decoding.open_container(path), 2, reconnect=False)
+    assert [frame.image.shape for frame in live] == [(*seen, 3)] * 2
+
+
+def test_pixels_that_only_the_container_says_are_not_square(tmp_path):
+    path = write(tmp_path / "a.mp4", [four_corners(96, 48)] * 5)
+    frames, _ = decode_video(with_matrix(path, 2, 0, 0, 1))  # twice as wide
+    assert frames.shape == (2, 96, 96, 3) and corners(frames[0]) == "rg bw"
+
+
+def test_pixels_that_are_not_square_in_a_turned_large_video_that_is_sought(tmp_path, monkeypatch):
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 96 * 48)
+    path = write(tmp_path / "a.mp4", [four_corners(96, 96)] * 20, pixel_shape=2, g="5")
+    frames, _ = decode_video(with_matrix(path, 0, 1, -1, 0), fps=5)
+    assert frames.shape[1:] == (96, 48, 3) and corners(frames[0]) == "br wg"
+    jumps, seek = [], decoding.seek
+    monkeypatch.setattr(decoding, "seek", lambda *args: (jumps.append(seek(*args)), jumps[-1])[1])
+    assert np.array_equal([frame for frame, _ in iter_video_frames(path, 5, first=12)], frames[12:]) and jumps[0]
+
+
+@pytest.mark.parametrize("second", [((96, 96), "2/1"), ((48, 96), "1/1"), ((192, 96), "4/1")])
+def test_a_picture_that_grows_wider_midway_gets_bars(tmp_path, second):
+    """A broadcast changes from a narrow to a wide picture: what is square stays square."""
+    size, shape = second
+    parts = [((96, 96), "1/1"), (size, shape)]
+    content = [
+        write(tmp_path / f"{index}.ts", [four_corners(*size)] * 10, "mpeg2video", shape).read_bytes()
+        for index, (size, shape) in enumerate(parts)
+    ]
+    (tmp_path / "a.ts").write_bytes(b"".join(content))
+    frames, _ = decode_video(tmp_path / "a.ts", fps=5)
+    assert frames.shape[1:] == (96, 96, 3) and len(frames) >= 19  # the decoder may lose one where the size changes
+    assert corners(frames[2]) == corners(frames[-1][24:-24]) == "rg bw"
+    assert (frames[-1][:22].max(), frames[-1][-22:].max()) == (0, 0)
+
+
+@pytest.mark.parametrize("shape", ["1/1000", "1000/1"])
+def test_pixels_of_absurd_shape_are_taken_for_square(tmp_path, shape):
+    assert decode_video(write(tmp_path / "a.mkv", [four_corners(32, 32)], pixel_shape=shape))[0].shape == (
+        1,
+        32,
+        32,
+        3,
+    )
