@@ -19,6 +19,7 @@ CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
 MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
 OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is needed
 MAX_PIXEL_SHAPE = 16  # times as wide as high, or the other way; of others a pixel is taken for square
+AHEAD = (250, 2**26)  # packets of a video stream, and bytes of all, in which to look for a better one
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
 
 
@@ -68,7 +69,9 @@ def av_release(av) -> int:
 def open_container(source, limits: MediaLimits = LIMITS, **options):
     """An `av` container and its video stream, for `iter_video_frames` and `video_duration`.
 
-    A file may name other files, as playlists do, but no address: those are opened for URLs only.
+    Of several video streams it is the default one, else the first; a still picture, or a stream that is announced and
+    does not come, only if there is no other. A file may name other files, as playlists do, but no address: those are
+    opened for URLs only.
 
     Raises:
         `OSError`: if the source can not be read.
@@ -102,7 +105,13 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     if not streams or container.format.name == "tty":
         container.close()
         raise ValueError(f"there is no video stream in {name}")
+    streams = [stream for stream in streams if stream.codec_context is not None] or streams
+    streams.sort(key=lambda stream: not stream.disposition & av.stream.Disposition.default)
     stream = streams[0]
+    if len(streams) > 1:
+        container = ReadAhead(container)
+        with readable_errors(name):
+            stream = container.moving(streams)
     if stream.codec_context is None:
         container.close()
         raise ValueError(f"can not decode {name}: there is no decoder for its video")
@@ -111,6 +120,51 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     large = stream.width * stream.height > MAX_PIXELS
     stream.thread_type, stream.thread_count = ("NONE", 1) if large else ("AUTO", 0)
     return container, stream
+
+
+class ReadAhead:
+    """An `av` container that has been looked into: the packets that were read come once more, then the rest."""
+
+    def __init__(self, container):
+        self._container, self._packets = container, []
+
+    def __getattr__(self, name: str):
+        return getattr(self._container, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._container.close()
+
+    def moving(self, streams: list):
+        """The first of the streams that is more than one picture, as far as is seen within `AHEAD`; else one that is a
+        picture, else the first."""
+        seen, num_bytes = dict.fromkeys((stream.index for stream in streams), 0), 0
+        for packet in self._container.demux():
+            if not packet.size:  # that marks the end
+                continue
+            self._packets.append(packet)
+            num_bytes += packet.size
+            if packet.stream.index in seen:
+                seen[packet.stream.index] += 1
+            if seen[streams[0].index] == 2 or max(seen.values()) == AHEAD[0] or num_bytes > AHEAD[1]:
+                break
+        return next(stream for most in (2, 1, 0) for stream in streams if seen[stream.index] >= most)
+
+    def demux(self, *streams):
+        packets, self._packets = self._packets, []
+        wanted = {stream.index for stream in streams or self._container.streams}
+        yield from (packet for packet in packets if packet.stream.index in wanted)
+        yield from self._container.demux(*streams)
+
+    def decode(self, stream):
+        for packet in self.demux(stream):
+            yield from packet.decode()
+
+    def seek(self, *arguments, **options) -> None:
+        self._packets = []
+        self._container.seek(*arguments, **options)
 
 
 @contextmanager
@@ -395,6 +449,8 @@ def _sample_frames(
         frame = next_frame
         if fps is None:
             yield upright(frame), time
+    if frame is None and origin is None:
+        raise ValueError(f"there is no frame in {name}")
     if fps is not None and frame is not None:
         lasts = float(frame.duration * (frame.time_base or 0)) if frame.duration else step
         end = time + (lasts if lasts <= limits.hold else step)
@@ -432,8 +488,6 @@ def decode_video(
             if num_bytes > limits.num_bytes:
                 size = f"{limits.num_bytes / 2**30:g} GiB"
                 raise ValueError(f"the frames of {shown(source)} take more than {size}; take fewer of them")
-    if not sampled:
-        raise ValueError(f"there is no frame in {shown(source)}")
     images, times = zip(*sampled, strict=True)
     return np.stack(images), np.array(times)
 

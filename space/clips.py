@@ -99,8 +99,7 @@ def upload(clip_id: str, folder: Path, file: Path, name: str, most_seconds: floa
     except OSError:
         shutil.copy(file, path)
     try:
-        if next(iter_video_frames(path, 1.0), None) is None:
-            raise ValueError(f"there is no frame in {name}")
+        next(iter_video_frames(path, 1.0))
         seconds = video_duration(path)
         shown = path if playable(path) else write_preview(path, folder / "preview.mp4", most_seconds)
     except (ValueError, OSError) as error:

@@ -12,7 +12,7 @@ from videollm_mod import decoding_videollm_mod as decoding
 from videollm_mod.decoding_videollm_mod import decode_video, iter_video_frames
 from videollm_mod.narration.live_source import LiveSource
 
-# PyAV ---------------------------------------------------------------------------------------------------------------
+# PyAV --------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["14.4.0", "17.1.0", "9.0"])
@@ -34,7 +34,7 @@ def test_tags_of_any_encoding(tmp_path):
     assert len(decode_video(path)[0]) == 1
 
 
-# Colours ------------------------------------------------------------------------------------------------------------
+# Colours -----------------------------------------------------------------------------------------------------------
 
 BT601, BT709, LIMITED, FULL = 6, 1, 1, 2  # as FFmpeg numbers them
 
@@ -69,7 +69,7 @@ def test_colours(tmp_path, colour, space, colour_range):
     assert np.abs(image.astype(int) - colour).max() <= 4
 
 
-# Orientation ---------------------------------------------------------------------------------------------------------
+# Orientation --------------------------------------------------------------------------------------------------------
 
 CORNERS = {"r": (200, 30, 30), "g": (30, 200, 30), "b": (30, 30, 200), "w": (220, 220, 220)}
 ONE, EVEN = 0x10000, 1 << 30  # of fixed point numbers
@@ -142,7 +142,7 @@ def test_all_eight_orientations(tmp_path, monkeypatch, name):
     assert [corners(frame.image) for frame in live][::10] == [seen] * 2
 
 
-# Shape of pixels -----------------------------------------------------------------------------------------------------
+# Shape of pixels ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -204,3 +204,91 @@ def test_pixels_of_absurd_shape_are_taken_for_square(tmp_path, shape):
         32,
         3,
     )
+
+
+# Tracks --------------------------------------------------------------------------------------------------------------
+
+GREY, DEFAULT = np.full((32, 32, 3), 90, np.uint8), av.stream.Disposition.default
+
+
+def tracks(path: Path, counts: tuple[int, ...], default: tuple[bool, ...] = ()) -> Path:
+    """So many frames in tracks beside each other: the last track shows four corners, the others are grey."""
+    with av.open(str(path), "w") as container:
+        streams = [container.add_stream("mpeg4" if index else "mjpeg", rate=10) for index in range(len(counts))]
+        for index, stream in enumerate(streams):
+            stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p" if index else "yuvj420p"
+            stream.options = {"q": "2"}
+            if default:
+                stream.disposition = DEFAULT if default[index] else 0
+        for number in range(max(counts)):
+            for stream, count in zip(streams, counts, strict=True):
+                image = four_corners(32, 32) if stream is streams[-1] else GREY
+                if number < count:
+                    container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        for stream, count in zip(streams, counts, strict=True):
+            container.mux(stream.encode() if count else [])
+        container.start_encoding()
+    return path
+
+
+class Pipe:
+    """A file that can not be sought."""
+
+    def __init__(self, path: Path):
+        self.name, self.read = "pipe", open(path, "rb").read  # noqa: SIM115
+
+
+@pytest.mark.parametrize(
+    "name, counts, default",
+    [
+        ("a.mkv", (1, 20), ()),
+        ("a.mkv", (1, 20), (True, False)),
+        ("a.mkv", (20, 20), (False, True)),
+        ("a.mkv", (0, 20), ()),
+        ("a.mkv", (0, 1, 20), (True, True, False)),
+        ("a.mp4", (1, 20), ()),
+        ("a.mp4", (0, 20), ()),
+        ("a.mp4", (20, 20), (False, True)),
+    ],
+)
+def test_the_right_track(tmp_path, name, counts, default):
+    path = tracks(tmp_path / name, counts, default)
+    frames, times = decode_video(path)
+    assert corners(frames[0]) == "rg bw" and times.tolist() == [0, 0.5, 1, 1.5]
+    part = list(iter_video_frames(path, 2, first=2))
+    assert np.array_equal([frame for frame, _ in part], frames[2:]) and [time for _, time in part] == [1, 1.5]
+    live = LiveSource("a", lambda: decoding.open_container(path), 2, reconnect=False)
+    assert corners(next(iter(live)).image) == "rg bw"
+    if name == "a.mkv":  # an .mp4 has its index at the end
+        assert np.array_equal(decode_video(Pipe(path))[0], frames)
+
+
+def without(path: Path, source: Path, *numbers: int) -> Path:
+    """A transport stream without the packets of some of its tracks, 0x100, 0x101, ... The first is no video there."""
+    content = source.read_bytes()
+    packets = [content[begin : begin + 188] for begin in range(0, len(content), 188)]
+    path.write_bytes(b"".join(x for x in packets if ((x[1] & 31) << 8 | x[2]) not in numbers))
+    return path
+
+
+def test_an_announced_track_of_a_transport_stream_that_does_not_come(tmp_path):
+    path = without(tmp_path / "a.ts", tracks(tmp_path / "whole.ts", (0, 20, 20)), 0x101)
+    for source in (path, Pipe(path)):
+        frames, _ = decode_video(source)
+        assert len(frames) == 4 and corners(frames[0]) == "rg bw"
+
+
+def test_the_first_of_equal_tracks_and_a_picture_alone(tmp_path):
+    assert len(decode_video(tracks(tmp_path / "a.mkv", (20, 20)))[0]) == 4
+    assert decode_video(tmp_path / "a.mkv")[0][0].std() < 9  # grey
+    frames, _ = decode_video(tracks(tmp_path / "b.mkv", (0, 1)))
+    assert len(frames) == 1 and corners(frames[0]) == "rg bw"
+
+
+@pytest.mark.parametrize("empty", [(0x101,), (0x101, 0x102)])
+@pytest.mark.parametrize("fps", [None, 2.0])
+def test_no_frame_at_all_is_an_error(tmp_path, empty, fps):
+    path = without(tmp_path / "a.ts", tracks(tmp_path / "whole.ts", (0, 20, 20)[: 1 + len(empty)]), *empty)
+    for source, name in ((path, r".*a\.ts"), (Pipe(path), "pipe")):
+        with pytest.raises(ValueError, match=f"there is no frame in {name}"):
+            list(iter_video_frames(source, fps))
