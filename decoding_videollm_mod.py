@@ -80,9 +80,10 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
         `ImportError`: without PyAV, or with an old one.
     """
     av = pyav()
-    name, demuxer = source_name(source), {}
     if isinstance(source, str | os.PathLike):
-        source = os.fspath(source)
+        source = local_path(os.fspath(source))
+    name, demuxer = source_name(source), {}
+    if isinstance(source, str):
         if not options and "://" not in source:
             demuxer["protocol_whitelist"] = "file,crypto,data"
             source = os.path.abspath(name)  # FFmpeg takes what stands before a colon for a protocol
@@ -198,6 +199,38 @@ def source_name(source) -> str:
     if not isinstance(source, str | os.PathLike):
         return str(getattr(source, "name", source))
     return re.sub(r"(://)[^/@]*@", r"\1", os.fspath(source))
+
+
+def local_path(source: str) -> str:
+    """The path that a `file://` address stands for; any other source as it is.
+
+    Raises:
+        `ValueError`: if it is of another machine.
+    """
+    from urllib.request import url2pathname  # slow to import
+
+    address = re.fullmatch(r"file://([^/]*)(/?.*)", source, re.IGNORECASE | re.DOTALL)
+    if address is None:
+        return source
+    if address[1].lower() not in ("", "localhost") or not address[2]:
+        raise ValueError(f"a `file://` address must be `file:///` and a path of this machine, got {shown(source)}")
+    return url2pathname(address[2])
+
+
+def demuxed(container, *streams) -> Iterator:
+    """As `container.demux`, but where a server states no length, its hanging up is the end, as HTTP has it, and no
+    error."""
+    import av
+
+    try:
+        yield from container.demux(*streams)
+    except av.FFmpegError as error:
+        if container.size >= 0 or "ends prematurely" not in str(error.log):
+            raise
+        for stream in streams or container.streams:
+            flush = av.Packet()
+            flush.stream = stream
+            yield flush
 
 
 def video_duration(source, **options) -> float | None:
@@ -386,7 +419,7 @@ def decoded_frames(container, stream, name: str, limits: MediaLimits = LIMITS) -
         `ValueError`: where packets come that hold none, on and on.
     """
     own = others = 0
-    for packet in container.demux():
+    for packet in demuxed(container):
         if packet.stream.index == stream.index:
             own += 1
             for frame in packet.decode():

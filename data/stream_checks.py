@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..conversation_videollm_mod import MAX_TEXT, clean_text
-from ..decoding_videollm_mod import shown
+from ..decoding_videollm_mod import local_path, shown
 from .features import read_about
 from .frames import video_seconds
 
@@ -48,7 +48,10 @@ def is_seconds(value: Any) -> bool:
 
 
 def is_path(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+    try:
+        return isinstance(value, str) and bool(value.strip()) and "\0" not in local_path(value)
+    except ValueError:  # a `file://` address of another machine
+        return False
 
 
 def check_turns(turns: list, start: float, end: float) -> Iterator[Problem]:
@@ -131,9 +134,11 @@ def check_media(stream: Any, folder: Path, seen: dict) -> Iterator[Problem]:
     """What is wrong with the media of a line, and with times beyond their end, as far as the line can be understood.
     `seen`: what was found of the files before."""
     given = [name for name in MEDIA if isinstance(stream, dict) and is_path(stream.get(name))]
-    if len(given) != 1 or "://" in stream[given[0]]:
+    if len(given) != 1:
         return
     name, path = media_of(stream, folder)
+    if "://" in path:
+        return
     if (name, path) not in seen:
         seen[name, path] = probe(name, path)
     problem, fps, seconds = seen[name, path]
@@ -172,5 +177,5 @@ def probe(name: str, path: str) -> tuple[tuple[str, str] | None, float | None, f
 def media_of(stream: dict, folder: Path) -> tuple[str, str]:
     """`("video" | "features", path or URL)` of a line; paths as seen from anywhere."""
     name = "video" if "video" in stream else "features"
-    path = stream[name]
+    path = local_path(stream[name])
     return name, path if "://" in path else str(folder / path)

@@ -7,7 +7,7 @@ from time import monotonic, perf_counter
 
 import numpy as np
 
-from ..decoding_videollm_mod import CLOCK_JITTER, Upright, check_fps, frame_seconds, opened
+from ..decoding_videollm_mod import CLOCK_JITTER, Upright, check_fps, demuxed, frame_seconds, opened
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0  # seconds before another attempt to connect; doubled with each
 GIVE_UP_AFTER = 300.0  # seconds without a frame
@@ -113,13 +113,14 @@ class LiveClock:
 @dataclass
 class LiveSource:
     """
-    Iterating over it gives `LiveFrame`s as they come, until `stop()` or, where it can not be opened again, its end.
+    Iterating over it gives `LiveFrame`s as they come, until `stop()` or its end.
 
     Args:
         name (`str`): for messages.
         connect (`Callable`): opens it and returns the container and its video stream; raises `OSError`, `ValueError`.
         fps (`float`): frames per second that are sampled.
-        reconnect (`bool`): open it again whenever it ends or fails, once a frame has come.
+        reconnect (`bool`): open it again when it fails, once a frame has come.
+        endless (`bool`): unless it states its length, its end is a failure too, as where a camera was switched off.
         paced (`bool`): it may come faster than time passes, as a file on a server does, and is held back.
         give_up_after (`float`): seconds without a frame.
 
@@ -131,6 +132,7 @@ class LiveSource:
     connect: Callable[[], tuple]
     fps: float
     reconnect: bool = True
+    endless: bool = True
     paced: bool = False
     give_up_after: float = GIVE_UP_AFTER
     counts: LiveCounts = field(default_factory=LiveCounts)
@@ -138,6 +140,7 @@ class LiveSource:
     def __post_init__(self):
         check_fps("`fps`", self.fps)
         self._stopped, self._upright, self._came = threading.Event(), Upright(), False
+        self._ends = False  # a clean end of the connection is the end
         self._clock = LiveClock(self.counts, gap=max(1.0, 2 / self.fps))
 
     def probe(self) -> None:
@@ -160,13 +163,14 @@ class LiveSource:
         while not self._stopped.is_set():
             try:
                 for frame, seconds in self._decoded():
-                    arrived, delay = perf_counter(), FIRST_DELAY
+                    arrived, delay, before = perf_counter(), FIRST_DELAY, self._clock.time
                     time = self._clock(seconds, arrived)
                     if failure is not None:
                         self.counts.seconds_lost += monotonic() - last_seen
                         failure = None
                     last_seen, self._came = monotonic(), True
-                    if time >= due - 0.25 / self.fps:  # timestamps are not exact
+                    # timestamps are not exact; but a frame that is nearer to its time may come
+                    if before is None or time >= due - min(0.25 / self.fps, (time - before) / 2):
                         due = (round(time * self.fps) + 1) / self.fps
                         if self.paced:
                             self._stopped.wait(time - self._clock.elapsed(perf_counter()))
@@ -175,7 +179,7 @@ class LiveSource:
                         yield LiveFrame(self._upright(frame), round(time, 3), arrived)
                     if self._stopped.is_set():
                         return
-                if not self.reconnect:
+                if self._ends or not self.reconnect:
                     return
                 failure, lost = "it ended", True
             except (OSError, ValueError) as error:  # PyAV's errors are one or the other
@@ -195,10 +199,13 @@ class LiveSource:
         import av
 
         container, stream = self.connect()
-        corrupt = 0
         self._upright.begin(stream)
+        corrupt, hls = 0, container.format.name == "hls"  # a playlist that is not renewed ends without an error
+        self._ends = is_recording(container, stream) or not (self.endless or hls)
         with opened(container, stream):
-            for packet in container.demux(stream):
+            if hls and self._ends and self.counts.decoded:  # it has been completed
+                return
+            for packet in demuxed(container, stream):
                 try:
                     frames = packet.decode()
                 except av.InvalidDataError:  # such as lost packets; the next key frame mends it
@@ -213,4 +220,13 @@ class LiveSource:
                     yield frame, frame_seconds(frame, stream)
 
 
-__all__ = ["LiveClock", "LiveCounts", "LiveFrame", "LiveSource"]
+def is_recording(container, stream) -> bool:
+    """Whether it is known how long an open container is: in bytes, or as it states in seconds."""
+    if container.format.name == "hls":  # of which the size is that of the playlist
+        return container.duration is not None
+    if container.format.name.startswith("mov,") and not stream.frames:  # in fragments, of which it adds up the first
+        return container.size > 0
+    return container.size > 0 or container.duration is not None
+
+
+__all__ = ["LiveClock", "LiveCounts", "LiveFrame", "LiveSource", "is_recording"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..conversation_videollm_mod import check_text
-from ..decoding_videollm_mod import DEFAULT_FPS, check_fps, shown
+from ..decoding_videollm_mod import DEFAULT_FPS, check_fps, local_path, shown
 from ..media_limits_videollm_mod import LIMITS, MediaLimits
 from .adapter import base_of, is_adapter
 
@@ -164,6 +164,7 @@ def check_output(name: str, path: Path, source: str) -> None:
         raise FileNotFoundError(f"the folder of `{name}` does not exist: {path.parent}")
     if path.is_dir():
         raise IsADirectoryError(f"`{name}` must be a file, {path} is a directory")
+    source = local_path(source)
     if path.exists() and Path(source).exists() and path.samefile(source):
         raise ValueError(f"`{name}` would overwrite the source {source}")
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..decoding_videollm_mod import (
     iter_video_frames,
+    local_path,
     open_container,
     sample_container,
     source_name,
@@ -18,10 +19,11 @@ from ..decoding_videollm_mod import (
     video_duration,
 )
 from ..media_limits_videollm_mod import LIMITS, MediaLimits
-from .live_source import LiveSource
+from .live_source import LiveSource, is_recording
 
 TIMEOUT = 8.0  # seconds in which a network source must answer
 PROMPT = {"analyzeduration": "300000", "fflags": "nobuffer"}  # FFmpeg looks at 0.3 s of it before it gives frames
+FILE_SERVERS = ("http://", "https://", "ftp://", "ftps://", "sftp://")
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 
 
@@ -48,8 +50,8 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
     """Open a path, a URL, `webcam:N`, or `-`: any container that needs no seeking, such as what
     `ffmpeg -i FILE -f yuv4mpegpipe -` writes.
 
-    Cameras and network streams are live. So is what a web server sends without saying how long it is, and standard
-    input where frames may be dropped; otherwise it waits for the model, as a file does.
+    Cameras and network streams are live. So is what a web server sends without saying how long it is, in bytes or
+    seconds, and standard input where frames may be dropped; otherwise it waits for the model, as a file does.
 
     Args:
         when_behind (`str`, *optional*): `"drop"` or `"wait"`, what will be asked of a live source.
@@ -59,6 +61,7 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
         `OSError`: if it cannot be reached or read.
         `ValueError`: if there is no video in it, or frames of a recording are to be dropped.
     """
+    source = local_path(source)
     name, frames, duration, live = source_name(source), None, None, None
     if source == "-":
         if sys.stdin is None:
@@ -68,10 +71,14 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
             live = LiveSource(name, lambda: open_container(sys.stdin.buffer), fps, reconnect=False)
             return Source(name, iter(()), live=live)
         frames = iter_video_frames(sys.stdin.buffer, fps, limits=replace(limits, frames=math.inf))
-    elif source.startswith(("http://", "https://")):
+    elif of_server(source):
         container, stream = open_container(source, limits, **network_options(source))
-        duration = stated_duration(container, stream)
-        if duration is not None or (container.size > 0 and container.format.name != "hls"):
+        if container.size < 0:  # which is told from one that is cut off when it is opened so
+            container.close()
+            container, stream = open_container(source, limits, **network_options(source, sized=False))
+        if is_recording(container, stream):
+            hls = container.format.name == "hls"  # which knows the sum of its parts
+            duration = container.duration / 1e6 if hls else stated_duration(container, stream)
             frames = sample_container(container, stream, fps, name, limits)
         else:
             container.close()
@@ -98,7 +105,7 @@ def open_live(source: str, fps: float, reconnect: bool = True) -> LiveSource:
     Raises:
         `ValueError`: if it is neither.
     """
-    options = network_options(source)
+    options = network_options(source, sized=False)
     name = source_name(source)
     if source.startswith("webcam:"):
         camera = re.fullmatch(r"webcam:(\d{1,3})", source, re.ASCII)
@@ -110,18 +117,25 @@ def open_live(source: str, fps: float, reconnect: bool = True) -> LiveSource:
         address = source
     else:
         raise ValueError(f"a live source is `webcam:N` or a URL, got {source!r}")
+    served = of_server(source)
     return LiveSource(
-        name, lambda: open_container(address, **options), fps, reconnect=reconnect, paced=source.startswith("http")
+        name, lambda: open_container(address, **options), fps, reconnect=reconnect, endless=not served, paced=served
     )
 
 
-def network_options(source: str) -> dict:
-    """What `av.open` is given for a URL."""
+def of_server(source: str) -> bool:
+    """Whether it is an address of a server of files, which may be recordings, and end when they end."""
+    return source.lower().startswith(FILE_SERVERS)
+
+
+def network_options(source: str, sized: bool = True) -> dict:
+    """What `av.open` is given for a URL; `sized`: the server may say how many bytes there are."""
     options = {}
     if source.startswith("rtsp"):
         options = {"rtsp_transport": "tcp", **PROMPT}
-    elif source.startswith(("http://", "https://")):
-        options = {"reconnect": "1", "reconnect_delay_max": "4"}  # where a download of known length is cut off
+    elif source.lower().startswith(("http://", "https://")):
+        # where a download of known length is cut off; the second alone makes chunks that break off an error, and no end
+        options = {"reconnect": "1", "reconnect_delay_max": "4"} if sized else {"reconnect_streamed": "1"}
     return {"timeout": TIMEOUT, "options": options}
 
 

@@ -34,10 +34,10 @@ def write_video(
     times=None,
     seekable=True,
     rotation=0,
-    audio=False,
+    audio="",
     **options,
 ) -> Path:
-    """Write uint8 frames `[F, H, W, 3]` at `fps`, or at `times` (seconds)."""
+    """Write uint8 frames `[F, H, W, 3]` at `fps`, or at `times` (seconds); `audio`: the codec of a silent track."""
     target = str(path) if seekable else Unseekable(path)
     container_format = (
         {".webm": "webm", ".mkv": "matroska", ".ts": "mpegts"}.get(path.suffix) if not seekable else None
@@ -52,7 +52,7 @@ def write_video(
             stream.options = {"q": "2"}
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
-        sound = container.add_stream("aac", rate=44100) if audio else None
+        sound = container.add_stream(audio, rate=48000) if audio else None
         for index, image in enumerate(frames):
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             if times is not None:
@@ -60,9 +60,9 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
         if sound is not None:
-            for _ in range(int(len(frames) / fps * 43)):
+            for _ in range(int(len(frames) / fps * 46)):
                 silence = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), format="fltp", layout="stereo")
-                silence.sample_rate = 44100
+                silence.sample_rate = 48000
                 container.mux(sound.encode(silence))
             container.mux(sound.encode())
     return path

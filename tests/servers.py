@@ -46,30 +46,59 @@ class RtspServer:
 
 
 class FileServer:
-    """HTTP on a thread: `/once` sends a file with its length, `/cut` the same but at first hangs up halfway, `/loop`
-    sends it over and over without one and hangs up after `rounds`."""
+    """HTTP on a thread. `/once` sends a file with its length, `/cut` the same but at first hangs up halfway.
+
+    Without a length, `/chunks` sends it in chunks to their end, `/plain` until it hangs up, and `/loop` over and over,
+    in chunks that break off after `rounds`. Any other address is a file beside it, with its length.
+    """
 
     def __init__(self, path: Path, rounds: int = 3, pause: float = 0.0):
         content, server = path.read_bytes(), self
         self.requests = 0
 
         class Handler(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
             def do_GET(self):
                 server.requests += 1
+                self.close_connection = True
+                unsized = {"/chunks": self.send_chunks, "/plain": self.send_plain, "/loop": self.send_loop}
+                if self.path in unsized:
+                    self.send_response(200)
+                    self.send_header("Content-Type", "video/mp2t")
+                    unsized[self.path]()
+                else:
+                    self.send_sized(self.path, content)
+
+            def send_chunks(self, rounds=1, pause=0.0, ended=True):
+                self.send_header("Transfer-Encoding", "chunked")
+                self.end_headers()
+                for _ in range(rounds):
+                    for start in range(0, len(content), 4096):
+                        chunk = content[start : start + 4096]
+                        self.wfile.write(b"%x\r\n%b\r\n" % (len(chunk), chunk))
+                    time.sleep(pause)
+                if ended:
+                    self.wfile.write(b"0\r\n\r\n")
+
+            def send_loop(self):
+                self.send_chunks(rounds, pause, ended=False)
+
+            def send_plain(self):
+                self.send_header("Connection", "close")
+                self.end_headers()
+                self.wfile.write(content)
+
+            def send_sized(self, name: str, content: bytes):
+                if name not in ("/once", "/cut"):
+                    content = path.with_name(name[1:]).read_bytes()
                 start = int((self.headers.get("Range") or "bytes=0-").split("=")[1].split("-")[0])
-                self.send_response(206 if "Range" in self.headers and self.path != "/loop" else 200)
-                self.send_header("Content-Type", "video/mp2t")
-                if self.path == "/loop":
-                    self.end_headers()
-                    for _ in range(rounds):
-                        self.wfile.write(content)
-                        time.sleep(pause)
-                    return
+                self.send_response(206 if "Range" in self.headers else 200)
                 self.send_header("Accept-Ranges", "bytes")
                 self.send_header("Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}")
                 self.send_header("Content-Length", str(len(content) - start))
                 self.end_headers()
-                stop = len(content) // 2 if self.path == "/cut" and start < len(content) // 2 else len(content)
+                stop = len(content) // 2 if name == "/cut" and start < len(content) // 2 else len(content)
                 self.wfile.write(content[start:stop])
 
             def log_message(self, *_):

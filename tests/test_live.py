@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from hypothesis import strategies as st
 from servers import FileServer, RtspServer, Slow
 
 from videollm_mod.data.world import world_stream
+from videollm_mod.decoding_videollm_mod import decode_video
 from videollm_mod.narration import live_source, source
 from videollm_mod.narration.live import WAITING, LiveWatch, WaitingRoom
 from videollm_mod.narration.live_source import LiveClock, LiveCounts, LiveFrame, LiveSource
@@ -147,6 +149,100 @@ def test_a_recording_over_http_is_watched_in_full(checkpoint, tmp_path, serve, p
         echo=expected.append,
     )
     assert "live" not in stats and stats["frames"] == local["frames"] > 8 and events == expected
+
+
+def watch(source: str, checkpoint, folder) -> tuple[list, dict]:
+    """`[(time, text)]` and the statistics of a source, of which no frame is dropped."""
+    events = []
+    options = NarrateOptions(source=source, output=folder / "o.jsonl", fps=2.0, when_behind="wait")
+    stats = narrate(options, load=lambda _: checkpoint, echo=events.append)
+    return [(event.time, event.text) for event in events], stats
+
+
+ENDS = {
+    "webm in chunks": ("a.webm", "libvpx", "chunks", False),
+    "webm until it hangs up": ("a.webm", "libvpx", "plain", False),
+    "flv in chunks": ("a.flv", "libx264", "chunks", False),
+    "ts in chunks": ("a.ts", "libx264", "chunks", True),
+    "ts until it hangs up": ("a.ts", "libx264", "plain", True),
+    "mp4 in fragments and chunks": ("a.mp4", "libx264", "chunks", True),
+    "a list of parts": ("a.m3u8", "libx264", "a.m3u8", False),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+def test_what_ends_is_watched_to_its_end_and_no_further(checkpoint, tmp_path, serve, name, monkeypatch):
+    unpaced = lambda *args, **options: LiveSource(*args, **options | {"paced": False})  # noqa: E731
+    monkeypatch.setattr(source, "LiveSource", unpaced)
+    file, codec, path, live = ENDS[name]
+    stream, sound = world_stream(61), "libopus" if file.endswith("webm") else "aac"
+    options = {"movflags": "frag_keyframe+empty_moov"} if file.endswith("mp4") else {}
+    if file.endswith("m3u8"):
+        options = {"hls_time": "1", "hls_list_size": "0", "hls_playlist_type": "vod"}
+    file = write_video(tmp_path / file, stream.frames(4, 192)[:24], codec, fps=4, audio=sound, **options)
+    server = serve(file)
+    events, stats = watch(f"{server.url}/{path}", checkpoint, tmp_path)
+    assert events == [event for event in stream.narrations if event[0] < 6] != []
+    assert ("live" in stats) == live and stats["frames"] == 12
+    if live:
+        assert stats["live"]["connections_lost"] == 0 and stats["live"]["decoded"] == 24
+
+
+def test_a_list_of_parts_is_as_long_as_its_parts(tmp_path, serve):
+    options = {"hls_time": "1", "hls_list_size": "0", "hls_playlist_type": "vod"}
+    file = write_video(tmp_path / "a.m3u8", moving(40, 48, 64), "libx264", fps=10, audio="aac", **options)
+    assert source.open_source(f"{serve(file).url}/a.m3u8", 2.0).duration == pytest.approx(4, abs=0.2)
+
+
+def test_an_unfinished_list_of_parts_is_live_until_it_is_finished(tmp_path, serve):
+    """It ends for the decoder as soon as no new part comes; only another look at it tells why."""
+    options = {"hls_time": "1", "hls_list_size": "0", "hls_playlist_type": "event"}
+    file = write_video(tmp_path / "a.m3u8", moving(40, 48, 64), "libx264", fps=10, g="10", **options)
+    whole = file.read_text()
+    file.write_text(whole.replace("#EXT-X-ENDLIST", ""))
+    opened = source.open_source(f"{serve(file).url}/a.m3u8", 2.0)
+    assert opened.live is not None and opened.duration is None
+    seen = []
+    for frame in opened.live:
+        seen.append(frame.time)
+        file.write_text(whole)
+    assert len(seen) >= 2 and opened.live.counts.attempts_failed == 0
+
+
+def test_a_file_address_is_a_path(checkpoint, tmp_path):
+    stream = world_stream(61)
+    path = write_video(tmp_path / "a b%c.ts", stream.frames(4, 192)[:24], "libx264", fps=4)
+    for address in (path.as_uri(), path.as_uri().replace("file:///", "FILE://localhost/")):
+        assert "%20" in address
+        events, stats = watch(address, checkpoint, tmp_path)
+        assert events == [event for event in stream.narrations if event[0] < 6] != []
+        assert "live" not in stats and stats["frames"] == 12
+        assert len(decode_video(address, 2)[0]) == 12
+    with pytest.raises(OSError, match=re.escape(f"there is no video {tmp_path}/no such.mp4")):
+        source.open_source((tmp_path / "no such.mp4").as_uri(), 2.0)
+    with pytest.raises(ValueError, match="must be `file:///` and a path of this machine, got 'file://a.mp4'"):
+        source.open_source("file://a.mp4", 2.0)
+    with pytest.raises(ValueError, match="`--output` would overwrite the source"):
+        NarrateOptions(source=path.as_uri(), output=path).check()
+
+
+def test_a_server_that_breaks_off_is_asked_again(tmp_path, serve, monkeypatch):
+    """Chunks that end without the last one, which is empty."""
+    monkeypatch.setattr(live_source, "FIRST_DELAY", 0.01)
+    path = write_video(tmp_path / "a.ts", moving(20, 48, 64), "mpeg2video", fps=20)
+    server, seen = serve(path, rounds=1), []
+    live = source.open_live(f"{server.url}/loop", 5.0)
+    for frame in live:
+        seen.append(frame.time)
+        if live.counts.connections_lost == 2:
+            live.stop()
+    assert len(seen) > 8 and server.requests == 3
+
+
+def test_only_servers_of_files_have_an_end():
+    assert source.open_live("rtmp://127.0.0.1/live", 2.0).endless
+    assert source.open_live("rtsp://127.0.0.1/live", 2.0).endless
+    assert not source.open_live("https://127.0.0.1/live", 2.0).endless
 
 
 def test_an_address_shows_no_password(tmp_path):

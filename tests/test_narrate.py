@@ -74,7 +74,7 @@ def truth(seed: int) -> list[tuple[float, str]]:
 
 VIDEOS = {
     "webm without duration": ("a.webm", "libvpx-vp9", {"seekable": False}),
-    "h265 in mp4 with sound": ("a.mp4", "libx265", {"audio": True}),
+    "h265 in mp4 with sound": ("a.mp4", "libx265", {"audio": "aac"}),
     "mpeg4 in avi at 12.5": ("a.avi", "mpeg4", {"fps": 12.5}),
     "mpeg2 in a transport stream at 25": ("a.ts", "mpeg2video", {"fps": 25}),
     "a transport stream that can not be sought": ("a.ts", "mpeg2video", {"fps": 25, "seekable": False}),
