@@ -29,7 +29,7 @@ class RandomStreams(torch.utils.data.Dataset):
         return self.length
 
     def __getitem__(self, index: int) -> dict:
-        generator = torch.Generator().manual_seed(self.seed * self.length + index)
+        generator = torch.Generator().manual_seed(self.seed * self.length + range(self.length)[index])
         ids, labels = [BOS], [-100]
 
         def say(tokens: list[int], learned: bool) -> None:

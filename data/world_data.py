@@ -64,7 +64,20 @@ def is_share(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-class WorldStreams(Dataset):
+class OfWorld(Dataset):
+    """Examples by their index, from the end where it is negative, as in a list."""
+
+    data: WorldData
+
+    def __len__(self) -> int:
+        return self.data.num_streams
+
+    def __getitem__(self, index: int) -> dict:
+        place = range(len(self))[index]  # raises `IndexError`, without which a loop would not end
+        return self.example(self.data.stream(place))
+
+
+class WorldStreams(OfWorld):
     """Example: `input_ids` and `labels` of one stream, uint8 `frames` `[E, 3, H, W]`, those that differ, and int64
     `frame_index` `[F]`, which of them each frame of the stream is."""
 
@@ -72,11 +85,8 @@ class WorldStreams(Dataset):
         self.data, self.processor = data, processor
         self.height = processor.video_processor.size["height"]
 
-    def __len__(self) -> int:
-        return self.data.num_streams
-
-    def __getitem__(self, index: int) -> dict:
-        stream, fps = self.data.stream(index), self.data.fps
+    def example(self, stream) -> dict:
+        fps = self.data.fps
         messages = conversation(stream, fps, self.data.num_questions)
         input_ids, labels = encode_example(messages, self.processor)
         return {
@@ -87,18 +97,14 @@ class WorldStreams(Dataset):
         }
 
 
-class WorldCells(Dataset):
+class WorldCells(OfWorld):
     """Example: uint8 `frames` `[E, 3, H, W]`, one a change of a stream, and int64 `labels` `[E, h * w, KINDS]`: the
     state of each kind of thing in each cell of the grid, of `NUM_STATES`, 0 where it is not."""
 
     def __init__(self, data: WorldData, height: int, grid: tuple[int, int]):
         self.data, self.height, self.grid = data, height, tuple(grid)
 
-    def __len__(self) -> int:
-        return self.data.num_streams
-
-    def __getitem__(self, index: int) -> dict:
-        stream = self.data.stream(index)
+    def example(self, stream) -> dict:
         return {
             "frames": torch.from_numpy(stream.drawn(self.height)).permute(0, 3, 1, 2),
             "labels": torch.from_numpy(stream.states(self.grid)).flatten(1, 2).long(),
