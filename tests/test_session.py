@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from fresh import ROOT, run_fresh
+from near import assert_same_cache, assert_same_events
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
-from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod import StreamEvent, StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.data.world import world_stream
 from videollm_mod.session_state_videollm_mod import FORMAT, VERSION, checksum, read_session
 from videollm_mod.steps_videollm_mod import carry_out
@@ -37,18 +38,8 @@ def clip(seed: int) -> tuple[np.ndarray, list[float]]:
     return stream.frames(height=96), stream.frame_times(2.0).tolist()
 
 
-def same(events, expected) -> None:
-    assert [(e.time, e.kind, e.text, e.query) for e in events] == [(e.time, e.kind, e.text, e.query) for e in expected]
-    for event, other in zip(events, expected, strict=True):
-        assert event.silence_probability == pytest.approx(other.silence_probability, abs=1e-4)
-
-
 def holds_the_same(session, other) -> None:
-    for layer, expected in zip(session.cache.layers, other.cache.layers, strict=True):
-        assert torch.equal(layer.positions, expected.positions)
-        torch.testing.assert_close(layer.keys, expected.keys, atol=1e-3, rtol=1e-3)
-        torch.testing.assert_close(layer.values, expected.values, atol=1e-3, rtol=1e-3)
-    assert torch.equal(session.cache.frame_ends, other.cache.frame_ends)
+    assert_same_cache(session.cache, other.cache)
     assert session._pending == other._pending
 
 
@@ -65,7 +56,7 @@ def test_blocks_are_one_by_one(checkpoint, seed):
     for frame in many.watch(frames, times):
         watched.append(frame)
     assert expected
-    same([frame.event for frame in watched if frame.event], expected)
+    assert_same_events([frame.event for frame in watched if frame.event], expected)
     assert [frame.time for frame in watched] == times
     holds_the_same(many, one)
     assert many.stats.frames == one.stats.frames == len(frames)
@@ -101,8 +92,8 @@ def test_fork_and_original_go_on_alike_and_apart(checkpoint, seed):
     asked.ask(QUESTION)
     asked.push(frames[:cut][::-1])
     assert session.cache.num_bytes == held and session.query is None
-    same(before + fork.push(frames[cut:], times[cut:]), expected)
-    same(before + session.push(frames[cut:], times[cut:]), expected)
+    assert_same_events(before + fork.push(frames[cut:], times[cut:]), expected)
+    assert_same_events(before + session.push(frames[cut:], times[cut:]), expected)
     holds_the_same(fork, whole)
 
 
@@ -124,7 +115,7 @@ def test_saved_and_restored_in_another_process_is_uninterrupted(checkpoint, tmp_
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
     expected = session.push(frames[cut:], times[cut:]) + session.ask(QUESTION)
     result = run_fresh(restore_and_go_on, tmp_path / "process", path, seed, cut)
-    assert result["events"] == [vars(event) for event in expected]
+    assert_same_events([StreamEvent(**event) for event in result["events"]], expected)
     assert result["stats"] == {**session.stats, "seconds": None}
 
 
@@ -139,7 +130,7 @@ def test_a_session_can_be_saved_at_any_point(checkpoint, tmp_path, when):
         session.ask(QUESTION)
     restored = StreamingSession.load(session.save(tmp_path / "s"), *checkpoint)
     assert (restored.keep_ratio, restored.speak_threshold, restored.max_new_tokens) == (0.5, 0.6, 9)
-    same(restored.push(frames[3:], times[3:]), session.push(frames[3:], times[3:]))
+    assert_same_events(restored.push(frames[3:], times[3:]), session.push(frames[3:], times[3:]))
     holds_the_same(restored, session)
 
 
@@ -227,7 +218,7 @@ def test_a_process_killed_while_saving_leaves_a_whole_state(checkpoint, tmp_path
         expected = checkpoint[0].stream(checkpoint[1])
         before = expected.push(frames[:4], times[:4])
         assert restored.stats.narrations == len(before)
-        same(restored.push(frames[4:], times[4:]), expected.push(frames[4:], times[4:]))
+        assert_same_events(restored.push(frames[4:], times[4:]), expected.push(frames[4:], times[4:]))
 
 
 def test_answers_come_token_by_token(checkpoint):
@@ -264,7 +255,7 @@ def test_a_cancelled_answer_is_what_was_heard_of_it(checkpoint, how):
     if how != "never begun":
         narrated._pending += processor.assistant_header_ids + processor.encode_text(heard)
         narrated._pending += [processor.tokenizer.eos_token_id]
-    same(events, narrated.push(frames[6:8], times[6:8]))
+    assert_same_events(events, narrated.push(frames[6:8], times[6:8]))
     holds_the_same(session, narrated)
 
 
@@ -277,7 +268,7 @@ def test_a_watch_that_is_left_stays_at_its_last_frame(checkpoint, stop):
             break
     rest = session.push(frames[stop:], times[stop:])
     other.push(frames[:stop], times[:stop])
-    same(rest, other.push(frames[stop:], times[stop:]))
+    assert_same_events(rest, other.push(frames[stop:], times[stop:]))
     holds_the_same(session, other)
 
 
@@ -300,7 +291,7 @@ def test_a_failed_call_leaves_no_trace(checkpoint, failing_layer, after):
     assert session.stats.frames == after
     rest = session.push(frames[after:], times[after:])
     other.push(frames[:after], times[:after]) if after else None
-    same(rest, other.push(frames[after:], times[after:]))
+    assert_same_events(rest, other.push(frames[after:], times[after:]))
     holds_the_same(session, other)
 
 
@@ -325,7 +316,7 @@ def test_a_failure_while_it_speaks_takes_the_frame_back(checkpoint, failing_call
     assert done > 0 and session.stats.frames == done and session.time == times[done - 1]
     other.push(frames[:done], times[:done])
     assert session.stats.narrations == other.stats.narrations
-    same(session.push(frames[done:], times[done:]), other.push(frames[done:], times[done:]))
+    assert_same_events(session.push(frames[done:], times[done:]), other.push(frames[done:], times[done:]))
     holds_the_same(session, other)
 
 
@@ -380,7 +371,7 @@ def test_weights_that_are_not_finite_are_named(checkpoint):
     weight.data[0, 0] = kept
     other = model.stream(processor)
     other.push(frames[:2], times[:2])
-    same(session.push(frames[2:], times[2:]), other.push(frames[2:], times[2:]))
+    assert_same_events(session.push(frames[2:], times[2:]), other.push(frames[2:], times[2:]))
 
 
 def test_reset_is_a_new_session(checkpoint):
@@ -392,7 +383,7 @@ def test_reset_is_a_new_session(checkpoint):
     assert session.stats.frames == session.stats.tokens == session.stats.kv_bytes == 0
     assert sum(session.stats.seconds.values()) == 0
     assert session.time is None and session.query is None
-    same(session.push(frames, times), expected)
+    assert_same_events(session.push(frames, times), expected)
 
 
 @pytest.mark.parametrize("keep_ratio", [0.1, 0.5, 1.0])
@@ -432,9 +423,9 @@ def test_greedy_generation_config_is_the_default(checkpoint):
     frames, times = clip(48)
     expected = checkpoint[0].stream(checkpoint[1]).push(frames, times)
     config = GenerationConfig(do_sample=False)
-    same(checkpoint[0].stream(checkpoint[1], generation_config=config).push(frames, times), expected)
+    assert_same_events(checkpoint[0].stream(checkpoint[1], generation_config=config).push(frames, times), expected)
     config = GenerationConfig(do_sample=True, top_k=1)
-    same(checkpoint[0].stream(checkpoint[1], generation_config=config).push(frames, times), expected)
+    assert_same_events(checkpoint[0].stream(checkpoint[1], generation_config=config).push(frames, times), expected)
 
 
 def test_sampling_is_reproducible_and_goes_on_after_fork_and_load(checkpoint, tmp_path):

@@ -1,0 +1,70 @@
+"""What other kernels compute, compared: floats within a stated tolerance, all else exactly.
+
+A sum is rounded in another way in another batch, in pieces, by other threads and on another processor. One product of
+matrices is then off by some units of the last place, 1e-7 of its largest terms in float32, and the layers of the
+models here make up to 2e-5 of it (tried with 1e-6 of noise on every product). What is wrong moves results by
+far more: one word of the prompt by 8 % of a probability, one position by 1 % of the largest logit.
+"""
+
+from dataclasses import is_dataclass
+
+import pytest
+import torch
+
+TOLERANCE = 1e-4  # of the largest value of a tensor, since what cancels out leaves the rounding of what there was
+PROBABILITY = 1e-3  # of a probability: it moves by as much as its logit, and logits are some tens
+
+
+def assert_near(found, expected, tolerance: float = TOLERANCE, name: str = "value") -> None:
+    """Tensors, numbers, and what lists, tuples, dicts and dataclasses hold of them: equal, or near where it is a float.
+
+    Args:
+        tolerance (`float`): the largest difference, as a share of the largest finite value of the expected tensor,
+            or of the expected number.
+    """
+    if isinstance(expected, torch.Tensor) and expected.is_floating_point():
+        finite = expected.detach()[expected.isfinite()].abs()
+        most = tolerance * finite.max().item() if finite.numel() else 0.0
+        torch.testing.assert_close(
+            found, expected, atol=most, rtol=0, equal_nan=True, msg=lambda text: f"{name}: {text}"
+        )
+    elif isinstance(expected, torch.Tensor):
+        assert found.dtype == expected.dtype and torch.equal(found, expected), f"{name}: {found} is not {expected}"
+    elif type(found) is not type(expected):
+        pytest.fail(f"{name}: {found!r} is not {expected!r}")
+    elif isinstance(expected, dict):
+        assert found.keys() == expected.keys(), name
+        for key, value in expected.items():
+            assert_near(found[key], value, tolerance, f"{name}[{key!r}]")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), f"{name}: {found!r} is not {expected!r}"
+        for index, (own, value) in enumerate(zip(found, expected, strict=True)):
+            assert_near(own, value, tolerance, f"{name}[{index}]")
+    elif is_dataclass(expected):
+        assert_near(vars(found), vars(expected), tolerance, name)
+    elif isinstance(expected, float):
+        assert found == pytest.approx(expected, rel=tolerance, nan_ok=True), name
+    else:
+        assert found == expected, name
+
+
+def assert_same_events(events, expected, probability: float = PROBABILITY) -> None:
+    """Events have the same times, kinds, words and queries, and probabilities of silence within a share of them."""
+    told = [[(event.time, event.kind, event.text, event.query) for event in some] for some in (events, expected)]
+    assert told[0] == told[1]
+    silence = [[event.silence_probability for event in some] for some in (events, expected)]
+    assert_near(*silence, probability, "silence_probability")
+
+
+def assert_same_cache(cache, *others, near=assert_near) -> None:
+    """Caches hold the same tokens at the same positions, and their keys and values are `near`."""
+    for other in others:
+        assert cache.seen_tokens == other.seen_tokens
+        for name in ("next_position", "num_frames", "after_frame", "frame_ends"):
+            assert torch.equal(getattr(cache, name), getattr(other, name)), name
+    for layer, *same in zip(cache.layers, *(other.layers for other in others), strict=True):
+        assert all(layer.get_seq_length() == other.get_seq_length() for other in same)
+        if layer.get_seq_length():
+            assert all(torch.equal(layer.positions, other.positions) for other in same)
+            near(layer.keys, *(other.keys for other in same))
+            near(layer.values, *(other.values for other in same))
