@@ -16,7 +16,7 @@ PROBABILITY = 1e-3  # of a probability: it moves by as much as its logit, and lo
 
 
 def assert_near(found, expected, tolerance: float = TOLERANCE, name: str = "value") -> None:
-    """Tensors, numbers, and what lists, tuples, dicts and dataclasses hold of them: equal, or near where it is a float.
+    """Tensors, numbers, and what lists, dicts and dataclasses hold of them: equal, or near where it is a float.
 
     Args:
         tolerance (`float`): the largest difference, as a share of the largest finite value of the expected tensor,

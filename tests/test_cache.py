@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from near import assert_near, assert_same_cache
 from tiny import (
     FIRST_WORD,
     ROUTINGS,
@@ -16,20 +17,6 @@ from tiny import (
 )
 
 from videollm_mod.cache_videollm_mod import MoDCache
-
-TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
-
-
-def assert_same_cache(a: MoDCache, b: MoDCache) -> None:
-    assert torch.equal(a.next_position, b.next_position)
-    assert torch.equal(a.num_frames, b.num_frames)
-    assert torch.equal(a.after_frame, b.after_frame)
-    for x, y in zip(a.layers, b.layers, strict=True):
-        assert x.get_seq_length() == y.get_seq_length()
-        if x.get_seq_length():
-            assert torch.equal(x.positions, y.positions)
-            torch.testing.assert_close(x.keys, y.keys, **TOLERANCE)
-            torch.testing.assert_close(x.values, y.values, **TOLERANCE)
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
@@ -44,7 +31,7 @@ def test_any_cuts_at_frame_boundaries_give_one_pass(name, implementation):
     for _ in range(4):
         cache = MoDCache(model.config)
         pieces = run_in_pieces(model, row, frame_cuts(ids, per_frame, rng), cache)
-        torch.testing.assert_close(pieces, whole.logits, **TOLERANCE)
+        assert_near(pieces, whole.logits)
         assert_same_cache(cache, whole.past_key_values)
         assert cache.get_seq_length() == len(ids)
         assert cache.num_frames.tolist() == [5]
@@ -92,9 +79,7 @@ def test_rollback_to_a_position_is_never_having_gone_on(name):
         rest = {"input_ids": row["input_ids"][:, cut:]}
         if frames < 4:
             rest["video_features"] = row["video_features"][frames:]
-        torch.testing.assert_close(
-            model(**rest, past_key_values=cache).logits, model(**row).logits[:, cut:], **TOLERANCE
-        )
+        assert_near(model(**rest, past_key_values=cache).logits, model(**row).logits[:, cut:])
 
 
 def test_rows_roll_back_each_to_its_own_position():
@@ -109,7 +94,7 @@ def test_rows_roll_back_each_to_its_own_position():
     for index, row in enumerate(rows):
         ids = row["input_ids"][:, : int(ends[index]) - [1, 2, 0][index]]
         row = {**row, "input_ids": torch.cat([ids, word[:1]], dim=1)}
-        torch.testing.assert_close(logits[index], model(**row).logits[0, -1:], **TOLERANCE)
+        assert_near(logits[index], model(**row).logits[0, -1:])
 
 
 @pytest.mark.parametrize("name", ["learned", "random", "early exit", "layer skip"])
@@ -122,7 +107,7 @@ def test_a_padded_batch_streams_on_as_each_row_alone(name):
         logits = model(**batch, past_key_values=cache).logits
         for index, row in enumerate(rows):
             expected = model(**row, past_key_values=alone[index]).logits[0]
-            torch.testing.assert_close(logits[index, -len(expected) :], expected, **TOLERANCE)
+            assert_near(logits[index, -len(expected) :], expected)
     assert cache.num_frames.tolist() == [3, 3, 2]
     assert cache.next_position.tolist() == [int(c.next_position) for c in alone]
 
@@ -136,7 +121,7 @@ def test_a_mask_over_all_seen_tokens_is_one_over_the_new_ones():
         cache = model(**first).past_key_values
         mask = [first["attention_mask"], second["attention_mask"]][0 if whole else 1 :]
         logits.append(model(**{**second, "attention_mask": torch.cat(mask, dim=1)}, past_key_values=cache).logits)
-    assert torch.equal(*logits)
+    assert_near(*logits)
 
 
 def test_rows_are_reordered_repeated_and_selected():
@@ -153,7 +138,7 @@ def test_rows_are_reordered_repeated_and_selected():
         change(cache)
         logits = model(input_ids=step[: len(order)], past_key_values=cache).logits
         for index, row in enumerate(order):
-            torch.testing.assert_close(logits[index], expected[row], **TOLERANCE)
+            assert_near(logits[index], expected[row])
 
 
 def test_crop_takes_tokens_off_the_end_and_reset_all_of_them():
@@ -169,7 +154,7 @@ def test_crop_takes_tokens_off_the_end_and_reset_all_of_them():
     cache.reset()
     assert cache.get_seq_length() == 0
     assert cache.num_bytes == 0
-    torch.testing.assert_close(model(**batch, past_key_values=cache).logits, model(**batch).logits, **TOLERANCE)
+    assert_near(model(**batch, past_key_values=cache).logits, model(**batch).logits)
 
 
 def test_wrong_positions_are_refused():

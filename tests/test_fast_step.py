@@ -9,6 +9,7 @@ import weakref
 import pytest
 import torch
 from fresh import ROOT
+from near import assert_near, assert_same_cache, assert_same_events
 from tiny import FIRST_WORD, ROUTINGS, SEPARATOR, START, VIDEO, random_batch, tiny_model
 
 from videollm_mod import (
@@ -23,7 +24,6 @@ from videollm_mod.fast_ops_videollm_mod import PlainOps
 from videollm_mod.fast_step_videollm_mod import FastLanguageModel, why_not
 from videollm_mod.routing_videollm_mod import LayerExpert
 
-TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 needs_triton = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
     reason="needs a GPU, or Triton's interpreter, TRITON_INTERPRET=1",
@@ -53,20 +53,6 @@ def calls_of(row: dict, per_frame: int) -> list[tuple[list[int], torch.Tensor | 
     return [*calls, (ids[start:], None)]
 
 
-def assert_near(value: torch.Tensor, expected: torch.Tensor) -> None:
-    torch.testing.assert_close(value, expected, **TOLERANCE)
-
-
-def assert_same_cache(cache: MoDCache, *others: MoDCache, near=assert_near) -> None:
-    for other in others:
-        assert torch.equal(cache.next_position, other.next_position) and cache.seen_tokens == other.seen_tokens
-        assert torch.equal(cache.frame_ends, other.frame_ends)
-    for layer, *same in zip(cache.layers, *(other.layers for other in others), strict=True):
-        assert all(torch.equal(layer.positions, other.positions) for other in same)
-        near(layer.keys, *(other.keys for other in same))
-        near(layer.values, *(other.values for other in same))
-
-
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
 def test_static_steps_are_the_model(name):
@@ -85,12 +71,12 @@ def test_static_steps_are_the_model(name):
             read_at = [len(ids) - 1 - apart * i for i in reversed(range(len(features)))]
         output = model(**inputs, past_key_values=expected, logits_to_keep=torch.tensor(read_at))
         logits, kept, scores = fast.feed(cache, ids, features, None)
-        torch.testing.assert_close(logits, output.logits[0], **TOLERANCE)
+        assert_near(logits, output.logits[0])
         if features is not None:
             wanted = [x for x in output.router_scores if x is not None]
             assert (scores is None) == (not wanted)
             if wanted:
-                torch.testing.assert_close(scores, torch.stack(wanted), **TOLERANCE)
+                assert_near(scores, torch.stack(wanted))
             for own, other in zip(kept, output.kept_indices, strict=True):
                 assert own is other is None or torch.equal(own, other)
         other = mixed.copy()  # the original goes its own way, from where the fork began
@@ -173,7 +159,8 @@ def test_a_stream_with_features_that_are_no_numbers_is_the_only_one_to_know():
     fed = [(MoDCache(model.config), ids, features) for features in (good, bad, good)]
     first, middle, last = FastLanguageModel(model, PlainOps).feed_together(fed, None)
     assert bool(first.finite) and not bool(middle.finite) and bool(last.finite)
-    assert torch.equal(first.logits, last.logits) and first.logits.isfinite().all()
+    assert_near(first.logits, last.logits)  # rows of one product, of which the last may be rounded by another kernel
+    assert first.logits.isfinite().all()
 
 
 @torch.no_grad()
@@ -187,7 +174,7 @@ def test_a_keep_ratio_of_the_call_counts():
         output = model(
             input_ids=torch.tensor([ids]), video_features=features, past_key_values=expected, keep_ratio=ratio
         )
-        torch.testing.assert_close(logits, output.logits[0, -1:], **TOLERANCE)
+        assert_near(logits, output.logits[0, -1:])
         assert chosen[1].shape == (1, kept)
         assert_same_cache(cache, expected)
 
@@ -203,7 +190,7 @@ def test_options_that_change_between_steps_count():
         cache, expected = MoDCache(model.config), MoDCache(model.config)
         logits, chosen, _ = fast.feed(cache, ids, features, None)
         output = model(input_ids=torch.tensor([ids]), video_features=features, past_key_values=expected)
-        torch.testing.assert_close(logits, output.logits[0, -1:], **TOLERANCE)
+        assert_near(logits, output.logits[0, -1:])
         assert [index for index, tokens in enumerate(chosen) if tokens is not None] == routed
         assert all(chosen[index].shape == (1, kept) for index in routed)
         assert_same_cache(cache, expected)
@@ -286,7 +273,7 @@ def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
             lambda model, fast=fast: (None if fast.broken else fast, fast.why_not),
         )
         session = model.stream(processor, system_prompt="Watch.")
-        assert [(e.time, e.text) for e in session.push(frames)] == [(e.time, e.text) for e in expected]
+        assert_same_events(session.push(frames), expected)
         assert fast.why_not == reason
 
 
@@ -335,8 +322,7 @@ def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, ki
     )
     said = watch_in_a_pool(StreamPool(model, processor), videos, options, question, asked_after=4)
     for stream, events in zip(said, expected, strict=True):
-        own = [(e.time, e.kind, e.text, e.query) for e in said[stream]]
-        assert own == [(e.time, e.kind, e.text, e.query) for e in events]
+        assert_same_events(said[stream], events)
     assert fast.broken == (kind == "failing") and max(calls) >= 4
 
 
@@ -348,14 +334,14 @@ def test_what_is_made_in_inference_mode_is_for_sessions_outside_of_it_too(monkey
     if static:
         monkeypatch.setattr(steps_videollm_mod, "fast_language_model", lambda model: (fast, fast.why_not))
     frames = world_stream(3).frames(height=96)[:8]
-    expected = [(event.time, event.text) for event in model.stream(processor).push(frames)]
+    expected = model.stream(processor).push(frames)
     fast._steps.clear()
     session = model.stream(processor)
     with torch.inference_mode():
         events = session.push(frames[:4])
     events += session.push(frames[4:])
-    assert [(event.time, event.text) for event in events] == expected
-    assert [(event.time, event.text) for event in model.stream(processor).push(frames)] == expected
+    assert_same_events(events, expected)
+    assert_same_events(model.stream(processor).push(frames), expected)
     assert not fast.broken and bool(fast._steps) == static
 
 

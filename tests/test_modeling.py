@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from near import assert_near
 from reference import naive_forward
 from tiny import (
     FIRST_WORD,
@@ -27,8 +28,6 @@ from videollm_mod import MoDCache, modeling_text_videollm_mod, modeling_videollm
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDTextConfig
 from videollm_mod.modeling_text_videollm_mod import attend_in_groups
 from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
-
-TOLERANCE = {"atol": 1e-4, "rtol": 1e-4}
 
 
 def stock_llama(model) -> LlamaForCausalLM:
@@ -55,7 +54,7 @@ def test_forward_is_the_naive_one_in_value_and_gradient(name, seed):
     _, (row,) = random_batch(model, seed, [random.Random(seed).randint(1, 3)])
     out = model(**row, output_router_scores=True)
     expected, kept = naive_forward(model, row["input_ids"][0].tolist(), row["video_features"])
-    torch.testing.assert_close(out.logits[0], expected, **TOLERANCE)
+    assert_near(out.logits[0], expected)
     for layer_idx, indices in enumerate(out.kept_indices):
         assert (indices is None) == (layer_idx not in kept)
         if indices is not None:
@@ -90,7 +89,7 @@ def test_routing_off_is_stock_llama(seed):
     expected = llama(inputs_embeds=embeds, attention_mask=batch["attention_mask"]).logits
     logits = model(**batch).logits
     mask = batch["attention_mask"].bool()
-    torch.testing.assert_close(logits[mask], expected[mask], **TOLERANCE)
+    assert_near(logits[mask], expected[mask])
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
@@ -100,7 +99,7 @@ def test_text_alone_is_stock_llama(name):
     batch, _ = random_batch(model, 3, [0, 0, 0])
     mask = batch["attention_mask"].bool()
     out, expected = model(**batch), llama(**batch)
-    torch.testing.assert_close(out.logits[mask], expected.logits[mask], **TOLERANCE)
+    assert_near(out.logits[mask], expected.logits[mask])
     greedy = {"max_new_tokens": 8, "do_sample": False, "suppress_tokens": [VIDEO], "pad_token_id": PAD}
     assert torch.equal(model.generate(**batch, **greedy), llama.generate(**batch, **greedy))
 
@@ -120,7 +119,7 @@ def test_packed_sequences_stay_apart(implementation, name):
         use_cache=False,
     ).logits
     alone = torch.cat([model(**row).logits for row in rows], dim=1)
-    torch.testing.assert_close(packed, alone, **TOLERANCE)
+    assert_near(packed, alone)
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
@@ -133,7 +132,7 @@ def test_padded_batch_is_each_row_alone(name, implementation):
     logits = model(**batch).logits
     for index, row in enumerate(rows):
         expected = model(**row).logits[0]
-        torch.testing.assert_close(logits[index, -len(expected) :], expected, **TOLERANCE)
+        assert_near(logits[index, -len(expected) :], expected)
 
 
 def test_a_frame_under_padding_is_not_seen():
@@ -146,7 +145,7 @@ def test_a_frame_under_padding_is_not_seen():
     mask[:, :cut] = 0
     hidden = model(**row, attention_mask=mask).logits[:, cut:]
     expected = model(input_ids=ids[:, cut:], video_features=row["video_features"][1:]).logits
-    torch.testing.assert_close(hidden, expected, **TOLERANCE)
+    assert_near(hidden, expected)
 
 
 @pytest.mark.parametrize("vision", ["siglip_vision_model", "clip_vision_model"])
@@ -158,7 +157,7 @@ def test_pixels_are_their_features(vision, pooled, cls):
     assert features.shape == (3, model.config.num_frame_tokens, 16)
     expected = model(**batch).logits
     del batch["pixel_values_videos"]
-    torch.testing.assert_close(model(**batch, video_features=features).logits, expected, **TOLERANCE)
+    assert_near(model(**batch, video_features=features).logits, expected)
     tokens = model.get_video_features(torch.randn(1, 3, *[model.config.vision_config.image_size] * 2)).pooler_output
     assert tokens.shape == (1, model.config.num_frame_tokens, 32)
 
@@ -183,7 +182,7 @@ def test_placeholders_without_frames_are_text_and_said_to_be(monkeypatch):
     model(input_ids=torch.tensor([[FIRST_WORD]]))
     assert not warnings
     ids = torch.tensor([[FIRST_WORD, VIDEO, SEPARATOR, VIDEO, VIDEO]])
-    torch.testing.assert_close(model(input_ids=ids).logits, stock_llama(model)(input_ids=ids).logits, **TOLERANCE)
+    assert_near(model(input_ids=ids).logits, stock_llama(model)(input_ids=ids).logits)
     assert len(warnings) == 1 and "read as text" in warnings[0]
 
 
@@ -199,10 +198,8 @@ def test_a_mask_may_hide_part_of_a_frame():
         changed["video_features"][0, 1:3] = 9.0
         changed["video_features"][1, 3] = 9.0
         seen = mask[0].bool()
-        torch.testing.assert_close(
-            model(**changed, attention_mask=mask).logits[:, seen],
-            model(**row, attention_mask=mask).logits[:, seen],
-            **TOLERANCE,
+        assert_near(
+            model(**changed, attention_mask=mask).logits[:, seen], model(**row, attention_mask=mask).logits[:, seen]
         )
 
 
@@ -211,9 +208,7 @@ def test_embeddings_stand_for_ids():
     batch, _ = random_batch(model, 8, [2, 1])
     ids = batch.pop("input_ids")
     expected = model(input_ids=ids, **batch).logits
-    torch.testing.assert_close(
-        model(inputs_embeds=model.get_input_embeddings()(ids), **batch).logits, expected, **TOLERANCE
-    )
+    assert_near(model(inputs_embeds=model.get_input_embeddings()(ids), **batch).logits, expected)
 
 
 def test_a_zero_router_at_keep_ratio_one_is_dense():
@@ -226,7 +221,7 @@ def test_a_zero_router_at_keep_ratio_one_is_dense():
             torch.nn.init.zeros_(layer.layer_expert.bias)
     batch, _ = random_batch(model, 9, [2, 3])
     mask = batch["attention_mask"].bool()
-    torch.testing.assert_close(model(**batch).logits[mask], dense(**batch).logits[mask], **TOLERANCE)
+    assert_near(model(**batch).logits[mask], dense(**batch).logits[mask])
 
 
 @pytest.mark.parametrize("name", [name for name in ROUTINGS if name != "learned"])
@@ -306,7 +301,8 @@ def test_attention_in_groups_is_that_of_repeated_keys(masked):
         found, expected = (
             attend(module, *states, mask, scaling=0.3)[0] for attend in (attend_in_groups, sdpa_attention_forward)
         )
-        assert found.is_contiguous() and torch.equal(found, expected)
+        assert found.is_contiguous()
+        assert_near(found, expected)
 
 
 @torch.no_grad()

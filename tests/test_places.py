@@ -8,7 +8,7 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from test_fast_step import assert_same_cache
+from near import assert_same_cache
 from tiny import ROUTINGS, SEPARATOR, START, VIDEO, tiny_model
 
 from videollm_mod.cache_videollm_mod import MoDCache, Places
