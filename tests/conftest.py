@@ -7,6 +7,9 @@ import hypothesis
 import pytest
 import torch
 
+# Models this small gain nothing from a second thread, and beside other programs they wait for it most of the time.
+# `TEST_THREADS=2 make test` tries other roundings: with more threads sums are taken in other parts.
+THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]
 # huggingface_hub and transformers read theirs when they are first imported, which is after this file.
 _hf_home = tempfile.TemporaryDirectory(prefix="hf-home-")
 os.environ |= {
@@ -14,10 +17,9 @@ os.environ |= {
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "HF_HOME": _hf_home.name,
     "HF_MODULES_CACHE": os.path.join(_hf_home.name, "modules"),
-    "OMP_NUM_THREADS": "1",  # for the processes that tests start
+    "OMP_NUM_THREADS": THREADS,  # for the processes that tests start
 }
-# Models this small gain nothing from a second thread, and beside other programs they wait for it most of the time.
-torch.set_num_threads(1)
+torch.set_num_threads(int(THREADS))
 
 hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")

@@ -48,6 +48,18 @@ def assert_near(found, expected, tolerance: float = TOLERANCE, name: str = "valu
         assert found == expected, name
 
 
+def assert_near_gradients(found: dict, expected: dict, tolerance: float = TOLERANCE) -> None:
+    """Gradients by name, each within a share of its largest value, and of a hundredth of that of the largest of all: a
+    small one, such as of a router whose gate is saturated, holds the rounding of the others."""
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in expected.items():
+        most = tolerance * (gradient.abs().max().item() + largest / 100)
+        torch.testing.assert_close(
+            found[name], gradient, atol=most, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
 def assert_same_events(events, expected, probability: float = PROBABILITY) -> None:
     """Events have the same times, kinds, words and queries, and probabilities of silence within a share of them."""
     told = [[(event.time, event.kind, event.text, event.query) for event in some] for some in (events, expected)]

@@ -4,6 +4,7 @@ from functools import cache
 
 import httpx
 import torch
+from killing import PATIENCE
 
 from videollm_mod.space.models import Models
 from videollm_mod.space.server import Space
@@ -12,8 +13,9 @@ from videollm_mod.space.settings import Settings
 
 @cache
 def models() -> Models:
+    threads = torch.get_num_threads()
     loaded = Models.load()
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     return loaded
 
 
@@ -27,7 +29,7 @@ def serve(**settings) -> tuple[Space, str]:
 
 def call(url: str, name: str, *data):
     """What the page does: `(status, what came back or the message)`."""
-    response = httpx.post(f"{url}gradio_api/run/{name}", json={"data": list(data)}, timeout=60)
+    response = httpx.post(f"{url}gradio_api/run/{name}", json={"data": list(data)}, timeout=PATIENCE)
     body = response.json()
     return response.status_code, body["data"][0] if response.status_code == 200 else body["error"]
 
@@ -35,6 +37,6 @@ def call(url: str, name: str, *data):
 def upload(url: str, path) -> str:
     """The server's name of a file that was uploaded."""
     with open(path, "rb") as file:
-        response = httpx.post(f"{url}gradio_api/upload", files={"files": (path.name, file)}, timeout=60)
+        response = httpx.post(f"{url}gradio_api/upload", files={"files": (path.name, file)}, timeout=PATIENCE)
     response.raise_for_status()
     return response.json()[0]

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from fresh import ROOT
+from killing import PATIENCE
 from safetensors.torch import load_file
 from test_train_command import STAGE, write_config
 
@@ -64,7 +65,7 @@ def folder(tmp_path_factory):
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert process.returncode == 0, process.stdout + process.stderr
     return folder

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from fresh import ROOT
+from near import assert_near, assert_same_events
 from tiny import VISION, tiny_model
 from torch.nn.functional import interpolate
 from transformers import AutoModel, SiglipVisionConfig
@@ -52,9 +53,9 @@ def test_the_fast_tower_is_the_tower(seed, options):
     pixels = torch.randn(1 + seed, 3, size, size)
     expected = tower(pixels)
     hidden, pooled = run(tower, pixels)
-    torch.testing.assert_close(hidden, expected.last_hidden_state, atol=1e-5, rtol=1e-5)
+    assert_near(hidden, expected.last_hidden_state)
     if options.get("vision_use_head", True):
-        torch.testing.assert_close(pooled, expected.pooler_output, atol=1e-5, rtol=1e-5)
+        assert_near(pooled, expected.pooler_output)
     else:
         assert pooled is None and expected.pooler_output is None
 
@@ -99,7 +100,7 @@ def test_features_of_the_fast_tower_are_the_models(seed):
     vision._ops = PlainTowerOps
     features = vision._features(model.model, pixels)
     assert vision._ops is PlainTowerOps
-    torch.testing.assert_close(features, expected, atol=1e-5, rtol=1e-5)
+    assert_near(features, expected)
 
 
 def test_a_fast_tower_that_does_not_run_is_left():
@@ -191,7 +192,7 @@ def test_features_do_not_depend_on_pieces():
         found.append([step.result() for step in steps])
     for whole, pieces in zip(*found, strict=True):
         assert whole.shape == pieces.shape == (7, *whole.shape[1:])
-        torch.testing.assert_close(pieces, whole, atol=1e-5, rtol=1e-5)
+        assert_near(pieces, whole)
     for session in sessions:
         assert all(session.stats.seconds[stage] > 0 for stage in ("preprocess", "vision"))
 
@@ -201,7 +202,7 @@ def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame():
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     frames = world_stream(5).frames(height=96)
     session, other = model.stream(processor), model.stream(processor)
-    expected = [(event.time, event.text) for event in other.push(frames)]
+    expected = other.push(frames)
     events, encode, calls = session.push(frames[:4]), steps_videollm_mod.encode, []
 
     def second_fails(*arguments):
@@ -219,7 +220,7 @@ def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame():
         session.push(frames[4:])
     assert len(calls) == 2 and session.stats.tokens == tokens and session.stats.frames == 4
     events += session.push(frames[4:])
-    assert [(event.time, event.text) for event in events] == expected
+    assert_same_events(events, expected)
 
 
 @pytest.mark.parametrize("change", ["parameter", "data", "module", "hook", "state"])
@@ -281,9 +282,7 @@ def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(count, layout):
         assert is_the_callers(frames, array, first)
         first += len(frames)
     assert not is_the_callers(came[0].clone(), array, 0)
-    assert [(event.time, event.text) for event in events] == [
-        (event.time, event.text) for event in model.stream(processor).push(array)
-    ]
+    assert_same_events(events, model.stream(processor).push(array))
 
 
 def test_frames_of_several_streams_meet_on_the_gpu():
@@ -295,4 +294,4 @@ def test_frames_of_several_streams_meet_on_the_gpu():
     with mock.patch.object(steps_videollm_mod, "brought", lambda frames, device: came.append(frames) or frames):
         pixels = pixels_of([(step, step.frames) for step in steps], torch.device("cuda"))
     assert [frames.data_ptr() for frames in came] == [video.data_ptr() for video in videos]
-    assert torch.equal(pixels, torch.cat([processor.video_processor.to_pixels(video) for video in videos]))
+    assert_near(pixels, torch.cat([processor.video_processor.to_pixels(video) for video in videos]))

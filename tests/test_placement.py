@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch._dynamo
 from fresh import ROOT
+from near import assert_near, assert_same_events
 from safetensors.torch import load_file, save_file
 from small import small_model
 
@@ -34,17 +35,16 @@ def small(tmp_path_factory):
     return model.eval(), processor, folder, inputs
 
 
-def watched(model, processor) -> list[tuple]:
+def watched(model, processor) -> list:
     session = model.stream(processor, max_new_tokens=6)
-    events = [*session.push(FRAMES[:3]), *session.push(FRAMES[3:]), *session.ask("What is there?")]
-    return [(event.time, event.text) for event in events]
+    return [*session.push(FRAMES[:3]), *session.push(FRAMES[3:]), *session.ask("What is there?")]
 
 
 @torch.no_grad()
-def assert_same(model, small, atol: float) -> None:
+def assert_same(model, small) -> None:
     stock, processor, _, inputs = small
-    torch.testing.assert_close(model(**inputs).logits, stock(**inputs).logits, rtol=0, atol=atol)
-    assert watched(model, processor) == watched(stock, processor)
+    assert_near(model(**inputs).logits, stock(**inputs).logits)
+    assert_same_events(watched(model, processor), watched(stock, processor))
 
 
 @pytest.mark.parametrize("share", [None, 0.6], ids=["all in memory", "layers on disk"])
@@ -62,7 +62,7 @@ def test_device_map_auto(small, tmp_path, share):
     assert places == ({"cpu"} if share is None else {"cpu", "disk"})
     on_disk = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     assert any("layer_expert" in name for name in on_disk) == (share is not None)
-    assert_same(model.eval(), small, atol=0)
+    assert_same(model.eval(), small)
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
@@ -72,7 +72,7 @@ def test_attention_implementations(small, implementation):
     )
     assert model.model.language_model.config._attn_implementation == implementation
     with torch.compiler.set_stance("force_eager"):  # compiling flex attention for a CPU takes minutes
-        assert_same(model.eval(), small, atol=1e-5)
+        assert_same(model.eval(), small)
 
 
 @torch.no_grad()
@@ -80,7 +80,7 @@ def test_compiled(small):
     """With breaks in the graph where frames are counted. The backend runs what was traced as it stands."""
     model, inputs = small_model(num_hidden_layers=2)[0].eval(), small[3]
     torch._dynamo.reset()
-    torch.testing.assert_close(torch.compile(model, backend="eager")(**inputs).logits, model(**inputs).logits)
+    assert_near(torch.compile(model, backend="eager")(**inputs).logits, model(**inputs).logits)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
@@ -102,7 +102,7 @@ def test_split_over_two_processes(small, tmp_path):
     layers = sum(p.numel() for name, p in model.named_parameters() if "language_model.layers" in name)
     for rank in range(2):
         result = load_file(tmp_path / f"{rank}.safetensors")
-        torch.testing.assert_close(result["logits"], expected.logits, rtol=0, atol=1e-5)
+        assert_near(result["logits"], expected.logits)
         kept = torch.stack([layer for layer in expected.kept_indices if layer is not None])
         assert torch.equal(result["kept"], kept) and torch.equal(result["said"], said)
         assert result["held"] < 0.52 * layers

@@ -5,6 +5,7 @@ import gc
 import pytest
 import torch
 from fitting import stream_labels
+from near import TOLERANCE, assert_near, assert_near_gradients
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from tiny import ROUTINGS, random_batch, tiny_model
@@ -48,11 +49,9 @@ def loss_and_gradients(model, batch, **options) -> tuple[torch.Tensor, dict[str,
     return loss.detach(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
 
-def assert_same(got, expected, **tolerance) -> None:
-    torch.testing.assert_close(got[0], expected[0], **tolerance)
-    assert got[1].keys() == expected[1].keys()
-    for name, gradient in expected[1].items():
-        torch.testing.assert_close(got[1][name], gradient, **tolerance, msg=lambda m, n=name: f"{n}: {m}")
+def assert_same(got, expected, tolerance: float = TOLERANCE) -> None:
+    assert_near(got[0], expected[0], tolerance)
+    assert_near_gradients(got[1], expected[1], tolerance)
 
 
 @pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
@@ -66,7 +65,7 @@ def test_gradients_are_those_of_keeping_everything(recompute, routing, monkeypat
     assert_same(loss_and_gradients(model, batch), plain)
     assert_same(loss_and_gradients(model, batch, use_cache=True), plain)
     model.gradient_checkpointing_disable()
-    assert_same(loss_and_gradients(model, batch), plain, rtol=0, atol=0)
+    assert_same(loss_and_gradients(model, batch), plain, tolerance=0)
 
 
 @pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
@@ -127,7 +126,9 @@ def test_a_chunked_loss_is_the_whole_ones(seed, dtype, monkeypatch):
     sizes = []
     head.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
     losses = loss_videollm_mod.head_losses(head, states, targets, vocabulary)
-    assert sizes == [8, 8, 8, 8, 5] and torch.allclose(losses, expected)
+    # eight rows at once may be rounded elsewhere than 37: by a unit of the last place of each dtype
+    assert sizes == [8, 8, 8, 8, 5]
+    assert_near(losses, expected, 1e-5 if dtype == torch.float32 else 1e-2)
     got = torch.autograd.grad((losses * weights).sum(), [states, head.weight])
     # a sum over chunks is rounded to the gradient's dtype once a chunk
     for value, reference in zip(got, wanted, strict=True):
@@ -171,7 +172,7 @@ def test_our_lora_layer_is_pefts(options, shape):
         return [out, *torch.autograd.grad(out.square().sum(), inputs)]
 
     for got, expected in zip(run(LoraLinear), run(Linear), strict=True):
-        torch.testing.assert_close(got, expected)
+        assert_near(got, expected)
     with model.disable_adapter():
         out = model(x)
     model.merge_adapter()
@@ -226,7 +227,7 @@ def test_what_is_computed_again_is_not_kept(seed, kept):
         for again in (True, False):  # the graph may be used twice
             got = torch.autograd.grad(loss, inputs, retain_graph=again)
             for value, reference in zip(got, expected, strict=True):
-                torch.testing.assert_close(value, reference)
+                assert_near(value, reference)
         assert len(calls) == (1 if kept else 3), repeat
 
 
@@ -270,7 +271,8 @@ def test_autocast_is_as_it_was_when_something_is_computed_again(recompute, paddi
     plain = run()
     enable(model, recompute)
     got = run()
-    assert got[0] == plain[0] and got[1].keys() == plain[1].keys()
+    assert_near(got[0], plain[0], 1e-3)  # in bfloat16, whose roundings fall otherwise where pieces are computed
+    assert got[1].keys() == plain[1].keys()
     norm = sum(value.square().sum() for value in plain[1].values()) ** 0.5
     assert sum((got[1][name] - value).square().sum() for name, value in plain[1].items()) ** 0.5 < 0.02 * norm
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from clips import moving, write_sound, write_video
 from fresh import ROOT
+from near import PROBABILITY, assert_near, assert_same_events
 from PIL import Image
 from serving import call, models, serve, upload
 
@@ -47,10 +48,6 @@ def finish(stream: Stream) -> Stream:
     while not stream.over:
         stream.advance(float("inf"))
     return stream
-
-
-def told(events) -> list:
-    return [(event.time, event.kind, event.text, event.query) for event in events]
 
 
 # ---- the line and the settings
@@ -97,10 +94,11 @@ def test_dense_twin_shares_weights_and_is_the_model_without_routing():
     dense = [watched.silence_probability for watched in session("dense").watch(frames)]
     try:
         model.config.text_config.vision_routing = "full"
-        assert [watched.silence_probability for watched in session().watch(frames)] == dense
+        assert_near([watched.silence_probability for watched in session().watch(frames)], dense, PROBABILITY)
     finally:
         model.config.text_config.vision_routing = "mod"
-    assert [watched.silence_probability for watched in session().watch(frames)] == before != dense
+    assert_near([watched.silence_probability for watched in session().watch(frames)], before, PROBABILITY)
+    assert max(abs(one - other) / one for one, other in zip(before, dense, strict=True)) > 10 * PROBABILITY
 
 
 def test_both_models_see_what_was_encoded_once(scene):
@@ -133,7 +131,7 @@ def test_stream_in_any_steps_is_one_session(scene, seed):
         events = one.push(frames[: asked + 1], times[: asked + 1].tolist())
         events += one.ask("How many objects are there?")
         events += one.push(frames[asked + 1 :], times[asked + 1 :].tolist())
-        assert told(stream.lanes[lane].events) == told(events)
+        assert_same_events(stream.lanes[lane].events, events)
         assert [seen.watched.time for seen in stream.lanes[lane].seen] == times.tolist()
         assert stream.lanes[lane].seen[-1].kv_bytes == one.stats.kv_bytes
     assert stream.stats()["mod"]["kv_bytes"] < stream.stats()["dense"]["kv_bytes"]
@@ -162,7 +160,7 @@ def test_memory_that_is_changed_at_the_start_is_one_that_was_given():
     frames = world_stream(41).frames()[:14]
     given, changed = session(max_cached_frames=6), session(max_cached_frames=30)
     changed.remember(6)
-    assert told(given.push(frames)) == told(changed.push(frames))
+    assert_same_events(given.push(frames), changed.push(frames))
     assert given.stats.kv_bytes == changed.stats.kv_bytes
     with pytest.raises(ValueError, match="at least 4, got 3"):
         changed.remember(3)
@@ -367,7 +365,7 @@ def test_two_programs_do_not_share_a_stream(tmp_path):
         for client, path in zip(clients, paths, strict=True)
     ]
     for client, job, seed in zip(clients, jobs, (91, 92), strict=True):
-        result = job.result(timeout=120)
+        result = job.result(timeout=600)
         said = [(event["time"], event["text"]) for event in result["events"]]
         assert set(said) <= set(world_stream(seed).narrations) and len(said) >= 3
         for earlier in job.outputs():  # as they came
@@ -393,7 +391,7 @@ def test_downloads_over_http():
     while view.get("more"):
         view = call(url, "advance", stream, 3.0, {}, {}, None)[1]
     for name, kind in {"narration.vtt": "text/vtt", "narration.srt": "text/plain", "overlay.mp4": "video/mp4"}.items():
-        response = httpx.get(f"{url}download/{stream}/{name}", timeout=60)
+        response = httpx.get(f"{url}download/{stream}/{name}", timeout=600)
         assert response.status_code == 200 and response.headers["content-type"].startswith(kind)
         assert response.headers["content-disposition"].startswith('attachment; filename="Random-scene-95')
     with av.open(io.BytesIO(response.content)) as container:

@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 
 import httpx
 import pytest
 import yaml
 from fresh import ROOT, run_fresh
+from killing import PATIENCE, until
 
 APP = ROOT / "space_app"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -57,7 +57,7 @@ def pushed(tmp_path_factory):
 )
 def test_what_is_missing_is_said_at_once(pushed, environment, message):
     process, _ = start(pushed, **environment)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1 and errors.startswith(message) and errors.count("\n") == 1
 
 
@@ -73,21 +73,22 @@ def test_code_and_weights_come_from_the_pinned_revision(pushed, tmp_path):
     environment = {"VIDEOLLM_MOD_MODEL": "someone/nano", "VIDEOLLM_MOD_REVISION": REVISION, "HF_HUB_OFFLINE": "1"}
     process, url = start(pushed, HF_HOME=str(tmp_path), VIDEOLLM_MOD_WAITING="3", **environment)
     try:
-        end = time.monotonic() + 120
-        while True:
-            try:
-                html = httpx.get(url).text
-                break
-            except httpx.TransportError:
-                assert process.poll() is None and time.monotonic() < end, process.communicate()
-                time.sleep(0.2)
-        assert "<title>From the revision: " in html
-        about = httpx.get(f"{url}about.json").json()
+        until(lambda: answers(url) or process.poll() is not None, url)
+        assert process.poll() is None, process.communicate()
+        assert "<title>From the revision: " in httpx.get(url, timeout=PATIENCE).text
+        about = httpx.get(f"{url}about.json", timeout=PATIENCE).json()
         assert about["limits"]["waiting"] == 3 and about["model"]["parameters"] > 8e6
     finally:
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=PATIENCE)
     assert "Traceback" not in errors
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=PATIENCE).is_success
+    except httpx.TransportError:
+        return False
 
 
 def watch_in_processes_of_their_own(folder: str) -> dict:

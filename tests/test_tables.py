@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from killing import PATIENCE, killed_in, until
 from PIL import Image
 
 from videollm_mod.benchmarks import tables, tables_page, tables_report, world_rows
@@ -132,7 +133,7 @@ def test_collectors_lose_nothing_side_by_side_or_killed(tmp_path):
     rows, written = ("dense", "mod", "random", "uniform"), RawValue("i", 0)
     workers = [forked(write_and_collect, tmp_path, row, range(25), written) for row in rows]
     for worker in workers:
-        worker.join(60)
+        worker.join(PATIENCE)
         assert worker.exitcode == 0
     runs = collect(tmp_path, "hard")
     assert sorted(runs) == [(row, "hard", seed, 1e-3) for row in rows for seed in range(25)]
@@ -164,32 +165,30 @@ def test_killed_and_side_by_side_nothing_is_lost(tmp_path, monkeypatch):
     for seed in SEEDS:
         world_rows.pretrained_path(tmp_path, seed).touch()
 
-    def begin(rows: list[str]):
-        args = SimpleNamespace(data=tmp_path, output=output, level="hard", rows=rows, minutes=9, per_card=2)
-        return forked(tables.run_all, args)
+    def arguments(rows: list[str]) -> SimpleNamespace:
+        return SimpleNamespace(data=tmp_path, output=output, level="hard", rows=rows, minutes=60, per_card=2)
+
+    def run(come) -> None:
+        monkeypatch.setattr(tables, "start", lambda *job: come() or start_writer(*job))
+        tables.run_all(arguments(["dense", "mod"]))
 
     known = 0
-    for seconds in (0.15, 0.7, 0.8):
-        process = begin(["dense", "mod"])
-        time.sleep(seconds)
-        os.kill(process.pid, signal.SIGKILL)
-        process.join()
+    for count in (1, 4, 5):  # killed where it is about to start so many runs
+        assert killed_in(run, count)
         there = len(collect(output, "hard")) if output.exists() else 0
         assert there >= known
         known = there
     assert known < 14
-    processes = [begin(["dense", "mod"]), begin(["random", "mod"])]  # two programs on one folder
+    # two programs on one folder
+    processes = [forked(tables.run_all, arguments(rows)) for rows in (["dense", "mod"], ["random", "mod"])]
     for process in processes:
-        process.join(120)
+        process.join(PATIENCE)
         assert process.exitcode == 0
     rows, best = ("dense", "mod", "random"), min(RATES)
     expected = {(row, "hard", 0, lr) for row in rows for lr in RATES}
     expected |= {(row, "hard", seed, best) for row in rows for seed in SEEDS}
-    for _ in range(100):  # a run whose program was killed may end only now, and is taken in by whoever comes next
-        collect(output, "hard")
-        if len(list(output.iterdir())) == 1:
-            break
-        time.sleep(0.1)
+    # a run whose program was killed may end only now, and is taken in by whoever comes next
+    until(lambda: collect(output, "hard") and len(list(output.iterdir())) == 1)
     lines = [json.loads(line) for line in (output / "hard.jsonl").read_text().splitlines()]
     assert [key_of(run) for run in lines] == sorted(expected)
     assert all(run == run_of(*key_of(run), validation=60.0 - 1e3 * run["lr"]) for run in lines)

@@ -5,12 +5,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
 import yaml
 from fresh import ROOT
+from killing import PATIENCE, until
+from near import assert_near
 from peft import PeftModel
 from safetensors.torch import load_file
 
@@ -55,17 +56,14 @@ def start(config) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> None:
-    output, _ = process.communicate(timeout=240)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
 
 
 def kill_when(process: subprocess.Popen, exists) -> None:
     """SIGKILL as soon as a file is there."""
-    deadline = time.monotonic() + 200
-    while not exists.exists():
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
+    until(lambda: exists.exists() or process.poll() is not None, str(exists))
+    assert exists.exists(), process.communicate()[0]
     process.send_signal(signal.SIGKILL)
     process.wait()
 
@@ -99,14 +97,12 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     finish(start(cut))
 
     for stage in ("vision", "stream"):
-        assert losses(tmp_path / "cut" / stage) == losses(tmp_path / "whole" / stage)
+        assert_near(losses(tmp_path / "cut" / stage), losses(tmp_path / "whole" / stage))
         assert len(losses(tmp_path / "cut" / stage)) == 8
         assert (tmp_path / "cut" / stage / "curves.png").stat().st_size > 5_000
     expected = load_file(tmp_path / "whole" / "final" / "model.safetensors")
     weights = load_file(tmp_path / "cut" / "final" / "model.safetensors")
-    assert weights.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(weights[name], value), name
+    assert_near(weights, expected)  # processes may run with other numbers of threads
 
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "cut" / "final")
     processor = VideoLLMMoDProcessor.from_pretrained(tmp_path / "cut" / "final")
@@ -127,12 +123,10 @@ def test_a_killed_run_of_lora_ends_as_one_that_was_not(tmp_path):
     train(TrainingConfig.load(whole))
     kill_when(interrupted, tmp_path / "cut" / "stream" / "checkpoint-4" / "adapter_model.safetensors")
     final = train(TrainingConfig.load(cut))
-    assert losses(tmp_path / "cut" / "stream") == losses(tmp_path / "whole" / "stream")
+    assert_near(losses(tmp_path / "cut" / "stream"), losses(tmp_path / "whole" / "stream"))
     assert len(losses(tmp_path / "cut" / "stream")) == 8
     weights, expected = (load_file(tmp_path / n / "final" / "adapter_model.safetensors") for n in ("cut", "whole"))
-    assert weights.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(weights[name], value), name
+    assert_near(weights, expected)  # processes may run with other numbers of threads
     VideoLLMMoDProcessor.from_pretrained(final)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(base)
     assert PeftModel.from_pretrained(model, final).peft_config["default"].base_model_name_or_path == str(base)

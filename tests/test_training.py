@@ -3,6 +3,7 @@
 import pytest
 import torch
 from fitting import check_accumulation, fit, stream_labels
+from near import assert_near, assert_near_gradients
 from tiny import ROUTINGS, VIDEO, random_batch, tiny_model
 from torch.nn.functional import cross_entropy
 
@@ -22,12 +23,10 @@ def test_loss_is_the_predecessors(weight, name):
     weights = at_vision * weight + ~at_vision
     losses = cross_entropy(logits.flatten(0, 1), shifted.flatten(), reduction="none") * weights
     expected = losses.sum() / (shifted >= 0).sum()
-    torch.testing.assert_close(model(**batch, labels=labels).loss, expected)
-    torch.testing.assert_close(model(**batch, shift_labels=shifted).loss, expected)
+    assert_near(model(**batch, labels=labels).loss, expected)
+    assert_near(model(**batch, shift_labels=shifted).loss, expected)
     assert torch.equal(model(**batch, labels=labels).logits, logits)
-    torch.testing.assert_close(
-        model(**batch, labels=labels, num_items_in_batch=7).loss, expected * (shifted >= 0).sum() / 7
-    )
+    assert_near(model(**batch, labels=labels, num_items_in_batch=7).loss, expected * (shifted >= 0).sum() / 7)
 
 
 def test_no_label_is_no_loss():
@@ -73,9 +72,7 @@ def test_checkpointed_gradients_are_plain_ones(name, reentrant):
         model.zero_grad()
         model(**batch, labels=labels, use_cache=False).loss.backward()
         gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for parameter_name, gradient in gradients[0].items():
-        torch.testing.assert_close(gradients[1][parameter_name], gradient, msg=lambda m, n=parameter_name: n + m)
+    assert_near_gradients(gradients[1], gradients[0])
 
 
 @pytest.mark.parametrize("name", ["learned", "output gate", "keep all", "keep last", "all layers"])

@@ -1,0 +1,63 @@
+"""Waiting for what happens, not for the clock: processes that are killed at a moment of their own, and conditions."""
+
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+import torch
+
+PATIENCE = 900  # seconds, which only what hangs takes, however busy the machine is
+
+
+def until(condition: Callable[[], object], what: str = "what is waited for") -> None:
+    """Return as soon as a condition holds."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        if time.monotonic() > end:
+            pytest.fail(f"{what} has not come in {PATIENCE} seconds")
+        time.sleep(0.01)
+
+
+def killed_in(run: Callable[[Callable[[], None]], None], count: int) -> bool:
+    """Call `run(come)` in a process of its own, which stops where it calls `come()` for the `count`-th time, and is
+    killed there.
+
+    Returns:
+        `bool`: whether it came there; if not, it has ended, and without an error.
+    """
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    left = count
+
+    def come() -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            writer.send_bytes(b"here")
+            while True:
+                signal.pause()
+
+    def child() -> None:
+        reader.close()
+        torch.set_num_threads(1)  # the threads of its parent are not there after a fork
+        run(come)
+
+    process = multiprocessing.get_context("fork").Process(target=child)
+    process.start()
+    writer.close()
+    try:
+        if not reader.poll(PATIENCE):
+            process.kill()
+            pytest.fail(f"it neither came there nor ended in {PATIENCE} seconds")
+        reader.recv_bytes()
+    except EOFError:
+        process.join()
+        assert process.exitcode == 0
+        return False
+    finally:
+        reader.close()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return True
