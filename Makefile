@@ -6,7 +6,7 @@ INSTALLED := .venv/.installed
 BACKBONES := .venv/.backbones
 WITH_SPACE := .venv/.space
 
-.PHONY: demo space test test-backbones lint format clean
+.PHONY: demo space test test-backbones test-oldest test-newest lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
@@ -22,6 +22,10 @@ test: $(INSTALLED)
 # on the weights of SmolLM2, which come in a Python package of 93 MB
 test-backbones: $(BACKBONES)
 	$(BIN)/pytest -m backbones
+
+# the core of the suite on the oldest and the newest releases that setup.cfg allows; see .ci/releases
+test-oldest test-newest: test-%:
+	bash .ci/releases $*
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -55,4 +59,4 @@ $(CORE): setup.cfg pyproject.toml constraints.txt
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

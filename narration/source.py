@@ -134,7 +134,7 @@ def network_options(source: str, sized: bool = True) -> dict:
     if source.startswith("rtsp"):
         options = {"rtsp_transport": "tcp", **PROMPT}
     elif source.lower().startswith(("http://", "https://")):
-        # where a download of known length is cut off; the second alone makes chunks that break off an error, and no end
+        # where a download of known length is cut off; the second alone makes chunks that break off an error
         options = {"reconnect": "1", "reconnect_delay_max": "4"} if sized else {"reconnect_streamed": "1"}
     return {"timeout": TIMEOUT, "options": options}
 

@@ -1,6 +1,7 @@
 """The repository as a Python package: what a wheel of it holds, and that it works away from the repository."""
 
 import configparser
+import re
 import subprocess
 import sys
 import zipfile
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fresh import ROOT, run_fresh
+from packaging.version import Version
 
 import videollm_mod
 
@@ -104,3 +106,18 @@ def test_installed_wheel_works_away_from_the_repository(site, tmp_path):
 def test_console_script(site, tmp_path):
     printed = command(site / "bin" / "videollm-mod", "--version", cwd=tmp_path, env={"PYTHONPATH": str(site)})
     assert printed == f"videollm-mod {videollm_mod.__version__}\n"
+
+
+def test_lower_bounds_are_the_oldest_releases_that_are_tested():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    needed = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    lines = {line.strip().lower() for text in needed for line in text.splitlines() if line.strip()}
+    bounds = {tuple(line.split(",")[0].split(">=")) for line in lines if ">=" in line}
+    pins = re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "constraints-oldest.txt").read_text(encoding="utf-8"), re.M)
+    assert {name for name, _ in bounds} == {name for name, _ in pins}
+    for name, bound in bounds:
+        tested = dict(pins)[name]
+        assert Version(tested).release[: len(Version(bound).release)] == Version(bound).release, name
+    tools = {"hypothesis", "playwright", "pytest", "ruff", "transformers-mlinter"}  # of the tests alone
+    assert {line for line in lines if ">=" not in line} == tools

@@ -65,7 +65,6 @@ def test_the_trainer_groups_streams_by_their_tokens(model_and_processor, tmp_pat
         assert all(batch[1:] == sorted(batch[1:], reverse=True) for batch in batches)
 
 
-
 def test_tokens_are_the_first_of_the_models_inputs(model_and_processor):
     names = model_and_processor[1].model_input_names
     assert names[0] == "input_ids" and sorted(names) == ["attention_mask", "input_ids", "pixel_values_videos"]
