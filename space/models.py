@@ -9,6 +9,7 @@ import torch
 from ..memory_videollm_mod import frames_in_context
 from ..narration.loading import load_checkpoint
 from ..narration.options import NarrateOptions
+from ..threads import allowed_cores
 
 try:
     import spaces
@@ -61,7 +62,7 @@ class Models:
         if self.device.type == "cpu":
             # streams gain more from a core each than from sharing all
             torch.set_num_threads(1)
-            self.turns = threading.Semaphore(os.cpu_count() or 1)
+            self.turns = threading.Semaphore(allowed_cores())
 
     @classmethod
     def load(cls, checkpoint: str | None = None) -> "Models":

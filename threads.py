@@ -1,0 +1,75 @@
+"""How many threads a command computes with: as many as there are free cores, for threads that wait for each other on
+cores that others use take many times as long as one."""
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+NAMED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by which users, and `torchrun`, choose themselves
+
+
+def use_free_cores() -> None:
+    """Let torch compute with no more threads than there are free cores, unless the environment names a number."""
+    if any(os.environ.get(name) for name in NAMED):
+        return
+    import torch
+
+    torch.set_num_threads(min(torch.get_num_threads(), free_cores()))
+
+
+def free_cores(root: Path = Path("/")) -> int:
+    """`allowed_cores` that others leave to this process now, at least 1."""
+    return max(1, min(allowed_cores(root), round((os.cpu_count() or 1) - busy(root))))
+
+
+def allowed_cores(root: Path = Path("/")) -> int:
+    """Cores that this process may use, at least 1: by its affinity and the quota of its control groups, shared by the
+    processes that `torchrun` starts on a machine.
+
+    Args:
+        root (`Path`): where `proc` and `sys` lie.
+    """
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    processes = max(1, int(os.environ.get("LOCAL_WORLD_SIZE") or 1))
+    return max(1, math.floor(min([allowed, *quotas(root)]) / processes))
+
+
+def busy(root: Path) -> float:
+    """Cores of the machine that others use: the load of the last minute, but no more than what wants a core right now,
+    for this user's last command may have made that load."""
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):  # not on every system
+        return 0.0
+    try:
+        running = int((root / "proc" / "loadavg").read_text().split()[3].split("/")[0])
+    except (OSError, ValueError, IndexError):
+        return load
+    return min(load, max(0, running - 1))
+
+
+def quotas(root: Path) -> Iterator[float]:
+    """Cores' worth of time that the control groups of this process, of version 1 or 2, and those around them grant."""
+    try:
+        lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        mounts = [""] if not controllers else [controllers, "cpu"] if "cpu" in controllers.split(",") else []
+        for mount in mounts:
+            top = root / "sys" / "fs" / "cgroup" / mount
+            group = Path(path.lstrip("/"))
+            for folder in (top / group, *(top / parent for parent in group.parents)):
+                try:
+                    if mount:
+                        names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
+                        quota, period = (int((folder / name).read_text()) for name in names)
+                    else:
+                        quota, period = (folder / "cpu.max").read_text().split()
+                        quota, period = math.inf if quota == "max" else int(quota), int(period)
+                except (OSError, ValueError):  # inside a container, the path may be the host's
+                    continue
+                if 0 < quota < math.inf and period > 0:
+                    yield quota / period
