@@ -36,6 +36,7 @@ def arguments_of(tmp_path, options: dict, **config) -> TrainingArguments:
             "`dispatch_batches` of `accelerator_config` must be False",
         ),
         ({"accelerator_config": {"dispatch": True}}, "`stream_stage`: .*dispatch"),
+        ({"accelerator_config": 3}, "`accelerator_config` of `stream_stage` must be a mapping or text or null, got 3"),
         ({"resume_from_checkpoint": "nowhere"}, "leave `resume_from_checkpoint` out of `stream_stage`, got 'nowhere'"),
         ({"output_dir": "elsewhere"}, "leave `output_dir` out of `stream_stage`"),
         ({"max_steps": "many"}, "`max_steps` of `stream_stage` must be a whole number, got 'many'"),

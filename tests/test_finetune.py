@@ -21,7 +21,9 @@ from transformers import AutoModelForImageTextToText
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
+from videollm_mod.data.collator import StreamCollator
 from videollm_mod.training.adapters import LoraOptions, add_lora, four_bit, merge_adapter
+from videollm_mod.training.examples import streams
 from videollm_mod.training.freezing import freeze_unreached
 from videollm_mod.training.keep_ratio import KeepRatioSchedule
 from videollm_mod.training.saving import save
@@ -294,6 +296,36 @@ def train_lora(folder: Path, name: str, streaming: bool, stage: dict) -> tuple[l
     state = json.loads((folder / name / "stream" / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     return losses, load_file(final / "adapter_model.safetensors")
+
+
+def test_the_best_adapter_is_what_a_validated_run_ends_in(own_streams):
+    stage = {"max_steps": 4, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True, "eval_steps": 1}
+    stage |= {"learning_rate": 0.5, "load_best_model_at_end": True, "save_total_limit": 9, "augmentation": 1.0}
+    config = TrainingConfig(
+        output_dir=str(own_streams / "run"),
+        model=str(own_streams / "base"),
+        data={"path": str(own_streams / "streams.jsonl"), "validation": 0.3},
+        lora={"r": 2, "alpha": 4},
+        stream_stage=stage,
+        dtype="float32",
+    )
+    final = train(config)
+    state = json.loads((own_streams / "run" / "stream" / "trainer_state.json").read_text())
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
+    best = min(evaluated, key=evaluated.get)
+    assert list(evaluated) == [1, 2, 3, 4] and len(set(evaluated.values())) == 4
+    checkpoint = own_streams / "run" / "stream" / f"checkpoint-{best}"
+    expected = load_file(checkpoint / "adapter_model.safetensors")
+    weights = load_file(final / "adapter_model.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in expected.items())
+
+    base = VideoLLMMoDForConditionalGeneration.from_pretrained(own_streams / "base", dtype=torch.float32)
+    best_model = PeftModel.from_pretrained(base, checkpoint).eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(own_streams / "base")
+    batch = StreamCollator(processor.tokenizer.pad_token_id)([streams(config, processor, True)["eval_dataset"][0]])
+    batch |= processor.video_processor(batch.pop("frames"), return_tensors="pt")
+    with torch.no_grad():  # validation is not altered, whatever `augmentation` says
+        assert best_model(**batch).loss.item() == pytest.approx(evaluated[best], rel=1e-4)
 
 
 def test_streams_of_ones_own_train_alike_in_both_styles(own_streams):

@@ -27,14 +27,17 @@ def made_of(path) -> dict:
     return {file.name: file.read_bytes() for file in path.with_suffix("").joinpath("final").iterdir()}
 
 
-def test_a_finished_run_is_finished_and_another_one_is_refused(tmp_path, capsys):
+def test_a_finished_run_is_finished_and_another_one_is_refused(tmp_path, capsys, monkeypatch):
     """Also a run that was interrupted after its last step."""
+    said = []
+    monkeypatch.setattr("videollm_mod.training.train.logger.warning", said.append)
     stage = {**STAGE, "max_steps": 2}
     path = write_config(tmp_path, "run", vision_stage=None, stream_stage=stage)
     assert run(path, capsys)[0] == 0
     made = made_of(path)
     assert run(path, capsys)[0] == 0
     assert made_of(path) == made
+    assert said == [f"{tmp_path / 'run'} is finished: there is nothing to train"]
 
     other = {**stage, "learning_rate": 0.5, "logging_steps": 7}
     code, error = run(changed(path, stream_stage=other, seed=3), capsys)

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import torch
 from huggingface_hub import HfApi
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
@@ -65,13 +66,14 @@ def stage_arguments(config, name: str, options: dict) -> TrainingArguments:
         "save_total_limit": 1,
         "logging_steps": 20,
         "prediction_loss_only": True,
+        "dataloader_pin_memory": torch.accelerator.is_available(),
         "ddp_find_unused_parameters": False,  # there are none: `freezing` takes them out of training
         "per_device_eval_batch_size": options.get("per_device_train_batch_size", 8),
         **validation_defaults(config, name, options),
     }
-    # accelerate would cut a batch along dimension 0, where the frames of all rows lie one after the other
-    options["accelerator_config"] = {"dispatch_batches": False, **accelerator_options(options)}
     try:
+        # accelerate would cut a batch along dimension 0, where the frames of all rows lie one after the other
+        options["accelerator_config"] = {"dispatch_batches": False, **accelerator_options(options)}
         arguments = TrainingArguments(**{**defaults, **options})
         refuse(arguments)
     except (TypeError, ValueError) as error:
@@ -87,7 +89,7 @@ def convert(where: str, field: str, value: Any) -> Any:
         `ValueError`: if it is of another type, or no number that can be right.
     """
     (hint,) = (f.type for f in fields(TrainingArguments) if f.name == field)
-    hints = [float if kind is float else kind for kind in kinds(hint)]
+    hints = kinds(hint)
     if field == "fsdp":
         hints.append(bool)
     if value is False and field.endswith("_strategy"):

@@ -190,7 +190,8 @@ def train(config: TrainingConfig) -> Path:
     vision_arguments, stream_arguments = config.arguments("vision"), config.arguments("stream")
     record = RunRecord(config)
     if record.finished:
-        logger.warning(f"{config.output_dir} is finished: there is nothing to train")
+        if PartialState().is_main_process:
+            logger.warning(f"{config.output_dir} is finished: there is nothing to train")
         return record.final
     for arguments in (vision_arguments, stream_arguments):
         check_reach(arguments)
