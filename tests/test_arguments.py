@@ -38,6 +38,10 @@ def arguments_of(tmp_path, options: dict, **config) -> TrainingArguments:
         ({"accelerator_config": {"dispatch": True}}, "`stream_stage`: .*dispatch"),
         ({"accelerator_config": 3}, "`accelerator_config` of `stream_stage` must be a mapping or text or null, got 3"),
         ({"resume_from_checkpoint": "nowhere"}, "leave `resume_from_checkpoint` out of `stream_stage`, got 'nowhere'"),
+        (
+            {"save_only_model": True},
+            "leave `save_only_model` out of `stream_stage`, got True: a run that is broken off",
+        ),
         ({"output_dir": "elsewhere"}, "leave `output_dir` out of `stream_stage`"),
         ({"max_steps": "many"}, "`max_steps` of `stream_stage` must be a whole number, got 'many'"),
         ({"max_steps": 2.5}, "`max_steps` of `stream_stage` must be a whole number, got 2.5"),
@@ -70,17 +74,20 @@ def test_wrong_arguments_of_a_stage_are_named(tmp_path, monkeypatch, options, me
     ("content", "message"),
     [
         ("model: y\nstream_stage: {label_smoothing_factor: 0.1}", "`label_smoothing_factor` must be 0.0"),
-        ("model: y\ndata: a.jsonl\nstream_stage: {eval_strategy: steps}", "`eval_strategy` of `stream_stage` needs"),
+        ("model: y\ndata: a.yaml\nstream_stage: {eval_strategy: steps}", "`eval_strategy` of `stream_stage` needs"),
         ("model: y\ndata: {path: a.jsonl, validation: 1.5}", "must be a file or a share in (0, 1), got 1.5"),
         ("model: y\ndata: {path: a, validation: 0.5, streaming: true}", "must be a file with `streaming`"),
         ("model: y\nworld: {validation: 0}", "`validation` of `world` must be a number of streams"),
         ("model: y\nstream_stage: {num_epochs: 3}", "unknown field 'num_epochs'; did you mean num_train_epochs"),
         ("model: y\nstream_stage: {batch_size: 3}", "did you mean"),
         ("model: y\nstream_stage: {xyzzy: 3}", "`stream_stage` of {path} has the unknown field 'xyzzy'\n"),
+        ("model: y\ndata: no.jsonl", "`path` of `data` is no file: no.jsonl"),
+        ("model: y\ndata: {path: a.yaml, validation: no.jsonl}", "`validation` of `data` is no file: no.jsonl"),
         ("model: y\nlora: {rank: 3}", "did you mean alpha, dropout, r?"),
     ],
 )
-def test_the_command_names_them_in_one_line(tmp_path, capsys, content, message):
+def test_the_command_names_them_in_one_line(tmp_path, capsys, monkeypatch, content, message):
+    monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.yaml"
     path.write_text(f"output_dir: {tmp_path / 'run'}\n{content}")
     assert cli.main(["train", str(path)]) == 2

@@ -20,7 +20,8 @@ from videollm_mod.training.saving import save
 from videollm_mod.training.train import TrainingConfig, train
 
 SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
-WHOLE = {"freeze_vision_tower": False}
+WHOLE = {"freeze_vision_tower": False, "eval_strategy": "steps", "eval_steps": 3}
+VALIDATED = {"world": {"validation": 4}}
 LORA = {"lora": {"r": 4, "alpha": 8}}
 PAIRS, ATTENTION = (
     {"gradient_checkpointing_kwargs": {"use_reentrant": False, "recompute": recompute}}
@@ -28,9 +29,9 @@ PAIRS, ATTENTION = (
 )
 # name -> options of the config, options of its stream stage
 RUNS = {
-    "ddp": ({}, WHOLE),
+    "ddp": (VALIDATED, WHOLE),
     "ddp_lora": (LORA, PAIRS),
-    "fsdp": ({}, SHARDED | WHOLE | PAIRS),
+    "fsdp": (VALIDATED, SHARDED | WHOLE | PAIRS),
     "fsdp_lora": (LORA, SHARDED | ATTENTION),
     "fsdp_lora_bf16": (LORA | {"dtype": "bfloat16"}, SHARDED | {"bf16": True}),
 }
@@ -93,6 +94,16 @@ def test_two_processes_are_one(folder, name):
         assert weights.keys() == expected.keys()
         for key, value in expected.items():
             torch.testing.assert_close(weights[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+def test_two_processes_are_validated_as_one(folder, name):
+    """Their batches of two are one of four: a loss is over the labels of all processes."""
+    losses = []
+    for run in (name, "alone"):
+        state = json.loads((folder / run / "stream" / "trainer_state.json").read_text())
+        losses.append([entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry])
+    assert len(losses[0]) == 1 and losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
 @pytest.mark.parametrize("name", RUNS)

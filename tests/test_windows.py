@@ -127,7 +127,7 @@ def test_training_sees_the_windows_in_both_styles(processor, tmp_path, monkeypat
     for streaming in (False, True):
         data = {"path": file, "streaming": streaming}
         config = TrainingConfig(output_dir="x", model="x", data=data, stream_stage={"max_tokens": 180})
-        examples = streams(config, processor)  # without end where they are read as a stream
+        examples = streams(config, processor, False)["train_dataset"]  # without end where they are read as a stream
         loaded.append(list(examples if not streaming else examples.take(len(loaded[0]))))
     assert len(loaded[0]) == len(loaded[1]) > 4
     for one, other in zip(*loaded, strict=True):

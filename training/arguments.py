@@ -30,6 +30,7 @@ LEAST = {
 OWN = {
     "output_dir": "the stage writes into a folder of the run's `output_dir`",
     "resume_from_checkpoint": "a run goes on from the last checkpoint in its `output_dir` by itself",
+    "save_only_model": "a run that is broken off could not go on without the optimizer's state",
 }
 
 
@@ -46,7 +47,7 @@ def stage_arguments(config, name: str, options: dict) -> TrainingArguments:
     where = f"`{name}_stage`"
     options = {field: convert(where, field, value) for field, value in options.items()}
     for field, reason in OWN.items():
-        if options.get(field) is not None:
+        if options.get(field):
             raise ValueError(f"leave `{field}` out of {where}, got {options[field]!r}: {reason}")
     reporters = options.get("report_to") or []
     known = {"all", "none", *get_available_reporting_integrations()}

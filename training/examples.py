@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 from transformers.utils import logging
 
@@ -10,6 +11,14 @@ from ..data.world_hard import split_seeds
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 
 logger = logging.get_logger(__name__)
+
+
+def check_files(config) -> None:
+    """Raise `FileNotFoundError` for a file that `data` names and that is not there."""
+    for name in ("path", "validation"):
+        value = config.data_options.get(name)
+        if isinstance(value, str) and not Path(value).is_file():
+            raise FileNotFoundError(f"`{name}` of `data` is no file: {value}")
 
 
 def held_out_world(data: WorldData, count: int) -> WorldData:

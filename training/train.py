@@ -21,7 +21,7 @@ from .adapters import LoraOptions, add_lora, four_bit
 from .arguments import check_reach, stage_arguments
 from .config import TrainingConfig, last_checkpoint
 from .curves import draw_curves
-from .examples import cells, streams
+from .examples import cells, check_files, streams
 from .freezing import freeze_unreached
 from .initialise import initialise
 from .keep_ratio import KeepRatioSchedule
@@ -187,6 +187,7 @@ def train(config: TrainingConfig) -> Path:
     set_seed(config.seed)
     # everything that can be wrong is found here, before a stage has run
     config.check()
+    check_files(config)
     vision_arguments, stream_arguments = config.arguments("vision"), config.arguments("stream")
     record = RunRecord(config)
     if record.finished:
