@@ -16,6 +16,7 @@ from .media_limits_videollm_mod import LIMITS, MediaLimits, check_index
 DEFAULT_FPS = 2.0
 HIGHEST_RATE = 1000.0  # frames per second that a container may state; with more its clock is not believed
 CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
+CLOCK_JUMP = 10.0  # seconds from frame to frame that are a jump of the clock where the format says that it may
 MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
 OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is needed
 MAX_PIXEL_SHAPE = 16  # times as wide as high, or the other way; of others a pixel is taken for square
@@ -234,15 +235,38 @@ def demuxed(container, *streams) -> Iterator:
 
 
 def video_duration(source, **options) -> float | None:
-    """Seconds that the container states for its video, or None where it does not, as in a stream or a recording that
-    was never finished. Raises as `open_container`."""
+    """Seconds that the container states for its video, or None where it does not, as in a recording that was never
+    finished, or where FFmpeg makes them up, as of a transport stream. Raises as `open_container`."""
     container, stream = open_container(source, **options)
     with container:
         return stated_duration(container, stream)
 
 
+def measured_duration(source, limits: MediaLimits = LIMITS, **options) -> float:
+    """Seconds that a video lasts, by decoding all of it. Raises as `iter_video_frames`."""
+    container, stream = open_container(source, limits, **options)
+    name = source_name(source)
+    with opened(container, stream), readable_errors(name):
+        clock = FrameClock(container, stream, limits)
+        for frame in decoded_frames(container, stream, name, limits):
+            clock(frame)
+        if clock.last is None:
+            raise ValueError(f"there is no frame in {name}")
+        return clock.end
+
+
+def has_flag(container, *names: str) -> bool:
+    """Whether FFmpeg has one of these flags, `av.format.Flags`, for the format of a container."""
+    import av
+
+    return any(container.format.flags & av.format.Flags[name].value for name in names)
+
+
 def stated_duration(container, stream) -> float | None:
     """`video_duration` of what is open already."""
+    fragments = container.format.name == INDEXED[0] and not stream.frames  # of which FFmpeg adds up the first
+    if fragments or has_flag(container, "ts_discont", "no_timestamps"):
+        return None
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
     start = float((stream.start_time or 0) * stream.time_base)  # what follows are times of the end
@@ -319,10 +343,10 @@ def iter_video_frames(
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Decode a video as a stream: for i = first, first + 1, ... the frame on screen `i / fps` seconds after its start.
 
-    Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated. A
-    missing timestamp continues at the average rate, and so do timestamps that jump by more than an hour or go back by
-    more than a second. Frames are turned, mirrored and scaled to square pixels as their metadata say. One frame is
-    held at a time, and a frame of more than `MAX_PIXELS` is scaled down to that, aspect kept.
+    Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated; see
+    `FrameClock` for those that can not be right. Frames are turned, mirrored and scaled to square pixels as their
+    metadata say. One frame is held at a time, and a frame of more than `MAX_PIXELS` is scaled down to that, aspect
+    kept.
 
     Args:
         source (`str`, `os.PathLike` or binary file object): path, URL or file.
@@ -422,6 +446,8 @@ def decoded_frames(container, stream, name: str, limits: MediaLimits = LIMITS) -
     for packet in demuxed(container):
         if packet.stream.index == stream.index:
             own += 1
+            if not packet.size and packet.dts is not None:  # the frame before stays on screen
+                continue
             for frame in packet.decode():
                 yield frame
                 own = others = 0
@@ -443,6 +469,47 @@ def usual_step(stream, limits: MediaLimits = LIMITS) -> float:
     return 1 / rate if 1 / limits.hold <= rate <= HIGHEST_RATE else 1 / 25
 
 
+class FrameClock:
+    """Seconds from a video's first frame on for each of its frames, never going back.
+
+    A missing timestamp continues at the average rate, and so does one that goes back by more than a second or jumps by
+    more than an hour (in transport streams and the like by 10 seconds), as where recordings were joined: what follows
+    goes by the clock that was set anew.
+
+    Args:
+        begin (`float`, *optional*): the time stamp of the first frame, where that is not the first one to come.
+    """
+
+    def __init__(self, container, stream, limits: MediaLimits = LIMITS, begin: float | None = None):
+        self._stream, self._begin, self._sought = stream, begin, begin is not None
+        self.step, self.time, self.last = usual_step(stream, limits), 0.0, None
+        self._hold = limits.hold  # what is longer between two frames is a jump
+        self._jump = min(limits.hold, CLOCK_JUMP) if has_flag(container, "ts_discont") else limits.hold
+
+    def __call__(self, frame) -> float:
+        seconds, is_first = frame_seconds(frame, self._stream), self.last is None
+        self.last = frame
+        if is_first:
+            if self._sought:
+                self.time = seconds - self._begin
+        elif seconds is None or self._begin is None:
+            self.time += self.step
+        elif -CLOCK_JITTER <= seconds - self._begin - self.time <= self._jump:
+            self.time = max(self.time, seconds - self._begin)
+        else:
+            self.time += self.step
+            self._begin = seconds - self.time
+        if self._begin is None and seconds is not None:
+            self._begin = seconds - self.time
+        return self.time
+
+    @property
+    def end(self) -> float:
+        """When the last frame leaves the screen."""
+        lasts = float(self.last.duration * (self.last.time_base or 0)) if self.last.duration else self.step
+        return self.time + (lasts if lasts <= self._hold else self.step)
+
+
 def _sample_frames(
     container,
     stream,
@@ -452,29 +519,14 @@ def _sample_frames(
     first: int,
     origin: tuple[float, Upright] | None,
 ) -> Iterator[tuple[np.ndarray, float]]:
-    step, upright = usual_step(stream, limits), Upright() if origin is None else origin[1]
+    begin, upright = (None, Upright()) if origin is None else origin
     if origin is None:
         upright.begin(stream)
+    clock = FrameClock(container, stream, limits, begin)
     tolerance = 5e-4  # some containers round timestamps to milliseconds
-    first_seconds = frame = None
-    time, index = 0.0, 0
-    if origin is not None:
-        first_seconds, index = origin[0], first
+    frame, index = None, 0 if origin is None else first
     for next_frame in decoded_frames(container, stream, name, limits):
-        seconds = frame_seconds(next_frame, stream)
-        if frame is None and origin is not None:
-            time = seconds - first_seconds
-        elif frame is None:
-            pass
-        elif seconds is None or first_seconds is None:
-            time += step
-        elif -CLOCK_JITTER <= seconds - first_seconds - time <= limits.hold:
-            time = max(time, seconds - first_seconds)
-        else:  # a clock that was set anew, as where recordings were joined
-            time += step
-            first_seconds = seconds - time
-        if first_seconds is None and seconds is not None:
-            first_seconds = seconds - time
+        time = clock(next_frame)
         while fps is not None and frame is not None and index / fps < time - tolerance:
             if index >= first:
                 yield upright(frame), index / fps
@@ -485,9 +537,7 @@ def _sample_frames(
     if frame is None and origin is None:
         raise ValueError(f"there is no frame in {name}")
     if fps is not None and frame is not None:
-        lasts = float(frame.duration * (frame.time_base or 0)) if frame.duration else step
-        end = time + (lasts if lasts <= limits.hold else step)
-        while index == 0 or index / fps < end - tolerance:
+        while index == 0 or index / fps < clock.end - tolerance:
             if index >= first:
                 yield upright(frame), index / fps
             index += 1
@@ -525,4 +575,4 @@ def decode_video(
     return np.stack(images), np.array(times)
 
 
-__all__ = ["decode_video", "iter_video_frames", "video_duration"]
+__all__ = ["decode_video", "iter_video_frames", "measured_duration", "video_duration"]

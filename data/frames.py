@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from ..decoding_videollm_mod import iter_video_frames, video_duration
+from ..decoding_videollm_mod import iter_video_frames, measured_duration, video_duration
 from ..video_processing_videollm_mod import resize_frames
 
 TOLERANCE = 1e-6  # seconds or frames: times such as 0.1 * 3 are meant to be on the grid
@@ -66,13 +66,17 @@ def read_frames(
     return torch.cat(chunks)
 
 
-def video_seconds(video: str) -> float | None:
-    """Seconds that a video says it lasts, None if it does not say; its first frame is decoded to see that it can be.
+def video_seconds(video: str) -> float:
+    """Seconds that a video lasts, as it states them; its first frame is decoded to see that it can be. One that states
+    none, or whose format does not know, is decoded to its end.
 
     Raises:
         as `iter_video_frames`.
     """
+    seconds = video_duration(video)
+    if seconds is None:
+        return measured_duration(video)
     frames = iter_video_frames(video, fps=None)
     next(frames)
     frames.close()
-    return video_duration(video)
+    return seconds

@@ -16,9 +16,9 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
-from ..decoding_videollm_mod import check_count, video_duration
+from ..decoding_videollm_mod import check_count
 from .features import fingerprint, read_about, read_features
-from .frames import TOLERANCE, frame_range, read_frames
+from .frames import TOLERANCE, frame_range, read_frames, video_seconds
 from .jsonl import check, line_spans, missing_error, missing_media, read_streams
 from .timeline import conversation
 from .turns import encode_example
@@ -72,12 +72,11 @@ class StreamExamples:
                 cut = windows(stream, self.fps(stream), self.max_tokens, self.processor, num_frames)
             return cut
 
-    def num_frames(self, stream: dict) -> int | None:
-        """Of the whole video, as far as it says."""
+    def num_frames(self, stream: dict) -> int:
+        """Of the whole video."""
         if stream.get("features") is not None:
             return read_about(stream["features"])["num_frames"]
-        seconds = video_duration(stream["video"])
-        return seconds and max(1, math.ceil(seconds * self.fps(stream) - TOLERANCE))
+        return max(1, math.ceil(video_seconds(stream["video"]) * self.fps(stream) - TOLERANCE))
 
     def fps(self, stream: dict) -> float:
         if stream.get("features") is None:
