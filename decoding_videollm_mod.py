@@ -218,22 +218,6 @@ def local_path(source: str) -> str:
     return url2pathname(address[2])
 
 
-def demuxed(container, *streams) -> Iterator:
-    """As `container.demux`, but where a server states no length, its hanging up is the end, as HTTP has it, and no
-    error."""
-    import av
-
-    try:
-        yield from container.demux(*streams)
-    except av.FFmpegError as error:
-        if container.size >= 0 or "ends prematurely" not in str(error.log):
-            raise
-        for stream in streams or container.streams:
-            flush = av.Packet()
-            flush.stream = stream
-            yield flush
-
-
 def video_duration(source, **options) -> float | None:
     """Seconds that the container states for its video, or None where it does not, as in a recording that was never
     finished, or where FFmpeg makes them up, as of a transport stream. Raises as `open_container`."""
@@ -443,7 +427,7 @@ def decoded_frames(container, stream, name: str, limits: MediaLimits = LIMITS) -
         `ValueError`: where packets come that hold none, on and on.
     """
     own = others = 0
-    for packet in demuxed(container):
+    for packet in container.demux():
         if packet.stream.index == stream.index:
             own += 1
             if not packet.size and packet.dts is not None:  # the frame before stays on screen

@@ -7,7 +7,7 @@ from time import monotonic, perf_counter
 
 import numpy as np
 
-from ..decoding_videollm_mod import CLOCK_JITTER, Upright, check_fps, demuxed, frame_seconds, opened
+from ..decoding_videollm_mod import CLOCK_JITTER, Upright, check_fps, frame_seconds, opened
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0  # seconds before another attempt to connect; doubled with each
 GIVE_UP_AFTER = 300.0  # seconds without a frame
@@ -205,7 +205,7 @@ class LiveSource:
         with opened(container, stream):
             if hls and self._ends and self.counts.decoded:  # it has been completed
                 return
-            for packet in demuxed(container, stream):
+            for packet in container.demux(stream):
                 try:
                     frames = packet.decode()
                 except av.InvalidDataError:  # such as lost packets; the next key frame mends it
@@ -222,11 +222,12 @@ class LiveSource:
 
 def is_recording(container, stream) -> bool:
     """Whether it is known how long an open container is: in bytes, or as it states in seconds."""
+    timed, sized = container.duration is not None, (container.size or 0) > 0  # None, or negative, where it is unknown
     if container.format.name == "hls":  # of which the size is that of the playlist
-        return container.duration is not None
+        return timed
     if container.format.name.startswith("mov,") and not stream.frames:  # in fragments, of which it adds up the first
-        return container.size > 0
-    return container.size > 0 or container.duration is not None
+        return sized
+    return sized or timed
 
 
 __all__ = ["LiveClock", "LiveCounts", "LiveFrame", "LiveSource", "is_recording"]

@@ -19,6 +19,7 @@ from ..decoding_videollm_mod import (
     video_duration,
 )
 from ..media_limits_videollm_mod import LIMITS, MediaLimits
+from .http_body import HttpBody
 from .live_source import LiveSource, is_recording
 
 TIMEOUT = 8.0  # seconds in which a network source must answer
@@ -72,10 +73,7 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
             return Source(name, iter(()), live=live)
         frames = iter_video_frames(sys.stdin.buffer, fps, limits=replace(limits, frames=math.inf))
     elif of_server(source):
-        container, stream = open_container(source, limits, **network_options(source))
-        if container.size < 0:  # which is told from one that is cut off when it is opened so
-            container.close()
-            container, stream = open_container(source, limits, **network_options(source, sized=False))
+        container, stream = open_address(source, limits)
         if is_recording(container, stream):
             hls = container.format.name == "hls"  # which knows the sum of its parts
             duration = container.duration / 1e6 if hls else stated_duration(container, stream)
@@ -105,22 +103,18 @@ def open_live(source: str, fps: float, reconnect: bool = True) -> LiveSource:
     Raises:
         `ValueError`: if it is neither.
     """
-    options = network_options(source, sized=False)
     name = source_name(source)
     if source.startswith("webcam:"):
         camera = re.fullmatch(r"webcam:(\d{1,3})", source, re.ASCII)
         if camera is None:
             raise ValueError(f"a camera is `webcam:` and its number, as webcam:0, got {source}")
         driver, device = CAMERAS.get(sys.platform, CAMERAS["linux"])
-        address, options = device.format(camera[1]), {"format": driver}
-    elif "://" in source:
-        address = source
-    else:
+        address = device.format(camera[1])
+        return LiveSource(name, lambda: open_container(address, format=driver), fps, reconnect=reconnect)
+    if "://" not in source:
         raise ValueError(f"a live source is `webcam:N` or a URL, got {source!r}")
     served = of_server(source)
-    return LiveSource(
-        name, lambda: open_container(address, **options), fps, reconnect=reconnect, endless=not served, paced=served
-    )
+    return LiveSource(name, lambda: open_address(source), fps, reconnect=reconnect, endless=not served, paced=served)
 
 
 def of_server(source: str) -> bool:
@@ -128,14 +122,27 @@ def of_server(source: str) -> bool:
     return source.lower().startswith(FILE_SERVERS)
 
 
-def network_options(source: str, sized: bool = True) -> dict:
-    """What `av.open` is given for a URL; `sized`: the server may say how many bytes there are."""
+def open_address(source: str, limits: MediaLimits = LIMITS) -> tuple:
+    """As `open_container`, of a URL."""
+    container, stream = open_container(source, limits, **network_options(source))
+    whole = (container.size or 0) > 0 or container.format.name in ("hls", "dash")
+    if whole or not source.lower().startswith(("http://", "https://")):
+        return container, stream
+    container.close()
+    try:
+        body = HttpBody(source, TIMEOUT)
+    except OSError:  # a way to log in, or a certificate, that only FFmpeg takes
+        return open_container(source, limits, **network_options(source))
+    return open_container(body, limits)
+
+
+def network_options(source: str) -> dict:
+    """What `av.open` is given for a URL."""
     options = {}
     if source.startswith("rtsp"):
         options = {"rtsp_transport": "tcp", **PROMPT}
     elif source.lower().startswith(("http://", "https://")):
-        # where a download of known length is cut off; the second alone makes chunks that break off an error
-        options = {"reconnect": "1", "reconnect_delay_max": "4"} if sized else {"reconnect_streamed": "1"}
+        options = {"reconnect": "1", "reconnect_delay_max": "4"}  # where a download of known length is cut off
     return {"timeout": TIMEOUT, "options": options}
 
 
