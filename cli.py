@@ -1,6 +1,8 @@
 """The `videollm-mod` command: parses arguments and calls the package."""
 
 import argparse
+import codecs
+import io
 import json
 import os
 import shlex
@@ -48,6 +50,13 @@ def one_line(message: object) -> str:
     text = " ".join(str(message).split())
     text = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
     return text if len(text) <= MAX_MESSAGE else text[: MAX_MESSAGE - 1] + "…"
+
+
+def replace_what_cannot_be_shown() -> None:
+    """Print `?` for what standard output has no character for, as on a Windows console, instead of breaking off."""
+    out = sys.stdout
+    if isinstance(out, io.TextIOWrapper) and (out.errors == "strict" or codecs.lookup(out.encoding).name != "utf-8"):
+        out.reconfigure(errors="replace")
 
 
 def share_cores() -> None:
@@ -331,6 +340,7 @@ def add_routing(parser) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code: 2 for bad input."""
+    replace_what_cannot_be_shown()
     try:
         with ending_properly():
             return dispatch(argv)

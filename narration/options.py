@@ -2,7 +2,9 @@
 
 import json
 import math
+import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -47,6 +49,8 @@ class Query:
         Raises:
             `ValueError`: for no text, or seconds that are negative or not finite.
         """
+        with suppress(UnicodeError):  # where the locale is of ASCII, Python leaves UTF-8 undecoded
+            argument = os.fsencode(argument).decode("utf-8")
         text, at, seconds = argument.rpartition("@")
         try:
             time = plain_float(seconds) if at else None

@@ -157,10 +157,18 @@ class OutputFile:
 
 
 def file_writer(format: str, file: TextIO) -> EventWriter:
-    """A writer of `format` (one of `WRITERS`) into an open file."""
+    """A writer of `format` (one of `WRITERS`) into an open file: text in its own encoding, with `?` for what that does
+    not have, and the other formats in UTF-8, which they are by definition."""
+    encoding = (getattr(file, "encoding", None) if format == "text" else None) or "utf-8"
+    binary = None if format == "text" else getattr(file, "buffer", None)  # without the line ends of Windows too
 
     def write(text: str) -> None:
-        file.write(text)
+        content = text.encode(encoding, "replace")
+        if binary is None:
+            file.write(content.decode(encoding))
+        else:
+            file.flush()  # what others wrote before
+            binary.write(content)
         file.flush()
 
     return WRITERS[format](write)

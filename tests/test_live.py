@@ -229,7 +229,7 @@ def test_a_file_address_is_a_path(checkpoint, tmp_path):
 def test_a_server_that_breaks_off_is_asked_again(tmp_path, serve, monkeypatch):
     """Chunks that end without the last one, which is empty."""
     monkeypatch.setattr(live_source, "FIRST_DELAY", 0.01)
-    path = write_video(tmp_path / "a.ts", moving(100, 48, 64), "mpeg2video", fps=20)  # longer than what is looked at first
+    path = write_video(tmp_path / "a.ts", moving(100, 48, 64), "mpeg2video", fps=20)  # FFmpeg looks at less first
     server, seen = serve(path, rounds=1), []
     live = source.open_live(f"{server.url}/loop", 5.0)
     live.paced = False

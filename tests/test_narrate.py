@@ -1,6 +1,7 @@
 """`videollm-mod narrate`: any video that decodes, every format, every kind of bad input, killed at any moment."""
 
 import gc
+import io
 import json
 import os
 import random
@@ -304,6 +305,47 @@ def test_queries_are_asked_at_their_times(run, clip, checkpoint):
     assert shown == [(e.time, e.kind, e.text, e.query) for e in expected]
     assert last["stats"]["answers"] == 3
     assert [e["time"] for e in events] == sorted(e["time"] for e in events)
+
+
+LOCALES = {
+    "a Windows console": {"PYTHONIOENCODING": "cp1252"},
+    "ASCII": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
+
+
+@pytest.mark.parametrize("locale", LOCALES)
+@pytest.mark.parametrize("format", ["text", "jsonl", "vtt", "srt"])
+def test_output_is_utf8_or_replaces_what_cannot_be_shown(monkeypatch, capfdbinary, checkpoint, locale, format):
+    """In this process, of which only the streams are made as Python makes them there."""
+    ask = "import sys; print(sys.stdout.encoding, sys.stdout.errors)"
+    encoding, errors = subprocess.run(
+        [sys.executable, "-c", ask], env={**os.environ, **LOCALES[locale]}, capture_output=True, text=True
+    ).stdout.split()
+    assert encoding in ("cp1252", "ascii", "ANSI_X3.4-1968", "us-ascii")
+    monkeypatch.setattr(loading, "load_checkpoint", lambda _: checkpoint)
+    out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors, newline="\r\n")
+    monkeypatch.setattr(sys, "stdout", out)
+    question = os.fsencode("在哪里?").decode("ascii", "surrogateescape") if locale == "ASCII" else "在哪里?"
+    arguments = [str(ROOT / "media" / "cup.mp4"), "--query", f"{question}@1", "--format", format]
+    assert cli.main(["narrate", *arguments]) == 0
+    written, err = out.buffer.getvalue(), capfdbinary.readouterr().err
+    assert err == b""
+    if format == "text":
+        assert b"[????] " in written
+    else:
+        assert "在哪里?" in written.decode("utf-8") and b"\r" not in written
+
+
+def test_a_fault_is_printed_on_any_console(tmp_path):
+    file = tmp_path / "在.jsonl"
+    file.write_text(
+        '{"video": "在哪里.mp4", "turns": [{"time": 1, "role": "assistant", "content": "There."}]}\n', "utf-8"
+    )
+    for locale in LOCALES.values():
+        command = [sys.executable, "-m", "videollm_mod.cli", "validate", file]
+        done = subprocess.run(command, env={**os.environ, **locale}, capture_output=True)
+        assert done.returncode == 2 and b"there is no file" in done.stdout and b"???.mp4" in done.stdout
+        assert done.stderr.startswith(b"error: 1 faults in ") and done.stderr.count(b"\n") == 1
 
 
 def test_what_a_query_is():
