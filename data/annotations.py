@@ -1,13 +1,16 @@
 """What the adapters of data sets share: a stream of a video, checked access to annotations, words of names."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from ..decoding_videollm_mod import shown
+from .stream_checks import is_seconds
 
-HELD_OUT = {"test", "testing", "validation", "val"}  # names of one subset, by where a file comes from
+SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test", "test_unannotated": "test"}
+FEW = 3  # that are named of each kind of thing that is left out
 
 
 @dataclass
@@ -17,42 +20,57 @@ class Stream:
         video (`tuple[str, ...]`): names that its file may have, without ending.
         turns (`list[dict]`): `time` (seconds from the video's start), `role`, `content`.
         start, end (`float`, *optional*): the part of the video, seconds.
+        to_end (`bool`): the last turn comes when the video ends, even if that is earlier than annotated.
     """
 
     video: tuple[str, ...]
     turns: list[dict]
     start: float | None = None
     end: float | None = None
+    to_end: bool = False
 
 
 @dataclass
 class Request:
-    """What is asked of an adapter.
+    """What is asked of an adapter, and what of the annotations is left out.
 
     Args:
-        subset (`str`, *optional*): name of the subset that is wanted, as the annotations have it.
-        left_out (`dict[str, int]`): the adapter's count of what it leaves out, by what it is.
+        subset (`str`, *optional*): name of the subset that is wanted.
+        left_out (`dict[str, int]`): how many things, by what they are.
+        named (`dict[str, list[str]]`): the first `FEW` of them, where they stand and what is wrong with them.
     """
 
     subset: str | None = None
     left_out: dict[str, int] = field(default_factory=dict)
+    named: dict[str, list[str]] = field(default_factory=dict)
 
-    def leave_out(self, what: str, count: int = 1) -> None:
-        self.left_out[what] = self.left_out.get(what, 0) + count
+    def leave_out(self, what: str, name: str) -> None:
+        self.left_out[what] = self.left_out.get(what, 0) + 1
+        if len(names := self.named.setdefault(what, [])) < FEW:
+            names.append(name)
 
-    def wants(self, subset: str) -> bool:
-        """Whether a subset, named as in the annotations, is wanted; all names of the held-out one are the same."""
-        if self.subset is None or self.subset == subset:
-            return True
-        return {self.subset, subset} <= HELD_OUT or {self.subset, subset} <= {"train", "training"}
+    @contextmanager
+    def skipping(self, what: str) -> Iterator[None]:
+        """Leave out what raises `ValueError`."""
+        try:
+            yield
+        except ValueError as error:
+            self.leave_out(what, str(error))
 
     def check_split(self, annotations: dict) -> None:
         """Raise `ValueError` if a subset is wanted of a file that says it is another one, or does not say."""
+        if self.subset is None:
+            return
         split = annotations.get("split") if isinstance(annotations, dict) else None
-        if self.subset is not None and split is None:
+        if split is None:
             raise ValueError(f"`subset` is {self.subset!r}, but these annotations name none: each file is one subset")
-        if self.subset is not None and not self.wants(split):
+        if SPELLINGS.get(str(split), split) != self.subset:
             raise ValueError(f"`subset` is {self.subset!r}, but these annotations are {split!r}")
+
+
+def told(left_out: dict[str, int], named: dict[str, list[str]]) -> list[str]:
+    """One sentence for each kind of thing that was left out."""
+    return [f"{count} {what}, such as {'; '.join(named[what])}" for what, count in sorted(left_out.items())]
 
 
 def turn(time: float, role: str, content: str) -> dict:
@@ -74,23 +92,29 @@ def need(item: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any
     return value
 
 
-NUMBER = (int, float)
+def seconds(item: Any, name: str, where: str) -> float:
+    """`item[name]`, a time.
+
+    Raises:
+        `ValueError`: naming the place if there is none.
+    """
+    value = need(item, name, (int, float), where)
+    if not is_seconds(value):
+        raise ValueError(f"{name!r} of {where} must be a finite number of seconds >= 0, got {shown(value)}")
+    return value
 
 
 def part(item: dict, where: str, first: str = "start_time", last: str = "end_time") -> tuple[float, float]:
     """Seconds at which an annotated part starts and ends."""
-    return need(item, first, NUMBER, where), need(item, last, NUMBER, where)
+    return seconds(item, first, where), seconds(item, last, where)
 
 
-def segment_stream(video: tuple[str, ...], start: float, end: float, question: str, answer: str | None) -> Stream:
-    """A part of a video with a question before it and the answer, if it is known, after its last frame."""
-    turns = [turn(start, "user", question)]
-    if answer is not None:
-        turns.append(turn(end, "assistant", answer))
-    return Stream(video, turns, start, end)
+def segment_stream(video: tuple[str, ...], start: float, end: float, question: str, answer: str) -> Stream:
+    """A part of a video with a question before it and the answer after its last frame."""
+    return Stream(video, [turn(start, "user", question), turn(end, "assistant", answer)], start, end)
 
 
-def numbered(texts: list[str]) -> str:
+def numbered(texts: Sequence[str]) -> str:
     """`1. a 2. b`: on one line, since a message has no line breaks."""
     return " ".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
 
@@ -109,13 +133,13 @@ def narrated(
     turns, last = [turn(0.0, "user", instruction)], None
     for time, text in sorted(narrations, key=lambda narration: narration[0]):
         if not text:
-            request.leave_out("narrations without text")
+            request.leave_out("narrations without text", f"{video[0]} at {time:g} s")
         elif text == last:
-            request.leave_out("narrations that repeat the one before")
+            request.leave_out("narrations that repeat the one before", f"{video[0]} at {time:g} s")
         else:
             turns.append(turn(time, "assistant", text))
             last = text
     if last is None:
-        request.leave_out("videos or passes without narrations")
+        request.leave_out("videos or passes without narrations", video[0])
     else:
         yield Stream(video, turns)

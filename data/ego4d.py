@@ -8,53 +8,57 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from .annotations import NUMBER, Request, Stream, narrated, need
+from .annotations import Request, Stream, narrated, need, seconds
 
 INSTRUCTION = "Narrate in short what happens, as it happens. C wears the camera, other letters are other people."
 REFINED_INSTRUCTION = "Narrate in short what happens, as it happens."
-TAG = re.compile(r"[#@](?:c|o|summary)\b", re.IGNORECASE)
-UNSURE = re.compile(r"#unsure\b", re.IGNORECASE)
+# before the one who acts, with and without spaces: `#C C`, `# C C`, `#CC`, `#O A man X`, `#OThe lady`
+TAG = re.compile(r"[#@]\s*(?:summary\b|c(?=c\b)|o(?=(?-i:[A-Z][a-z]))|[co]\b)", re.IGNORECASE)
+UNSURE = re.compile(r"#\s*unsure\b", re.IGNORECASE)
+SOMETHING = "something"
 
 
 def clean(text: str) -> str:
     """`#C C picks up a cup` -> `C picks up a cup.`: tags go, unsure things become `something`, one full stop ends it.
-    Empty if no two words are left, a person and a verb."""
-    text = UNSURE.sub("something", TAG.sub(" ", text)).replace("#", " ")
-    text = " ".join(text.split()).strip(" .,")
-    return "" if " " not in text else f"{text[0].upper()}{text[1:]}."
+    Empty if no two other words are left, a person and a verb."""
+    text = UNSURE.sub(f" {SOMETHING}", TAG.sub(" ", text)).replace("#", " ")
+    text = " ".join(text.split()).strip(" .,;:-")
+    if sum(word != SOMETHING for word in text.split()) < 2:
+        return ""
+    return f"{text[0].upper()}{text[1:]}."
 
 
-def passes(uid: str, video, where: str) -> Iterator[tuple[str, list[tuple[float, str]]]]:
+def read(items: list, time: str, text: str, where: str, request: Request) -> list[tuple[float, str]]:
+    """`(time, text)` of the narrations that can be read, from fields of these names."""
+    narrations = []
+    for index, item in enumerate(items):
+        with request.skipping("narrations that cannot be read"):
+            place = f"{where}[{index}]"
+            narrations.append((seconds(item, time, place), need(item, text, str, place)))
+    return narrations
+
+
+def passes(uid: str, video: dict, request: Request) -> list[tuple[str, list[tuple[float, str]]]]:
     """`(instruction, [(time, text)])` of each pass over a video, in any of the three schemas."""
     if "narrations" in video:
         of_annotator = defaultdict(list)
-        for index, item in enumerate(need(video, "narrations", list, where)):
-            place = f"{where}.narrations[{index}]"
-            said = need(item, "time", NUMBER, place), clean(need(item, "text", str, place))
-            of_annotator[need(item, "_annotation_uid", str, place)].append(said)
-        yield from ((INSTRUCTION, narrations) for narrations in of_annotator.values())
-    elif "status" in video or any(name.startswith("narration_pass_") for name in video):
-        for name in sorted(name for name in video if name.startswith("narration_pass_")):
-            items = need(need(video, name, dict, where), "narrations", list, f"{where}.{name}")
-            places = [f"{where}.{name}.narrations[{index}]" for index in range(len(items))]
-            yield (
-                INSTRUCTION,
-                [
-                    (need(item, "timestamp_sec", NUMBER, place), clean(need(item, "narration_text", str, place)))
-                    for item, place in zip(items, places, strict=True)
-                ],
-            )
-    else:
-        for name in video:
-            items = need(video, name, list, where)
-            places = [f"{where}.{name}[{index}]" for index in range(len(items))]
-            yield (
-                REFINED_INSTRUCTION,
-                [
-                    (need(item, "time", NUMBER, place), need(item, "text", str, place).strip())
-                    for item, place in zip(items, places, strict=True)
-                ],
-            )
+        for index, item in enumerate(need(video, "narrations", list, uid)):
+            with request.skipping("narrations that cannot be read"):
+                place = f"{uid}.narrations[{index}]"
+                said = seconds(item, "time", place), clean(need(item, "text", str, place))
+                of_annotator[need(item, "_annotation_uid", str, place)].append(said)
+        return [(INSTRUCTION, narrations) for narrations in of_annotator.values()]
+    found, official = [], [name for name in sorted(video) if name.startswith("narration_pass_")]
+    for name in official if official or "status" in video else video:
+        with request.skipping("passes that cannot be read"):
+            if official:
+                items = need(need(video, name, dict, uid), "narrations", list, f"{uid}.{name}")
+                said = read(items, "timestamp_sec", "narration_text", f"{uid}.{name}.narrations", request)
+                found.append((INSTRUCTION, [(time, clean(text)) for time, text in said]))
+            else:
+                said = read(need(video, name, list, uid), "time", "text", f"{uid}.{name}", request)
+                found.append((REFINED_INSTRUCTION, [(time, text.strip()) for time, text in said]))
+    return found
 
 
 def narration(annotations: dict, request: Request) -> Iterator[Stream]:
@@ -62,12 +66,16 @@ def narration(annotations: dict, request: Request) -> Iterator[Stream]:
     request.check_split(annotations)
     if not isinstance(annotations, dict):
         raise ValueError(f"narrations are an object of videos, got a {type(annotations).__name__}")
-    videos = annotations.get("videos", annotations)
+    videos = need(annotations, "videos", dict, "the file") if "videos" in annotations else annotations
     for uid in videos:
-        seen = []
-        for instruction, narrations in passes(uid, need(videos, uid, dict, "videos"), uid):
+        found, seen = [], []
+        with request.skipping("videos that cannot be read"):
+            found = passes(uid, need(videos, uid, dict, "videos"), request)
+            if not found:
+                request.leave_out("videos or passes without narrations", uid)
+        for instruction, narrations in found:
             if narrations in seen:
-                request.leave_out("passes that repeat another")
+                request.leave_out("passes that repeat another", uid)
                 continue
             seen.append(narrations)
             yield from narrated((uid,), instruction, narrations, request)

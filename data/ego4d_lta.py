@@ -3,10 +3,10 @@
 Source of the numbers: Ego4D (arXiv 2110.07058), section on forecasting.
 """
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from .annotations import NUMBER, Request, Stream, need, numbered, part, segment_stream
+from .annotations import Request, Stream, need, numbered, part, seconds, segment_stream
 
 OBSERVED, FUTURE = 8, 20
 INSTRUCTION = (
@@ -24,33 +24,32 @@ def word_of(name: str) -> str:
 
 
 def lta(annotations: dict, request: Request) -> Iterator[Stream]:
-    """Of each clip every run of 8 actions that 20 follow; of clips without labels the last 8, unanswered."""
+    """Of each clip every run of 8 actions that 20 follow. What the test clips show next is not published, so they
+    are left out, as is a clip of which any action cannot be read."""
     request.check_split(annotations)
-    clips = defaultdict(list)
-    for index, action in enumerate(need(annotations, "clips", list, "the file")):
-        where = f"clips[{index}]"
-        for name in ("video_uid", "clip_uid"):
-            need(action, name, str, where)
-        for name in ("clip_parent_start_sec", "action_idx"):
-            need(action, name, NUMBER, where)
-        part(action, where, "action_clip_start_sec", "action_clip_end_sec")
-        labels = ["verb" in action, "noun" in action]
-        if any(labels):
-            need(action, "verb", str, where), need(action, "noun", str, where)
-        clips[action["video_uid"], action["clip_uid"]].append(action)
-    for (video, _), actions in clips.items():
-        actions.sort(key=lambda action: action["action_idx"])
-        labelled = all("verb" in action for action in actions)
-        needed = OBSERVED + (FUTURE if labelled else 0)
-        if len(actions) < needed:
-            request.leave_out(f"clips of fewer than {needed} actions")
+    clips, annotated = defaultdict(list), Counter()
+    for index, item in enumerate(need(annotations, "clips", list, "the file")):
+        with request.skipping("actions that cannot be read, or have no labels"):
+            where = f"clips[{index}]"
+            clip = need(item, "video_uid", str, where), need(item, "clip_uid", str, where)
+            annotated[clip] += 1
+            offset = seconds(item, "clip_parent_start_sec", where)
+            start, end = part(item, where, "action_clip_start_sec", "action_clip_end_sec")
+            text = " ".join(word_of(need(item, name, str, where)) for name in ("verb", "noun"))
+            clips[clip].append((seconds(item, "action_idx", where), offset + start, offset + end, text))
+    for clip, count in annotated.items():
+        video, name = clip
+        if len(clips[clip]) < count:
+            request.leave_out("clips with such actions", name)
             continue
-        for first in range(len(actions) - needed + 1) if labelled else [len(actions) - OBSERVED]:
-            seen, future = actions[first : first + OBSERVED], actions[first + OBSERVED : first + needed]
-            start = min(action["clip_parent_start_sec"] + action["action_clip_start_sec"] for action in seen)
-            end = max(action["clip_parent_start_sec"] + action["action_clip_end_sec"] for action in seen)
-            texts = [f"{word_of(action['verb'])} {word_of(action['noun'])}" for action in future]
-            yield segment_stream((video,), start, end, INSTRUCTION, numbered(texts) if labelled else None)
+        if count < OBSERVED + FUTURE:
+            request.leave_out(f"clips of fewer than {OBSERVED + FUTURE} actions", name)
+            continue
+        _, starts, ends, texts = zip(*sorted(clips[clip], key=lambda action: action[0]), strict=True)
+        for first in range(count - OBSERVED - FUTURE + 1):
+            now = first + OBSERVED
+            answer = numbered(texts[now : now + FUTURE])
+            yield segment_stream((video,), min(starts[first:now]), max(ends[first:now]), INSTRUCTION, answer)
 
 
 TASKS = {"lta": lta}

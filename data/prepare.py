@@ -1,14 +1,16 @@
 """`videollm-mod prepare`: annotations of a public data set, and its videos, as JSONL for training."""
 
 import json
+import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from . import coin, ego4d, ego4d_lta, egoexo4d, goalstep
-from .annotations import Request, Stream
+from .annotations import FEW, Request, Stream, told
 from .files import written_whole
-from .stream_checks import check_stream
+from .stream_checks import SLACK, check_stream, check_turns, probe
 
 DATASETS = {
     "ego4d": {**ego4d.TASKS, **ego4d_lta.TASKS},
@@ -16,6 +18,7 @@ DATASETS = {
     "coin": coin.TASKS,
     "egoexo4d": egoexo4d.TASKS,
 }
+SUBSETS = dict.fromkeys(DATASETS, ("train", "val", "test")) | {"coin": coin.SUBSETS}
 SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 MISSING = ("stop", "skip")
 
@@ -23,7 +26,7 @@ MISSING = ("stop", "skip")
 @dataclass(frozen=True)
 class Prepared:
     """What was written: the JSONL file, how many videos, lines and replies it has, how many videos were missing, and
-    what the adapter left out."""
+    what was left out, as in `Request`: how many of what, and the first few by name."""
 
     path: Path
     videos: int
@@ -31,6 +34,7 @@ class Prepared:
     replies: int
     missing: int
     left_out: dict[str, int]
+    named: dict[str, list[str]]
 
     def __str__(self) -> str:
         text = f"{self.path}: {self.videos} videos, {self.streams} streams, {self.replies} replies"
@@ -46,80 +50,133 @@ def prepare(
     output: str | Path,
     subset: str | None = None,
     missing: str = "stop",
+    camera: str | None = None,
 ) -> Prepared:
     """
     Args:
         dataset, task (`str`): see `DATASETS`.
         annotations: the data set's own JSON file.
-        videos: a folder; a video is found by its uid or id at any depth, with one of `SUFFIXES`.
+        videos: a folder; a video is found by its uid or id at any depth, with one of `SUFFIXES`; one of Ego-Exo4D
+            also as its downloader lays it out, see `egoexo4d`.
         output: the JSONL file, whose folder must exist; it is written whole or not at all.
-        subset (`str`, *optional*): only this one, where one file has several.
+        subset (`str`, *optional*): only this one, of `SUBSETS`; a file that says it is another is refused.
         missing (`str`): `"stop"` or `"skip"` where videos are not in the folder.
+        camera (`str`, *optional*): of each take of Ego-Exo4D, such as `cam01`; by default the first ego view.
+
+    Annotations that cannot be read, and times beyond the end of their video, are left out, counted and named.
 
     Raises:
         `ValueError`: for an unknown name, annotations in another schema, nothing to write.
-        `OSError`: for files that can not be read or written, and missing videos with `missing="stop"`.
+        `OSError`: for files that cannot be read or written, and missing videos with `missing="stop"`.
     """
-    for name, value, known in (("dataset", dataset, DATASETS), ("task", task, DATASETS.get(dataset, ()))):
+    tasks, subsets = DATASETS.get(dataset, ()), (None, *SUBSETS.get(dataset, ()))
+    for name, value, known in (
+        ("dataset", dataset, DATASETS),
+        ("task", task, tasks),
+        ("subset", subset, subsets),
+        ("missing", missing, MISSING),
+    ):
         if value not in known:
-            raise ValueError(f"`{name}` must be one of {', '.join(known)}, got {value!r}")
-    if missing not in MISSING:
-        raise ValueError(f"`missing` must be one of {', '.join(MISSING)}, got {missing!r}")
+            raise ValueError(f"`{name}` must be one of {', '.join(filter(None, known))}, got {value!r}")
+    if camera is not None and dataset != "egoexo4d":
+        raise ValueError(f"`camera` is for egoexo4d, whose takes have several; got {camera!r} for {dataset}")
     output, videos = Path(output), Path(videos)
     if not videos.is_dir():
         raise NotADirectoryError(f"there is no folder of videos {videos}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"the folder of the output does not exist: {output.parent}")
     try:
-        content = json.loads(Path(annotations).read_text(encoding="utf-8"))
+        content = json.loads(Path(annotations).read_text(encoding="utf-8-sig"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"{annotations} is not JSON: {error}") from error
 
-    request, files = Request(subset), find_videos(videos)
-    lines, gone, used = [], {}, set()
+    request, takes = Request(subset), {}
+    files = find_videos(videos)
+    if dataset == "egoexo4d":
+        takes = egoexo4d.cameras_of_takes(video_files(videos))
+        files = egoexo4d.videos_of_takes(takes, camera) | (files if camera is None else {})
+    lines, gone, used, probed = [], {}, set(), {}
     try:
         for stream in DATASETS[dataset][task](content, request):
-            file = next((files[name] for name in stream.video if name in files), None)
-            if file is None:
-                gone[stream.video[0]] = True
-            else:
+            name = next((name for name in stream.video if name in files), None)
+            if name is None:
+                gone[stream.video[-1]] = [camera for name in stream.video for camera in sorted(takes.get(name, ()))]
+                continue
+            file = files[name]
+            if file not in probed:
+                probed[file] = probe("video", str(file))
+                if problem := probed[file][0]:
+                    request.leave_out("videos that cannot be decoded", f"{name}: {problem[0]}")
+            problem, _, seconds = probed[file]
+            if problem is None and (line := line_of(stream, seconds, request)):
                 used.add(file)
-                lines.append(line_of(stream, file, output.parent))
+                lines.append({"video": os.path.relpath(file.absolute(), output.parent.absolute()), **line})
     except ValueError as error:
         raise ValueError(f"{annotations}, {dataset} {task}: {error}") from error
-    if gone and (missing == "stop" or not lines):
-        total, few = len(gone) + len(used), ", ".join(list(gone)[:3])
-        hint = "; with `--missing skip` they are left out" if lines else ""
-        raise FileNotFoundError(f"{len(gone)} of {total} videos are missing in {videos}, such as {few}{hint}")
+    if gone and (missing == "stop" or not probed):
+        raise FileNotFoundError(missing_videos(gone, len(gone) + len(probed), videos))
     if not lines:
-        raise ValueError(f"{annotations} holds nothing for the task {task!r}: {request.left_out or 'no videos'}")
+        why = "; ".join(told(request.left_out, request.named)) or "no videos"
+        raise ValueError(f"{annotations} holds nothing for the task {task!r}: {why}")
     with written_whole(output) as partial, open(partial, "w", encoding="utf-8") as file:
         file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
     replies = sum(turn["role"] == "assistant" for line in lines for turn in line["turns"])
-    return Prepared(output, len(used), len(lines), replies, len(gone), request.left_out)
+    return Prepared(output, len(used), len(lines), replies, len(gone), request.left_out, request.named)
 
 
-def find_videos(folder: Path) -> dict[str, Path]:
-    """Name without ending -> file, at any depth; of files with the same name the first in alphabetical order."""
-    found, seen = {}, set()
+def missing_videos(gone: dict[str, list[str]], total: int, folder: Path) -> str:
+    """What to say of videos that are missing, and of the cameras that their takes have instead."""
+    text = f"{len(gone)} of {total} videos are missing in {folder}, such as {', '.join(list(gone)[:FEW])}"
+    if cameras := sorted({camera for of_take in gone.values() for camera in of_take}):
+        text += f"; the cameras there are {', '.join(cameras)}, of which `--camera` takes one"
+    return text + ("; with `--missing skip` they are left out" if len(gone) < total else "")
+
+
+def video_files(folder: Path) -> Iterator[Path]:
+    """At any depth, in alphabetical order of folders and of the files in each."""
+    seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         if os.path.realpath(parent) in seen:  # links may lead in circles
             folders.clear()
             continue
         seen.add(os.path.realpath(parent))
         folders.sort()
-        for name in sorted(names):
-            stem, suffix = os.path.splitext(name)
-            if suffix.lower() in SUFFIXES:
-                found.setdefault(stem, Path(parent) / name)
+        yield from (Path(parent) / name for name in sorted(names) if Path(name).suffix.lower() in SUFFIXES)
+
+
+def find_videos(folder: Path) -> dict[str, Path]:
+    """Name without ending -> file, at any depth; of files with the same name the first in alphabetical order."""
+    found = {}
+    for file in video_files(folder):
+        found.setdefault(file.stem, file)
     return found
 
 
-def line_of(stream: Stream, file: Path, folder: Path) -> dict:
-    """The line of a stream, with the path of its video relative to the folder of the JSONL file."""
-    line = {"video": os.path.relpath(file.absolute(), folder.absolute())}
-    line |= {name: value for name in ("start", "end") if (value := getattr(stream, name)) is not None}
-    line["turns"] = stream.turns
-    if problem := next(check_stream(line), None):
-        raise ValueError(f"{stream.video[0]}: {': '.join(problem[:2])}; {problem[2]}")
+def line_of(stream: Stream, seconds: float | None, request: Request) -> dict | None:
+    """The line of a stream without its video, of which `seconds` is how long it lasts, if it says so; None where
+    nothing is left of it."""
+    video, start, turns = stream.video[-1], stream.start or 0.0, []
+    last = math.inf if seconds is None else seconds
+    if stream.to_end:
+        stream.turns[-1]["time"] = min(stream.turns[-1]["time"], last)
+    if start >= last or (stream.end or 0.0) > last + SLACK:
+        times = f"from {start:g} to {stream.end:g} s of {last:g} s"
+        request.leave_out("segments beyond the end of their video", f"{video} {times}")
+        return None
+    for turn in stream.turns:
+        if turn["time"] > last + SLACK:
+            request.leave_out("turns beyond the end of their video", f"{video} at {turn['time']:g} s of {last:g} s")
+        elif problem := next(check_turns([turn], 0.0, math.inf), None):
+            what = f"{problem[0].rpartition('.')[2]}: {problem[1]}; {problem[2]}"
+            request.leave_out("turns that cannot be used", f"{video} at {turn['time']:g} s, {what}")
+        else:
+            turns.append(turn)
+    if not any(turn["role"] == "assistant" for turn in turns):
+        request.leave_out("streams without replies", video)
+        return None
+    line = {name: value for name in ("start", "end") if (value := getattr(stream, name)) is not None}
+    line["turns"] = turns
+    if problem := next(check_stream({"video": video, **line}), None):
+        request.leave_out("streams that cannot be used", f"{video}, {': '.join(problem[:2])}; {problem[2]}")
+        return None
     return line

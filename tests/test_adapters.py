@@ -2,8 +2,11 @@
 
 import json
 from pathlib import Path
+from shutil import copyfile
 
+import numpy as np
 import pytest
+from clips import write_video
 from fresh import ROOT
 from small import said
 
@@ -19,14 +22,14 @@ REAL_GOALSTEP = ROOT.parent / "shared" / "data" / "goalstep_valid.json"
 class Folder:
     """Annotations and videos in a folder, and what `prepare` makes of them."""
 
-    def __init__(self, path: Path):
-        self.path = path
+    def __init__(self, path: Path, clips: dict[float, Path]):
+        self.path, self.clips = path, clips
 
-    def videos(self, *names: str) -> None:
+    def videos(self, *names: str, seconds: float = 20_000.0) -> None:
         for name in names:
             file = self.path / "videos" / name
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.touch()
+            copyfile(self.clips[seconds], file)
 
     def run(self, dataset: str, task: str, annotations, **options):
         file = self.path / "annotations.json"
@@ -43,10 +46,20 @@ class Folder:
         return lines
 
 
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory) -> dict[float, Path]:
+    """Videos of two frames, by how long they last: Matroska states their end, whatever the file is called."""
+    folder, frames = tmp_path_factory.mktemp("clips"), np.zeros((2, 32, 32, 3), np.uint8)
+    return {
+        seconds: write_video(folder / f"{seconds}.mkv", frames, "mpeg4", times=[0.0, seconds - 0.1])
+        for seconds in (15.5, 20_000.0)
+    }
+
+
 @pytest.fixture
-def folder(tmp_path) -> Folder:
+def folder(tmp_path, clips) -> Folder:
     (tmp_path / "videos").mkdir()
-    return Folder(tmp_path)
+    return Folder(tmp_path, clips)
 
 
 def narrate(text: str) -> dict:
@@ -75,10 +88,7 @@ def passes(*texts: list[tuple[float, str]]) -> dict:
         "status": "complete",
         **{
             f"narration_pass_{number}": {
-                "narrations": [
-                    {"timestamp_sec": time, "timestamp_frame": int(time * 30), "narration_text": text}
-                    for time, text in narrations
-                ],
+                "narrations": [{"timestamp_sec": time, "narration_text": text} for time, text in narrations],
                 "summaries": [],
             }
             for number, narrations in enumerate(texts, start=1)
@@ -101,6 +111,7 @@ def test_ego4d_redacted_narrations(folder):
     assert folder.run("ego4d", "narration", REDACTED).left_out == {
         "narrations without text": 1,
         "narrations that repeat the one before": 1,
+        "videos or passes without narrations": 1,
     }
 
 
@@ -155,10 +166,11 @@ def test_goalstep_chat(folder):
         {"role": "assistant", "time": 6.5, "content": " "},
     ]
     chat = [{"video_uid": "v1", "conversation": talk}, {"video_uid": "v1", "conversation": talk[:1]}]
-    first, second = folder.lines("goalstep", "chat", chat)
+    (line,) = folder.lines("goalstep", "chat", chat)
     system = said(0.0, goalstep.CHAT_SYSTEM, "system")
-    assert first["turns"] == [system, said(2.0, "What now?", "user"), said(2.0, "Stir it.")]
-    assert second["turns"] == [system, said(2.0, "What now?", "user")]
+    assert line["turns"] == [system, said(2.0, "What now?", "user"), said(2.0, "Stir it.")]
+    left_out = folder.run("goalstep", "chat", chat).left_out
+    assert left_out == {"streams without replies": 1, "turns without text": 1}
 
 
 def lta_clips(count: int, labels: bool = True, clip: str = "c1", parent: float = 100.0) -> list[dict]:
@@ -186,9 +198,6 @@ def test_ego4d_lta(folder):
     assert answer.startswith("1. take nut (tool) 2. take") and answer.endswith("20. take nut (tool)")
     assert folder.run("ego4d", "lta", {"clips": clips}).left_out == {"clips of fewer than 28 actions": 1}
 
-    (unseen,) = folder.lines("ego4d", "lta", {"clips": lta_clips(10, labels=False)})
-    assert (unseen["start"], unseen["end"]) == (104.0, 121.0)
-    assert unseen["turns"] == [said(104.0, ego4d_lta.INSTRUCTION, "user")]
     assert ego4d_lta.word_of("put_(place,_leave,_drop)") == "put" and ego4d_lta.word_of("cooker_hood") == "cooker hood"
 
 
@@ -291,14 +300,210 @@ def test_missing_videos_stop_or_are_counted(folder, capsys):
     assert "error: 1 of 2 videos are missing in" in printed.err and "such as v1; with `--missing skip`" in printed.err
     assert sorted(path.name for path in folder.path.iterdir()) == ["a.json", "videos"]
     assert cli.main([*command, "--missing", "skip"]) == 0
-    assert capsys.readouterr().out == (
+    printed = capsys.readouterr()
+    assert printed.out == (
         f"{output}: 1 videos, 1 streams, 1 replies; 1 videos missing; left out: 1 videos without steps\n"
     )
+    assert printed.err == "left out: 1 videos without steps, such as v3\n"
     before = output.read_bytes()
     (folder.path / "videos" / "v2.mp4").unlink()
     assert cli.main([*command, "--missing", "skip"]) == 2
     assert "error: 2 of 2 videos are missing" in capsys.readouterr().err
     assert output.read_bytes() == before
+
+
+SEGMENT = {"start_time": 1.0, "end_time": 2.5, "step_name": "Crack eggs"}
+
+
+def test_egoexo4d_takes_as_they_are_downloaded(folder, capsys):
+    """The colour camera of the glasses, at full size where it is there; another one where it is asked for."""
+    one, other = "takes/cmu_bike_3/frame_aligned_videos", "takes/georgia_06/frame_aligned_videos"
+    folder.videos(*(f"{one}/{name}.mp4" for name in ("aria01_1201-1", "aria01_214-1", "cam01")))
+    folder.videos(f"{one}/downscaled/448/aria01_214-1.mp4", f"{other}/downscaled/448/aria02_214-1.mp4")
+    takes = {
+        uid: {"take_name": name, "segments": [SEGMENT]} for uid, name in (("1", "cmu_bike_3"), ("2", "georgia_06"))
+    }
+    lines = folder.lines("egoexo4d", "keystep", {"annotations": takes, "split": "train"}, subset="train")
+    assert [line["video"] for line in lines] == [
+        f"videos/{one}/aria01_214-1.mp4",
+        f"videos/{other}/downscaled/448/aria02_214-1.mp4",
+    ]
+    with pytest.raises(
+        FileNotFoundError, match="1 of 2 videos .* as georgia_06; the cameras there are aria02_214-1, of"
+    ):
+        folder.run("egoexo4d", "keystep", {"annotations": takes}, camera="cam01")
+    (line,) = folder.lines("egoexo4d", "keystep", {"annotations": takes}, camera="cam01", missing="skip")
+    assert line["video"] == f"videos/{one}/cam01.mp4"
+    command = ["prepare", "egoexo4d", str(folder.path / "annotations.json"), "--task", "keystep", "--camera", "cam02"]
+    command += ["--videos", str(folder.path / "videos"), "--output", str(folder.path / "out.jsonl")]
+    assert cli.main(command) == 2
+    assert "the cameras there are aria01_1201-1, aria01_214-1, aria02_214-1, cam01" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`camera` is for egoexo4d, whose takes have several; got 'cam01' for coin"):
+        folder.run("coin", "step", COIN, camera="cam01")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "task", "annotations", "says"),
+    [
+        ("goalstep", "narration", {**GOALSTEP, "split": "val"}, "val"),
+        ("goalstep", "narration", {**GOALSTEP, "split": "validation"}, "val"),
+        ("ego4d", "lta", {"split": "test_unannotated", "clips": lta_clips(29)}, "test"),
+        ("egoexo4d", "keystep", {"split": "train", "annotations": {"v1": {"segments": [SEGMENT]}}}, "train"),
+    ],
+)
+def test_a_file_is_of_the_subset_that_it_says(folder, dataset, task, annotations, says):
+    folder.videos("v1.mp4", "v2.mp4")
+    assert folder.lines(dataset, task, annotations, subset=says)
+    for subset in {"train", "val", "test"} - {says}:
+        with pytest.raises(ValueError, match=f"`subset` is '{subset}', but these annotations are"):
+            folder.run(dataset, task, annotations, subset=subset)
+    for subset in ("testing", "validation", "dev", ""):
+        with pytest.raises(ValueError, match=f"`subset` must be one of train, val, test, got '{subset}'"):
+            folder.run(dataset, task, annotations, subset=subset)
+
+
+def test_coin_with_two_held_out_subsets_keeps_them_apart(folder):
+    folder.videos("a.mp4", "b.mp4")
+    database = {"a": coin_video("testing", "t0", "t1"), "b": coin_video("validation", "v0", "v1")}
+    for subset, video in (("testing", "videos/a.mp4"), ("validation", "videos/b.mp4")):
+        (line,) = folder.lines("coin", "next", {"database": database}, subset=subset)
+        assert line["video"] == video
+    for subset in ("test", "training"):
+        with pytest.raises(
+            ValueError, match=f"`subset` is '{subset}', but these annotations have testing, validation"
+        ):
+            folder.run("coin", "next", {"database": database}, subset=subset)
+    with pytest.raises(ValueError, match="`subset` must be one of training, testing, test, validation, got 'val'"):
+        folder.run("coin", "next", {"database": database}, subset="val")
+
+
+WELL = [(2.0, "#C C picks a cup"), (4.0, "#C C drops the cup")]
+
+
+def official(*items) -> dict:
+    return {"narration_pass_1": passes(items)["narration_pass_1"], "status": "complete"}
+
+
+def coined(*segments: list) -> dict:
+    video = coin_video("training", *(f"s{index}" for index in range(len(segments))))
+    for step, segment in zip(video["annotation"], segments, strict=True):
+        step["segment"] = segment
+    return {"database": {"v": video}}
+
+
+def taken(*segments: dict | None) -> dict:
+    return {"annotations": {f"v{index}": segment for index, segment in enumerate(segments, start=1)}}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "task", "annotations", "replies", "left_out", "named"),
+    [
+        ("ego4d", "narration", {"v": official((-0.03, "#C C sits"), *WELL)}, 2, "narrations that", "got -0.03"),
+        ("ego4d", "narration", {"v": official((1.0, None), *WELL)}, 2, "narrations that", "narrations[0] must be of"),
+        ("ego4d", "narration", {"v": official((float("nan"), "#C C sits"), *WELL)}, 2, "narrations that", "got nan"),
+        ("ego4d", "narration", {"v": official((10**400, "#C C sits"), *WELL)}, 2, "narrations that", "seconds >= 0"),
+        ("ego4d", "narration", {"v": official(*WELL) | {"narration_pass_2": None}}, 2, "passes that", "pass_2' of v"),
+        ("ego4d", "narration", {"v": official(*WELL) | {"narration_pass_2": {}}}, 2, "passes that", "no 'narrations'"),
+        ("ego4d", "narration", {"v": official(*WELL), "w": None}, 2, "videos that", "'w' of videos"),
+        ("ego4d", "narration", {"v": official(*WELL), "w": {"status": "redacted"}}, 2, "videos or passes", "w"),
+        (
+            "ego4d",
+            "narration",
+            {"v": official(*WELL, (99.0, "#C C leaves"))},
+            2,
+            "turns beyond",
+            "v at 99 s of 15.5 s",
+        ),
+        ("ego4d", "narration", {"v": official(*WELL, (5.0, "C " * 10**4 + "it"))}, 2, "turns that", "at most 20000"),
+        ("coin", "step", coined([1, 3], [14, 30], [100, 110]), 1, "segments beyond", "v from 100 to 110 s of 15.5 s"),
+        ("coin", "step", coined([1, 3], [2], ["1", "3"]), 1, "steps that", "in seconds, got [2]; 'start' of"),
+        ("coin", "step", coined([1, 3], [2, 2]), 1, "steps without", "database.v.annotation[1]"),
+        ("egoexo4d", "keystep", taken({"segments": [SEGMENT]}, {}), 1, "takes that", "v2 has no 'segments'"),
+        ("egoexo4d", "keystep", taken({"segments": [SEGMENT, {**SEGMENT, "step_name": None}]}), 1, "keysteps", "[1]"),
+        (
+            "goalstep",
+            "narration",
+            {"videos": [{"video_uid": "v", "segments": [step(1, "x"), None]}]},
+            1,
+            "steps",
+            "[1]",
+        ),
+        ("goalstep", "narration", {"videos": [*GOALSTEP["videos"][1:2], {}]}, 1, "videos that", "no 'video_uid'"),
+    ],
+)
+def test_what_cannot_be_used_is_left_out_counted_and_named(
+    folder, dataset, task, annotations, replies, left_out, named
+):
+    folder.videos("v.mp4", "v1.mp4", "v2.mp4", seconds=15.5)
+    prepared = folder.run(dataset, task, annotations)
+    assert prepared.replies == replies and validate(prepared.path) == []
+    (what,) = prepared.left_out
+    assert what.startswith(left_out) and named in "; ".join(prepared.named[what])
+    assert prepared.left_out[what] == len(prepared.named[what])
+
+
+def test_nothing_that_can_be_used_is_an_error(folder):
+    folder.videos("v1.mp4", seconds=15.5)
+    unseen = {"split": "test", "clips": lta_clips(10, labels=False)}
+    with pytest.raises(ValueError, match="holds nothing for the task 'lta': 10 actions that .*0. has no 'verb'"):
+        folder.run("ego4d", "lta", unseen)
+    with pytest.raises(ValueError, match="1 segments beyond the end of their video, such as v1 from 100 to 117 s"):
+        folder.run("ego4d", "lta", {"clips": lta_clips(28)})
+    (folder.path / "videos" / "v1.mp4").write_bytes(b"no video")
+    with pytest.raises(ValueError, match="1 videos that cannot be decoded, such as v1: can ?not decode"):
+        folder.run("ego4d", "narration", {"v1": official(*WELL)})
+    assert not (folder.path / "out.jsonl").exists()
+
+
+def test_a_whole_video_is_answered_at_its_own_end(folder):
+    folder.videos("-a.b.mp4", "b_c.mp4", seconds=15.5)
+    first, second = folder.lines("coin", "task", COIN)
+    assert first["turns"][1]["time"] == second["turns"][1]["time"] == 15.5
+
+
+def test_a_byte_order_mark_is_no_matter(folder):
+    folder.videos("v.mp4")
+    (folder.path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"v": official(*WELL)}).encode())
+    output = folder.path / "out.jsonl"
+    assert prepare("ego4d", folder.path / "a.json", "narration", folder.path / "videos", output).replies == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "clean"),
+    [
+        ("#C C picks up a cup from the table.", "C picks up a cup from the table."),
+        ("#c c looks around", "C looks around."),
+        ("# C C opens the door", "C opens the door."),
+        ("#CC walks", "C walks."),
+        ("#cC turns right", "C turns right."),
+        ("#cc turns", "C turns."),
+        ("#C c sits", "C sits."),
+        ("#C  C  holds a #unsure", "C holds a something."),
+        ("#C C's hand moves", "C's hand moves."),
+        ("#C-C turns", "C turns."),
+        ("C#C picks", "C picks."),
+        ("##C C stands", "C stands."),
+        ("@C C stands", "C stands."),
+        ("#C C cuts the C clamp", "C cuts the C clamp."),
+        ("#O A man X talks to C", "A man X talks to C."),
+        ("# o the man Y talks to C", "The man Y talks to C."),
+        ("#OThe lady Y walks", "The lady Y walks."),
+        ("#O The lady Y walks#unsure", "The lady Y walks something."),
+        ("#O Others watch C", "Others watch C."),
+        ("#C C moves the # unsure.", "C moves the something."),
+        ("#C C washes #unsure, and #Unsure", "C washes something, and something."),
+        ("#summary C was cooking", "C was cooking."),
+        ("#Summary C cooked. #unsure", "C cooked. something."),
+        ("#C C reads, # a book", "C reads, a book."),
+        ("#Unsure", ""),
+        ("#C C #unsure #unsure", ""),
+        ("#C C", ""),
+        ("#", ""),
+        ("", ""),
+    ],
+)
+def test_tags_of_ego4d(text, clean):
+    assert ego4d.clean(text) == clean
 
 
 @pytest.mark.parametrize(
@@ -323,7 +528,7 @@ def test_missing_videos_stop_or_are_counted(folder, capsys):
             "goalstep",
             "narration",
             {"videos": [{"video_uid": "v", "segments": [step(-1, "x")]}]},
-            "v: turns.1..time: it is -1",
+            "'start_time' of videos.0..segments.0. must be a finite number of seconds >= 0, got -1",
         ),
         ("goalstep", "chat", {}, "chat annotations are a list of conversations, got a dict"),
         ("coin", "step", {"videos": {}}, "the file has no 'database'"),
