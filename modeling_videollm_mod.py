@@ -437,7 +437,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         if num_items_in_batch is None:
             num_items_in_batch = max(losses.numel(), 1)
         elif isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(losses.device)
+            num_items_in_batch = num_items_in_batch.to(losses.device).clamp(min=1)  # nothing learned is no NaN
         return (weights * losses).sum() / num_items_in_batch
 
     def stream(self, processor, **options) -> StreamingSession:

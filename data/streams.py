@@ -6,8 +6,8 @@ Shapes: `F` frames, `H` and `W` pixels, `N` vision tokens per frame, `Dv` hidden
 import hashlib
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,11 @@ from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
 from ..decoding_videollm_mod import check_count
+from .augmentation import IGNORE_INDEX
 from .features import fingerprint, read_about, read_features
 from .frames import TOLERANCE, frame_range, read_frames, video_seconds
 from .jsonl import check, line_spans, missing_error, missing_media, read_streams
+from .skipped import Skipped
 from .timeline import conversation
 from .turns import encode_example
 from .windows import mask_before, windows
@@ -43,14 +45,20 @@ COLUMNS = Features(
 )
 
 
+class OtherModelError(ValueError):
+    """Features that were made for another model: no bad example, but wrong data altogether."""
+
+
 @dataclass
 class StreamExamples:
     """Makes the example of a line: `input_ids` and `labels` (`list[int]`), and uint8 `frames` `[F, 3, H, W]` or
-    `video_features` `[F, N, Dv]`. With `max_tokens` a line is cut before, into `windows`."""
+    `video_features` `[F, N, Dv]`. With `max_tokens` a line is cut before, into `windows`. With `skipped`, a line that
+    cannot be used is noted there, and its example is `blank`."""
 
     path: str
     processor: object
     max_tokens: int | None = None
+    skipped: Skipped | None = None
 
     @contextmanager
     def naming(self, stream: dict) -> Iterator[None]:
@@ -58,7 +66,7 @@ class StreamExamples:
         try:
             yield
         except (ValueError, OSError) as error:
-            kind = OSError if isinstance(error, OSError) else ValueError
+            kind = next(kind for kind in (OSError, OtherModelError, ValueError) if isinstance(error, kind))
             raise kind(f"{self.path}:{stream['line']}: {error}") from error
 
     def lines(self, stream: dict) -> list[dict]:
@@ -66,10 +74,16 @@ class StreamExamples:
         if self.max_tokens is None:
             return [stream]
         with self.naming(stream):
-            cut = windows(stream, self.fps(stream), self.max_tokens, self.processor)
+            fps = num_frames = None
+            with suppress(ValueError, OSError):  # what cannot be read is found when it is read
+                fps = self.fps(stream)
+            if fps is None:
+                return [stream]
+            cut = windows(stream, fps, self.max_tokens, self.processor)
             if len(cut) > 1:  # where the video ends matters only now, and to look takes longer
-                num_frames = self.num_frames(stream)
-                cut = windows(stream, self.fps(stream), self.max_tokens, self.processor, num_frames)
+                with suppress(ValueError, OSError):
+                    num_frames = self.num_frames(stream)
+                cut = windows(stream, fps, self.max_tokens, self.processor, num_frames)
             return cut
 
     def num_frames(self, stream: dict) -> int:
@@ -87,13 +101,45 @@ class StreamExamples:
         return own
 
     def example(self, stream: dict) -> dict:
-        with self.naming(stream):
-            messages, frames, _, fps = self._read(stream)
-            input_ids, labels = encode_example(messages, self.processor)
-            if stream.get("learned_from") is not None:
-                first, learned = (frame_range(fps, stream.get(name))[0] for name in ("start", "learned_from"))
-                labels = mask_before(input_ids, labels, learned - first, self.processor)
-            return {"input_ids": input_ids, "labels": labels, **frames}
+        try:
+            with self.naming(stream):
+                example = self._example(stream)
+        except OtherModelError:
+            raise
+        except (ValueError, OSError) as error:
+            if self.skipped is None:
+                raise
+            self.skipped.add(stream["line"], error)
+            return self.blank(stream)
+        if self.skipped is not None:
+            self.skipped.add_good()
+        return example
+
+    def _example(self, stream: dict) -> dict:
+        messages, frames, _, fps = self._read(stream)
+        input_ids, labels = encode_example(messages, self.processor)
+        if stream.get("learned_from") is not None:
+            first, learned = (frame_range(fps, stream.get(name))[0] for name in ("start", "learned_from"))
+            labels = mask_before(input_ids, labels, learned - first, self.processor)
+        return {"input_ids": input_ids, "labels": labels, **frames}
+
+    def blank(self, stream: dict) -> dict:
+        """An example of one frame from which nothing is learned. It takes the place of one that cannot be used, so
+        that all processes still take the same steps, and a run that is resumed the same ones."""
+        input_ids, _ = encode_example([{"role": "stream", "num_frames": 1}], self.processor)
+        if stream.get("features") is None:
+            size = self.processor.video_processor.size
+            frames = {"frames": torch.zeros(1, 3, size["height"], size["width"], dtype=torch.uint8)}
+        else:
+            frames = {"video_features": torch.zeros_like(self._any_features())}
+        return {"input_ids": input_ids, "labels": [IGNORE_INDEX] * len(input_ids), **frames}
+
+    def _any_features(self) -> torch.Tensor:
+        """`[1, N, Dv]`"""
+        for stream in read_streams(self.path):
+            with suppress(ValueError, OSError):
+                return read_features(stream["features"], 0, 1)
+        raise ValueError(f"no features that {self.path} names can be read")
 
     def read(self, stream: dict) -> tuple[list[dict], dict[str, torch.Tensor], np.ndarray, float]:
         """`(messages, {"frames" or "video_features": tensor}, seconds of the frames, frames a second)` of a line."""
@@ -108,7 +154,7 @@ class StreamExamples:
         else:
             held, wanted = read_about(path)["num_frame_tokens"], self.processor.num_frame_tokens
             if held != wanted:
-                raise ValueError(
+                raise OtherModelError(
                     f"{path} holds {held} tokens a frame, the processor has {wanted}: extract the features with the "
                     "model that is trained"
                 )
@@ -136,13 +182,22 @@ def rows(
 
 
 def load_streams(
-    path: str | Path, processor, *, streaming: bool = False, missing: str = "stop", max_tokens: int | None = None
+    path: str | Path,
+    processor,
+    *,
+    streaming: bool = False,
+    missing: str = "stop",
+    max_tokens: int | None = None,
+    strict: bool = False,
 ):
     """Streams in JSONL (`data.jsonl`) as examples for `StreamCollator`, made one at a time when they are asked for.
 
     Lines are kept in a memory-mapped cache of `datasets`, or with `streaming` read as they are needed; the examples
     are the same. Columns are replaced on the fly, so `TrainingArguments.remove_unused_columns` must be False; with
     `streaming` so must `accelerator_config.dispatch_batches`, since frames of a batch are not sliced by rows.
+
+    A line that turns out to be unusable when its example is made, with a damaged video or a part beyond the video's
+    end, does not stop a run: nothing is learned from it, and it is logged when the run ends.
 
     Args:
         path: of the JSONL file.
@@ -151,6 +206,7 @@ def load_streams(
         streaming (`bool`): an `IterableDataset` instead of a `Dataset`.
         missing (`str`): `"stop"` or `"skip"` where videos or features are not there.
         max_tokens (`int`, *optional*): cut longer streams into several, see `windows`.
+        strict (`bool`): stop at a line that cannot be used.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset` of `input_ids`, `labels`, and uint8 `frames` `[F, 3, H, W]` or
@@ -158,8 +214,8 @@ def load_streams(
 
     Raises:
         `ValueError`: for faults in the file, features that do not fit the processor, `max_tokens` too small for what
-            is said between two frames, nothing left.
-        `OSError`: for files that can not be read or, with `missing="stop"`, are not there.
+            is said between two frames, nothing left. From the data set: if no line can be used, with `strict` one.
+        `OSError`: for files that cannot be read or, with `missing="stop"`, are not there.
     """
     if missing not in MISSING:
         raise ValueError(f"`missing` must be one of {', '.join(map(repr, MISSING))}, got {missing!r}")
@@ -173,7 +229,8 @@ def load_streams(
     if gone and missing == "stop":
         raise missing_error(path, gone)
     spans = line_spans(path, SHARDS)
-    if len(gone) == sum(count for _, _, count in spans):
+    total = sum(count for _, _, count in spans) - len(gone)
+    if not total:
         raise missing_error(path, gone)
     if gone:
         logger.warning(f"{path}: {len(gone)} lines are left out, their videos or features are missing")
@@ -182,17 +239,19 @@ def load_streams(
     left_out = [frozenset(gone.keys() & range(first, first + count)) for _, first, count in spans]
     examples = StreamExamples(path, processor, max_tokens)
     source = {"examples": examples, "spans": spans, "left_out": left_out, "digest": digest}
+    made = examples if strict else replace(examples, skipped=Skipped(path, total))
     if streaming:
         lines = IterableDataset.from_generator(rows, features=COLUMNS, gen_kwargs=source)
-        return lines.map(examples.example, remove_columns=list(COLUMNS))
+        return lines.map(made.example, remove_columns=list(COLUMNS))
     try:
-        return Dataset.from_generator(rows, features=COLUMNS, gen_kwargs=source).with_transform(examples)
+        return Dataset.from_generator(rows, features=COLUMNS, gen_kwargs=source).with_transform(made)
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
 
 
 def check_features(path: str | Path, model, video_processor) -> None:
     """Raise `ValueError` if features in a JSONL file were made by another vision tower or preprocessing than these.
+    A file that cannot be read is passed over: that is found when it is read.
 
     Args:
         path: of the JSONL file.
@@ -201,8 +260,10 @@ def check_features(path: str | Path, model, video_processor) -> None:
     own = None
     for stream in read_streams(path):
         if "features" in stream:
-            own = own or fingerprint(model, video_processor)
-            if read_about(stream["features"])["fingerprint"] != own:
+            own, made_by = own or fingerprint(model, video_processor), None
+            with suppress(ValueError, OSError):
+                made_by = read_about(stream["features"])["fingerprint"]
+            if made_by not in (None, own):
                 raise ValueError(
                     f"{path}:{stream['line']}: the features {stream['features']} were made by another vision tower or "
                     "preprocessing than those of the model; extract them anew, or train on the videos"

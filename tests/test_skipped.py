@@ -1,0 +1,125 @@
+"""One bad example stops no long run: nothing is learned from it, and it is counted and named at the end."""
+
+import gc
+import json
+import math
+
+import pytest
+import torch
+import yaml
+from small import said, small_model, write_lines, write_video
+from torch.utils.data import DataLoader
+
+from videollm_mod import cli
+from videollm_mod.data import skipped
+from videollm_mod.data.collator import StreamCollator
+from videollm_mod.data.features import write_features
+from videollm_mod.data.streams import load_streams
+
+ABOUT = {"video": "a.mp4", "video_bytes": 1, "fps": 2.0, "hidden_size": 16, "num_frame_tokens": 5, "num_frames": 12}
+GOOD = {"video": "a.mp4", "turns": [said(0.0, "Narrate.", "user"), said(2.0, "It leaves.")]}
+BEYOND = {**GOOD, "start": 100.0, "end": 110.0, "turns": [said(110.0, "It leaves.")]}  # as in the case `train_data`
+DAMAGED = {**GOOD, "video": "bad.mp4"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("skipped")
+    whole = write_video(folder / "a.mp4", num_frames=24, fps=4).read_bytes()
+    (folder / "bad.mp4").write_bytes(whole[:300])
+    model, processor = small_model()
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return small_model()[1]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def told(monkeypatch):
+    """What is logged."""
+    told = []
+    monkeypatch.setattr(skipped.logger, "warning", told.append)
+    return told
+
+
+def is_blank(example: dict) -> bool:
+    return set(example["labels"]) == {-100} and len(example["frames"]) == 1 and not example["frames"].any()
+
+
+@pytest.mark.parametrize("max_tokens", [None, 100])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_lines_are_blank_and_named_when_the_data_set_goes(folder, processor, told, streaming, max_tokens):
+    file = write_lines(folder / "mixed.jsonl", [GOOD, BEYOND, DAMAGED, GOOD, DAMAGED])
+    dataset = load_streams(file, processor, streaming=streaming, max_tokens=max_tokens)
+    for _ in range(2):  # epochs
+        blank = [is_blank(example) for example in dataset]
+        assert sum(blank) == 3 and blank[0] is blank[-2] is False
+        assert told == []
+    batch = StreamCollator(0, processor)(list(dataset))  # all of one size
+    assert batch["frames"].shape[1:] == (3, 32, 32)
+    del dataset
+    gc.collect()
+    (text,) = told
+    first, *named = text.splitlines()
+    assert first == f"{file}: 3 of 5 lines were left out, or parts of them:"
+    assert [line.split(": ")[0].rpartition(":")[2] for line in named] == ["2", "3", "5"]
+    assert "ends before 100.0 seconds" in named[0] and "bad.mp4" in named[1]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_strictly_a_bad_line_stops(folder, processor, streaming):
+    file = write_lines(folder / "strict.jsonl", [GOOD, BEYOND])
+    with pytest.raises(ValueError, match=r"strict\.jsonl:2: .*ends before 100\.0 seconds"):
+        list(load_streams(file, processor, streaming=streaming, strict=True))
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_nothing_but_bad_lines_is_an_error(folder, processor, streaming):
+    file = write_lines(folder / "none.jsonl", [BEYOND, DAMAGED])
+    with pytest.raises(ValueError, match=r"none of the 2 lines of .*none\.jsonl can be used: .*none\.jsonl:2: "):
+        list(load_streams(file, processor, streaming=streaming))
+
+
+def test_what_workers_meet_is_told_once(folder, processor, told):
+    file = write_lines(folder / "workers.jsonl", [BEYOND, GOOD, DAMAGED, GOOD])
+    dataset = load_streams(file, processor)
+    for context in ("fork", "spawn"):
+        loader = DataLoader(dataset, 1, collate_fn=list, num_workers=2, multiprocessing_context=context)
+        assert [is_blank(example) for (example,) in loader] == [True, False, True, False]
+    del dataset, loader
+    gc.collect()
+    assert len(told) == 1 and "2 of 4 lines were left out" in told[0]
+
+
+def test_damaged_features_are_blank_too(folder, processor):
+    write_features(folder / "a.safetensors", torch.randn(12, 5, 16), {**ABOUT, "fingerprint": "0"})
+    (folder / "bad.safetensors").write_bytes((folder / "a.safetensors").read_bytes()[:-9])
+    lines = [{"features": name, "turns": [said(2.0, "It leaves.")]} for name in ("bad.safetensors", "a.safetensors")]
+    bad, good = load_streams(write_lines(folder / "features.jsonl", lines), processor)
+    assert bad["video_features"].shape == (1, 5, 16) and set(bad["labels"]) == {-100}
+    assert good["video_features"].shape == (12, 5, 16)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_goes_on(folder, tmp_path, told, workers):
+    """Also where a step is of bad examples alone: its loss is 0, and it teaches nothing."""
+    stage = {"max_steps": 4, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True}
+    stage |= {"logging_steps": 1, "max_grad_norm": 1.0, "dataloader_num_workers": workers}
+    config = {"output_dir": str(tmp_path / "out"), "model": str(folder / "model"), "lora": {"r": 4, "alpha": 8}}
+    config |= {"data": str(write_lines(folder / "train.jsonl", [GOOD, BEYOND])), "stream_stage": stage}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    assert cli.main(["train", str(tmp_path / "config.yaml")]) == 0
+    state = json.loads((tmp_path / "out" / "stream" / "trainer_state.json").read_text())
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert len(losses) == 4 and losses.count(0.0) == 2 and all(map(math.isfinite, losses))
+    gc.collect()
+    assert any("1 of 2 lines were left out" in text and "train.jsonl:2" in text for text in told)
