@@ -1,10 +1,13 @@
 """VideoLLM-MoD: a streaming video language model that skips most vision tokens in its routed layers.
 
-Names are imported on first use, so that `import videollm_mod` does not wait for torch and transformers.
+Names are imported on first use, so that `import videollm_mod` does not wait for torch and transformers. From then on
+the Auto classes of transformers know the package: they load its checkpoints without remote code.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from .auto_classes import register_on_import as _register_on_import
 
 if TYPE_CHECKING:
     from .cache_videollm_mod import MoDCache
@@ -58,3 +61,6 @@ def __getattr__(name: str):
 
 def __dir__():
     return sorted({*globals(), *__all__})
+
+
+_register_on_import()

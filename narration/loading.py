@@ -64,13 +64,18 @@ def load_checkpoint(options: NarrateOptions):
     arguments["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
     config = fetch_config(source)
     if options.trust_remote_code:
-        model_class, processor_class, trust = AutoModelForImageTextToText, AutoProcessor, {"trust_remote_code": True}
+        trust = {"trust_remote_code": True}
     else:
         from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration as model_class
         from ..processing_videollm_mod import VideoLLMMoDProcessor as processor_class
 
         check_model_type(source, config)
     try:
+        if options.trust_remote_code:
+            model_class, processor_class = (
+                brought_class(auto_class, source, config)
+                for auto_class in (AutoModelForImageTextToText, AutoProcessor)
+            )
         processor = processor_class.from_pretrained(source, **trust)
         model, info = model_class.from_pretrained(source, **arguments, **trust, output_loading_info=True)
     # options of a wrong type, a truncated file, weights of other shapes
@@ -89,6 +94,15 @@ def load_checkpoint(options: NarrateOptions):
     if not options.load_in_4bit:
         model = model.to(device)
     return model.eval(), processor
+
+
+def brought_class(auto_class: type, source: str, config: Path) -> type:
+    """The class that a checkpoint brings for an Auto class, or that one itself: where this package is imported, it
+    would take the package's own."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    brought = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {}).get(auto_class.__name__)
+    return auto_class if brought is None else get_class_from_dynamic_module(brought, source)
 
 
 def check_finite(source: str | Path, model) -> None:

@@ -188,10 +188,14 @@ def test_refuses_what_it_can_not_build(tmp_path):
 
 
 def load_elsewhere(path: str) -> dict:
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    processor = AutoProcessor.from_pretrained(path, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(path, trust_remote_code=True)
+    references = (
+        "processing_videollm_mod.VideoLLMMoDProcessor",
+        "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
+    )
+    classes = (get_class_from_dynamic_module(reference, path) for reference in references)  # that the folder brings
+    processor, model = (own.from_pretrained(path) for own in classes)
     with torch.no_grad():
         logits = model(**inputs_with_frames(model, processor)).logits
     return {"logits": logits.tolist(), "ratio": model.keep_ratio, "class": type(model).__module__}

@@ -17,7 +17,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from small import said, small_model, write_lines, write_video
 from tiny import ROUTINGS, random_batch, tiny_config, tiny_model
-from transformers import AutoModelForImageTextToText
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
@@ -100,7 +100,8 @@ def test_a_merged_folder_is_the_adapter_and_its_base(tmp_path, root_processor, t
     model = adapted(base)
     model.save_pretrained(str(tmp_path / "adapter"))
     assert cli.main(["merge", str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]) == 0
-    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "merged", trust_remote_code=True)
+    reference = "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration"  # the code that the folder brings
+    merged = get_class_from_dynamic_module(reference, tmp_path / "merged").from_pretrained(tmp_path / "merged")
     assert type(merged).__module__.startswith("transformers_modules")
     torch.testing.assert_close(logits(merged, batch), logits(model, batch), atol=2e-4, rtol=1e-4)
     embeddings = VideoLLMMoDForConditionalGeneration.from_pretrained(base).get_input_embeddings().weight

@@ -694,9 +694,10 @@ def test_saving_and_loading(tmp_path):
 
 
 def load_in_a_new_process(folder) -> dict:
-    from transformers import AutoProcessor
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    own = get_class_from_dynamic_module("processing_videollm_mod.VideoLLMMoDProcessor", folder)
+    processor = own.from_pretrained(folder)
     ids = processor.apply_chat_template(CONVERSATION, tokenize=True)
     return {"module": type(processor).__module__, "ids": ids, "text": processor.apply_chat_template([ASK])}
 
