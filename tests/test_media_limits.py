@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from clips import moving, write_sound, write_video
 from fresh import ROOT
+from killing import PATIENCE
 
 from videollm_mod.data.jsonl import validate
 from videollm_mod.decoding_videollm_mod import decode_video, iter_video_frames, video_duration
@@ -36,7 +37,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 def read_apart(path: Path) -> tuple[str, float]:
     """What a process of its own makes of a file, and the MiB of memory it took beyond its start."""
-    done = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, timeout=PATIENCE)
     outcome, kilobytes = done.stdout.strip().splitlines()
     return outcome, int(kilobytes) / 1024
 
@@ -194,13 +195,12 @@ def test_a_file_can_not_open_addresses(tmp_path):
 
     called = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(3)
 
         def wait():
             try:
-                server.accept()
+                server.accept()[0].close()
                 called.set()
-            except OSError:
+            except OSError:  # shut down, and nobody has called
                 pass
 
         thread = threading.Thread(target=wait)
@@ -214,7 +214,7 @@ def test_a_file_can_not_open_addresses(tmp_path):
             (tmp_path / name).write_text(content)
             with pytest.raises((ValueError, OSError)):
                 list(iter_video_frames(tmp_path / name))
-        server.close()
+        server.shutdown(socket.SHUT_RDWR)
         thread.join()
     assert not called.is_set()
 
@@ -239,7 +239,7 @@ def test_closing_while_threads_decode_ends(tmp_path):
         "from videollm_mod.decoding_videollm_mod import iter_video_frames\n"
         "for _ in range(8):\n    frames = iter_video_frames(sys.argv[1], None)\n    next(frames)\n    frames.close()\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, ROOT / "media" / "cup.mp4"], timeout=60)
+    done = subprocess.run([sys.executable, "-c", code, ROOT / "media" / "cup.mp4"], timeout=PATIENCE)
     assert done.returncode == 0
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from clips import moving, write_sound, write_video
 from fresh import ROOT
+from killing import PATIENCE
 from near import PROBABILITY, assert_near, assert_same_events
 from PIL import Image
 from serving import call, models, serve, upload
@@ -321,7 +322,7 @@ def test_an_upload_that_is_too_large_is_turned_away(tmp_path):
 
 
 def test_the_line_has_a_stated_limit_and_moves_on():
-    space, url = serve(running=1, waiting=1)
+    space, url = serve(running=1, waiting=1, patience_seconds=PATIENCE)
     assert httpx.get(f"{url}about.json").json()["limits"]["waiting"] == 1
     clip = call(url, "choose", "scene", 81, "")[1]["clip"]
     first, second = (call(url, "begin", clip, {})[1] for _ in range(2))
@@ -365,7 +366,7 @@ def test_two_programs_do_not_share_a_stream(tmp_path):
         for client, path in zip(clients, paths, strict=True)
     ]
     for client, job, seed in zip(clients, jobs, (91, 92), strict=True):
-        result = job.result(timeout=600)
+        result = job.result(timeout=PATIENCE)
         said = [(event["time"], event["text"]) for event in result["events"]]
         assert set(said) <= set(world_stream(seed).narrations) and len(said) >= 3
         for earlier in job.outputs():  # as they came
@@ -391,7 +392,7 @@ def test_downloads_over_http():
     while view.get("more"):
         view = call(url, "advance", stream, 3.0, {}, {}, None)[1]
     for name, kind in {"narration.vtt": "text/vtt", "narration.srt": "text/plain", "overlay.mp4": "video/mp4"}.items():
-        response = httpx.get(f"{url}download/{stream}/{name}", timeout=600)
+        response = httpx.get(f"{url}download/{stream}/{name}", timeout=PATIENCE)
         assert response.status_code == 200 and response.headers["content-type"].startswith(kind)
         assert response.headers["content-disposition"].startswith('attachment; filename="Random-scene-95')
     with av.open(io.BytesIO(response.content)) as container:

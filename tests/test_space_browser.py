@@ -19,7 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="pip install play
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CUP = OWN_CHECKPOINT / "media" / "cup.mp4"
-PATIENCE = 30_000  # milliseconds, on a machine that has other work too
+PATIENCE = 600_000  # milliseconds: only what hangs takes so long
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -121,6 +121,8 @@ def test_a_real_clip_through_every_control(visit, tmp_path):
     page = visit()
     upload(page, CUP)
     slide(page, "threshold", 1)
+    # slowly, so that there is a middle of the stream however long the steps below take
+    page.evaluate("document.getElementById('video').playbackRate = 0.1")
     page.click("#start")
     page.wait_for_selector("#log li")
     assert page.inner_text("#start") == "Start again" and page.is_disabled("#start")
@@ -142,6 +144,7 @@ def test_a_real_clip_through_every_control(visit, tmp_path):
         assert page.inner_text(f"#{name}-value") == shown
     page.uncheck("#show-kept")
     page.check("#show-kept")
+    page.evaluate("document.getElementById('video').playbackRate = 2")
     page.click("#continue")
     page.click("#suggestions button >> nth=1")
     wait_until(page, "document.querySelectorAll('#log li.answer button:enabled').length == 2")
@@ -195,17 +198,18 @@ def test_stop_is_at_once_and_start_begins_anew_with_the_truth_of_a_scene(visit):
     page.uncheck("#compare")
     page.click("#start")
     page.wait_for_selector("#log li")
-    pressed = clock.monotonic()
-    page.click("#stop")
-    wait_until(page, "document.getElementById('stop').disabled")
-    assert clock.monotonic() - pressed < 1.5
+    # at once: before the server has been asked anything
+    assert page.evaluate(
+        "(document.getElementById('stop').click(), document.getElementById('stop').disabled) "
+        "&& document.getElementById('video').paused"
+    )
     page.wait_for_selector("#truth:not([hidden])")
     before = log(page)
-    clock.sleep(0.6)
-    assert log(page) == before and page.evaluate("document.getElementById('video').paused")
     page.fill("#question", "What happened last?")
     page.click("#ask button")
-    page.wait_for_selector("#log li.answer button:enabled")  # it still answers
+    page.wait_for_selector("#log li.answer button:enabled")  # it still answers, and has said nothing else
+    assert [line for line in log(page) if line in before] == before and len(log(page)) == len(before) + 1
+    assert page.evaluate("document.getElementById('video').paused")
     page.click("#start")
     wait_until(page, "document.querySelectorAll('#log li.answer').length == 0")
     page.wait_for_selector("#log li")

@@ -17,8 +17,10 @@ def test_decisions_are_the_predecessors(seed):
     logits[::2, SEPARATOR] += 12  # some frames that stay silent
     for threshold in (0.5, 0.725, 0.999):
         scores = logits.softmax(-1)
+        silence = scores[:, SEPARATOR].clone()
         scores[scores[:, SEPARATOR] < threshold, SEPARATOR] = 0
         expected = scores.argmax(-1) != SEPARATOR
+        assert (silence - threshold).abs().min() > 1e-4  # so that the last bit does not decide
         assert torch.equal(speaks(silence_probability(logits, SEPARATOR), threshold), expected)
     assert expected.any()
 
