@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from fresh import ROOT, run_fresh
+from near import assert_near
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import is_torchvision_available
 
@@ -76,7 +77,8 @@ def logits_of(model, processor) -> list:
 
 
 def assert_same(actual: list, expected: list) -> None:
-    torch.testing.assert_close(torch.tensor(actual), torch.tensor(expected), rtol=0, atol=1e-6)
+    """In bfloat16, of other processes: within 1 % of the largest logit, which two roundings of it make."""
+    assert_near(torch.tensor(actual), torch.tensor(expected), 1e-2)
 
 
 # What the new processes do ---------------------------------------------------------------------------------------
@@ -247,7 +249,8 @@ def test_package_and_hub_cache_give_the_same_logits_as_the_folder(from_folder, f
 def test_what_was_saved_loads_elsewhere_with_the_same_logits(saved, from_folder, tmp_path):
     result, _ = from_folder
     loaded = run_fresh(load_each, tmp_path / "process", *saved.values())
-    assert torch.tensor(result["trained logits"]).sub(torch.tensor(result["logits"])).abs().max() > 1e-3
+    trained, before = torch.tensor(result["trained logits"]), torch.tensor(result["logits"])
+    assert (trained - before).abs().max() > 0.1 * before.abs().max()  # other weights are not within a rounding
     assert_same(loaded.pop("4-trained"), result["trained logits"])
     for logits in loaded.values():
         assert_same(logits, result["logits"])
