@@ -89,7 +89,7 @@ def test_adapters_sit_on_every_linear_layer_and_reload_with_plain_peft(tmp_path,
     assert len(written) == len(trained)
     assert not [name for name in written if "base_layer" in name or "embed_tokens" in name]
     again = PeftModel.from_pretrained(VideoLLMMoDForConditionalGeneration.from_pretrained(base), tmp_path / "adapter")
-    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert_near(logits(again, batch), logits(model, batch))  # by another layer, `LoraLinear`
     plain = VideoLLMMoDForConditionalGeneration.from_pretrained(base)
     assert (logits(plain, batch) - logits(model, batch)).abs().max() > 0.1
 
@@ -126,7 +126,7 @@ def test_half_precision_keeps_routers_in_float32(tmp_path, root_processor):
     model.save_pretrained(str(tmp_path / "adapter"))
     again = PeftModel.from_pretrained(VideoLLMMoDForConditionalGeneration.from_pretrained(base), tmp_path / "adapter")
     model.get_base_model().model.connector.bfloat16()  # in training it is float32, in the base bfloat16
-    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert_near(logits(again, batch), logits(model, batch), 2e-2)  # in bfloat16, by another layer
     merged = load_file(merge_adapter(tmp_path / "adapter", tmp_path / "merged") / "model.safetensors")
     trained = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     routers = [name for name in merged if "layer_expert" in name]
@@ -177,7 +177,7 @@ def test_qlora_quantises_the_layers_alone_and_routers_learn(tmp_path, root_proce
     model.save_pretrained(str(tmp_path / "adapter"))
     model.get_base_model().model.connector.bfloat16()
     again = PeftModel.from_pretrained(load(), tmp_path / "adapter")
-    assert torch.equal(logits(again, batch), logits(model, batch))
+    assert_near(logits(again, batch), logits(model, batch), 2e-2)  # in bfloat16, by another layer
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
