@@ -7,17 +7,11 @@ import pytest
 import torch
 from near import assert_near, assert_same_events
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.data.world import world_stream
 from videollm_mod.evaluation.free_running import Counts, match, watch_world
 
 ROOT = Path(__file__).resolve().parent.parent
-
-
-@pytest.fixture(scope="module")
-def checkpoint():
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
 
 
 def test_it_narrates_and_answers(checkpoint):

@@ -7,19 +7,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT
 from near import assert_near, assert_same_events
 from tiny import VISION, tiny_model
 from torch.nn.functional import interpolate
 from transformers import AutoModel, SiglipVisionConfig
 from transformers.image_utils import SizeDict
 
-from videollm_mod import (
-    VideoLLMMoDForConditionalGeneration,
-    VideoLLMMoDProcessor,
-    steps_videollm_mod,
-    streaming_videollm_mod,
-)
+from videollm_mod import steps_videollm_mod, streaming_videollm_mod
 from videollm_mod.data.world import world_stream
 from videollm_mod.fast_tower_videollm_mod import PlainTowerOps, is_plain_siglip, run
 from videollm_mod.fast_vision_videollm_mod import MOST_FRAMES, FastVision
@@ -179,9 +173,8 @@ def cut_in_three(steps, device):
     return [parts[:first], parts[first:second], parts[second:]]
 
 
-def test_features_do_not_depend_on_pieces():
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+def test_features_do_not_depend_on_pieces(checkpoint):
+    model, processor = checkpoint
     sessions = [model.stream(processor) for _ in range(3)]
     frames = [torch.from_numpy(world_stream(seed).frames(height=96)[:7]).movedim(-1, 1) for seed in range(3)]
     found = []
@@ -197,9 +190,8 @@ def test_features_do_not_depend_on_pieces():
         assert all(session.stats.seconds[stage] > 0 for stage in ("preprocess", "vision"))
 
 
-def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame():
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame(checkpoint):
+    model, processor = checkpoint
     frames = world_stream(5).frames(height=96)
     session, other = model.stream(processor), model.stream(processor)
     expected = other.push(frames)
@@ -254,9 +246,8 @@ def is_the_callers(frames: torch.Tensor, array: np.ndarray, first: int) -> bool:
 
 @pytest.mark.parametrize("layout", [(20, 24, 3), (3, 20, 24)])
 @pytest.mark.parametrize("count", [1, 15, 30, 32])
-def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(count, layout):
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(checkpoint, count, layout):
+    model, processor = checkpoint
     array, gpu, came = (
         np.random.default_rng(count).integers(0, 256, (count, *layout), np.uint8),
         torch.device("cuda"),
@@ -285,10 +276,9 @@ def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(count, layout):
     assert_same_events(events, model.stream(processor).push(array))
 
 
-def test_frames_of_several_streams_meet_on_the_gpu():
+def test_frames_of_several_streams_meet_on_the_gpu(checkpoint):
     """Each is brought as it is, and pixels are those of each alone."""
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    model, processor = checkpoint
     videos = [torch.from_numpy(world_stream(seed).frames(height=96)[:5]).movedim(-1, 1) for seed in range(3)]
     steps, came = [Encode(model.stream(processor), video) for video in videos], []
     with mock.patch.object(steps_videollm_mod, "brought", lambda frames, device: came.append(frames) or frames):

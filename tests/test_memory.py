@@ -5,7 +5,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT
 from near import assert_near, assert_same_events
 from small import small_model
 from tiny import ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
@@ -16,19 +15,11 @@ from videollm_mod import (
     MoDCache,
     StreamingSession,
     StreamPool,
-    VideoLLMMoDForConditionalGeneration,
-    VideoLLMMoDProcessor,
 )
 from videollm_mod.data.world import world_stream
 
 from videollm_mod.memory_videollm_mod import PROMPT, SEPARATOR as GAP, TEXT, VISION  # isort: skip
 from videollm_mod.memory_videollm_mod import KeyTurner, StreamMemory, frames_in_context
-
-
-@pytest.fixture(scope="module")
-def checkpoint():
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
 
 
 def world(seeds) -> tuple[np.ndarray, list[float]]:

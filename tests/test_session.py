@@ -26,11 +26,6 @@ def load():
     return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
 
 
-@pytest.fixture(scope="module")
-def checkpoint():
-    return load()
-
-
 def clip(seed: int) -> tuple[np.ndarray, list[float]]:
     stream = world_stream(seed)
     return stream.frames(height=96), stream.frame_times(2.0).tolist()
