@@ -50,7 +50,7 @@ def test_a_finished_run_is_finished_and_another_one_is_refused(tmp_path, capsys,
     assert run(path, capsys)[0] == 2
     changed(path, seed=0, stream_stage={**stage, "learning_rate": "1e-3"})  # the same in other letters
     assert run(path, capsys)[0] == 0
-    assert made_of(path) == made
+    assert made_of(path)["model.safetensors"] == made["model.safetensors"]
 
 
 def test_a_run_without_a_record_is_not_taken_for_another(tmp_path, capsys):

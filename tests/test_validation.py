@@ -13,6 +13,7 @@ from videollm_mod.data.world_data import WorldData
 from videollm_mod.training.curves import draw_curves
 from videollm_mod.training.examples import held_out_world, streams, worlds
 from videollm_mod.training.train import TrainingConfig, train
+from videollm_mod.training.trainer import StreamTrainer
 
 
 @pytest.fixture
@@ -63,9 +64,16 @@ def test_the_world_is_validated_on_other_seeds():
         held_out_world(WorldData(first_seed=100_000_003, num_streams=10), 7)
 
 
-def test_a_run_stops_early_and_ends_in_the_best_checkpoint(tmp_path):
-    """Also where it was killed before it wrote that."""
-    stage = {**STAGE, "max_steps": 12, "learning_rate": 0.2, "eval_steps": 1, "early_stopping_patience": 2}
+def test_a_run_stops_early_and_ends_in_the_best_checkpoint(tmp_path, monkeypatch):
+    """Also where it was killed before it wrote that. What is measured gets worse with every step."""
+    step = StreamTrainer.prediction_step
+
+    def prediction_step(self, *args, **kwargs):
+        loss, *rest = step(self, *args, **kwargs)
+        return loss + 100 * self.state.global_step, *rest
+
+    monkeypatch.setattr(StreamTrainer, "prediction_step", prediction_step)
+    stage = {**STAGE, "max_steps": 12, "eval_steps": 1, "early_stopping_patience": 2}
     del stage["save_steps"]
     world = {"level": "basic", "num_questions": 1, "validation": 2}
     path = write_config(tmp_path, "run", vision_stage=None, stream_stage=stage, world=world, dtype="float32")
@@ -73,9 +81,9 @@ def test_a_run_stops_early_and_ends_in_the_best_checkpoint(tmp_path):
     folder = tmp_path / "run" / "stream"
     state = json.loads((folder / "trainer_state.json").read_text())
     evaluated = {entry["step"]: entry["eval_loss"] for entry in state["log_history"] if "eval_loss" in entry}
-    best = min(evaluated, key=evaluated.get)
-    assert len(evaluated) == state["global_step"] == best + 2 < 12
-    expected = load_file(folder / f"checkpoint-{best}" / "model.safetensors")
+    assert list(evaluated) == [1, 2, 3] and state["global_step"] == 3
+    assert evaluated[1] < evaluated[2] < evaluated[3]
+    expected = load_file(folder / "checkpoint-1" / "model.safetensors")
     for _ in range(2):
         weights = load_file(final / "model.safetensors")
         assert all(torch.equal(weights[name], value) for name, value in expected.items())
