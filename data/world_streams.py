@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -38,6 +39,16 @@ def encode(job: tuple[str, range, VideoLLMMoDProcessor]) -> list[tuple]:
     return encoded
 
 
+def encode_all(jobs: list) -> Iterator[list[tuple]]:
+    """`encode` of each job, in spawned processes: torch may have run here, and its threads outlive no fork."""
+    processes = min(len(jobs), os.cpu_count())
+    if processes < 2:
+        yield from map(encode, jobs)
+        return
+    with get_context("spawn").Pool(processes) as pool:
+        yield from pool.imap(encode, jobs)
+
+
 def encoded_streams(level: str, split: str, count: int, processor, folder: Path) -> list[list[torch.Tensor]]:
     """Streams of a split by their shapes: `[ids, labels, codes, depths]` of each group, one row a stream."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,11 +62,8 @@ def encoded_streams(level: str, split: str, count: int, processor, folder: Path)
         fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes them, those beside it wait
         if not path.exists():
             groups: dict[tuple, list] = {}
-            with get_context("fork").Pool(os.cpu_count()) as pool:
-                for stream in (stream for part in pool.imap(encode, jobs) for stream in part):
-                    groups.setdefault((len(stream[0]), len(stream[2]), len(stream[3])), []).append(stream)
-                pool.close()  # ended, not terminated: a worker may only now come out of its fork
-                pool.join()
+            for stream in (stream for part in encode_all(jobs) for stream in part):
+                groups.setdefault((len(stream[0]), len(stream[2]), len(stream[3])), []).append(stream)
             dtypes = (np.int16, np.int16, np.uint8, np.uint8)
             stacked = [
                 [torch.from_numpy(np.array(x, dtype=t)) for x, t in zip(zip(*rows, strict=True), dtypes, strict=True)]

@@ -1,0 +1,55 @@
+"""Processes that start after torch has run: what the package starts is spawned, what users start is as README says."""
+
+import re
+import subprocess
+import sys
+
+import torch
+from fresh import ROOT
+
+from videollm_mod import VideoLLMMoDProcessor
+from videollm_mod.data import world_streams
+
+FORKS = re.compile(r"""(get_context|set_start_method)\(["']fork|multiprocessing_context=["']fork|\bos\.fork(pty)?\(""")
+MAPPED = f"""
+import torch
+from datasets import Dataset
+from videollm_mod import VideoLLMMoDProcessor
+
+processor = VideoLLMMoDProcessor.from_pretrained({str(ROOT)!r})
+
+def count(example):
+    torch.set_num_threads(1)
+    frames = torch.zeros(4, 3, 480, 640, dtype=torch.uint8)
+    return {{"count": len(processor.video_processor(frames, return_tensors="pt")["pixel_values_videos"])}}
+
+count({{}})
+torch.set_num_threads(2)
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # starts threads, which are not there after a fork
+dataset = Dataset.from_dict({{"a": [0, 1]}}).map(count, num_proc=2, load_from_cache_file=False)
+assert dataset["count"][:] == [4, 4]
+"""
+
+
+def test_a_mapped_function_as_the_readme_has_it_does_not_hang(tmp_path):
+    assert "should begin with `torch.set_num_threads(1)`" in " ".join((ROOT / "README.md").read_text().split())
+    environment = {"HF_DATASETS_CACHE": str(tmp_path), "PATH": ""}
+    done = subprocess.run([sys.executable, "-c", MAPPED], env=environment, capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr
+
+
+def test_nothing_of_the_package_is_forked():
+    of_tests = {ROOT / name for name in ("tests", ".venv", "build")}
+    files = [path for path in ROOT.rglob("*.py") if of_tests.isdisjoint(path.parents)]
+    assert len(files) > 50
+    assert [str(path) for path in files if FORKS.search(path.read_text(encoding="utf-8"))] == []
+
+
+def test_streams_are_the_same_from_one_process_and_from_several(monkeypatch):
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    jobs = [("hard_small", range(first, first + 2), processor) for first in (0, 2)]
+    torch.ones(500, 500) @ torch.ones(500, 500)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    several = list(world_streams.encode_all(jobs))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert repr(several) == repr(list(world_streams.encode_all(jobs)))
