@@ -7,7 +7,7 @@ from fresh import ROOT
 from small import said, write_lines, write_video
 
 from videollm_mod import cli
-from videollm_mod.data.jsonl import Fault, line_spans, read_streams, validate
+from videollm_mod.data.jsonl import Fault, line_spans, missing_media, read_streams, validate
 from videollm_mod.data.world import world_stream
 
 SEEN = "A red square appears."
@@ -48,6 +48,14 @@ BROKEN = {
     "video no string": ({**GOOD, "video": 3}, [("video", "it is 3")]),
     "video empty": ({**GOOD, "video": " "}, [("video", "it is ' '")]),
     "video missing": ({**GOOD, "video": "clips/c.mp4"}, [("video", "there is no file")]),
+    "file address missing": (
+        {**GOOD, "video": "file:///no/such%20folder/c.mp4"},
+        [("video", "there is no file /no/such folder/c.mp4")],
+    ),
+    "file address of another machine": (
+        {**GOOD, "video": "file://elsewhere/c.mp4"},
+        [("video", "it is 'file://else")],
+    ),
     "video a folder": ({**GOOD, "video": "clips"}, [("video", "is no file")]),
     "video unreadable": ({**GOOD, "video": "clips/text.mp4"}, [("video", "can not decode")]),
     "video cut off": ({**GOOD, "video": "clips/cut.mp4"}, [("video", "can not decode")]),
@@ -163,6 +171,22 @@ def test_a_good_file_has_no_faults(folder, capsys):
     assert next(read_streams(file))["video"] == str(folder / "clips" / "a.mp4")
     file.write_bytes(file.read_bytes()[:-1])  # a last line without its line break
     assert validate(file) == []
+
+
+def test_a_file_address_is_a_path(folder, tmp_path, capsys):
+    """Percent-encoded too; its times are checked like those of any other video."""
+    video = write_video(tmp_path / "ü b%.mp4", num_frames=8, fps=4)
+    lines = [{"video": video.as_uri(), "turns": [said(1.0, SEEN)]}, {**GOOD, "video": (tmp_path / "c.mp4").as_uri()}]
+    file = write_lines(tmp_path / "address.jsonl", [lines[0]])
+    assert validate(file) == [] and missing_media(file) == {}
+    assert [stream["video"] for stream in read_streams(file)] == [str(video)]
+    write_lines(file, [lines[0], {**lines[0], "turns": [said(9.0, SEEN)]}, lines[1]])
+    beyond, missing = validate(file)
+    assert beyond.line == 2 and "9.0 is beyond the end of the video" in beyond.problem
+    assert missing.line == 3 and missing.problem == f"there is no file {tmp_path / 'c.mp4'}"
+    assert missing_media(file) == {3: str(tmp_path / "c.mp4")}
+    assert cli.main(["validate", str(file)]) == 2
+    assert "error: 2 faults" in capsys.readouterr().err
 
 
 def test_the_example_is_right_once_its_clips_are_made(tmp_path, capsys):
