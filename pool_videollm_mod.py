@@ -49,17 +49,19 @@ class PooledStream:
             `RuntimeError`: if more than the pool's `max_waiting_frames` would wait.
         """
         self._check_member()
-        frames = self.session.processor.video_processor.load_video(frames, do_sample_frames=False)
-        times = self.session.check_times(times, len(frames), self._last_time)
-        free = self.pool.max_waiting_frames - self.waiting
-        if len(frames) > free:
-            raise RuntimeError(
-                f"{len(frames)} frames do not fit: {free} of {self.pool.max_waiting_frames} frames may still wait; "
-                "call `tick` before pushing more"
-            )
-        if len(frames):
-            self._work.append(("frames", frames.clone(), times))  # the caller may go on to write into its array
-            self._last_time = times[-1]
+        free, count, work = self.pool.max_waiting_frames - self.waiting, 0, []
+        for block, its_times in self.session.blocks(frames, times, self._last_time):
+            count += len(block)
+            if count > free:
+                raise RuntimeError(
+                    f"{count} frames do not fit: {free} of {self.pool.max_waiting_frames} frames may still wait; "
+                    "call `tick` before pushing more"
+                )
+            if len(block):
+                work.append(("frames", block.clone(), its_times))  # the caller may go on to write into its array
+        if work:
+            self._work += work
+            self._last_time = work[-1][2][-1]
 
     def ask(self, question: str) -> None:
         """A question after the frames pushed so far; its answer is an event of a later tick."""

@@ -16,6 +16,7 @@ from itertools import accumulate
 from numbers import Real
 from pathlib import Path
 
+import numpy as np
 import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
@@ -23,6 +24,7 @@ from transformers.utils import logging
 from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import check_keep_ratio
 from .conversation_videollm_mod import check_text
+from .decoding_videollm_mod import is_video_source, iter_video_frames
 from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
 from .memory_videollm_mod import KeyTurner, StreamMemory, frames_in_context
 from .pairing_videollm_mod import check_pair
@@ -34,6 +36,7 @@ logger = logging.get_logger(__name__)
 
 FRAMES_AT_ONCE = 16  # frames of one push that go through the model together
 FRAMES_AT_ONCE_ON_GPU = 32  # where those that are taken back again cost less
+BYTES_AT_ONCE = 16 * 1920 * 1080 * 3  # of a video's frames that are held
 AHEAD_AFTER_SPEECH = 4  # and after it spoke, since it may soon speak again; doubled with every block of silence
 
 
@@ -45,6 +48,12 @@ def speaks(silence: torch.Tensor, threshold: float) -> torch.Tensor:
 def check_threshold(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be in [0, 1], got {value!r}")
+
+
+def as_block(decoded: list[tuple[np.ndarray, float]]) -> tuple[torch.Tensor, list[float]]:
+    """uint8 `[F, 3, H, W]` and the times of frames `[H, W, 3]`."""
+    images, times = zip(*decoded, strict=True)
+    return torch.from_numpy(np.stack(images)).movedim(-1, 1), list(times)
 
 
 class StreamingSession:
@@ -261,15 +270,17 @@ class StreamingSession:
         taken back. What is said is what pushing them one by one gives.
 
         Args:
-            frames (uint8 `[F, H, W, 3]` or `[F, 3, H, W]`): array or tensor.
+            frames (uint8 `[F, H, W, 3]` or `[F, 3, H, W]`): array or tensor; or a video's path, URL or file, which is
+                decoded at the processor's fps as it is watched.
             times (`list[float]`, *optional*): of the frames, in seconds; from the last one on at the processor's fps
-                if omitted.
+                if omitted. A video has its own, from its beginning, or from after the last frame pushed before it.
 
         Returns:
             What was said, in order.
 
         Raises:
-            `ValueError`: for frames of another shape, or times that do not fit them or go back.
+            `ValueError`: for frames of another shape, or times that do not fit them or go back; and as
+                `iter_video_frames`.
         """
         return [watched.event for watched in self.watch(frames, times) if watched.event is not None]
 
@@ -277,11 +288,29 @@ class StreamingSession:
         """As `push`, frame by frame: what the model thought of each, as soon as it is known. Leaving the iterator
         (`close()`, or any other call of the session) drops the frames that did not come out."""
         self.break_off()
-        frames = self.processor.video_processor.load_video(frames, do_sample_frames=False)
-        times = self.check_times(times, len(frames), self.time)
-        watched = carry_out(self._watch(frames, times))
+        blocks = self.blocks(frames, times, self.time)
+        watched = carry_out(self._watch_blocks(next(blocks), blocks))  # what is wrong with the frames is said at once
         self._running = weakref.ref(watched)
         return watched
+
+    def blocks(self, frames, times: list[float] | None, last: float | None) -> Iterator[tuple[torch.Tensor, list]]:
+        """What is pushed after the time `last`, as `[F, 3, H, W]` and a time for each frame: all together, or block by
+        block where it is a video to decode."""
+        video_processor = self.processor.video_processor
+        if not is_video_source(frames):
+            frames = video_processor.load_video(frames, do_sample_frames=False)
+            yield frames, self.check_times(times, len(frames), last)
+            return
+        if times is not None:
+            raise ValueError("`times` are for frames; those of a video are its own")
+        start, decoded = 0.0 if last is None else last + 1 / video_processor.fps, []
+        for image, seconds in iter_video_frames(frames, video_processor.fps):
+            decoded.append((image, start + seconds))
+            if len(decoded) == self._frames_at_once or len(decoded) * image.size >= BYTES_AT_ONCE:
+                yield as_block(decoded)
+                decoded = []
+        if decoded:
+            yield as_block(decoded)
 
     def watch_encoded(self, features: torch.Tensor, times: list[float] | None = None) -> Iterator[WatchedFrame]:
         """As `watch`, of frames whose features, `[F, N, Dv]` of `model.encode_frames`, are there already."""
@@ -319,6 +348,12 @@ class StreamingSession:
 
     # What follows are generators that yield a `Step` where they want something of the model, and go on with its result
     # once somebody has carried it out, and beside the steps what they make.
+
+    def _watch_blocks(self, block: tuple[torch.Tensor, list], blocks: Iterator) -> Iterator[Step | WatchedFrame]:
+        with closing(blocks):
+            while block is not None:
+                yield from self._watch(*block)
+                block = next(blocks, None)
 
     def _watch(self, frames: torch.Tensor, times: list[float]) -> Iterator[Step | WatchedFrame]:
         done, encoded, most = 0, 0, self._frames_at_once

@@ -13,8 +13,15 @@ from near import assert_same_cache, assert_same_events
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
-from videollm_mod import StreamEvent, StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod import (
+    StreamEvent,
+    StreamingSession,
+    StreamPool,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+)
 from videollm_mod.data.world import world_stream
+from videollm_mod.decoding_videollm_mod import decode_video
 from videollm_mod.session_state_videollm_mod import FORMAT, VERSION, checksum, read_session
 from videollm_mod.steps_videollm_mod import carry_out
 
@@ -34,6 +41,42 @@ def clip(seed: int) -> tuple[np.ndarray, list[float]]:
 def holds_the_same(session, other) -> None:
     assert_same_cache(session.cache, other.cache)
     assert session._pending == other._pending
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "pool"])
+def test_a_video_is_sampled_at_the_sessions_rate(checkpoint, kind):
+    path = ROOT / "media" / "world.mp4"
+    model, processor = checkpoint
+    frames, times = decode_video(path, processor.video_processor.fps)
+    session, expected = model.stream(processor), model.stream(processor)
+    said = expected.push(frames, times) + expected.push(frames[:4], times[:4] + times[-1] + 0.5)
+    start = session.watch(path)  # decoded as it is watched
+    assert next(start).time == 0 and session.stats.frames == 1
+    start.close()
+    session.reset()
+    with open(path, "rb") as file:
+        source = file if kind == "file" else path
+        if kind == "pool":
+            pool = StreamPool(model, processor)
+            stream = pool.join(session)
+            stream.push(source)
+            stream.push(frames[:4])
+            events = [event for _, event in pool.run()]
+            pool.leave(stream)
+        else:
+            events = session.push(source) + session.push(frames[:4])
+    assert_same_events(events, said)
+    assert len(said) >= 7 and session.time == times[-1] + 2.0
+    assert len(session.push(str(path))) >= 7 and session.time == 2 * times[-1] + 2.5  # goes on after what was
+
+
+def test_a_video_that_can_not_be_pushed(checkpoint, tmp_path):
+    session = checkpoint[0].stream(checkpoint[1])
+    with pytest.raises(FileNotFoundError, match="there is no video"):
+        session.watch(str(tmp_path / "a.mp4"))
+    with pytest.raises(ValueError, match="`times` are for frames; those of a video are its own"):
+        session.push(str(ROOT / "media" / "world.mp4"), [0.0])
+    assert session.stats.frames == 0
 
 
 @pytest.mark.parametrize("seed", [31, 32, 33])
