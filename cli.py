@@ -9,7 +9,7 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -24,9 +24,9 @@ EXTRAS = dict.fromkeys(("accelerate", "datasets", "matplotlib", "peft"), "train"
 EXTRAS |= {"bitsandbytes": "quant", "gguf": "gguf", "gradio": "space"}
 
 
-def message_of(error: BaseException) -> str:
-    """One line, with what to install where a package is missing."""
-    text = one_line(error) or type(error).__name__
+def message_of(error: BaseException, arguments: Sequence[str] = ()) -> str:
+    """One line, with what to install where a package is missing, and no secrets of the command's arguments."""
+    text = one_line(without_secrets(error, arguments)) or type(error).__name__
     package = (getattr(error, "name", None) or "").split(".")[0]
     return f"{text}: pip install videollm-mod[{EXTRAS[package]}]" if package in EXTRAS else text
 
@@ -41,8 +41,24 @@ class Parser(argparse.ArgumentParser):
         self.register("type", float, plain_float)
         self.register("type", int, plain_int)
 
+    def parse_known_args(self, args=None, namespace=None):
+        self.given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str):
-        self.exit(2, f"error: {one_line(message)}\n")
+        self.exit(2, f"error: {one_line(without_secrets(message, self.given))}\n")
+
+
+def without_secrets(message: object, arguments: Sequence[str]) -> str:
+    """`message` with the addresses among a command's arguments as `source_name` has them, whatever quotes them."""
+    from .decoding_videollm_mod import ADDRESS, source_name
+
+    message, given = str(message), [text for each in arguments for text in (each, each.partition("=")[2])]
+    for address in sorted(filter(ADDRESS.fullmatch, given), key=len, reverse=True):
+        for form in (address, str(Path(address)), str(Path(address).parent)):
+            if "/" in form:
+                message = message.replace(form, source_name(address)).replace(repr(form)[1:-1], source_name(address))
+    return message
 
 
 def one_line(message: object) -> str:
@@ -346,6 +362,7 @@ def add_routing(parser) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command with `argv` (default: the process's arguments) and return its exit code: 2 for bad input."""
     replace_what_cannot_be_shown()
+    given = sys.argv[1:] if argv is None else argv
     try:
         with ending_properly():
             return dispatch(argv)
@@ -353,7 +370,7 @@ def main(argv: list[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (ValueError, OSError, ImportError, MemoryError) as error:
-        print(f"error: {message_of(error)}", file=sys.stderr)
+        print(f"error: {message_of(error, given)}", file=sys.stderr)
         return 2
     except RuntimeError as error:
         if "out of memory" not in str(error):

@@ -22,11 +22,15 @@ OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is nee
 MAX_PIXEL_SHAPE = 16  # times as wide as high, or the other way; of others a pixel is taken for square
 AHEAD = (250, 2**26)  # packets of a video stream, and bytes of all, in which to look for a better one
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
+# scheme, all the rest, and of that host, path, and query or fragment
+ADDRESS = re.compile(r"([a-z][\w+.-]*://)(([^/?#]*)([^?#]*)(.*))", re.IGNORECASE | re.DOTALL)
 
 
 def shown(value: Any) -> str:
-    """`repr` on one line of at most 80 characters."""
-    text = " ".join(repr(value).split())
+    """`repr` on one line of at most 80 characters, an address in it as `source_name` gives it, or cut off."""
+    is_address = isinstance(value, str) and ADDRESS.fullmatch(value)
+    text = repr(source_name(value)) if is_address else re.sub("://.*", "://…", repr(value))
+    text = " ".join(text.split())
     return text if len(text) <= 80 else text[:77] + "..."
 
 
@@ -192,14 +196,28 @@ def readable_errors(name: str, doing: str = "decode") -> Iterator[None]:
         if "max pixel count" in str(error.log):
             raise ValueError(f"can not {doing} {name}: its frames have too many pixels for `MediaLimits`") from error
         kind = OSError if isinstance(error, OSError) else ValueError
-        raise kind(f"can not {doing} {name}: {error.strerror}") from error
+        cause = None if "://" in str(error.filename) else error  # it shows the whole address
+        raise kind(f"can not {doing} {name}: {error.strerror}") from cause
 
 
 def source_name(source) -> str:
-    """What to call a source: its path, its address without user and password, or its file's name."""
+    """What to call a source: its path, or its file's name. Of an address only what holds no secret, as far as can be
+    known: the host, and the last part of its path where that looks like the name of a file or is short and alone."""
     if not isinstance(source, str | os.PathLike):
         return str(getattr(source, "name", source))
-    return re.sub(r"(://)[^/@]*@", r"\1", os.fspath(source))
+    source = os.fspath(source)
+    address = ADDRESS.fullmatch(source)
+    if address is None:
+        return source
+    scheme, rest, host, path, query = address.groups()
+    before, at, _ = rest.rpartition("@")
+    if at and "@" not in host[len(before) :] and (":" in before or "@" in before):
+        return scheme + "…"  # a password with a slash in it, or an @ in a path: nobody knows
+    *folders, name = path.split("/")
+    if not re.fullmatch(r"[\w.%+-]+\.\w{1,5}" if len(folders) > 1 else r"[\w.%+-]+\.\w{1,5}|[\w.-]{0,16}", name):
+        name = "…"
+    hidden = "…/" if len(folders) > 1 else ""
+    return scheme + host.rpartition("@")[2] + ("/" + hidden + name if folders else "") + ("?…" if query else "")
 
 
 def local_path(source: str) -> str:

@@ -29,8 +29,8 @@ class HttpBody:
             request.add_unredirected_header("Authorization", f"Basic {login}")
         try:
             self._response, self._broken = urlopen(request, timeout=timeout), False
-        except (OSError, ValueError, HTTPException) as error:
-            raise OSError(f"can not open {self.name}: {error}") from error
+        except (OSError, ValueError, HTTPException):
+            raise OSError(f"cannot open {self.name}") from None  # some show parts of the address
 
     def read(self, size: int) -> bytes:
         if self._broken:  # FFmpeg tries again, though PyAV has the error
@@ -39,7 +39,7 @@ class HttpBody:
             return self._response.read1(size)
         except (OSError, HTTPException) as error:
             self._broken = True
-            raise OSError(f"can not read {self.name}: the connection broke off") from error
+            raise OSError(f"cannot read {self.name}: the connection broke off") from error
 
 
 __all__ = ["HttpBody"]

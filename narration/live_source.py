@@ -7,7 +7,7 @@ from time import monotonic, perf_counter
 
 import numpy as np
 
-from ..decoding_videollm_mod import CLOCK_JITTER, Upright, check_fps, frame_seconds, opened
+from ..decoding_videollm_mod import CLOCK_JITTER, Upright, check_fps, frame_seconds, opened, readable_errors
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0  # seconds before another attempt to connect; doubled with each
 GIVE_UP_AFTER = 300.0  # seconds without a frame
@@ -202,7 +202,7 @@ class LiveSource:
         self._upright.begin(stream)
         corrupt, hls = 0, container.format.name == "hls"  # a playlist that is not renewed ends without an error
         self._ends = is_recording(container, stream) or not (self.endless or hls)
-        with opened(container, stream):
+        with opened(container, stream), readable_errors(self.name):
             if hls and self._ends and self.counts.decoded:  # it has been completed
                 return
             for packet in container.demux(stream):

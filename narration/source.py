@@ -14,6 +14,7 @@ from ..decoding_videollm_mod import (
     local_path,
     open_container,
     sample_container,
+    shown,
     source_name,
     stated_duration,
     video_duration,
@@ -112,7 +113,7 @@ def open_live(source: str, fps: float, reconnect: bool = True) -> LiveSource:
         address = device.format(camera[1])
         return LiveSource(name, lambda: open_container(address, format=driver), fps, reconnect=reconnect)
     if "://" not in source:
-        raise ValueError(f"a live source is `webcam:N` or a URL, got {source!r}")
+        raise ValueError(f"a live source is `webcam:N` or a URL, got {shown(source)}")
     served = of_server(source)
     return LiveSource(name, lambda: open_address(source), fps, reconnect=reconnect, endless=not served, paced=served)
 

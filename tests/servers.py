@@ -54,13 +54,14 @@ class FileServer:
 
     def __init__(self, path: Path, rounds: int = 3, pause: float = 0.0):
         content, server = path.read_bytes(), self
-        self.requests = 0
+        self.requests, self.logins = 0, set()
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self):
                 server.requests += 1
+                server.logins.add(self.headers.get("Authorization"))
                 self.close_connection = True
                 unsized = {"/chunks": self.send_chunks, "/plain": self.send_plain, "/loop": self.send_loop}
                 if self.path in unsized:

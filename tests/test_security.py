@@ -1,6 +1,8 @@
 """What SECURITY.md promises, watched from within processes of their own."""
 
+import base64
 import inspect
+import io
 import json
 import logging
 import os
@@ -9,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -17,10 +21,15 @@ import torch
 from clips import moving, write_video
 from fresh import ROOT, run_fresh
 from fuzzing import read_case, write_case, write_originals
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from servers import FileServer
 
 from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.conversation_videollm_mod import MAX_TEXT
+from videollm_mod.decoding_videollm_mod import iter_video_frames, shown, source_name
 from videollm_mod.narration.options import NarrateOptions, Query, plain_float
+from videollm_mod.narration.source import open_live
 from videollm_mod.session_state_videollm_mod import VERSION
 
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.Request")
@@ -125,6 +134,81 @@ def test_no_frame_and_no_word_is_logged(tmp_path):
     assert [event for event in result["events"] if event[0] in NETWORK] == []
     kept = [path for path in (tmp_path / "process").rglob("*") if path.is_file()]
     assert [path.name for path in kept] == ["result.json"]
+
+
+# --- addresses
+
+SECRET = st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=8).map("5ecret{}4711".format)
+PLAIN = st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True)
+
+
+@st.composite
+def addresses(draw) -> str:
+    """With secrets wherever cameras and servers take them: as user and password, folders, a query."""
+    login = draw(st.sampled_from(["", f"{draw(PLAIN)}:{draw(SECRET)}@", f"{draw(SECRET)}:{draw(SECRET)}@"]))
+    folders = draw(
+        st.sampled_from(["", f"/{draw(PLAIN)}/{draw(SECRET)}", f"/user={draw(PLAIN)}_password={draw(SECRET)}"])
+    )
+    if login:
+        folders = folders.replace("@", "")
+    name = draw(st.sampled_from(["", "/1.ts", "/stream", "/a%20b.m3u8"]))
+    query = draw(st.sampled_from(["", f"?password={draw(SECRET)}", f"?channel=1&token={draw(SECRET)}#t=1", "?a=b@c"]))
+    port = draw(st.sampled_from(["", ":9"]))
+    return f"{draw(st.sampled_from(['nosuch', 'NoSuch+x']))}://{login}127.0.0.1{port}{folders}{name}{query}"
+
+
+@settings(max_examples=30)
+@given(addresses())
+@example("nosuch://admin:5ecret@4711@host/x")
+@example("nosuch://admin:5ec/ret@4711@host/x")
+@example("nosuch://admin:5ecret?4711@host/x")
+@example("nosuch://ad/min:5ecret#4711@host/x")
+@example("nosuch://host:80/get/5ecret4711")
+@example("nosuch://user:5ecret[4711@host/x")
+def test_no_secret_of_an_address_is_shown(address):
+    """By errors of commands and of Python, whether or not the address can be opened."""
+    shown_texts = [source_name(address), shown(address), shown({"type": "video", "url": address})]
+    for arguments in (
+        ["narrate", address],
+        ["narrate", "a.mp4", address],
+        ["narrate", "a.mp4", f"--fps={address}"],
+        ["narrate", "a.mp4", "--output", address],
+        ["narrate", "a.mp4", "--model", address],
+        ["validate", address],
+    ):
+        out, err = io.StringIO(), io.StringIO()
+        with redirect_stdout(out), redirect_stderr(err):
+            try:
+                code = cli.main(arguments)
+            except SystemExit as end:
+                code = end.code
+        assert code == 2 and err.getvalue().startswith("error: ")
+        shown_texts += [out.getvalue(), err.getvalue()]
+    try:
+        next(iter_video_frames(address))
+    except (ValueError, OSError) as error:
+        shown_texts.append("".join(traceback.format_exception(error)).split("next(iter_video_frames(address))")[1])
+    assert [text for text in shown_texts if "5ec" in text or "711" in text] == []
+
+
+def test_a_stream_that_is_lost_shows_no_secret(tmp_path):
+    """What comes of it after it was found: PyAV's own errors hold the whole address."""
+    path = write_video(tmp_path / "a.ts", moving(100, 48, 64), "mpeg2video", fps=20)
+    server = FileServer(path, rounds=1)
+    address = f"{server.url}/loop".replace("http://", "http://me:5ecret4711@")
+    live = open_live(address, 5.0, reconnect=False)
+    live.paced = False
+    with pytest.raises(OSError, match="the connection broke off") as caught:
+        list(live)
+    assert "Basic " + base64.b64encode(b"me:5ecret4711").decode() in server.logins
+    server.close()
+    for text in (live.name, str(caught.value)):
+        assert "5ecret" not in text and "me:" not in text
+    live = open_live(address, 5.0)
+    live._came, live.give_up_after = True, 0.0  # it was there once
+    with pytest.raises(OSError, match="did not come back") as caught:
+        list(live)
+    assert "5ecret" not in str(caught.value) and "me:" not in str(caught.value)
 
 
 # --- what users type
