@@ -12,7 +12,6 @@ import pytest
 import torch
 from fresh import ROOT
 from safetensors.torch import load_file
-from servers import free_port
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.benchmarks import nano_data, nano_run, nano_scales
@@ -169,8 +168,8 @@ torch.save([layer.weight, layer.weight.grad, layer.bias.grad, team.agree(0.25 + 
 
 def test_processes_have_the_same_weights_and_the_mean_of_their_gradients(tmp_path):
     (tmp_path / "one.py").write_text(ONE_OF_TWO)
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    subprocess.run([*torchrun, "--master-port", str(free_port()), "one.py"], cwd=tmp_path, check=True)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    subprocess.run([*torchrun, "one.py"], cwd=tmp_path, check=True)
     for rank in range(2):
         weight, gradient, other, agreed = torch.load(tmp_path / f"{rank}.pt")
         assert torch.equal(weight, torch.zeros(2, 3)) and agreed == 0.25
