@@ -3,7 +3,6 @@
 import math
 import os
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from numbers import Integral, Real
@@ -12,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from .media_limits_videollm_mod import LIMITS, MediaLimits, check_index
+from .upright_videollm_mod import MAX_PIXELS, Upright
 
 DEFAULT_FPS = 2.0
 HIGHEST_RATE = 1000.0  # frames per second that a container may state; with more its clock is not believed
 CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
 CLOCK_JUMP = 10.0  # seconds from frame to frame that are a jump of the clock where the format says that it may
-MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
 OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is needed
-MAX_PIXEL_SHAPE = 16  # times as wide as high, or the other way; of others a pixel is taken for square
 AHEAD = (250, 2**26)  # packets of a video stream, and bytes of all, in which to look for a better one
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
 # scheme, all the rest, and of that host, path, and query or fragment
@@ -104,8 +102,14 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     demuxer |= {"max_pixels": str(limits.pixels), **options.pop("options", {})}  # while it is looked at
     if av_release(av) < 19:  # from then on names and tags of any encoding are read
         options["metadata_errors"] = "replace"
-    with readable_errors(name):
-        container = av.open(source, options=demuxer, **options)
+    try:
+        with readable_errors(name):
+            container = av.open(source, options=demuxer, **options)
+    except ValueError as error:
+        if is_manifest(source, name):
+            advice = f"make one file of it, as by `ffmpeg -i {name} -c copy video.mp4`"
+            raise ValueError(f"{name} is of DASH, which PyAV can not read: {advice}") from error
+        raise
     pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams or container.format.name == "tty":
@@ -121,11 +125,39 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     if stream.codec_context is None:
         container.close()
         raise ValueError(f"can not decode {name}: there is no decoder for its video")
+    if stream.codec_context.name == "webp" and is_animated_webp(beginning(source)):
+        container.close()
+        advice = "take PyAV 19 (Python 3.12 or newer), or convert it, as by `magick a.webp a.gif`"
+        raise ValueError(f"{name} is an animated WebP, which PyAV {av.__version__} can not decode: {advice}")
     stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # while it is decoded
     # frames in work, one a thread, are the largest part of the memory that a large video takes
     large = stream.width * stream.height > MAX_PIXELS
     stream.thread_type, stream.thread_count = ("NONE", 1) if large else ("AUTO", 0)
     return container, stream
+
+
+def beginning(source) -> bytes:
+    """The first bytes of a file; none of what can not be sought."""
+    if isinstance(source, str):
+        if not os.path.isfile(source):
+            return b""
+        with open(source, "rb") as file:
+            return file.read(2048)
+    if not (hasattr(source, "seekable") and source.seekable()):
+        return b""
+    source.seek(0)
+    content = source.read(2048)
+    source.seek(0)
+    return content
+
+
+def is_animated_webp(content: bytes) -> bool:
+    return content[8:16] == b"WEBPVP8X" and len(content) > 20 and bool(content[20] & 2)
+
+
+def is_manifest(source, name: str) -> bool:
+    """Whether a source is what lists the parts of a DASH stream, which only some builds of FFmpeg can read."""
+    return b"<MPD" in beginning(source) or ("://" in name and re.split("[?#]", name)[0].lower().endswith(".mpd"))
 
 
 class ReadAhead:
@@ -278,66 +310,6 @@ def stated_duration(container, stream) -> float | None:
     if container.duration is not None and len(container.streams) == 1:
         return container.duration / 1e6 - start
     return None
-
-
-def limited_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of at most `MAX_PIXELS` together."""
-    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
-    return max(1, int(width * scale)), max(1, int(height * scale))
-
-
-class Upright:
-    """Pixels of decoded frames as they are meant to be seen: square, turned and mirrored as their metadata say, all of
-    the size of the first and of at most `MAX_PIXELS`. A frame of another shape gets black bars."""
-
-    def __init__(self):
-        self._size: tuple[int, int] | None = None  # width and height of what comes out
-        self._codec, self._stated = None, None
-
-    def begin(self, stream) -> None:
-        """What comes next are frames of this stream. The shape of pixels that a container states is that of the whole
-        stream; where it states none, the codec does, and may change it midway."""
-        self._codec, self._stated = stream.codec_context, stream.sample_aspect_ratio
-        if self._stated == self._codec.sample_aspect_ratio:
-            self._stated = None
-
-    def see(self, frame) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
-        """Width and height of an `av.VideoFrame` in square pixels, not turned yet, and its `orientation`. The first is
-        the measure of all."""
-        shape = self._codec.sample_aspect_ratio if self._stated is None else self._stated
-        shape = float(shape) if shape else 1.0
-        wide = frame.width * shape if 1 / MAX_PIXEL_SHAPE <= shape <= MAX_PIXEL_SHAPE else frame.width
-        size, turned = (max(1, round(wide)), frame.height), orientation(frame)
-        if self._size is None:
-            self._size = limited_size(*size)[:: -1 if turned[0] else 1]
-        return size, turned
-
-    def __call__(self, frame) -> np.ndarray:
-        """uint8 `[H, W, 3]` of an `av.VideoFrame`."""
-        size, (transposed, mirrored, upside_down) = self.see(frame)
-        room = self._size[:: -1 if transposed else 1]
-        scales = [space / side for space, side in zip(room, size, strict=True)]
-        fitting = tuple(max(1, round(side * min(scales))) for side in size)
-        size = room if max(scales) <= 1.02 * min(scales) else fitting  # what differs by less differs by rounding
-        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
-        pixels = pixels.transpose(1, 0, 2) if transposed else pixels
-        pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
-        bars = [space - side for space, side in zip(self._size[::-1], pixels.shape[:2], strict=True)]
-        if any(bars):
-            pixels = np.pad(pixels, [*((bar // 2, bar - bar // 2) for bar in bars), (0, 0)])
-        return np.ascontiguousarray(pixels)
-
-
-def orientation(frame) -> tuple[bool, bool, bool]:
-    """Whether an `av.VideoFrame` is to be transposed, and then mirrored from left to right, and upside down: the one
-    of eight ways nearest to its display matrix. What is coded at `(x, y)` is shown at `(a x + c y, b x + d y)`."""
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if matrix is None:
-        return False, False, False
-    a, b, _, c, d, *_ = struct.unpack_from("=9i", bytes(matrix))
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return False, a < 0, d < 0
-    return True, c < 0, b < 0
 
 
 def iter_video_frames(

@@ -7,12 +7,14 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from PIL import Image
 
 from videollm_mod import decoding_videollm_mod as decoding
+from videollm_mod import upright_videollm_mod
 from videollm_mod.decoding_videollm_mod import decode_video, iter_video_frames
 from videollm_mod.narration.live_source import LiveSource
 
-# PyAV --------------------------------------------------------------------------------------------------------------
+# PyAV -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", ["14.4.0", "17.1.0", "9.0"])
@@ -34,7 +36,7 @@ def test_tags_of_any_encoding(tmp_path):
     assert len(decode_video(path)[0]) == 1
 
 
-# Colours -----------------------------------------------------------------------------------------------------------
+# Colours ----------------------------------------------------------------------------------------------------------
 
 BT601, BT709, LIMITED, FULL = 6, 1, 1, 2  # as FFmpeg numbers them
 
@@ -69,7 +71,7 @@ def test_colours(tmp_path, colour, space, colour_range):
     assert np.abs(image.astype(int) - colour).max() <= 4
 
 
-# Orientation --------------------------------------------------------------------------------------------------------
+# Orientation -------------------------------------------------------------------------------------------------------
 
 CORNERS = {"r": (200, 30, 30), "g": (30, 200, 30), "b": (30, 30, 200), "w": (220, 220, 220)}
 ONE, EVEN = 0x10000, 1 << 30  # of fixed point numbers
@@ -142,7 +144,15 @@ def test_all_eight_orientations(tmp_path, monkeypatch, name):
     assert [corners(frame.image) for frame in live][::10] == [seen] * 2
 
 
-# Shape of pixels ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("number, seen", [(1, "rg bw"), (3, "wb gr"), (6, "br wg"), (8, "gw rb")])
+def test_a_photograph_that_says_how_it_was_held(tmp_path, number, seen):
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = number, "Camera"
+    Image.fromarray(four_corners(64, 96)).save(tmp_path / "a.jpg", exif=exif)
+    assert corners(decode_video(tmp_path / "a.jpg")[0][0]) == seen
+
+
+# Shape of pixels ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -171,7 +181,7 @@ def test_pixels_that_only_the_container_says_are_not_square(tmp_path):
 
 
 def test_pixels_that_are_not_square_in_a_turned_large_video_that_is_sought(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 96 * 48)
+    monkeypatch.setattr(upright_videollm_mod, "MAX_PIXELS", 96 * 48)
     path = write(tmp_path / "a.mp4", [four_corners(96, 96)] * 20, pixel_shape=2, g="5")
     frames, _ = decode_video(with_matrix(path, 0, 1, -1, 0), fps=5)
     assert frames.shape[1:] == (96, 48, 3) and corners(frames[0]) == "br wg"
@@ -206,7 +216,7 @@ def test_pixels_of_absurd_shape_are_taken_for_square(tmp_path, shape):
     )
 
 
-# Tracks --------------------------------------------------------------------------------------------------------------
+# Tracks -------------------------------------------------------------------------------------------------------------
 
 GREY, DEFAULT = np.full((32, 32, 3), 90, np.uint8), av.stream.Disposition.default
 
@@ -292,3 +302,43 @@ def test_no_frame_at_all_is_an_error(tmp_path, empty, fps):
     for source, name in ((path, r".*a\.ts"), (Pipe(path), "pipe")):
         with pytest.raises(ValueError, match=f"there is no frame in {name}"):
             list(iter_video_frames(source, fps))
+
+
+# Formats -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.avif", "a.webp"])
+@pytest.mark.parametrize("as_file", [False, True])
+def test_animated_pictures_are_read_or_named(tmp_path, name, as_file):
+    images = [Image.fromarray(np.full((32, 48, 3), 40 + 50 * number, np.uint8)) for number in range(4)]
+    try:
+        images[0].save(tmp_path / name, save_all=True, append_images=images[1:], duration=500)
+    except (KeyError, OSError):
+        pytest.skip(f"this build of Pillow writes no {name[2:]}")
+    with open(tmp_path / name, "rb") as file:
+        source = file if as_file else tmp_path / name
+        if name == "a.webp" and int(av.__version__.partition(".")[0]) < 19:
+            with pytest.raises(ValueError, match=r"a\.webp is an animated WebP, which PyAV .* convert it, as by"):
+                decode_video(source)
+        else:
+            frames, times = decode_video(source, fps=None)
+            assert np.abs(frames[:, 16, 24, 0] - [40.0, 90, 140, 190]).max() <= 3 and times.tolist() == [
+                0,
+                0.5,
+                1,
+                1.5,
+            ]
+
+
+def test_one_webp_picture(tmp_path):
+    Image.fromarray(four_corners(64, 96)).save(tmp_path / "a.webp")
+    assert corners(decode_video(tmp_path / "a.webp")[0][0]) == "rg bw"
+
+
+def test_dash_is_named(tmp_path):
+    path = tmp_path / "a.mpd"
+    path.write_text('<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>')
+    with pytest.raises(
+        ValueError, match=r"a\.mpd is of DASH, which PyAV can not read: .* `ffmpeg -i .*a\.mpd -c copy"
+    ):
+        decode_video(path)

@@ -31,11 +31,11 @@ from videollm_mod.decoding_videollm_mod import (
     MAX_PIXELS,
     decode_video,
     iter_video_frames,
-    limited_size,
     video_duration,
 )
 from videollm_mod.narration import loading, narrate, source
 from videollm_mod.narration.options import NarrateOptions, Query
+from videollm_mod.upright_videollm_mod import limited_size
 
 COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
 
