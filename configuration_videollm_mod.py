@@ -5,10 +5,12 @@ is computed from it.
 """
 
 import math
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
+# Fields of several types are `Any` below and checked here: `strict` says one sentence for each type they may have.
 VISION_ROUTINGS = ("mod", "full", "early_exit", "layer_skip")
 MOD_LAYERS = ("interleaved", "all", "all_deep", "interleaved_deep")
 MOD_SELECTIONS = ("learned", "uniform", "random")
@@ -77,8 +79,8 @@ class VideoLLMMoDTextConfig(LlamaConfig):
     base_config_key = "text_config"
 
     vision_routing: str = "mod"
-    mod_layers: str | list | tuple = "interleaved"
-    mod_keep_ratio: int | float = 0.2
+    mod_layers: Any = "interleaved"
+    mod_keep_ratio: Any = 0.2
     mod_selection: str = "learned"
     mod_gate: str = "residual"
     mod_force_keep_last: bool = False
@@ -107,6 +109,9 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         if isinstance(self.mod_layers, str):
             check_choice("mod_layers", self.mod_layers, MOD_LAYERS)
             return
+        if not isinstance(self.mod_layers, list | tuple):
+            choices = ", ".join(map(repr, MOD_LAYERS))
+            raise ValueError(f"`mod_layers` must be one of {choices} or a list of layers, got {self.mod_layers!r}")
         for index in self.mod_layers:
             if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < self.num_hidden_layers:
                 raise ValueError(
@@ -133,7 +138,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             when omitted.
         frame_token_cls (`bool`): a frame starts with its class token (SigLIP `pooler_output`, CLIP
             `last_hidden_state[:, 0]`).
-        frame_token_pooled (`[h, w]` or `None`): grid to which a frame's patches are average-pooled.
+        frame_token_pooled (`[h, w]` or `None`): grid to which a frame's patches are average-pooled, at most theirs.
         video_token_id (`int`): id of the placeholder that stands for one vision token.
         frame_separator_token_id (`int`): id of the token between two frames of a stream; predicting it after a frame
             means to stay silent.
@@ -147,17 +152,21 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     sub_configs = {"text_config": VideoLLMMoDTextConfig, "vision_config": AutoConfig}
     keys_to_ignore_at_inference = ["past_key_values", "cache", "router_scores", "kept_indices"]
 
-    text_config: dict | PreTrainedConfig | None = None
-    vision_config: dict | PreTrainedConfig | None = None
+    text_config: Any = None
+    vision_config: Any = None
     frame_token_cls: bool = True
-    frame_token_pooled: list | tuple | None = (3, 3)
+    frame_token_pooled: Any = (3, 3)
     video_token_id: int = 3
     frame_separator_token_id: int = 4
-    stream_loss_weight: int | float = 1.0
+    stream_loss_weight: Any = 1.0
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
+        for name in self.sub_configs:
+            value = getattr(self, name)
+            if value is not None and not isinstance(value, dict | PreTrainedConfig):
+                raise ValueError(f"`{name}` must be a configuration or its fields as a dict, got {value!r}")
         if not isinstance(self.text_config, PreTrainedConfig):
             self.text_config = VideoLLMMoDTextConfig(**(self.text_config or {}))
         if not isinstance(self.vision_config, PreTrainedConfig):
@@ -185,7 +194,9 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         """Raise `ValueError` for frame options out of range. Called again where a model is built."""
         pooled = self.frame_token_pooled
         if pooled is not None and (
-            len(pooled) != 2 or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in pooled)
+            not isinstance(pooled, list | tuple)
+            or len(pooled) != 2
+            or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in pooled)
         ):
             raise ValueError(f"`frame_token_pooled` must be two positive integers [h, w] or None, got {pooled}")
         if pooled is None and not self.frame_token_cls:
@@ -196,6 +207,9 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 f"{self.num_frame_tokens}"
             )
         check_choice("vision_config.model_type", self.vision_config.model_type, VISION_MODEL_TYPES)
+        side = self.vision_config.image_size // self.vision_config.patch_size
+        if pooled is not None and max(pooled) > side:
+            raise ValueError(f"`frame_token_pooled` must be at most the vision tower's {[side, side]}, got {pooled}")
         for name in ("video_token_id", "frame_separator_token_id"):
             value = getattr(self, name)
             if not 0 <= value < self.text_config.vocab_size:
@@ -204,8 +218,9 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             raise ValueError(
                 f"`video_token_id` and `frame_separator_token_id` must differ, both are {self.video_token_id}"
             )
-        if not 0 <= self.stream_loss_weight < math.inf:
-            raise ValueError(f"`stream_loss_weight` must be finite and >= 0, got {self.stream_loss_weight}")
+        weight = self.stream_loss_weight
+        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+            raise ValueError(f"`stream_loss_weight` must be finite and >= 0, got {weight!r}")
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with every Auto class mapped to the code that is saved beside the weights; transformers

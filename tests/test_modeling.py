@@ -415,6 +415,8 @@ def test_options_are_checked_again_where_the_model_is_built():
         ({"mod_keep_ratio": 1.5}, "`mod_keep_ratio`.*1.5"),
         ({"mod_layers": [0, 5]}, r"`mod_layers` must hold layer indices in \[0, 5\), got 5 in \[0, 5\]"),
         ({"mod_layers": [-1]}, "`mod_layers`.*-1"),
+        ({"mod_layers": 3}, "^`mod_layers` must be one of 'interleaved', .* or a list of layers, got 3$"),
+        ({"mod_keep_ratio": "x"}, r"^`mod_keep_ratio` must be a number in \(0, 1\], got 'x'$"),
         ({"mod_layers": "odd"}, "`mod_layers` must be one of 'interleaved'.*got 'odd'"),
         ({"mod_gate": "relu"}, "`mod_gate` must be one of 'residual', 'output', 'none', got 'relu'"),
         ({"mod_selection": "best"}, "`mod_selection` must be one of.*got 'best'"),
@@ -431,6 +433,17 @@ def test_wrong_routing_options_are_named(options, message):
     "options, message",
     [
         ({"frame_token_pooled": [3]}, "`frame_token_pooled` must be two positive integers"),
+        ({"frame_token_pooled": 3}, r"^`frame_token_pooled` must be two positive integers \[h, w\] or None, got 3$"),
+        (
+            {"frame_token_pooled": [2, 5]},
+            r"`frame_token_pooled` must be at most the vision tower's \[3, 3\], got \[2, 5",
+        ),
+        ({"stream_loss_weight": "2"}, "^`stream_loss_weight` must be finite and >= 0, got '2'$"),
+        ({"text_config": 3}, "^`text_config` must be a configuration or its fields as a dict, got 3$"),
+        (
+            {"vision_config": "siglip"},
+            "^`vision_config` must be a configuration or its fields as a dict, got 'siglip'$",
+        ),
         ({"frame_token_pooled": [100, 101]}, "a frame can have at most 10000 tokens"),
         ({"frame_token_pooled": None, "frame_token_cls": False}, "a frame needs tokens"),
         ({"video_token_id": 60}, r"`video_token_id` must be in \[0, vocab_size=60\), got 60"),
