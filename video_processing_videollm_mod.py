@@ -21,6 +21,7 @@ from transformers.video_utils import VideoMetadata
 from .decoding_videollm_mod import DEFAULT_FPS, decode_video, is_video_source, shown
 
 LOADING_OPTIONS = ("fps", "num_frames", "do_sample_frames", "input_data_format")
+IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 PIXELS_AT_ONCE = 16 * 1280 * 720  # of frames that are float32 at full resolution at the same time
 # of what is done with each frame
 FRAME_OPTIONS = ("do_resize", "size", "resample", "do_pad", "do_rescale", "rescale_factor", "do_normalize")
@@ -44,8 +45,8 @@ def channels_first(frames: torch.Tensor, input_data_format: str | None = None) -
 def flatten_videos(videos: Any, depth: int = 0) -> list:
     """The videos of a batch, nested or not, as a flat list.
 
-    A list of frames is one video. A list of strings is a list of paths, but inside a list of samples (`depth` 2) it is
-    one video whose frames are image files.
+    A list of frames is one video. A list of strings is a list of paths, but within another list it is one video whose
+    frames are image files if all are named so, and in a list of samples (`depth` 2) whatever they are named.
     """
     if is_video_source(videos):
         return [videos]
@@ -55,7 +56,31 @@ def flatten_videos(videos: Any, depth: int = 0) -> list:
         raise ValueError(f"`videos` must be paths, arrays, tensors or lists of frames, got {shown(videos)}")
     if videos and (depth == 2 or hasattr(videos[0], "convert") or getattr(videos[0], "ndim", None) == 3):
         return [videos]
+    if videos and depth == 1 and all(is_named_image(item) for item in videos):
+        return [videos]
     return [video for item in videos for video in flatten_videos(item, depth + 1)]
+
+
+def is_named_image(item: Any) -> bool:
+    """Whether `item` is the path or URL of an image, going by its name."""
+    return isinstance(item, str | os.PathLike) and os.fspath(item).partition("?")[0].lower().endswith(IMAGE_NAMES)
+
+
+def read_image(source: str):
+    """A PIL image from a path, a URL or base64.
+
+    Raises:
+        `OSError`, `ValueError`: naming what can not be read.
+    """
+    is_name = len(source) < 4096 and not source.startswith(("http://", "https://", "data:"))
+    if is_name and "." in source and not os.path.exists(source):
+        raise FileNotFoundError(f"there is no image {source}")
+    try:
+        return load_image(source)
+    except (ValueError, OSError) as error:  # that an address can not be reached is one too
+        reason = "" if is_name else f" ({' '.join(str(error).split())})"
+        kind = OSError if isinstance(error, OSError) else ValueError
+        raise kind(f"{shown(source)} is no image, as each of a list of frames must be{reason}") from error
 
 
 def stack_frames(frames: list) -> torch.Tensor:
@@ -63,7 +88,7 @@ def stack_frames(frames: list) -> torch.Tensor:
     tensors = []
     for frame in frames:
         if isinstance(frame, str | os.PathLike):
-            frame = load_image(os.fspath(frame))
+            frame = read_image(os.fspath(frame))
         tensors.append(torch.as_tensor(np.array(frame.convert("RGB")) if hasattr(frame, "convert") else frame))
     shapes = {tuple(tensor.shape) for tensor in tensors}
     if len(shapes) != 1:
