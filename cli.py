@@ -5,6 +5,7 @@ import codecs
 import io
 import json
 import os
+import re
 import shlex
 import signal
 import sys
@@ -13,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import TextIO
 
 from . import __version__
 from .threads import use_free_cores
@@ -46,6 +48,8 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def error(self, message: str):
+        if names := [each for each in self.given if re.match(r"-[^-]", each) and re.search(r"\.[a-zA-Z]\w*$", each)]:
+            message += f"; a name that begins with - is given as ./{names[0]}, or after --"
         self.exit(2, f"error: {one_line(without_secrets(message, self.given))}\n")
 
 
@@ -73,6 +77,14 @@ def replace_what_cannot_be_shown() -> None:
     out = sys.stdout
     if isinstance(out, io.TextIOWrapper) and (out.errors == "strict" or codecs.lookup(out.encoding).name != "utf-8"):
         out.reconfigure(errors="replace")
+
+
+STANDARD = Path("-")  # standard input or output
+
+
+def beside(output: Path | None) -> TextIO:
+    """Where to say something besides what goes to `output`."""
+    return sys.stderr if output == STANDARD else sys.stdout
 
 
 def share_cores() -> None:
@@ -135,7 +147,7 @@ def add_narrate(commands) -> None:
         help="that are remembered; by default what the model can overlook",
     )
     parser.add_argument("--format", choices=FORMATS, help="by default what the output's name ends in, else text")
-    parser.add_argument("--output", type=Path, help="file for the events; by default standard output")
+    parser.add_argument("--output", type=Path, help="file for the events; by default, and as -, standard output")
     parser.add_argument("--overlay", type=Path, metavar="FILE.mp4", help="video of what was seen, kept and said")
     parser.add_argument(
         "--when-behind",
@@ -201,7 +213,12 @@ def add_evaluate(commands) -> None:
         "--categories", type=Path, metavar="FILE", help="all answers, one a line; for lta the taxonomy.json"
     )
     parser.add_argument("--batch-size", type=int, default=8, help="streams that go through the model together")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="for the result; a killed run goes on from there")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        metavar="FILE",
+        help="for the result, - for standard output; a killed run goes on from there",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="of what each threshold would do")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="by default float32 on a CPU")
     parser.add_argument("--device", default="auto", help="cpu, cuda, cuda:N or mps; by default the best there is")
@@ -212,7 +229,7 @@ def add_evaluate(commands) -> None:
 
         result = evaluate(EvaluateOptions(**arguments), command=shlex.join(["videollm-mod", *sys.argv[1:]]))
         if result is not None:
-            print(json.dumps(result["summary"], indent=1))
+            print(json.dumps(result["summary"], indent=1), file=beside(arguments["json"]))
             if "note" in result:
                 print(result["note"], file=sys.stderr)
 
@@ -250,7 +267,7 @@ def add_world(commands) -> None:
 
 def add_data(commands) -> None:
     parser = commands.add_parser("validate", help="name every fault of a JSONL file of streams")
-    parser.add_argument("file", type=Path)
+    parser.add_argument("file", type=Path, help="or - for standard input")
 
     def run_validate(arguments: dict) -> None:
         from .data.jsonl import validate
@@ -288,7 +305,7 @@ def add_data(commands) -> None:
     parser.add_argument("annotations", type=Path, help="the data set's JSON file")
     parser.add_argument("--task", required=True, help="narration, chat, lta, step, task, next, procedure, ...")
     parser.add_argument("--videos", type=Path, required=True, help="the folder of the videos")
-    parser.add_argument("--output", type=Path, required=True, help="the JSONL file")
+    parser.add_argument("--output", type=Path, required=True, help="the JSONL file, or - for standard output")
     parser.add_argument("--subset", help="only this one: train, val or test; of COIN training or testing")
     parser.add_argument("--missing", default="stop", help="stop (the default) or skip where videos are missing")
     parser.add_argument("--camera", help="of egoexo4d, such as cam01; by default the first ego view of each take")
@@ -300,7 +317,7 @@ def add_data(commands) -> None:
         prepared = prepare(**arguments)
         for what in told(prepared.left_out, prepared.named):
             print(f"left out: {one_line(what)}", file=sys.stderr)
-        print(prepared)
+        print(prepared, file=beside(arguments["output"]))
 
     parser.set_defaults(run=run_prepare)
 

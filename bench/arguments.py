@@ -12,6 +12,8 @@ LARGE = 40 << 30  # bytes that Llama-3-8B's geometry takes in float32, with what
 
 def result_file(text: str) -> Path:
     """Where a result goes, as JSON; its plot lies beside it under the same name."""
+    if text == "-":
+        raise argparse.ArgumentTypeError("must be a file, its plot lies beside it; rows go to standard output anyway")
     if not text.endswith(".json"):
         raise argparse.ArgumentTypeError(f"must end in .json, got {text!r}")
     check_output("--json", Path(text), "")

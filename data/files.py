@@ -2,20 +2,32 @@
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+STANDARD = Path("-")  # standard output
 PARTIAL = ".partial"  # ending of a file that is being written
 
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to; on leaving it takes the name `path`, on an error it goes away.
+    """Give a path to write to; on leaving it takes the name `path`, on an error it goes away. What is written to the
+    path that stands for `-` goes to standard output in the end.
 
     A process that is killed leaves `path` as it was: the bytes are on the disk before the name is.
     """
     path = Path(path)
+    if path == STANDARD:
+        with TemporaryDirectory() as folder:
+            yield Path(folder, "output")
+            content = Path(folder, "output").read_bytes()
+        sys.stdout.flush()
+        sys.stdout.buffer.write(content)
+        sys.stdout.flush()
+        return
     partial = path.with_name(path.name + PARTIAL)
     try:
         yield partial

@@ -8,13 +8,16 @@ the rate at which frames are taken, by default the processor's. Turns are in ord
 """
 
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from ..decoding_videollm_mod import shown
+from .files import STANDARD
 from .stream_checks import Object, Problem, check_media, check_stream, media_of
 
 BOM = b"\xef\xbb\xbf"
@@ -52,9 +55,13 @@ def parse(raw: bytes) -> tuple[Any, Problem | None]:
 
 
 def iter_lines(path: Path, offset: int = 0, first_line: int = 1) -> Iterator[tuple[int, Any, Problem | None]]:
-    """`(number, value, problem)` of the lines from a byte on, one in memory at a time."""
-    with open(path, "rb") as file:
-        file.seek(offset)
+    """`(number, value, problem)` of the lines of a file, or for `-` of standard input, from a byte on, one held at a
+    time."""
+    if path == STANDARD and sys.stdin is None:
+        raise OSError("standard input is closed")
+    with nullcontext(sys.stdin.buffer) if path == STANDARD else open(path, "rb") as file:
+        if offset:  # a pipe has no other beginning
+            file.seek(offset)
         for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE + 1), b""), first_line):
             if len(raw) > MAX_LINE:
                 yield number, None, ("line", f"it has more than {MAX_LINE} bytes", "one JSON object on one line")
@@ -69,16 +76,18 @@ def validate(path: str | Path, media: bool = True) -> list[Fault]:
     """All faults of a file, in order of its lines.
 
     Args:
+        path: of a file, or `-` for standard input, where media are looked for from the working directory.
         media (`bool`): look at videos and features too: whether they can be read, and times beyond their end.
 
     Raises:
         `OSError`: if the file can not be read.
     """
-    path, faults, seen, number = Path(path), [], {}, 0
+    path, faults, seen, number = STANDARD if str(path) == "/dev/stdin" else Path(path), [], {}, 0
+    folder = path.parent if path.is_file() else Path()  # a pipe has none
     for number, stream, problem in iter_lines(path):
         problems = [problem] if problem else list(check_stream(stream))
         if media:
-            problems += check_media(stream, path.parent, seen)
+            problems += check_media(stream, folder, seen)
         faults += [Fault(number, *problem) for problem in problems]
     if not number:
         faults.append(Fault(1, "file", "it is empty", "one JSON object a line"))

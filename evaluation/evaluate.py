@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..benchmarks.record import surroundings
 from ..data.ego4d_lta import word_of
-from ..data.files import written_whole
+from ..data.files import STANDARD, written_whole
 from ..data.processes import process_state
 from ..memory_videollm_mod import frames_in_context
 from ..narration.loading import load_checkpoint
@@ -239,7 +239,8 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         "keep_ratio": options.keep_ratio,
         "dtype": options.dtype,
     }
-    results = Results(None if options.json is None else options.json.with_suffix(".streams.jsonl"), settings)
+    to_file = options.json not in (None, STANDARD)
+    results = Results(options.json.with_suffix(".streams.jsonl") if to_file else None, settings)
     state.wait_for_everyone()
     if state.is_main_process:
         results.begin()

@@ -91,6 +91,10 @@ class NarrateOptions:
     trust_remote_code: bool = False
     limits: MediaLimits = LIMITS  # of a recording, in Python only
 
+    def __post_init__(self):
+        if self.output == Path("-"):  # standard output
+            self.output = None
+
     def check(self) -> None:
         if self.fps is not None:
             check_fps("`--fps`", self.fps)

@@ -1,12 +1,16 @@
 """The JSONL format: every fault of every line is found, and nothing is written where there is one."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from fresh import ROOT
 from small import said, write_lines, write_video
 
 from videollm_mod import cli
+from videollm_mod.data.files import written_whole
 from videollm_mod.data.jsonl import Fault, line_spans, missing_media, read_streams, validate
 from videollm_mod.data.world import world_stream
 
@@ -250,3 +254,28 @@ def test_features_of_another_rate(folder):
     assert matches(
         validate(file), [(3, "fps", "taken at 2.0"), (4, "turns[0].time", "beyond the end of the features")]
     )
+
+
+@pytest.mark.parametrize("name", ["-", "/dev/stdin", "<(cat)"])
+def test_a_pipe_is_validated(tmp_path, name):
+    """Media are looked for from the working directory, as a pipe lies nowhere."""
+    line = {"video": "no.mp4", "turns": [{"time": 1, "role": "assistant", "content": "There."}]}
+    command = f"cat | {sys.executable} -m videollm_mod.cli validate {name}"
+    if name == "<(cat)":
+        command = f"{sys.executable} -m videollm_mod.cli validate <(cat)"
+    done = subprocess.run(
+        ["bash", "-c", command], input=json.dumps(line) + "\n", cwd=tmp_path, capture_output=True, text=True
+    )
+    assert ":1: video: there is no file no.mp4;" in done.stdout and "error: 1 faults in" in done.stderr
+
+
+def test_a_whole_file_may_be_standard_output(tmp_path, monkeypatch, capfdbinary):
+    monkeypatch.chdir(tmp_path)
+    with written_whole("-") as partial:
+        partial.write_bytes("在\n".encode())
+        assert capfdbinary.readouterr().out == b""
+    assert capfdbinary.readouterr().out == "在\n".encode() and list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="broken"), written_whole(Path("-")) as partial:
+        partial.write_bytes(b"half")
+        raise ValueError("broken")
+    assert capfdbinary.readouterr().out == b""

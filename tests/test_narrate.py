@@ -307,6 +307,23 @@ def test_queries_are_asked_at_their_times(run, clip, checkpoint):
     assert [e["time"] for e in events] == sorted(e["time"] for e in events)
 
 
+def test_a_dash_is_standard_output(run, tmp_path, monkeypatch, clip):
+    monkeypatch.chdir(tmp_path)
+    code, lines, err = run(clip, "--output", "-", "--format", "jsonl")
+    assert (code, err) == (0, "") and "stats" in json.loads(lines[-1]) and list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_begins_with_a_dash_is_explained(run, tmp_path, monkeypatch, clip):
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(clip, "-vid.mp4")
+    hint = "; a name that begins with - is given as ./-vid.mp4, or after --\n"
+    for arguments in (["-vid.mp4"], ["a.mp4", "-vid.mp4"], ["a.mp4", "--overlay", "-vid.mp4"]):
+        code, _, err = run(*arguments)
+        assert code == 2 and is_one_line(err) and err.endswith(hint)
+    assert run("--", "-vid.mp4")[:2] == run("./-vid.mp4")[:2] == run(clip)[:2]
+    assert "begins with" not in run("a.mp4", "--threshold", "-x")[2]
+
+
 LOCALES = {
     "a Windows console": {"PYTHONIOENCODING": "cp1252"},
     "ASCII": {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
