@@ -7,8 +7,6 @@ the Auto classes of transformers know the package: they load its checkpoints wit
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from .auto_classes import register_on_import as _register_on_import
-
 if TYPE_CHECKING:
     from .cache_videollm_mod import MoDCache
     from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
@@ -63,5 +61,7 @@ def __dir__():
     return sorted({*globals(), *__all__})
 
 
-if __name__ == "videollm_mod":  # pytest also runs this file, under the name of its folder
-    _register_on_import()
+if __name__ == "videollm_mod":  # and not under another name, as where pytest runs this file on its own
+    from .auto_classes import register_on_import
+
+    register_on_import()

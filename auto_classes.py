@@ -49,12 +49,17 @@ class Watcher(MetaPathFinder):
     def __init__(self):
         self._under_way = 0  # watched modules that are half imported
         self._registered: set[str] = set()
+        self._searched: set[str] = set()
 
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] not in ("transformers", __package__):
+        if name.partition(".")[0] not in ("transformers", __package__) or name in self._searched:
             return None
-        others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
-        spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target))), None)
+        self._searched.add(name)  # others may ask all finders too
+        try:
+            others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
+            spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target))), None)
+        finally:
+            self._searched.discard(name)
         if spec is not None and spec.loader is not None:
             spec.loader = WatchedLoader(spec.loader, self)
         return spec

@@ -10,11 +10,13 @@ from dataclasses import fields
 from functools import lru_cache, wraps
 from typing import Any
 
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TransformersKwargs
 from transformers.utils.output_capturing import capture_outputs
+from transformers.video_processing_utils import BaseVideoProcessor
 
 # The name of the key-value cache in arguments and outputs: transformers 5.24 changed it.
 CACHE_NAMES = ("cache", "past_key_values")
@@ -92,11 +94,48 @@ def check_arguments(arguments: dict[str, Any], implementation: str) -> None:
         raise ValueError(f"`forward` got arguments that nothing reads: {', '.join(f'`{name}`' for name in unread)}")
 
 
+class ProcessorWithoutTorchvision(ProcessorMixin):
+    """A processor of videos and text. The stock one checks and loads a video processor by classes of transformers that
+    without torchvision are dummies.
+
+    Attributes:
+        own_video_processor (`type[BaseVideoProcessor]`): the class of its video processor.
+    """
+
+    own_video_processor = BaseVideoProcessor
+
+    def check_argument_for_proper_class(self, argument_name, argument):
+        if argument_name != "video_processor":
+            return super().check_argument_for_proper_class(argument_name, argument)
+        if not isinstance(argument, BaseVideoProcessor):
+            raise TypeError(
+                f"`video_processor` must be a {self.own_video_processor.__name__}, got {type(argument).__name__}"
+            )
+        return BaseVideoProcessor
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
+        return [
+            cls.own_video_processor.from_pretrained(pretrained_model_name_or_path, **kwargs),
+            # The tokenizer's own files name its class; reading the model's config would ask to trust its code.
+            cls._load_tokenizer_from_pretrained(
+                "tokenizer", pretrained_model_name_or_path, **{"config": PreTrainedConfig(), **kwargs}
+            ),
+        ]
+
+    def options_of_parts(self, **kwargs) -> dict[str, dict]:
+        """Keyword arguments of a call, and the defaults, as `text_kwargs` and `videos_kwargs`."""
+        return self._merge_kwargs(
+            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+        )
+
+
 __all__ = [
     "CACHE_NAME",
     "CACHE_NAMES",
     "CHECKPOINTING_RENAMED",
     "EitherCacheName",
+    "ProcessorWithoutTorchvision",
     "capture_outputs",
     "check_arguments",
     "rename_cache",

@@ -28,7 +28,7 @@ from .cache_videollm_mod import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
 from .fast_ops_videollm_mod import PlainOps
 from .routing_videollm_mod import select_tokens, uniform_priority
-from .unchanged_videollm_mod import Unchanged
+from .unchanged_videollm_mod import Unchanged, has_own_forward
 
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 FEW_SLOTS = 16  # up to here kernels of our own read the weights faster than cuBLAS
@@ -530,7 +530,7 @@ def why_not(model) -> str | None:
     parts = (language, model.model.connector, model.lm_head)
     modules = [module for part in parts for module in part.modules()]
     for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+        if module._forward_hooks or module._forward_pre_hooks or has_own_forward(module):
             return "a module has hooks"
         if isinstance(module, nn.Linear) and type(module) is not nn.Linear and type(module).__name__ != "LayerExpert":
             return f"a layer is {type(module).__name__}"

@@ -1,13 +1,13 @@
 """Tokens of a text that stands inside a sequence, where some tokenizers would put a space before it."""
 
-import copy
 import json
 
 from tokenizers import Tokenizer
+from transformers import PreTrainedTokenizerFast
 
 
 def tokenizer_of_pieces(tokenizer):
-    """The tokenizer, or a copy of it that puts no space before a text, as SentencePiece's Llama 2 and TinyLlama do.
+    """The tokenizer, or one like it that puts no space before a text, as SentencePiece's Llama 2 and TinyLlama do.
 
     A stream is made of pieces tokenised one by one; with such a space each would begin with a token that the language
     model never met there, and a separator could be two tokens.
@@ -17,9 +17,7 @@ def tokenizer_of_pieces(tokenizer):
     if (normalizer, pre_tokenizer) == (backend["normalizer"], backend["pre_tokenizer"]):
         return tokenizer
     backend |= {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
-    tokenizer = copy.deepcopy(tokenizer)
-    tokenizer._tokenizer = Tokenizer.from_str(json.dumps(backend))
-    return tokenizer
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)))
 
 
 def _without_space(step: dict | None) -> dict | None:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import BatchFeature, PreTrainedConfig
-from transformers.processing_utils import ProcessorMixin
-from transformers.video_processing_utils import BaseVideoProcessor
+from transformers import BatchFeature
 
+from .compat_videollm_mod import ProcessorWithoutTorchvision
 from .configuration_videollm_mod import MAX_FRAME_TOKENS
 from .conversation_videollm_mod import check_continuation, clean_text, read_conversation
 from .decoding_videollm_mod import check_count, shown
@@ -24,7 +23,7 @@ IGNORE_INDEX = -100
 TEMPLATE_CONSTANTS = ("num_frame_tokens", "video_token", "frame_separator", "stream_start", "stream_end")
 
 
-class VideoLLMMoDProcessor(ProcessorMixin):
+class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
     r"""
     Interleaves frames and text into one sequence, built from pieces that are tokenised one by one:
 
@@ -53,6 +52,8 @@ class VideoLLMMoDProcessor(ProcessorMixin):
     Raises:
         `ValueError`: for a tokenizer or pieces that do not fit together, naming what is missing.
     """
+
+    own_video_processor = VideoLLMMoDVideoProcessor
 
     def __init__(
         self,
@@ -113,24 +114,6 @@ class VideoLLMMoDProcessor(ProcessorMixin):
         if not ids or self.tokenizer.unk_token_id in ids:
             raise ValueError(f"`{name}` {text!r} must be made of known tokens, got the ids {ids}")
         return ids
-
-    # Without torchvision, transformers' own check and loading would meet its dummy classes.
-    def check_argument_for_proper_class(self, argument_name, argument):
-        if argument_name != "video_processor":
-            return super().check_argument_for_proper_class(argument_name, argument)
-        if not isinstance(argument, BaseVideoProcessor):
-            raise TypeError(f"`video_processor` must be a VideoLLMMoDVideoProcessor, got {type(argument).__name__}")
-        return BaseVideoProcessor
-
-    @classmethod
-    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
-        return [
-            VideoLLMMoDVideoProcessor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            # The tokenizer's own files name its class; reading the model's config would ask to trust its code.
-            cls._load_tokenizer_from_pretrained(
-                "tokenizer", pretrained_model_name_or_path, **{"config": PreTrainedConfig(), **kwargs}
-            ),
-        ]
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -298,11 +281,7 @@ class VideoLLMMoDProcessor(ProcessorMixin):
                 texts = [text.removesuffix(self.tokenizer.eos_token) for text in texts]
             return texts if is_batched else texts[0]
 
-        merged = self._merge_kwargs(
-            self.valid_processor_kwargs,
-            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
-            **{**(processor_kwargs or {}), **kwargs},
-        )
+        merged = self.options_of_parts(**{**(processor_kwargs or {}), **kwargs})
         videos = self._load_streams(conversations, merged["videos_kwargs"])
         rows = [self.encode_conversation(x, add_generation_prompt, continue_final_message) for x in conversations]
         data = self._pad_rows(rows, merged["text_kwargs"])

@@ -4,9 +4,10 @@ Shapes: V vocabulary.
 """
 
 import copy
+import warnings
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, LogitsProcessorList
 
 UNSUPPORTED = {"guidance_scale": 1, "stop_strings": None, "max_time": None, "penalty_alpha": 0}  # and what is plain
 
@@ -52,9 +53,7 @@ class TokenSampler:
         options = copy.deepcopy(generation_config)
         options.eos_token_id = sorted(self.ends)
         options.pad_token_id = processor.tokenizer.pad_token_id
-        # both are transformers' own steps of `generate`
-        model._prepare_special_tokens(options, True, device=model.device)
-        self.processors = model._get_logits_processor(options, input_ids_seq_length=0, device=str(model.device))
+        self.processors = score_processors(model, options)
         if generation_config.do_sample:
             self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
@@ -83,6 +82,20 @@ class TokenSampler:
         if self.generator is None:
             return int(scores.argmax())
         return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator))
+
+
+def score_processors(model, generation_config: GenerationConfig) -> LogitsProcessorList:
+    """The score processors that `generate` makes of a configuration for text without a prompt, by a way to generate
+    that hands them out."""
+
+    def hand_out(model, input_ids, logits_processor, *args, **kwargs):
+        return logits_processor
+
+    alone = copy.copy(model)  # the same weights
+    alone.generation_config = generation_config  # nothing comes from the model's own
+    no_prompt = torch.zeros(1, 1, model.config.text_config.hidden_size, dtype=model.dtype, device=model.device)
+    with warnings.catch_warnings(action="ignore"):  # that there is no prompt, and of lengths, which a session sees to
+        return alone.generate(inputs_embeds=no_prompt, generation_config=generation_config, custom_generate=hand_out)
 
 
 __all__ = ["TokenSampler"]

@@ -1,7 +1,7 @@
 """Whether parts of a model are still those whose addresses a captured graph holds."""
 
 from itertools import repeat
-from operator import contains, getitem, itemgetter
+from operator import getitem, itemgetter
 
 import torch
 from torch import nn
@@ -30,7 +30,11 @@ class Unchanged:
         weights = [(own, name) for own, name in places if own[name] is not None]
         self._owners, self._names = [own for own, _ in weights], [name for _, name in weights]
         self._handles = None  # of hooks, handed out until these modules were looked through for any
-        self._known_addresses = self._addresses()
+        self._known_addresses, self._known_forwards = self._addresses(), self._forwards()
+
+    def _forwards(self) -> list:
+        """What modules do instead of their classes' `forward`, as where accelerate brings weights for a call."""
+        return list(map(dict.get, self._attributes, repeat("forward")))
 
     def _addresses(self) -> list[int]:
         return list(map(torch.Tensor.data_ptr, map(getitem, self._owners, self._names)))
@@ -44,7 +48,7 @@ class Unchanged:
             if any(map(hooks, self._attributes)) or any(map(pre_hooks, self._attributes)):
                 return False
             self._handles = handles
-        if any(map(contains, self._attributes, repeat("_hf_hook"))):
+        if self._forwards() != self._known_forwards:
             return False
         try:
             return self._addresses() == self._known_addresses
@@ -52,4 +56,10 @@ class Unchanged:
             return False
 
 
-__all__ = ["Unchanged"]
+def has_own_forward(module: nn.Module) -> bool:
+    """Whether a module does something else than its class, as where accelerate brings weights for a call."""
+    forward = vars(module).get("forward")
+    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+
+
+__all__ = ["Unchanged", "has_own_forward"]

@@ -5,6 +5,7 @@ The page's calls are gradio endpoints too, that answer at once and queue nowhere
 
 import inspect
 import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +26,9 @@ from .settings import Settings
 from .stream import FORMATS, Stream
 from .visitors import Visitors
 
+# gradio puts what visitors upload here, each file in a folder of its own, and nobody else puts anything here
+UPLOADS = tempfile.TemporaryDirectory(prefix="videollm-mod-uploads-", dir=os.environ.get("GRADIO_TEMP_DIR") or None)
+os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
 PAGE = Path(__file__).parent / "page"
 ASSETS = {
     "style.css": "text/css",
@@ -156,10 +160,10 @@ class Space:
         name = Path(name or (value.get("orig_name") if isinstance(value, dict) else None) or path.name).name
         return self.visitors.add_clip(clips.upload, path, name, self.settings.video_seconds)
 
-    def _uploads(self) -> set[str]:
-        """The files that visitors have uploaded, as gradio keeps account of them once it runs."""
-        blocks = getattr(self.server, "blocks", None)
-        return set() if blocks is None else blocks.upload_file_set
+    @staticmethod
+    def _uploads() -> set[str]:
+        """The files that visitors have uploaded."""
+        return {str(path) for path in Path(UPLOADS.name).glob("*/*") if path.is_file()}
 
     def begin(self, clip: str, options: dict[str, Any]) -> dict[str, Any]:
         """Begin to watch what was chosen."""

@@ -4,12 +4,14 @@ import inspect
 
 import pytest
 import torch
+from fresh import ROOT
 from tiny import FIRST_WORD, random_batch, tiny_model
 from transformers import GenerationMixin, __version__
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.processing_utils import ProcessorMixin
 
 from videollm_mod import MoDCache, modeling_text_videollm_mod
-from videollm_mod.compat_videollm_mod import CACHE_NAME, CACHE_NAMES
+from videollm_mod.compat_videollm_mod import CACHE_NAME, CACHE_NAMES, ProcessorWithoutTorchvision
 
 HERE = f"transformers {__version__}"
 
@@ -120,3 +122,41 @@ def test_transformers_still_tells_each_layer_to_checkpoint(monkeypatch):
     model = tiny_model(7)
     model.activation_checkpointing_enable()
     assert told and all(told), f"{HERE} no longer sets `gradient_checkpointing` on layers"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("check_argument_for_proper_class", ("argument_name", "argument")),
+        ("_get_arguments_from_pretrained", ("pretrained_model_name_or_path", "processor_dict")),
+        ("_load_tokenizer_from_pretrained", ("sub_processor_type", "pretrained_model_name_or_path")),
+        ("_merge_kwargs", ("tokenizer_init_kwargs",)),
+    ],
+)
+def test_transformers_processors_still_have(name, arguments):
+    """`ProcessorWithoutTorchvision` overrides the first two of these, and calls the others."""
+    method = getattr(ProcessorMixin, name, None)
+    assert method is not None, f"transformers' ProcessorMixin has no `{name}` any more: see compat_videollm_mod.py"
+    missing = set(arguments) - inspect.signature(method).parameters.keys()
+    assert not missing, f"`ProcessorMixin.{name}` takes no `{', '.join(missing)}` any more: see compat_videollm_mod.py"
+
+
+def test_a_processor_is_checked_and_loaded_by_its_own_class(checkpoint, monkeypatch):
+    """That transformers still asks what is overridden."""
+    _, processor = checkpoint
+    asked = []
+    for name in ("check_argument_for_proper_class", "_get_arguments_from_pretrained"):
+        own = getattr(ProcessorWithoutTorchvision, name)
+        plain = getattr(own, "__func__", own)
+
+        def noted(self, *arguments, _name=name, _plain=plain, **options):
+            asked.append(_name)
+            return _plain(self, *arguments, **options)
+
+        monkeypatch.setattr(ProcessorWithoutTorchvision, name, classmethod(noted) if own is not plain else noted)
+    type(processor).from_pretrained(ROOT)
+    assert asked == ["_get_arguments_from_pretrained", *["check_argument_for_proper_class"] * 2], (
+        "transformers no longer asks these methods of a processor: see compat_videollm_mod.py"
+    )
+    with pytest.raises(TypeError, match="`video_processor` must be a VideoLLMMoDVideoProcessor, got str"):
+        type(processor)("none", processor.tokenizer)
