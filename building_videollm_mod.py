@@ -6,6 +6,8 @@ With its LayerExperts at zero the model is the given language model for text, at
 
 import copy
 import dataclasses
+import re
+from pathlib import Path
 
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
@@ -90,11 +92,28 @@ def build(
     return model.eval(), processor
 
 
+def read_config(name: str, source, **options):
+    """The configuration of a checkpoint, the argument `name`.
+
+    Raises:
+        `OSError`: if it is no folder, and cannot be loaded from the Hub.
+    """
+    folder = Path(source).expanduser()
+    if not folder.is_dir() and not re.fullmatch(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?", str(source)):
+        raise FileNotFoundError(f"`{name}` must be a folder or the id of a model on the Hub: {source} is no folder")
+    try:
+        return AutoConfig.from_pretrained(source, **options)
+    except OSError as error:
+        if folder.is_dir():
+            raise
+        raise OSError(f"`{name}` {source} is no folder, and cannot be loaded from the Hub: {error}") from error
+
+
 def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:
     """The causal language model `llm` names, or is. Raises `ValueError` where Llama layers would not compute it."""
     given = isinstance(llm, PreTrainedModel)
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
-    config = llm.config if given else AutoConfig.from_pretrained(llm, **options)
+    config = llm.config if given else read_config("llm", llm, **options)
     if config.model_type not in TEXT_MODEL_TYPES:
         raise ValueError(
             f"`llm` is of the type {config.model_type!r}; its layers must be those of a Llama, which holds for "
@@ -125,7 +144,7 @@ def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:
 def load_tower(vision, dtype) -> PreTrainedModel:
     """The vision tower `vision` names, is, or holds: of a SigLIP or CLIP model, its vision half."""
     given = isinstance(vision, PreTrainedModel)
-    config = vision.config if given else AutoConfig.from_pretrained(vision)
+    config = vision.config if given else read_config("vision", vision)
     config = getattr(config, "vision_config", config)
     if config.model_type not in VISION_MODEL_TYPES:
         raise ValueError(
@@ -207,4 +226,4 @@ def pixel_options(source, config) -> dict:
     return {**values, "size": {"height": config.image_size, "width": config.image_size}}
 
 
-__all__ = ["build"]
+__all__ = ["build", "read_config"]

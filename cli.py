@@ -27,8 +27,13 @@ EXTRAS |= {"bitsandbytes": "quant", "gguf": "gguf", "gradio": "space"}
 
 
 def message_of(error: BaseException, arguments: Sequence[str] = ()) -> str:
-    """One line, with what to install where a package is missing, and no secrets of the command's arguments."""
-    text = one_line(without_secrets(error, arguments)) or type(error).__name__
+    """One line: what to install where a package is missing, a file's name before what is wrong with it, and no secrets
+    of the command's arguments."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and isinstance(error.filename, str | bytes):
+        wrong = "no such file" if isinstance(error, FileNotFoundError) else error.strerror.lower()
+        text = f"{os.fsdecode(error.filename)}: {wrong}"
+    text = one_line(without_secrets(text, arguments)) or type(error).__name__
     package = (getattr(error, "name", None) or "").split(".")[0]
     return f"{text}: pip install videollm-mod[{EXTRAS[package]}]" if package in EXTRAS else text
 
@@ -293,7 +298,9 @@ def add_data(commands) -> None:
         from accelerate import PartialState
 
         from .data.extract import extract
+        from .narration.options import check_model
 
+        check_model(arguments["model"], trust_remote_code=False)
         result = extract(jsonl=arguments.pop("file"), **arguments)
         if PartialState().is_main_process:
             print(result)

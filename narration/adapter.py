@@ -19,6 +19,8 @@ def base_of(adapter: Path) -> str:
         `ValueError`: if the adapter does not say.
     """
     path = adapter / NAME
+    if not adapter.is_dir():
+        raise FileNotFoundError(f"{adapter}: no such folder")
     if not path.is_file():
         raise FileNotFoundError(f"no adapter ({NAME}) in {adapter}")
     try:

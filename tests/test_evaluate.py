@@ -311,7 +311,7 @@ def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
         (["--task", "step", "--self-conditioned"], "`--self-conditioned` is for the tasks narration and chat"),
         (["--task", "narration", "--threshold", "2"], "`--threshold` must be in [0, 1]"),
         (["--task", "narration", "--categories", "a"], "`--categories` is for tasks with an answer"),
-        (["--task", "step", "--data", "{empty}/none.jsonl"], "No such file"),
+        (["--task", "step", "--data", "{empty}/none.jsonl"], "none.jsonl: no such file"),
         (["--task", "step", "--data", "{folder}/empty.jsonl"], "1 faults in"),
         (["--task", "step", "--data", "{folder}/coin_step.jsonl", "--level", "hard"], "`--level` is of the world"),
         (["--task", "next", "--data", "{folder}/coin_step.jsonl"], "coin_step.jsonl:1: the stream was prepared for"),

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
+from ..building_videollm_mod import read_config
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
 PREFIX = "base_model.model."
@@ -79,6 +80,7 @@ def convert(path: Path, vision, base: str | None = None, **options):
 def untied(base: str):
     from transformers import AutoModelForCausalLM
 
+    read_config("base", base)  # says what is wrong with it
     llm = AutoModelForCausalLM.from_pretrained(base)
     if llm.config.tie_word_embeddings:
         llm.config.tie_word_embeddings = False
@@ -88,6 +90,8 @@ def untied(base: str):
 
 def read_adapter(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     """`adapter_config.json` and the tensors, by their names without PEFT's prefix."""
+    if not path.is_dir():
+        raise FileNotFoundError(f"{path}: no such folder")
     if not (path / "adapter_config.json").is_file():
         raise ValueError(f"no adapter_config.json in {path}")
     settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
