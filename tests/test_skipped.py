@@ -109,17 +109,27 @@ def test_damaged_features_are_blank_too(folder, processor):
     assert good["video_features"].shape == (12, 5, 16)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_training_goes_on(folder, tmp_path, told, workers):
-    """Also where a step is of bad examples alone: its loss is 0, and it teaches nothing."""
+def write_config(folder, tmp_path, workers: int = 0, **data) -> str:
     stage = {"max_steps": 4, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True}
     stage |= {"logging_steps": 1, "max_grad_norm": 1.0, "dataloader_num_workers": workers}
     config = {"output_dir": str(tmp_path / "out"), "model": str(folder / "model"), "lora": {"r": 4, "alpha": 8}}
-    config |= {"data": str(write_lines(folder / "train.jsonl", [GOOD, BEYOND])), "stream_stage": stage}
+    data |= {"path": str(write_lines(folder / "train.jsonl", [GOOD, BEYOND]))}
+    config |= {"data": data, "stream_stage": stage}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    assert cli.main(["train", str(tmp_path / "config.yaml")]) == 0
+    return str(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_training_goes_on(folder, tmp_path, told, workers):
+    """Also where a step is of bad examples alone: its loss is 0, and it teaches nothing."""
+    assert cli.main(["train", write_config(folder, tmp_path, workers)]) == 0
     state = json.loads((tmp_path / "out" / "stream" / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
     assert len(losses) == 4 and losses.count(0.0) == 2 and all(map(math.isfinite, losses))
     gc.collect()
     assert any("1 of 2 lines were left out" in text and "train.jsonl:2" in text for text in told)
+
+
+def test_training_stops_strictly(folder, tmp_path, capsys):
+    assert cli.main(["train", write_config(folder, tmp_path, strict=True)]) == 2
+    assert "train.jsonl:2: " in capsys.readouterr().err.splitlines()[-1]
