@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from fresh import ROOT
+from near import assert_near
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.data.world import world_stream
@@ -70,7 +71,8 @@ def test_out_of_memory_keeps_what_was_written(checkpoint, clip, tmp_path, monkey
     out, err = capfd.readouterr()
     assert code == 2 and out == "" and is_one_line(err) and "the GPU is out of memory; `--max-cached-frames`" in err
     written, expected = output.read_text().splitlines(), whole.read_text().splitlines()[:-1]
-    assert 0 < len(written) < len(expected) and written == expected[: len(written)]
+    assert 0 < len(written) < len(expected)
+    assert_near([json.loads(line) for line in written], [json.loads(line) for line in expected[: len(written)]], 1e-3)
     assert len(decode_video(overlay, 2)[0]) > 0
 
 

@@ -18,6 +18,8 @@ from clips import moving, write_video
 from fresh import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from killing import PATIENCE, until
+from near import assert_same_events
 from servers import FileServer, RtspServer, Slow
 
 from videollm_mod.data.world import world_stream
@@ -67,7 +69,8 @@ def test_a_stream_goes_on_after_its_server_was_killed(checkpoint, rtsp, monkeypa
             times.append(frame.time)
             if len(times) == 5:
                 rtsp.kill()
-                time.sleep(1)
+                # two attempts that fail, and the pauses between them, which make up 0.75 seconds; the next is 1 more
+                until(lambda: live.source.counts.attempts_failed >= 2, "another attempt to connect")
                 rtsp.start()
                 killed = len(times)
             if killed and live.stats["seconds_lost"] and len(times) > killed + 6:
@@ -80,17 +83,19 @@ def test_a_stream_goes_on_after_its_server_was_killed(checkpoint, rtsp, monkeypa
 
 def test_a_slow_model_sees_fewer_frames_but_new_ones(checkpoint, rtsp):
     session = Slow(checkpoint[0].stream(checkpoint[1], speak_threshold=0.0, max_cached_frames=8), 0.2)
-    seen = []
+    seen, waiting = [], []
     with LiveWatch(session, source.open_source(rtsp.url, 10.0).live) as live:
         for frame, _ in live:
             seen.append(frame.time)
+            sampled = live.stats["sampled"]
+            waiting.append(sampled - live.stats["dropped"]["behind"] - len(seen))
             if len(seen) == 30:
                 break
     stats = live.stats
     assert stats["dropped"]["behind"] > 10 and "dropped" in stats["when_behind"]
     assert stats["sampled"] >= len(seen) + stats["dropped"]["behind"]
-    # three stages hold `WAITING` frames each at most; twice that for a machine that does other things
-    assert stats["latency"]["frame"]["max"] < 2 * 3 * WAITING * 0.2 + 2
+    # `WAITING` frames each at most: decoded, in the encoder, encoded, and before the session
+    assert max(waiting) <= 4 * WAITING
     assert seen == sorted(seen) and seen[-1] > 4  # it has kept up with the stream
 
 
@@ -98,11 +103,10 @@ def test_the_command_ends_with_statistics_when_broken_off(rtsp, tmp_path):
     output = tmp_path / "out.jsonl"
     command = [*COMMAND, rtsp.url, "--output", output, "--threshold", "1", "--query", "What is there?@0.5"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not output.exists() or len(output.read_text().splitlines()) < 4:
-        assert process.poll() is None, process.stderr.read()
-        time.sleep(0.1)
+    until(lambda: process.poll() is not None or (output.exists() and output.read_text().count("\n") >= 4))
+    assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=30)
+    out, err = process.communicate(timeout=PATIENCE)
     *events, last = map(json.loads, output.read_text().splitlines())
     assert (process.returncode, out, err) == (130, "", "")
     assert {"narration", "answer"} == {event["kind"] for event in events}
@@ -148,7 +152,8 @@ def test_a_recording_over_http_is_watched_in_full(checkpoint, tmp_path, serve, p
         load=lambda _: checkpoint,
         echo=expected.append,
     )
-    assert "live" not in stats and stats["frames"] == local["frames"] > 8 and events == expected
+    assert_same_events(events, expected)
+    assert "live" not in stats and stats["frames"] == local["frames"] > 8
 
 
 def watch(source: str, checkpoint, folder) -> tuple[list, dict]:
@@ -325,7 +330,9 @@ def test_encoded_frames_are_the_frames(checkpoint):
     one, other = model.stream(processor), model.stream(processor)
     features = LiveWatch(one, None)._features([LiveFrame(image, 0.0, 0.0) for image in frames])
     watched = list(one.watch_encoded(features, times))
-    assert [w.event for w in watched if w.event] == other.push(frames, times) != []
+    events = [w.event for w in watched if w.event]
+    assert_same_events(events, other.push(frames, times))  # in batches of its own
+    assert events != []
 
 
 def test_questions_in_between_lose_no_frame(checkpoint):
@@ -390,16 +397,19 @@ def test_a_stage_that_fails_is_heard_of(checkpoint, monkeypatch):
 def test_a_source_that_does_not_come_back_is_given_up(monkeypatch):
     monkeypatch.setattr(live_source, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(live_source, "LONGEST_DELAY", 0.05)
-    begin = time.monotonic()
+    now = 0.0
+    monkeypatch.setattr(live_source, "monotonic", lambda: now)
 
     def connect():
+        nonlocal now
+        now += 0.1
         raise OSError("connection refused")
 
-    lost = LiveSource("camera", connect, 2.0, give_up_after=0.3)
+    lost = LiveSource("camera", connect, 2.0, give_up_after=0.35)
     with pytest.raises(OSError, match="connection refused"):  # it was never there
         list(lost)
-    assert time.monotonic() - begin < 0.3
+    assert now == 0.1
     lost._came = True
-    with pytest.raises(OSError, match="camera did not come back for 0.3 seconds: connection refused"):
+    with pytest.raises(OSError, match="camera did not come back for 0.35 seconds: connection refused"):
         list(lost)
-    assert lost.counts.attempts_failed >= 3
+    assert lost.counts.attempts_failed == 3  # after the one that was lost

@@ -13,6 +13,7 @@ import sys
 import threading
 import time as clock
 import weakref
+from contextlib import suppress
 from pathlib import Path
 
 import av
@@ -21,6 +22,7 @@ import pytest
 import torch
 from clips import moving, write_sound, write_video
 from fresh import ROOT
+from killing import PATIENCE, until
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -563,9 +565,8 @@ def test_a_server_that_never_answers_is_given_up(run, monkeypatch):
     monkeypatch.setattr(source, "TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=server.accept, daemon=True).start()
-        begin = clock.monotonic()
         code, _, err = run(f"http://127.0.0.1:{server.getsockname()[1]}/x.mp4")
-    assert code == 2 and is_one_line(err) and clock.monotonic() - begin < 10
+    assert code == 2 and is_one_line(err)
 
 
 def broken_checkpoint(kind: str, folder: Path) -> Path:
@@ -625,15 +626,23 @@ def test_broken_checkpoints_are_one_line(run, tmp_path, clip, kind):
 
 
 def test_a_hub_id_that_can_not_be_had_is_one_line(clip):
-    """The hub is asked once: here it refuses the connection."""
-    begin = clock.monotonic()
-    environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
-    for extra in ([], ["--trust-remote-code"]):
-        done = subprocess.run(
-            [*COMMAND, clip, "--model", "no/model", *extra], capture_output=True, text=True, env=environment
-        )
-        assert done.returncode == 2 and is_one_line(done.stderr) and "the Hub can not be reached" in done.stderr
-    assert clock.monotonic() - begin < 60
+    """The hub is asked once, and by the HTTP library once more where it hangs up, as here."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        asked = []
+
+        def hang_up():
+            with suppress(OSError):  # closed in the end
+                while True:
+                    asked.append(server.accept()[0].close())
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        hub = f"http://127.0.0.1:{server.getsockname()[1]}"
+        environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub}
+        for extra in ([], ["--trust-remote-code"]):
+            command = [*COMMAND, clip, "--model", "no/model", *extra]
+            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            assert done.returncode == 2 and is_one_line(done.stderr) and "the Hub can not be reached" in done.stderr
+        assert len(asked) <= 2 * 2
     done = subprocess.run([*COMMAND, clip, "--model", "no/model"], capture_output=True, text=True)
     assert done.returncode == 2 and is_one_line(done.stderr) and "which is offline" in done.stderr
 
@@ -717,10 +726,7 @@ def test_killed_at_any_moment_what_is_written_is_whole(tmp_path, clip, name):
         folder = tmp_path / str(attempt)
         folder.mkdir()
         process = start(clip, folder, "--output", folder / name, "--fps", 8)
-        for _ in range(600):  # until it has begun to write
-            if (folder / name).exists() and (folder / name).stat().st_size > 20:
-                break
-            clock.sleep(0.05)
+        until(lambda path=folder / name: path.exists() and path.stat().st_size > 20, "the first event")
         clock.sleep(rng.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.communicate()
@@ -732,10 +738,9 @@ def test_killed_at_any_moment_what_is_written_is_whole(tmp_path, clip, name):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_told_to_stop_it_ends_its_files(tmp_path, clip, number):
     process = start(clip, tmp_path, "--output", tmp_path / "out.vtt", "--fps", 30)
-    while not (tmp_path / "out.vtt").exists() or (tmp_path / "out.vtt").stat().st_size < 60:
-        clock.sleep(0.02)
+    until(lambda: (tmp_path / "out.vtt").exists() and (tmp_path / "out.vtt").stat().st_size >= 60, "the first event")
     process.send_signal(number)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 128 + number and (out, err) == ("", "")
     assert readable(tmp_path, "out.vtt") > 0
     frames = len(decode_video(tmp_path / "o.mp4", 30)[0])

@@ -23,6 +23,7 @@ from fresh import ROOT, run_fresh
 from fuzzing import read_case, write_case, write_originals
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from killing import PATIENCE
 from servers import FileServer
 
 from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
@@ -312,7 +313,7 @@ def test_broken_off_early_it_says_nothing():
         process.stdout.readline()  # the command is there, and begins
         time.sleep(rng.uniform(0.05, 0.8))
         process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode in (130, -signal.SIGINT) and err == ""
 
 
