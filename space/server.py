@@ -27,7 +27,9 @@ from .stream import FORMATS, Stream
 from .visitors import Visitors
 
 # gradio puts what visitors upload here, each file in a folder of its own, and nobody else puts anything here
-UPLOADS = tempfile.TemporaryDirectory(prefix="videollm-mod-uploads-", dir=os.environ.get("GRADIO_TEMP_DIR") or None)
+if folder := os.environ.get("GRADIO_TEMP_DIR"):
+    os.makedirs(folder, exist_ok=True)
+UPLOADS = tempfile.TemporaryDirectory(prefix="videollm-mod-uploads-", dir=folder or None)
 os.environ["GRADIO_TEMP_DIR"] = UPLOADS.name
 PAGE = Path(__file__).parent / "page"
 ASSETS = {
