@@ -46,8 +46,8 @@ class TrainingConfig:
         vocab_size (`int`): tokens at most of a new model's tokenizer.
         world (`dict`): fields of `WorldData`; the data unless `data` is given. `validation` is the number of streams,
             of other seeds, that the model is validated on where a stage evaluates; by default 200.
-        data (`str` or `dict`): a JSONL file of one's own streams, or `{path, streaming, missing,
-            strict}` as `data.streams.load_streams` takes them, and `validation`: another such file, or the share of the videos
+        data (`str` or `dict`): a JSONL file of one's own streams, or `{path, streaming, missing, strict}` as
+            `data.streams.load_streams` takes them, and `validation`: another such file, or the share of the videos
             that is held out, in (0, 1).
         lora (`dict`, *optional*): fields of `LoraOptions`; `{}` takes their defaults. Without it all weights train.
         quantize (`str`, *optional*): `4bit` holds the language model's layers in NF4 (QLoRA); needs `lora`.
