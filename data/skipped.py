@@ -53,7 +53,9 @@ class Skipped:
 
 
 def read_notes(notes: str) -> dict[int, str]:
-    """Line -> what is wrong with it."""
+    """Line -> what is wrong with it; nothing where somebody has emptied the folder of temporary files."""
+    if not Path(notes).is_file():
+        return {}
     pairs = (note.split(" ", 1) for note in Path(notes).read_text(encoding="utf-8").splitlines())
     return {int(line): error for line, error in pairs}
 
@@ -62,7 +64,7 @@ def finish(process: int, path: str, total: int, notes: str) -> None:
     if os.getpid() != process:  # a worker, which has a copy
         return
     skipped = read_notes(notes)
-    os.unlink(notes)
+    Path(notes).unlink(missing_ok=True)
     skipped.pop(GOOD, None)
     if skipped:
         named = "".join(f"\n  {error}" for _, error in sorted(skipped.items())[:NAMED])

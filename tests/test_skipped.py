@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -98,6 +99,12 @@ def test_what_workers_meet_is_told_once(folder, processor, told):
     del dataset, loader
     gc.collect()
     assert len(told) == 1 and "2 of 4 lines were left out" in told[0]
+
+
+def test_a_run_outlives_its_notes(folder, processor):
+    dataset = load_streams(write_lines(folder / "notes.jsonl", [GOOD, BEYOND]), processor)
+    os.unlink(dataset.format["format_kwargs"]["transform"].skipped.notes)
+    assert [is_blank(example) for example in dataset] == [False, True]
 
 
 def test_damaged_features_are_blank_too(folder, processor):
