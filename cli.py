@@ -406,6 +406,8 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str] | None) -> int:
+    from .narration.quiet import quiet_libraries
+
     parser = Parser(prog="videollm-mod", description="Streaming video language model.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
@@ -424,6 +426,7 @@ def dispatch(argv: list[str] | None) -> int:
     if run is None:
         parser.print_help()
         return 0
+    quiet_libraries()
     run(arguments)
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
