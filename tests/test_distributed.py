@@ -10,6 +10,7 @@ import torch
 import yaml
 from fresh import ROOT
 from killing import PATIENCE
+from near import assert_near_weights
 from safetensors.torch import load_file
 from test_train_command import STAGE, write_config
 
@@ -91,9 +92,7 @@ def test_two_processes_are_one(folder, name):
     file = "adapter_model.safetensors" if "lora" in name else "model.safetensors"
     for part in ("final", "stream/checkpoint-3"):
         weights, expected = load_file(folder / name / part / file), load_file(reference / part / file)
-        assert weights.keys() == expected.keys()
-        for key, value in expected.items():
-            torch.testing.assert_close(weights[key], value, atol=2e-5, rtol=1e-4, msg=lambda m, k=key: f"{k}: {m}")
+        assert_near_weights(weights, expected)
 
 
 @pytest.mark.parametrize("name", ["ddp", "fsdp"])
