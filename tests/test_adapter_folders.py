@@ -102,3 +102,19 @@ def test_an_adapter_is_found_without_loading_a_model(folders):
     assert (options.adapter, options.base) == (None, str(base))
     model, _ = load_checkpoint(options)
     assert model.device.type == "cpu"
+
+
+def test_an_adapter_lies_beside_weights_in_4_bit(tmp_path):
+    pytest.importorskip("bitsandbytes", reason="--load-in-4bit needs bitsandbytes")
+    model, processor = small_model(hidden_size=64, intermediate_size=64)  # NF4 on a CPU takes blocks of 64
+    model.save_pretrained(tmp_path / "base")
+    processor.save_pretrained(tmp_path / "base")
+    model = add_lora(VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "base"), LoraOptions(r=4, alpha=8))
+    model.save_pretrained(str(tmp_path / "adapter"))
+    options = NarrateOptions(source="", model=str(tmp_path / "adapter"), device="cpu", load_in_4bit=True)
+    loaded, processor = load_checkpoint(options)
+    weights = {name: weight.dtype for name, weight in loaded.named_parameters()}
+    assert any("lora_A" in name for name in weights) and torch.uint8 in weights.values()
+    assert type(loaded) is VideoLLMMoDForConditionalGeneration
+    seen = loaded.stream(processor, speak_threshold=0.0).watch(torch.zeros(2, 3, 32, 32, dtype=torch.uint8))
+    assert len(list(seen)) == 2
