@@ -13,7 +13,7 @@ from itertools import islice
 import numpy as np
 import torch
 
-from ..decoding_videollm_mod import iter_video_frames, measured_duration, source_name, video_duration
+from ..decoding_videollm_mod import iter_video_frames, measured_duration, video_duration
 from ..video_processing_videollm_mod import resize_frames
 
 TOLERANCE = 1e-6  # seconds or frames: times such as 0.1 * 3 are meant to be on the grid
@@ -77,7 +77,6 @@ def video_seconds(video: str) -> float:
     if seconds is None:
         return measured_duration(video)
     frames = iter_video_frames(video, fps=None)
-    if next(frames, None) is None:
-        raise ValueError(f"there is no frame in {source_name(video)}")
+    next(frames)
     frames.close()
     return seconds

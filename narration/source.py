@@ -92,10 +92,7 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
     if live is not None:
         live.probe()  # it is opened anew once there is a model to watch it
         return Source(name, iter(()), live=live)
-    first = next(frames, None)
-    if first is None:
-        raise ValueError(f"there is no frame in {name}")
-    return Source(name, itertools.chain([first], frames), duration, one_by_one=source == "-")
+    return Source(name, itertools.chain([next(frames)], frames), duration, one_by_one=source == "-")
 
 
 def open_live(source: str, fps: float, reconnect: bool = True) -> LiveSource:
