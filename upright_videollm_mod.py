@@ -48,7 +48,8 @@ class Upright:
         scales = [space / side for space, side in zip(room, size, strict=True)]
         fitting = tuple(max(1, round(side * min(scales))) for side in size)
         size = room if max(scales) <= 1.02 * min(scales) else fitting  # what differs by less differs by rounding
-        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1])
+        # threads of a scaler that is freed in a forked process, as of a data loader, are waited for for ever
+        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], threads=1)
         pixels = pixels.transpose(1, 0, 2) if transposed else pixels
         pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
         bars = [space - side for space, side in zip(self._size[::-1], pixels.shape[:2], strict=True)]

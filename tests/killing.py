@@ -1,5 +1,6 @@
 """Waiting for what happens, not for the clock: processes that are killed at a moment of their own, and conditions."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -42,6 +43,7 @@ def killed_in(run: Callable[[Callable[[], None]], None], count: int) -> bool:
     def child() -> None:
         reader.close()
         torch.set_num_threads(1)  # the threads of its parent are not there after a fork
+        gc.freeze()  # nor is garbage to be freed that would wait for them
         run(come)
 
     process = multiprocessing.get_context("fork").Process(target=child)

@@ -1,5 +1,7 @@
 """What is on the screen is what comes out: colours, orientation, shape of pixels, the right track."""
 
+import gc
+import multiprocessing
 import struct
 from fractions import Fraction
 from pathlib import Path
@@ -342,3 +344,29 @@ def test_dash_is_named(tmp_path):
         ValueError, match=r"a\.mpd is of DASH, which PyAV can not read: .* `ffmpeg -i .*a\.mpd -c copy"
     ):
         decode_video(path)
+
+
+# Processes --------------------------------------------------------------------------------------------------------
+
+
+def test_frames_are_freed_in_a_forked_process(tmp_path):
+    """As by a data loader's worker. Of its parent's threads none are there, and whoever waits for one does for ever."""
+    path, held = tmp_path / "a.mp4", []
+    write(path, [np.zeros((64, 96, 3), np.uint8)] * 2)
+    with av.open(str(path)) as container:
+        upright = upright_videollm_mod.Upright()
+        upright.begin(container.streams.video[0])
+        for frame in container.decode(video=0):
+            upright(frame)
+            held.append([frame, held])  # in a circle, which only a collection frees
+
+    def free() -> None:
+        held.clear()
+        gc.collect()
+
+    process = multiprocessing.get_context("fork").Process(target=free)
+    process.start()
+    process.join(60)
+    hangs = process.is_alive()
+    process.kill()
+    assert not hangs and process.exitcode == 0
