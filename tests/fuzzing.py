@@ -21,7 +21,7 @@ VIDEOS = {
     "plain.mp4": ("libx264", {}),
     "fragments.mp4": ("libx264", {"movflags": "frag_keyframe+empty_moov"}),
     "index_first.mov": ("mjpeg", {"movflags": "faststart"}),
-    "sound.mp4": ("mpeg4", {"audio": True}),
+    "sound.mp4": ("mpeg4", {"audio": "aac"}),
     "turned.mkv": ("mjpeg", {"times": [0, 0.1, 0.9, 1.5, 1.55, 3.0, 3.1, 4.2]}),
     "a.webm": ("libvpx-vp9", {}),
     "b.webm": ("libvpx", {"seekable": False}),

@@ -350,7 +350,7 @@ def test_dash_is_named(tmp_path):
 
 
 def test_frames_are_freed_in_a_forked_process(tmp_path):
-    """As by a data loader's worker. Of its parent's threads none are there, and whoever waits for one does for ever."""
+    """As by a data loader's worker: its parent's threads are not there, and whoever waits for one does for ever."""
     path, held = tmp_path / "a.mp4", []
     write(path, [np.zeros((64, 96, 3), np.uint8)] * 2)
     with av.open(str(path)) as container:
