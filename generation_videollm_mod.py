@@ -9,7 +9,7 @@ Shapes: B rows, F frames of all rows in row order, P frames of a padded row, H a
 import copy
 
 import torch
-from transformers import BatchFeature, GenerationMixin
+from transformers import BatchFeature, GenerationConfig, GenerationMixin
 
 from .cache_videollm_mod import MoDCache
 from .compat_videollm_mod import CACHE_NAME, rename_cache
@@ -44,6 +44,13 @@ def check_options(*sources: dict) -> None:
             raise ValueError(f"`generate` with `{name}` is not supported by this model: {why}")
     if (options.get("num_beam_groups") or 1) > 1:
         raise ValueError(f"`generate` with `num_beam_groups` is not supported by this model: {_ELSEWHERE}")
+
+
+def without_cache(generation_config: GenerationConfig) -> GenerationConfig:
+    """The same configuration, with a cache that is given instead of made."""
+    generation_config = copy.deepcopy(generation_config)
+    generation_config.cache_implementation = None
+    return generation_config
 
 
 class StreamInputs(BatchFeature):
@@ -108,17 +115,24 @@ class StreamGenerationMixin(GenerationMixin):
         """
         kwargs = rename_cache(kwargs, CACHE_NAME)
         config = self.generation_config if generation_config is None else generation_config
-        check_options(kwargs, config.to_dict(), self.generation_config.to_dict())
+        options = [kwargs, config.to_dict(), self.generation_config.to_dict()]
+        check_options(*options)
+        model = self
         if kwargs.get(CACHE_NAME) is None and kwargs.get("use_cache", config.use_cache) is not False:
-            implementation = kwargs.pop("cache_implementation", None) or config.cache_implementation
+            named = [source.get("cache_implementation") for source in options]
+            implementation = next(filter(None, named), None)
+            kwargs.pop("cache_implementation", None)
             if implementation not in (None, "dynamic", "offloaded"):
                 raise ValueError(
                     f'`cache_implementation` must be "dynamic" or "offloaded", got {implementation!r}: routed layers '
                     "hold different tokens, which only a MoDCache can do"
                 )
-            if config.cache_implementation is not None:  # which a given cache would contradict
-                generation_config = copy.deepcopy(config)
-                generation_config.cache_implementation = None
+            # a given cache would contradict it, in the model's own configuration too, whose values fill gaps
+            if generation_config is not None:
+                generation_config = without_cache(generation_config)
+            if self.generation_config.cache_implementation is not None:
+                model = copy.copy(self)  # the same weights
+                model.generation_config = without_cache(self.generation_config)
             kwargs[CACHE_NAME] = MoDCache(self.config, offloading=implementation == "offloaded")
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         cache = kwargs.get(CACHE_NAME)
@@ -126,7 +140,7 @@ class StreamGenerationMixin(GenerationMixin):
         for name in FRAMES:
             if isinstance(kwargs.get(name), torch.Tensor):
                 kwargs[name] = self._of_rows(name, kwargs[name], input_ids, kwargs.get("inputs_embeds"), seen)
-        return super().generate(inputs, generation_config, *args, **kwargs)
+        return super(StreamGenerationMixin, model).generate(inputs, generation_config, *args, **kwargs)
 
     def _of_rows(self, name: str, frames: torch.Tensor, input_ids, inputs_embeds, seen: int) -> FramesOfRows:
         has_ids = input_ids is not None and input_ids.numel() > 0

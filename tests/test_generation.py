@@ -176,6 +176,21 @@ def test_what_routed_layers_do_not_allow_is_refused(options, sentence):
             model.generate(**row, generation_config=config)
 
 
+@pytest.mark.parametrize(
+    "options", [{"max_new_tokens": NEW}, {"generation_config": GenerationConfig(max_new_tokens=NEW)}]
+)
+def test_the_models_own_configuration_may_name_the_cache(options):
+    model = tiny_model(12)
+    _, (row,) = random_batch(model, 12, [2])
+    expected = model.generate(**row, **options)
+    model.generation_config.cache_implementation = "dynamic"
+    assert torch.equal(model.generate(**row, **options), expected)
+    assert model.generation_config.cache_implementation == "dynamic"
+    model.generation_config.cache_implementation = "static"
+    with pytest.raises(ValueError, match='"dynamic" or "offloaded", got \'static\''):
+        model.generate(**row, **options)
+
+
 def test_continuous_batching_is_refused():
     model = tiny_model(12)
     with pytest.raises(ValueError, match="continuous batching is not supported.*`StreamPool`"):
