@@ -45,6 +45,9 @@ def build(
         raise ValueError(f"`pad_to_multiple_of` must be a positive integer, got {pad_to_multiple_of!r}")
     if isinstance(llm, PreTrainedModel) and tokenizer is None:
         raise ValueError("`tokenizer` is needed where `llm` is a model and not an id or path")
+    for name, source in (("llm", llm), ("vision", vision)):  # before the Hub is asked for either
+        if not isinstance(source, PreTrainedModel):
+            check_source(name, source)
     tower_source, vision = vision, load_tower(vision, dtype)
     source, llm = llm, load_language_model(llm, gguf_file, dtype)
     tokenizer = load_tokenizer(tokenizer, source, gguf_file, mod_options.get("video_token", "<v>"))
@@ -92,19 +95,24 @@ def build(
     return model.eval(), processor
 
 
+def check_source(name: str, source) -> None:
+    """Raise `FileNotFoundError` if the argument `name` is neither a folder nor looks like an id on the Hub."""
+    is_id = re.fullmatch(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?", str(source))
+    if not is_id and not Path(source).expanduser().is_dir():
+        raise FileNotFoundError(f"`{name}` must be a folder or the id of a model on the Hub: {source} is no folder")
+
+
 def read_config(name: str, source, **options):
     """The configuration of a checkpoint, the argument `name`.
 
     Raises:
         `OSError`: if it is no folder, and cannot be loaded from the Hub.
     """
-    folder = Path(source).expanduser()
-    if not folder.is_dir() and not re.fullmatch(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?", str(source)):
-        raise FileNotFoundError(f"`{name}` must be a folder or the id of a model on the Hub: {source} is no folder")
+    check_source(name, source)
     try:
         return AutoConfig.from_pretrained(source, **options)
     except OSError as error:
-        if folder.is_dir():
+        if Path(source).expanduser().is_dir():
             raise
         raise OSError(f"`{name}` {source} is no folder, and cannot be loaded from the Hub: {error}") from error
 
