@@ -92,11 +92,16 @@ def beside(output: Path | None) -> TextIO:
     return sys.stderr if output == STANDARD else sys.stdout
 
 
-def share_cores() -> None:
-    """Compute on free cores alone, and let threads that wait for each other sleep, not spin: beside other programs a
-    small model then runs twice as fast; alone it takes longer over single frames, unless OMP_WAIT_POLICY says ACTIVE.
-    To be called before torch is imported."""
+def sleep_while_waiting() -> None:
+    """Let threads that wait for each other sleep, not spin: beside other programs a small model then runs twice as
+    fast; alone it takes longer over single frames, unless OMP_WAIT_POLICY says ACTIVE. To be called before torch is
+    imported."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def share_cores() -> None:
+    """Compute on free cores alone, and `sleep_while_waiting`."""
+    sleep_while_waiting()
     use_free_cores()
 
 
@@ -164,11 +169,17 @@ def add_narrate(commands) -> None:
     parser.add_argument("--load-in-4bit", action="store_true", help="needs bitsandbytes")
     parser.add_argument("--trust-remote-code", action="store_true", help="run the code that a checkpoint brings")
 
+    def load(options: NarrateOptions):
+        use_free_cores()  # imports torch, which a source that cannot be read need not wait for
+        from .narration.loading import load_checkpoint
+
+        return load_checkpoint(options)
+
     def run(arguments: dict) -> None:
-        share_cores()
+        sleep_while_waiting()
         from .narration.narrate import narrate
 
-        narrate(NarrateOptions(**arguments))
+        narrate(NarrateOptions(**arguments), load)
 
     parser.set_defaults(run=run)
 

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from fresh import ROOT
 
 from videollm_mod.threads import free_cores, use_free_cores
 
@@ -106,6 +107,13 @@ def test_what_the_environment_names_is_kept(monkeypatch, named, free, threads):
         torch.set_num_threads(before)
 
 
+def test_a_source_that_cannot_be_read_does_not_wait_for_torch():
+    program = "import sys; from videollm_mod import cli; cli.main(['narrate', 'no']); print('torch' in sys.modules)"
+    environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
+    assert "there is no video no" in done.stderr and done.stdout == "False\n"
+
+
 @pytest.mark.parametrize("command", ["narrate", "train", "evaluate", "extract"])
 def test_commands_leave_busy_cores_alone(command):
     """In a process of its own, where the affinity allows one core."""
@@ -120,7 +128,11 @@ assert free_cores() == 1
 cli.main(sys.argv[1:])
 print(torch.get_num_threads())
 """
-    arguments = {"evaluate": ["--task", "none"], "extract": ["no", "--model", "no", "--output", "no/no"]}
+    arguments = {
+        "narrate": [str(ROOT / "media" / "world.mp4"), "--device", "cuda:99"],  # fails once the source is open
+        "evaluate": ["--task", "none"],
+        "extract": ["no", "--model", "no", "--output", "no/no"],
+    }
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     done = subprocess.run(
         [sys.executable, "-c", program, command, *arguments.get(command, ["no"])],
