@@ -51,6 +51,7 @@ def arguments_of(tmp_path, options: dict, **config) -> TrainingArguments:
         ({"learning_rate": [1e-3]}, "`learning_rate` of `stream_stage` must be a number, got"),
         ({"bf16": "yes please"}, "`bf16` of `stream_stage` must be true or false, got 'yes please'"),
         ({"lr_scheduler_kwargs": 3}, "`lr_scheduler_kwargs` of `stream_stage` must be a mapping or text or null"),
+        ({"lr_scheduler_kwargs": "cosine"}, "`lr_scheduler_kwargs` of `stream_stage` must be a mapping, got 'cosine'"),
         ({"optim": "sgdd"}, "`stream_stage`: .*sgdd"),
         ({"report_to": "nosuch"}, "`report_to` of `stream_stage` names 'nosuch', which is not installed"),
         ({"report_to": ["wandb"]}, "`report_to` of `stream_stage` names 'wandb'"),

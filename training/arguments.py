@@ -79,6 +79,10 @@ def stage_arguments(config, name: str, options: dict) -> TrainingArguments:
         refuse(arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
+    for field in options:
+        value = getattr(arguments, field) if field.endswith("_kwargs") else None
+        if not isinstance(value, dict | NoneType):  # text that is not the JSON of a mapping
+            raise ValueError(f"`{field}` of {where} must be a mapping, got {value!r}")
     check_validation(config, name, arguments)
     return arguments
 
