@@ -7,7 +7,7 @@ NOISE = (
     # adapters and their merging see to tied weights themselves, see training/adapters.py
     "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter",
     # both names of checkpointing work in all releases that are supported
-    "`(is_)?gradient_checkpointing` is deprecated",
+    "`(is_)?gradient_checkpointing(_kwargs)?` is deprecated",
     "'pin_memory' argument is set as true but no accelerator is found",
 )
 
