@@ -46,7 +46,8 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def told(monkeypatch):
-    """What is logged."""
+    """What is logged from here on."""
+    gc.collect()  # data sets of tests before tell now
     told = []
     monkeypatch.setattr(skipped.logger, "warning", told.append)
     return told

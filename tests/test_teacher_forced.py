@@ -126,12 +126,12 @@ class Scripted:
         self.lm_head = torch.nn.Identity()
         self.model = self.call
 
-    def call(self, input_ids, attention_mask, video_features, past_key_values, use_cache):
+    def call(self, input_ids, attention_mask, video_features, cache, use_cache):
         processor, valid = self.processor, attention_mask.bool()
-        before = past_key_values.next_position
+        before = cache.next_position
         self.starts.append([0] * len(input_ids) if before is None else before.tolist())
         columns = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-        past_key_values.advance(columns + torch.tensor(self.starts[-1])[:, None], valid)
+        cache.advance(columns + torch.tensor(self.starts[-1])[:, None], valid)
         scores = torch.full((*input_ids.shape, 400), 1e-9)
         *others, wrong = sorted(set(range(400)) - set(input_ids.flatten().tolist()))[-3:]  # words that nobody says
         scores[..., others] = 0.25
