@@ -51,6 +51,10 @@ class StreamTrainer(Trainer):
             # nn.DataParallel cuts batches along dimension 0, where the frames of all rows lie one after the other
             logger.warning(f"training on one GPU of {args.n_gpu}; `torchrun --nproc_per_node N` takes N")
             train_on_one_gpu(args)
+        if args.ddp_broadcast_buffers is None:
+            # buffers are constants, and older releases of torch count it as a change, of positions that the tower,
+            # which runs before DDP's forward, needs in the backward pass
+            args.ddp_broadcast_buffers = False
         super().__init__(model, args, data_collator, train_dataset, *rest, **kwargs)
         if self.compute_loss_func is not None:
             raise ValueError(
