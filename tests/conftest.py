@@ -1,6 +1,7 @@
 """Set-up of every test: nothing may reach a model hub, and random numbers start from one seed."""
 
 import os
+import signal
 import tempfile
 
 import hypothesis
@@ -10,6 +11,9 @@ import torch
 # Models this small gain nothing from a second thread, and beside other programs they wait for it most of the time.
 # `TEST_THREADS=2 make test` tries other roundings: with more threads sums are taken in other parts.
 THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]
+# A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and break off.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # huggingface_hub and transformers read theirs when they are first imported, which is after this file.
 _hf_home = tempfile.TemporaryDirectory(prefix="hf-home-")
 os.environ |= {
