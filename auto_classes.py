@@ -47,7 +47,7 @@ class Watcher(MetaPathFinder):
     """Finds what others find, and brings modules together after their import."""
 
     def __init__(self):
-        self._under_way = 0  # watched modules that are half imported
+        self._under_way: set[str] = set()  # watched modules that are half imported
         self._registered: set[str] = set()
         self._searched: set[str] = set()
 
@@ -65,17 +65,17 @@ class Watcher(MetaPathFinder):
         return spec
 
     def execute(self, loader: Loader, module: ModuleType) -> None:
-        self._under_way += 1
+        self._under_way.add(module.__name__)
         try:
             loader.exec_module(module)
         finally:
-            self._under_way -= 1
+            self._under_way.discard(module.__name__)
         self.settle()
 
     def settle(self) -> None:
         """Register with the Auto classes that are there, if nothing is half imported."""
         for auto, own in OWN.items():
-            if self._under_way == 0 and auto in sys.modules and auto not in self._registered:
+            if not self._under_way and auto in sys.modules and auto not in self._registered:
                 self._registered.add(auto)
                 register(sys.modules[auto], import_module(own))
 
