@@ -1,6 +1,7 @@
 """The JSONL format: every fault of every line is found, and nothing is written where there is one."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -267,6 +268,18 @@ def test_a_pipe_is_validated(tmp_path, name):
         ["bash", "-c", command], input=json.dumps(line) + "\n", cwd=tmp_path, capture_output=True, text=True
     )
     assert ":1: video: there is no file no.mp4;" in done.stdout and "error: 1 faults in" in done.stderr
+
+
+def test_a_file_is_written_where_folders_cannot_be_opened(tmp_path, monkeypatch):
+    """As on Windows."""
+
+    def refuse(path, flags):
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with written_whole(tmp_path / "a.jsonl") as partial:
+        partial.write_bytes(b"whole")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.jsonl", b"whole")]
 
 
 def test_a_whole_file_may_be_standard_output(tmp_path, monkeypatch, capfdbinary):
