@@ -20,14 +20,15 @@ CLOCK_JUMP = 10.0  # seconds from frame to frame that are a jump of the clock wh
 OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is needed
 AHEAD = (250, 2**26)  # packets of a video stream, and bytes of all, in which to look for a better one
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
-# scheme, all the rest, and of that host, path, and query or fragment
-ADDRESS = re.compile(r"([a-z][\w+.-]*://)(([^/?#]*)([^?#]*)(.*))", re.IGNORECASE | re.DOTALL)
+# scheme, with others before it and as it is in a `Path`, all the rest, and of that host, path, and query or fragment
+SCHEME = r"(?:[a-z][\w+.-]*:)+//|[a-z][\w+.-]+:/"
+ADDRESS = re.compile(rf"({SCHEME})(([^/?#]*)([^?#]*)(.*))", re.IGNORECASE | re.DOTALL)
 
 
 def shown(value: Any) -> str:
     """`repr` on one line of at most 80 characters, an address in it as `source_name` gives it, or cut off."""
-    is_address = isinstance(value, str) and ADDRESS.fullmatch(value)
-    text = repr(source_name(value)) if is_address else re.sub("://.*", "://…", repr(value))
+    is_address = isinstance(value, str | os.PathLike) and ADDRESS.fullmatch(str(value))
+    text = repr(source_name(value)) if is_address else re.sub(rf"((?i:{SCHEME})).*", r"\1…", repr(value))
     text = " ".join(text.split())
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -89,12 +90,12 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     if isinstance(source, str):
         if not options and "://" not in source:
             demuxer["protocol_whitelist"] = "file,crypto,data"
-            source = os.path.abspath(name)  # FFmpeg takes what stands before a colon for a protocol
-            if os.path.isdir(name):
+            source = os.path.abspath(source)  # FFmpeg takes what stands before a colon for a protocol
+            if os.path.isdir(source):
                 raise IsADirectoryError(f"{name} is a directory, not a video")
-            if not os.path.exists(name):
+            if not os.path.exists(source):
                 raise FileNotFoundError(f"there is no video {name}")
-            if not os.path.getsize(name) and os.path.isfile(name):
+            if not os.path.getsize(source) and os.path.isfile(source):
                 raise ValueError(f"{name} is empty")
     elif hasattr(source, "seekable") and source.seekable():
         source.seek(0)  # a file may be read before, as to count frames

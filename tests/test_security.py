@@ -166,6 +166,8 @@ def addresses(draw) -> str:
 @example("nosuch://ad/min:5ecret#4711@host/x")
 @example("nosuch://host:80/get/5ecret4711")
 @example("nosuch://user:5ecret[4711@host/x")
+@example("nosuch:/user:5ecret4711@host/x")
+@example("crypto:nosuch://user:5ecret4711@host/x")
 def test_no_secret_of_an_address_is_shown(address):
     """By errors of commands and of Python, whether or not the address can be opened."""
     shown_texts = [source_name(address), shown(address), shown({"type": "video", "url": address})]
