@@ -78,7 +78,7 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     opened for URLs only.
 
     Raises:
-        `OSError`: if the source can not be read.
+        `OSError`: if the source cannot be read.
         `ValueError`: if it holds no video, or more than the limits allow. A cover picture is none, nor is a text that
             could be drawn.
         `ImportError`: without PyAV, or with an old one.
@@ -109,7 +109,7 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     except ValueError as error:
         if is_manifest(source, name):
             advice = f"make one file of it, as by `ffmpeg -i {name} -c copy video.mp4`"
-            raise ValueError(f"{name} is of DASH, which PyAV can not read: {advice}") from error
+            raise ValueError(f"{name} is of DASH, which PyAV cannot read: {advice}") from error
         raise
     pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
@@ -125,11 +125,11 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
             stream = container.moving(streams)
     if stream.codec_context is None:
         container.close()
-        raise ValueError(f"can not decode {name}: there is no decoder for its video")
+        raise ValueError(f"cannot decode {name}: there is no decoder for its video")
     if stream.codec_context.name == "webp" and is_animated_webp(beginning(source)):
         container.close()
         advice = "take PyAV 19 (Python 3.12 or newer), or convert it, as by `magick a.webp a.gif`"
-        raise ValueError(f"{name} is an animated WebP, which PyAV {av.__version__} can not decode: {advice}")
+        raise ValueError(f"{name} is an animated WebP, which PyAV {av.__version__} cannot decode: {advice}")
     stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # while it is decoded
     # frames in work, one a thread, are the largest part of the memory that a large video takes
     large = stream.width * stream.height > MAX_PIXELS
@@ -138,7 +138,7 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
 
 
 def beginning(source) -> bytes:
-    """The first bytes of a file; none of what can not be sought."""
+    """The first bytes of a file; none of what cannot be sought."""
     if isinstance(source, str):
         if not os.path.isfile(source):
             return b""
@@ -227,10 +227,10 @@ def readable_errors(name: str, doing: str = "decode") -> Iterator[None]:
         yield
     except av.FFmpegError as error:
         if "max pixel count" in str(error.log):
-            raise ValueError(f"can not {doing} {name}: its frames have too many pixels for `MediaLimits`") from error
+            raise ValueError(f"cannot {doing} {name}: its frames have too many pixels for `MediaLimits`") from error
         kind = OSError if isinstance(error, OSError) else ValueError
         cause = None if "://" in str(error.filename) else error  # it shows the whole address
-        raise kind(f"can not {doing} {name}: {error.strerror}") from cause
+        raise kind(f"cannot {doing} {name}: {error.strerror}") from cause
 
 
 def source_name(source) -> str:
@@ -319,7 +319,7 @@ def iter_video_frames(
     """Decode a video as a stream: for i = first, first + 1, ... the frame on screen `i / fps` seconds after its start.
 
     Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated; see
-    `FrameClock` for those that can not be right. Frames are turned, mirrored and scaled to square pixels as their
+    `FrameClock` for those that cannot be right. Frames are turned, mirrored and scaled to square pixels as their
     metadata say. One frame is held at a time, and a frame of more than `MAX_PIXELS` is scaled down to that, aspect
     kept.
 
@@ -335,7 +335,7 @@ def iter_video_frames(
         `(uint8 [H, W, 3], seconds)`; all frames have the size of the first.
 
     Raises:
-        `OSError`: if the source can not be read.
+        `OSError`: if the source cannot be read.
         `ValueError`: if it holds no video that can be decoded or passes a limit, or `fps` is not a finite number > 0.
         `ImportError`: without PyAV.
     """

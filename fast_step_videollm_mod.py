@@ -261,7 +261,7 @@ NOT_FINITE = "`video_features` must be finite, got nan or infinity"
 
 
 class StepsUnavailable(RuntimeError):
-    """Static steps do not run here, as where a kernel can not be compiled."""
+    """Static steps do not run here, as where a kernel cannot be compiled."""
 
 
 class FastLanguageModel:
@@ -430,7 +430,7 @@ class FastLanguageModel:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            self.broken, self.why_not = True, f"a step can not be run: {first_line(error)}"
+            self.broken, self.why_not = True, f"a step cannot be run: {first_line(error)}"
             raise StepsUnavailable(self.why_not) from error
 
     def _carry_out(self, step: StaticStep) -> None:
@@ -463,15 +463,15 @@ class FastLanguageModel:
                     step.prepare([cache], [[0] * length], None)
                     self._try_to_capture(step)
                 except Exception as error:  # what the call has asked for is done: nothing may fail it now
-                    self.why_not = f"a graph can not be captured: {first_line(error)}"
+                    self.why_not = f"a graph cannot be captured: {first_line(error)}"
                 finally:
                     step.drop()
 
     def _try_to_capture(self, step: StaticStep) -> None:
         try:
             self._capture(step)
-        except RuntimeError as error:  # out of memory, or something that can not be captured
-            self.why_not = f"a graph can not be captured: {first_line(error)}"
+        except RuntimeError as error:  # out of memory, or something that cannot be captured
+            self.why_not = f"a graph cannot be captured: {first_line(error)}"
 
     def _capture(self, step: StaticStep) -> None:
         if sum(other.graph is not None for other in self._steps.values()) >= GRAPHS:

@@ -44,7 +44,7 @@ class FastVision:
             if count not in self._graphs and is_due:
                 try:
                     self._capture(model, pixels)
-                except RuntimeError:  # out of memory, or a tower that can not be captured
+                except RuntimeError:  # out of memory, or a tower that cannot be captured
                     self._fails = True
             self._seen.add(count)
             if count not in self._graphs:
@@ -65,7 +65,7 @@ class FastVision:
                 return model.tokens_of(*run(model.vision_tower, pixels.to(model.vision_tower.dtype), self._ops))
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # as where a kernel can not be compiled
+            except Exception:  # as where a kernel cannot be compiled
                 self._ops = None
         return model.frame_tokens(pixels).pooler_output
 

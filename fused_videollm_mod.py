@@ -20,7 +20,7 @@ logger = logging.get_logger(__name__)
 
 @functools.cache
 def _kernels():
-    """None where there are none, or where they can not be compiled: Triton needs a C compiler."""
+    """None where there are none, or where they cannot be compiled: Triton needs a C compiler."""
     try:  # in the form that those who load code from a hub follow to its file
         from .fused_kernels_videollm_mod import leave
     except ImportError:

@@ -1,4 +1,4 @@
-"""What a video may ask for, so that a small file can not take much memory or time: checked before it is given."""
+"""What a video may ask for, so that a small file cannot take much memory or time: checked before it is given."""
 
 import io
 import os
@@ -78,7 +78,7 @@ def _check_boxes(file, size: int, name: str, limits: MediaLimits) -> None:
         if length < body or not all(32 <= byte < 127 or byte == 0xA9 for byte in tag):
             if len(ends) == 1:
                 return
-            position = ends[-1]  # what FFmpeg can not read of a box it leaves out
+            position = ends[-1]  # what FFmpeg cannot read of a box it leaves out
             continue
         values = header[body:]
         if tag == b"trak":

@@ -32,7 +32,7 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         \n[<v>*n,<v>*n,<v>*n]
         \nAssistant: REPLY<eos>
 
-    Message text can not forge this structure: special tokens in it are tokenised as text, line breaks become spaces.
+    Message text cannot forge this structure: special tokens in it are tokenised as text, line breaks become spaces.
 
     Args:
         video_processor (`VideoLLMMoDVideoProcessor`).
@@ -242,7 +242,7 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
 
         Raises:
             `ValueError`: naming the message or argument and its value.
-            `OSError`: for a video that can not be read.
+            `OSError`: for a video that cannot be read.
         """
         if return_tensors == "auto":  # the default in newer transformers
             return_tensors = None
@@ -313,7 +313,7 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         """Load the videos of all streams, `[F, 3, H, W]` each, and put `num_frames` in their place."""
         streams = [turn for turns in conversations for turn in turns if turn["role"] == "stream"]
         if len({"num_frames" in turn for turn in streams}) > 1:
-            raise ValueError("streams with `num_frames` and streams with videos can not be mixed in one call")
+            raise ValueError("streams with `num_frames` and streams with videos cannot be mixed in one call")
         options = {name: videos_kwargs.get(name) for name in LOADING_OPTIONS}
         videos = []
         for turn in streams:

@@ -49,7 +49,7 @@ ROUTING_OPTIONS = (
 
 
 def model_fingerprint(model) -> str:
-    """Tells models apart whose sessions can not be exchanged: by their options, dtype and some of all weights."""
+    """Tells models apart whose sessions cannot be exchanged: by their options, dtype and some of all weights."""
     text = model.config.text_config
     options = {name: getattr(text, name) for name in (*SHAPE_OPTIONS, *ROUTING_OPTIONS)}
     options |= {"dtype": str(model.dtype), "num_frame_tokens": model.config.num_frame_tokens}
@@ -115,7 +115,7 @@ def save_session(session, path: str | os.PathLike) -> Path:
             os.fsync(file.fileno())
         partial.replace(path)
     except SafetensorError as error:  # such as a full disk
-        raise OSError(f"can not write {path}: {error}") from error
+        raise OSError(f"cannot write {path}: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
     return path

@@ -23,7 +23,7 @@ FIRST_FRAMES = 8  # of many: what the vision tower of a GPU begins with while th
 
 
 def in_normal_mode(function):
-    """Without gradients, and not in the caller's inference mode: what is made then can not be written to outside of
+    """Without gradients, and not in the caller's inference mode: what is made then cannot be written to outside of
     it, and the model's steps, graphs and constants are for all of its sessions."""
     return torch.inference_mode(False)(torch.no_grad()(function))
 

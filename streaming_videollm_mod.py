@@ -125,7 +125,7 @@ class StreamingSession:
         self._memory = None
         if self.max_cached_frames is not None or self.max_cached_bytes is not None:
             self._memory = self._new_memory()
-            KeyTurner(self._rotary_embedding)  # says if they can not be turned
+            KeyTurner(self._rotary_embedding)  # says if they cannot be turned
         self._warned = False  # of a stream that is too long
         self.query: str | None = None
         self.time: float | None = None  # seconds, of the last frame

@@ -70,14 +70,14 @@ def read_image(source: str):
     """A PIL image from a path, a URL or base64.
 
     Raises:
-        `OSError`, `ValueError`: naming what can not be read.
+        `OSError`, `ValueError`: naming what cannot be read.
     """
     is_name = len(source) < 4096 and not source.startswith(("http://", "https://", "data:"))
     if is_name and "." in source and not os.path.exists(source):
         raise FileNotFoundError(f"there is no image {source}")
     try:
         return load_image(source)
-    except (ValueError, OSError) as error:  # that an address can not be reached is one too
+    except (ValueError, OSError) as error:  # that an address cannot be reached is one too
         reason = "" if is_name else f" ({' '.join(str(error).split())})"
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"{shown(source)} is no image, as each of a list of frames must be{reason}") from error

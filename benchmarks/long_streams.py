@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def nano() -> tuple:
     """The packaged model in float32 and its processor, on one thread; what its vision tower gave for a picture is
-    remembered, since it looks at one frame at a time and what it costs can not grow."""
+    remembered, since it looks at one frame at a time and what it costs cannot grow."""
     torch.set_num_threads(1)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     encode, seen = model.encode_frames, {}

@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.soak
 
 The packaged model on a CPU, bounded in frames and in bytes. Blocks of frames come at random with gaps, repeated or
-reversed times, odd sizes or shapes that are no frames; what can not be watched has to be refused and leave no trace.
+reversed times, odd sizes or shapes that are no frames; what cannot be watched has to be refused and leave no trace.
 Now and then a block also goes frame by frame through a fork: what is said has to be the same, nothing lost, nothing
 doubled. A run that was broken off goes on from its last saved session when the command is given again.
 """
@@ -59,7 +59,7 @@ class Soak:
         except ValueError:
             pass
         else:
-            self.check(False, "something that can not be watched was taken")
+            self.check(False, "something that cannot be watched was taken")
         after = (self.session.stats.frames, self.session.stats.tokens, self.session.time)
         self.check(before == after, "a refused block left a trace")
 

@@ -91,7 +91,7 @@ def extract(jsonl: str | Path, model: str | Path, output: str | Path, batch_size
     Raises:
         `ValueError`: for faults in the JSONL file, before anything is written; if `output` holds another model's
             features.
-        `OSError`: for files that can not be read or written.
+        `OSError`: for files that cannot be read or written.
     """
     jsonl, output = Path(jsonl), Path(output)
     if batch_size < 1:

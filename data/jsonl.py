@@ -80,7 +80,7 @@ def validate(path: str | Path, media: bool = True) -> list[Fault]:
         media (`bool`): look at videos and features too: whether they can be read, and times beyond their end.
 
     Raises:
-        `OSError`: if the file can not be read.
+        `OSError`: if the file cannot be read.
     """
     path, faults, seen, number = STANDARD if str(path) == "/dev/stdin" else Path(path), [], {}, 0
     folder = path.parent if path.is_file() else Path()  # a pipe has none
@@ -103,7 +103,7 @@ def read_streams(path: str | Path, offset: int = 0, first_line: int = 1, count: 
 
     Raises:
         `ValueError`: at the first line with a fault, naming it.
-        `OSError`: if the file can not be read.
+        `OSError`: if the file cannot be read.
     """
     path = Path(path).absolute()
     for number, stream, problem in iter_lines(path, offset, first_line):

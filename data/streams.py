@@ -224,7 +224,7 @@ def load_streams(
     path = str(Path(path).absolute())
     check(path)
     if len({"video" in stream for stream in read_streams(path)}) > 1:
-        raise ValueError(f"{path} has lines with `video` and lines with `features`; a batch can not hold both")
+        raise ValueError(f"{path} has lines with `video` and lines with `features`; a batch cannot hold both")
     gone = missing_media(path)
     if gone and missing == "stop":
         raise missing_error(path, gone)

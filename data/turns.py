@@ -1,6 +1,6 @@
 """A tokenised sequence taken apart into its turns again, and cut where no turn and no frame is cut.
 
-That works because message text can not forge structure: no text holds a placeholder or an end of sequence, nor the
+That works because message text cannot forge structure: no text holds a placeholder or an end of sequence, nor the
 line break with which every turn begins.
 """
 

@@ -30,7 +30,7 @@ def demo(output: Path) -> None:
     `NAME.overlay.mp4`, of each to the folder `output`, which is made.
 
     Raises:
-        `OSError`: if a file can not be written.
+        `OSError`: if a file cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
     checkpoint = load_checkpoint(NarrateOptions(source=""))

@@ -125,7 +125,7 @@ class LiveSource:
         give_up_after (`float`): seconds without a frame.
 
     Raises:
-        `OSError`, `ValueError`: if it can not be opened at first, or does not come back.
+        `OSError`, `ValueError`: if it cannot be opened at first, or does not come back.
     """
 
     name: str

@@ -82,7 +82,7 @@ def load_checkpoint(options: NarrateOptions):
     except torch.OutOfMemoryError:
         raise
     except (*WRONG_OPTIONS, StrictDataclassError, SafetensorError) as error:
-        raise ValueError(f"can not load the checkpoint {source}: {error}") from error
+        raise ValueError(f"cannot load the checkpoint {source}: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise ValueError(f"the checkpoint {source} lacks {len(missing)} weights, such as {', '.join(missing[:3])}")
     if adapter is not None:
@@ -141,7 +141,7 @@ def fetch_config(source: str) -> Path:
     """The path of `config.json` in a folder, the Hub's cache, or the Hub itself, asked once and not for long.
 
     Raises:
-        `OSError`: if it can not be had.
+        `OSError`: if it cannot be had.
     """
     from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
@@ -161,7 +161,7 @@ def fetch_config(source: str) -> Path:
     except HfHubHTTPError as error:
         raise OSError(f"{source} is no folder, and the Hub has no such model: {error}") from error
     except Exception as error:  # of whichever HTTP library huggingface_hub uses
-        raise OSError(f"{source} is no folder, and the Hub can not be reached: {error}") from error
+        raise OSError(f"{source} is no folder, and the Hub cannot be reached: {error}") from error
 
 
 def check_model_type(source: str, path: Path) -> None:

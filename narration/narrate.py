@@ -154,7 +154,7 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
     quiet_decoder()
     if options.output is None and sys.stdout is None:
         raise OSError("there is no standard output to write to; give `--output`")
-    # a source that can not be read is known before a model is loaded, and before an output is begun
+    # a source that cannot be read is known before a model is loaded, and before an output is begun
     fps = options.fps or stated_fps(options.base)
     source = open_source(options.source, fps, options.when_behind, options.limits)
     if load is None:

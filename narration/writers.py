@@ -149,7 +149,7 @@ class OutputFile:
             if os.path.isfile(self.path):
                 self._file.truncate(self._whole)
                 self._file.seek(self._whole)
-            raise OSError(f"can not write {self.path}: {error.strerror}") from error
+            raise OSError(f"cannot write {self.path}: {error.strerror}") from error
         self._whole += len(text.encode("utf-8", "replace"))
 
     def flush(self) -> None:

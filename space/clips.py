@@ -18,7 +18,7 @@ from ..narration.options import OWN_CHECKPOINT
 
 # what browsers play: container, codecs and pixel format
 PLAYABLE = {"mp4": {"h264", "vp9", "av1"}, "webm": {"vp8", "vp9", "av1"}}
-PREVIEW_FPS, PREVIEW_HEIGHT = 8, 480  # of a copy that is made where the browser can not play the original
+PREVIEW_FPS, PREVIEW_HEIGHT = 8, 480  # of a copy that is made where the browser cannot play the original
 EXAMPLES = {
     "world": ("Shapes that come and go", "world.mp4"),
     "cup": ("A hand and a cup (real)", "cup.mp4"),

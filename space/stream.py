@@ -109,7 +109,7 @@ class Stream:
                 raise ValueError(f"a picture may be {CAMERA_PIXELS} pixels wide and high, got {image.size}")
             pixels = np.asarray(image.convert("RGB"))
         except (binascii.Error, OSError) as error:
-            raise ValueError("the camera's picture can not be read") from error
+            raise ValueError("the camera's picture cannot be read") from error
         with self._lock:
             self.controls = controls or self.controls
             if self.over:

@@ -11,7 +11,7 @@ PIXEL_FORMATS = {"mjpeg": "yuvj420p", "gif": "rgb8", "png": "rgb24", "ffv1": "bg
 
 
 class Unseekable(io.RawIOBase):
-    """A file that is only ever appended to, as a pipe or socket is: containers can not write their duration."""
+    """A file that is only ever appended to, as a pipe or socket is: containers cannot write their duration."""
 
     def __init__(self, path: Path):
         self._file = open(path, "wb")  # noqa: SIM115

@@ -244,7 +244,7 @@ def tracks(path: Path, counts: tuple[int, ...], default: tuple[bool, ...] = ()) 
 
 
 class Pipe:
-    """A file that can not be sought."""
+    """A file that cannot be sought."""
 
     def __init__(self, path: Path):
         self.name, self.read = "pipe", open(path, "rb").read  # noqa: SIM115
@@ -340,9 +340,7 @@ def test_one_webp_picture(tmp_path):
 def test_dash_is_named(tmp_path):
     path = tmp_path / "a.mpd"
     path.write_text('<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>')
-    with pytest.raises(
-        ValueError, match=r"a\.mpd is of DASH, which PyAV can not read: .* `ffmpeg -i .*a\.mpd -c copy"
-    ):
+    with pytest.raises(ValueError, match=r"a\.mpd is of DASH, which PyAV cannot read: .* `ffmpeg -i .*a\.mpd -c copy"):
         decode_video(path)
 
 

@@ -254,7 +254,7 @@ def test_a_model_is_copied_and_freed_with_its_steps():
 
 
 def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
-    """As where a kernel can not be compiled: what the text before the frame wrote is taken back."""
+    """As where a kernel cannot be compiled: what the text before the frame wrote is taken back."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     frames = world_stream(41).frames(height=96)[:6]
@@ -265,7 +265,7 @@ def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
         def route(*arguments):
             raise TypeError("no such kernel")
 
-    for kernels, reason in ((PlainOps, None), (Failing, "a step can not be run: TypeError: no such kernel")):
+    for kernels, reason in ((PlainOps, None), (Failing, "a step cannot be run: TypeError: no such kernel")):
         fast = FastLanguageModel(model, kernels)
         monkeypatch.setattr(
             steps_videollm_mod,

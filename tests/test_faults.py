@@ -106,7 +106,7 @@ def test_a_disk_that_is_full_keeps_whole_events(clip, tmp_path, name, room):
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
     )
     assert done.returncode == 2 and done.stdout == "" and is_one_line(done.stderr)
-    assert f"can not write {tmp_path / name}: File too large" in done.stderr
+    assert f"cannot write {tmp_path / name}: File too large" in done.stderr
     text = output.read_text(encoding="utf-8")
     assert 0 < len(text) <= room and text.endswith("\n")
     if output.suffix == ".jsonl":

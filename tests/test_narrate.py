@@ -80,7 +80,7 @@ VIDEOS = {
     "h265 in mp4 with sound": ("a.mp4", "libx265", {"audio": "aac"}),
     "mpeg4 in avi at 12.5": ("a.avi", "mpeg4", {"fps": 12.5}),
     "mpeg2 in a transport stream at 25": ("a.ts", "mpeg2video", {"fps": 25}),
-    "a transport stream that can not be sought": ("a.ts", "mpeg2video", {"fps": 25, "seekable": False}),
+    "a transport stream that cannot be sought": ("a.ts", "mpeg2video", {"fps": 25, "seekable": False}),
     "vp8": ("a.webm", "libvpx", {"fps": 29.97}),
     "gif": ("a.gif", "gif", {}),
     "flash": ("a.flv", "flv1", {}),
@@ -218,7 +218,7 @@ def test_events_are_those_of_a_session(run, clip, checkpoint):
 
 
 def test_long_streams_stay_true(run, tmp_path):
-    """Twice the length of any stream in training and more: by default the model forgets what it can not overlook."""
+    """Twice the length of any stream in training and more: by default the model forgets what it cannot overlook."""
     streams, frames, expected, start = [world_stream(seed) for seed in range(5000, 5006)], [], [], 0.0
     for stream in streams:
         frames.append(stream.frames(2, 192))
@@ -241,7 +241,7 @@ def test_long_streams_stay_true(run, tmp_path):
 
 
 def test_standard_input(clip):
-    # an .mp4 keeps its index at the end, which a pipe can not wait for
+    # an .mp4 keeps its index at the end, which a pipe cannot wait for
     with av.open(str(clip)) as read, av.open(str(clip.with_suffix(".ts")), "w") as write:
         stream = write.add_stream_from_template(read.streams.video[0])
         for packet in read.demux(video=0):
@@ -465,12 +465,12 @@ def make_broken(kind: str, folder: Path, clip: Path) -> Path:
 
 BROKEN = {
     "empty": "is empty",
-    "text": "can not decode",
+    "text": "cannot decode",
     "text as text": "no video stream",
-    "noise": "can not decode",
-    "index missing": "can not decode",
+    "noise": "cannot decode",
+    "index missing": "cannot decode",
     "cut off": "is cut off: it ended at",
-    "header only": "can not decode",
+    "header only": "cannot decode",
     "audio": "there is no video stream in",
     "audio with cover": "there is no video stream in",
     "directory": "is a directory",
@@ -544,11 +544,11 @@ def test_wrong_arguments_are_one_line(run, tmp_path, monkeypatch, clip, argument
 
 
 SOURCES = {
-    "webcam:0": "can not decode /dev/video0: No such file",
+    "webcam:0": "cannot decode /dev/video0: No such file",
     "webcam:front": "a camera is `webcam:` and its number",
-    "nosuch://x/y": "can not decode nosuch://x/y: Protocol not found",
-    "rtsp://127.0.0.1:9/x": "can not decode rtsp://127.0.0.1:9/x: Connection refused",
-    "http://127.0.0.1:9/x.mp4": "can not decode http://127.0.0.1:9/x.mp4: Connection refused",
+    "nosuch://x/y": "cannot decode nosuch://x/y: Protocol not found",
+    "rtsp://127.0.0.1:9/x": "cannot decode rtsp://127.0.0.1:9/x: Connection refused",
+    "http://127.0.0.1:9/x.mp4": "cannot decode http://127.0.0.1:9/x.mp4: Connection refused",
     "": "there is no video",
 }
 
@@ -641,7 +641,7 @@ def test_a_hub_id_that_can_not_be_had_is_one_line(clip):
         for extra in ([], ["--trust-remote-code"]):
             command = [*COMMAND, clip, "--model", "no/model", *extra]
             done = subprocess.run(command, capture_output=True, text=True, env=environment)
-            assert done.returncode == 2 and is_one_line(done.stderr) and "the Hub can not be reached" in done.stderr
+            assert done.returncode == 2 and is_one_line(done.stderr) and "the Hub cannot be reached" in done.stderr
         assert len(asked) <= 2 * 2
     done = subprocess.run([*COMMAND, clip, "--model", "no/model"], capture_output=True, text=True)
     assert done.returncode == 2 and is_one_line(done.stderr) and "which is offline" in done.stderr

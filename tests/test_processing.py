@@ -281,7 +281,7 @@ BAD_CONVERSATIONS = [
     ),
     ([STREAM | {"learn": -1}], r"`learn` of `conversation\[0\]`.* got -1"),
     ([REPLY | {"learn": 1}], r"`learn` of `conversation\[0\]` must be a bool, got 1"),
-    ([STREAM, video()], "can not be mixed"),
+    ([STREAM, video()], "cannot be mixed"),
     ([{"role": "stream", "content": [{"type": "video"}]}], r"video block of `conversation\[0\]` must hold `video`"),
 ]
 

@@ -184,7 +184,7 @@ def test_camera_pictures_are_watched_as_they_come(tmp_path):
     said = [(event.time, event.text) for event in stream.lanes["mod"].events]
     assert said == [(seconds, text) for seconds, text in world.narrations if seconds < 6]
     assert len(decode_video(stream.write_overlay(), 2.0)[0]) == 12
-    for wrong, why in {"": "can not be read", "data:image/jpeg;base64,AAAA": "can not be read"}.items():
+    for wrong, why in {"": "cannot be read", "data:image/jpeg;base64,AAAA": "cannot be read"}.items():
         with pytest.raises(ValueError, match=why):
             stream.look(wrong, 1.0)
     with pytest.raises(ValueError, match="1024 pixels"):

@@ -6,7 +6,7 @@ import { clock, Log } from "./log.js";
 import { Stage } from "./stage.js";
 
 const [SOONEST, LATEST] = [20, 500]; // milliseconds between two calls while a video plays
-const TRIES = 5; // when the server can not be reached
+const TRIES = 5; // when the server cannot be reached
 const QUESTIONS = ["How many objects are there?", "What happened last?", "What is at the center?", "Where is the red circle?"];
 const $ = (id) => document.getElementById(id);
 const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
@@ -23,7 +23,7 @@ const say = (text) => { if ($("status").textContent !== text) $("status").textCo
 
 function complain(error) {
   $("problem").hidden = !error;
-  $("problem").textContent = error ? (error instanceof Refused ? error.message : `The server can not be reached. ${error.message}`) : "";
+  $("problem").textContent = error ? (error instanceof Refused ? error.message : `The server cannot be reached. ${error.message}`) : "";
 }
 
 function showButtons() {
@@ -91,7 +91,7 @@ async function openCamera() {
     await stage.watchCamera();
   } catch (error) {
     const why = { NotAllowedError: "The camera was not allowed.", NotFoundError: "There is no camera." }[error.name];
-    throw new Refused(`${why ?? "The camera can not be opened."} Allow it in the browser, or choose a video.`);
+    throw new Refused(`${why ?? "The camera cannot be opened."} Allow it in the browser, or choose a video.`);
   }
 }
 
