@@ -324,7 +324,9 @@ def add_data(commands) -> None:
     parser.add_argument("--task", required=True, help="narration, chat, lta, step, task, next, procedure, ...")
     parser.add_argument("--videos", type=Path, required=True, help="the folder of the videos")
     parser.add_argument("--output", type=Path, required=True, help="the JSONL file, or - for standard output")
-    parser.add_argument("--subset", help="only this one: train, val or test; of COIN training or testing")
+    parser.add_argument(
+        "--subset", help="only this one: train, val or test; of COIN training, testing, test or validation"
+    )
     parser.add_argument("--missing", default="stop", help="stop (the default) or skip where videos are missing")
     parser.add_argument("--camera", help="of egoexo4d, such as cam01; by default the first ego view of each take")
 

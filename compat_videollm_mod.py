@@ -10,17 +10,22 @@ from dataclasses import fields
 from functools import lru_cache, wraps
 from typing import Any
 
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel, __version__
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import TransformersKwargs
-from transformers.utils.output_capturing import capture_outputs
 from transformers.video_processing_utils import BaseVideoProcessor
 
 # The name of the key-value cache in arguments and outputs: transformers 5.24 changed it.
 CACHE_NAMES = ("cache", "past_key_values")
-CACHE_NAME = next(name for name in CACHE_NAMES if name in {field.name for field in fields(BaseModelOutputWithPast)})
+CACHE_NAME = next((name for name in CACHE_NAMES if name in {f.name for f in fields(BaseModelOutputWithPast)}), None)
+if CACHE_NAME is None:
+    raise ImportError(f"outputs of transformers {__version__} name the cache neither `cache` nor `past_key_values`")
+try:
+    from transformers.utils.output_capturing import capture_outputs
+except ImportError as error:
+    raise ImportError(f"transformers {__version__} has no `capture_outputs`, which fills `hidden_states`") from error
 OTHER_CACHE_NAME = next(name for name in CACHE_NAMES if name != CACHE_NAME)
 # Later releases than 5.17 say "activation checkpointing" for what was "gradient checkpointing".
 CHECKPOINTING_RENAMED = hasattr(PreTrainedModel, "activation_checkpointing_enable")

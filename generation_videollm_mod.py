@@ -57,7 +57,8 @@ class StreamInputs(BatchFeature):
     """What a processor makes of conversations.
 
     A pipeline enters the chat that they were made of as `text`, and puts the inputs of several chats together by
-    padding their second dimension, row by row. So frames `[F, 3, H, W]` become a row then, `[1, F, 3, H, W]`.
+    padding their second dimension, row by row. So frames `[F, 3, H, W]` become a row where `text` is entered,
+    `[1, F, 3, H, W]`, which `generate` takes and `forward` does not.
     """
 
     def __setitem__(self, name: str, value) -> None:

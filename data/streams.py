@@ -109,7 +109,7 @@ class StreamExamples:
         except (ValueError, OSError) as error:
             if self.skipped is None:
                 raise
-            self.skipped.add(stream["line"], error)
+            self.skipped.add(stream["line"], stream.get("start"), error)
             return self.blank(stream)
         if self.skipped is not None:
             self.skipped.add_good()
@@ -239,14 +239,19 @@ def load_streams(
     left_out = [frozenset(gone.keys() & range(first, first + count)) for _, first, count in spans]
     examples = StreamExamples(path, processor, max_tokens)
     source = {"examples": examples, "spans": spans, "left_out": left_out, "digest": digest}
-    made = examples if strict else replace(examples, skipped=Skipped(path, total))
+
+    def maker(count: float) -> StreamExamples:
+        return examples if strict else replace(examples, skipped=Skipped(path, total, count))
+
     if streaming:
         lines = IterableDataset.from_generator(rows, features=COLUMNS, gen_kwargs=source)
-        return lines.map(made.example, remove_columns=list(COLUMNS))
+        make = maker(total if max_tokens is None else math.inf).example  # windows are not counted before they come
+        return lines.map(make, remove_columns=list(COLUMNS))
     try:
-        return Dataset.from_generator(rows, features=COLUMNS, gen_kwargs=source).with_transform(made)
+        lines = Dataset.from_generator(rows, features=COLUMNS, gen_kwargs=source)
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
+    return lines.with_transform(maker(len(lines)))
 
 
 def check_features(path: str | Path, model, video_processor) -> None:

@@ -201,6 +201,9 @@ class LiveSource:
         container, stream = self.connect()
         self._upright.begin(stream)
         corrupt, hls = 0, container.format.name == "hls"  # a playlist that is not renewed ends without an error
+        unstamped = (
+            container.format.name == "mpjpeg"
+        )  # pictures one after the other, which FFmpeg counts as 25 a second
         self._ends = is_recording(container, stream) or not (self.endless or hls)
         with opened(container, stream), readable_errors(self.name):
             if hls and self._ends and self.counts.decoded:  # it has been completed
@@ -217,7 +220,7 @@ class LiveSource:
                 for frame in frames:
                     corrupt = 0
                     self.counts.decoded += 1
-                    yield frame, frame_seconds(frame, stream)
+                    yield frame, None if unstamped else frame_seconds(frame, stream)
 
 
 def is_recording(container, stream) -> bool:

@@ -1,13 +1,15 @@
 """What differs between releases of transformers, such as the cache's name, and what is not documented by them."""
 
+import importlib.util
 import inspect
+import sys
 
 import pytest
 import torch
 from fresh import ROOT
 from tiny import FIRST_WORD, random_batch, tiny_model
 from transformers import GenerationMixin, __version__
-from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import ProcessorMixin
 
 from videollm_mod import MoDCache, modeling_text_videollm_mod
@@ -91,14 +93,31 @@ def test_checkpointing_goes_by_both_names():
         assert {layer.recompute for layer in model.model.language_model.layers} == {"none"}
 
 
-@pytest.mark.parametrize("owner", [BaseModelOutputWithPast, CausalLMOutputWithPast, GenerationMixin])
+@pytest.mark.parametrize("owner", [CausalLMOutputWithPast, GenerationMixin])
 def test_transformers_still_names_the_cache_as_assumed(owner):
     """Outputs have it as a field, and `prepare_inputs_for_generation` as an argument."""
     if owner is GenerationMixin:
         names = inspect.signature(owner.prepare_inputs_for_generation).parameters
     else:
         names = owner.__dataclass_fields__
-    assert CACHE_NAME in names, f"{HERE} names the cache in {owner.__name__} neither `cache` nor `past_key_values`"
+    assert CACHE_NAME in names, f"{HERE} does not name the cache in {owner.__name__} `{CACHE_NAME}` as elsewhere"
+
+
+def test_a_release_without_what_cannot_be_done_without_is_named(monkeypatch):
+    """Where a name is gone, the import of the package says so."""
+
+    def load_again() -> None:
+        spec = importlib.util.spec_from_file_location("compat_again", ROOT / "compat_videollm_mod.py")
+        spec.loader.exec_module(importlib.util.module_from_spec(spec))
+
+    load_again()
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "transformers.utils.output_capturing", None)
+        with pytest.raises(ImportError, match=f"{HERE} has no `capture_outputs`"):
+            load_again()
+    monkeypatch.setattr("dataclasses.fields", lambda _: ())
+    with pytest.raises(ImportError, match=f"outputs of {HERE} name the cache neither `cache` nor `past_key_values`"):
+        load_again()
 
 
 def test_transformers_still_captures_hidden_states():

@@ -1,5 +1,6 @@
 """Live sources: real servers that are slow, break off and come back, and clocks that lie."""
 
+import io
 import json
 import math
 import os
@@ -20,10 +21,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from killing import PATIENCE, until
 from near import assert_same_events
+from PIL import Image
 from servers import FileServer, RtspServer, Slow
 
 from videollm_mod.data.world import world_stream
-from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod.decoding_videollm_mod import decode_video, open_container
 from videollm_mod.narration import live_source, source
 from videollm_mod.narration.live import WAITING, LiveWatch, WaitingRoom
 from videollm_mod.narration.live_source import LiveClock, LiveCounts, LiveFrame, LiveSource
@@ -413,3 +415,12 @@ def test_a_source_that_does_not_come_back_is_given_up(monkeypatch):
     with pytest.raises(OSError, match="camera did not come back for 0.35 seconds: connection refused"):
         list(lost)
     assert lost.counts.attempts_failed == 3  # after the one that was lost
+
+
+def test_pictures_without_timestamps_go_by_the_wall(tmp_path):
+    """What cameras send as `multipart/x-mixed-replace` has none; FFmpeg makes up 25 pictures a second."""
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(picture := io.BytesIO(), "jpeg")
+    head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture.getvalue())}\r\n\r\n"
+    (tmp_path / "camera").write_bytes((head.encode() + picture.getvalue() + b"\r\n") * 3)
+    source_of = LiveSource("camera", lambda: open_container(str(tmp_path / "camera"), format="mpjpeg"), 2.0)
+    assert [seconds for _, seconds in source_of._decoded()] == [None] * 3

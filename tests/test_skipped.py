@@ -12,9 +12,10 @@ from small import said, small_model, write_lines, write_video
 from torch.utils.data import DataLoader
 
 from videollm_mod import cli
-from videollm_mod.data import skipped
+from videollm_mod.data import skipped, streams
 from videollm_mod.data.collator import StreamCollator
 from videollm_mod.data.features import write_features
+from videollm_mod.data.frames import read_frames
 from videollm_mod.data.streams import load_streams
 
 ABOUT = {"video": "a.mp4", "video_bytes": 1, "fps": 2.0, "hidden_size": 16, "num_frame_tokens": 5, "num_frames": 12}
@@ -87,8 +88,26 @@ def test_strictly_a_bad_line_stops(folder, processor, streaming):
 @pytest.mark.parametrize("streaming", [False, True])
 def test_nothing_but_bad_lines_is_an_error(folder, processor, streaming):
     file = write_lines(folder / "none.jsonl", [BEYOND, DAMAGED])
-    with pytest.raises(ValueError, match=r"none of the 2 lines of .*none\.jsonl can be used: .*none\.jsonl:2: "):
+    with pytest.raises(ValueError, match=r"no line of .*none\.jsonl can be used: .*none\.jsonl:2: "):
         list(load_streams(file, processor, streaming=streaming))
+
+
+def test_a_line_is_used_of_which_one_window_can_be(folder, processor, told, monkeypatch):
+    """Whichever of its windows comes first."""
+
+    def damaged(video, fps, video_processor, first, stop):
+        if first:
+            raise ValueError("its frames are damaged")
+        return read_frames(video, fps, video_processor, first, stop)
+
+    monkeypatch.setattr(streams, "read_frames", damaged)
+    turns = [said(0.0, "Narrate.", "user"), *(said(float(second), "It leaves.") for second in (1, 3, 5))]
+    dataset = load_streams(write_lines(folder / "windows.jsonl", [{**GOOD, "turns": turns}]), processor, max_tokens=60)
+    blank = [is_blank(dataset[index]) for index in reversed(range(len(dataset)))]
+    assert blank == [True] * (len(blank) - 1) + [False] and len(blank) > 1
+    del dataset
+    gc.collect()
+    assert len(told) == 1 and "1 of 1 lines were left out, or parts of them" in told[0]
 
 
 def test_what_workers_meet_is_told_once(folder, processor, told):

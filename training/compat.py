@@ -1,6 +1,6 @@
 """What training takes of other packages beyond their documented interfaces.
 
-Tried with transformers 5.17.0, 5.23.0 and 5.24.0, and with peft 0.19.0 and 0.21.2. tests/test_training_compat.py names
+Tried with transformers 5.17.0, 5.23.0 and 5.24.0, and with peft 0.19.1 and 0.21.2. tests/test_training_compat.py names
 what a release takes away.
 """
 
