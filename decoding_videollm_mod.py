@@ -242,12 +242,12 @@ def source_name(source) -> str:
     address = ADDRESS.fullmatch(source)
     if address is None:
         return source
-    scheme, rest, host, path, query = address.groups()
-    before, at, _ = rest.rpartition("@")
-    if at and "@" not in host[len(before) :] and (":" in before or "@" in before):
-        return scheme + "…"  # a password with a slash in it, or an @ in a path: nobody knows
+    scheme, _, host, path, query = address.groups()
+    if "@" in path or ("@" in query and ":" in host):
+        return scheme + "…"  # a password with a slash or a question mark in it, or an @ in a path: nobody knows
     *folders, name = path.split("/")
-    if not re.fullmatch(r"[\w.%+-]+\.\w{1,5}" if len(folders) > 1 else r"[\w.%+-]+\.\w{1,5}|[\w.-]{0,16}", name):
+    short = "" if scheme.lower().startswith("rtmp") else r"|[\w.-]{0,16}"  # there a name is a key
+    if not re.fullmatch(r"[\w.%+-]+\.\w{1,5}" + ("" if len(folders) > 1 else short), name):
         name = "…"
     hidden = "…/" if len(folders) > 1 else ""
     return scheme + host.rpartition("@")[2] + ("/" + hidden + name if folders else "") + ("?…" if query else "")

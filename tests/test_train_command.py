@@ -13,10 +13,12 @@ from fresh import ROOT
 from killing import PATIENCE, until
 from near import assert_near, assert_near_weights
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from small import small_model
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.data.augmentation import ReplyAugmentation
+from videollm_mod.training.saving import load_weights
 from videollm_mod.training.train import TrainingConfig, last_checkpoint, stage_arguments, train
 from videollm_mod.training.trainer import StreamTrainer
 
@@ -254,3 +256,15 @@ def test_the_collators_options_reach_it(tmp_path, monkeypatch, options, batch):
     train(TrainingConfig.load(path))
     assert len(shapes) == 2 and len(drawn) >= 2
     assert all(length <= options["max_tokens"] for _, length in shapes)
+
+
+def test_weights_of_another_model_are_no_checkpoints(tmp_path):
+    """A tied head is not written, and is not missed."""
+    model, _ = small_model(tie_word_embeddings=True)
+    model.save_pretrained(tmp_path)
+    load_weights(small_model(tie_word_embeddings=True)[0], tmp_path)
+    file = tmp_path / "model.safetensors"
+    weights = {f"other.{name}": weight for name, weight in load_file(file).items()}
+    save_file(weights, file)
+    with pytest.raises(ValueError, match="lacks weights of this model: "):
+        load_weights(model, tmp_path)

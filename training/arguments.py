@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
+from ..recomputing_videollm_mod import choices_of_layers
 from .refused import refuse
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
@@ -77,6 +78,7 @@ def stage_arguments(config, name: str, options: dict) -> TrainingArguments:
         options["accelerator_config"] = {"dispatch_batches": False, **accelerator_options(options)}
         arguments = TrainingArguments(**{**defaults, **options})
         refuse(arguments)
+        check_recompute(arguments)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
     for field in options:
@@ -136,6 +138,13 @@ def fits(value: Any, hints: list) -> bool:
         elif isinstance(value, origin):
             return True
     return False
+
+
+def check_recompute(arguments: TrainingArguments) -> None:
+    """Raise `ValueError` for choices of `recompute` that do not exist; how many layers there are is not known yet."""
+    recompute = (arguments.gradient_checkpointing_kwargs or {}).get("recompute")
+    if recompute is not None:
+        choices_of_layers(recompute, sum(recompute.values()) if isinstance(recompute, dict) else 1)
 
 
 def accelerator_options(options: dict) -> dict:

@@ -29,8 +29,15 @@ def load_weights(model, checkpoint: Path) -> None:
     files = sorted(checkpoint.glob("model*.safetensors"))
     if not files:
         raise FileNotFoundError(f"no weights (model.safetensors) in {checkpoint}")
+    own, missing = model.state_dict(), set(model.state_dict())
     for file in files:  # of a large model each holds a part
-        model.load_state_dict(load_file(file), strict=False)
+        missing.intersection_update(model.load_state_dict(load_file(file), strict=False).missing_keys)
+    loaded = {own[name].data_ptr() for name in own.keys() - missing}
+    lacking = sorted(
+        name for name in missing if own[name].data_ptr() not in loaded
+    )  # others are tied to what is there
+    if lacking:
+        raise ValueError(f"{checkpoint} lacks weights of this model: {', '.join(lacking[:5])}")
 
 
 def unsharded(model, state: dict[str, torch.Tensor]) -> VideoLLMMoDForConditionalGeneration:
