@@ -24,8 +24,11 @@ test-backbones: $(BACKBONES)
 	$(BIN)/pytest -m backbones
 
 # the core of the suite on the oldest and the newest releases that setup.cfg allows; see .ci/releases
-test-oldest test-newest: test-%:
-	bash .ci/releases $*
+test-oldest:
+	bash .ci/releases oldest
+
+test-newest:
+	bash .ci/releases newest
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
