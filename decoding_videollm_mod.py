@@ -90,11 +90,11 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     if isinstance(source, str):
         if not options and "://" not in source:
             demuxer["protocol_whitelist"] = "file,crypto,data"
+            if not os.path.exists(source):
+                raise FileNotFoundError(f"there is no video {name}")
             source = os.path.abspath(source)  # FFmpeg takes what stands before a colon for a protocol
             if os.path.isdir(source):
                 raise IsADirectoryError(f"{name} is a directory, not a video")
-            if not os.path.exists(source):
-                raise FileNotFoundError(f"there is no video {name}")
             if not os.path.getsize(source) and os.path.isfile(source):
                 raise ValueError(f"{name} is empty")
     elif hasattr(source, "seekable") and source.seekable():
