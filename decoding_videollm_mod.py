@@ -20,7 +20,7 @@ CLOCK_JUMP = 10.0  # seconds from frame to frame that are a jump of the clock wh
 OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is needed
 AHEAD = (250, 2**26)  # packets of a video stream, and bytes of all, in which to look for a better one
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
-# scheme, with others before it and as it is in a `Path`, all the rest, and of that host, path, and query or fragment
+# groups: the scheme (also nested, or with one slash, as a `Path` has it), the rest, and its host, path and query
 SCHEME = r"(?:[a-z][\w+.-]*:)+//|[a-z][\w+.-]+:/"
 ADDRESS = re.compile(rf"({SCHEME})(([^/?#]*)([^?#]*)(.*))", re.IGNORECASE | re.DOTALL)
 
