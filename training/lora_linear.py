@@ -28,7 +28,8 @@ class _Narrow(torch.autograd.Function):
     def forward(ctx, tokens, down, up, scale):
         ctx.set_materialize_grads(False)
         middle = nn.functional.linear(tokens, down) * scale
-        ctx.save_for_backward(tokens, down, up, middle)
+        # not the result itself: torch 2.8 unpacks a saved result into a cycle that only the collector frees
+        ctx.save_for_backward(tokens, down, up, middle.detach())
         return middle
 
     @staticmethod
