@@ -36,6 +36,9 @@ RUNS = {
     "fsdp_lora": (LORA, SHARDED | ATTENTION),
     "fsdp_lora_bf16": (LORA | {"dtype": "bfloat16"}, SHARDED | {"bf16": True}),
 }
+if torch.__version__ < "2.10":  # FSDP is refused there, see tests/test_training_compat.py
+    RUNS = {name: run for name, run in RUNS.items() if not name.startswith("fsdp")}
+sharded = pytest.mark.skipif("fsdp" not in RUNS, reason="FSDP needs torch 2.10 or newer to clip by the right norm")
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +98,7 @@ def test_two_processes_are_one(folder, name):
         assert_near_weights(weights, expected)
 
 
-@pytest.mark.parametrize("name", ["ddp", "fsdp"])
+@pytest.mark.parametrize("name", ["ddp", pytest.param("fsdp", marks=sharded)])
 def test_two_processes_are_validated_as_one(folder, name):
     """Their batches of two are one of four: a loss is over the labels of all processes."""
     losses = []
@@ -120,12 +123,14 @@ def test_fsdp_shards_what_is_trained_and_ddp_does_not(folder, name):
         assert seen(folder, name, rank)["dtypes"] == ["torch.float32"]
 
 
+@sharded
 def test_half_precision_under_fsdp_is_near_full(folder):
     half, full = history(folder / "fsdp_lora_bf16"), history(folder / "fsdp_lora")
     assert [entry["loss"] for entry in half] == pytest.approx([entry["loss"] for entry in full], rel=2e-2)
     assert [entry["loss"] for entry in half] != [entry["loss"] for entry in full]
 
 
+@sharded
 def test_a_sharded_run_ends_in_a_plain_checkpoint(folder):
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder / "fsdp" / "final")
     assert type(model) is VideoLLMMoDForConditionalGeneration

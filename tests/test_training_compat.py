@@ -11,7 +11,7 @@ from peft.tuners.lora import Linear
 from transformers import TrainingArguments
 
 from videollm_mod.data.processes import process_state
-from videollm_mod.training.compat import change_class, is_plain, train_on_one_gpu
+from videollm_mod.training.compat import change_class, check_sharded_norms, is_plain, train_on_one_gpu
 
 GONE = "{} took away what training/compat.py leans on: {}; mend that module, and name the version there"
 
@@ -52,6 +52,18 @@ def test_peft_still_has_what_compat_takes(options, plain):
 
     change_class(model, Linear, Twice)
     torch.testing.assert_close(model(x), 2 * expected)
+
+
+@pytest.mark.parametrize(
+    ("version", "max_grad_norm", "refused"),
+    [("2.9.1", 1.0, True), ("2.8.0", 0.5, True), ("2.8.0", 0.0, False), ("2.10.0", 1.0, False)],
+)
+def test_sharded_gradients_are_not_clipped_by_a_wrong_norm(version, max_grad_norm, refused, monkeypatch):
+    monkeypatch.setattr(torch, "__version__", type(torch.__version__)(version))
+    if not refused:
+        return check_sharded_norms(max_grad_norm)
+    with pytest.raises(ValueError, match=f"torch 2.10 or newer.*{version}.*DDP"):
+        check_sharded_norms(max_grad_norm)
 
 
 # Of a Trainer, its arguments, accelerate or peft: anything private, and what is public only in a helper's module.

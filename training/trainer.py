@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
-from .compat import train_on_one_gpu
+from .compat import check_sharded_norms, train_on_one_gpu
 from .keep_ratio import KeepRatioSchedule
 from .refused import refuse
 from .saving import unsharded
@@ -67,6 +67,7 @@ class StreamTrainer(Trainer):
         if self.is_fsdp_enabled:
             from torch.distributed.fsdp import MixedPrecisionPolicy
 
+            check_sharded_norms(args.max_grad_norm)
             plugin = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = MixedPrecisionPolicy()
             if plugin.transformer_cls_names_to_wrap is None:
