@@ -8,30 +8,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .cache_videollm_mod import MoDCache
+    from .cache import MoDCache
     from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
-    from .events_videollm_mod import StreamEvent, StreamStats, WatchedFrame
     from .modeling_videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDModel
-    from .pool_videollm_mod import StreamPool
     from .processing_videollm_mod import VideoLLMMoDProcessor
-    from .streaming_videollm_mod import StreamingSession
+    from .serving.pool import StreamPool
+    from .speaking import StreamEvent, WatchedFrame
+    from .streaming import StreamingSession, StreamStats
     from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "MoDCache": "cache_videollm_mod",
-    "StreamEvent": "events_videollm_mod",
-    "StreamPool": "pool_videollm_mod",
-    "StreamStats": "events_videollm_mod",
-    "StreamingSession": "streaming_videollm_mod",
+    "MoDCache": "cache",
+    "StreamEvent": "speaking",
+    "StreamPool": "serving.pool",
+    "StreamStats": "streaming",
+    "StreamingSession": "streaming",
     "VideoLLMMoDConfig": "configuration_videollm_mod",
     "VideoLLMMoDForConditionalGeneration": "modeling_videollm_mod",
     "VideoLLMMoDModel": "modeling_videollm_mod",
     "VideoLLMMoDProcessor": "processing_videollm_mod",
     "VideoLLMMoDTextConfig": "configuration_videollm_mod",
     "VideoLLMMoDVideoProcessor": "video_processing_videollm_mod",
-    "WatchedFrame": "events_videollm_mod",
+    "WatchedFrame": "speaking",
 }
 
 __all__ = [
@@ -62,6 +62,6 @@ def __dir__():
 
 
 if __name__ == "videollm_mod":  # and not under another name, as where pytest runs this file on its own
-    from .auto_classes import register_on_import
+    from .loading.auto_classes import register_on_import
 
     register_on_import()

@@ -17,7 +17,7 @@ from types import FrameType
 from typing import TextIO
 
 from . import __version__
-from .threads import use_free_cores
+from .commands.threads import use_free_cores
 
 MAX_MESSAGE = 1000  # characters
 
@@ -60,7 +60,7 @@ class Parser(argparse.ArgumentParser):
 
 def without_secrets(message: object, arguments: Sequence[str]) -> str:
     """`message` with the addresses among a command's arguments as `source_name` has them, whatever quotes them."""
-    from .decoding_videollm_mod import ADDRESS, source_name
+    from .containers import ADDRESS, source_name
 
     message, given = str(message), [text for each in arguments for text in (each, each.partition("=")[2])]
     for address in sorted(filter(ADDRESS.fullmatch, given), key=len, reverse=True):
@@ -171,7 +171,7 @@ def add_narrate(commands) -> None:
 
     def load(options: NarrateOptions):
         use_free_cores()  # imports torch, which a source that cannot be read need not wait for
-        from .narration.loading import load_checkpoint
+        from .loading.checkpoint import load_checkpoint
 
         return load_checkpoint(options)
 
@@ -419,7 +419,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def dispatch(argv: list[str] | None) -> int:
-    from .narration.quiet import quiet_libraries
+    from .loading.quiet import quiet_libraries
 
     parser = Parser(prog="videollm-mod", description="Streaming video language model.")
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")

@@ -1,7 +1,7 @@
 """VideoLLM-MoD (arXiv 2408.16730): a Llama in which most vision tokens pass by most layers.
 
 `VideoLLMMoDForConditionalGeneration.model` holds the vision tower, the connector and the routed language model
-(`modeling_text_videollm_mod`).
+(`modeling_text`).
 
 Shapes: B batch, T tokens of this call, F frames of this call over all rows in row order, N vision tokens per frame,
 D hidden size of the language model, Dv of the vision tower, V vocabulary.
@@ -11,25 +11,47 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.utils import can_return_tuple, logging
 
-from .cache_videollm_mod import MoDCache
-from .compat_videollm_mod import CACHE_NAME, EitherCacheName, takes_either_cache_name
+from .cache import MoDCache
+from .compat import CACHE_NAME, EitherCacheName, takes_either_cache_name
 from .configuration_videollm_mod import VideoLLMMoDConfig, check_keep_ratio
-from .generation_videollm_mod import StreamGenerationMixin
-from .loss_videollm_mod import head_losses
-from .modeling_text_videollm_mod import (
+from .generation import StreamGenerationMixin
+from .modeling_text import (
     VideoLLMMoDModelOutputWithPast,
     VideoLLMMoDPreTrainedModel,
     VideoLLMMoDTextModel,
     valid_tokens,
 )
-from .routing_videollm_mod import LayerExpert, StreamLayout
-from .streaming_videollm_mod import StreamingSession
+from .routing import LayerExpert, StreamLayout
+from .streaming import StreamingSession
+
+CHUNK_LOGITS = 2**26  # that exist at a time: 0.25 GiB in float32
+
+
+def head_losses(head: nn.Module, hidden_states: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """float32 `[M]`: `F.cross_entropy(head(hidden_states).float(), targets, reduction="none")`. Where that takes more
+    than one chunk, a chunk's logits are computed again in the backward pass instead of being kept.
+
+    Args:
+        head: `[..., D]` -> logits `[..., V]`; any module.
+        hidden_states (`[M, D]`), targets (`int64 [M]`), vocab_size (`int`): V.
+    """
+
+    def losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(head(hidden_states).float(), targets, reduction="none")
+
+    rows = max(1, CHUNK_LOGITS // vocab_size)
+    if len(targets) <= rows or not torch.is_grad_enabled():
+        return losses(hidden_states, targets)
+    chunks = zip(hidden_states.split(rows), targets.split(rows), strict=True)
+    return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
+
 
 logger = logging.get_logger(__name__)
 
@@ -318,7 +340,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         Raises:
             `ValueError`: for a component of another family, naming it, or an unknown option.
         """
-        from .building_videollm_mod import build
+        from .building import build
 
         return build(cls, llm, vision, **options)
 
@@ -448,10 +470,12 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
 VideoLLMMoDModel.register_for_auto_class("AutoModel")
 VideoLLMMoDForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 
+
 __all__ = [
     "LayerExpert",
     "VideoLLMMoDForConditionalGeneration",
     "VideoLLMMoDModel",
     "VideoLLMMoDPreTrainedModel",
     "VideoLLMMoDTextModel",
+    "head_losses",
 ]

@@ -18,7 +18,8 @@ from transformers.image_utils import SizeDict, load_image
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
-from .decoding_videollm_mod import DEFAULT_FPS, decode_video, is_video_source, shown
+from .containers import is_video_source, shown
+from .decoding import DEFAULT_FPS, decode_video
 
 LOADING_OPTIONS = ("fps", "num_frames", "do_sample_frames", "input_data_format")
 IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")

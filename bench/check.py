@@ -2,7 +2,7 @@
 
 import torch
 
-from ..recomputing_videollm_mod import CHOICES
+from ..recomputing import CHOICES
 from .step import Bench, Way
 
 LARGEST = 0.05  # relative norm of the difference of all gradients; bfloat16 has steps of 0.4% to 0.8%

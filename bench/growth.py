@@ -15,10 +15,9 @@ from types import SimpleNamespace
 
 import torch
 
-from ..cache_videollm_mod import MoDCache
+from ..cache import MoDCache, room_for
 from ..configuration_videollm_mod import num_kept_tokens
-from ..growing_videollm_mod import room_for
-from ..steps_videollm_mod import Feed, carry_out_together
+from ..steps import Feed, carry_out_together
 from .filled import fill
 from .record import enter, header, write
 from .streams import random_model

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import torch
 
-from ..cache_videollm_mod import MoDCache
-from ..fast_step_videollm_mod import fast_language_model
+from ..cache import MoDCache
+from ..static_step import fast_language_model
 from .record import enter, header, write
 from .watching import as_it_is, build, clock, stock, summary
 

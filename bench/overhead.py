@@ -2,7 +2,7 @@
 
 import torch
 
-from ..routing_videollm_mod import FrameRouter
+from ..routing import FrameRouter
 from .arithmetic import best_time
 from .kernels import kernel_times
 from .step import Bench

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
+from ..cache import SPARE
 from ..configuration_videollm_mod import VideoLLMMoDConfig
-from ..growing_videollm_mod import SPARE
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from .geometries import config_values
 from .growth import WORKING_BYTES

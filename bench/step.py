@@ -11,7 +11,7 @@ import torch
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
-from ..modeling_text_videollm_mod import VideoLLMMoDRMSNorm
+from ..modeling_text import VideoLLMMoDRMSNorm
 from ..training.adapters import LoraOptions, add_lora
 from ..training.freezing import freeze_unreached
 from .arithmetic import synchronise
@@ -33,7 +33,7 @@ class Way:
         routed: mixture of depths, else every token in every layer.
         all_logits: the loss as transformers computes it, from the logits of all tokens.
         stock: with transformers' parts of a layer and peft's LoRA layer in place of ours.
-        recompute: as in `recomputing_videollm_mod`, written `choice:layers+choice:layers`.
+        recompute: as in `recomputing`, written `choice:layers+choice:layers`.
     """
 
     routed: bool
@@ -145,12 +145,12 @@ def stock_layers() -> Iterator[None]:
     """Norms, rotation and activation as transformers computes them, and adapters as peft does."""
     from peft.tuners.lora import Linear
 
-    from .. import fused_videollm_mod
+    from .. import fused
     from ..training.lora_linear import LoraLinear
 
     with (
         mock.patch.object(VideoLLMMoDRMSNorm, "forward", LlamaRMSNorm.forward),
         mock.patch.object(LoraLinear, "forward", Linear.forward),
-        mock.patch.object(fused_videollm_mod, "_kernels", lambda: None),
+        mock.patch.object(fused, "_kernels", lambda: None),
     ):
         yield

@@ -9,11 +9,11 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from .. import steps_videollm_mod
-from ..compat_videollm_mod import CACHE_NAME
+from .. import steps as steps_module
+from ..compat import CACHE_NAME
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
-from ..steps_videollm_mod import carry_out
+from ..steps import carry_out
 from .filled import fill
 from .record import ROOT
 from .streams import random_model
@@ -55,7 +55,7 @@ def as_it_is(model, dense: bool = False, static: bool = True):
     routing, off = text.vision_routing, (lambda model: (None, "switched off"))
     text.vision_routing = "full" if dense else routing
     try:
-        with contextlib.nullcontext() if static else mock.patch.object(steps_videollm_mod, "fast_language_model", off):
+        with contextlib.nullcontext() if static else mock.patch.object(steps_module, "fast_language_model", off):
             yield
     finally:
         text.vision_routing = routing
@@ -201,7 +201,7 @@ def stock(model, held: int, repeats: int, frames: int = 1) -> dict:
 def decode(repeats: int, folder) -> dict:
     """Frames of an encoded clip, as `narrate` reads them, by the CPU alone."""
     from ..data.world_clip import write_clip
-    from ..decoding_videollm_mod import iter_video_frames
+    from ..decoding import iter_video_frames
 
     path = write_clip(folder / "clip.mp4", seed=0, height=384)[0]
     seconds, frames, start = [], iter_video_frames(path, fps=None), time.perf_counter()

@@ -27,7 +27,7 @@ SECONDS = 60.0  # of a case; a whole one takes less than one
 MEMORY = 3 * 2**30  # bytes of address space beyond what the checkpoint and torch take
 GROWTH = 16 * 2**20  # bytes from the first half of a process's cases to the second
 
-sys.path.append(str(RESULTS.parent.parent / "tests"))
+sys.path.append(str(RESULTS.parent.parent / "tests" / "helpers"))
 
 
 def resident() -> int:
@@ -40,9 +40,9 @@ def resident() -> int:
 def worker(connection, folder: str) -> None:
     """Read cases by their numbers until None comes, answering each with what came of it and the memory held."""
     import torch
-    from fuzzing import read_case, write_case
+    from damaged_files import read_case, write_case
 
-    from videollm_mod.narration.loading import load_checkpoint
+    from videollm_mod.loading.checkpoint import load_checkpoint
     from videollm_mod.narration.narrate import quiet_decoder
     from videollm_mod.narration.options import NarrateOptions
 
@@ -108,10 +108,10 @@ class Slot:
 
 
 def main(cases: int, first: int, processes: int) -> None:
-    from fuzzing import write_originals
+    from damaged_files import write_originals
     from tqdm import tqdm
 
-    from videollm_mod.narration.loading import load_checkpoint
+    from videollm_mod.loading.checkpoint import load_checkpoint
     from videollm_mod.narration.options import NarrateOptions
 
     outcomes, failures = collections.defaultdict(collections.Counter), []

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import torch
 
-from .. import fast_kernels_videollm_mod as fast_kernels
+from .. import static_kernels
 from ..bench.filled import fill
 from ..bench.geometries import NAMES, VIDEO
 from ..bench.streams import random_model
-from ..cache_videollm_mod import MoDCache
-from ..fast_ops_videollm_mod import PlainOps
-from ..fast_step_videollm_mod import FastLanguageModel, Shape, StaticStep
+from ..cache import MoDCache
+from ..static_ops import PlainOps
+from ..static_step import FastLanguageModel, Shape, StaticStep
 from .record import surroundings
 
 SEPARATOR, START = 4, 5
@@ -264,7 +264,7 @@ def time_eager(model, held: int, repeats: int = 10) -> dict:
     return milliseconds(call, repeats)
 
 
-CANDIDATES = {  # as `fast_kernels.TILES`
+CANDIDATES = {  # as `static_kernels.TILES`
     "project": (
         (16, 128, 4, 6), (16, 256, 4, 4), (16, 256, 4, 5), (16, 512, 4, 3), (32, 128, 4, 4), (32, 128, 4, 6),
         (32, 256, 4, 4), (32, 256, 8, 4), (64, 128, 4, 4),
@@ -289,7 +289,7 @@ CANDIDATES = {  # as `fast_kernels.TILES`
 def sweep_products(model, log: Log) -> dict:
     """Microseconds a layer of each product with several tiles, the fastest of which stays: of all tokens of a frame,
     and of a routed layer's slots; over all layers, so that no weight stays in a cache. Of `read`, of one call."""
-    step, kernels = prepared(model, fast_kernels.Kernels, 100), fast_kernels.Kernels
+    step, kernels = prepared(model, static_kernels.Kernels, 100), static_kernels.Kernels
     layers, found = model.model.language_model.layers, {}
     rotary = [p[0] for p in model.model.language_model.rotary_emb(step.x[None], step.offsets[None])]
     for buffer in (step.x, step.attended, step.between, step.wide):
@@ -312,36 +312,36 @@ def sweep_products(model, log: Log) -> dict:
 
     ways = calls(len(step.x), None, None), calls(step.slots, step.index, step.scale)
     for name, tiles in CANDIDATES.items():
-        own, best, found[name] = fast_kernels.TILES[name], (float("inf"), None), {}
+        own, best, found[name] = static_kernels.TILES[name], (float("inf"), None), {}
         some, over = (ways[:1], layers[:1]) if name == "read" else (ways, layers)
         for tile in tiles:
             if time.perf_counter() > log.end - 60:
                 break
-            fast_kernels.TILES[name] = tile
+            static_kernels.TILES[name] = tile
             try:
                 found[name][str(tile)] = [timed(way[name], over) for way in some]
                 best = min(best, (sum(found[name][str(tile)]), tile))
             except Exception as problem:
                 found[name][str(tile)] = f"{type(problem).__name__}: {str(problem)[:120]}"
-        fast_kernels.TILES[name] = best[1] or own
-        log.say(f"{name}: {found[name]} -> {fast_kernels.TILES[name]}")
+        static_kernels.TILES[name] = best[1] or own
+        log.say(f"{name}: {found[name]} -> {static_kernels.TILES[name]}")
     return found
 
 
 def attention_of(step: StaticStep, layers, slots: int) -> None:
     for layer in layers:
-        fast_kernels.Kernels.attend(step.queries[:slots], layer, step.table[0], [slots], step.attended[:slots])
+        static_kernels.Kernels.attend(step.queries[:slots], layer, step.table[0], [slots], step.attended[:slots])
 
 
 def sweep_attention(model, held: int) -> dict:
     """Microseconds a layer of the attention of a frame, and of its kept tokens. The keys are those of one layer, which
     for few frames stay in the cache of the processor."""
-    step, found = prepared(model, fast_kernels.Kernels, held), {}
+    step, found = prepared(model, static_kernels.Kernels, held), {}
     layers = model.model.language_model.layers
     for slots in (step.shape.tokens, 3):
         for splits in (16, 32, 64):
             for keys in ((64, 4, 3), (64, 4, 2), (32, 4, 4), (128, 8, 2)):
-                fast_kernels.SPLITS, fast_kernels.KEYS_AT_ONCE = splits, keys
+                static_kernels.SPLITS, static_kernels.KEYS_AT_ONCE = splits, keys
                 name = f"{slots} slots, {splits} splits, {keys}"
                 try:
                     graph = captured(functools.partial(attention_of, step, layers, slots))
@@ -351,14 +351,14 @@ def sweep_attention(model, held: int) -> dict:
     # the best for a whole frame, whose time is the larger
     own = {k: v for k, v in found.items() if isinstance(v, float) and k.startswith(f"{step.shape.tokens} ")}
     best = min(own, key=own.get)
-    fast_kernels.SPLITS = int(best.split(", ")[1].split()[0])
-    fast_kernels.KEYS_AT_ONCE = tuple(int(x) for x in best[best.index("(") + 1 : -1].split(", "))
+    static_kernels.SPLITS = int(best.split(", ")[1].split()[0])
+    static_kernels.KEYS_AT_ONCE = tuple(int(x) for x in best[best.index("(") + 1 : -1].split(", "))
     return {"best": best, **dict(sorted(found.items(), key=lambda item: str(item[1])))}
 
 
 def kernel_table(model, held: int) -> dict:
     """Microseconds of a step by kernel."""
-    step = prepared(model, fast_kernels.Kernels, held)
+    step = prepared(model, static_kernels.Kernels, held)
     with torch.no_grad():
         step.forward()
         torch.cuda.synchronize()
@@ -404,7 +404,11 @@ def main(argv: list[str] | None = None) -> None:
     log = Log(args.output, args.seconds)
     log.attempt("bandwidth", bandwidth)
     model = random_model("middle", "cuda").eval()
-    for frames, kernels in ((1, fast_kernels.Kernels), (4, fast_kernels.Kernels), (15, fast_kernels.WideKernels)):
+    for frames, kernels in (
+        (1, static_kernels.Kernels),
+        (4, static_kernels.Kernels),
+        (15, static_kernels.WideKernels),
+    ):
         check = functools.partial(check_parts, model, kernels, frames)
         log.attempt(f"parts, {frames} frames, {kernels.__name__}", check)
     for dtype, options in ((torch.bfloat16, {}), (torch.bfloat16, {"vision_routing": "full"}), (torch.float32, {})):
@@ -422,11 +426,11 @@ def main(argv: list[str] | None = None) -> None:
                 log.attempt(f"{name}, {way}, {held} frames", lambda h=held: function(h))
         text.vision_routing = "mod"
 
-    each("step before tuning", lambda held: time_step(model, fast_kernels.Kernels, held), (600,))
-    each("step, cuBLAS", lambda held: time_step(model, fast_kernels.WideKernels, held), (600,))
+    each("step before tuning", lambda held: time_step(model, static_kernels.Kernels, held), (600,))
+    each("step, cuBLAS", lambda held: time_step(model, static_kernels.WideKernels, held), (600,))
     log.attempt("products", lambda: sweep_products(model, log), 30)
     log.attempt("attention at 3000 frames", lambda: sweep_attention(model, 3000), 20)
-    each("step", lambda held: time_step(model, fast_kernels.Kernels, held))
+    each("step", lambda held: time_step(model, static_kernels.Kernels, held))
     for held in (100, 600, 3000):
         for way, routing in ways.items():
             text.vision_routing = routing
@@ -438,11 +442,11 @@ def main(argv: list[str] | None = None) -> None:
     text.vision_routing = "mod"
     log.attempt("kernels, mod, 600 frames", lambda: kernel_table(model, 600))
     log.attempt("kernels, mod, 3000 frames", lambda: kernel_table(model, 3000))
-    each("step, cuBLAS, tuned attention", lambda held: time_step(model, fast_kernels.WideKernels, held), (600, 3000))
-    log.attempt("one token, 3000 frames", lambda: time_step(model, fast_kernels.Kernels, 3000, frames=0, tokens=1))
-    log.attempt("32 tokens, 3000 frames", lambda: time_step(model, fast_kernels.Kernels, 3000, frames=0, tokens=32))
+    each("step, cuBLAS, tuned attention", lambda held: time_step(model, static_kernels.WideKernels, held), (600, 3000))
+    log.attempt("one token, 3000 frames", lambda: time_step(model, static_kernels.Kernels, 3000, frames=0, tokens=1))
+    log.attempt("32 tokens, 3000 frames", lambda: time_step(model, static_kernels.Kernels, 3000, frames=0, tokens=32))
     for frames in (15, 30):
-        log.attempt(f"{frames} frames a step", lambda f=frames: time_step(model, fast_kernels.WideKernels, 600, f))
+        log.attempt(f"{frames} frames a step", lambda f=frames: time_step(model, static_kernels.WideKernels, 600, f))
     each("model as it is", lambda held: time_eager(model, held), (600,))
     pixels = torch.randn(30, 3, 384, 384, device="cuda", dtype=torch.bfloat16)
     for count in (1, 15, 30):

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
 from ..data.world_streams import CELL, Streams, encoded_streams, grid_of, normalised_sprites, pixels, training_texts
-from ..routing_videollm_mod import LayerExpert
+from ..routing import LayerExpert
 from ..training.initialise import initialise
 from ..training.keep_ratio import KeepRatioSchedule
 from .world_scores import autocast, exact_narrations, self_conditioned, streaming_metrics

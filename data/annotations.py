@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..decoding_videollm_mod import shown
+from ..containers import shown
 from .stream_checks import is_seconds
 
 SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test", "test_unannotated": "test"}

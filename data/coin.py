@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from functools import partial
 
-from ..decoding_videollm_mod import shown
+from ..containers import shown
 from .annotations import Request, Stream, need, numbered, part, seconds, segment_stream, turn, words_of
 
 HELD_OUT = ("testing", "test", "validation")  # the same videos, whose name differs between sources of the file

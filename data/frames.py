@@ -13,7 +13,8 @@ from itertools import islice
 import numpy as np
 import torch
 
-from ..decoding_videollm_mod import iter_video_frames, measured_duration, video_duration
+from ..containers import video_duration
+from ..decoding import iter_video_frames, measured_duration
 from ..video_processing_videollm_mod import resize_frames
 
 TOLERANCE = 1e-6  # seconds or frames: times such as 0.1 * 3 are meant to be on the grid

@@ -16,7 +16,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..decoding_videollm_mod import shown
+from ..containers import shown
 from .files import STANDARD
 from .stream_checks import Object, Problem, check_media, check_stream, media_of
 

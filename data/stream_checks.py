@@ -6,8 +6,8 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..conversation_videollm_mod import MAX_TEXT, clean_text
-from ..decoding_videollm_mod import local_path, shown
+from ..containers import local_path, shown
+from ..conversation import MAX_TEXT, clean_text
 from .features import read_about
 from .frames import video_seconds
 

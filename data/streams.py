@@ -16,7 +16,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
-from ..decoding_videollm_mod import check_count
+from ..containers import check_count
 from .augmentation import IGNORE_INDEX
 from .features import fingerprint, read_about, read_features
 from .frames import TOLERANCE, frame_range, read_frames, video_seconds

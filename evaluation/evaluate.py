@@ -17,9 +17,10 @@ from ..benchmarks.record import surroundings
 from ..data.ego4d_lta import word_of
 from ..data.files import STANDARD, written_whole
 from ..data.processes import process_state
-from ..memory_videollm_mod import frames_in_context
-from ..narration.loading import load_checkpoint
+from ..loading.checkpoint import load_checkpoint
+from ..memory import frames_in_context
 from ..narration.options import NarrateOptions, check_output
+from ..speaking import DEFAULT_THRESHOLD
 from .answering import answers
 from .answers import Taxonomy
 from .captions import NEEDS_JAVA, check_captions
@@ -60,7 +61,7 @@ class EvaluateOptions:
     questions: int | None = None
     streams: int | None = None
     self_conditioned: bool = False
-    threshold: float = 0.725
+    threshold: float = DEFAULT_THRESHOLD
     keep_ratio: float | None = None
     categories: Path | None = None
     batch_size: int = 8

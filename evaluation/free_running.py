@@ -5,8 +5,8 @@ from dataclasses import dataclass, field, fields
 import numpy as np
 
 from ..data.world import conversation, world_stream
-from ..events_videollm_mod import StreamEvent
-from ..streaming_videollm_mod import StreamingSession
+from ..speaking import StreamEvent
+from ..streaming import StreamingSession
 
 
 @dataclass

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
-from ..streaming_videollm_mod import silence_probability, speaks
+from ..speaking import DEFAULT_THRESHOLD, silence_probability, speaks
 
 Said = list[tuple[int, tuple[int, ...]]]  # (frame, tokens of the reply without the end of sequence)
 
@@ -20,7 +20,7 @@ def narrate_in_step(
     processor,
     frames_of: Callable[[torch.Tensor, int], torch.Tensor],
     num_frames: torch.Tensor,
-    threshold: float = 0.725,
+    threshold: float = DEFAULT_THRESHOLD,
     max_reply: int = 32,
 ) -> list[Said]:
     """What a model says of itself, greedily decoded, over streams without any instruction.

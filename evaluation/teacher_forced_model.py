@@ -16,8 +16,8 @@ from dataclasses import dataclass
 
 import torch
 
-from ..cache_videollm_mod import MoDCache
-from ..streaming_videollm_mod import silence_probability
+from ..cache import MoDCache
+from ..speaking import DEFAULT_THRESHOLD, silence_probability
 from .teacher_forced import TurnScores, num_following, score_turn, wants_to_speak
 
 IGNORE_INDEX = -100
@@ -75,7 +75,11 @@ def forced_turns(input_ids: list[int], labels: list[int], processor) -> list[For
 
 
 def teacher_forced(
-    model, processor, conversations: list[list[dict]], features: list[torch.Tensor], threshold: float = 0.725
+    model,
+    processor,
+    conversations: list[list[dict]],
+    features: list[torch.Tensor],
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> list[ForcedStream]:
     """
     Args:
@@ -90,7 +94,11 @@ def teacher_forced(
 
 @torch.no_grad()
 def teacher_forced_rows(
-    model, processor, rows: list[tuple[list[int], list[int]]], features: list[torch.Tensor], threshold: float = 0.725
+    model,
+    processor,
+    rows: list[tuple[list[int], list[int]]],
+    features: list[torch.Tensor],
+    threshold: float = DEFAULT_THRESHOLD,
 ) -> list[ForcedStream]:
     """The same for streams that are encoded already: `(input_ids, labels)` of each."""
     rows = [(ids, labels, forced_turns(ids, labels, processor)) for ids, labels in rows]

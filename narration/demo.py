@@ -4,10 +4,10 @@ import json
 import sys
 from pathlib import Path
 
-from ..decoding_videollm_mod import decode_video
+from ..decoding import decode_video
 from ..evaluation.free_running import match
-from ..events_videollm_mod import StreamEvent
-from .loading import load_checkpoint
+from ..loading.checkpoint import load_checkpoint
+from ..speaking import StreamEvent
 from .narrate import narrate
 from .options import OWN_CHECKPOINT, NarrateOptions
 from .savings import measure_savings

@@ -6,7 +6,7 @@ from http.client import HTTPException
 from urllib.parse import unquote, urlsplit
 from urllib.request import Request, urlopen
 
-from ..decoding_videollm_mod import source_name
+from ..containers import source_name
 
 
 class HttpBody:

@@ -7,7 +7,8 @@ from time import monotonic, perf_counter
 
 import numpy as np
 
-from ..decoding_videollm_mod import CLOCK_JITTER, Upright, check_fps, frame_seconds, opened, readable_errors
+from ..containers import check_fps, opened, readable_errors
+from ..decoding import CLOCK_JITTER, Upright, frame_seconds
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0  # seconds before another attempt to connect; doubled with each
 GIVE_UP_AFTER = 300.0  # seconds without a frame

@@ -15,7 +15,7 @@ from .source import Source, open_source
 from .writers import OutputFile, file_writer
 
 if TYPE_CHECKING:  # torch is slow to import, and an error should come at once
-    from ..events_videollm_mod import StreamEvent
+    from ..speaking import StreamEvent
     from .live import LiveWatch
 
 BLOCK_FRAMES = 16  # of a recorded video that are pushed together
@@ -158,10 +158,10 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
     fps = options.fps or stated_fps(options.base)
     source = open_source(options.source, fps, options.when_behind, options.limits)
     if load is None:
-        from .loading import load_checkpoint as load
+        from ..loading.checkpoint import load_checkpoint as load
     with readable_memory_errors():
         model, processor = load(options)
-    from ..memory_videollm_mod import frames_in_context  # as slow to import as the model
+    from ..memory import frames_in_context  # as slow to import as the model
 
     session = model.stream(
         processor,

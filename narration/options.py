@@ -8,10 +8,11 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..conversation_videollm_mod import check_text
-from ..decoding_videollm_mod import DEFAULT_FPS, check_fps, local_path, shown
-from ..media_limits_videollm_mod import LIMITS, MediaLimits
-from .adapter import base_of, is_adapter
+from ..containers import LIMITS, MediaLimits, check_fps, local_path, shown
+from ..conversation import check_text
+from ..decoding import DEFAULT_FPS
+from ..loading.adapter import base_of, is_adapter
+from ..speaking import DEFAULT_THRESHOLD
 
 FORMATS = ("text", "jsonl", "vtt", "srt")
 FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".vtt": "vtt", ".srt": "srt"}
@@ -78,7 +79,7 @@ class NarrateOptions:
     model: str | None = None
     queries: list[str] = field(default_factory=list)
     fps: float | None = None
-    threshold: float = 0.725
+    threshold: float = DEFAULT_THRESHOLD
     keep_ratio: float | None = None
     max_cached_frames: int | None = None
     format: str | None = None

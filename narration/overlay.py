@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..decoding_videollm_mod import readable_errors
-from ..events_videollm_mod import StreamEvent, WatchedFrame
+from ..containers import readable_errors
+from ..speaking import StreamEvent, WatchedFrame
 from .writers import one_line
 
 SIDE = 480  # pixels of the main frame

@@ -9,17 +9,17 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..decoding_videollm_mod import (
-    iter_video_frames,
+from ..containers import (
+    LIMITS,
+    MediaLimits,
     local_path,
     open_container,
-    sample_container,
     shown,
     source_name,
     stated_duration,
     video_duration,
 )
-from ..media_limits_videollm_mod import LIMITS, MediaLimits
+from ..decoding import iter_video_frames, sample_container
 from .http_body import HttpBody
 from .live_source import LiveSource, is_recording
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:  # torch is slow to import, and an error should come at once
-    from ..events_videollm_mod import StreamEvent
+    from ..speaking import StreamEvent
 
 CUE_SECONDS = 4.0  # that a subtitle stays, unless another comes
 

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+from ..containers import open_container, video_duration
 from ..data.world import world_stream
 from ..data.world_clip import write_clip
-from ..decoding_videollm_mod import iter_video_frames, open_container, video_duration
+from ..decoding import iter_video_frames
 from ..narration.options import OWN_CHECKPOINT
 
 # what browsers play: container, codecs and pixel format

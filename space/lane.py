@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ..events_videollm_mod import StreamEvent, WatchedFrame
-from ..streaming_videollm_mod import StreamingSession
+from ..speaking import DEFAULT_THRESHOLD, StreamEvent, WatchedFrame
+from ..streaming import StreamingSession
 from .models import ZERO_GPU, Models, gpu
 
 
@@ -25,7 +25,7 @@ class Controls:
     """
 
     keep_ratio: float | None = None
-    threshold: float = 0.725
+    threshold: float = DEFAULT_THRESHOLD
     memory: int | None = None
 
 

@@ -6,10 +6,10 @@ import threading
 
 import torch
 
-from ..memory_videollm_mod import frames_in_context
-from ..narration.loading import load_checkpoint
+from ..commands.threads import allowed_cores
+from ..loading.checkpoint import load_checkpoint
+from ..memory import frames_in_context
 from ..narration.options import NarrateOptions
-from ..threads import allowed_cores
 
 try:
     import spaces

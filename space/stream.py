@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..events_videollm_mod import StreamEvent
 from ..narration.overlay import OverlayVideo
 from ..narration.writers import file_writer
+from ..speaking import StreamEvent
 from .clips import Clip
 from .lane import Controls, Lane, Step
 from .models import Models

@@ -37,7 +37,7 @@ def seed():
 @pytest.fixture(scope="module")
 def checkpoint():
     """`(model, processor)` that the repository carries, in float32."""
-    from fresh import ROOT
+    from fresh_process import ROOT
 
     from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 

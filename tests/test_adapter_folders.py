@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import small_model, write_video
+from small_data import small_model, write_video
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
-from videollm_mod.narration.loading import load_checkpoint
+from videollm_mod.loading.checkpoint import load_checkpoint
 from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.space.models import Models
 from videollm_mod.training.adapters import LoraOptions, add_lora, merge_adapter

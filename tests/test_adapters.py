@@ -6,9 +6,9 @@ from shutil import copyfile
 
 import numpy as np
 import pytest
-from clips import write_video
-from fresh import ROOT
-from small import said
+from fresh_process import ROOT
+from small_data import said
+from video_files import write_video
 
 from videollm_mod import cli
 from videollm_mod.data import coin, ego4d, ego4d_lta, egoexo4d, goalstep

@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from fitting import Streams, collate, fit
-from tiny import tiny_model
+from short_training import Streams, collate, fit
+from tiny_models import tiny_model
 from transformers import Trainer, TrainingArguments
 
 from videollm_mod import cli

@@ -5,7 +5,7 @@ import shutil
 import sys
 
 import pytest
-from fresh import ROOT, run_fresh
+from fresh_process import ROOT, run_fresh
 
 MODELS = ("AutoModel", "AutoModelForCausalLM", "AutoModelForImageTextToText", "AutoModelForMultimodalLM")
 OTHERS = ("AutoConfig", "AutoProcessor", "AutoTokenizer")
@@ -60,7 +60,7 @@ def test_auto_classes_know_the_package_whatever_is_imported_first(tmp_path, firs
     assert found == {
         "trusting": "videollm_mod.modeling_videollm_mod",
         "video": True,
-        "session": "videollm_mod.streaming_videollm_mod",
+        "session": "videollm_mod.streaming",
     }
     config = json.loads((tmp_path / "saved" / "config.json").read_text())
     assert config["auto_map"]["AutoModelForImageTextToText"].startswith("modeling_videollm_mod.")
@@ -70,7 +70,7 @@ def test_auto_classes_know_the_package_whatever_is_imported_first(tmp_path, firs
 
 
 def load_trusting(folder: str) -> dict:
-    from videollm_mod.narration.loading import load_checkpoint
+    from videollm_mod.loading.checkpoint import load_checkpoint
     from videollm_mod.narration.options import NarrateOptions
 
     found = {}
@@ -84,7 +84,7 @@ def load_trusting(folder: str) -> dict:
 def test_a_command_that_is_told_to_trust_runs_the_code_of_the_checkpoint(tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    for file in (*ROOT.glob("*_videollm_mod.py"), *ROOT.glob("*.json"), ROOT / "model.safetensors"):
+    for file in (*ROOT.glob("*.py"), *ROOT.glob("*.json"), ROOT / "model.safetensors"):
         shutil.copy(file, folder)
     with open(folder / "modeling_videollm_mod.py", "a") as file:
         file.write("\nVideoLLMMoDForConditionalGeneration.changed = True\n")

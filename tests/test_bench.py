@@ -14,7 +14,7 @@ from videollm_mod.bench.train import CHOICES, REFERENCE, figures, row, scaled, t
 from videollm_mod.benchmarks import varying_lengths
 from videollm_mod.cli import main
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
-from videollm_mod.recomputing_videollm_mod import choices_of_layers
+from videollm_mod.recomputing import choices_of_layers
 
 
 @pytest.fixture(scope="module")

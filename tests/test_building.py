@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from backbones import TOKENIZERS, TOWER, save_language_model, save_tower
-from fresh import run_fresh
-from near import assert_near
+from comparing import assert_near
+from fresh_process import run_fresh
+from stock_models import TOKENIZERS, TOWER, save_language_model, save_tower
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -206,7 +206,7 @@ def test_command_writes_a_hub_folder(tmp_path, capsys):
     output = tmp_path / "built"
     command = ["build", "--llm", str(llm), "--vision", str(vision), "--output", str(output), "--keep-ratio", "0.5"]
     assert cli.main(command) == 0
-    assert (output / "building_videollm_mod.py").is_file()
+    assert (output / "building.py").is_file()
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(output)
     from videollm_mod import VideoLLMMoDProcessor
 

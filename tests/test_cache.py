@@ -4,8 +4,8 @@ import random
 
 import pytest
 import torch
-from near import assert_near, assert_same_cache
-from tiny import (
+from comparing import assert_near, assert_same_cache
+from tiny_models import (
     FIRST_WORD,
     ROUTINGS,
     SEPARATOR,
@@ -16,7 +16,7 @@ from tiny import (
     tiny_model,
 )
 
-from videollm_mod.cache_videollm_mod import MoDCache
+from videollm_mod.cache import MoDCache
 
 
 @pytest.mark.parametrize("name", ROUTINGS)

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from near import assert_near, assert_same_events
+from comparing import assert_near, assert_same_events
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.data.world import world_stream

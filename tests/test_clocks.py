@@ -5,15 +5,16 @@ import json
 from pathlib import Path
 
 import pytest
-from clips import moving, write_video
-from fresh import ROOT
-from small import said, small_model, write_lines
+from fresh_process import ROOT
+from small_data import said, small_model, write_lines
+from video_files import moving, write_video
 
 from videollm_mod.cli import main
+from videollm_mod.containers import video_duration
 from videollm_mod.data.frames import video_seconds
 from videollm_mod.data.jsonl import validate
 from videollm_mod.data.streams import StreamExamples
-from videollm_mod.decoding_videollm_mod import decode_video, iter_video_frames, measured_duration, video_duration
+from videollm_mod.decoding import decode_video, iter_video_frames, measured_duration
 
 WORLD = ROOT / "media" / "world.mp4"
 

@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small import small_model
+from small_data import small_model
 
 from videollm_mod.data.augmentation import ReplyAugmentation
 from videollm_mod.data.collator import StreamCollator

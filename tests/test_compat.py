@@ -6,14 +6,14 @@ import sys
 
 import pytest
 import torch
-from fresh import ROOT
-from tiny import FIRST_WORD, random_batch, tiny_model
+from fresh_process import ROOT
+from tiny_models import FIRST_WORD, random_batch, tiny_model
 from transformers import GenerationMixin, __version__
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.processing_utils import ProcessorMixin
 
-from videollm_mod import MoDCache, modeling_text_videollm_mod
-from videollm_mod.compat_videollm_mod import CACHE_NAME, CACHE_NAMES, ProcessorWithoutTorchvision
+from videollm_mod import MoDCache, modeling_text
+from videollm_mod.compat import CACHE_NAME, CACHE_NAMES, ProcessorWithoutTorchvision
 
 HERE = f"transformers {__version__}"
 
@@ -107,7 +107,7 @@ def test_a_release_without_what_cannot_be_done_without_is_named(monkeypatch):
     """Where a name is gone, the import of the package says so."""
 
     def load_again() -> None:
-        spec = importlib.util.spec_from_file_location("compat_again", ROOT / "compat_videollm_mod.py")
+        spec = importlib.util.spec_from_file_location("compat_again", ROOT / "compat.py")
         spec.loader.exec_module(importlib.util.module_from_spec(spec))
 
     load_again()
@@ -134,7 +134,7 @@ def test_transformers_still_tells_each_layer_to_checkpoint(monkeypatch):
     """`set_recomputing` reads it from the layer's `gradient_checkpointing`."""
     told = []
     monkeypatch.setattr(
-        modeling_text_videollm_mod,
+        modeling_text,
         "set_recomputing",
         lambda layers, *_: told.extend(layer.gradient_checkpointing for layer in layers),
     )
@@ -155,9 +155,9 @@ def test_transformers_still_tells_each_layer_to_checkpoint(monkeypatch):
 def test_transformers_processors_still_have(name, arguments):
     """`ProcessorWithoutTorchvision` overrides the first two of these, and calls the others."""
     method = getattr(ProcessorMixin, name, None)
-    assert method is not None, f"transformers' ProcessorMixin has no `{name}` any more: see compat_videollm_mod.py"
+    assert method is not None, f"transformers' ProcessorMixin has no `{name}` any more: see compat.py"
     missing = set(arguments) - inspect.signature(method).parameters.keys()
-    assert not missing, f"`ProcessorMixin.{name}` takes no `{', '.join(missing)}` any more: see compat_videollm_mod.py"
+    assert not missing, f"`ProcessorMixin.{name}` takes no `{', '.join(missing)}` any more: see compat.py"
 
 
 def test_a_processor_is_checked_and_loaded_by_its_own_class(checkpoint, monkeypatch):
@@ -175,7 +175,7 @@ def test_a_processor_is_checked_and_loaded_by_its_own_class(checkpoint, monkeypa
         monkeypatch.setattr(ProcessorWithoutTorchvision, name, classmethod(noted) if own is not plain else noted)
     type(processor).from_pretrained(ROOT)
     assert asked == ["_get_arguments_from_pretrained", *["check_argument_for_proper_class"] * 2], (
-        "transformers no longer asks these methods of a processor: see compat_videollm_mod.py"
+        "transformers no longer asks these methods of a processor: see compat.py"
     )
     with pytest.raises(TypeError, match="`video_processor` must be a VideoLLMMoDVideoProcessor, got str"):
         type(processor)("none", processor.tokenizer)

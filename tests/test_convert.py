@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from backbones import save_language_model, save_tower
 from peft import LoraConfig, get_peft_model
+from stock_models import save_language_model, save_tower
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, cli

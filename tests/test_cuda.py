@@ -9,9 +9,9 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT
-from test_fast_step import STATIC, calls_of, check_streams_together, watch_in_a_pool
-from tiny import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_config, tiny_model
+from fresh_process import ROOT
+from test_static_step import STATIC, calls_of, check_streams_together, watch_in_a_pool
+from tiny_models import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_config, tiny_model
 
 from videollm_mod import (
     MoDCache,
@@ -19,12 +19,12 @@ from videollm_mod import (
     VideoLLMMoDForConditionalGeneration,
     VideoLLMMoDProcessor,
     cli,
-    steps_videollm_mod,
+    steps,
 )
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
-from videollm_mod.fast_step_videollm_mod import fast_language_model
-from videollm_mod.fast_vision_videollm_mod import encode
+from videollm_mod.static_step import fast_language_model
+from videollm_mod.static_vision import encode
 from videollm_mod.video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -253,7 +253,7 @@ def test_static_sessions_say_what_others_say(bounds):
         return session, [(event.time, event.text) for event in events + session.ask("What happened last?")]
 
     for block in (1, 5):
-        with mock.patch.object(steps_videollm_mod, "fast_language_model", lambda model: (None, "switched off")):
+        with mock.patch.object(steps, "fast_language_model", lambda model: (None, "switched off")):
             session, expected = watch(block)
             assert session.stats.why_not_static == "switched off"
         session, events = watch(block)

@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from videollm_mod import decoding_videollm_mod as decoding
-from videollm_mod import upright_videollm_mod
-from videollm_mod.decoding_videollm_mod import decode_video, iter_video_frames
+from videollm_mod import decoding
+from videollm_mod.decoding import decode_video, iter_video_frames
 from videollm_mod.narration.live_source import LiveSource
 
 # PyAV -------------------------------------------------------------------------------------------------------------
@@ -183,7 +182,7 @@ def test_pixels_that_only_the_container_says_are_not_square(tmp_path):
 
 
 def test_pixels_that_are_not_square_in_a_turned_large_video_that_is_sought(tmp_path, monkeypatch):
-    monkeypatch.setattr(upright_videollm_mod, "MAX_PIXELS", 96 * 48)
+    monkeypatch.setattr(decoding, "MAX_PIXELS", 96 * 48)
     path = write(tmp_path / "a.mp4", [four_corners(96, 96)] * 20, pixel_shape=2, g="5")
     frames, _ = decode_video(with_matrix(path, 0, 1, -1, 0), fps=5)
     assert frames.shape[1:] == (96, 48, 3) and corners(frames[0]) == "br wg"
@@ -352,7 +351,7 @@ def test_frames_are_freed_in_a_forked_process(tmp_path):
     path, held = tmp_path / "a.mp4", []
     write(path, [np.zeros((64, 96, 3), np.uint8)] * 2)
     with av.open(str(path)) as container:
-        upright = upright_videollm_mod.Upright()
+        upright = decoding.Upright()
         upright.begin(container.streams.video[0])
         for frame in container.decode(video=0):
             upright(frame)

@@ -7,11 +7,11 @@ import av
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT
+from fresh_process import ROOT
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.data.world import world_stream
-from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod.decoding import decode_video
 from videollm_mod.narration.savings import measure_savings
 
 

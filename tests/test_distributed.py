@@ -8,11 +8,11 @@ import sys
 import pytest
 import torch
 import yaml
-from fresh import ROOT
-from killing import PATIENCE
-from near import assert_near_weights
+from comparing import assert_near_weights
+from fresh_process import HELPERS
 from safetensors.torch import load_file
 from test_train_command import STAGE, write_config
+from waiting import PATIENCE
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.data.world_data import WorldData
@@ -65,7 +65,11 @@ def folder(tmp_path_factory):
             train(TrainingConfig(**config | {"output_dir": str(output), "stream_stage": alone}))
     workers = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = subprocess.run(
-        [*workers, str(ROOT / "tests" / "two_processes.py"), *(str(folder / f"{name}.yaml") for name in RUNS)],
+        [
+            *workers,
+            str(HELPERS / "two_processes.py"),
+            *(str(folder / f"{name}.yaml") for name in RUNS),
+        ],
         cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,

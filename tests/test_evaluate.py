@@ -12,11 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT
-from killing import PATIENCE, killed_in
-from near import assert_near
+from comparing import assert_near
+from fresh_process import ROOT
 from safetensors.torch import load_file, save_file
-from small import said, small_model, write_lines, write_video
+from small_data import said, small_model, write_lines, write_video
+from waiting import PATIENCE, killed_in
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.data.prepare import DATASETS, prepare

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import PartialState
-from killing import PATIENCE, killed_in
-from near import assert_near
+from comparing import assert_near
 from safetensors.torch import load
-from small import said, small_model, write_lines, write_video
+from small_data import said, small_model, write_lines, write_video
+from waiting import PATIENCE, killed_in
 
 from videollm_mod import cli
 from videollm_mod.data.extract import extract

@@ -12,14 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT
-from near import assert_near
+from comparing import assert_near
+from fresh_process import ROOT
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
-from videollm_mod.decoding_videollm_mod import decode_video
-from videollm_mod.narration import loading
+from videollm_mod.decoding import decode_video
+from videollm_mod.loading import checkpoint as loading
 from videollm_mod.narration.options import NarrateOptions
 
 

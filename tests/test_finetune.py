@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from fitting import check_accumulation, fit, stream_labels
-from fresh import ROOT
-from near import assert_near
+from comparing import assert_near
+from fresh_process import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
-from small import said, small_model, write_lines, write_video
-from tiny import ROUTINGS, random_batch, tiny_config, tiny_model
+from short_training import check_accumulation, fit, stream_labels
+from small_data import said, small_model, write_lines, write_video
+from tiny_models import ROUTINGS, random_batch, tiny_config, tiny_model
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli

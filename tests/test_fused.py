@@ -11,19 +11,18 @@ from unittest import mock
 import pytest
 import torch
 from test_recomputing import assert_same, enable, loss_and_gradients, trainable
-from tiny import ROUTINGS
+from tiny_models import ROUTINGS
 from transformers.models.llama.modeling_llama import rotate_half
 
-from videollm_mod import fused_videollm_mod as fused
-from videollm_mod import routing_videollm_mod as routing
-from videollm_mod.recomputing_videollm_mod import CHOICES
+from videollm_mod import fused, routing
+from videollm_mod.recomputing import CHOICES
 from videollm_mod.training.adapters import LoraOptions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class TorchKernels:
-    """What `fused_kernels_videollm_mod` has, in torch."""
+    """What `fused_kernels` has, in torch."""
 
     @staticmethod
     def silu_product(gate, up):
@@ -76,7 +75,7 @@ def kernels(request, monkeypatch):
     else:
         if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             pytest.skip("no GPU")
-        own = pytest.importorskip("videollm_mod.fused_kernels_videollm_mod")
+        own = pytest.importorskip("videollm_mod.fused_kernels")
     called = []
 
     class Counted:
@@ -163,7 +162,7 @@ def test_whole_steps(kernels, name):
 
 def test_kernels_that_do_not_run_are_left(monkeypatch):
     """As where Triton finds no C compiler."""
-    name = "videollm_mod.fused_kernels_videollm_mod"
+    name = "videollm_mod.fused_kernels"
     own = types.ModuleType(name)
     own.leave, own.silu_product = mock.Mock(__module__=name), mock.Mock()
     monkeypatch.setitem(sys.modules, name, own)

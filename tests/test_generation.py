@@ -5,11 +5,11 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from small import small_model
-from tiny import EOS, PAD, ROUTINGS, VIDEO, random_batch, tiny_model
+from small_data import small_model
+from tiny_models import EOS, PAD, ROUTINGS, VIDEO, random_batch, tiny_model
 from transformers import GenerationConfig, pipeline
 
-from videollm_mod.cache_videollm_mod import MoDCache
+from videollm_mod.cache import MoDCache
 
 NEW = 6
 

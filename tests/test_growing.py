@@ -4,11 +4,10 @@ import random
 
 import pytest
 import torch
-from near import assert_near, assert_same_cache
-from tiny import ROUTINGS, random_batch, tiny_model
+from comparing import assert_near, assert_same_cache
+from tiny_models import ROUTINGS, random_batch, tiny_model
 
-from videollm_mod.cache_videollm_mod import MoDCache
-from videollm_mod.growing_videollm_mod import BUCKET, GrowingTensor
+from videollm_mod.cache import BUCKET, GrowingTensor, MoDCache
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from fresh import ROOT, run_fresh
-from near import assert_near
+from comparing import assert_near
+from fresh_process import ROOT, run_fresh
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import is_torchvision_available
 

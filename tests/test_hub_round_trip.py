@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from bare import bare_python
-from fresh import ROOT
+from bare_environment import bare_python
+from fresh_process import ROOT
 from hub_server import serve
 
 from videollm_mod.data.world import world_stream
@@ -130,7 +130,7 @@ def command_line(package: str, *commands: str) -> dict:
 @pytest.fixture(scope="module")
 def round_trip(tmp_path_factory):
     """`(hub, what was pushed, what was watched)`: two commits, of which the first is loaded."""
-    from small import small_model
+    from small_data import small_model
 
     folder = tmp_path_factory.mktemp("round-trip")
     model, processor = small_model()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from fresh import ROOT
+from fresh_process import ROOT
 from PIL import Image
 
 from videollm_mod import VideoLLMMoDProcessor

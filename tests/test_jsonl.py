@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from fresh import ROOT
-from small import said, write_lines, write_video
+from fresh_process import ROOT
+from small_data import said, write_lines, write_video
 
 from videollm_mod import cli
 from videollm_mod.data.files import written_whole

@@ -15,17 +15,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from clips import moving, write_video
-from fresh import ROOT
+from comparing import assert_same_events
+from fresh_process import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from killing import PATIENCE, until
-from near import assert_same_events
+from media_servers import FileServer, RtspServer, Slow
 from PIL import Image
-from servers import FileServer, RtspServer, Slow
+from video_files import moving, write_video
+from waiting import PATIENCE, until
 
+from videollm_mod.containers import open_container
 from videollm_mod.data.world import world_stream
-from videollm_mod.decoding_videollm_mod import decode_video, open_container
+from videollm_mod.decoding import decode_video
 from videollm_mod.narration import live_source, source
 from videollm_mod.narration.live import WAITING, LiveWatch, WaitingRoom
 from videollm_mod.narration.live_source import LiveClock, LiveCounts, LiveFrame, LiveSource

@@ -12,17 +12,18 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from clips import moving, write_sound, write_video
-from fresh import ROOT
-from killing import PATIENCE
+from fresh_process import ROOT
+from video_files import moving, write_sound, write_video
+from waiting import PATIENCE
 
+from videollm_mod.containers import LIMITS, MediaLimits, check_index, video_duration
 from videollm_mod.data.jsonl import validate
-from videollm_mod.decoding_videollm_mod import decode_video, iter_video_frames, video_duration
-from videollm_mod.media_limits_videollm_mod import LIMITS, MediaLimits, check_index
+from videollm_mod.decoding import decode_video, iter_video_frames
 
 READ = """
 import resource, sys
-from videollm_mod.decoding_videollm_mod import iter_video_frames, video_duration
+from videollm_mod.containers import video_duration
+from videollm_mod.decoding import iter_video_frames
 import av
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 try:
@@ -236,7 +237,7 @@ def test_closing_while_threads_decode_ends(tmp_path):
     """Decoder threads that report an error used to wait for the interpreter, and it for them."""
     code = (
         "import av, sys; av.logging.set_level(av.logging.PANIC)\n"
-        "from videollm_mod.decoding_videollm_mod import iter_video_frames\n"
+        "from videollm_mod.decoding import iter_video_frames\n"
         "for _ in range(8):\n    frames = iter_video_frames(sys.argv[1], None)\n    next(frames)\n    frames.close()\n"
     )
     done = subprocess.run([sys.executable, "-c", code, ROOT / "media" / "cup.mp4"], timeout=PATIENCE)

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from near import assert_near, assert_same_events
-from small import small_model
-from tiny import ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
+from comparing import assert_near, assert_same_events
+from small_data import small_model
+from tiny_models import ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
 from transformers import GenerationConfig
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
@@ -18,8 +18,8 @@ from videollm_mod import (
 )
 from videollm_mod.data.world import world_stream
 
-from videollm_mod.memory_videollm_mod import PROMPT, SEPARATOR as GAP, TEXT, VISION  # isort: skip
-from videollm_mod.memory_videollm_mod import KeyTurner, StreamMemory, frames_in_context
+from videollm_mod.memory import PROMPT, SEPARATOR as GAP, TEXT, VISION  # isort: skip
+from videollm_mod.memory import KeyTurner, StreamMemory, frames_in_context
 
 
 def world(seeds) -> tuple[np.ndarray, list[float]]:

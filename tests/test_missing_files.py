@@ -1,8 +1,8 @@
 """A file or folder that is not there is named, by every command and for every argument."""
 
 import pytest
-from fresh import ROOT
-from small import write_lines
+from fresh_process import ROOT
+from small_data import write_lines
 
 from videollm_mod import cli
 

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from near import assert_near, assert_near_gradients
-from reference import naive_forward
-from tiny import (
+from comparing import assert_near, assert_near_gradients
+from naive_forward import naive_forward
+from tiny_models import (
     FIRST_WORD,
     PAD,
     ROUTINGS,
@@ -24,9 +24,9 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from videollm_mod import MoDCache, modeling_text_videollm_mod, modeling_videollm_mod
+from videollm_mod import MoDCache, modeling_text, modeling_videollm_mod
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDTextConfig
-from videollm_mod.modeling_text_videollm_mod import attend_in_groups
+from videollm_mod.modeling_text import attend_in_groups
 from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
 
@@ -303,13 +303,13 @@ def test_where_torch_has_no_groups_on_a_cpu_transformers_attention_is_taken(monk
     model, calls = tiny_model(15), []
     ids, mask = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[0, 1, 1, 1]])
     monkeypatch.setattr(
-        modeling_text_videollm_mod,
+        modeling_text,
         "attend_in_groups",
         lambda *args, **kw: calls.append(1) or attend_in_groups(*args, **kw),
     )
     made = []
     for has_groups in (True, False):
-        monkeypatch.setattr(modeling_text_videollm_mod, "GROUPS_ON_CPU", has_groups)
+        monkeypatch.setattr(modeling_text, "GROUPS_ON_CPU", has_groups)
         made.append(model(input_ids=ids, attention_mask=mask).logits)
         assert bool(calls) == has_groups
         calls.clear()

@@ -20,24 +20,20 @@ import av
 import numpy as np
 import pytest
 import torch
-from clips import moving, write_sound, write_video
-from fresh import ROOT
-from killing import PATIENCE, until
+from fresh_process import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from video_files import moving, write_sound, write_video
+from waiting import PATIENCE, until
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, WatchedFrame, cli
+from videollm_mod.containers import video_duration
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
-from videollm_mod.decoding_videollm_mod import (
-    MAX_PIXELS,
-    decode_video,
-    iter_video_frames,
-    video_duration,
-)
-from videollm_mod.narration import loading, narrate, source
+from videollm_mod.decoding import MAX_PIXELS, decode_video, iter_video_frames, limited_size
+from videollm_mod.loading import checkpoint as loading
+from videollm_mod.narration import narrate, source
 from videollm_mod.narration.options import NarrateOptions, Query
-from videollm_mod.upright_videollm_mod import limited_size
 
 COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
 
@@ -649,7 +645,7 @@ def test_a_hub_id_that_can_not_be_had_is_one_line(clip):
 
 def test_broken_code_of_a_checkpoint_is_one_line(run, tmp_path, clip):
     folder = broken_checkpoint("truncated", tmp_path / "checkpoint")
-    for file in ROOT.glob("*_videollm_mod.py"):
+    for file in ROOT.glob("*.py"):
         shutil.copy(file, folder)
     code, lines, err = run(clip, "--model", folder, "--trust-remote-code", own_checkpoint=False)
     assert code == 2 and lines == [] and is_one_line(err)

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from fresh import ROOT
+from fresh_process import ROOT
 
 CONFIG = f"""
 model: {ROOT}

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT
+from fresh_process import ROOT
 
 from videollm_mod import StreamEvent, VideoLLMMoDConfig, VideoLLMMoDVideoProcessor, WatchedFrame
-from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod.decoding import decode_video
 from videollm_mod.narration.overlay import PANEL, SIDE, SKIPPED, STRIP, OverlayVideo, kept_cells, square
 
 CONFIG = VideoLLMMoDConfig.from_pretrained(ROOT)

@@ -8,7 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from fresh import ROOT, run_fresh
+from fresh_process import ROOT, run_fresh
 from packaging.version import Version
 
 import videollm_mod

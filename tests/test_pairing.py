@@ -5,11 +5,11 @@ import json
 import shutil
 
 import pytest
-from fresh import ROOT
-from small import small_model
+from fresh_process import ROOT
+from small_data import small_model
 
 from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDProcessor
-from videollm_mod.narration.loading import load_checkpoint
+from videollm_mod.loading.checkpoint import load_checkpoint
 from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.space.models import Models
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 import torch._dynamo
-from fresh import ROOT
-from near import assert_near, assert_same_events
+from comparing import assert_near, assert_same_events
+from fresh_process import HELPERS
 from safetensors.torch import load_file, save_file
-from small import small_model
+from small_data import small_model
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 
@@ -90,7 +90,13 @@ def test_split_over_two_processes(small, tmp_path):
     save_file({name: value.contiguous() for name, value in inputs.items()}, tmp_path / "inputs")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     process = subprocess.run(
-        [*launch, str(ROOT / "tests" / "two_halves.py"), str(folder), str(tmp_path / "inputs"), str(tmp_path)],
+        [
+            *launch,
+            str(HELPERS / "two_halves.py"),
+            str(folder),
+            str(tmp_path / "inputs"),
+            str(tmp_path),
+        ],
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,

@@ -8,14 +8,13 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
-from near import assert_same_cache
-from tiny import ROUTINGS, SEPARATOR, START, VIDEO, tiny_model
+from comparing import assert_same_cache
+from tiny_models import ROUTINGS, SEPARATOR, START, VIDEO, tiny_model
 
-from videollm_mod.cache_videollm_mod import MoDCache, Places
-from videollm_mod.fast_ops_videollm_mod import PlainOps
-from videollm_mod.fast_step_videollm_mod import FastLanguageModel
-from videollm_mod.growing_videollm_mod import BUCKET
-from videollm_mod.memory_videollm_mod import KeyTurner
+from videollm_mod.cache import BUCKET, MoDCache, Places
+from videollm_mod.memory import KeyTurner
+from videollm_mod.static_ops import PlainOps
+from videollm_mod.static_step import FastLanguageModel
 
 HEADS, DTYPE, DEVICE = (2, 8), torch.float32, torch.device("cpu")
 

@@ -5,7 +5,7 @@ import re
 import shlex
 
 import pytest
-from fresh import ROOT
+from fresh_process import ROOT
 
 from videollm_mod import cli
 from videollm_mod.bench import plan

@@ -5,14 +5,14 @@ import random
 import numpy as np
 import pytest
 import torch
+from comparing import assert_near, assert_same_cache, assert_same_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from near import assert_near, assert_same_cache, assert_same_events
-from small import small_model
-from tiny import ROUTINGS, random_batch, tiny_model
+from small_data import small_model
+from tiny_models import ROUTINGS, random_batch, tiny_model
 
 from videollm_mod import StreamingSession, StreamPool
-from videollm_mod.cache_videollm_mod import MoDCache, PackedCache
+from videollm_mod.cache import MoDCache, PackedCache
 
 QUESTIONS = ("How many objects are there?", "What happened last?", "Where is the red circle?")
 

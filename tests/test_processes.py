@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import torch
-from fresh import ROOT
+from fresh_process import ROOT
 
 from videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.data import world_streams

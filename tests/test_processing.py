@@ -11,7 +11,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
-from fresh import run_fresh
+from fresh_process import run_fresh
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,8 +19,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from videollm_mod import video_processing_videollm_mod
-from videollm_mod.conversation_videollm_mod import clean_text
-from videollm_mod.decoding_videollm_mod import decode_video, iter_video_frames
+from videollm_mod.conversation import clean_text
+from videollm_mod.decoding import decode_video, iter_video_frames
 from videollm_mod.processing_videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 

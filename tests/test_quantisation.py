@@ -4,8 +4,8 @@ import bitsandbytes as bnb
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT
-from small import small_model
+from fresh_process import ROOT
+from small_data import small_model
 from torch import nn
 from transformers import AutoModelForImageTextToText, BitsAndBytesConfig
 

@@ -7,9 +7,9 @@ import re
 import shlex
 import shutil
 
-from clips import moving, write_video
-from fresh import ROOT
-from servers import FileServer
+from fresh_process import ROOT
+from media_servers import FileServer
+from video_files import moving, write_video
 
 from videollm_mod import cli
 from videollm_mod.data.world_clip import write_clip

@@ -4,11 +4,11 @@ import gc
 
 import pytest
 import torch
-from fitting import stream_labels
-from near import TOLERANCE, assert_near, assert_near_gradients
+from comparing import TOLERANCE, assert_near, assert_near_gradients
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
-from tiny import ROUTINGS, random_batch, tiny_model
+from short_training import stream_labels
+from tiny_models import ROUTINGS, random_batch, tiny_model
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.functional import cross_entropy
@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm_mod import loss_videollm_mod, modeling_text_videollm_mod, recomputing_videollm_mod
-from videollm_mod.recomputing_videollm_mod import CHOICES
+from videollm_mod import modeling_text, modeling_videollm_mod, recomputing
+from videollm_mod.recomputing import CHOICES
 from videollm_mod.training.adapters import LoraOptions, add_lora
 from videollm_mod.training.lora_linear import LoraLinear
 
@@ -57,7 +57,7 @@ def assert_same(got, expected, tolerance: float = TOLERANCE) -> None:
 @pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
 @pytest.mark.parametrize("routing", ["learned", "output gate", "all layers", "full", "early exit"])
 def test_gradients_are_those_of_keeping_everything(recompute, routing, monkeypatch):
-    monkeypatch.setattr(recomputing_videollm_mod, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
     seed = CHOICES.index(recompute) if recompute in CHOICES else 9
     model, batch = trainable(seed, **ROUTINGS[routing], attention_dropout=0.2)
     plain = loss_and_gradients(model, batch)
@@ -91,7 +91,7 @@ def operations(model, batch, recompute) -> int:
 
 def test_the_last_product_of_what_is_recomputed_is_left_out(monkeypatch):
     """No gradient needs it, and in an MLP it is a third of all."""
-    monkeypatch.setattr(recomputing_videollm_mod, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
     model, batch = trainable(5, LoraOptions(r=2, alpha=4), vision_routing="full")
     text, tokens = model.config.text_config, batch["input_ids"].numel()
     hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_key_value_heads * text.head_dim
@@ -122,10 +122,10 @@ def test_a_chunked_loss_is_the_whole_ones(seed, dtype, monkeypatch):
     targets, weights = torch.randint(vocabulary, (rows,)), torch.rand(rows)
     expected = cross_entropy(head(states).float(), targets, reduction="none")
     wanted = torch.autograd.grad((expected * weights).sum(), [states, head.weight])
-    monkeypatch.setattr(loss_videollm_mod, "CHUNK_LOGITS", 8 * vocabulary)
+    monkeypatch.setattr(modeling_videollm_mod, "CHUNK_LOGITS", 8 * vocabulary)
     sizes = []
     head.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
-    losses = loss_videollm_mod.head_losses(head, states, targets, vocabulary)
+    losses = modeling_videollm_mod.head_losses(head, states, targets, vocabulary)
     # eight rows at once may be rounded elsewhere than 37: by a unit of the last place of each dtype
     assert sizes == [8, 8, 8, 8, 5]
     assert_near(losses, expected, 1e-5 if dtype == torch.float32 else 1e-2)
@@ -140,7 +140,7 @@ def test_a_chunked_loss_is_the_whole_ones(seed, dtype, monkeypatch):
 def test_the_models_loss_in_chunks_is_the_whole_one(seed, monkeypatch):
     model, batch = trainable(seed, LoraOptions(r=4, alpha=8))
     plain = loss_and_gradients(model, batch)
-    monkeypatch.setattr(loss_videollm_mod, "CHUNK_LOGITS", 3 * model.config.text_config.vocab_size)
+    monkeypatch.setattr(modeling_videollm_mod, "CHUNK_LOGITS", 3 * model.config.text_config.vocab_size)
     assert_same(loss_and_gradients(model, batch), plain)
 
 
@@ -222,7 +222,7 @@ def test_what_is_computed_again_is_not_kept(seed, kept):
     expected = torch.autograd.grad(result(*halves(x)), inputs)
     for repeat in range(2):
         calls.clear()
-        with recomputing_videollm_mod.computed_again(halves, x, kept) as made:
+        with recomputing.computed_again(halves, x, kept) as made:
             loss = result(*made)
         for again in (True, False):  # the graph may be used twice
             got = torch.autograd.grad(loss, inputs, retain_graph=again)
@@ -243,7 +243,7 @@ def test_attention_without_a_mask_is_kept_without_a_checkpoint(routing, monkeypa
     model, batch = trainable(4, LoraOptions(r=4, alpha=8), **ROUTINGS[routing])
     whole = without_padding(model, batch)
     plain = loss_and_gradients(model, whole)
-    monkeypatch.setattr(modeling_text_videollm_mod, "with_attention_kept", None)
+    monkeypatch.setattr(modeling_text, "with_attention_kept", None)
     enable(model, "attention")
     assert_same(loss_and_gradients(model, whole), plain)
 
@@ -303,7 +303,7 @@ class Made(TorchDispatchMode):
 @pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
 def test_nothing_of_a_step_outlives_it(recompute, adapted, padding, monkeypatch):
     """Nor of one that ends before its backward pass, as where memory does not suffice; without the collector."""
-    monkeypatch.setattr(recomputing_videollm_mod, "CHUNK_TOKENS", 7)
+    monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
     model, batch = trainable(7)
     if adapted:  # in the dtype of their layers, so that they compute as `LoraLinear` does
         model = add_lora(model, LoraOptions(r=4, alpha=8)).train()

@@ -7,10 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import mix
+from naive_forward import mix
 
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDTextConfig, num_kept_tokens
-from videollm_mod.routing_videollm_mod import (
+from videollm_mod.routing import (
     LayerExpert,
     StreamLayout,
     previous_token,

@@ -18,20 +18,21 @@ from pathlib import Path
 
 import pytest
 import torch
-from clips import moving, write_video
-from fresh import ROOT, run_fresh
-from fuzzing import read_case, write_case, write_originals
+from damaged_files import read_case, write_case, write_originals
+from fresh_process import ROOT, run_fresh
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from killing import PATIENCE
-from servers import FileServer
+from media_servers import FileServer
+from video_files import moving, write_video
+from waiting import PATIENCE
 
 from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
-from videollm_mod.conversation_videollm_mod import MAX_TEXT
-from videollm_mod.decoding_videollm_mod import iter_video_frames, shown, source_name
+from videollm_mod.containers import shown, source_name
+from videollm_mod.conversation import MAX_TEXT
+from videollm_mod.decoding import iter_video_frames
 from videollm_mod.narration.options import NarrateOptions, Query, plain_float
 from videollm_mod.narration.source import open_live
-from videollm_mod.session_state_videollm_mod import VERSION
+from videollm_mod.session_state import VERSION
 
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.Request")
 PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")

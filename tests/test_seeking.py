@@ -7,10 +7,10 @@ from itertools import islice
 import av
 import numpy as np
 import pytest
-from clips import moving
-from fresh import ROOT
+from fresh_process import ROOT
+from video_files import moving
 
-from videollm_mod import decoding_videollm_mod as decoding
+from videollm_mod import decoding
 
 KINDS = {
     # name of the file, codec, its options, whether it can be sought

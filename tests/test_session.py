@@ -8,8 +8,8 @@ import sys
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT, run_fresh
-from near import assert_same_cache, assert_same_events
+from comparing import assert_same_cache, assert_same_events
+from fresh_process import ROOT, run_fresh
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
@@ -21,9 +21,9 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
 )
 from videollm_mod.data.world import world_stream
-from videollm_mod.decoding_videollm_mod import decode_video
-from videollm_mod.session_state_videollm_mod import FORMAT, VERSION, checksum, read_session
-from videollm_mod.steps_videollm_mod import carry_out
+from videollm_mod.decoding import decode_video
+from videollm_mod.session_state import FORMAT, VERSION, checksum, read_session
+from videollm_mod.steps import carry_out
 
 QUESTION = "How many objects are there?"
 
@@ -227,7 +227,7 @@ def test_states_of_other_models_and_places_are_refused(checkpoint, tmp_path):
 
 SAVES_FOREVER = """
 import sys
-sys.path.append({tests!r})
+sys.path += {tests!r}
 from test_session import clip, load
 model, processor = load()
 session = model.stream(processor)
@@ -241,7 +241,7 @@ while True:
 
 def test_a_process_killed_while_saving_leaves_a_whole_state(checkpoint, tmp_path):
     path = tmp_path / "s"
-    code = SAVES_FOREVER.format(tests=str(ROOT / "tests"), path=str(path))
+    code = SAVES_FOREVER.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")], path=str(path))
     frames, times = clip(40)
     for saves in (1, 3, 2):  # while it saves for the time after that
         process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
@@ -356,7 +356,7 @@ def test_a_failure_while_it_speaks_takes_the_frame_back(checkpoint, failing_call
 
 LEAVES_A_LOOP = """
 import sys
-sys.path.append({tests!r})
+sys.path += {tests!r}
 from test_session import clip, load
 def main():
     model, processor = load()
@@ -369,7 +369,7 @@ main()
 
 
 def test_a_loop_that_is_left_is_closed_at_once(checkpoint):
-    code = LEAVES_A_LOOP.format(tests=str(ROOT / "tests"))
+    code = LEAVES_A_LOOP.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count("Error") == 0, done.stderr
     session = checkpoint[0].stream(checkpoint[1], speak_threshold=0.0)

@@ -8,7 +8,7 @@ import os
 import pytest
 import torch
 import yaml
-from small import said, small_model, write_lines, write_video
+from small_data import said, small_model, write_lines, write_video
 from torch.utils.data import DataLoader
 
 from videollm_mod import cli

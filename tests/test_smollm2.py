@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from backbones import save_tower
-from near import assert_near
+from comparing import assert_near
+from stock_models import save_tower
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli

@@ -8,7 +8,7 @@ import sys
 import time as clock
 
 import torch
-from fresh import ROOT
+from fresh_process import ROOT
 
 from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.benchmarks import soak
@@ -29,7 +29,7 @@ def test_a_short_soak_and_one_in_two_parts(tmp_path, monkeypatch):
 
 WATCHES_UNTIL_KILLED = """
 import json, sys
-sys.path.append({tests!r})
+sys.path += {tests!r}
 from test_soak import load, SCENES
 from videollm_mod import StreamPool
 model, processor = load()
@@ -63,7 +63,7 @@ def test_killed_at_any_moment_and_restored_says_the_same(tmp_path):
     """Two streams of a pool, saved after every frame; the process is killed wherever it is, in a save too. What was
     saved is whole, and goes on to say what an undisturbed session says."""
     rng = random.Random()  # wherever it is, what was saved has to be whole
-    code = WATCHES_UNTIL_KILLED.format(tests=str(ROOT / "tests"))
+    code = WATCHES_UNTIL_KILLED.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     for _ in range(rng.randint(8, len(SCENES) - 5)):
         assert process.stdout.readline()

@@ -11,16 +11,16 @@ import av
 import httpx
 import numpy as np
 import pytest
-from clips import moving, write_sound, write_video
-from fresh import ROOT
-from killing import PATIENCE
-from near import PROBABILITY, assert_near, assert_same_events
+from comparing import PROBABILITY, assert_near, assert_same_events
+from fresh_process import ROOT
 from PIL import Image
-from serving import call, models, serve, upload
+from space_servers import call, models, serve, upload
+from video_files import moving, write_sound, write_video
+from waiting import PATIENCE
 
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
-from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod.decoding import decode_video
 from videollm_mod.space import clips
 from videollm_mod.space.lane import Controls
 from videollm_mod.space.line import Line, LineIsFull

@@ -12,8 +12,8 @@ import sys
 import httpx
 import pytest
 import yaml
-from fresh import ROOT, run_fresh
-from killing import PATIENCE, until
+from fresh_process import ROOT, run_fresh
+from waiting import PATIENCE, until
 
 APP = ROOT / "space_app"
 REVISION = "0123456789abcdef0123456789abcdef01234567"

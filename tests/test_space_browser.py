@@ -9,7 +9,7 @@ import time as clock
 import av
 import numpy as np
 import pytest
-from serving import serve
+from space_servers import serve
 
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tiny import SEPARATOR, random_batch, tiny_model
+from tiny_models import SEPARATOR, random_batch, tiny_model
 
-from videollm_mod.streaming_videollm_mod import silence_probability, speaks
+from videollm_mod.speaking import silence_probability, speaks
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -5,9 +5,9 @@ import random
 import numpy as np
 import pytest
 import torch
-from fresh import ROOT
+from fresh_process import ROOT
 from safetensors.torch import load_file
-from small import said, small_model, write_lines, write_video
+from small_data import said, small_model, write_lines, write_video
 from torch.utils.data import DataLoader
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
@@ -17,7 +17,7 @@ from videollm_mod.data.frames import frame_range, read_frames
 from videollm_mod.data.streams import check_features, conversation, load_streams
 from videollm_mod.data.turns import read_turns
 from videollm_mod.data.world_clip import write_clip
-from videollm_mod.decoding_videollm_mod import decode_video
+from videollm_mod.decoding import decode_video
 
 ABOUT = {"video": "a.mp4", "video_bytes": 1, "fps": 2.0, "hidden_size": 16, "num_frame_tokens": 5}
 

@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from killing import PATIENCE, killed_in, until
 from PIL import Image
+from waiting import PATIENCE, killed_in, until
 
 from videollm_mod.benchmarks import tables, tables_page, tables_report, world_rows
 from videollm_mod.benchmarks.tables_runs import RATES, SEEDS, best_rate, collect, key_of

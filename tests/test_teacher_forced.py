@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import small_model
-from tiny import ROUTINGS
+from small_data import small_model
+from tiny_models import ROUTINGS
 
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
 from videollm_mod.evaluation import metrics

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 import torch
-from fresh import ROOT
+from fresh_process import ROOT
 
-from videollm_mod.threads import free_cores, use_free_cores
+from videollm_mod.commands.threads import free_cores, use_free_cores
 
 
 @pytest.fixture
@@ -121,7 +121,7 @@ def test_commands_leave_busy_cores_alone(command):
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 from videollm_mod import cli
-from videollm_mod.threads import free_cores
+from videollm_mod.commands.threads import free_cores
 import torch
 torch.set_num_threads(2)
 assert free_cores() == 1

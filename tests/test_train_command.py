@@ -9,12 +9,12 @@ import sys
 import pytest
 import torch
 import yaml
-from fresh import ROOT
-from killing import PATIENCE, until
-from near import assert_near, assert_near_weights
+from comparing import assert_near, assert_near_weights
+from fresh_process import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
-from small import small_model
+from small_data import small_model
+from waiting import PATIENCE, until
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.data.augmentation import ReplyAugmentation

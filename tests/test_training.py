@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from fitting import check_accumulation, fit, stream_labels
-from near import assert_near, assert_near_gradients
-from tiny import ROUTINGS, VIDEO, random_batch, tiny_model
+from comparing import assert_near, assert_near_gradients
+from short_training import check_accumulation, fit, stream_labels
+from tiny_models import ROUTINGS, VIDEO, random_batch, tiny_model
 from torch.nn.functional import cross_entropy
 
 

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from fresh import ROOT
+from fresh_process import ROOT
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import Linear
 from transformers import TrainingArguments

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import said, small_model, write_lines, write_video
+from small_data import said, small_model, write_lines, write_video
 from test_train_command import STAGE, write_config
 
 from videollm_mod.data.world_data import WorldData

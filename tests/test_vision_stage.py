@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from tiny import tiny_config, tiny_model
+from tiny_models import tiny_config, tiny_model
 
 from videollm_mod.data.world import ABSENT, KINDS, LIT_UP, NUM_STATES, THERE, TURNED
 from videollm_mod.data.world_data import WorldCells, WorldData, collate_cells

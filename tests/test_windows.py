@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import said, small_model, write_lines, write_video
+from small_data import said, small_model, write_lines, write_video
 
 from videollm_mod.data.features import write_features
 from videollm_mod.data.streams import StreamExamples, load_streams

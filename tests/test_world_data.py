@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from fresh import ROOT
-from small import small_model
+from fresh_process import ROOT
+from small_data import small_model
 from transformers import TrainingArguments
 
 from videollm_mod import VideoLLMMoDProcessor

@@ -14,7 +14,7 @@ from huggingface_hub import HfApi
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from ..recomputing_videollm_mod import choices_of_layers
+from ..recomputing import choices_of_layers
 from .refused import refuse
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from ..building_videollm_mod import read_config
+from ..building import read_config
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
 PREFIX = "base_model.model."

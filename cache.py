@@ -1,0 +1,534 @@
+"""The key-value cache of a routed model: every layer holds its own tokens and knows where in the stream they stood.
+
+Routed layers hold fewer keys than dense ones, so no length of a layer says how far the stream is. The cache counts
+for itself: `seen_tokens` columns so far, `next_position` of each row; and each layer stores, beside its keys and
+values, the positions of what it holds. Rollback, reordering and batches with padding work from those positions.
+
+Shapes: B batch, L tokens a layer holds, T tokens of a call, E frames of the longest row.
+"""
+
+import copy
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from transformers.cache_utils import Cache, DynamicLayer
+
+BUCKET = 64  # rooms are multiples of this
+SPARE = 8  # a new room is larger than what it must hold by its `SPARE`-th part
+changes = itertools.count(1)  # of all rooms there are
+
+
+def room_for(length: int) -> int:
+    """Slots of a new room that must hold `length` of them."""
+    return -(-(length + length // SPARE + 1) // BUCKET) * BUCKET
+
+
+class GrowingTensor:
+    """The room behind one tensor that its owner holds as an ordinary attribute.
+
+    What the owner holds is `view`, the filled part of the room. If it holds anything else, because it, or somebody
+    else, has put another tensor there, the next `append` takes that one over into a new room. So every other operation
+    may treat the tensor as its own and knows nothing of rooms.
+
+    Args:
+        dim (`int`): along which it grows.
+    """
+
+    def __init__(self, dim: int):
+        self.dim = dim
+        self.room: torch.Tensor | None = None
+        self.view: torch.Tensor | None = None
+        self.shared = 0  # slots before this one are seen by others, and are not written again
+        self.changed = 0  # number of the change that made the view
+
+    def append(self, held: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
+        """What is held followed by `new`, which becomes what is to be held."""
+        if held is None or held.numel() == 0:
+            return new  # one call may be all: it costs nothing more
+        if torch.is_grad_enabled():
+            return torch.cat([held, new], dim=self.dim)  # a gradient may need what was there, as it was
+        held = self.reserve(held, new.shape[self.dim])
+        start = held.shape[self.dim]
+        self.room.narrow(self.dim, start, new.shape[self.dim]).copy_(new)
+        return self.lengthen(start + new.shape[self.dim])
+
+    def reserve(self, held: torch.Tensor, more: int) -> torch.Tensor:
+        """Have room for `more` slots behind what is held; returns what is to be held."""
+        length = held.shape[self.dim]
+        stop = length + more
+        ours = held is self.view and length >= self.shared and stop <= self.room.shape[self.dim]
+        if not ours or (self.room.is_inference() and not torch.is_inference_mode_enabled()):
+            shape = list(held.shape)
+            shape[self.dim] = room_for(stop)
+            self.room = self.view = None  # frees what nobody holds, before more is taken
+            self.room, self.shared = held.new_empty(shape), 0
+            self.room.narrow(self.dim, 0, length).copy_(held.detach())
+            return self.lengthen(length)
+        return held
+
+    def lengthen(self, length: int) -> torch.Tensor:
+        """The first `length` slots of the room as what is to be held, whoever has written them."""
+        self.view, self.changed = self.room.narrow(self.dim, 0, length), next(changes)
+        return self.view
+
+    def shorten(self, held: torch.Tensor, length: int) -> torch.Tensor:
+        """The first `length` slots of what is held."""
+        if held is self.view:
+            return self.lengthen(length)
+        return held.narrow(self.dim, 0, length)
+
+    def share(self) -> "GrowingTensor":
+        """For a copy of the owner that holds the same tensor: it takes a room of its own once it appends, while the
+        owner goes on here behind what both see."""
+        if self.view is not None:
+            self.shared = max(self.shared, self.view.shape[self.dim])
+        return GrowingTensor(self.dim)
+
+
+PADDING = -1  # position of a slot that holds no token of its row
+
+
+class MoDCacheLayer(DynamicLayer):
+    """Keys and values `[B, heads, L, head_dim]` of one layer, with `positions` int64 `[B, L]` (-1: padding). All three
+    grow in place (`growing`)."""
+
+    def __init__(self):
+        super().__init__()
+        self.positions: torch.Tensor | None = None
+        self.padded = False  # some slot is padding: kept as a bool so that the common case needs no look at the device
+        self._leave_rooms()
+
+    def _leave_rooms(self) -> None:
+        """What is held goes on without the room behind it, whose memory is free again."""
+        self.rooms = {"keys": GrowingTensor(2), "values": GrowingTensor(2), "positions": GrowingTensor(1)}
+
+    def record(self, positions: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor | None:
+        """Note the tokens whose keys and values the next `update` brings.
+
+        Args:
+            positions (`int64 [B, K]`): their positions in the stream.
+            valid (`bool [B, K]`, *optional*): False where a slot is padding.
+
+        Returns:
+            bool `[B, L + K]`, which of all keys are tokens, or None when all are.
+        """
+        if valid is not None:
+            positions = positions.masked_fill(~valid, PADDING)
+            self.padded = True
+        self.positions = self.rooms["positions"].append(self.positions, positions)
+        return self.positions >= 0 if self.padded else None
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Hold nothing yet, of the shape and on the device of what comes."""
+        self.device = key_states.device
+        self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
+        self.is_initialized = True
+
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
+        """As in `DynamicLayer`: take in `[B, heads, K, head_dim]`, and return all keys and values."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        self.keys = self.rooms["keys"].append(self.keys, key_states)
+        self.values = self.rooms["values"].append(self.values, value_states)
+        return self.keys, self.values
+
+    def reserve(self, more: int, heads: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
+        """Have room for `more` tokens of one row behind what is held, for somebody else to write, who then calls
+        `lengthen`. heads: number and head_dim."""
+        if not self.is_initialized:
+            empty = torch.empty((1, heads[0], 0, heads[1]), dtype=dtype, device=device)
+            self.lazy_initialization(empty, empty)
+        if self.positions is None:
+            self.positions = torch.empty((1, 0), dtype=torch.long, device=device)
+        for name, room in self.rooms.items():
+            setattr(self, name, room.reserve(getattr(self, name), more))
+
+    def lengthen(self, more: int) -> None:
+        """Hold what was written into the room."""
+        length = self.get_seq_length() + more
+        self.keys, self.values, self.positions = (room.lengthen(length) for room in self.rooms.values())
+
+    @property
+    def place(self) -> list[int]:
+        """Addresses of the rooms of keys, values and positions, tokens held, and tokens there is room for."""
+        rooms = [room.room for room in self.rooms.values()]
+        return [*(room.data_ptr() for room in rooms), self.keys.shape[2], rooms[0].shape[2]]
+
+    def unchanged_since(self, change: int) -> bool:
+        """Whether it holds what lies in its rooms, and those are as they were at a change of that number."""
+        rooms = self.rooms
+        keys, values, positions = rooms["keys"], rooms["values"], rooms["positions"]
+        return (
+            (self.keys is keys.view is not None and keys.changed < change)
+            and (self.values is values.view is not None and values.changed < change)
+            and (self.positions is positions.view is not None and positions.changed < change)
+        )
+
+    def shorten(self, length: int) -> None:
+        """Keep the first `length` slots."""
+        for name, room in self.rooms.items():
+            held = getattr(self, name)
+            if held is not None and held.dim() > room.dim and held.shape[room.dim] > length:
+                setattr(self, name, room.shorten(held, length))
+
+    def copy(self) -> "MoDCacheLayer":
+        other = copy.copy(self)
+        other.rooms = {name: room.share() for name, room in self.rooms.items()}
+        return other
+
+    def rollback(self, limits: torch.Tensor) -> None:
+        """Drop every token at or after its row's limit. limits: int64 `[B]`."""
+        if self.positions is None or self.positions.shape[1] == 0:
+            return
+        dropped = self.positions >= limits[:, None]
+        # slots are in order, so a row keeps those before its first dropped one
+        slots = torch.arange(dropped.shape[1], device=dropped.device).expand_as(dropped)
+        length = int(slots.masked_fill(~dropped, dropped.shape[1]).amin(1).max())
+        self.shorten(length)
+        if self.padded or dropped.shape[0] > 1:
+            self.positions = self.positions.masked_fill(dropped[:, :length], PADDING)
+            self.padded = bool((self.positions < 0).any())
+
+    def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        """See `MoDCache.forget`."""
+        stay = ~leaving[self.positions[0]]
+        positions = self.positions[:, stay]
+        distance = leaving.long().cumsum(0)[positions]
+        self.keys, self.values = turn(self.keys[:, :, stay], distance[0]), self.values[:, :, stay]
+        self.positions = positions - distance
+        self._leave_rooms()
+
+    def select_rows(self, rows: torch.Tensor) -> None:
+        if self.positions is None:
+            return
+        self.positions = self.positions.index_select(0, rows.to(self.positions.device))
+        if self.is_initialized:
+            self.keys = self.keys.index_select(0, rows.to(self.keys.device))
+            self.values = self.values.index_select(0, rows.to(self.values.device))
+        self._leave_rooms()
+
+    def offload(self) -> None:
+        """Waits for the copy: one that does not block is not complete when memory that is not pinned is read again."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys.cpu(), self.values.cpu()
+        self._leave_rooms()
+
+    def prefetch(self) -> None:
+        """Runs on the stream of the cache, while attention reads what comes on the default one."""
+        super().prefetch()
+        if self.is_initialized and self.device.type == "cuda":
+            for tensor in (self.keys, self.values):
+                tensor.record_stream(torch.cuda.default_stream(self.device))
+
+    def reset(self) -> None:
+        self.keys = self.values = self.positions = None
+        self.is_initialized = self.padded = False
+        self._leave_rooms()
+
+
+class Places:
+    """Where the layers of a cache lie, as it was after a change; no tensor is held.
+
+    Args:
+        table (`int64 [layers, 5]`): each layer's `place`.
+    """
+
+    def __init__(self, table: np.ndarray):
+        self.table, self.change = table, next(changes)
+        self.in_inference_mode = torch.is_inference_mode_enabled()
+
+    def __reduce__(self):
+        return type(None), ()  # a copy of the cache lies elsewhere
+
+    def have_room(self, layers: list[MoDCacheLayer], counts: np.ndarray) -> bool:
+        """Whether nothing has changed, and the layers have room for as many more tokens: then `reserve` would do
+        nothing in any of them."""
+        if self.in_inference_mode and not torch.is_inference_mode_enabled():
+            return False  # some rooms may be written in that mode alone
+        if (self.table[:, 3] + counts > self.table[:, 4]).any():
+            return False
+        return all(layer.unchanged_since(self.change) for layer in layers)
+
+
+class MoDCache(Cache):
+    """
+    Cache of a `VideoLLMMoDTextModel`; the model makes one where none is given.
+
+    Attributes:
+        seen_tokens (`int`): columns processed so far, padding included: what `get_seq_length()` returns.
+        next_position (`int64 [B]` or None): position of the next token of each row.
+        frame_ends (`int64 [B, E]` or None): positions of the frames' last tokens, -1 where a row has fewer.
+
+    Args:
+        config (`VideoLLMMoDTextConfig`, or a config that holds one): gives the number of layers.
+        offloading (`bool`): keep layers on the CPU while they wait, as `DynamicCache(offloading=True)` does.
+    """
+
+    def __init__(self, config, offloading: bool = False):
+        num_layers = config.get_text_config(decoder=True).num_hidden_layers
+        super().__init__(layers=[MoDCacheLayer() for _ in range(num_layers)], offloading=offloading)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.seen_tokens = 0
+        self.frames_forgotten = 0
+        self.next_position: torch.Tensor | None = None
+        self.frame_ends: torch.Tensor | None = None
+        self._places: Places | None = None  # after `lengthen`
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen, the same for every layer; `layers[i].get_seq_length()` is how many layer `i` holds."""
+        return self.seen_tokens
+
+    @property
+    def num_frames(self) -> torch.Tensor | None:
+        """int64 [B]: frames each row has seen."""
+        return None if self.frame_ends is None else self.frames_forgotten + (self.frame_ends >= 0).sum(1)
+
+    @property
+    def after_frame(self) -> torch.Tensor | None:
+        """bool [B]: whether a row's last token was a frame's last."""
+        return None if self.frame_ends is None else (self.frame_ends == self.next_position[:, None] - 1).any(1)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all keys and values."""
+        tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
+        return sum(t.numel() * t.element_size() for t in tensors)
+
+    def token_bytes(self) -> torch.Tensor:
+        """int64 [seen_tokens], on the CPU: bytes that each token of a single stream takes in all layers together."""
+        sizes = torch.zeros(self.seen_tokens, dtype=torch.long)
+        for layer in self.layers:
+            if layer.is_initialized and layer.keys.shape[2]:
+                per_token = (layer.keys.nbytes + layer.values.nbytes) // layer.keys.shape[2]
+                sizes[layer.positions[0].cpu()] += per_token
+        return sizes
+
+    def advance(
+        self, positions: torch.Tensor, valid: torch.Tensor | None = None, ends_frame: torch.Tensor | None = None
+    ) -> None:
+        """Count a call's tokens, before its layers run.
+
+        Args:
+            positions (`int64 [B, T]`): their positions in the stream.
+            valid (`bool [B, T]`, *optional*): False at padding.
+            ends_frame (`bool [B, T]`, *optional*): True at the last token of each frame; None when there is no frame.
+        """
+        self.seen_tokens += positions.shape[1]
+        if self.frame_ends is None:
+            self.frame_ends = positions[:, :0]
+        if valid is None:
+            self.next_position = positions[:, -1] + 1
+        else:
+            last = positions.masked_fill(~valid, PADDING).max(1).values + 1
+            self.next_position = last if self.next_position is None else last.maximum(self.next_position)
+        if ends_frame is not None:
+            ends_frame = ends_frame if valid is None else ends_frame & valid
+            num_ends = int(ends_frame.sum(1).max())
+            columns = ends_frame.int().argsort(dim=1, stable=True)[:, positions.shape[1] - num_ends :]
+            ends = positions.gather(1, columns).masked_fill(~ends_frame.gather(1, columns), PADDING)
+            self.frame_ends = torch.cat([self.frame_ends, ends], dim=1)
+
+    def advance_stream(self, count: int, frame_ends: range, device: torch.device) -> None:
+        """As `advance`, for one stream without padding, of `count` tokens that go on from the last. frame_ends:
+        positions of the last tokens of the frames among them. Nothing here waits for the device."""
+        if self.frame_ends is None or frame_ends:
+            start, step = frame_ends.start, frame_ends.step
+            ends = torch.arange(start, start + step * len(frame_ends), step, device=device)[None]
+            self.frame_ends = ends if self.frame_ends is None else torch.cat([self.frame_ends, ends], dim=1)
+        self.seen_tokens += count
+        self.next_position = torch.full((1,), self.seen_tokens, device=device)
+
+    def reserve(
+        self, counts: np.ndarray, heads: tuple[int, int], dtype: torch.dtype, device: torch.device
+    ) -> np.ndarray:
+        """Have room for more tokens of one row, `counts` of each layer, as `MoDCacheLayer.reserve`.
+
+        Returns:
+            int64 [layers, 5]: of each layer the `place`. It costs next to nothing where all that has happened to the
+            cache since its last `lengthen` was `advance_stream`.
+        """
+        known = self._places
+        if known is not None and known.have_room(self.layers, counts):
+            return known.table
+        for layer, count in zip(self.layers, counts.tolist(), strict=True):
+            layer.reserve(count, heads, dtype, device)
+        return np.array([layer.place for layer in self.layers])
+
+    def lengthen(self, places: np.ndarray, counts: np.ndarray) -> None:
+        """Hold what was written into the rooms. places: what `reserve` returned."""
+        for layer, count in zip(self.layers, counts.tolist(), strict=True):
+            layer.lengthen(count)
+        places = places.copy()
+        places[:, 3] += counts
+        self._places = Places(places)
+
+    def rollback(self, position: int | torch.Tensor) -> None:
+        """Forget everything from `position` on, in every layer; the next token then gets that position.
+
+        Args:
+            position (`int` or `int64 [B]`): of the stream, one for all rows or one a row; not after the row's end.
+
+        Raises:
+            `ValueError`: if a position is negative or after the end of its row.
+        """
+        if self.next_position is None:
+            if torch.as_tensor(position).ne(0).any():
+                raise ValueError(f"`position` must be 0 in an empty cache, got {position}")
+            return
+        if isinstance(position, int) and self._is_one_stream:
+            self._rollback_stream(position)
+            return
+        limits = torch.as_tensor(position, device=self.next_position.device).expand_as(self.next_position)
+        if (limits < 0).any() or (limits > self.next_position).any():
+            raise ValueError(
+                f"`position` must be between 0 and the row's end, got {limits.tolist()} with ends "
+                f"{self.next_position.tolist()}"
+            )
+        self.seen_tokens -= int((self.next_position - limits).min())
+        self.next_position = limits.clone()
+        ends = self.frame_ends.masked_fill(self.frame_ends >= limits[:, None], PADDING)
+        self.frame_ends = ends[:, (ends >= 0).any(0)]
+        for layer in self.layers:
+            layer.rollback(limits.to(layer.positions.device) if layer.positions is not None else limits)
+
+    @property
+    def _is_one_stream(self) -> bool:
+        """Whether there is one row, without padding, on one device."""
+        devices = {layer.positions.device for layer in self.layers if layer.positions is not None}
+        return len(self.next_position) == len(devices) == 1 and not any(layer.padded for layer in self.layers)
+
+    def _rollback_stream(self, position: int) -> None:
+        """As `rollback`, where positions ascend in every layer: how many stay is asked of the device once for all."""
+        held = [layer for layer in self.layers if layer.positions is not None]
+        device = held[0].positions.device
+        counts = [(layer.positions < position).sum() for layer in held]
+        counts += [(self.frame_ends < position).sum().to(device), self.next_position[0].to(device)]
+        *lengths, frames, end = torch.stack(counts).tolist()
+        if not 0 <= position <= end:
+            raise ValueError(f"`position` must be between 0 and the row's end {end}, got {position}")
+        self.seen_tokens -= end - position
+        self.next_position = torch.full_like(self.next_position, position)
+        self.frame_ends = self.frame_ends[:, :frames]
+        for layer, length in zip(held, lengths, strict=True):
+            layer.shorten(length)
+
+    def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+        """Let tokens of a single stream leave every layer that holds them, and close the gaps: those that stay get the
+        positions 0, 1, 2, ... in their order.
+
+        Args:
+            leaving (`bool [M]`): of the tokens at positions 0 .. M-1, all that were seen.
+            turn (`Callable`): gives keys `[1, heads, L, head_dim]` moved back by int64 `[L]` positions.
+
+        Raises:
+            `ValueError`: for several streams or another number of tokens.
+        """
+        if self.next_position is None or self.next_position.tolist() != [len(leaving)] != [self.seen_tokens]:
+            raise ValueError(
+                f"`leaving` must hold each token of one stream, got {len(leaving)} for {self.next_position}"
+            )
+        for layer in self.layers:
+            if layer.is_initialized:
+                layer.forget(leaving.to(layer.keys.device), turn)
+        leaving = leaving.to(self.frame_ends.device)
+        ends = self.frame_ends[:, ~leaving[self.frame_ends[0]]]
+        self.frames_forgotten += self.frame_ends.shape[1] - ends.shape[1]
+        self.frame_ends = ends - leaving.long().cumsum(0)[ends]
+        self.seen_tokens = len(leaving) - int(leaving.sum())
+        self.next_position = torch.full_like(self.next_position, self.seen_tokens)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last `-tokens_to_remove` tokens of every row (negative or 0, as transformers calls it)."""
+        if tokens_to_remove > 0:
+            raise ValueError(
+                f"`tokens_to_remove` must be negative or 0, got {tokens_to_remove}; `rollback(position)` keeps the "
+                "tokens before a position"
+            )
+        if tokens_to_remove and self.next_position is not None:
+            self.rollback((self.next_position + tokens_to_remove).clamp(min=0))
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the given rows, in the given order. indices: int64, of any length."""
+        if self.next_position is None:
+            return
+        indices = indices.to(self.next_position.device)
+        self.next_position = self.next_position.index_select(0, indices)
+        self.frame_ends = self.frame_ends.index_select(0, indices)
+        for layer in self.layers:
+            layer.select_rows(indices)
+
+    def copy(self) -> "MoDCache":
+        """Another cache that holds the same tokens, in the same tensors until one of the two takes in more."""
+        other = copy.copy(self)
+        other.layers = [layer.copy() for layer in self.layers]
+        return other
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.batch_select_indices(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        if self.next_position is not None:
+            rows = torch.arange(self.next_position.shape[0], device=self.next_position.device)
+            self.batch_select_indices(rows.repeat_interleave(repeats))
+
+    def reset(self) -> None:
+        for layer in self.layers:
+            layer.reset()
+        self._clear()
+
+
+class PackedCacheLayer:
+    """One layer of several streams' caches; `lengths` are the tokens that this call brings to each."""
+
+    def __init__(self, layers: list[MoDCacheLayer]):
+        self.layers = layers
+
+    def record(self, positions: torch.Tensor, lengths: list[int]) -> None:
+        """Note the tokens whose keys and values come next. positions: int64 `[1, sum of lengths]`."""
+        for layer, own in zip(self.layers, positions.split(lengths, dim=1), strict=True):
+            layer.record(own, None)
+
+
+class PackedCache:
+    """The caches of several streams, one row each, for a call that brings the tokens of all in one row, stream after
+    stream. The caches go on as if each had had a call of its own.
+
+    Args:
+        caches (`list[MoDCache]`): A caches of one row.
+        lengths (`list[int]`): tokens of this call that belong to each.
+    """
+
+    def __init__(self, caches: list[MoDCache], lengths: list[int]):
+        self.caches, self.lengths = caches, lengths
+        self.layers = [PackedCacheLayer(list(layers)) for layers in zip(*(c.layers for c in caches), strict=True)]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return max(cache.seen_tokens for cache in self.caches)
+
+    @property
+    def num_frames(self) -> torch.Tensor:
+        """int64 [A]: frames each stream has seen."""
+        return self._of_each("num_frames")
+
+    @property
+    def after_frame(self) -> torch.Tensor:
+        """bool [A]: whether a stream's last token was a frame's last."""
+        return self._of_each("after_frame").bool()
+
+    def _of_each(self, name: str) -> torch.Tensor:
+        device = next((c.next_position.device for c in self.caches if c.next_position is not None), None)
+        values = [getattr(cache, name) for cache in self.caches]
+        return torch.cat([torch.zeros(1, dtype=torch.long, device=device) if x is None else x.long() for x in values])
+
+    def advance(self, positions: torch.Tensor, valid: None = None, ends_frame: torch.Tensor | None = None) -> None:
+        """As `MoDCache.advance`, of one row `[1, T]` that holds all streams."""
+        ends = [None] * len(self.caches) if ends_frame is None else ends_frame.split(self.lengths, dim=1)
+        for cache, own, own_ends in zip(self.caches, positions.split(self.lengths, dim=1), ends, strict=True):
+            cache.advance(own, None, own_ends)
+
+
+__all__ = ["GrowingTensor", "MoDCache", "MoDCacheLayer", "PackedCache", "changes"]

@@ -1,0 +1,404 @@
+"""Opening a video: what an address or a file is called, which of its streams is taken, and what it may ask for.
+
+`MediaLimits` are checked before anything is decoded, so that a small file cannot take much memory or time.
+"""
+
+import io
+import math
+import os
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
+OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is needed
+AHEAD = (250, 2**26)  # packets of a video stream, and bytes of all, in which to look for a better one
+INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
+# groups: the scheme (also nested, or with one slash, as a `Path` has it), the rest, and its host, path and query
+SCHEME = r"(?:[a-z][\w+.-]*:)+//|[a-z][\w+.-]+:/"
+ADDRESS = re.compile(rf"({SCHEME})(([^/?#]*)([^?#]*)(.*))", re.IGNORECASE | re.DOTALL)
+
+
+# boxes of an MP4 that hold others
+NESTED = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"edts", b"udta", b"mvex"}
+MAX_DEPTH = 16
+
+
+@dataclass(frozen=True)
+class MediaLimits:
+    """
+    Bounds of what is decoded; give others where yours are.
+
+    Args:
+        pixels (`int`): of a frame as it is coded. FFmpeg refuses larger ones before it allocates them.
+        frames (`float`): of one recording, at the rate asked for, frames repeated while one stays on screen included.
+        num_bytes (`int`): of all frames together where a whole video becomes one array.
+        packets (`int`): of video in which at least one frame must come, and a hundred times as many of all streams.
+        hold (`float`): seconds that a frame may stay on screen.
+        samples (`int`): that the index of one track of an MP4 may list.
+    """
+
+    pixels: int = 8192 * 8192
+    frames: float = 2**22
+    num_bytes: int = 8 * 2**30
+    packets: int = 10_000
+    hold: float = 3600.0
+    samples: int = 2**23
+
+
+LIMITS = MediaLimits()
+
+
+def check_index(source, name: str, limits: MediaLimits = LIMITS) -> None:
+    """Refuse an MP4 whose tables claim more samples than it has bytes: FFmpeg would allocate the whole index.
+
+    Args:
+        source (path or binary file object): that can be sought; of others nothing is read.
+
+    Raises:
+        `ValueError`: naming the claim.
+    """
+    if isinstance(source, str | os.PathLike):
+        if not os.path.isfile(source):
+            return  # a device or a pipe
+        with open(source, "rb") as file:
+            _check_boxes(file, os.path.getsize(source), name, limits)
+    elif hasattr(source, "seekable") and source.seekable():
+        start = source.tell()
+        size = source.seek(0, io.SEEK_END)
+        source.seek(0)
+        _check_boxes(source, size, name, limits)
+        source.seek(start)
+
+
+def _check_boxes(file, size: int, name: str, limits: MediaLimits) -> None:
+    claimed, plain_sound = 0, False
+    ends, position = [size], 0
+    while True:
+        while position + 8 > ends[-1]:  # the end of a box, and of all that end there
+            position = ends.pop()
+            if not ends:
+                return
+        file.seek(position)
+        header = file.read(48)
+        if len(header) < 8:
+            return
+        length, tag = struct.unpack_from(">I4s", header)
+        body = 8
+        if length == 1 and len(header) >= 16:
+            (length,), body = struct.unpack_from(">Q", header, 8), 16
+        elif length == 0:
+            length = ends[-1] - position
+        if length < body or not all(32 <= byte < 127 or byte == 0xA9 for byte in tag):
+            if len(ends) == 1:
+                return
+            position = ends[-1]  # what FFmpeg cannot read of a box it leaves out
+            continue
+        values = header[body:]
+        if tag == b"trak":
+            plain_sound = False
+        elif tag == b"stts" and len(values) >= 16:
+            plain_sound = struct.unpack_from(">I4xI", values, 4) == (1, 1)  # uncompressed, which is indexed by chunks
+        elif tag in (b"stsz", b"trun") and len(values) >= 12 and not plain_sound:
+            (count,) = struct.unpack_from(">I", values, 8 if tag == b"stsz" else 4)
+            claimed += count
+            if claimed > size or count > limits.samples:
+                raise ValueError(f"{name} lists {count} samples in {size} bytes: it is damaged, or made to do harm")
+        end = min(position + length, ends[-1])
+        if tag in NESTED and len(ends) < MAX_DEPTH:
+            ends.append(end)
+            position += body
+        else:
+            position = end
+
+
+def shown(value: Any) -> str:
+    """`repr` on one line of at most 80 characters, an address in it as `source_name` gives it, or cut off."""
+    is_address = isinstance(value, str | os.PathLike) and ADDRESS.fullmatch(str(value))
+    text = repr(source_name(value)) if is_address else re.sub(rf"((?i:{SCHEME})).*", r"\1…", repr(value))
+    text = " ".join(text.split())
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def check_count(name: str, value: Any, minimum: int = 1) -> None:
+    """Raise `ValueError` unless `value` is a whole number >= `minimum`. `bool` is not a number here."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
+        raise ValueError(f"{name} must be a whole number >= {minimum}, got {shown(value)}")
+
+
+def check_fps(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a finite number > 0."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+        raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
+
+
+def is_video_source(video: Any) -> bool:
+    """Whether `video` is something to decode: a path, a URL or a binary file object."""
+    return isinstance(video, str | os.PathLike) or hasattr(video, "read")
+
+
+def pyav():
+    """PyAV.
+
+    Raises:
+        `ImportError`: without it, or where it is too old.
+    """
+    try:
+        import av
+    except ImportError as error:
+        raise ImportError("decoding a video needs PyAV: pip install av") from error
+    if av_release(av) < OLDEST_AV:
+        needed = f"decoding a video needs PyAV {OLDEST_AV} or newer, {av.__version__} is installed"
+        raise ImportError(f"{needed}: pip install --upgrade av")
+    return av
+
+
+def av_release(av) -> int:
+    return int(av.__version__.partition(".")[0])
+
+
+def open_container(source, limits: MediaLimits = LIMITS, **options):
+    """An `av` container and its video stream, for `iter_video_frames` and `video_duration`.
+
+    Of several video streams it is the default one, else the first; a still picture, or a stream that is announced and
+    does not come, only if there is no other. A file may name other files, as playlists do, but no address: those are
+    opened for URLs only.
+
+    Raises:
+        `OSError`: if the source cannot be read.
+        `ValueError`: if it holds no video, or more than the limits allow. A cover picture is none, nor is a text that
+            could be drawn.
+        `ImportError`: without PyAV, or with an old one.
+    """
+    av = pyav()
+    if isinstance(source, str | os.PathLike):
+        source = local_path(os.fspath(source))
+    name, demuxer = source_name(source), {}
+    if isinstance(source, str):
+        if not options and "://" not in source:
+            demuxer["protocol_whitelist"] = "file,crypto,data"
+            if not os.path.exists(source):
+                raise FileNotFoundError(f"there is no video {name}")
+            source = os.path.abspath(source)  # FFmpeg takes what stands before a colon for a protocol
+            if os.path.isdir(source):
+                raise IsADirectoryError(f"{name} is a directory, not a video")
+            if not os.path.getsize(source) and os.path.isfile(source):
+                raise ValueError(f"{name} is empty")
+    elif hasattr(source, "seekable") and source.seekable():
+        source.seek(0)  # a file may be read before, as to count frames
+    check_index(source, name, limits)
+    demuxer |= {"max_pixels": str(limits.pixels), **options.pop("options", {})}  # while it is looked at
+    if av_release(av) < 19:  # from then on names and tags of any encoding are read
+        options["metadata_errors"] = "replace"
+    try:
+        with readable_errors(name):
+            container = av.open(source, options=demuxer, **options)
+    except ValueError as error:
+        if is_manifest(source, name):
+            advice = f"make one file of it, as by `ffmpeg -i {name} -c copy video.mp4`"
+            raise ValueError(f"{name} is of DASH, which PyAV cannot read: {advice}") from error
+        raise
+    pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
+    streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
+    if not streams or container.format.name == "tty":
+        container.close()
+        raise ValueError(f"there is no video stream in {name}")
+    streams = [stream for stream in streams if stream.codec_context is not None] or streams
+    streams.sort(key=lambda stream: not stream.disposition & av.stream.Disposition.default)
+    stream = streams[0]
+    if len(streams) > 1:
+        container = ReadAhead(container)
+        with readable_errors(name):
+            stream = container.moving(streams)
+    if stream.codec_context is None:
+        container.close()
+        raise ValueError(f"cannot decode {name}: there is no decoder for its video")
+    if stream.codec_context.name == "webp" and is_animated_webp(beginning(source)):
+        container.close()
+        advice = "take PyAV 19 (Python 3.12 or newer), or convert it, as by `magick a.webp a.gif`"
+        raise ValueError(f"{name} is an animated WebP, which PyAV {av.__version__} cannot decode: {advice}")
+    stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # while it is decoded
+    # frames in work, one a thread, are the largest part of the memory that a large video takes
+    large = stream.width * stream.height > MAX_PIXELS
+    stream.thread_type, stream.thread_count = ("NONE", 1) if large else ("AUTO", 0)
+    return container, stream
+
+
+def beginning(source) -> bytes:
+    """The first bytes of a file; none of what cannot be sought."""
+    if isinstance(source, str):
+        if not os.path.isfile(source):
+            return b""
+        with open(source, "rb") as file:
+            return file.read(2048)
+    if not (hasattr(source, "seekable") and source.seekable()):
+        return b""
+    source.seek(0)
+    content = source.read(2048)
+    source.seek(0)
+    return content
+
+
+def is_animated_webp(content: bytes) -> bool:
+    return content[8:16] == b"WEBPVP8X" and len(content) > 20 and bool(content[20] & 2)
+
+
+def is_manifest(source, name: str) -> bool:
+    """Whether a source is what lists the parts of a DASH stream, which only some builds of FFmpeg can read."""
+    return b"<MPD" in beginning(source) or ("://" in name and re.split("[?#]", name)[0].lower().endswith(".mpd"))
+
+
+class ReadAhead:
+    """An `av` container that has been looked into: the packets that were read come once more, then the rest."""
+
+    def __init__(self, container):
+        self._container, self._packets = container, []
+
+    def __getattr__(self, name: str):
+        return getattr(self._container, name)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        self._container.close()
+
+    def moving(self, streams: list):
+        """The first of the streams that is more than one picture, as far as is seen within `AHEAD`; else one that is a
+        picture, else the first."""
+        seen, num_bytes = dict.fromkeys((stream.index for stream in streams), 0), 0
+        for packet in self._container.demux():
+            if not packet.size:  # that marks the end
+                continue
+            self._packets.append(packet)
+            num_bytes += packet.size
+            if packet.stream.index in seen:
+                seen[packet.stream.index] += 1
+            if seen[streams[0].index] == 2 or max(seen.values()) == AHEAD[0] or num_bytes > AHEAD[1]:
+                break
+        return next(stream for most in (2, 1, 0) for stream in streams if seen[stream.index] >= most)
+
+    def demux(self, *streams):
+        packets, self._packets = self._packets, []
+        wanted = {stream.index for stream in streams or self._container.streams}
+        yield from (packet for packet in packets if packet.stream.index in wanted)
+        yield from self._container.demux(*streams)
+
+    def decode(self, stream):
+        for packet in self.demux(stream):
+            yield from packet.decode()
+
+    def seek(self, *arguments, **options) -> None:
+        self._packets = []
+        self._container.seek(*arguments, **options)
+
+
+@contextmanager
+def opened(container, stream) -> Iterator[None]:
+    """Close them in the end, whatever is still being decoded: a decoder's thread that reports an error waits for the
+    interpreter, which would wait for the thread."""
+    try:
+        yield
+    finally:
+        if stream.codec_context.is_open:
+            stream.codec_context.flush_buffers()
+        container.close()
+
+
+@contextmanager
+def readable_errors(name: str, doing: str = "decode") -> Iterator[None]:
+    """Turn what FFmpeg says into an `OSError` or `ValueError` that names the file."""
+    import av
+
+    try:
+        yield
+    except av.FFmpegError as error:
+        if "max pixel count" in str(error.log):
+            raise ValueError(f"cannot {doing} {name}: its frames have too many pixels for `MediaLimits`") from error
+        kind = OSError if isinstance(error, OSError) else ValueError
+        cause = None if "://" in str(error.filename) else error  # it shows the whole address
+        raise kind(f"cannot {doing} {name}: {error.strerror}") from cause
+
+
+def source_name(source) -> str:
+    """What to call a source: its path, or its file's name. Of an address only what holds no secret, as far as can be
+    known: the host, and the last part of its path where that looks like the name of a file or is short and alone."""
+    if not isinstance(source, str | os.PathLike):
+        return str(getattr(source, "name", source))
+    source = os.fspath(source)
+    address = ADDRESS.fullmatch(source)
+    if address is None:
+        return source
+    scheme, _, host, path, query = address.groups()
+    if "@" in path or ("@" in query and ":" in host):
+        return scheme + "…"  # a password with a slash or a question mark in it, or an @ in a path: nobody knows
+    *folders, name = path.split("/")
+    short = "" if scheme.lower().startswith("rtmp") else r"|[\w.-]{0,16}"  # there a name is a key
+    if not re.fullmatch(r"[\w.%+-]+\.\w{1,5}" + ("" if len(folders) > 1 else short), name):
+        name = "…"
+    hidden = "…/" if len(folders) > 1 else ""
+    return scheme + host.rpartition("@")[2] + ("/" + hidden + name if folders else "") + ("?…" if query else "")
+
+
+def local_path(source: str) -> str:
+    """The path that a `file://` address stands for; any other source as it is.
+
+    Raises:
+        `ValueError`: if it is of another machine.
+    """
+    from urllib.request import url2pathname  # slow to import
+
+    address = re.fullmatch(r"file://([^/]*)(/?.*)", source, re.IGNORECASE | re.DOTALL)
+    if address is None:
+        return source
+    if address[1].lower() not in ("", "localhost") or not address[2]:
+        raise ValueError(f"a `file://` address must be `file:///` and a path of this machine, got {shown(source)}")
+    return url2pathname(address[2])
+
+
+def video_duration(source, **options) -> float | None:
+    """Seconds that the container states for its video, or None where it does not, as in a recording that was never
+    finished, or where FFmpeg makes them up, as of a transport stream. Raises as `open_container`."""
+    container, stream = open_container(source, **options)
+    with container:
+        return stated_duration(container, stream)
+
+
+def has_flag(container, *names: str) -> bool:
+    """Whether FFmpeg has one of these flags, `av.format.Flags`, for the format of a container."""
+    import av
+
+    return any(container.format.flags & av.format.Flags[name].value for name in names)
+
+
+def stated_duration(container, stream) -> float | None:
+    """`video_duration` of what is open already."""
+    fragments = container.format.name == INDEXED[0] and not stream.frames  # of which FFmpeg adds up the first
+    if fragments or has_flag(container, "ts_discont", "no_timestamps"):
+        return None
+    if stream.duration is not None:
+        return float(stream.duration * stream.time_base)
+    start = float((stream.start_time or 0) * stream.time_base)  # what follows are times of the end
+    tag = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9}(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # of Matroska
+    if tag:
+        return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start
+    if container.duration is not None and len(container.streams) == 1:
+        return container.duration / 1e6 - start
+    return None
+
+
+__all__ = [
+    "LIMITS",
+    "MediaLimits",
+    "check_count",
+    "check_fps",
+    "is_video_source",
+    "open_container",
+    "shown",
+    "source_name",
+    "video_duration",
+]

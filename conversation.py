@@ -1,0 +1,151 @@
+"""Messages as users write them, checked and brought to one form."""
+
+import json
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from .containers import check_count, check_fps, shown
+
+MAX_TEXT = 20_000  # characters of one message: far more than a model reads, far less than what fills a memory
+ROLES = ("system", "user", "assistant", "stream")
+# Runs of white space with a line break of any kind in them.
+LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+
+def clean_text(text: str) -> str:
+    """Text as it enters a sequence: stripped, and a run of white space with a line break in it is one space.
+
+    So no line of a message can look like the header of another one.
+    """
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates, as from undecodable command lines
+    return LINE_BREAKS.sub(" ", text).strip()
+
+
+def check_text(name: str, text: Any) -> None:
+    """Raise `ValueError` unless `text` is a string of whole characters, not empty and of at most `MAX_TEXT`."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"{name} must be a string that is not empty, got {shown(text)}")
+    if len(text) > MAX_TEXT:
+        raise ValueError(f"{name} must have at most {MAX_TEXT} characters, got {len(text)}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} must be text in UTF-8, got {shown(text)}") from error
+
+
+def read_conversation(conversation: Any, name: str = "conversation") -> list[dict]:
+    """Check messages and bring them to one form.
+
+    Args:
+        conversation: messages, see `VideoLLMMoDProcessor.apply_chat_template`.
+        name (`str`): what errors call it.
+
+    Returns:
+        `{"role": "system"|"user"|"assistant", "content": str, "learn": bool}` with clean text, and
+        `{"role": "stream", "learn": bool | int}` with `"num_frames": int` or `"content": [video block]`.
+
+    Raises:
+        `ValueError`: naming the message and what is wrong with it.
+    """
+    if not isinstance(conversation, list | tuple) or not conversation:
+        raise ValueError(f"`{name}` must be a list of at least one message, got {shown(conversation)}")
+    turns = []
+    for index, message in enumerate(conversation):
+        where = f"{name}[{index}]"
+        if not isinstance(message, Mapping):
+            raise ValueError(f"`{where}` must be a message, {{'role': ..., 'content': ...}}, got {shown(message)}")
+        role, content, learn = message.get("role"), message.get("content"), message.get("learn", True)
+        if role not in ROLES:
+            raise ValueError(f"the role of `{where}` must be one of {', '.join(ROLES)}, got {shown(role)}")
+        if role == "system" and index > 0:
+            raise ValueError(f"`{where}` is a system message; only the first message may be one")
+        if not isinstance(learn, bool):
+            if role == "assistant":
+                raise ValueError(f"`learn` of `{where}` must be a bool, got {shown(learn)}")
+            check_count(f"`learn` of `{where}`, unless a bool,", learn, minimum=0)
+        if "num_frames" in message:
+            if role != "stream" or content is not None:
+                raise ValueError(f"`{where}`: `num_frames` goes with the role 'stream' and without `content`")
+            check_count(f"`num_frames` of `{where}`", message["num_frames"])
+            turns.append({"role": role, "num_frames": int(message["num_frames"]), "learn": learn})
+            continue
+        texts, videos = read_blocks(content, role, where)
+        turns += ({"role": "stream", "content": [video], "learn": learn, "name": where} for video in videos)
+        if role == "stream":
+            if not videos:
+                raise ValueError(f"`{where}` is a stream without frames; give a video block or `num_frames`")
+        elif text := clean_text(" ".join(texts)):
+            if len(text) > MAX_TEXT:
+                raise ValueError(f"`{where}` must have at most {MAX_TEXT} characters of text, got {len(text)}")
+            turns.append({"role": role, "content": text, "learn": learn})
+        elif not videos:
+            raise ValueError(f"`{where}` has no text: {shown(content)}")
+    return turns
+
+
+def read_blocks(content: Any, role: str, where: str) -> tuple[list[str], list[Mapping]]:
+    """Texts and video blocks of the content of the message `where`."""
+    allowed = {"user": ("text", "video"), "stream": ("video",)}.get(role, ("text",))
+    if isinstance(content, str) and role != "stream":
+        content = [{"type": "text", "text": content}]
+    if not isinstance(content, list | tuple):
+        kinds = "a list of video blocks" if role == "stream" else "a string or a list of blocks"
+        raise ValueError(f"the content of `{where}` must be {kinds}, got {shown(content)}")
+    texts, videos = [], []
+    for block in content:
+        block_type = block.get("type") if isinstance(block, Mapping) else None
+        if block_type not in allowed:
+            raise ValueError(
+                f"`{where}` ({role}) may hold only blocks of the type {' or '.join(allowed)}, got {shown(block)}"
+            )
+        if block_type == "text":
+            if not isinstance(block.get("text"), str):
+                raise ValueError(f"the text block of `{where}` must hold a string, got {shown(block.get('text'))}")
+            texts.append(block["text"])
+        else:
+            if block.get("fps") is not None:
+                check_fps(f"`fps` of `{where}`", block["fps"])
+            videos.append(block)
+    return texts, videos
+
+
+def check_continuation(turns: list[dict], add_generation_prompt: bool, continue_final_message: bool) -> None:
+    """Raise `ValueError` if a final message is to be continued that is no reply, or a new one begun as well."""
+    if continue_final_message and (add_generation_prompt or turns[-1]["role"] != "assistant"):
+        raise ValueError(
+            "`continue_final_message` needs a reply as the last message and no `add_generation_prompt`, got the role "
+            f"{turns[-1]['role']!r} and add_generation_prompt={add_generation_prompt}"
+        )
+
+
+def tokenizer_of_pieces(tokenizer):
+    """The tokenizer, or one like it that puts no space before a text, as SentencePiece's Llama 2 and TinyLlama do.
+
+    A stream is made of pieces tokenised one by one; with such a space each would begin with a token that the language
+    model never met there, and a separator could be two tokens.
+    """
+    backend = json.loads(tokenizer.backend_tokenizer.to_str())
+    normalizer, pre_tokenizer = _without_space(backend["normalizer"]), _without_space(backend["pre_tokenizer"])
+    if (normalizer, pre_tokenizer) == (backend["normalizer"], backend["pre_tokenizer"]):
+        return tokenizer
+    backend |= {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
+    from tokenizers import Tokenizer  # commands check text before anything slow is imported
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)))
+
+
+def _without_space(step: dict | None) -> dict | None:
+    """A normaliser or pre-tokeniser, as tokenizers writes it, without what adds a space."""
+    if step is None or step["type"] == "Prepend":
+        return None
+    if step["type"] == "Sequence":
+        name = "normalizers" if "normalizers" in step else "pretokenizers"
+        return step | {name: [x for x in map(_without_space, step[name]) if x is not None]}
+    if step["type"] == "Metaspace":
+        return step | {"prepend_scheme": "never"}
+    return step | {"add_prefix_space": False} if step.get("add_prefix_space") else step
+
+
+__all__ = ["MAX_TEXT", "check_text", "clean_text", "read_conversation", "tokenizer_of_pieces"]

@@ -1,0 +1,347 @@
+"""From a video file, URL or camera to frames as they are meant to be seen, and their times."""
+
+import math
+import struct
+from collections.abc import Iterator
+
+import numpy as np
+
+from .containers import (
+    INDEXED,
+    LIMITS,
+    MAX_PIXELS,
+    MediaLimits,
+    check_count,
+    check_fps,
+    has_flag,
+    open_container,
+    opened,
+    readable_errors,
+    shown,
+    source_name,
+)
+
+DEFAULT_FPS = 2.0
+HIGHEST_RATE = 1000.0  # frames per second that a container may state; with more its clock is not believed
+CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
+CLOCK_JUMP = 10.0  # seconds from frame to frame that are a jump of the clock where the format says that it may
+MAX_PIXEL_SHAPE = 16  # times as wide as high, or the other way; of others a pixel is taken for square
+
+
+def limited_size(width: int, height: int) -> tuple[int, int]:
+    """Width and height of at most `MAX_PIXELS` together."""
+    scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
+    return max(1, int(width * scale)), max(1, int(height * scale))
+
+
+class Upright:
+    """Pixels of decoded frames as they are meant to be seen: square, turned and mirrored as their metadata say, all of
+    the size of the first and of at most `MAX_PIXELS`. A frame of another shape gets black bars."""
+
+    def __init__(self):
+        self._size: tuple[int, int] | None = None  # width and height of what comes out
+        self._codec, self._stated = None, None
+
+    def begin(self, stream) -> None:
+        """What comes next are frames of this stream. The shape of pixels that a container states is that of the whole
+        stream; where it states none, the codec does, and may change it midway."""
+        self._codec, self._stated = stream.codec_context, stream.sample_aspect_ratio
+        if self._stated == self._codec.sample_aspect_ratio:
+            self._stated = None
+
+    def see(self, frame) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
+        """Width and height of an `av.VideoFrame` in square pixels, not turned yet, and its `orientation`. The first is
+        the measure of all."""
+        shape = self._codec.sample_aspect_ratio if self._stated is None else self._stated
+        shape = float(shape) if shape else 1.0
+        wide = frame.width * shape if 1 / MAX_PIXEL_SHAPE <= shape <= MAX_PIXEL_SHAPE else frame.width
+        size, turned = (max(1, round(wide)), frame.height), orientation(frame)
+        if self._size is None:
+            self._size = limited_size(*size)[:: -1 if turned[0] else 1]
+        return size, turned
+
+    def __call__(self, frame) -> np.ndarray:
+        """uint8 `[H, W, 3]` of an `av.VideoFrame`."""
+        size, (transposed, mirrored, upside_down) = self.see(frame)
+        room = self._size[:: -1 if transposed else 1]
+        scales = [space / side for space, side in zip(room, size, strict=True)]
+        fitting = tuple(max(1, round(side * min(scales))) for side in size)
+        size = room if max(scales) <= 1.02 * min(scales) else fitting  # what differs by less differs by rounding
+        # threads of a scaler that is freed in a forked process, as of a data loader, are waited for for ever
+        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], threads=1)
+        pixels = pixels.transpose(1, 0, 2) if transposed else pixels
+        pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
+        bars = [space - side for space, side in zip(self._size[::-1], pixels.shape[:2], strict=True)]
+        if any(bars):
+            pixels = np.pad(pixels, [*((bar // 2, bar - bar // 2) for bar in bars), (0, 0)])
+        return np.ascontiguousarray(pixels)
+
+
+def orientation(frame) -> tuple[bool, bool, bool]:
+    """Whether an `av.VideoFrame` is to be transposed, and then mirrored from left to right, and upside down: the one
+    of eight ways nearest to its display matrix. What is coded at `(x, y)` is shown at `(a x + c y, b x + d y)`."""
+    try:
+        matrix = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:  # PyAV 18 gives none of them where it does not know one, as the EXIF of photographs
+        return ((False, False, False), (True, False, True), (False, True, True), (True, True, False))[
+            round(frame.rotation / 90) % 4
+        ]
+    if matrix is None:
+        return False, False, False
+    a, b, _, c, d, *_ = struct.unpack_from("=9i", bytes(matrix))
+    if abs(a) + abs(d) >= abs(b) + abs(c):
+        return False, a < 0, d < 0
+    return True, c < 0, b < 0
+
+
+def measured_duration(source, limits: MediaLimits = LIMITS, **options) -> float:
+    """Seconds that a video lasts, by decoding all of it. Raises as `iter_video_frames`."""
+    container, stream = open_container(source, limits, **options)
+    name = source_name(source)
+    with opened(container, stream), readable_errors(name):
+        clock = FrameClock(container, stream, limits)
+        for frame in decoded_frames(container, stream, name, limits):
+            clock(frame)
+        if clock.last is None:
+            raise ValueError(f"there is no frame in {name}")
+        return clock.end
+
+
+def iter_video_frames(
+    source, fps: float | None = DEFAULT_FPS, first: int = 0, limits: MediaLimits = LIMITS, **options
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Decode a video as a stream: for i = first, first + 1, ... the frame on screen `i / fps` seconds after its start.
+
+    Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated; see
+    `FrameClock` for those that cannot be right. Frames are turned, mirrored and scaled to square pixels as their
+    metadata say. One frame is held at a time, and a frame of more than `MAX_PIXELS` is scaled down to that, aspect
+    kept.
+
+    Args:
+        source (`str`, `os.PathLike` or binary file object): path, URL or file.
+        fps (`float`, *optional*): frames per second; `None` gives every frame at its own time.
+        first (`int`): number of the first frame at that rate. What lies before is skipped where the container allows
+            it; the frames are the same as if it were decoded.
+        limits (`MediaLimits`): what the source may ask for.
+        options: passed to `av.open`, such as `format="v4l2"` for a camera.
+
+    Yields:
+        `(uint8 [H, W, 3], seconds)`; all frames have the size of the first.
+
+    Raises:
+        `OSError`: if the source cannot be read.
+        `ValueError`: if it holds no video that can be decoded or passes a limit, or `fps` is not a finite number > 0.
+        `ImportError`: without PyAV.
+    """
+    if fps is not None:
+        check_fps("`fps`", fps)
+        check_count("`first`", first, minimum=0)
+    container, stream = open_container(source, limits, **options)
+    name, origin = source_name(source), None
+    if fps is not None and first:
+        with readable_errors(name):
+            origin = seek(container, stream, first / fps)
+        if origin is None:  # from the beginning again
+            with opened(container, stream):
+                pass
+            container, stream = open_container(source, limits, **options)
+    yield from sample_container(container, stream, fps, name, limits, first, origin)
+
+
+def seek(container, stream, seconds: float) -> tuple[float, Upright] | None:
+    """Go to the last key frame that is shown `seconds` after a video's first frame or before.
+
+    Returns:
+        The time stamp of the first frame in seconds, and an `Upright` that has seen it; None if the frames from there
+        on might differ from those that are decoded from the beginning.
+    """
+    import av
+
+    if container.format.name not in INDEXED:
+        return None
+    upright = Upright()
+    upright.begin(stream)
+    try:
+        head = next(container.decode(stream), None)
+        if head is None or head.pts is None:
+            return None
+        upright.see(head)
+        wanted = head.pts + int(seconds / stream.time_base)
+        for earlier in (0, 1, 4, 16):  # seconds: containers are sought by when frames are decoded, not shown
+            target = max(head.pts, wanted - int(earlier / stream.time_base))
+            container.seek(target, stream=stream)
+            key = next(container.demux(stream)).pts
+            if key is not None and key <= wanted:
+                break
+        else:
+            return None
+        container.seek(target, stream=stream)
+        # frames that refer to what lies before the key frame come before it, and are not shown
+        frame = next((frame for frame in container.decode(stream) if frame.pts is None or frame.pts >= key), None)
+        if frame is None or frame.pts != key or not frame.key_frame or frame.is_corrupt:
+            return None
+        container.seek(target, stream=stream)
+    except av.FFmpegError:
+        return None
+    return float(head.pts * head.time_base), upright
+
+
+def sample_container(
+    container,
+    stream,
+    fps: float | None,
+    name: str,
+    limits: MediaLimits = LIMITS,
+    first: int = 0,
+    origin: tuple[float, Upright] | None = None,
+) -> Iterator[tuple[np.ndarray, float]]:
+    """`iter_video_frames` of what is open already, and maybe sought; it is closed in the end."""
+    with opened(container, stream), readable_errors(name):
+        frames = _sample_frames(container, stream, fps, name, limits, first, origin)
+        for index, frame in enumerate(frames):
+            if index >= limits.frames:
+                at = "" if fps is None else f" at {fps:g} frames per second"
+                raise ValueError(f"{name} holds more than {limits.frames} frames{at}, the most that are taken")
+            yield frame
+
+
+def decoded_frames(container, stream, name: str, limits: MediaLimits = LIMITS) -> Iterator:
+    """The `av.VideoFrame`s of a stream.
+
+    Raises:
+        `ValueError`: where packets come that hold none, on and on.
+    """
+    own = others = 0
+    for packet in container.demux():
+        if packet.stream.index == stream.index:
+            own += 1
+            if not packet.size and packet.dts is not None:  # the frame before stays on screen
+                continue
+            for frame in packet.decode():
+                yield frame
+                own = others = 0
+        else:
+            others += 1
+        if own > limits.packets or others > 100 * limits.packets:
+            raise ValueError(f"{name} holds {own + others} packets without a frame, more than are taken")
+
+
+def frame_seconds(frame, stream) -> float | None:
+    """The timestamp of an `av.VideoFrame`, None if it has none."""
+    time_base = frame.time_base or stream.time_base
+    return None if frame.pts is None or not time_base else float(frame.pts * time_base)
+
+
+def usual_step(stream, limits: MediaLimits = LIMITS) -> float:
+    """Seconds from frame to frame as the container states them, if that can be believed."""
+    rate = float(stream.average_rate or stream.guessed_rate or 25)
+    return 1 / rate if 1 / limits.hold <= rate <= HIGHEST_RATE else 1 / 25
+
+
+class FrameClock:
+    """Seconds from a video's first frame on for each of its frames, never going back.
+
+    A missing timestamp continues at the average rate, and so does one that goes back by more than a second or jumps by
+    more than an hour (in transport streams and the like by 10 seconds), as where recordings were joined: what follows
+    goes by the clock that was set anew.
+
+    Args:
+        begin (`float`, *optional*): the time stamp of the first frame, where that is not the first one to come.
+    """
+
+    def __init__(self, container, stream, limits: MediaLimits = LIMITS, begin: float | None = None):
+        self._stream, self._begin, self._sought = stream, begin, begin is not None
+        self.step, self.time, self.last = usual_step(stream, limits), 0.0, None
+        self._hold = limits.hold  # what is longer between two frames is a jump
+        self._jump = min(limits.hold, CLOCK_JUMP) if has_flag(container, "ts_discont") else limits.hold
+
+    def __call__(self, frame) -> float:
+        seconds, is_first = frame_seconds(frame, self._stream), self.last is None
+        self.last = frame
+        if is_first:
+            if self._sought:
+                self.time = seconds - self._begin
+        elif seconds is None or self._begin is None:
+            self.time += self.step
+        elif -CLOCK_JITTER <= seconds - self._begin - self.time <= self._jump:
+            self.time = max(self.time, seconds - self._begin)
+        else:
+            self.time += self.step
+            self._begin = seconds - self.time
+        if self._begin is None and seconds is not None:
+            self._begin = seconds - self.time
+        return self.time
+
+    @property
+    def end(self) -> float:
+        """When the last frame leaves the screen."""
+        lasts = float(self.last.duration * (self.last.time_base or 0)) if self.last.duration else self.step
+        return self.time + (lasts if lasts <= self._hold else self.step)
+
+
+def _sample_frames(
+    container,
+    stream,
+    fps: float | None,
+    name: str,
+    limits: MediaLimits,
+    first: int,
+    origin: tuple[float, Upright] | None,
+) -> Iterator[tuple[np.ndarray, float]]:
+    begin, upright = (None, Upright()) if origin is None else origin
+    if origin is None:
+        upright.begin(stream)
+    clock = FrameClock(container, stream, limits, begin)
+    tolerance = 5e-4  # some containers round timestamps to milliseconds
+    frame, index = None, 0 if origin is None else first
+    for next_frame in decoded_frames(container, stream, name, limits):
+        time = clock(next_frame)
+        while fps is not None and frame is not None and index / fps < time - tolerance:
+            if index >= first:
+                yield upright(frame), index / fps
+            index += 1
+        frame = next_frame
+        if fps is None:
+            yield upright(frame), time
+    if frame is None and origin is None:
+        raise ValueError(f"there is no frame in {name}")
+    if fps is not None and frame is not None:
+        while index == 0 or index / fps < clock.end - tolerance:
+            if index >= first:
+                yield upright(frame), index / fps
+            index += 1
+
+
+def decode_video(
+    source, fps: float | None = DEFAULT_FPS, num_frames: int | None = None, limits: MediaLimits = LIMITS
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames of a video as from `iter_video_frames`, and their times. Only sampled frames are kept in memory.
+
+    Args:
+        num_frames (`int`, *optional*): instead of `fps`, this many frames evenly spread; they are counted first.
+
+    Returns:
+        `(uint8 [F, H, W, 3], float64 [F] seconds)`.
+
+    Raises:
+        as `iter_video_frames`; `ValueError` too for no frames at all or fewer than `num_frames`.
+    """
+    wanted = None
+    if num_frames is not None:
+        fps, total = None, sum(1 for _ in iter_video_frames(source, None, limits=limits))
+        if not 1 <= num_frames <= total:
+            raise ValueError(f"`num_frames` must be in [1, {total}], the frames of {shown(source)}, got {num_frames}")
+        wanted = {index * total // num_frames for index in range(num_frames)}
+    sampled, num_bytes = [], 0
+    for index, frame in enumerate(iter_video_frames(source, fps, limits=limits)):
+        if wanted is None or index in wanted:
+            sampled.append(frame)
+            num_bytes += frame[0].nbytes
+            if num_bytes > limits.num_bytes:
+                size = f"{limits.num_bytes / 2**30:g} GiB"
+                raise ValueError(f"the frames of {shown(source)} take more than {size}; take fewer of them")
+    images, times = zip(*sampled, strict=True)
+    return np.stack(images), np.array(times)
+
+
+__all__ = ["DEFAULT_FPS", "decode_video", "iter_video_frames", "measured_duration"]

@@ -1,0 +1,270 @@
+"""How tokens are generated: stock `generate` on streams, and the sampler of a session's replies.
+
+`generate` has to be told which frames belong to which row, which cache holds them, and which of its ways routed layers
+do not allow.
+
+Only public parts of `GenerationMixin` are overridden.
+
+Shapes: V vocabulary, B rows, F frames of all rows in row order, P frames of a padded row, H and W pixels.
+"""
+
+import copy
+import warnings
+
+import torch
+from transformers import BatchFeature, GenerationConfig, GenerationMixin, LogitsProcessorList
+
+from .cache import MoDCache
+from .compat import CACHE_NAME, rename_cache
+
+UNSUPPORTED = {"guidance_scale": 1, "stop_strings": None, "max_time": None, "penalty_alpha": 0}  # and what is plain
+FRAMES = ("pixel_values_videos", "video_features")
+_DRAFTS = "drafts can come from an `assistant_model`, or from the prompt (`prompt_lookup_num_tokens`)"
+_ELSEWHERE = "its code is not in transformers itself, and not made for layers that hold different tokens"
+REFUSED = {
+    "assistant_early_exit": _DRAFTS,
+    "use_mtp": _DRAFTS,
+    "speculation_type": _DRAFTS,
+    "penalty_alpha": _ELSEWHERE,
+    "dola_layers": _ELSEWHERE,
+    "constraints": _ELSEWHERE,
+    "force_words_ids": _ELSEWHERE,
+    "prefill_chunk_size": "a chunk could cut a frame; a long stream is fed in parts by `model.stream`",
+}
+PAGED = (
+    "continuous batching is not supported: its pages hold the same tokens for every layer, and routed layers hold "
+    "different ones; `generate` takes padded batches, and `StreamPool` many streams at once"
+)
+
+
+def check_options(*sources: dict) -> None:
+    """Raise `ValueError` for an option of `generate` that is refused. sources: options by name, which override those
+    that come after."""
+    options = {name: value for source in reversed(sources) for name, value in source.items() if value is not None}
+    if options.get("cache_implementation") == "paged":
+        raise ValueError(PAGED)
+    for name, why in REFUSED.items():
+        if options.get(name):
+            raise ValueError(f"`generate` with `{name}` is not supported by this model: {why}")
+    if (options.get("num_beam_groups") or 1) > 1:
+        raise ValueError(f"`generate` with `num_beam_groups` is not supported by this model: {_ELSEWHERE}")
+
+
+def without_cache(generation_config: GenerationConfig) -> GenerationConfig:
+    """The same configuration, with a cache that is given instead of made."""
+    generation_config = copy.deepcopy(generation_config)
+    generation_config.cache_implementation = None
+    return generation_config
+
+
+class StreamInputs(BatchFeature):
+    """What a processor makes of conversations.
+
+    A pipeline enters the chat that they were made of as `text`, and puts the inputs of several chats together by
+    padding their second dimension, row by row. So frames `[F, 3, H, W]` become a row where `text` is entered,
+    `[1, F, 3, H, W]`, which `generate` takes and `forward` does not.
+    """
+
+    def __setitem__(self, name: str, value) -> None:
+        super().__setitem__(name, value)
+        frames = self.get("pixel_values_videos")
+        if name == "text" and isinstance(frames, torch.Tensor) and frames.ndim == 4:
+            super().__setitem__("pixel_values_videos", frames[None])
+
+
+def frames_of_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
+    """Frames `[F, 3, H, W]` of rows `[B, P, 3, H, W]` that hold their `counts` last ones, padded on the left.
+
+    Raises:
+        `ValueError`: if there are more rows or fewer, or a row is too short.
+    """
+    if len(rows) != len(counts) or max(counts, default=0) > rows.shape[1]:
+        raise ValueError(
+            f"frames and placeholders do not match: `pixel_values_videos` holds {len(rows)} rows of {rows.shape[1]} "
+            f"frames, the rows have placeholders for {counts}"
+        )
+    return torch.cat([row[len(row) - count :] for row, count in zip(rows, counts, strict=True)])
+
+
+class FramesOfRows:
+    """The frames of a batch, told apart by row. `generate` repeats tensors along dimension 0 for beams and several
+    answers, and would give a row the frames of another; it passes this on untouched.
+
+    Args:
+        frames (`[F, ...]`): of all rows, in row order.
+        counts (`list[int]`): frames of each row.
+    """
+
+    def __init__(self, frames: torch.Tensor, counts: list[int]):
+        self.frames, self.counts = frames, counts
+
+    def of_batch(self, batch_size: int) -> torch.Tensor:
+        """`[F', ...]`: frames of a batch in which each row stands `batch_size / rows` times in succession."""
+        repeats = batch_size // len(self.counts)
+        if repeats == 1:
+            return self.frames
+        return torch.cat([block for block in self.frames.split(self.counts) for _ in range(repeats)])
+
+
+class StreamGenerationMixin(GenerationMixin):
+    """`GenerationMixin` for rows of text with frames, and a `MoDCache`."""
+
+    def generate(self, inputs=None, generation_config=None, *args, **kwargs):
+        """As `GenerationMixin.generate`, for `input_ids` or `inputs_embeds` with placeholders and the frames of all
+        rows, `pixel_values_videos` or `video_features`. `pixel_values_videos` may be `[B, P, 3, H, W]` too, padded on
+        the left as pipelines do. The cache may be given as `cache` or `past_key_values`.
+
+        Raises:
+            `ValueError`: if frames and placeholders do not match, or for a way to generate that routed layers do not
+                allow, naming the option.
+        """
+        kwargs = rename_cache(kwargs, CACHE_NAME)
+        config = self.generation_config if generation_config is None else generation_config
+        options = [kwargs, config.to_dict(), self.generation_config.to_dict()]
+        check_options(*options)
+        model = self
+        if kwargs.get(CACHE_NAME) is None and kwargs.get("use_cache", config.use_cache) is not False:
+            named = [source.get("cache_implementation") for source in options]
+            implementation = next(filter(None, named), None)
+            kwargs.pop("cache_implementation", None)
+            if implementation not in (None, "dynamic", "offloaded"):
+                raise ValueError(
+                    f'`cache_implementation` must be "dynamic" or "offloaded", got {implementation!r}: routed layers '
+                    "hold different tokens, which only a MoDCache can do"
+                )
+            # a given cache would contradict it, in the model's own configuration too, whose values fill gaps
+            if generation_config is not None:
+                generation_config = without_cache(generation_config)
+            if self.generation_config.cache_implementation is not None:
+                model = copy.copy(self)  # the same weights
+                model.generation_config = without_cache(self.generation_config)
+            kwargs[CACHE_NAME] = MoDCache(self.config, offloading=implementation == "offloaded")
+        input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        cache = kwargs.get(CACHE_NAME)
+        seen = 0 if cache is None else cache.get_seq_length()  # columns whose frames the cache holds
+        for name in FRAMES:
+            if isinstance(kwargs.get(name), torch.Tensor):
+                kwargs[name] = self._of_rows(name, kwargs[name], input_ids, kwargs.get("inputs_embeds"), seen)
+        return super(StreamGenerationMixin, model).generate(inputs, generation_config, *args, **kwargs)
+
+    def _of_rows(self, name: str, frames: torch.Tensor, input_ids, inputs_embeds, seen: int) -> FramesOfRows:
+        has_ids = input_ids is not None and input_ids.numel() > 0
+        is_vision = self.model.tokens_with_id(
+            self.config.video_token_id, input_ids if has_ids else None, None if has_ids else inputs_embeds
+        )
+        counts = (is_vision[:, seen:].sum(1) // self.config.num_frame_tokens).tolist()
+        if name == "pixel_values_videos" and frames.dim() == 5:
+            frames = frames_of_rows(frames, counts)
+        if sum(counts) != len(frames):
+            raise ValueError(
+                f"frames and placeholders do not match: `{name}` holds {len(frames)} frames, the rows have "
+                f"placeholders for {counts}"
+            )
+        return FramesOfRows(frames, counts)
+
+    def init_continuous_batching(self, *args, **kwargs):
+        raise ValueError(PAGED)
+
+    def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
+        cache = kwargs.get(CACHE_NAME)
+        if cache is not None and cache.get_seq_length() == 0 and inputs_embeds is None:
+            is_first_iteration = True  # assisted decoding does not say so, and an empty cache needs the frames
+        # after the prefill the cache holds the frames
+        needs_frames = is_first_iteration or not kwargs.get("use_cache", True)
+        for name in FRAMES:
+            frames = kwargs.pop(name, None)
+            if frames is not None and needs_frames:
+                batch_size = len(input_ids if inputs_embeds is None else inputs_embeds)
+                kwargs[name] = frames.of_batch(batch_size) if hasattr(frames, "of_batch") else frames
+        return super().prepare_inputs_for_generation(
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
+        )
+
+
+class TokenSampler:
+    """
+    Chooses tokens one at a time, with the score processors of transformers' `generate`. They see the tokens of the
+    reply alone: a penalty for repeating them does not fall on what an earlier narration said.
+
+    Args:
+        model, processor: of the session.
+        generation_config (`GenerationConfig`, *optional*): greedy if omitted. Samples are drawn from a generator of
+            the sampler's own, seeded by torch's default one, so that a copy draws the same.
+
+    Attributes:
+        ends (`frozenset[int]`): tokens that end a reply: the tokenizer's end of sequence, and those of the model's
+            `generation_config`, of which a chat model may have several.
+
+    Raises:
+        `ValueError`: for another type, beams, several sequences, or an option that takes more than scores.
+    """
+
+    def __init__(self, model, processor, generation_config: GenerationConfig | None = None):
+        # a placeholder stands for a frame that was given, never for a word; nor do rows of the vocabulary that pad it
+        never = {processor.video_token_id, *(model.generation_config.suppress_tokens or ())}
+        self.suppressed = torch.tensor(sorted(never), device=model.device)
+        eos = processor.tokenizer.eos_token_id
+        others = model.generation_config.eos_token_id
+        self.ends = frozenset([eos, *(others if isinstance(others, list) else [eos if others is None else others])])
+        self.processors, self.generator = None, None
+        if generation_config is None:
+            return
+        if not isinstance(generation_config, GenerationConfig):
+            raise ValueError(f"`generation_config` must be a GenerationConfig, got {generation_config!r}")
+        if (generation_config.num_beams or 1) != 1 or (generation_config.num_return_sequences or 1) != 1:
+            raise ValueError(
+                "`generation_config` must have one beam and one sequence: a stream goes on from one reply"
+            )
+        for name, plain in UNSUPPORTED.items():
+            if getattr(generation_config, name, None) not in (None, plain):
+                value = getattr(generation_config, name)
+                raise ValueError(f"`generation_config.{name}` is not supported in a stream, got {value!r}")
+        options = copy.deepcopy(generation_config)
+        options.eos_token_id = sorted(self.ends)
+        options.pad_token_id = processor.tokenizer.pad_token_id
+        self.processors = score_processors(model, options)
+        if generation_config.do_sample:
+            self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+
+    def copy(self) -> "TokenSampler":
+        """A sampler that draws what this one would draw next."""
+        other = copy.copy(self)
+        if self.generator is not None:
+            other.generator = torch.Generator()
+            other.generator.set_state(self.generator.get_state())
+        return other
+
+    def __call__(self, said: list[int], logits: torch.Tensor) -> int:
+        """The token after the tokens `said` of a reply. logits: `[V]` of any dtype.
+
+        Raises:
+            `ValueError`: if they are no numbers, as from weights that are none.
+        """
+        logits = logits.float()
+        if not logits.isfinite().all():
+            raise ValueError("the model's scores are not finite numbers: its weights hold nan or infinity")
+        logits[self.suppressed] = -torch.inf
+        if self.processors is None:
+            return int(logits.argmax())
+        said_ids = torch.tensor([said], dtype=torch.long, device=logits.device)
+        scores = self.processors(said_ids, logits[None])[0]
+        if self.generator is None:
+            return int(scores.argmax())
+        return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator))
+
+
+def score_processors(model, generation_config: GenerationConfig) -> LogitsProcessorList:
+    """The score processors that `generate` makes of a configuration for text without a prompt, by a way to generate
+    that hands them out."""
+
+    def hand_out(model, input_ids, logits_processor, *args, **kwargs):
+        return logits_processor
+
+    alone = copy.copy(model)  # the same weights
+    alone.generation_config = generation_config  # nothing comes from the model's own
+    no_prompt = torch.zeros(1, 1, model.config.text_config.hidden_size, dtype=model.dtype, device=model.device)
+    with warnings.catch_warnings(action="ignore"):  # that there is no prompt, and of lengths, which a session sees to
+        return alone.generate(inputs_embeds=no_prompt, generation_config=generation_config, custom_generate=hand_out)
+
+
+__all__ = ["StreamGenerationMixin", "StreamInputs", "TokenSampler"]

@@ -1,0 +1,562 @@
+"""The routed language model: a `LlamaModel` whose routed layers see only the tokens that their router lets in.
+
+Which tokens these are is decided in `routing`; what the layers remember is in `cache`.
+
+Shapes: B batch, T tokens of this call, F frames of this call over all rows in row order, N vision tokens per frame,
+k of them kept, K tokens that enter a routed layer, D hidden size.
+"""
+
+import copy
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import (
+    LlamaAttention,
+    LlamaDecoderLayer,
+    LlamaMLP,
+    LlamaModel,
+    LlamaPreTrainedModel,
+    LlamaRMSNorm,
+    LlamaRotaryEmbedding,
+    eager_attention_forward,
+)
+
+from .cache import MoDCache
+from .compat import (
+    CACHE_NAME,
+    CACHE_NAMES,
+    CHECKPOINTING_RENAMED,
+    EitherCacheName,
+    capture_outputs,
+    check_arguments,
+    takes_either_cache_name,
+)
+from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
+from .fused import rotate, silu_product
+from .recomputing import (
+    computed_again,
+    in_chunks,
+    set_recomputing,
+    units,
+    with_attention_kept,
+    without_last_part,
+)
+from .routing import FrameRouter, LayerExpert, StreamLayout
+
+# By their full names, with and without a head around them. LayerExperts are no plain linear layers: none takes them.
+FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
+# torch 2.8 repeats keys itself on a CPU, and then computes attention in its slowest way
+GROUPS_ON_CPU = torch.__version__ >= (2, 9)
+
+
+def keeping_precision(quantization_config):
+    """The same configuration, an object or a `dict`, with `FULL_PRECISION` where it does not say what to leave out."""
+    config = copy.copy(quantization_config)
+    values = config if isinstance(config, dict) else vars(config)
+    is_bitsandbytes = any("load_in_" in name for name in values)
+    name = "llm_int8_skip_modules" if is_bitsandbytes else "modules_to_not_convert"
+    if values.get(name) is None and (is_bitsandbytes or name in values):
+        values[name] = list(FULL_PRECISION)
+    return config
+
+
+@dataclass
+class VideoLLMMoDModelOutputWithPast(EitherCacheName, BaseModelOutputWithPast):
+    """
+    Args:
+        last_hidden_state (`[B, T, D]`).
+        cache (`MoDCache`): also under its older name, `past_key_values`.
+        router_scores (`tuple`): with `output_router_scores=True`, one entry a layer: float32 `[F, N]`, or None where
+            the layer has no LayerExpert at work.
+        kept_indices (`tuple`): one entry a layer: int64 `[F, k]`, which of a frame's N tokens the layer kept,
+            ascending, or None where it kept all by design.
+    """
+
+    router_scores: tuple[torch.Tensor | None, ...] | None = None
+    kept_indices: tuple[torch.Tensor | None, ...] | None = None
+
+
+def causal_mask(
+    config: VideoLLMMoDTextConfig,
+    hidden_states: torch.Tensor,
+    num_keys: int,
+    key_valid: torch.Tensor | None,
+    segments: torch.Tensor | None,
+):
+    """The attention mask, in the form `config._attn_implementation` takes, of queries that are the last of the keys.
+
+    Args:
+        hidden_states (`[B, T, D]`): the queries' tokens.
+        num_keys (`int`): keys of the layer, those of this call last.
+        key_valid (`bool [B, num_keys]`, *optional*): False at padding.
+        segments (`int64 [B, T]`, *optional*): number of the sequence of each token, if sequences are packed.
+    """
+    batch_size, num_queries = hidden_states.shape[:2]
+    implementation, offset = config._attn_implementation, num_keys - num_queries
+    if key_valid is None and segments is None and implementation != "eager" and implementation != "flex_attention":
+        # `None` means causal from the upper left, which is right only where queries and keys are the same tokens
+        if implementation != "sdpa" or num_queries in (1, num_keys):
+            return None
+        if not torch.is_autocast_enabled(hidden_states.device.type):  # which it does not know: values stay as they are
+            return causal_lower_right(num_queries, num_keys)
+
+    def sees(batch_idx, head_idx, query_idx, key_idx):
+        allowed = key_idx <= query_idx
+        if key_valid is not None:  # padding sees itself, so that no row of the softmax is empty
+            allowed = allowed & (key_valid[batch_idx, key_idx] | (key_idx == query_idx))
+        if segments is not None:
+            allowed = allowed & (segments[batch_idx, query_idx] == segments[batch_idx, key_idx])
+        return allowed
+
+    is_flash = "flash" in implementation  # takes the 2D mask itself
+    return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
+        batch_size=batch_size,
+        q_length=num_queries,
+        kv_length=num_keys,
+        q_offset=offset,
+        kv_offset=0,
+        mask_function=sees,
+        attention_mask=key_valid if is_flash else None,
+        allow_is_causal_skip=False,
+        dtype=hidden_states.dtype,
+        config=config,
+        device=hidden_states.device,
+    )
+
+
+def attend_in_groups(module, queries, keys, values, attention_mask, dropout=0.0, scaling=None, **kwargs):
+    """As transformers' `sdpa`, which repeats keys and values for each query head where there is a mask, for not every
+    GPU's kernels take both. A CPU's do, and there copying the keys takes longer than attention itself."""
+    attended = nn.functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
+    )
+    return attended.transpose(1, 2).contiguous(), None
+
+
+class VideoLLMMoDAttention(LlamaAttention):
+    """Llama's attention. Where one row holds the tokens of several streams, each attends to its own cache alone; the
+    projections, which read the weights, are one for all."""
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        attention_mask: torch.Tensor | None = None,
+        cache: MoDCache | None = None,
+        lengths: list[int] | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `cache` is then a `PackedCache`."""
+        queries, keys, values = self.project(hidden_states, position_embeddings)
+        if lengths is None:
+            if cache is not None:
+                keys, values = cache.update(keys, values, self.layer_idx)
+            attended, weights = self.attend_to(queries, keys, values, attention_mask, **kwargs)
+            return self.o_proj(attended), weights
+        attended = []
+        split = zip(
+            cache.layers[self.layer_idx].layers,
+            *(tensor.split(lengths, dim=2) for tensor in (queries, keys, values)),
+            hidden_states.split(lengths, dim=1),
+            strict=True,
+        )
+        for own_cache, own_queries, own_keys, own_values, own in split:
+            if own.shape[1] == 0:
+                continue
+            all_keys, all_values = own_cache.update(own_keys, own_values)
+            mask = causal_mask(self.config, own, all_keys.shape[2], None, None)
+            attended.append(self.attend_to(own_queries, all_keys, all_values, mask, **kwargs)[0])
+        return self.o_proj(torch.cat(attended, dim=1)), None
+
+    def attend(
+        self,
+        hidden_states: torch.Tensor,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        attention_mask: torch.Tensor | None = None,
+        **kwargs,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """What `forward` hands to its last map, `[B, T, heads * head_dim]`, without a cache, and what it returns
+        beside that map's result."""
+        return self.attend_to(*self.project(hidden_states, position_embeddings), attention_mask, **kwargs)
+
+    def attend_to(
+        self, queries, keys, values, attention_mask=None, **kwargs
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        implementation = self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
+        if implementation == "sdpa" and attention_mask is not None and queries.device.type == "cpu" and GROUPS_ON_CPU:
+            attend = attend_in_groups
+        dropout = self.attention_dropout if self.training else 0.0
+        options = {"dropout": dropout, "scaling": self.scaling, **kwargs}
+        attended, weights = attend(self, queries, keys, values, attention_mask, **options)
+        return attended.flatten(2), weights
+
+    def project(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, `[B, heads, T, head_dim]`."""
+        shape = (*hidden_states.shape[:2], -1, self.head_dim)
+        queries, keys, values = (
+            projection(hidden_states).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        queries, keys = rotate(queries, keys, *position_embeddings)
+        return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+
+
+class VideoLLMMoDMLP(LlamaMLP):
+    """Llama's MLP with what lies between its maps as a step of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(self.gate_proj(x), self.up_proj(x))
+
+    def down(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        is_silu = self.config.hidden_act == "silu"
+        return self.down_proj(silu_product(gate, up) if is_silu else self.act_fn(gate) * up)
+
+
+class VideoLLMMoDRMSNorm(LlamaRMSNorm):
+    """Llama's norm in one kernel, which keeps nothing but its input for the backward pass."""
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if hidden_states.dtype != self.weight.dtype:
+            return super().forward(hidden_states)
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+
+
+class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
+    """A Llama decoder layer that, where it is routed, lets in only the tokens its router chooses."""
+
+    recompute, checkpoint = "none", None  # see `recomputing`
+
+    def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
+        # LlamaDecoderLayer's own `__init__` would build, and initialise, an attention beside ours
+        super(LlamaDecoderLayer, self).__init__()
+        self.hidden_size = config.hidden_size
+        self.self_attn = VideoLLMMoDAttention(config, layer_idx)
+        self.mlp = VideoLLMMoDMLP(config)
+        self.input_layernorm = VideoLLMMoDRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.post_attention_layernorm = VideoLLMMoDRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.config, self.layer_idx = config, layer_idx
+        learned = config.vision_routing == "mod" and config.mod_selection == "learned"
+        self.layer_expert = LayerExpert(config.hidden_size) if learned and layer_idx in config.routed_layers else None
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: MoDCache | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        router: FrameRouter | None = None,
+        segments: torch.Tensor | None = None,
+        **kwargs,
+    ) -> torch.Tensor:
+        """
+        Args:
+            hidden_states (`[B, T, D]`).
+            attention_mask (4D, *optional*): a mask of the caller's own, used as it is.
+            position_ids (`int64 [B, T]`), position_embeddings (cosine and sine, `[B, T, head_dim]`): of all T tokens.
+            router (`FrameRouter`): of this call.
+            segments (`int64 [B, T]`, *optional*): for packed sequences.
+        """
+        valid, entered, route, lengths = router.layout.valid, hidden_states, None, router.layout.lengths
+        if router.routes(self.layer_idx):
+            route = router(self.layer_idx, self.layer_expert, hidden_states)
+            if route.index.numel() == 0:
+                return hidden_states  # every token passes by
+            (entered, passing), valid, lengths = route.enter(hidden_states), route.valid, route.lengths
+            position_embeddings = tuple(route.gather(x) for x in position_embeddings)
+            if cache is not None:
+                position_ids = route.gather(position_ids[..., None]).squeeze(-1)
+            segments = None if segments is None else route.gather(segments[..., None]).squeeze(-1)
+
+        key_valid, num_keys = valid, entered.shape[1]
+        if lengths is not None:
+            cache.layers[self.layer_idx].record(position_ids, lengths)
+            kwargs["lengths"] = lengths
+        elif cache is not None:
+            held = cache.layers[self.layer_idx]
+            num_keys += held.get_seq_length()
+            key_valid = held.record(position_ids, valid)
+        if attention_mask is None and lengths is None:
+            attention_mask = causal_mask(self.config, entered, num_keys, key_valid, segments)
+        processed = self._process(
+            entered,
+            attention_mask=attention_mask,
+            # flash attention reads gaps between positions as packed sequences
+            position_ids=position_ids if route is None else None,
+            cache=cache,
+            position_embeddings=position_embeddings,
+            **kwargs,
+        )
+        return processed if route is None else route.leave(passing, entered, processed)
+
+    def _process(self, hidden_states: torch.Tensor, cache: MoDCache | None, **kwargs) -> torch.Tensor:
+        """Attention and MLP; in training with what `recompute` says computed again in the backward pass."""
+        # what is computed again would enter a cache twice
+        recompute = self.recompute if self.training and cache is None else "none"
+        checkpoint = self.checkpoint
+        attend = partial(self._attend, **kwargs)
+        if recompute == "entered":
+            return without_last_part(checkpoint, attend, partial(in_chunks, checkpoint, self._join), hidden_states)
+        if recompute == "attention":
+            # adapters may drop inputs by chance; under a mask keys and values may be repeated for all heads first
+            drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.self_attn.modules())
+            if drops or kwargs["attention_mask"] is not None:
+                attended = with_attention_kept(checkpoint, attend, hidden_states)
+            else:
+                attended = self._attend_lightly(hidden_states, **kwargs)
+            return in_chunks(checkpoint, self._join, hidden_states, attended)
+        if recompute == "pairs":
+            return in_chunks(checkpoint, self._join, hidden_states, attend(hidden_states))
+        keeps_norms = recompute not in ("mlp", "activation")
+        with computed_again(self.input_layernorm, hidden_states, keeps_norms) as normed:
+            attended = self.self_attn(normed, cache=cache, **kwargs)[0]
+        hidden_states = hidden_states + attended
+        if recompute == "mlp":
+            return checkpoint(self._think, hidden_states)
+        if recompute == "activation":
+            with computed_again(self.post_attention_layernorm, hidden_states) as normed:
+                gate, up = self.mlp.gate_proj(normed), self.mlp.up_proj(normed)
+            return hidden_states + checkpoint(self.mlp.down, gate, up)
+        return self._think(hidden_states)
+
+    def _attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return self.self_attn.attend(self.input_layernorm(hidden_states), **kwargs)[0]
+
+    def _attend_lightly(self, hidden_states: torch.Tensor, position_embeddings, **kwargs) -> torch.Tensor:
+        """`_attend` that keeps its input and its result, and computes queries, keys and values again: less of
+        the host's time than a checkpoint takes that tells attention from other operations."""
+
+        def project(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            with computed_again(self.input_layernorm, hidden_states) as normed:
+                return self.self_attn.project(normed, position_embeddings)
+
+        with computed_again(project, hidden_states) as projected:
+            return self.self_attn.attend_to(*projected, **kwargs)[0]
+
+    def _join(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        return self._think(hidden_states + self.self_attn.o_proj(attended))
+
+    def _think(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+
+class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
+    """Where weights are quantised while they load, all but the language model's layers keeps its precision, unless the
+    quantisation's own list of modules says otherwise."""
+
+    config: VideoLLMMoDConfig
+    base_model_prefix = "model"
+    input_modalities = ("video", "text")
+    _no_split_modules = ["VideoLLMMoDDecoderLayer"]
+    _skip_keys_device_placement = list(CACHE_NAMES)
+    _can_compile_fullgraph = False
+    _can_record_outputs = {"hidden_states": VideoLLMMoDDecoderLayer, "attentions": LlamaAttention}
+
+    @classmethod
+    def from_pretrained(cls, *args, quantization_config=None, **kwargs):
+        if quantization_config is not None:
+            quantization_config = keeping_precision(quantization_config)
+        return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
+
+    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+        """As transformers' method; `activation_checkpointing_kwargs` may also say what to `recompute`, see
+        `recomputing`. Older releases of transformers call it `gradient_checkpointing_enable`.
+
+        Raises:
+            `ValueError`: for a choice that does not exist, or that reentrant checkpointing cannot do.
+        """
+        options = dict(activation_checkpointing_kwargs or {})
+        recompute = options.pop("recompute", None)
+        if recompute is not None and options.get("use_reentrant"):
+            raise ValueError("`recompute` needs `use_reentrant=False`")
+        options.setdefault("use_reentrant", False)
+        parent = super()
+        enable = (
+            parent.activation_checkpointing_enable if CHECKPOINTING_RENAMED else parent.gradient_checkpointing_enable
+        )
+        enable(options, **kwargs)
+        set_recomputing(self._decoder_layers(), options, recompute)
+
+    def activation_checkpointing_disable(self) -> None:
+        parent = super()
+        if CHECKPOINTING_RENAMED:
+            parent.activation_checkpointing_disable()
+        else:
+            parent.gradient_checkpointing_disable()
+        set_recomputing(self._decoder_layers(), {}, None)
+
+    if not CHECKPOINTING_RENAMED:
+
+        def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+            self.activation_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
+
+        def gradient_checkpointing_disable(self) -> None:
+            self.activation_checkpointing_disable()
+
+    def _decoder_layers(self) -> list[VideoLLMMoDDecoderLayer]:
+        return [module for module in self.modules() if isinstance(module, VideoLLMMoDDecoderLayer)]
+
+
+class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
+    """A `LlamaModel` with routed layers and a `MoDCache`. Without frames it is a plain Llama in every mode."""
+
+    config: VideoLLMMoDTextConfig
+    input_modalities = ("text",)
+
+    def __init__(self, config: VideoLLMMoDTextConfig):
+        config.check_routing()
+        # LlamaModel's own `__init__` would build, and initialise, its layers beside ours
+        LlamaPreTrainedModel.__init__(self, config)
+        self.padding_idx = config.pad_token_id
+        self.vocab_size = config.vocab_size
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, self.padding_idx)
+        self.layers = nn.ModuleList(
+            [VideoLLMMoDDecoderLayer(config, layer_idx) for layer_idx in range(config.num_hidden_layers)]
+        )
+        self.norm = VideoLLMMoDRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
+        self.rotary_emb = LlamaRotaryEmbedding(config=config)
+        self.gradient_checkpointing = False
+        if any(layer.layer_expert is not None for layer in self.layers):
+            self._keep_in_fp32_modules_strict = {"layer_expert"}  # models around this one take it over
+        self.post_init()
+
+    @takes_either_cache_name
+    @capture_outputs
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        cache: MoDCache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        use_cache: bool | None = None,
+        layout: StreamLayout | None = None,
+        output_router_scores: bool = False,
+        keep_ratio: float | None = None,
+        **kwargs,
+    ) -> VideoLLMMoDModelOutputWithPast:
+        """
+        Args:
+            input_ids (`int64 [B, T]`) or inputs_embeds (`[B, T, D]`): exactly one of them.
+            attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding; or a 4D mask, if no layer routes.
+            position_ids (`int64 [B, T]` or `[1, T]`, *optional*): of these tokens; counted on by the cache if omitted.
+            cache (`MoDCache`, *optional*): of the earlier calls of these streams.
+            layout (`StreamLayout`, *optional*): where the frames are; without it every token is text.
+            keep_ratio (`float`, *optional*): of this call, in (0, 1]; `config.mod_keep_ratio` if omitted.
+        """
+        check_arguments(kwargs, self.config._attn_implementation)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        if cache is not None and not hasattr(cache, "advance"):
+            raise ValueError(
+                f"`cache` must be a MoDCache, got {type(cache).__name__}: routed layers hold different tokens, and "
+                "only a MoDCache knows which"
+            )
+        batch_size, length = inputs_embeds.shape[:2]
+        own_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
+        if layout is None:
+            valid = None if own_mask is not None else valid_tokens(attention_mask, inputs_embeds, cache)
+            nothing = torch.zeros(batch_size, length, dtype=torch.bool, device=inputs_embeds.device)
+            layout = StreamLayout.of(nothing, nothing, num_frame_tokens=1, valid=valid)
+        segments = None
+        if position_ids is not None and attention_mask is None and cache is None:
+            position_ids = position_ids.expand(batch_size, -1)
+            segments = packed_segments(position_ids)
+            if segments is not None and layout.num_frames:
+                layout = layout.of_segments(segments)
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        recomputes = self.training and self.gradient_checkpointing and torch.is_grad_enabled()
+        # packed sequences are not one stream, and what is computed again would enter a cache twice
+        if use_cache and cache is None and segments is None and not recomputes:
+            cache = MoDCache(self.config)
+        position_ids = next_positions(position_ids, layout, cache)
+        router = FrameRouter(layout, self.config, keep_ratio)
+        if own_mask is not None and any(router.routes(layer_idx) for layer_idx in range(len(self.layers))):
+            raise ValueError("`attention_mask` must be 2D where layers route, got a 4D mask")
+        if cache is not None:
+            cache.advance(position_ids, layout.valid, layout.ends_frame if layout.num_frames else None)
+
+        hidden_states = inputs_embeds
+        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
+        arguments = {
+            "attention_mask": own_mask,
+            "position_ids": position_ids,
+            "cache": cache,
+            "position_embeddings": position_embeddings,
+            "use_cache": use_cache,
+            "router": router,
+            "segments": segments,
+            **kwargs,
+        }
+        for unit, recomputed in units(self.layers[: self.config.num_hidden_layers], recomputes and cache is None):
+            run = partial(run_layers, unit, **arguments)
+            hidden_states = unit[0].checkpoint(run, hidden_states) if recomputed else run(hidden_states)
+
+        layers = range(len(self.layers))
+        return VideoLLMMoDModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            router_scores=tuple(router.scores.get(i) for i in layers) if output_router_scores else None,
+            kept_indices=tuple(router.kept.get(i) for i in layers) if output_router_scores else None,
+            **{CACHE_NAME: cache},
+        )
+
+
+def run_layers(layers: list[VideoLLMMoDDecoderLayer], hidden_states: torch.Tensor, **arguments) -> torch.Tensor:
+    for layer in layers:
+        hidden_states = layer(hidden_states, **arguments)
+    return hidden_states
+
+
+def valid_tokens(
+    attention_mask: torch.Tensor | None, tokens: torch.Tensor, cache: MoDCache | None
+) -> torch.Tensor | None:
+    """bool `[B, T]`, False at the padding of this call's `tokens` `[B, T, ...]`, or None when there is none."""
+    if attention_mask is None:
+        return None
+    batch_size, length = tokens.shape[:2]
+    seen = 0 if cache is None else cache.get_seq_length()
+    if attention_mask.dim() != 2 or attention_mask.shape[0] != batch_size or attention_mask.shape[1] < length:
+        raise ValueError(
+            f"`attention_mask` must be [{batch_size}, {length}] or, with the tokens seen so far, "
+            f"[{batch_size}, {seen + length}], got {list(attention_mask.shape)}"
+        )
+    valid = attention_mask[:, -length:].to(device=tokens.device, dtype=torch.bool)
+    return None if valid.all() else valid
+
+
+def packed_segments(position_ids: torch.Tensor) -> torch.Tensor | None:
+    """int64 `[B, T]`: the number of each token's sequence, None where each row is one sequence. Another begins where
+    positions do not count on by one."""
+    starts = position_ids.diff(dim=1) != 1
+    return nn.functional.pad(starts.long().cumsum(1), (1, 0)) if starts.any() else None
+
+
+def next_positions(position_ids: torch.Tensor | None, layout: StreamLayout, cache: MoDCache | None) -> torch.Tensor:
+    """int64 `[B, T]`: positions that go on from the cache and leave padding out."""
+    batch_size, length = layout.is_text.shape
+    if position_ids is not None:
+        return position_ids.expand(batch_size, -1)
+    if layout.valid is None:
+        positions = torch.arange(length, device=layout.is_text.device).expand(batch_size, -1)
+    else:
+        positions = (layout.valid.long().cumsum(1) - 1).clamp(min=0)
+    if cache is not None and cache.next_position is not None:
+        positions = positions + cache.next_position.to(positions.device)[:, None]
+    return positions
+
+
+__all__ = [
+    "VideoLLMMoDDecoderLayer",
+    "VideoLLMMoDModelOutputWithPast",
+    "VideoLLMMoDPreTrainedModel",
+    "VideoLLMMoDTextModel",
+]

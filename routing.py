@@ -1,0 +1,467 @@
+"""Which tokens enter which layer: the LayerExpert, per-frame selection, and the gather and scatter around a layer.
+
+A frame is `n` consecutive vision tokens. In a routed layer the `k` best of each frame and all text enter; the other
+vision tokens pass by unchanged. The choice looks at one frame only, so it is causal: a stream fed in pieces is routed
+exactly as the same stream in one pass.
+
+Shapes: B batch, T tokens of this call, F frames of this call over all rows, N vision tokens per frame, k of them kept,
+K slots (kept tokens of the longest row), D hidden size.
+"""
+
+import copy
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from .configuration_videollm_mod import check_keep_ratio, num_kept_tokens
+from .fused import kernels_for, leave_gated, put_rows
+
+GATE_STRENGTH = 0.2  # p-MoD (arXiv 2412.04449): a kept token's update is scaled by 1 + 0.2 * tanh(score)
+
+
+class LayerExpert(nn.Linear):
+    """The learned router of one layer: one linear map of a token to a scalar, `s = w.x + b`, in float32.
+
+    Source: VideoLLM-MoD (arXiv 2408.16730), section 3.2.
+    """
+
+    def __init__(self, hidden_size: int):
+        super().__init__(hidden_size, 1, dtype=torch.float32)  # whatever dtype the model around it is built in
+
+    def forward(
+        self, hidden_states: torch.Tensor, rows: torch.Tensor | None = None, known: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """`[..., D]` of any dtype -> scores `[...]` in float32, also under autocast.
+
+        Args:
+            rows (`int64`, *optional*): the tokens of `hidden_states` `[M, D]` to score; scores have its shape.
+            known (`float32`, *optional*): their scores, to which only the gradient is added; each row is there once.
+        """
+        with torch.autocast(hidden_states.device.type, enabled=False):
+            weight, bias = self.weight.float(), self.bias.float()
+            if known is not None:
+                return _KnownScores.apply(hidden_states, weight, bias, rows, known)
+            if rows is not None:
+                kernels = kernels_for(hidden_states) if self.training and not torch.is_grad_enabled() else None
+                if kernels is not None:
+                    return kernels.scores(hidden_states, rows, weight, bias)
+                hidden_states = hidden_states[rows]
+            return nn.functional.linear(hidden_states.float(), weight, bias).squeeze(-1)
+
+
+class _KnownScores(torch.autograd.Function):
+    """Scores of `rows` as they were when tokens were chosen, with their gradient; of what that needs, `hidden_states`
+    is kept anyway."""
+
+    @staticmethod
+    def forward(ctx, hidden_states, weight, bias, rows, known):
+        ctx.save_for_backward(hidden_states, weight)
+        ctx.rows = rows
+        return known.view_as(known)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        hidden_states, weight = ctx.saved_tensors
+        to_tokens = to_weight = None
+        if ctx.needs_input_grad[0]:
+            to_tokens = torch.zeros_like(hidden_states)
+            to_tokens.index_copy_(0, ctx.rows, (grad[:, None] * weight).to(hidden_states.dtype))
+        if ctx.needs_input_grad[1]:
+            with torch.autocast(grad.device.type, enabled=False):
+                to_weight = grad[None] @ hidden_states.index_select(0, ctx.rows).float()
+        return to_tokens, to_weight, grad.sum()[None] if ctx.needs_input_grad[2] else None, None, None
+
+
+@dataclass
+class StreamLayout:
+    """Where the frames, separators and padding of one call lie. Built by `StreamLayout.of`."""
+
+    frames: torch.Tensor  # int64 [F, N]: flat index (row * T + column) of every vision token, frames in row order
+    frame_numbers: torch.Tensor  # int64 [F]: how many frames of its stream came before each frame
+    is_text: torch.Tensor  # bool [B, T]: neither vision nor padding; separators count as text
+    is_separator: torch.Tensor  # bool [B, T]: the separator id directly after a frame's last vision token
+    valid: torch.Tensor | None  # bool [B, T]: not padding; None when nothing is
+    lengths: list[int] | None = None  # tokens of each stream, where one row holds several; see `of_streams`
+
+    @classmethod
+    def of(
+        cls,
+        is_vision: torch.Tensor,
+        is_separator_id: torch.Tensor,
+        num_frame_tokens: int,
+        valid: torch.Tensor | None = None,
+        frames_seen: torch.Tensor | None = None,
+        after_frame: torch.Tensor | None = None,
+    ) -> "StreamLayout":
+        """
+        Args:
+            is_vision (`bool [B, T]`): placeholders of vision tokens.
+            is_separator_id (`bool [B, T]`): tokens with the separator's id, wherever they stand.
+            num_frame_tokens (`int`): N.
+            valid (`bool [B, T]`, *optional*): False at padding.
+            frames_seen (`int64 [B]`, *optional*): frames of each row in earlier calls.
+            after_frame (`bool [B]`, *optional*): whether the last token of the earlier calls was a frame's last.
+
+        Raises:
+            `ValueError`: if placeholders do not come in whole frames of consecutive tokens.
+        """
+        batch_size, length = is_vision.shape
+        device = is_vision.device
+        placeholders = is_vision.flatten().nonzero().squeeze(-1)
+        num_frames, rest = divmod(placeholders.numel(), num_frame_tokens)
+        frames = placeholders[: num_frames * num_frame_tokens].view(num_frames, num_frame_tokens)
+        rows = frames[:, 0] // length
+        whole = (frames[:, -1] - frames[:, 0] == num_frame_tokens - 1) & (rows == frames[:, -1] // length)
+        if rest or not whole.all():
+            raise ValueError(
+                f"`input_ids` break inside a frame: a frame is {num_frame_tokens} consecutive vision placeholders, "
+                f"got rows with {is_vision.sum(1).tolist()} of them"
+            )
+
+        per_row = torch.zeros(batch_size, dtype=torch.long, device=device).index_add_(0, rows, torch.ones_like(rows))
+        frame_numbers = torch.arange(num_frames, device=device) - (per_row.cumsum(0) - per_row)[rows]
+        if frames_seen is not None:
+            frame_numbers = frame_numbers + frames_seen[rows]
+
+        ends_frame = torch.zeros(batch_size * length, dtype=torch.bool, device=device)
+        ends_frame[frames[:, -1]] = True
+        follows_frame = previous_token(ends_frame.view(batch_size, length), valid, after_frame)
+        return cls(
+            frames=frames,
+            frame_numbers=frame_numbers,
+            is_text=~is_vision if valid is None else ~is_vision & valid,
+            is_separator=is_separator_id & follows_frame,
+            valid=valid,
+        )
+
+    def of_segments(self, segments: torch.Tensor) -> "StreamLayout":
+        """The layout with each packed sequence's frames numbered from 0. segments: int64 `[B, T]`, of its tokens."""
+        row_and_segment = torch.stack([self.frames[:, 0] // segments.shape[1], segments.flatten()[self.frames[:, 0]]])
+        count = torch.arange(self.num_frames, device=segments.device)
+        starts = torch.ones_like(count, dtype=torch.bool)
+        starts[1:] = (row_and_segment[:, 1:] != row_and_segment[:, :-1]).any(0)
+        return replace(self, frame_numbers=count - (count * starts).cummax(0).values)
+
+    def of_streams(
+        self, lengths: list[int], is_separator_id: torch.Tensor, frames_seen: torch.Tensor, after_frame: torch.Tensor
+    ) -> "StreamLayout":
+        """The layout of a row `[1, T]` in which several streams go on, one after the other.
+
+        Args:
+            lengths (`list[int]`): tokens of each of A streams, none of them 0.
+            is_separator_id (`bool [1, T]`), frames_seen (`int64 [A]`), after_frame (`bool [A]`): as in `of`.
+        """
+        device = self.frames.device
+        ends = torch.tensor(lengths).cumsum(0)
+        stream = torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths)).to(device)[self.frames[:, 0]]
+        per_stream = torch.zeros(len(lengths), dtype=torch.long, device=device)
+        per_stream.index_add_(0, stream, torch.ones_like(stream))
+        number = torch.arange(self.num_frames, device=device) - (per_stream.cumsum(0) - per_stream)[stream]
+        first = (ends - torch.tensor(lengths)).to(device)
+        opens = is_separator_id[0, first] & after_frame.to(device)
+        return replace(
+            self,
+            frame_numbers=number + frames_seen.to(device)[stream],
+            is_separator=self.is_separator.index_copy(1, first, opens[None]),
+            lengths=lengths,
+        )
+
+    @property
+    def num_frames(self) -> int:
+        return self.frames.shape[0]
+
+    @property
+    def ends_frame(self) -> torch.Tensor:
+        """bool [B, T]: each frame's last token, whose output decides whether to speak."""
+        mask = torch.zeros_like(self.is_text).flatten()
+        mask[self.frames[:, -1]] = True
+        return mask.view_as(self.is_text)
+
+
+def previous_token(flags: torch.Tensor, valid: torch.Tensor | None, before: torch.Tensor | None) -> torch.Tensor:
+    """bool `[B, T]` -> bool `[B, T]`: the flag of the token before, padding left out; `before` is of earlier calls."""
+    if before is None:
+        before = flags.new_zeros(flags.shape[0])
+    if valid is None:
+        return torch.cat([before[:, None], flags[:, :-1]], dim=1)
+    columns = torch.arange(flags.shape[1], device=flags.device).expand_as(flags)
+    last_valid = columns.masked_fill(~valid, -1).cummax(dim=1).values
+    previous = torch.cat([last_valid.new_full((flags.shape[0], 1), -1), last_valid[:, :-1]], dim=1)
+    return torch.where(previous >= 0, flags.gather(1, previous.clamp(min=0)), before[:, None])
+
+
+@dataclass
+class Route:
+    """The tokens that enter one layer, as slots of a smaller batch `[B, K]`."""
+
+    index: torch.Tensor  # int64 [B, K]: flat index of the token in each slot; slots keep the tokens' order
+    filled: torch.Tensor | None  # int64 [M]: flat slots that hold a token; None when all do
+    valid: torch.Tensor | None  # bool [B, K]: False in empty slots and at padding; None when there are none
+    vision_slots: torch.Tensor  # int64 [F * k]: flat slots of the kept vision tokens
+    vision_numbers: torch.Tensor  # int64 [B * K]: of a slot among `vision_slots`; -1 for text and empty slots
+    gate: torch.Tensor | None  # float32 [F * k]: scores of the kept vision tokens; None when nothing is gated
+    mod_gate: str
+    expert: LayerExpert | None = None  # that gave the scores
+    lengths: list[int] | None = None  # slots of each stream, where one row holds several
+
+    def gather(self, tokens: torch.Tensor) -> torch.Tensor:
+        """`[B or 1, T, ...]` -> `[B, K, ...]`, without a gradient."""
+        batch_size, num_slots = self.index.shape
+        tokens = tokens.expand(batch_size, *tokens.shape[1:])
+        return tokens.flatten(0, 1)[self.index.flatten()].view(batch_size, num_slots, *tokens.shape[2:])
+
+    def enter(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The tokens that enter, `[B, K, D]`, and `[B, T, D]` those that pass by, which only `leave` may use."""
+        entered, passing = _Enter.apply(hidden_states.flatten(0, 1), self.index.flatten(), self.filled)
+        return entered.view(*self.index.shape, -1), passing.view_as(hidden_states)
+
+    def leave(self, passing: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
+        """Put a layer's output back among the tokens that passed by, after the gate.
+
+        Args:
+            passing (`[B, T, D]`), entered (`[B, K, D]`): of `enter`.
+            processed (`[B, K, D]`): what came out.
+        """
+        entered, processed = entered.flatten(0, 1), processed.flatten(0, 1)
+        if self.gate is not None and self.mod_gate != "none":
+            if torch.is_grad_enabled() and kernels_for(passing, entered, processed) is not None:
+                return self._leave_gated(passing.flatten(0, 1), entered, processed).view_as(passing)
+            kept, gate = processed.index_select(0, self.vision_slots), self.gate
+            if torch.is_grad_enabled():  # with its gradient
+                gate = self.expert(entered, self.vision_slots, gate)
+            if self.mod_gate == "residual":  # x + (1 + g) * (y - x) written as y + g * (y - x): exact where g = 0
+                change = GATE_STRENGTH * gate.tanh()[:, None] * (kept - entered.index_select(0, self.vision_slots))
+                processed = processed.index_add(0, self.vision_slots, change.to(processed.dtype))
+            else:  # sigmoid(s) * y, as in the paper's released code; as a change of y it would lose digits
+                gated = (gate.sigmoid()[:, None] * kept).to(processed.dtype)
+                processed = processed.index_copy(0, self.vision_slots, gated)
+        return _Leave.apply(passing.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(passing)
+
+    def _leave_gated(self, passing: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
+        if self.mod_gate == "residual":
+            tanh = self.gate.tanh()
+            strength, slope = GATE_STRENGTH * tanh, GATE_STRENGTH * (1 - tanh * tanh)
+            factors = torch.stack([1 + strength, -strength, slope, -slope])
+        else:
+            sigmoid, nothing = self.gate.sigmoid(), torch.zeros_like(self.gate)
+            factors = torch.stack([sigmoid, nothing, sigmoid * (1 - sigmoid), nothing])
+        targets = self.index.flatten()
+        if self.filled is not None:
+            targets = torch.full_like(targets, -1).index_copy(0, self.filled, targets[self.filled])
+        weight, bias = self.expert.weight.float(), self.expert.bias.float()
+        return leave_gated(
+            passing, entered, processed, weight, bias, targets, self.vision_numbers, self.vision_slots, factors
+        )
+
+
+class _Enter(torch.autograd.Function):
+    """Tokens `[M, D]` -> those at `index`, and all of them to pass by.
+
+    Plain indexing would have the backward pass add a tensor of zeros to one with gaps. Instead `_Leave` hands the
+    gradient of all tokens on as it is, and here the entered tokens' own takes the place of what was theirs.
+    """
+
+    @staticmethod
+    def forward(ctx, tokens, index, filled):
+        ctx.index, ctx.filled = (index, None) if filled is None else (index[filled], filled)  # a slot may be empty
+        return tokens.index_select(0, index), tokens.view_as(tokens)
+
+    @staticmethod
+    def backward(ctx, entered, passing):
+        if ctx.filled is not None:
+            entered = entered.index_select(0, ctx.filled)
+        return put_rows(passing, ctx.index, entered), None, None
+
+
+class _Leave(torch.autograd.Function):
+    """Puts processed tokens back to where `_Enter` took them from."""
+
+    @staticmethod
+    def forward(ctx, passing, processed, index, filled):
+        # not saved as tensors for backward: a checkpoint would recompute all of a layer to get them
+        ctx.index, ctx.filled, ctx.shape = index if filled is None else index[filled], filled, processed.shape
+        return put_rows(passing, ctx.index, processed if filled is None else processed[filled])
+
+    @staticmethod
+    def backward(ctx, tokens):
+        processed = tokens.index_select(0, ctx.index)
+        if ctx.filled is not None:
+            processed = tokens.new_zeros(ctx.shape).index_copy(0, ctx.filled, processed)
+        return tokens, processed, None, None
+
+
+@dataclass
+class FrameRouter:
+    """Routes one call: the slots are laid out once, each routed layer then fills in which tokens it keeps."""
+
+    layout: StreamLayout
+    config: object  # VideoLLMMoDTextConfig
+    keep_ratio: float | None = None  # of this call; the config's if None
+    scores: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> float32 [F, N]
+    kept: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> int64 [F, k], ascending
+
+    def __post_init__(self):
+        self.config.check_routing()
+        if self.keep_ratio is None:
+            self.keep_ratio = self.config.mod_keep_ratio
+        check_keep_ratio("keep_ratio", self.keep_ratio)
+        routing, layout = self.config.vision_routing, self.layout
+        self._layers: tuple[int, ...] = ()
+        if routing == "full" or (layout.num_frames == 0 and (routing == "mod" or not layout.is_separator.any())):
+            return  # nothing to skip: every layer sees the plain sequence
+        num_layers = self.config.num_hidden_layers
+        if routing == "mod":
+            self._layers = self.config.routed_layers
+            num_kept, enters = num_kept_tokens(self.keep_ratio, layout.frames.shape[1]), layout.is_text
+        else:
+            first, step = (self.config.early_exit_layer, 1) if routing == "early_exit" else (1, 2)
+            self._layers = tuple(range(first, num_layers, step))
+            num_kept, enters = 0, layout.is_text & ~layout.is_separator
+        self._lay_out_slots(num_kept, enters)
+
+    def _lay_out_slots(self, num_kept: int, enters: torch.Tensor) -> None:
+        """Slots are the same in every routed layer: a text token has one, a frame `num_kept` in a row. Rows are
+        aligned right, as with left padding."""
+        layout, (batch_size, length) = self.layout, enters.shape
+        width = enters.long().flatten()
+        width[layout.frames[:, 0]] = num_kept
+        width = width.view(batch_size, length)
+        ends = width.cumsum(1)
+        num_slots = int(ends[:, -1].max())
+        shift = torch.arange(batch_size, device=width.device)[:, None] * num_slots + num_slots - ends[:, -1:]
+        first_slot = (ends - width + shift).flatten()
+
+        self._shape = (batch_size, num_slots)
+        self._index = torch.zeros(batch_size * num_slots, dtype=torch.long, device=width.device)
+        text = enters.flatten().nonzero().squeeze(-1)
+        self._index[first_slot[text]] = text
+        slots = torch.arange(num_kept, device=width.device)
+        self._vision_slots = (first_slot[layout.frames[:, 0]][:, None] + slots).flatten()
+        self._vision_numbers = torch.full_like(self._index, -1)
+        self._vision_numbers[self._vision_slots] = torch.arange(len(self._vision_slots), device=width.device)
+        filled = torch.cat([first_slot[text], self._vision_slots])
+        self._filled = None if filled.numel() == batch_size * num_slots else filled
+        self._lengths = None
+        if layout.lengths is not None:
+            self._lengths = torch.stack([own.sum() for own in width[0].split(layout.lengths)]).tolist()
+
+    def routes(self, layer_idx: int) -> bool:
+        """Whether some token of this call passes by the layer or is gated in it."""
+        return layer_idx in self._layers
+
+    def __call__(self, layer_idx: int, expert: LayerExpert | None, hidden_states: torch.Tensor) -> Route:
+        """Choose the tokens that enter layer `layer_idx` by its input `hidden_states` `[B, T, D]`."""
+        index, gate = self._index, None
+        if self._vision_slots.numel():
+            if layer_idx not in self.kept:  # else a checkpoint is recomputing: the choice stands
+                self._choose(layer_idx, expert, hidden_states.detach())
+            kept, scores = self.kept[layer_idx], self.scores.get(layer_idx)
+            index = index.index_copy(0, self._vision_slots, self.layout.frames.gather(1, kept).flatten())
+            if scores is not None:
+                gate = scores.gather(1, kept).flatten()
+        valid = None
+        if self._filled is not None or self.layout.valid is not None:
+            filled = slice(None) if self._filled is None else self._filled
+            valid = torch.zeros_like(index, dtype=torch.bool)
+            valid[filled] = True if self.layout.valid is None else self.layout.valid.flatten()[index[filled]]
+        return Route(
+            index=index.view(self._shape),
+            filled=self._filled,
+            valid=None if valid is None else valid.view(self._shape),
+            vision_slots=self._vision_slots,
+            vision_numbers=self._vision_numbers,
+            gate=gate,
+            mod_gate=self.config.mod_gate,
+            expert=expert,
+            lengths=self._lengths,
+        )
+
+    @torch.no_grad()
+    def _choose(self, layer_idx: int, expert: LayerExpert | None, hidden_states: torch.Tensor) -> None:
+        scores, priority = self._score(layer_idx, expert, hidden_states)
+        num_kept = self._vision_slots.numel() // self.layout.num_frames
+        self.kept[layer_idx] = select_tokens(priority, num_kept, self.config.mod_force_keep_last)
+        if scores is not None:
+            self.scores[layer_idx] = scores
+
+    def _score(self, layer_idx, expert, hidden_states) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Scores `[F, N]` for the gate (None for the controls) and the priority `[F, N]` to select by."""
+        frames, selection = self.layout.frames, self.config.mod_selection
+        if selection == "uniform":
+            return None, uniform_priority(frames, num_kept_tokens(self.keep_ratio, frames.shape[1]))
+        if selection == "random":
+            return None, random_priority(frames, self.layout.frame_numbers, layer_idx, self.config.mod_seed)
+        if expert is None:
+            raise ValueError(
+                f"layer {layer_idx} has no LayerExpert: the model was built with another `mod_layers`, "
+                '`mod_selection` or `vision_routing`; build it with mod_selection="learned" and this layer in '
+                f"`mod_layers` (now {self.config.mod_layers!r})"
+            )
+        scores = expert(hidden_states.flatten(0, 1), frames)
+        return scores, scores
+
+    def to(self, device: torch.device, non_blocking: bool = False) -> "FrameRouter":
+        """A copy on `device` that records into the same `scores` and `kept`; for layers spread over devices."""
+        moved = copy.copy(self)
+        moved.__dict__.update(_to_device(self.__dict__, device, non_blocking))
+        moved.layout = replace(self.layout, **_to_device(self.layout.__dict__, device, non_blocking))
+        return moved
+
+
+def _to_device(attributes: dict, device: torch.device, non_blocking: bool) -> dict:
+    return {
+        name: value.to(device, non_blocking=non_blocking) if isinstance(value, torch.Tensor) else value
+        for name, value in attributes.items()
+    }
+
+
+def select_tokens(priority: torch.Tensor, num_kept: int, force_last: bool = False) -> torch.Tensor:
+    """The `num_kept` tokens of each frame with the highest priority, ties to the lower index.
+
+    Args:
+        priority (`[F, N]`): any dtype that can be ordered.
+        force_last (`bool`): the frame's last token is one of them.
+
+    Returns:
+        int64 `[F, num_kept]`, ascending.
+    """
+    order = priority.argsort(dim=1, descending=True, stable=True)
+    if force_last:
+        is_other = (order != priority.shape[1] - 1).int()
+        order = order.gather(1, is_other.argsort(dim=1, stable=True))  # the last token first, the others as they were
+    return order[:, :num_kept].sort(dim=1).values
+
+
+def uniform_priority(frames: torch.Tensor, num_kept: int) -> torch.Tensor:
+    """Priority that selects `floor((j + 0.5) * N / k)` for j in 0 .. k-1."""
+    num_tokens = frames.shape[1]
+    chosen = ((2 * torch.arange(num_kept, device=frames.device) + 1) * num_tokens) // (2 * num_kept)
+    priority = torch.zeros(num_tokens, dtype=torch.long, device=frames.device).index_fill(0, chosen, 1)
+    return priority.expand_as(frames)
+
+
+def random_priority(frames: torch.Tensor, frame_numbers: torch.Tensor, layer_idx: int, seed: int) -> torch.Tensor:
+    """Priority by a hash of (seed, layer, number of the frame in its stream, token): the same however a stream is cut
+    into calls or rows into batches."""
+    tokens = torch.arange(frames.shape[1], device=frames.device)
+    per_layer = int(_mix(_mix(torch.tensor(seed)) + layer_idx))
+    per_frame = _mix(frame_numbers + per_layer)
+    return _mix(per_frame[:, None] + tokens)
+
+
+# splitmix64's finaliser (Steele et al., OOPSLA 2014) on the low 63 bits, since torch shifts int64 with their sign
+_MIX_1, _MIX_2 = 0x3F58476D1CE4E5B9, 0x14D049BB133111EB
+_LOW_BITS = (1 << 63) - 1
+
+
+def _mix(state: torch.Tensor) -> torch.Tensor:
+    state = (state + 0x1E3779B97F4A7C15) & _LOW_BITS
+    state = ((state ^ (state >> 30)) * _MIX_1) & _LOW_BITS
+    state = ((state ^ (state >> 27)) * _MIX_2) & _LOW_BITS
+    return state ^ (state >> 31)
+
+
+__all__ = ["FrameRouter", "LayerExpert", "Route", "StreamLayout", "select_tokens"]

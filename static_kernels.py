@@ -1,0 +1,581 @@
+"""The parts of a static step as Triton kernels; `static_ops` says what each does, in plain torch.
+
+A step of few tokens reads all weights once and computes next to nothing, so what it takes is the time of reading them,
+if nothing else is in the way: few small kernels in between, and no idle processors while keys are read. Eight kernels
+a layer, and one more where it is routed: rotation, activation, gate and the way back among the tokens are folded into
+the ends of projections, and attention is split along the keys, then put together. Normalisation has a kernel of its
+own: folded into a projection, every program of that would repeat it, which takes longer than a launch.
+
+Where keys and values lie, and how many there are, is read from a table on the device. So a captured graph of these
+kernels serves every stream at every length. A step of several streams brings as many slots to each, one stream after
+the other, and the table has a row for each.
+
+Steps of many tokens (`WideKernels`) leave the products to cuBLAS.
+"""
+
+import functools
+import math
+
+import torch
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
+
+from .routing import GATE_STRENGTH
+from .static_ops import slots_of
+
+try:  # comes with torch for CUDA; whoever loads the model without it never gets here, but its loader reads this
+    import triton
+    import triton.language as tl
+except ImportError as error:
+    raise ImportError("static steps need Triton: pip install triton") from error
+
+# A stream's row of a layer's table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), tokens
+# there is room for (4), what a token's number in the step is added to for its position (5), tokens or slots of this
+# step that are to be written (6). In a row of a step's unused streams all are 0.
+WIDTH = tl.constexpr(8)  # of a row
+SPLITS = 16  # parts of the keys; times 8 key-value heads they are as many as an H100 has processors
+KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
+# of what scores and ranks a frame's tokens: columns per turn for frames of up to 16 tokens, and warps. It is one
+# program beside which nothing runs, so that what it takes is the latency of its loads, if those do not go out together
+ROUTE = (2048, 16)
+# of the probability of silence, one program for each row: logits per turn, and warps
+DECIDE = (16384, 32)
+# of each product: rows of a weight per program, columns per turn (half for many slots, and in float32), warps, stages
+# (fewer where shared memory is small); the fastest on an H200 at 11 and 3 slots (`benchmarks/results/step_tiles.json`)
+TILES = {
+    "project": (32, 256, 4, 4),
+    "leave": (32, 256, 4, 4),
+    "widen": (64, 128, 4, 3),
+    "narrow": (32, 512, 4, 3),
+    "read": (64, 256, 4, 3),
+}
+
+
+@triton.jit
+def _product(
+    x_ptr, m, rows, width, w_ptr, n, w2_ptr, n2, num_n, TWO: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x[m] times rows `n` of one weight and, if TWO, `n2` of another."""
+    first = tl.zeros((M, N), tl.float32)
+    second = tl.zeros((M, N), tl.float32)
+    for start in range(0, width, K):
+        k = start + tl.arange(0, K)
+        inside = k < width
+        at = x_ptr + m[:, None].to(tl.int64) * width + k[None, :]
+        x = tl.load(at, (m < rows)[:, None] & inside[None, :], other=0.0)
+        mask = inside[:, None] & (n < num_n)[None, :]
+        w = tl.load(w_ptr + n[None, :].to(tl.int64) * width + k[:, None], mask, other=0.0)
+        first = tl.dot(x, w, first, input_precision=PRECISION)
+        if TWO:
+            mask = inside[:, None] & (n2 < num_n)[None, :]
+            w2 = tl.load(w2_ptr + n2[None, :].to(tl.int64) * width + k[:, None], mask, other=0.0)
+            second = tl.dot(x, w2, second, input_precision=PRECISION)
+    return first, second
+
+
+@triton.jit
+def _norm_kernel(x_ptr, index_ptr, norm_ptr, out_ptr, width, eps, HAS_INDEX: tl.constexpr, W: tl.constexpr):
+    """out[slot] = RMSNorm of x[index[slot]], one slot."""
+    slot, k = tl.program_id(0).to(tl.int64), tl.arange(0, W)
+    weight = tl.load(norm_ptr + k, k < width, other=0.0).to(tl.float32)
+    token = slot
+    if HAS_INDEX:
+        token = tl.load(index_ptr + slot)
+    x = tl.load(x_ptr + token * width + k, k < width, other=0.0).to(tl.float32)
+    x = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps) * weight
+    tl.store(out_ptr + slot * width + k, x.to(out_ptr.dtype.element_ty), k < width)
+
+
+@triton.jit
+def _stream_of(table_ptr, m, rows, each, MANY: tl.constexpr):
+    """Of slots `m` the rows of their streams, `each` slots of one, and their numbers among those of their stream."""
+    row, number = table_ptr, m
+    if MANY:
+        row = table_ptr + tl.minimum(m, rows - 1) // each * WIDTH
+        number = m % each
+    return row, number
+
+
+@triton.jit
+def _project_kernel(
+    x_ptr, index_ptr, table_ptr, wq_ptr, wk_ptr, wv_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr, rows, each,
+    width, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr,
+    MANY: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """x: the slots' tokens `[S, D]`, normalised."""
+    HALF: tl.constexpr = HEAD // 2
+    PARTS: tl.constexpr = HALF // N
+    head = tl.program_id(0) // PARTS
+    c = (tl.program_id(0) % PARTS) * N + tl.arange(0, N)
+    w_ptr, b_ptr, own = wq_ptr, bq_ptr, head
+    if head >= H + G:
+        w_ptr, b_ptr, own = wv_ptr, bv_ptr, head - H - G
+    elif head >= H:
+        w_ptr, b_ptr, own = wk_ptr, bk_ptr, head - H
+    n = own * HEAD + c
+    m = tl.arange(0, M)
+    tokens = m.to(tl.int64)
+    if HAS_INDEX:
+        tokens = tl.load(index_ptr + m, m < rows, other=0)
+    first, second = _product(
+        x_ptr, m, rows, width, w_ptr, n, w_ptr, n + HALF, (own + 1) * HEAD, True, M, N, K, PRECISION
+    )
+    dtype = q_ptr.dtype.element_ty
+    if HAS_BIAS:
+        first += tl.load(b_ptr + n).to(tl.float32)[None, :]
+        second += tl.load(b_ptr + n + HALF).to(tl.float32)[None, :]
+    if head < H + G:
+        at = tokens[:, None] * HEAD + c[None, :]
+        cos = tl.load(cos_ptr + at, (m < rows)[:, None], other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + at, (m < rows)[:, None], other=0.0).to(tl.float32)
+        first, second = first * cos - second * sin, second * cos + first * sin
+    if head < H:
+        at = q_ptr + (m[:, None] * H + head) * HEAD + c[None, :]
+        tl.store(at, first.to(dtype), (m < rows)[:, None])
+        tl.store(at + HALF, second.to(dtype), (m < rows)[:, None])
+    else:
+        row, number = _stream_of(table_ptr, m, rows, each, MANY)
+        held, is_new = tl.load(row + 3), (number < tl.load(row + 6)) & (m < rows)
+        address = tl.load(row + 0)
+        if head >= H + G:
+            address = tl.load(row + 1)
+        room = tl.multiple_of(address.to(tl.pointer_type(dtype)), 256)
+        at = (room + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
+        tl.store(at, first.to(dtype), is_new[:, None])
+        tl.store(at + HALF, second.to(dtype), is_new[:, None])
+        if tl.program_id(0) == H * PARTS:
+            positions = tl.load(row + 2).to(tl.pointer_type(tl.int64))
+            tl.store(positions + held + number, tl.load(row + 5) + tokens, is_new)
+
+
+@triton.jit
+def _turn_kernel(
+    q_ptr, k_ptr, v_ptr, index_ptr, table_ptr, cos_ptr, sin_ptr, rows, each, H: tl.constexpr, G: tl.constexpr,
+    HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, MANY: tl.constexpr, M: tl.constexpr,
+):  # fmt: skip
+    """The end of `_project_kernel`, for what is projected already; queries are turned in place."""
+    HALF: tl.constexpr = HEAD // 2
+    head = tl.program_id(1)
+    m = tl.program_id(0) * M + tl.arange(0, M)
+    c = tl.arange(0, HALF)
+    tokens = m.to(tl.int64)
+    if HAS_INDEX:
+        tokens = tl.load(index_ptr + m, m < rows, other=0)
+    inside = (m < rows)[:, None]
+    source, own, num = q_ptr, head, H
+    if head >= H + G:
+        source, own, num = v_ptr, head - H - G, G
+    elif head >= H:
+        source, own, num = k_ptr, head - H, G
+    at = source + (m[:, None].to(tl.int64) * num + own) * HEAD + c[None, :]
+    first = tl.load(at, inside, other=0.0).to(tl.float32)
+    second = tl.load(at + HALF, inside, other=0.0).to(tl.float32)
+    if head < H + G:
+        rotation = tokens[:, None] * HEAD + c[None, :]
+        cos = tl.load(cos_ptr + rotation, inside, other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + rotation, inside, other=0.0).to(tl.float32)
+        first, second = first * cos - second * sin, second * cos + first * sin
+    dtype = q_ptr.dtype.element_ty
+    if head < H:
+        tl.store(at, first.to(dtype), inside)
+        tl.store(at + HALF, second.to(dtype), inside)
+    else:
+        row, number = _stream_of(table_ptr, m, rows, each, MANY)
+        held, is_new = tl.load(row + 3), (number < tl.load(row + 6)) & (m < rows)
+        address = tl.load(row + 0)
+        if head >= H + G:
+            address = tl.load(row + 1)
+        room = address.to(tl.pointer_type(dtype))
+        to = (room + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
+        tl.store(to, first.to(dtype), is_new[:, None])
+        tl.store(to + HALF, second.to(dtype), is_new[:, None])
+        if head == H:
+            positions = tl.load(row + 2).to(tl.pointer_type(tl.int64))
+            tl.store(positions + held + number, tl.load(row + 5) + tokens, is_new)
+
+
+@triton.jit
+def _attend_kernel(
+    q_ptr, table_ptr, part_ptr, most_ptr, sum_ptr, rows, each, blocks, scaling, H: tl.constexpr, G: tl.constexpr,
+    HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """One part of the keys of one key-value head of one stream, for R of the queries that read it, a block of them."""
+    SHARE: tl.constexpr = H // G  # queries of a slot that read one key-value head
+    group, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
+    stream, block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
+    table_ptr += stream * WIDTH
+    r = block * R + tl.arange(0, R)
+    slot, head = r // SHARE, group * SHARE + r % SHARE  # the slot among those of its stream
+    d = tl.arange(0, HEAD)
+    dtype = q_ptr.dtype.element_ty
+    # rooms begin at a multiple of 256 bytes and are multiples of 64 tokens long: said, so that reads are wide
+    held, capacity = tl.load(table_ptr + 3), tl.multiple_of(tl.load(table_ptr + 4), 64)
+    length = held + tl.load(table_ptr + 6)
+    keys = tl.multiple_of(tl.load(table_ptr + 0).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
+    values = tl.multiple_of(tl.load(table_ptr + 1).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
+    row, is_slot = (stream * each + slot) * H + head, slot < each
+    q = tl.load(q_ptr + row[:, None] * HEAD + d[None, :], is_slot[:, None], other=0.0)
+    most = tl.full((R,), float("-inf"), tl.float32)
+    total = tl.zeros((R,), tl.float32)
+    part = tl.zeros((R, HEAD), tl.float32)
+    share = tl.cdiv(tl.cdiv(length, splits), K) * K
+    begin = split * share
+    end = tl.minimum(tl.minimum(begin + share, length), held + (block * R + R - 1) // SHARE + 1)
+    for start in range(begin, end, K):
+        j = start + tl.arange(0, K)
+        inside = j < length
+        k = tl.load(keys + j[None, :] * HEAD + d[:, None], inside[None, :], other=0.0)
+        scores = tl.dot(q, k, input_precision=PRECISION) * (scaling * 1.4426950408889634)
+        scores = tl.where((j[None, :] <= held + slot[:, None]) & inside[None, :], scores, float("-inf"))
+        higher = tl.maximum(most, tl.max(scores, axis=1))
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        weights = tl.exp2(scores - anchor[:, None])
+        shrink = tl.exp2(most - anchor)
+        v = tl.load(values + j[:, None] * HEAD + d[None, :], inside[:, None], other=0.0)
+        part = tl.dot(weights.to(dtype), v, part * shrink[:, None], input_precision=PRECISION)
+        total = total * shrink + tl.sum(weights, axis=1)
+        most = higher
+    at = split * rows + row
+    tl.store(part_ptr + at[:, None] * HEAD + d[None, :], part, is_slot[:, None])
+    tl.store(most_ptr + at, most, is_slot)
+    tl.store(sum_ptr + at, total, is_slot)
+
+
+@triton.jit
+def _combine_kernel(
+    part_ptr, most_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr
+):  # fmt: skip
+    """The parts of one query and head together; 0 where no key is seen, as in a step's unused streams."""
+    row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
+    most = tl.load(most_ptr + s * rows + row, s < splits, other=float("-inf"))
+    highest = tl.max(most, axis=0)
+    weight = tl.exp2(most - tl.where(highest == float("-inf"), 0.0, highest))
+    total = tl.sum(weight * tl.load(sum_ptr + s * rows + row, s < splits, other=0.0), axis=0)
+    at = part_ptr + (s[:, None] * rows + row) * HEAD + d[None, :]
+    part = tl.load(at, ((s < splits) & (weight > 0))[:, None], other=0.0)
+    out = tl.sum(part * weight[:, None], axis=0) / tl.where(total > 0, total, 1.0)
+    tl.store(out_ptr + row * HEAD + d, out.to(out_ptr.dtype.element_ty))
+
+
+@triton.jit
+def _add_kernel(
+    y_ptr, w_ptr, b_ptr, before_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n, FROM_X: tl.constexpr,
+    HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """FROM_X: `before = x[index] + y @ w`. Else `x[index] = scale[0] * (before + y @ w) + scale[1] * x[index]`."""
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    m = tl.arange(0, M)
+    first, _ = _product(y_ptr, m, rows, width, w_ptr, n, w_ptr, n, num_n, False, M, N, K, PRECISION)
+    mask = (m < rows)[:, None] & (n < num_n)[None, :]
+    tokens = m.to(tl.int64)
+    if HAS_INDEX:
+        tokens = tl.load(index_ptr + m, m < rows, other=0)
+    if HAS_BIAS:
+        first += tl.load(b_ptr + n, n < num_n, other=0.0).to(tl.float32)[None, :]
+    x_at = x_ptr + tokens[:, None] * num_n + n[None, :]
+    before_at = before_ptr + m[:, None] * num_n + n[None, :]
+    if FROM_X:
+        first += tl.load(x_at, mask, other=0.0).to(tl.float32)
+        tl.store(before_at, first.to(before_ptr.dtype.element_ty), mask)
+    else:
+        first += tl.load(before_at, mask, other=0.0).to(tl.float32)
+        if HAS_INDEX:
+            times_y = tl.load(scale_ptr + m, m < rows, other=1.0)
+            times_x = tl.load(scale_ptr + rows + m, m < rows, other=0.0)
+            first = first * times_y[:, None] + times_x[:, None] * tl.load(x_at, mask, other=0.0).to(tl.float32)
+        tl.store(x_at, first.to(x_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _widen_kernel(
+    x_ptr, w_ptr, w2_ptr, out_ptr, rows, width, num_n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    m = tl.arange(0, M)
+    gate, up = _product(x_ptr, m, rows, width, w_ptr, n, w2_ptr, n, num_n, True, M, N, K, PRECISION)
+    out = gate * tl.sigmoid(gate) * up
+    mask = (m < rows)[:, None] & (n < num_n)[None, :]
+    tl.store(out_ptr + m[:, None] * num_n + n[None, :], out.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _activate_kernel(gate_ptr, up_ptr, out_ptr, count, SIZE: tl.constexpr):
+    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
+    gate = tl.load(gate_ptr + at, at < count, other=0.0).to(tl.float32)
+    up = tl.load(up_ptr + at, at < count, other=0.0).to(tl.float32)
+    tl.store(out_ptr + at, (gate * tl.sigmoid(gate) * up).to(out_ptr.dtype.element_ty), at < count)
+
+
+@triton.jit
+def _read_kernel(
+    x_ptr, w_ptr, out_ptr, rows, width, num_n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    n = tl.program_id(0) * N + tl.arange(0, N)
+    m = tl.arange(0, M)
+    first, _ = _product(x_ptr, m, rows, width, w_ptr, n, w_ptr, n, num_n, False, M, N, K, PRECISION)
+    mask = (m < rows)[:, None] & (n < num_n)[None, :]
+    at = out_ptr + m[:, None].to(tl.int64) * num_n + n[None, :]
+    tl.store(at, first.to(out_ptr.dtype.element_ty), mask)
+
+
+@triton.jit
+def _decide_kernel(
+    logits_ptr, probability_ptr, token, SIZE: tl.constexpr, K: tl.constexpr
+):  # fmt: skip
+    """Softmax of one row, at one token. Each of K lanes has a maximum and a sum of its own."""
+    row = tl.program_id(0)
+    logits_ptr += row.to(tl.int64) * SIZE
+    most = tl.full((K,), float("-inf"), tl.float32)
+    total = tl.zeros((K,), tl.float32)
+    for start in tl.static_range(0, SIZE, K):
+        k = start + tl.arange(0, K)
+        x = tl.load(logits_ptr + k, k < SIZE, other=float("-inf")).to(tl.float32)
+        higher = tl.maximum(most, x)
+        anchor = tl.where(higher == float("-inf"), 0.0, higher)
+        total = total * tl.exp(most - anchor) + tl.exp(x - anchor)
+        most = higher
+    highest = tl.max(most, axis=0)
+    total = tl.sum(total * tl.exp(most - highest), axis=0)
+    own = tl.load(logits_ptr + token).to(tl.float32)
+    tl.store(probability_ptr + row, tl.exp(own - highest) / total)
+
+
+@triton.jit
+def _route_kernel(
+    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, slots, per_frame, num_kept,
+    STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr,
+    K: tl.constexpr,
+):  # fmt: skip
+    """One frame: scores, the `num_kept` highest of them, ties to the lower index, and their slots."""
+    frame, i = tl.program_id(0), tl.arange(0, P)
+    token = frame * (per_frame + 1) + 1 + i
+    own = i < per_frame
+    bias = tl.load(b_ptr).to(tl.float32)
+    products = tl.zeros((P, K), tl.float32)
+    for start in tl.static_range(0, SIZE, K):  # unrolled, and summed at the end alone, so that loads go out together
+        k = start + tl.arange(0, K)
+        x = tl.load(x_ptr + token[:, None] * SIZE + k[None, :], own[:, None] & (k < SIZE)[None, :], other=0.0)
+        w = tl.load(w_ptr + k, k < SIZE, other=0.0).to(tl.float32)
+        products += x.to(tl.float32) * w[None, :]
+    scores = tl.sum(products, axis=1) + bias
+    priority = tl.where(own, scores, float("-inf"))
+    if FORCE_LAST:
+        priority = tl.where(i == per_frame - 1, float("inf"), priority)
+    tl.store(scores_ptr + frame * per_frame + i, scores, own)
+    higher = (priority[None, :] > priority[:, None]) | (
+        (priority[None, :] == priority[:, None]) & (i[None, :] < i[:, None])
+    )
+    rank = tl.sum((higher & own[None, :]).to(tl.int32), axis=1)
+    is_kept = own & (rank < num_kept)
+    slot = tl.cumsum(is_kept.to(tl.int32), axis=0) - 1
+    fits = is_kept & (slot < num_kept)  # scores that are no numbers have no order
+    at = frame * (num_kept + 1) + 1 + slot
+    tl.store(index_ptr + at, token.to(tl.int64), fits)
+    tl.store(kept_ptr + frame * num_kept + slot, i.to(tl.int64), fits)
+    if GATE == 1:
+        gate = STRENGTH * (2.0 * tl.sigmoid(2.0 * scores) - 1.0)
+        tl.store(scale_ptr + at, 1.0 + gate, fits)
+        tl.store(scale_ptr + slots + at, -gate, fits)
+    elif GATE == 2:
+        tl.store(scale_ptr + at, tl.sigmoid(scores), fits)
+
+
+def _precision(x: torch.Tensor) -> str:
+    return "ieee" if x.dtype == torch.float32 else "tf32"
+
+
+def _tiles(name: str, x: torch.Tensor, slots: int) -> tuple[int, int, int, int]:
+    n, columns, warps, stages = TILES[name]
+    columns //= (1 + (slots > 16)) * (1 + (x.dtype == torch.float32))
+    # of each stage but one, columns of the tokens and of one weight or two are kept in shared memory
+    loaded = _power(slots) + n * (1 + (name in ("project", "widen")))
+    return n, columns, warps, min(stages, 1 + _shared_memory(x.device) // (loaded * columns * x.element_size()))
+
+
+@functools.cache
+def _shared_memory(device: torch.device) -> int:
+    """Bytes that a program may have."""
+    if device.type != "cuda":  # in Triton's interpreter there is no limit
+        return 2**31
+    return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
+
+
+def _power(value: int, least: int = 16) -> int:
+    return max(least, triton.next_power_of_2(value))
+
+
+def _normed(x: torch.Tensor, index: torch.Tensor | None, norm) -> torch.Tensor:
+    width = x.shape[1]
+    normed = x.new_empty((len(x) if index is None else len(index), width))
+    _norm_kernel[(len(normed),)](
+        x, index, norm.weight, normed, width, norm.variance_epsilon, HAS_INDEX=index is not None, W=_power(width),
+        num_warps=8,
+    )  # fmt: skip
+    return normed
+
+
+class Kernels:
+    """As `PlainOps`, for at most 64 slots; `held` is a layer's table, int64 `[streams, 8]` on the device, in which
+    bases and counts stand too."""
+
+    @staticmethod
+    def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
+        frames, per_frame, num_kept = shape
+        expert, width, padded = layer.layer_expert, x.shape[1], _power(per_frame)
+        columns, warps = ROUTE
+        _route_kernel[(frames,)](
+            x, expert.weight, expert.bias, index, scale, scores, kept, index.shape[0], per_frame, num_kept,
+            STRENGTH=GATE_STRENGTH, GATE={"none": 0, "residual": 1, "output": 2}[gate], FORCE_LAST=force_last,
+            SIZE=width, P=padded, K=min(max(64, columns * 16 // padded), _power(width)), num_warps=warps,
+        )  # fmt: skip
+
+    @staticmethod
+    def project(x, index, layer, rotary, queries, held, bases, counts) -> None:
+        attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
+        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
+        groups = k.weight.shape[0] // head_dim
+        n, columns, warps, stages = _tiles("project", x, rows)
+        n = math.gcd(n, head_dim // 2)
+        biases = [part.weight if part.bias is None else part.bias for part in (q, k, v)]
+        entered = _normed(x, index, layer.input_layernorm)
+        _project_kernel[((heads + 2 * groups) * (head_dim // 2 // n),)](
+            entered, index, held, q.weight, k.weight, v.weight, *biases, *rotary, queries, rows, rows // len(held),
+            x.shape[1], H=heads, G=groups, HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None,
+            MANY=len(held) > 1, M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps,
+            num_stages=stages,
+        )  # fmt: skip
+
+    @staticmethod
+    def attend(queries, layer, held, counts, out) -> None:
+        slots, heads, head_dim = queries.shape
+        groups, streams = layer.self_attn.k_proj.weight.shape[0] // head_dim, len(held)
+        each = slots // streams
+        block = min(64, _power(each * heads // groups))
+        blocks = triton.cdiv(each * heads // groups, block)
+        splits, (keys, warps, stages) = max(1, SPLITS // (blocks * streams)), KEYS_AT_ONCE
+        keys = min(keys, max(16, keys * 256 // (head_dim * queries.element_size())))
+        part = queries.new_empty((splits, slots * heads, head_dim), dtype=torch.float32)
+        most, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
+        _attend_kernel[(groups, splits, blocks * streams)](
+            queries, held, part, most, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
+            HEAD=head_dim, R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+        _combine_kernel[(slots * heads,)](
+            part, most, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4,
+        )  # fmt: skip
+
+    @staticmethod
+    def _add(name, y, linear, before, x, index, scale, from_x: bool) -> None:
+        n, columns, warps, stages = _tiles(name, y, len(y))
+        num_n, width = linear.weight.shape
+        _add_kernel[(triton.cdiv(num_n, n),)](
+            y, linear.weight, linear.bias, before, x, index, scale, y.shape[0], width, num_n, FROM_X=from_x,
+            HAS_INDEX=index is not None, HAS_BIAS=linear.bias is not None, M=_power(y.shape[0]), N=n, K=columns,
+            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+
+    @classmethod
+    def leave(cls, attended, layer, x, index, between) -> None:
+        cls._add("leave", attended, layer.self_attn.o_proj, between, x, index, None, True)
+
+    @staticmethod
+    def widen(between, layer, wide) -> None:
+        n, columns, warps, stages = _tiles("widen", between, len(between))
+        num_n, entered = wide.shape[1], _normed(between, None, layer.post_attention_layernorm)
+        _widen_kernel[(triton.cdiv(num_n, n),)](
+            entered, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, wide, *entered.shape, num_n,
+            M=_power(len(entered)), N=n, K=columns, PRECISION=_precision(between), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+
+    @classmethod
+    def narrow(cls, wide, layer, between, x, index, scale) -> None:
+        cls._add("narrow", wide, layer.mlp.down_proj, between, x, index, scale, False)
+
+    @staticmethod
+    def read(x, rows, model, logits) -> None:
+        n, columns, warps, stages = _tiles("read", x, len(rows))
+        num_n, entered = logits.shape[1], _normed(x, rows, model.model.language_model.norm)
+        _read_kernel[(triton.cdiv(num_n, n),)](
+            entered, model.lm_head.weight, logits, *entered.shape, num_n, M=_power(len(rows)), N=n, K=columns,
+            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+        )  # fmt: skip
+
+    @staticmethod
+    def decide(logits, token: int, probability) -> None:
+        size = logits.shape[1]
+        _decide_kernel[(len(logits),)](
+            logits, probability, token, SIZE=size, K=min(DECIDE[0], _power(size)), num_warps=DECIDE[1],
+        )  # fmt: skip
+
+
+class WideKernels(Kernels):
+    """For any number of slots: the products are cuBLAS's."""
+
+    @staticmethod
+    def _normed(x, norm) -> torch.Tensor:
+        return nn.functional.rms_norm(x, x.shape[1:], norm.weight, norm.variance_epsilon)
+
+    @classmethod
+    def project(cls, x, index, layer, rotary, queries, held, bases, counts) -> None:
+        attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
+        entered = cls._normed(x if index is None else x[index], layer.input_layernorm)
+        torch.mm(entered, attention.q_proj.weight.t(), out=queries.view(rows, -1))
+        if attention.q_proj.bias is not None:
+            queries.view(rows, -1).add_(attention.q_proj.bias)
+        keys, values = attention.k_proj(entered), attention.v_proj(entered)
+        groups = keys.shape[1] // head_dim
+        _turn_kernel[(triton.cdiv(rows, 16), heads + 2 * groups)](
+            queries, keys, values, index, held, *rotary, rows, rows // len(held), H=heads, G=groups, HEAD=head_dim,
+            HAS_INDEX=index is not None, MANY=len(held) > 1, M=16, num_warps=4,
+        )  # fmt: skip
+
+    @classmethod
+    def leave(cls, attended, layer, x, index, between) -> None:
+        before, linear = x if index is None else x[index], layer.self_attn.o_proj
+        torch.addmm(before, attended, linear.weight.t(), out=between)
+        if linear.bias is not None:
+            between.add_(linear.bias)
+
+    @classmethod
+    def widen(cls, between, layer, wide) -> None:
+        entered = cls._normed(between, layer.post_attention_layernorm)
+        gate, up = (torch.mm(entered, part.weight.t()) for part in (layer.mlp.gate_proj, layer.mlp.up_proj))
+        _activate_kernel[(triton.cdiv(wide.numel(), 1024),)](gate, up, wide, wide.numel(), SIZE=1024, num_warps=4)
+
+    @classmethod
+    def narrow(cls, wide, layer, between, x, index, scale) -> None:
+        if index is None:
+            torch.addmm(between, wide, layer.mlp.down_proj.weight.t(), out=x)
+            return
+        made = torch.addmm(between, wide, layer.mlp.down_proj.weight.t())
+        x.index_copy_(0, index, (scale[0, :, None] * made + scale[1, :, None] * x[index]).to(x.dtype))
+
+    @classmethod
+    def read(cls, x, rows, model, logits) -> None:
+        entered = cls._normed(x[rows], model.model.language_model.norm)
+        torch.mm(entered, model.lm_head.weight.t(), out=logits)
+
+
+def attend_on_host(queries, layer, held, counts, out) -> None:
+    """`attend` by torch, for many slots of streams whose length the host knows. held: a `MoDCacheLayer` of each."""
+    for own, slots in zip(held, slots_of(counts, len(queries)), strict=True):
+        if own is None:
+            continue
+        count, length = slots.stop - slots.start, own.get_seq_length()
+        keys, values = (own.rooms[name].room[:, :, : length + count] for name in ("keys", "values"))
+        attended = nn.functional.scaled_dot_product_attention(
+            queries[slots].transpose(0, 1)[None],
+            keys,
+            values,
+            causal_lower_right(count, length + count),
+            scale=layer.self_attn.scaling,
+            enable_gqa=True,
+        )
+        out[slots].view(count, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
+
+
+__all__ = ["Kernels", "WideKernels", "attend_on_host"]

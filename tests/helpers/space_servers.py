@@ -1,0 +1,42 @@
+"""The Space as tests serve it: one model a process, and as many servers of it as there are settings."""
+
+from functools import cache
+
+import httpx
+import torch
+from waiting import PATIENCE
+
+from videollm_mod.space.models import Models
+from videollm_mod.space.server import Space
+from videollm_mod.space.settings import Settings
+
+
+@cache
+def models() -> Models:
+    threads = torch.get_num_threads()
+    loaded = Models.load()
+    torch.set_num_threads(threads)
+    return loaded
+
+
+@cache
+def serve(**settings) -> tuple[Space, str]:
+    """A running Space and its address, which ends in a slash."""
+    space = Space(models(), Settings(**{"running": 4, **settings}))
+    _, url, _ = space.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
+    return space, url
+
+
+def call(url: str, name: str, *data):
+    """What the page does: `(status, what came back or the message)`."""
+    response = httpx.post(f"{url}gradio_api/run/{name}", json={"data": list(data)}, timeout=PATIENCE)
+    body = response.json()
+    return response.status_code, body["data"][0] if response.status_code == 200 else body["error"]
+
+
+def upload(url: str, path) -> str:
+    """The server's name of a file that was uploaded."""
+    with open(path, "rb") as file:
+        response = httpx.post(f"{url}gradio_api/upload", files={"files": (path.name, file)}, timeout=PATIENCE)
+    response.raise_for_status()
+    return response.json()[0]

@@ -1,0 +1,412 @@
+"""The static step is the model: in plain torch here, as Triton kernels and CUDA graphs in `test_cuda`."""
+
+import copy
+import gc
+import os
+import random
+import weakref
+
+import pytest
+import torch
+from comparing import assert_near, assert_same_cache, assert_same_events
+from fresh_process import ROOT
+from tiny_models import FIRST_WORD, ROUTINGS, SEPARATOR, START, VIDEO, random_batch, tiny_model
+
+from videollm_mod import (
+    StreamPool,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+)
+from videollm_mod import steps as steps_module
+from videollm_mod.cache import MoDCache
+from videollm_mod.data.world import world_stream
+from videollm_mod.routing import LayerExpert
+from videollm_mod.static_ops import PlainOps
+from videollm_mod.static_step import FastLanguageModel, why_not
+
+needs_triton = pytest.mark.skipif(
+    not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
+    reason="needs a GPU, or Triton's interpreter, TRITON_INTERPRET=1",
+)
+STATIC = [
+    name
+    for name, options in ROUTINGS.items()
+    if options.get("vision_routing", "mod") in ("mod", "full") and options.get("mod_selection") != "random"
+]
+
+
+def calls_of(row: dict, per_frame: int) -> list[tuple[list[int], torch.Tensor | None]]:
+    """A stream as sessions feed it: text, then blocks of frames with one token before each."""
+    ids, calls, frame, start = row["input_ids"][0].tolist(), [], 0, 0
+    index = 0
+    while index < len(ids):
+        if ids[index] != VIDEO:
+            index += 1
+            continue
+        count = 0
+        while ids[index : index + per_frame] == [VIDEO] * per_frame:
+            index, count = index + per_frame, count + 1
+            if ids[index + 1 : index + 2] == [VIDEO]:
+                index += 1
+        calls.append((ids[start:index], row["video_features"][frame : frame + count]))
+        frame, start = frame + count, index
+    return [*calls, (ids[start:], None)]
+
+
+@pytest.mark.parametrize("name", STATIC)
+@torch.no_grad()
+def test_static_steps_are_the_model(name):
+    """Any stream, in steps, in the model's own calls, and in turns of both, with rollbacks and forks between."""
+    seed = list(ROUTINGS).index(name)
+    model, rng = tiny_model(seed, **ROUTINGS[name]), random.Random(seed)
+    fast, per_frame = FastLanguageModel(model, PlainOps), model.config.num_frame_tokens
+    _, (row,) = random_batch(model, seed, [9])
+    cache, mixed, expected = (MoDCache(model.config) for _ in range(3))
+    for ids, features in calls_of(row, per_frame):
+        inputs = {"input_ids": torch.tensor([ids]), "output_router_scores": True}
+        apart = per_frame + 1
+        read_at = [len(ids) - 1]
+        if features is not None:
+            inputs["video_features"] = features
+            read_at = [len(ids) - 1 - apart * i for i in reversed(range(len(features)))]
+        output = model(**inputs, past_key_values=expected, logits_to_keep=torch.tensor(read_at))
+        logits, kept, scores = fast.feed(cache, ids, features, None)
+        assert_near(logits, output.logits[0])
+        if features is not None:
+            wanted = [x for x in output.router_scores if x is not None]
+            assert (scores is None) == (not wanted)
+            if wanted:
+                assert_near(scores, torch.stack(wanted))
+            for own, other in zip(kept, output.kept_indices, strict=True):
+                assert own is other is None or torch.equal(own, other)
+        other = mixed.copy()  # the original goes its own way, from where the fork began
+        mixed.rollback(mixed.get_seq_length())
+        fast.feed(mixed, [7, 8, 9], None, None)
+        if rng.random() < 0.5:
+            other = mixed
+            other.rollback(other.get_seq_length() - 3)
+        if rng.random() < 0.5:
+            model(**inputs, past_key_values=other)
+        else:
+            fast.feed(other, ids, features, None)
+        mixed = other
+        assert_same_cache(cache, expected)
+        assert_same_cache(mixed, expected)
+
+
+def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
+    """Streams of a model in common steps beside each stream's own calls, of this model and others that `near` gets to
+    see: they come and go, hold different numbers of tokens, are forked, and bring text of different lengths and
+    different numbers of frames."""
+    model = models[0]
+    rng, per_frame, vision = random.Random(seed), model.config.num_frame_tokens, model.config.vision_config.hidden_size
+    torch.manual_seed(seed)
+    streams, used = [], set()  # the cache of each, and those of the models' calls
+    for _ in range(8):
+        for _ in range(rng.randint(1, 3)):
+            streams.append(tuple(MoDCache(model.config) for _ in (fast, *models)))
+        rng.shuffle(streams)
+        del streams[6:]
+        if rng.random() < 0.5:
+            streams.append(tuple(cache.copy() for cache in streams[0]))
+        fed, frames = [], rng.randint(1, 2)
+        for cache, *_ in streams:
+            kind, text = rng.choice(("frames", "frames", "both", "text")), [START]
+            if kind != "frames":
+                text = [rng.randrange(FIRST_WORD, 60) for _ in range(rng.choice((1, 1, 2, 15, 17, 300)))] + text
+            own = 0 if kind == "text" else rng.choice((frames, frames, 3))
+            ids = text[: None if own else -1] + ([VIDEO] * per_frame + [SEPARATOR]) * own
+            features = torch.randn(own, per_frame, vision).to(model.device, model.dtype) if own else None
+            fed.append((cache, ids[: len(ids) - bool(own)], features))
+        results = fast.feed_together(fed, None)
+        used |= {step.shape.streams for step in fast._steps.values()}
+        for (cache, *others), (_, ids, features), result in zip(streams, fed, results, strict=True):
+            inputs = {"input_ids": torch.tensor([ids], device=model.device), "output_router_scores": True}
+            read_at = [len(ids) - 1]
+            if features is not None:
+                read_at = [len(ids) - 1 - (per_frame + 1) * i for i in reversed(range(len(features)))]
+            read_at = torch.tensor(read_at, device=model.device)
+            outputs = []
+            for each, other in zip(models, others, strict=True):
+                seen = {} if features is None else {"video_features": features.to(each.dtype)}
+                outputs.append(each(**inputs, **seen, past_key_values=other, logits_to_keep=read_at))
+            near(result.logits, *(output.logits[0] for output in outputs))
+            if features is not None:
+                assert bool(result.finite)
+                scores = [[x for x in output.router_scores if x is not None] for output in outputs]
+                assert (result.scores is None) == (not scores[0])
+                if scores[0]:
+                    near(result.scores, *map(torch.stack, scores))
+                for own, other in zip(result.kept, outputs[0].kept_indices, strict=True):
+                    assert own is other is None or torch.equal(own, other)
+            assert_same_cache(cache, *others, near=near)
+    assert {1, 2, 4} <= used
+
+
+@pytest.mark.parametrize("name", STATIC)
+@torch.no_grad()
+def test_static_steps_of_several_streams_are_each_alone(name):
+    seed = 50 + list(ROUTINGS).index(name)
+    model = tiny_model(seed, **ROUTINGS[name])
+    check_streams_together([model], FastLanguageModel(model, PlainOps), seed)
+
+
+@torch.no_grad()
+def test_a_stream_with_features_that_are_no_numbers_is_the_only_one_to_know():
+    model = tiny_model(7)
+    good, bad = torch.randn(1, 5, 16), torch.full((1, 5, 16), torch.inf)
+    ids = [5, *[VIDEO] * 5]
+    fed = [(MoDCache(model.config), ids, features) for features in (good, bad, good)]
+    first, middle, last = FastLanguageModel(model, PlainOps).feed_together(fed, None)
+    assert bool(first.finite) and not bool(middle.finite) and bool(last.finite)
+    assert_near(first.logits, last.logits)  # rows of one product, of which the last may be rounded by another kernel
+    assert first.logits.isfinite().all()
+
+
+@torch.no_grad()
+def test_a_keep_ratio_of_the_call_counts():
+    model = tiny_model(3)
+    fast = FastLanguageModel(model, PlainOps)
+    ids, features = [5, *[VIDEO] * 5], torch.randn(1, 5, 16)
+    for ratio, kept in ((0.2, 1), (0.9, 5), (None, 2)):
+        cache, expected = MoDCache(model.config), MoDCache(model.config)
+        logits, chosen, _ = fast.feed(cache, ids, features, ratio)
+        output = model(
+            input_ids=torch.tensor([ids]), video_features=features, past_key_values=expected, keep_ratio=ratio
+        )
+        assert_near(logits, output.logits[0, -1:])
+        assert chosen[1].shape == (1, kept)
+        assert_same_cache(cache, expected)
+
+
+@torch.no_grad()
+def test_options_that_change_between_steps_count():
+    """Also in place, and those that are out of range are named each time."""
+    model = tiny_model(8, mod_layers=[1, 3])
+    fast, text = FastLanguageModel(model, PlainOps), model.config.text_config
+    ids, features = [5, *[VIDEO] * 5], torch.randn(1, 5, 16)
+
+    def check(kept: int, routed: list[int]) -> None:
+        cache, expected = MoDCache(model.config), MoDCache(model.config)
+        logits, chosen, _ = fast.feed(cache, ids, features, None)
+        output = model(input_ids=torch.tensor([ids]), video_features=features, past_key_values=expected)
+        assert_near(logits, output.logits[0, -1:])
+        assert [index for index, tokens in enumerate(chosen) if tokens is not None] == routed
+        assert all(chosen[index].shape == (1, kept) for index in routed)
+        assert_same_cache(cache, expected)
+
+    check(2, [1, 3])
+    text.mod_keep_ratio = 0.8
+    check(4, [1, 3])
+    text.mod_layers.remove(3)
+    check(4, [1])
+    text.mod_selection = "uniform"
+    check(4, [1])
+    text.mod_layers.append(77)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="`mod_layers` must hold layer indices"):
+            fast.feed(MoDCache(model.config), ids, features, None)
+    text.mod_layers.remove(77)
+    check(4, [1])
+    text.vision_routing = "full"
+    check(4, [])
+
+
+@torch.no_grad()
+def test_features_that_are_no_numbers_are_named():
+    model = tiny_model(4)
+    features = torch.randn(2, 5, 16)
+    features[1, 3, 2] = torch.nan
+    with pytest.raises(ValueError, match="`video_features` must be finite"):
+        FastLanguageModel(model, PlainOps).feed(MoDCache(model.config), [5, *[VIDEO] * 5] * 2, features, None)
+
+
+def test_a_model_that_changed_is_noticed():
+    model = tiny_model(5)
+    fast = FastLanguageModel(model, PlainOps)
+    assert fast.is_current
+    layer = model.model.language_model.layers[2]
+    weight = layer.mlp.up_proj.weight
+    kept, weight.data = weight.data, weight.data.clone()
+    assert not fast.is_current
+    weight.data = kept
+    assert fast.is_current
+    hook = layer.mlp.register_forward_hook(lambda *_: None)
+    assert not fast.is_current
+    hook.remove()
+    assert fast.is_current
+    layer.self_attn.q_proj = torch.nn.Linear(32, 32)
+    assert not fast.is_current
+    assert why_not(model) == "the model is not on a CUDA device"
+
+
+def test_a_model_is_copied_and_freed_with_its_steps():
+    model = tiny_model(6)
+    model._static_steps = FastLanguageModel(model, PlainOps)
+    with torch.no_grad():
+        model._static_steps.feed(MoDCache(model.config), [5, 6], None, None)
+    assert copy.deepcopy(model)._static_steps is None
+    reference = weakref.ref(model)
+    gc.disable()
+    del model
+    gc.enable()
+    assert reference() is None
+
+
+def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
+    """As where a kernel cannot be compiled: what the text before the frame wrote is taken back."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    frames = world_stream(41).frames(height=96)[:6]
+    expected = model.stream(processor, system_prompt="Watch.").push(frames)
+
+    class Failing(PlainOps):
+        @staticmethod
+        def route(*arguments):
+            raise TypeError("no such kernel")
+
+    for kernels, reason in ((PlainOps, None), (Failing, "a step cannot be run: TypeError: no such kernel")):
+        fast = FastLanguageModel(model, kernels)
+        monkeypatch.setattr(
+            steps_module,
+            "fast_language_model",
+            lambda model, fast=fast: (None if fast.broken else fast, fast.why_not),
+        )
+        session = model.stream(processor, system_prompt="Watch.")
+        assert_same_events(session.push(frames), expected)
+        assert fast.why_not == reason
+
+
+def watch_in_a_pool(pool, videos, options: list[dict], question: str, asked_after: int) -> dict:
+    """The events of each stream. They join one after the other, and each is asked once so many frames were pushed."""
+    said = {}
+    for own, video in zip(options, videos, strict=True):
+        stream = pool.join(**own)
+        said[stream] = []
+        stream.push(video[:asked_after])
+        stream.ask(question)
+        stream.push(video[asked_after:])
+        for speaker, event in pool.tick():
+            said[speaker].append(event)
+    while any(stream.busy for stream in said):
+        for speaker, event in pool.tick():
+            said[speaker].append(event)
+    return said
+
+
+@pytest.mark.parametrize("kind", ["static", "failing"])
+def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, kind):
+    """Streams that join one after the other and leave, asked in between, bounded or not; and where steps fail, they
+    are taken back in every stream."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    options = [{}, {"max_cached_frames": 6}, {"max_cached_frames": 5, "cache_policy": "router"}, {}, {}]
+    videos = [world_stream(seed).frames(2, height=96)[:14] for seed in range(910, 915)]
+    question, expected = "What happened last?", []
+    for own, video in zip(options, videos, strict=True):
+        session = model.stream(processor, **own)
+        expected.append([*session.push(video[:4]), *session.ask(question), *session.push(video[4:])])
+    calls = []
+
+    class Failing(PlainOps):
+        @staticmethod
+        def read(x, rows, model, logits):
+            calls.append(len(rows))
+            if kind == "failing" and len(calls) > 9:
+                raise TypeError("no such kernel")
+            PlainOps.read(x, rows, model, logits)
+
+    fast = FastLanguageModel(model, Failing)
+    monkeypatch.setattr(
+        steps_module, "fast_language_model", lambda model: (None if fast.broken else fast, fast.why_not)
+    )
+    said = watch_in_a_pool(StreamPool(model, processor), videos, options, question, asked_after=4)
+    for stream, events in zip(said, expected, strict=True):
+        assert_same_events(said[stream], events)
+    assert fast.broken == (kind == "failing") and max(calls) >= 4
+
+
+@pytest.mark.parametrize("static", [False, True])
+def test_what_is_made_in_inference_mode_is_for_sessions_outside_of_it_too(monkeypatch, static):
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    fast = FastLanguageModel(model, PlainOps)
+    if static:
+        monkeypatch.setattr(steps_module, "fast_language_model", lambda model: (fast, fast.why_not))
+    frames = world_stream(3).frames(height=96)[:8]
+    expected = model.stream(processor).push(frames)
+    fast._steps.clear()
+    session = model.stream(processor)
+    with torch.inference_mode():
+        events = session.push(frames[:4])
+    events += session.push(frames[4:])
+    assert_same_events(events, expected)
+    assert_same_events(model.stream(processor).push(frames), expected)
+    assert not fast.broken and bool(fast._steps) == static
+
+
+@needs_triton
+@pytest.mark.parametrize("seed", range(24))
+@torch.no_grad()
+def test_routing_by_the_kernel_is_the_plain_part(monkeypatch, seed):
+    """Of one frame and many, short and long, with scores that tie or are no numbers, in turns of any length."""
+    kernels = pytest.importorskip("videollm_mod.static_kernels")
+    rng, device = random.Random(seed), "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(seed)
+    monkeypatch.setattr(kernels, "ROUTE", rng.choice([(64, 4), (256, 8), (4096, 16), kernels.ROUTE]))
+    frames, per_frame, width = rng.choice((1, 1, 3)), rng.choice((1, 2, 10, 16, 17, 101)), rng.choice((32, 200, 512))
+    num_kept, gate, force_last = rng.randint(1, per_frame), ("none", "residual", "output")[seed % 3], seed % 2 == 0
+    dtype = torch.float32 if seed % 4 < 2 else torch.bfloat16
+    layer = torch.nn.Module()
+    layer.layer_expert = LayerExpert(width).to(device)
+    tokens = torch.randn(frames * (per_frame + 1), width, device=device)
+    if rng.random() < 0.5:  # whole numbers: sums are the same in any order, and tie
+        layer.layer_expert.weight.copy_(torch.randint(-1, 2, (1, width)))
+        tokens = torch.randint(-1, 2, tokens.shape, device=device)
+        tokens[:, 3:] = 0
+    tokens, slots = tokens.to(dtype), frames * (num_kept + 1)
+    made = []
+    for kind in (PlainOps, kernels.Kernels):
+        index = torch.arange(frames, device=device).repeat_interleave(num_kept + 1) * (per_frame + 1)
+        scale = torch.tensor([[1.0], [0.0]], device=device).repeat(1, slots)
+        scores = torch.zeros(frames, per_frame, device=device)
+        kept = torch.zeros(frames, num_kept, dtype=torch.long, device=device)
+        results, shape = (index, scale, scores, kept), (frames, per_frame, num_kept)
+        kind.route(tokens, layer, shape, *results, gate, force_last)
+        made.append(results)
+    for name, value, expected in zip(("index", "scale", "scores", "kept"), *made[::-1], strict=True):
+        torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
+    index, scale, scores, kept = made[1]
+    kernels.Kernels.route(tokens * float("nan"), layer, shape, index, scale, scores, kept, gate, force_last)
+    assert scores.isnan().all() and int(index.min()) >= 0 and int(index.max()) < len(tokens)
+    assert int(kept.min()) >= 0 and int(kept.max()) < per_frame
+
+
+@needs_triton
+@pytest.mark.parametrize("kilobytes", [64, 99, 163, 227])  # compute capability 7.5, 8.6 and 8.9, 8.0, 9.0
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernels_have_stages_in_any_shared_memory(monkeypatch, kilobytes, dtype):
+    kernels = pytest.importorskip("videollm_mod.static_kernels")
+    monkeypatch.setattr(kernels, "_shared_memory", lambda device: kilobytes * 1024)
+    for name, (*_, most) in kernels.TILES.items():
+        for slots in (1, 16, 17, 64):
+            stages = kernels._tiles(name, torch.empty(0, dtype=dtype), slots)[3]
+            assert 2 <= stages <= most and (kilobytes < 163 or stages == most)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [60, 5000])
+@torch.no_grad()
+def test_the_probability_by_the_kernel_is_the_plain_part(monkeypatch, size, dtype):
+    kernels = pytest.importorskip("videollm_mod.static_kernels")
+    monkeypatch.setattr(kernels, "DECIDE", (1024, 4))
+    torch.manual_seed(size)
+    logits = (10 * torch.randn(3, size)).to("cuda" if torch.cuda.is_available() else "cpu", dtype)
+    logits[0, 9:] = float("-inf")
+    for value in (0.0, float("nan")):
+        logits[2, 5] = value
+        made = [torch.zeros(3, device=logits.device) for _ in range(2)]
+        kernels.Kernels.decide(logits, 7, made[0])
+        PlainOps.decide(logits, 7, made[1])
+        torch.testing.assert_close(*made, equal_nan=True)

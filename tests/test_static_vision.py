@@ -1,0 +1,287 @@
+"""From frames to features on a GPU: what is faster there is the same as what it stands for. Its parts run here."""
+
+import os
+import random
+from unittest import mock
+
+import numpy as np
+import pytest
+import torch
+from comparing import assert_near, assert_same_events
+from tiny_models import VISION, tiny_model
+from torch.nn.functional import interpolate
+from transformers import AutoModel, SiglipVisionConfig
+from transformers.image_utils import SizeDict
+
+from videollm_mod import steps as steps_module
+from videollm_mod import streaming as streaming_module
+from videollm_mod.data.world import world_stream
+from videollm_mod.static_vision import MOST_FRAMES, FastVision, PlainTowerOps, is_plain_siglip, run
+from videollm_mod.steps import FIRST_FRAMES, Encode, carry_out_together, in_pieces, pixels_of
+from videollm_mod.video_processing_videollm_mod import (
+    FRAME_OPTIONS,
+    VideoLLMMoDVideoProcessor,
+    pixels_by_products,
+    resizing,
+)
+
+
+def siglip(seed: int, **options):
+    torch.manual_seed(seed)
+    config = SiglipVisionConfig(**{**VISION["siglip_vision_model"], **options})
+    tower = AutoModel.from_config(config).eval()
+    for weight in tower.parameters():  # biases are zero at first
+        torch.nn.init.normal_(weight, std=0.3)
+    return tower
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "options", [{}, {"num_attention_heads": 4, "hidden_size": 32}, {"image_size": 30}, {"vision_use_head": False}]
+)
+@torch.no_grad()
+def test_the_fast_tower_is_the_tower(seed, options):
+    tower = siglip(seed, **options)
+    assert is_plain_siglip(tower)
+    size = tower.config.image_size
+    pixels = torch.randn(1 + seed, 3, size, size)
+    expected = tower(pixels)
+    hidden, pooled = run(tower, pixels)
+    assert_near(hidden, expected.last_hidden_state)
+    if options.get("vision_use_head", True):
+        assert_near(pooled, expected.pooler_output)
+    else:
+        assert pooled is None and expected.pooler_output is None
+
+
+@pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="needs Triton's interpreter, TRITON_INTERPRET=1")
+@pytest.mark.parametrize("width", [16, 24, 130])
+@pytest.mark.parametrize("rows", [1, 2, 4])
+@torch.no_grad()
+def test_the_kernel_is_the_plain_part(width, rows):
+    """Also where rows are no power of two wide, and do not fill the last program."""
+    kernels = pytest.importorskip("videollm_mod.static_tower_kernels")
+    torch.manual_seed(width)
+    norm, x, more = torch.nn.LayerNorm(width, eps=1e-3), torch.randn(3, 7, width), torch.randn(3, 7, width)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    with mock.patch.object(kernels, "ROWS", rows):
+        for value, expected in zip(
+            kernels.TowerKernels.add_and_norm(x, more, norm), PlainTowerOps.add_and_norm(x, more, norm), strict=True
+        ):
+            torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_towers_of_another_kind_keep_their_own_forward():
+    assert not is_plain_siglip(tiny_model(vision="clip_vision_model").model.vision_tower)
+    assert not is_plain_siglip(siglip(0, hidden_act="gelu"))
+    assert not is_plain_siglip(siglip(0).train())
+    tower = siglip(0)
+    layer = next(part for name, part in tower.named_modules() if name.endswith("layers.1.mlp"))
+    layer.fc1 = torch.nn.utils.parametrizations.weight_norm(layer.fc1)
+    assert not is_plain_siglip(tower)
+    tower = siglip(0)
+    next(tower.parameters()).data = next(tower.parameters()).data.bfloat16()
+    assert not is_plain_siglip(tower)
+
+
+@pytest.mark.parametrize("seed", range(2))
+@torch.no_grad()
+def test_features_of_the_fast_tower_are_the_models(seed):
+    model = tiny_model(seed)
+    pixels = torch.randn(3, 3, 24, 24)
+    vision = FastVision(model)
+    expected = model.encode_frames(pixels).pooler_output
+    vision._ops = PlainTowerOps
+    features = vision._features(model.model, pixels)
+    assert vision._ops is PlainTowerOps
+    assert_near(features, expected)
+
+
+def test_a_fast_tower_that_does_not_run_is_left():
+    model, pixels = tiny_model(0), torch.randn(3, 3, 24, 24)
+    vision, broken = FastVision(model), mock.Mock(**{"embed.side_effect": RuntimeError("no compiler")})
+    vision._ops = broken
+    with torch.no_grad():
+        features = vision._features(model.model, pixels)
+        assert torch.equal(features, model.encode_frames(pixels).pooler_output)
+    assert broken.embed.called and vision._ops is None
+
+
+@pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("sizes", [((72, 128), (22, 38)), ((9, 31), (40, 17)), ((30, 30), (30, 7)), ((1, 5), (3, 1))])
+def test_resizing_by_products_is_resizing(mode, sizes):
+    old, new = sizes
+    frames = torch.randint(0, 256, (2, *old, 3)).movedim(-1, 1).float()
+    expected = interpolate(frames, new, mode=mode, antialias=True)
+    rows, columns = (resizing(*sides, (0, 0), mode, frames.device) for sides in zip(old, new, strict=True))
+    torch.testing.assert_close(rows @ frames @ columns.T, expected, atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_pixels_by_products_are_the_processors(seed):
+    """Frames of any size, larger and smaller than what they become, in either layout and with any options."""
+    rng = random.Random(seed)
+    torch.manual_seed(seed)
+    size = {"height": rng.choice((24, 50)), "width": rng.choice((24, 20, 61))}
+    options = {"do_pad": rng.random() < 0.7, "resample": rng.choice((2, 3)), "do_normalize": rng.random() < 0.8}
+    if rng.random() < 0.5:
+        options |= {"image_mean": [0.1, 0.4, 0.7], "image_std": [0.2, 0.5, 0.3]}
+    processor = VideoLLMMoDVideoProcessor(size=size, **options)
+    for old in ((90, 160), (10, 17), (24, 24), (50, 20), (1, 5), (rng.randint(1, 80), rng.randint(1, 80))):
+        frames = 255 * torch.rand(2, *old, 3) if rng.random() < 0.5 else 255 * (torch.rand(2, *old, 3) < 0.5)
+        frames = frames.to(torch.uint8).movedim(-1, 1)
+        frames = frames.contiguous() if rng.random() < 0.5 else frames
+        options = {name: getattr(processor, name) for name in FRAME_OPTIONS}
+        expected = processor.to_pixels(frames)
+        pixels = pixels_by_products(frames, **options)
+        assert pixels.dtype == torch.float32 and pixels.is_contiguous()
+        torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
+
+
+def test_pixels_by_products_name_what_is_wrong():
+    frames = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    processor = VideoLLMMoDVideoProcessor()
+    options = {name: getattr(processor, name) for name in FRAME_OPTIONS}
+    for wrong in ({"resample": 9}, {"size": SizeDict(shortest_edge=3)}):
+        for make in (pixels_by_products, processor._preprocess_frames):
+            with pytest.raises(ValueError, match=f"`{next(iter(wrong))}` must be"):
+                make(frames, **{**options, **wrong})
+
+
+@pytest.mark.parametrize(
+    "counts", [[30], [15], [16], [1] * 20, [5, 12, 3], [8, 8], [40, 1], [3, 40], [7, 8], [32] * 8]
+)
+def test_pieces_are_all_frames_in_order(counts):
+    steps = [Encode(mock.Mock(), torch.full((count, 1), index)) for index, count in enumerate(counts)]
+    for device in ("cpu", "cuda"):
+        pieces = in_pieces(steps, torch.device(device))
+        for step in steps:
+            own = [frames for piece in pieces for other, frames in piece if other is step]
+            assert torch.equal(torch.cat(own), step.frames)
+        order = [steps.index(step) for piece in pieces for step, _ in piece]
+        assert order == sorted(order)
+        sizes = [sum(len(frames) for _, frames in piece) for piece in pieces]
+        cut = device == "cuda" and sum(counts) >= 2 * FIRST_FRAMES
+        assert all(sizes) and (sizes[0] <= FIRST_FRAMES < sum(sizes) if cut else len(sizes) == 1)
+        assert not cut or (max(sizes) <= MOST_FRAMES and len(sizes) <= 2 + sum(sizes) // (MOST_FRAMES - FIRST_FRAMES))
+
+
+def cut_in_three(steps, device):
+    rng = random.Random(len(steps))
+    parts = [(step, frames) for step in steps for frames in step.frames.split(2)]
+    first, second = sorted(rng.sample(range(1, len(parts)), 2))
+    return [parts[:first], parts[first:second], parts[second:]]
+
+
+def test_features_do_not_depend_on_pieces(checkpoint):
+    model, processor = checkpoint
+    sessions = [model.stream(processor) for _ in range(3)]
+    frames = [torch.from_numpy(world_stream(seed).frames(height=96)[:7]).movedim(-1, 1) for seed in range(3)]
+    found = []
+    for cut in (in_pieces, cut_in_three):
+        steps = [Encode(*each) for each in zip(sessions, frames, strict=True)]
+        with mock.patch.object(steps_module, "in_pieces", cut):
+            carry_out_together(steps)
+        found.append([step.result() for step in steps])
+    for whole, pieces in zip(*found, strict=True):
+        assert whole.shape == pieces.shape == (7, *whole.shape[1:])
+        assert_near(pieces, whole)
+    for session in sessions:
+        assert all(session.stats.seconds[stage] > 0 for stage in ("preprocess", "vision"))
+
+
+def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame(checkpoint):
+    model, processor = checkpoint
+    frames = world_stream(5).frames(height=96)
+    session, other = model.stream(processor), model.stream(processor)
+    expected = other.push(frames)
+    events, encode, calls = session.push(frames[:4]), steps_module.encode, []
+
+    def second_fails(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise RuntimeError("the second piece")
+        return encode(*arguments)
+
+    tokens = session.stats.tokens
+    with (
+        mock.patch.object(steps_module, "in_pieces", cut_in_three),
+        mock.patch.object(steps_module, "encode", second_fails),
+        pytest.raises(RuntimeError, match="the second piece"),
+    ):
+        session.push(frames[4:])
+    assert len(calls) == 2 and session.stats.tokens == tokens and session.stats.frames == 4
+    events += session.push(frames[4:])
+    assert_same_events(events, expected)
+
+
+@pytest.mark.parametrize("change", ["parameter", "data", "module", "hook", "state"])
+def test_graphs_are_left_when_the_tower_is_another(change):
+    model = tiny_model(0)
+    vision, tower = FastVision(model), model.model.vision_tower
+    assert vision.is_current
+    layer = next(part for part in tower.modules() if type(part) is torch.nn.Linear)
+    if change == "parameter":
+        layer.weight = torch.nn.Parameter(layer.weight.detach().clone())
+    elif change == "data":
+        layer.weight.data = layer.weight.data.clone()
+    elif change == "module":
+        owner = next(part for part in tower.modules() if layer in part.children())
+        name = next(name for name, part in owner.named_children() if part is layer)
+        setattr(owner, name, torch.nn.Linear(layer.in_features, layer.out_features))
+    elif change == "hook":
+        layer.register_forward_hook(lambda *arguments: None)
+    else:
+        state = {name: value.clone() for name, value in tower.state_dict().items()}
+        tower.load_state_dict(state, assign=True)
+    assert not vision.is_current
+
+
+def is_the_callers(frames: torch.Tensor, array: np.ndarray, first: int) -> bool:
+    """Whether frames are those of an array from a number on, in its memory, in one piece: brought in one copy."""
+    start = array.ctypes.data + first * array[0].nbytes
+    rows = frames.movedim(1, -1) if array.shape[-1] == 3 else frames
+    return frames.data_ptr() == start and rows.is_contiguous()
+
+
+@pytest.mark.parametrize("layout", [(20, 24, 3), (3, 20, 24)])
+@pytest.mark.parametrize("count", [1, 15, 30, 32])
+def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(checkpoint, count, layout):
+    model, processor = checkpoint
+    array, gpu, came = (
+        np.random.default_rng(count).integers(0, 256, (count, *layout), np.uint8),
+        torch.device("cuda"),
+        [],
+    )
+
+    def came_to(frames, device):
+        assert device == gpu
+        came.append(frames)
+        return frames
+
+    with (
+        mock.patch.object(steps_module, "in_pieces", lambda steps, device: in_pieces(steps, gpu)),
+        mock.patch.object(steps_module, "pixels_of", lambda piece, device: pixels_of(piece, gpu)),
+        mock.patch.object(steps_module, "brought", came_to),
+        mock.patch.object(streaming_module, "FRAMES_AT_ONCE", streaming_module.FRAMES_AT_ONCE_ON_GPU),
+    ):
+        session = model.stream(processor)
+        events = session.push(array)
+    assert [len(frames) for frames in came] == ([count] if count < 2 * FIRST_FRAMES else [8, count - 8])
+    first = 0
+    for frames in came:
+        assert is_the_callers(frames, array, first)
+        first += len(frames)
+    assert not is_the_callers(came[0].clone(), array, 0)
+    assert_same_events(events, model.stream(processor).push(array))
+
+
+def test_frames_of_several_streams_meet_on_the_gpu(checkpoint):
+    """Each is brought as it is, and pixels are those of each alone."""
+    model, processor = checkpoint
+    videos = [torch.from_numpy(world_stream(seed).frames(height=96)[:5]).movedim(-1, 1) for seed in range(3)]
+    steps, came = [Encode(model.stream(processor), video) for video in videos], []
+    with mock.patch.object(steps_module, "brought", lambda frames, device: came.append(frames) or frames):
+        pixels = pixels_of([(step, step.frames) for step in steps], torch.device("cuda"))
+    assert [frames.data_ptr() for frames in came] == [video.data_ptr() for video in videos]
+    assert_near(pixels, torch.cat([processor.video_processor.to_pixels(video) for video in videos]))
