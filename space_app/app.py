@@ -28,9 +28,10 @@ def repository() -> Path:
         return folder
     if not revision:
         sys.exit(f"error: set VIDEOLLM_MOD_REVISION to the commit of {model} to run: its code runs here")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download
 
-    return Path(snapshot_download(model, revision=revision))
+    # huggingface_hub 1 asks for the list of files even where it may not ask at all
+    return Path(snapshot_download(model, revision=revision, local_files_only=constants.HF_HUB_OFFLINE))
 
 
 def import_package(folder: Path) -> None:
