@@ -334,8 +334,8 @@ def source_name(source) -> str:
     if address is None:
         return source
     scheme, _, host, path, query = address.groups()
-    if "@" in path or ("@" in query and ":" in host):
-        return scheme + "…"  # a password with a slash or a question mark in it, or an @ in a path: nobody knows
+    if "@" in path or "@" in query:
+        return scheme + "…"  # the host may be the beginning of a password with a slash, a `?` or a `#` in it
     *folders, name = path.split("/")
     short = "" if scheme.lower().startswith("rtmp") else r"|[\w.-]{0,16}"  # there a name is a key
     if not re.fullmatch(r"[\w.%+-]+\.\w{1,5}" + ("" if len(folders) > 1 else short), name):

@@ -165,6 +165,7 @@ def addresses(draw) -> str:
 @example("nosuch://admin:5ec/ret@4711@host/x")
 @example("nosuch://admin:5ecret?4711@host/x")
 @example("nosuch://ad/min:5ecret#4711@host/x")
+@example("nosuch://5ecret#4711:5ecret4711@127.0.0.1")
 @example("nosuch://host:80/get/5ecret4711")
 @example("nosuch://user:5ecret[4711@host/x")
 @example("nosuch:/user:5ecret4711@host/x")
