@@ -20,6 +20,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from forked import ForkedCommand, run_forked
 from fresh_process import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -690,14 +691,8 @@ def test_nothing_else_is_printed_by_a_process_of_its_own(tmp_path, clip):
 # --- broken off
 
 
-def start(clip: Path, folder: Path, *arguments) -> subprocess.Popen:
-    command = [*COMMAND, clip, "--overlay", folder / "o.mp4", *map(str, arguments)]
-    return subprocess.Popen(
-        command,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(clip: Path, folder: Path, *arguments) -> ForkedCommand:
+    return ForkedCommand(["narrate", clip, "--overlay", folder / "o.mp4", *arguments])
 
 
 def readable(folder: Path, name: str) -> int:
@@ -736,7 +731,7 @@ def test_told_to_stop_it_ends_its_files(tmp_path, clip, number):
     process = start(clip, tmp_path, "--output", tmp_path / "out.vtt", "--fps", 30)
     until(lambda: (tmp_path / "out.vtt").exists() and (tmp_path / "out.vtt").stat().st_size >= 60, "the first event")
     process.send_signal(number)
-    out, err = process.communicate(timeout=PATIENCE)
+    out, err = process.communicate()
     assert process.returncode == 128 + number and (out, err) == ("", "")
     assert readable(tmp_path, "out.vtt") > 0
     frames = len(decode_video(tmp_path / "o.mp4", 30)[0])
