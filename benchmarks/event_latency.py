@@ -14,10 +14,10 @@ import torch
 from record import RESULTS, summarise, surroundings, write_result
 
 from videollm_mod.loading.checkpoint import load_checkpoint
-from videollm_mod.narration.live import LiveWatch
 from videollm_mod.narration.narrate import quiet_decoder
 from videollm_mod.narration.options import NarrateOptions
-from videollm_mod.narration.source import open_live
+from videollm_mod.sources.live import LiveWatch
+from videollm_mod.sources.source import open_live
 
 sys.path.append(str(RESULTS.parent.parent / "tests" / "helpers"))
 from media_servers import RtspServer, Slow

@@ -1,1 +1,1 @@
-"""The command `videollm-mod narrate` and the demo: a video in, events, subtitles and an overlay video out."""
+"""What `videollm-mod narrate` writes: events as text, JSON lines or subtitles, and an overlay video."""

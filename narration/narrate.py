@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from ..sources.source import Source, open_source
 from .options import NarrateOptions, Query, stated_fps
-from .source import Source, open_source
 from .writers import OutputFile, file_writer
 
 if TYPE_CHECKING:  # torch is slow to import, and an error should come at once
+    from ..sources.live import LiveWatch
     from ..speaking import StreamEvent
-    from .live import LiveWatch
 
 BLOCK_FRAMES = 16  # of a recorded video that are pushed together
 BLOCK_PIXELS = 16 * 1920 * 1080
@@ -205,7 +205,7 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
         if source.live is None:
             narration = Narration(session, source, fps, queries, on_event, on_frame)
         else:
-            from .live import LiveWatch
+            from ..sources.live import LiveWatch
 
             live = LiveWatch(session, source.live, options.when_behind or "drop")
             narration = LiveNarration(live, queries, on_event, on_frame)

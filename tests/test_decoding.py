@@ -13,7 +13,7 @@ from PIL import Image
 
 from videollm_mod import decoding
 from videollm_mod.decoding import decode_video, iter_video_frames
-from videollm_mod.narration.live_source import LiveSource
+from videollm_mod.sources.live_source import LiveSource
 
 # PyAV -------------------------------------------------------------------------------------------------------------
 

@@ -27,11 +27,11 @@ from waiting import PATIENCE, until
 from videollm_mod.containers import open_container
 from videollm_mod.data.world import world_stream
 from videollm_mod.decoding import decode_video
-from videollm_mod.narration import live_source, source
-from videollm_mod.narration.live import WAITING, LiveWatch, WaitingRoom
-from videollm_mod.narration.live_source import LiveClock, LiveCounts, LiveFrame, LiveSource
 from videollm_mod.narration.narrate import narrate
 from videollm_mod.narration.options import NarrateOptions
+from videollm_mod.sources import live_source, source
+from videollm_mod.sources.live import WAITING, LiveWatch, WaitingRoom
+from videollm_mod.sources.live_source import LiveClock, LiveCounts, LiveFrame, LiveSource
 
 COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
 

@@ -33,8 +33,9 @@ from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.decoding import MAX_PIXELS, decode_video, iter_video_frames, limited_size
 from videollm_mod.loading import checkpoint as loading
-from videollm_mod.narration import narrate, source
+from videollm_mod.narration import narrate
 from videollm_mod.narration.options import NarrateOptions, Query
+from videollm_mod.sources import source
 
 COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
 

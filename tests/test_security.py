@@ -31,8 +31,8 @@ from videollm_mod.containers import shown, source_name
 from videollm_mod.conversation import MAX_TEXT
 from videollm_mod.decoding import iter_video_frames
 from videollm_mod.narration.options import NarrateOptions, Query, plain_float
-from videollm_mod.narration.source import open_live
 from videollm_mod.session_state import VERSION
+from videollm_mod.sources.source import open_live
 
 NETWORK = ("socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto", "urllib.Request")
 PROCESSES = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork")
@@ -74,7 +74,8 @@ def import_classes() -> dict:
 
     for name in videollm_mod.__all__:
         getattr(videollm_mod, name)
-    from videollm_mod.narration import live, narrate, source  # noqa: F401
+    from videollm_mod.narration import narrate  # noqa: F401
+    from videollm_mod.sources import live, source  # noqa: F401
 
     return {**seen, "home": str(Path(videollm_mod.__file__).parent)}
 

@@ -1,0 +1,1 @@
+"""Where frames come from: files, addresses of servers, cameras and network streams."""
