@@ -3,7 +3,7 @@
 import math
 import re
 
-from ..cli import share_cores
+from ..commands.threads import share_cores
 from .arguments import check_fits, minutes, result_file
 from .geometries import NAMES
 

@@ -15,7 +15,6 @@ from record import RESULTS, summarise, surroundings, write_result
 
 from videollm_mod.loading.checkpoint import load_checkpoint
 from videollm_mod.narration.narrate import quiet_decoder
-from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.sources.live import LiveWatch
 from videollm_mod.sources.source import open_live
 
@@ -36,7 +35,7 @@ def measure(model, processor, url: str, fps: float, frames: int, delay: float) -
 def main(frames: int) -> None:
     quiet_decoder()
     torch.set_num_threads(2)
-    model, processor = load_checkpoint(NarrateOptions(source="", device="cpu"))
+    model, processor = load_checkpoint(device="cpu")
     server = RtspServer(fps=10)
     try:
         runs = {

@@ -44,11 +44,10 @@ def worker(connection, folder: str) -> None:
 
     from videollm_mod.loading.checkpoint import load_checkpoint
     from videollm_mod.narration.narrate import quiet_decoder
-    from videollm_mod.narration.options import NarrateOptions
 
     quiet_decoder()
     torch.set_num_threads(1)
-    checkpoint = load_checkpoint(NarrateOptions(source="", device="cpu"))
+    checkpoint = load_checkpoint(device="cpu")
     originals = sorted(Path(folder).glob("originals/*.*"))
     own = Path(tempfile.mkdtemp(dir=folder))
     (own / "plain.mp4").write_bytes((Path(folder) / "originals" / "plain.mp4").read_bytes())  # the JSONL names it
@@ -112,13 +111,12 @@ def main(cases: int, first: int, processes: int) -> None:
     from tqdm import tqdm
 
     from videollm_mod.loading.checkpoint import load_checkpoint
-    from videollm_mod.narration.options import NarrateOptions
 
     outcomes, failures = collections.defaultdict(collections.Counter), []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "originals").mkdir()
-        write_originals(folder / "originals", *load_checkpoint(NarrateOptions(source="", device="cpu")))
+        write_originals(folder / "originals", *load_checkpoint(device="cpu"))
         numbers, bar = itertools.count(first), tqdm(total=cases, unit="case", disable=None)
         slots = [Slot(folder) for _ in range(processes)]
 

@@ -1,16 +1,30 @@
-"""How many threads a command computes with: as many as there are free cores, for threads that wait for each other on
-cores that others use take many times as long as one."""
+"""How many threads a command computes with: as many as there are free cores. Threads that wait for each other on busy
+cores take many times as long as a single one."""
 
 import math
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
-NAMED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # by which users, and `torchrun`, choose themselves
+NAMED = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # with which users, and `torchrun`, choose a number
+
+
+def share_cores() -> None:
+    """`sleep_while_waiting` and `use_free_cores`, for commands that compute from the start."""
+    sleep_while_waiting()
+    use_free_cores()
+
+
+def sleep_while_waiting() -> None:
+    """Let threads that wait for each other sleep instead of spinning. Beside other programs a small model then runs
+    twice as fast; alone it takes longer for single frames, unless OMP_WAIT_POLICY is ACTIVE. Call this before torch is
+    imported."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def use_free_cores() -> None:
-    """Let torch compute with no more threads than there are free cores, unless the environment names a number."""
+    """Let torch compute with at most as many threads as there are free cores, unless the environment sets a number.
+    Imports torch."""
     if any(os.environ.get(name) for name in NAMED):
         return
     import torch
@@ -19,13 +33,13 @@ def use_free_cores() -> None:
 
 
 def free_cores(root: Path = Path("/")) -> int:
-    """`allowed_cores` that others leave to this process now, at least 1."""
+    """How many of `allowed_cores` are free now, at least 1."""
     return max(1, min(allowed_cores(root), round((os.cpu_count() or 1) - busy(root))))
 
 
 def allowed_cores(root: Path = Path("/")) -> int:
-    """Cores that this process may use, at least 1: by its affinity and the quota of its control groups, shared by the
-    processes that `torchrun` starts on a machine.
+    """How many cores this process may use by its affinity and the quota of its control groups, at least 1. Processes
+    that `torchrun` starts on one machine share them.
 
     Args:
         root (`Path`): where `proc` and `sys` lie.
@@ -36,8 +50,8 @@ def allowed_cores(root: Path = Path("/")) -> int:
 
 
 def busy(root: Path) -> float:
-    """Cores of the machine that others use: the load of the last minute, but no more than what wants a core right now,
-    for this user's last command may have made that load."""
+    """How many cores other processes use: the load of the last minute, but at most the number of processes that run
+    right now, since the user's last command may have made that load."""
     try:
         load = os.getloadavg()[0]
     except (AttributeError, OSError):  # not on every system
@@ -50,7 +64,7 @@ def busy(root: Path) -> float:
 
 
 def quotas(root: Path) -> Iterator[float]:
-    """Cores' worth of time that the control groups of this process, of version 1 or 2, and those around them grant."""
+    """How many cores the control groups of this process (version 1 or 2), and the groups around them, grant."""
     try:
         lines = (root / "proc" / "self" / "cgroup").read_text().splitlines()
     except OSError:

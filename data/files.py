@@ -7,9 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import TextIO
 
-STANDARD = Path("-")  # standard output
+STANDARD = Path("-")  # standard input or output
 PARTIAL = ".partial"  # ending of a file that is being written
+
+
+def beside(output: Path | None) -> TextIO:
+    """Where to print messages, so that they do not mix with what goes to `output`."""
+    return sys.stderr if output == STANDARD else sys.stdout
 
 
 @contextmanager

@@ -6,7 +6,7 @@ killed, so the numbers are the same too.
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,22 +18,21 @@ from ..data.ego4d_lta import word_of
 from ..data.files import STANDARD, written_whole
 from ..data.processes import process_state
 from ..loading.checkpoint import load_checkpoint
+from ..loading.find import find_checkpoint
 from ..memory import frames_in_context
-from ..narration.options import NarrateOptions, check_output
-from ..speaking import DEFAULT_THRESHOLD
 from .answering import answers
 from .answers import Taxonomy
-from .captions import NEEDS_JAVA, check_captions
+from .captions import NEEDS_JAVA
 from .encoding import encode
 from .free_running import watch
+from .options import EvaluateOptions
 from .results import Results
 from .sources import Example, JsonlSource, WorldSource
-from .speaking import check_plot, plot_speaking
+from .speaking import plot_speaking
 from .tasks import (
     CANDIDATES,
     MAX_NEW_TOKENS,
     STREAMING,
-    TASKS,
     check_categories,
     summarise_answers,
     summarise_forced,
@@ -44,107 +43,34 @@ from .teacher_forced_model import teacher_forced
 CONFIGURATIONS = ("config.json", "processor_config.json", "tokenizer.json", "adapter_config.json")
 
 
-@dataclass
-class EvaluateOptions:
-    """See `videollm-mod evaluate --help`.
-
-    Raises:
-        `ValueError`, `OSError`, `ImportError`: from `check`, naming the argument.
-    """
-
-    task: str
-    model: str | None = None
-    data: Path | None = None
-    level: str | None = None
-    split: str | None = None
-    first_seed: int | None = None
-    questions: int | None = None
-    streams: int | None = None
-    self_conditioned: bool = False
-    threshold: float = DEFAULT_THRESHOLD
-    keep_ratio: float | None = None
-    categories: Path | None = None
-    batch_size: int = 8
-    json: Path | None = None
-    plot: Path | None = None
-    dtype: str = "auto"
-    device: str = "auto"
-
-    def check(self) -> None:
-        if self.task not in TASKS:
-            raise ValueError(f"`--task` must be one of {', '.join(TASKS)}, got {self.task!r}")
-        if self.self_conditioned and self.task not in STREAMING:
-            raise ValueError(f"`--self-conditioned` is for the tasks {' and '.join(STREAMING)}, not for {self.task!r}")
-        if self.data is not None:
-            for name in ("level", "split", "first_seed", "questions"):
-                if getattr(self, name) is not None:
-                    raise ValueError(f"`--{name.replace('_', '-')}` is of the world, and does not go with `--data`")
-        for name, least in (("streams", 1), ("batch_size", 1), ("questions", 0), ("first_seed", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"`--{name.replace('_', '-')}` must be at least {least}, got {value}")
-        if self.categories is not None and self.task in STREAMING:
-            raise ValueError(f"`--categories` is for tasks with an answer, not for {self.task!r}")
-        if self.first_seed is not None and self.split is not None:
-            raise ValueError("`--first-seed` is instead of a split's seeds, and does not go with `--split`")
-        for name in ("json", "plot"):
-            if getattr(self, name) is not None:
-                check_output(f"--{name}", getattr(self, name), "")
-        if self.json is not None:
-            check_result(self.json)
-            if self.plot is not None and self.plot.absolute() == self.json.absolute():
-                raise ValueError(f"`--json` and `--plot` are the same file, {self.json}")
-        if self.plot is not None:
-            if self.self_conditioned or self.task not in STREAMING:
-                raise ValueError("`--plot` shows the decisions to speak, of narration and chat, not self-conditioned")
-            check_plot(self.plot)
-        if self.self_conditioned:
-            check_captions()
-        self.loading("auto").check()
-
-    def loading(self, device: str) -> NarrateOptions:
-        """How the checkpoint is loaded."""
-        given = {name: getattr(self, name) for name in ("model", "threshold", "keep_ratio", "dtype")}
-        return NarrateOptions(source="", device=device if self.device == "auto" else self.device, **given)
-
-    def source(self) -> JsonlSource | WorldSource:
-        if self.data is not None:
-            return JsonlSource(self.data, self.task, self.streams)
-        given = {"questions": self.questions, "count": self.streams, "first_seed": self.first_seed}
-        given = {name: value for name, value in given.items() if value is not None}
-        return WorldSource(self.level or "basic", self.task, self.split or "validation", **given)
-
-    def read_categories(self) -> list[str] | Taxonomy | None:
-        """What answers may be: one a line, or the taxonomy of long-term anticipation."""
-        if self.categories is None:
-            return None
-        try:
-            text = self.categories.read_text(encoding="utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.categories} is not UTF-8: {error}") from error
-        if self.task != "lta":
-            if categories := [line.strip() for line in text.splitlines() if line.strip()]:
-                return categories
-            raise ValueError(f"{self.categories} holds no categories; one a line is wanted")
-        try:
-            taxonomy = json.loads(text)
-            if not all(isinstance(taxonomy[kind], list) for kind in ("verbs", "nouns")):
-                raise TypeError("words are wanted in lists")
-            return Taxonomy(*([word_of(name) for name in taxonomy[kind]] for kind in ("verbs", "nouns")))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f'{self.categories} is no taxonomy, {{"verbs": [str], "nouns": [str]}}') from error
+def source_of(options: EvaluateOptions) -> JsonlSource | WorldSource:
+    """The streams to evaluate on."""
+    if options.data is not None:
+        return JsonlSource(options.data, options.task, options.streams)
+    given = {"questions": options.questions, "count": options.streams, "first_seed": options.first_seed}
+    given = {name: value for name, value in given.items() if value is not None}
+    return WorldSource(options.level or "basic", options.task, options.split or "validation", **given)
 
 
-def check_result(path: Path) -> None:
-    """Raise `ValueError` if a file is there that is no result, and would be lost."""
-    if not path.exists() or not path.stat().st_size:
-        return
+def read_categories(path: Path | None, task: str) -> list[str] | Taxonomy | None:
+    """The possible answers: one per line, or the taxonomy of long-term anticipation."""
+    if path is None:
+        return None
     try:
-        made = json.loads(path.read_bytes())
-    except ValueError:
-        made = None
-    if not isinstance(made, dict) or not {"command", "task", "summary"} <= made.keys():
-        raise ValueError(f"`--json` would overwrite {path}, which is no result of `videollm-mod evaluate`")
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8: {error}") from error
+    if task != "lta":
+        if categories := [line.strip() for line in text.splitlines() if line.strip()]:
+            return categories
+        raise ValueError(f"{path} holds no categories; it must hold one per line")
+    try:
+        taxonomy = json.loads(text)
+        if not all(isinstance(taxonomy[kind], list) for kind in ("verbs", "nouns")):
+            raise TypeError("verbs and nouns must be lists")
+        return Taxonomy(*([word_of(name) for name in taxonomy[kind]] for kind in ("verbs", "nouns")))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f'{path} is not a taxonomy, {{"verbs": [str], "nouns": [str]}}') from error
 
 
 def fingerprint_of(folder: str) -> str:
@@ -226,16 +152,16 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
             if a video turns out to be damaged, whereupon the results so far are kept.
     """
     options.check()
-    source, categories = options.source(), options.read_categories()
+    source, categories = source_of(options), read_categories(options.categories, options.task)
     if isinstance(categories, list):
         check_categories(options.task, categories, source.answers)
     state = process_state(on_cpu=options.device == "cpu", timeout=timedelta(days=1))
-    loading = options.loading(str(state.device))
+    found = find_checkpoint(options.model)
     settings = {
         "task": options.task,
         "self_conditioned": options.self_conditioned,
         "data": source.about,
-        "model": " on ".join(fingerprint_of(folder) for folder in dict.fromkeys((loading.checkpoint, loading.base))),
+        "model": " on ".join(fingerprint_of(str(source)) for source in (found.adapter, found.base) if source),
         "threshold": options.threshold,
         "keep_ratio": options.keep_ratio,
         "dtype": options.dtype,
@@ -245,7 +171,8 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     state.wait_for_everyone()
     if state.is_main_process:
         results.begin()
-    model, processor = load_checkpoint(loading)
+    device = str(state.device) if options.device == "auto" else options.device
+    model, processor = load_checkpoint(options.model, device=device, dtype=options.dtype)
     if options.keep_ratio is not None:
         model.keep_ratio = options.keep_ratio
     source.open(model, processor)

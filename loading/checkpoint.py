@@ -1,19 +1,59 @@
-"""A checkpoint for a command: which device and dtype, whose code, and nothing printed while it loads."""
+"""Loads a checkpoint for a command: on which device, in which dtype, and with whose code."""
 
 import json
 import logging
 import warnings
 from pathlib import Path
 
-from ..narration.options import NarrateOptions
+from .find import find_checkpoint
 
 HUB_TIMEOUT = 8.0  # seconds
-# what comes of options of a wrong type or size, wherever they are used first
+# what options of a wrong type or size raise where they are first used
 WRONG_OPTIONS = (RuntimeError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError)
 
 
+def load_checkpoint(
+    model: str | Path | None = None,
+    *,
+    device: str = "auto",
+    dtype: str = "auto",
+    load_in_4bit: bool = False,
+    trust_remote_code: bool = False,
+):
+    """Load `(model, processor)` for inference.
+
+    Args:
+        model: folder of a checkpoint, or a Hub id; the checkpoint of the package by default. An adapter is put on its
+            base model and merged into it, except in 4 bit.
+        device (`str`): `cpu`, `cuda`, `cuda:N` or `mps`; `auto` takes the best one there is.
+        dtype (`str`): `float32`, `bfloat16` or `float16`; `auto` is the checkpoint's own, and float32 on a CPU.
+        load_in_4bit (`bool`): quantise the language model's layers to NF4.
+        trust_remote_code (`bool`): run the code that the checkpoint brings instead of this package's.
+
+    Raises:
+        `ValueError`, `OSError`: if there is no such checkpoint, if it is of another kind, incomplete or damaged, or if
+            the machine has no such device.
+        `ImportError`: if 4 bit needs bitsandbytes.
+    """
+    base, adapter = find_checkpoint(model)
+    device = choose_device(device)
+    silence_loading()
+    if adapter is not None:
+        logging.getLogger(__name__).warning(f"{adapter} is an adapter, its base model is {base}")
+    model, processor = load_base(base, weights_options(device, dtype, load_in_4bit), trust_remote_code)
+    if adapter is not None:
+        from ..training.adapters import with_adapter
+
+        model = with_adapter(model, adapter, merged=not load_in_4bit)
+    check_finite(adapter or base, model)
+    check_processor(base, processor, model)
+    if not load_in_4bit:
+        model = model.to(device)
+    return model.eval(), processor
+
+
 def choose_device(name: str):
-    """The `torch.device` of `--device`, checked to be there; `auto` is the best there is.
+    """The `torch.device` of a name; `auto` is the best one there is.
 
     Raises:
         `ValueError`: if this machine has no such device.
@@ -30,79 +70,76 @@ def choose_device(name: str):
     return device
 
 
-def load_checkpoint(options: NarrateOptions):
-    """`(model, processor)` of `options.model`; where that is an adapter, of its base, with the adapter merged into it.
-
-    The classes are this package's own. Those of a checkpoint that brings other code are used with
-    `trust_remote_code` only.
-
-    Raises:
-        `ValueError`, `OSError`: if it is no such model, incomplete or damaged.
-        `ImportError`: if 4 bit needs bitsandbytes.
-    """
-    import torch
-    from huggingface_hub.errors import StrictDataclassError
-    from safetensors import SafetensorError
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+def silence_loading() -> None:
+    """Keep the libraries' warnings and progress bars off the screen: what matters comes back as an error."""
     from transformers.utils import logging as library
 
     library.set_verbosity_error()
     library.disable_progress_bar()
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # which peft imports, and which looks for kernels then
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it, and it then looks for its kernels
     warnings.simplefilter("ignore")
 
-    device, source, adapter = choose_device(options.device), options.base, options.adapter
-    if adapter is not None:
-        logging.getLogger(__name__).warning(f"{adapter} is an adapter, its base model is {source}")
-    arguments, trust = {}, {}
-    if options.load_in_4bit:
+
+def weights_options(device, dtype: str, load_in_4bit: bool) -> dict:
+    """What `from_pretrained` is told about the weights."""
+    import torch
+
+    # CPUs are no faster in half precision, and in float32 a block of frames gives what single frames give
+    if dtype == "auto" and device.type == "cpu":
+        dtype = "float32"
+    options = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
+    if load_in_4bit:
         from ..training.adapters import four_bit
 
-        arguments |= {"quantization_config": four_bit(), "device_map": {"": device}}
-    # CPUs are no faster in half precision, and in float32 blocks of frames are as good as equal to single ones
-    dtype = options.dtype if options.dtype != "auto" or device.type != "cpu" else "float32"
-    arguments["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
-    config = fetch_config(source)
-    if options.trust_remote_code:
-        trust = {"trust_remote_code": True}
-    else:
-        from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration as model_class
-        from ..processing_videollm_mod import VideoLLMMoDProcessor as processor_class
+        options |= {"quantization_config": four_bit(), "device_map": {"": device}}
+    return options
 
-        check_model_type(source, config)
+
+def load_base(base: str, options: dict, trust_remote_code: bool):
+    """`(model, processor)` of a checkpoint that is not an adapter; `options` go to the model's `from_pretrained`."""
+    import torch
+    from huggingface_hub.errors import StrictDataclassError
+    from safetensors import SafetensorError
+
+    config, trust = fetch_config(base), {"trust_remote_code": True} if trust_remote_code else {}
+    if not trust_remote_code:
+        check_model_type(base, config)
     try:
-        if options.trust_remote_code:
-            model_class, processor_class = (
-                brought_class(auto_class, source, config)
-                for auto_class in (AutoModelForImageTextToText, AutoProcessor)
-            )
-        processor = processor_class.from_pretrained(source, **trust)
-        model, info = model_class.from_pretrained(source, **arguments, **trust, output_loading_info=True)
-    # options of a wrong type, a truncated file, weights of other shapes
+        model_class, processor_class = remote_classes(base, config) if trust_remote_code else own_classes()
+        processor = processor_class.from_pretrained(base, **trust)
+        model, info = model_class.from_pretrained(base, **options, **trust, output_loading_info=True)
     except torch.OutOfMemoryError:
         raise
+    # options of a wrong type, a truncated file, weights of other shapes
     except (*WRONG_OPTIONS, StrictDataclassError, SafetensorError) as error:
-        raise ValueError(f"cannot load the checkpoint {source}: {error}") from error
+        raise ValueError(f"cannot load the checkpoint {base}: {error}") from error
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"the checkpoint {source} lacks {len(missing)} weights, such as {', '.join(missing[:3])}")
-    if adapter is not None:
-        from ..training.adapters import with_adapter
-
-        model = with_adapter(model, adapter, merged=not options.load_in_4bit)
-    check_finite(adapter or source, model)
-    check_processor(source, processor, model)
-    if not options.load_in_4bit:
-        model = model.to(device)
-    return model.eval(), processor
+        raise ValueError(f"the checkpoint {base} lacks {len(missing)} weights, such as {', '.join(missing[:3])}")
+    return model, processor
 
 
-def brought_class(auto_class: type, source: str, config: Path) -> type:
-    """The class that a checkpoint brings for an Auto class, or that one itself: where this package is imported, it
-    would take the package's own."""
+def own_classes() -> tuple[type, type]:
+    """This package's classes of model and processor."""
+    from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
+    from ..processing_videollm_mod import VideoLLMMoDProcessor
+
+    return VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+
+
+def remote_classes(base: str, config: Path) -> tuple[type, type]:
+    """The classes that a checkpoint brings, or the Auto classes where it brings none. The Auto classes alone would not
+    do: this package has registered its own classes with them."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    brought = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {}).get(auto_class.__name__)
-    return auto_class if brought is None else get_class_from_dynamic_module(brought, source)
+    brought = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {})
+    auto_classes = AutoModelForImageTextToText, AutoProcessor
+    references = [brought.get(auto_class.__name__) for auto_class in auto_classes]
+    model_class, processor_class = (
+        auto_class if reference is None else get_class_from_dynamic_module(reference, base)
+        for auto_class, reference in zip(auto_classes, references, strict=True)
+    )
+    return model_class, processor_class
 
 
 def check_finite(source: str | Path, model) -> None:
@@ -110,14 +147,16 @@ def check_finite(source: str | Path, model) -> None:
     import torch
 
     for name, weight in model.named_parameters():
+        # a finite sum proves finite terms and takes no memory; an infinite one may come of the adding
         if not weight.is_floating_point() or weight.detach().sum(dtype=torch.float32).isfinite():
-            continue  # a sum is as finite as its terms, and takes no memory; where it is not, adding may have done it
+            continue
         if not weight.detach().isfinite().all():
             raise ValueError(f"the checkpoint {source} holds nan or infinity in {name}")
 
 
 def check_processor(source: str, processor, model) -> None:
-    """Raise `ValueError` if the processor is not the model's, or does not make of a frame what its tower takes."""
+    """Raise `ValueError` if the processor belongs to another model, or makes frames of a size that the vision tower
+    does not take."""
     import torch
 
     from ..processing_videollm_mod import check_pair
@@ -138,30 +177,29 @@ def check_processor(source: str, processor, model) -> None:
 
 
 def fetch_config(source: str) -> Path:
-    """The path of `config.json` in a folder, the Hub's cache, or the Hub itself, asked once and not for long.
+    """The path of `config.json` in a folder, in the cache of the Hub, or freshly downloaded. The Hub is asked once and
+    must answer within `HUB_TIMEOUT`.
 
     Raises:
-        `OSError`: if it cannot be had.
+        `OSError`: if there is no such file.
     """
     from huggingface_hub import HfApi, constants, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.utils import logging as library
 
-    library.set_verbosity_error()
     if Path(source).is_dir():
         return Path(source) / "config.json"
     cached = try_to_load_from_cache(source, "config.json")
     if isinstance(cached, str):
         return Path(cached)
     if constants.HF_HUB_OFFLINE:
-        raise OSError(f"{source} is no folder, and not in the cache of the Hub, which is offline")
+        raise OSError(f"{source} is not a folder, and not in the cache of the Hub, which is offline")
     try:
         HfApi().model_info(source, timeout=HUB_TIMEOUT)  # says at once what a download would say after many tries
         return Path(hf_hub_download(source, "config.json", etag_timeout=HUB_TIMEOUT))
     except HfHubHTTPError as error:
-        raise OSError(f"{source} is no folder, and the Hub has no such model: {error}") from error
+        raise OSError(f"{source} is not a folder, and the Hub has no such model: {error}") from error
     except Exception as error:  # of whichever HTTP library huggingface_hub uses
-        raise OSError(f"{source} is no folder, and the Hub cannot be reached: {error}") from error
+        raise OSError(f"{source} is not a folder, and the Hub cannot be reached: {error}") from error
 
 
 def check_model_type(source: str, path: Path) -> None:
@@ -169,7 +207,7 @@ def check_model_type(source: str, path: Path) -> None:
     try:
         model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"{path} is no configuration: {error}") from error
+        raise ValueError(f"{path} is not a configuration: {error}") from error
     if model_type != "videollm_mod":
         raise ValueError(
             f"{source} holds a model of type {model_type!r}, not 'videollm_mod'; a model that brings its own code "

@@ -1,22 +1,24 @@
-"""Noise of libraries that nobody who gives a command can act on."""
+"""Silences warnings of libraries that the user of a command cannot act on."""
 
 import logging
+import os
 import warnings
 
 NOISE = (
-    # adapters and their merging see to tied weights themselves, see training/adapters.py
+    # training/adapters.py takes care of tied weights itself
     "Model has `tie_word_embeddings=True` and a tied layer is part of the adapter",
-    # both names of checkpointing work in all releases that are supported
+    # both names of checkpointing work in all supported releases
     "`(is_)?gradient_checkpointing(_kwargs)?` is deprecated",
     "'pin_memory' argument is set as true but no accelerator is found",
 )
 
 
 def quiet_libraries() -> None:
-    """Let them say nothing of `NOISE`, and bitsandbytes nothing of kernels for 4 bit: PEFT imports it in any case."""
+    """Silence `NOISE`, the Hub's retries, and bitsandbytes, which PEFT always imports and which looks for kernels."""
     for message in NOISE:
         warnings.filterwarnings("ignore", message=message)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # read when huggingface_hub is imported
 
 
 __all__ = ["quiet_libraries"]

@@ -7,9 +7,10 @@ from pathlib import Path
 from ..decoding import decode_video
 from ..evaluation.free_running import match
 from ..loading.checkpoint import load_checkpoint
+from ..loading.find import OWN_CHECKPOINT
 from ..speaking import StreamEvent
 from .narrate import narrate
-from .options import OWN_CHECKPOINT, NarrateOptions
+from .options import NarrateOptions
 from .savings import measure_savings
 from .writers import file_writer
 
@@ -33,7 +34,7 @@ def demo(output: Path) -> None:
         `OSError`: if a file cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    checkpoint = load_checkpoint(NarrateOptions(source=""))
+    checkpoint = load_checkpoint()
     writer = file_writer("text", sys.stdout)
     for name, (what, queries) in CLIPS.items():
         clip, stem = OWN_CHECKPOINT / "media" / name, output / Path(name).stem

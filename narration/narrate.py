@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
+from ..loading.find import find_checkpoint
 from ..sources.source import Source, open_source
 from .options import NarrateOptions, Query, stated_fps
 from .writers import OutputFile, file_writer
@@ -139,11 +140,11 @@ def readable_memory_errors() -> Iterator[None]:
         ) from error
 
 
-def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callable | None = None) -> dict:
+def narrate(options: NarrateOptions, load: Callable = NarrateOptions.load, echo: Callable | None = None) -> dict:
     """Narrate `options.source` as the options say; returns the statistics of the last line of `jsonl`.
 
     Args:
-        load (`Callable`, *optional*): `(model, processor)` from the options, instead of `load_checkpoint`.
+        load (`Callable[[NarrateOptions], tuple]`): returns `(model, processor)`.
         echo (`Callable[[StreamEvent], None]`, *optional*): called with each event too.
 
     Raises:
@@ -155,10 +156,8 @@ def narrate(options: NarrateOptions, load: Callable | None = None, echo: Callabl
     if options.output is None and sys.stdout is None:
         raise OSError("there is no standard output to write to; give `--output`")
     # a source that cannot be read is known before a model is loaded, and before an output is begun
-    fps = options.fps or stated_fps(options.base)
+    fps = options.fps or stated_fps(find_checkpoint(options.model).base)
     source = open_source(options.source, fps, options.when_behind, options.limits)
-    if load is None:
-        from ..loading.checkpoint import load_checkpoint as load
     with readable_memory_errors():
         model, processor = load(options)
     from ..memory import frames_in_context  # as slow to import as the model

@@ -15,7 +15,7 @@ from ..containers import open_container, video_duration
 from ..data.world import world_stream
 from ..data.world_clip import write_clip
 from ..decoding import iter_video_frames
-from ..narration.options import OWN_CHECKPOINT
+from ..loading.find import OWN_CHECKPOINT
 
 # what browsers play: container, codecs and pixel format
 PLAYABLE = {"mp4": {"h264", "vp9", "av1"}, "webm": {"vp8", "vp9", "av1"}}

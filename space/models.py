@@ -9,7 +9,6 @@ import torch
 from ..commands.threads import allowed_cores
 from ..loading.checkpoint import load_checkpoint
 from ..memory import frames_in_context
-from ..narration.options import NarrateOptions
 
 try:
     import spaces
@@ -67,9 +66,7 @@ class Models:
     @classmethod
     def load(cls, checkpoint: str | None = None) -> "Models":
         """Of a folder or Hub id; the checkpoint that comes with the package if omitted."""
-        options = NarrateOptions(source="", model=checkpoint)
-        options.check()
-        return cls(*load_checkpoint(options))
+        return cls(*load_checkpoint(checkpoint))
 
     def warm_up(self) -> None:
         """Let a first frame pass and a word be said, so that no visitor waits for what is set up on first use."""

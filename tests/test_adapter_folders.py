@@ -11,7 +11,7 @@ from small_data import small_model, write_video
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
 from videollm_mod.loading.checkpoint import load_checkpoint
-from videollm_mod.narration.options import NarrateOptions
+from videollm_mod.loading.find import find_checkpoint
 from videollm_mod.space.models import Models
 from videollm_mod.training.adapters import LoraOptions, add_lora, merge_adapter
 
@@ -79,7 +79,7 @@ def test_what_is_wrong_with_an_adapter_is_one_error(folders, tmp_path, capsys):
         return folder
 
     for folder, sentence in {
-        changed("gone", base_model_name_or_path=f"{base}-gone"): f"is no folder: {base}-gone",
+        changed("gone", base_model_name_or_path=f"{base}-gone"): f"is not a folder: {base}-gone",
         changed(
             "empty", base_model_name_or_path=str(tmp_path)
         ): f"holds no checkpoint: there is no config.json in {tmp_path}",
@@ -96,11 +96,9 @@ def test_what_is_wrong_with_an_adapter_is_one_error(folders, tmp_path, capsys):
 
 def test_an_adapter_is_found_without_loading_a_model(folders):
     base, adapter, _ = folders
-    options = NarrateOptions(source="", model=str(adapter), device="cpu")
-    assert (options.adapter, options.base) == (adapter, str(base))
-    options = NarrateOptions(source="", model=str(base), device="cpu")
-    assert (options.adapter, options.base) == (None, str(base))
-    model, _ = load_checkpoint(options)
+    assert find_checkpoint(adapter) == (str(base), adapter)
+    assert find_checkpoint(str(base)) == (str(base), None)
+    model, _ = load_checkpoint(str(base), device="cpu")
     assert model.device.type == "cpu"
 
 
@@ -111,8 +109,7 @@ def test_an_adapter_lies_beside_weights_in_4_bit(tmp_path):
     processor.save_pretrained(tmp_path / "base")
     model = add_lora(VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "base"), LoraOptions(r=4, alpha=8))
     model.save_pretrained(str(tmp_path / "adapter"))
-    options = NarrateOptions(source="", model=str(tmp_path / "adapter"), device="cpu", load_in_4bit=True)
-    loaded, processor = load_checkpoint(options)
+    loaded, processor = load_checkpoint(tmp_path / "adapter", device="cpu", load_in_4bit=True)
     weights = {name: weight.dtype for name, weight in loaded.named_parameters()}
     assert any("lora_A" in name for name in weights) and torch.uint8 in weights.values()
     assert type(loaded) is VideoLLMMoDForConditionalGeneration

@@ -71,11 +71,10 @@ def test_auto_classes_know_the_package_whatever_is_imported_first(tmp_path, firs
 
 def load_trusting(folder: str) -> dict:
     from videollm_mod.loading.checkpoint import load_checkpoint
-    from videollm_mod.narration.options import NarrateOptions
 
     found = {}
     for trust in (False, True):
-        loaded = load_checkpoint(NarrateOptions(source="", model=folder, device="cpu", trust_remote_code=trust))
+        loaded = load_checkpoint(folder, device="cpu", trust_remote_code=trust)
         found[str(trust)] = [type(own).__module__.split(".")[0] for own in loaded]
         found[f"{trust}, changed"] = getattr(loaded[0], "changed", False)
     return found

@@ -23,7 +23,7 @@ from videollm_mod.data.prepare import DATASETS, prepare
 from videollm_mod.evaluation import evaluate as evaluation
 from videollm_mod.evaluation import tasks
 from videollm_mod.evaluation.answering import answers
-from videollm_mod.evaluation.evaluate import EvaluateOptions, evaluate
+from videollm_mod.evaluation.evaluate import EvaluateOptions, evaluate, read_categories
 from videollm_mod.evaluation.free_running import watch
 from videollm_mod.evaluation.results import Results, parsed
 from videollm_mod.evaluation.sources import JsonlSource, WorldSource
@@ -290,7 +290,7 @@ def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
     assert json.loads((tmp_path / "a.json").read_text())["summary"]["categories"] == 3
     taxonomy = {"verbs": ["take_(grab)", "put_(place)"], "nouns": [f"cup{i}" for i in range(30)]}
     (tmp_path / "taxonomy.json").write_text(json.dumps(taxonomy))
-    assert EvaluateOptions("lta", categories=tmp_path / "taxonomy.json").read_categories().verbs == ["take", "put"]
+    assert read_categories(tmp_path / "taxonomy.json", "lta").verbs == ["take", "put"]
 
 
 @pytest.mark.parametrize(
@@ -321,10 +321,13 @@ def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
         (["--task", "narration", "--data", "{folder}/silent.jsonl"], "silent.jsonl holds no replies"),
         (["--task", "narration", "--data", "{folder}/gone.jsonl"], "1 files that"),
         (["--task", "step", "--level", "hard", "--categories", "{folder}/empty.jsonl"], "holds no categories"),
-        (["--task", "lta", "--data", "{folder}/ego4d_lta.jsonl", "--categories", "{folder}/own.jsonl"], "no taxonomy"),
+        (
+            ["--task", "lta", "--data", "{folder}/ego4d_lta.jsonl", "--categories", "{folder}/own.jsonl"],
+            "is not a taxonomy",
+        ),
         (
             ["--task", "lta", "--data", "{folder}/ego4d_lta.jsonl", "--categories", "{folder}/words.json"],
-            "no taxonomy",
+            "is not a taxonomy",
         ),
         (["--task", "lta", "--data", "{folder}/no_action.jsonl"], "no_action.jsonl:1: the answer '1. ,' names no"),
         (["--task", "step", "--data", "{folder}/coin_step.jsonl", "--categories", "{folder}/latin.txt"], "not UTF-8"),
@@ -348,7 +351,7 @@ def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
 )
 def test_bad_arguments_are_named(folder, tmp_path, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(evaluation, "load_checkpoint", lambda _: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(evaluation, "load_checkpoint", lambda *_, **__: pytest.fail("the model was loaded"))
     video = {"video": "videos/v0.mp4"}
     (folder / "empty.jsonl").write_text("")
     write_lines(folder / "own.jsonl", [{**video, "turns": [said(0.5, "a"), said(1.0, "b")]}])

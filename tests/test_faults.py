@@ -20,7 +20,6 @@ from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.decoding import decode_video
 from videollm_mod.loading import checkpoint as loading
-from videollm_mod.narration.options import NarrateOptions
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +62,7 @@ def fails_after(model, calls: int):
 
 def test_out_of_memory_keeps_what_was_written(checkpoint, clip, tmp_path, monkeypatch, capfd):
     whole, output, overlay = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "o.mp4"
-    monkeypatch.setattr(loading, "load_checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(loading, "load_checkpoint", lambda *_, **__: checkpoint)
     assert cli.main(["narrate", str(clip), "--output", str(whole)]) == 0
     fails_after(checkpoint[0], 30)
     capfd.readouterr()
@@ -123,7 +122,7 @@ def test_a_truncated_or_altered_weights_file_is_one_error(folder):
     for content in damaged:
         (folder / "model.safetensors").write_bytes(content)
         with pytest.raises((ValueError, OSError)):
-            loading.load_checkpoint(NarrateOptions(source="", model=str(folder), device="cpu"))
+            loading.load_checkpoint(folder, device="cpu")
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -134,7 +133,7 @@ def test_a_weight_that_is_no_number_is_named(folder, seed):
     weight.data.view(-1)[rng.randrange(weight.numel())] = rng.choice([torch.nan, torch.inf, -torch.inf])
     model.save_pretrained(folder)
     with pytest.raises(ValueError, match=f"holds nan or infinity in .*{name.rsplit('.', 1)[1]}"):
-        loading.load_checkpoint(NarrateOptions(source="", model=str(folder), device="cpu"))
+        loading.load_checkpoint(folder, device="cpu")
 
 
 def test_an_answer_of_no_numbers_is_an_error(checkpoint):
@@ -170,7 +169,7 @@ def test_any_option_of_a_wrong_type_loads_or_is_an_error(folder, name):
         inner[field[-1]] = rng.choice(WRONG)
         (folder / name).write_text(json.dumps(altered))
         try:
-            loading.load_checkpoint(NarrateOptions(source="", model=str(folder), device="cpu"))
+            loading.load_checkpoint(folder, device="cpu")
         except (ValueError, OSError, ImportError) as error:
             refused += 1
             assert str(error)
@@ -189,5 +188,5 @@ def test_options_that_would_take_all_memory_are_refused(folder):
         inner[field[-1]] = 10**9
         (folder / name).write_text(json.dumps(config))
         with pytest.raises(ValueError, match=message):
-            loading.load_checkpoint(NarrateOptions(source="", model=str(folder), device="cpu"))
+            loading.load_checkpoint(folder, device="cpu")
         shutil.copy(ROOT / name, folder)

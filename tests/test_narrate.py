@@ -44,8 +44,8 @@ COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
 def run(monkeypatch, capfd, checkpoint):
     """Call the command in this process: `(exit code, lines of standard output, standard error)`."""
 
-    def load(options):
-        loading.choose_device(options.device)
+    def load(model, device, **_):
+        loading.choose_device(device)
         return checkpoint
 
     def call(*arguments, own_checkpoint=True):
@@ -339,7 +339,7 @@ def test_output_is_utf8_or_replaces_what_cannot_be_shown(monkeypatch, capfdbinar
         [sys.executable, "-c", ask], env={**os.environ, **LOCALES[locale]}, capture_output=True, text=True
     ).stdout.split()
     assert encoding in ("cp1252", "ascii", "ANSI_X3.4-1968", "us-ascii")
-    monkeypatch.setattr(loading, "load_checkpoint", lambda _: checkpoint)
+    monkeypatch.setattr(loading, "load_checkpoint", lambda *_, **__: checkpoint)
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors, newline="\r\n")
     monkeypatch.setattr(sys, "stdout", out)
     question = os.fsencode("在哪里?").decode("ascii", "surrogateescape") if locale == "ASCII" else "在哪里?"
@@ -610,7 +610,7 @@ CHECKPOINTS = {
     "truncated": "",
     "weights missing": "lacks 7 weights, such as model.language_model.layers.3.mlp.down_proj.weight",
     "no rate": "`fps` in ",
-    "no processor": "is no configuration of a processor",
+    "no processor": "is not the configuration of a processor",
     "no tokenizer": "",
 }
 

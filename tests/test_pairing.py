@@ -10,7 +10,6 @@ from small_data import small_model
 
 from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDProcessor
 from videollm_mod.loading.checkpoint import load_checkpoint
-from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.space.models import Models
 
 WEIGHTS = ("model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -73,6 +72,6 @@ def test_commands_refuse_a_folder_whose_processor_is_another(tmp_path):
         shutil.copy(ROOT / name, tmp_path)
     options = json.loads((ROOT / "processor_config.json").read_text())
     (tmp_path / "processor_config.json").write_text(json.dumps(options | {"num_frame_tokens": 7}))
-    for load in (Models.load, lambda folder: load_checkpoint(NarrateOptions(source="", model=folder))):
+    for load in (Models.load, load_checkpoint):
         with pytest.raises(ValueError, match=f"the processor of {tmp_path} .*tokens per frame is 7, the model's 10"):
             load(str(tmp_path))

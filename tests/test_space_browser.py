@@ -13,7 +13,7 @@ from space_servers import serve
 
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
-from videollm_mod.narration.options import OWN_CHECKPOINT
+from videollm_mod.loading.find import OWN_CHECKPOINT
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 

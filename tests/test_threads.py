@@ -97,7 +97,7 @@ def test_what_the_environment_names_is_kept(monkeypatch, named, free, threads):
         monkeypatch.delenv(name, raising=False)
     if named is not None:
         monkeypatch.setenv("OMP_NUM_THREADS", named)
-    monkeypatch.setattr("videollm_mod.threads.free_cores", lambda: free)
+    monkeypatch.setattr("videollm_mod.commands.threads.free_cores", lambda: free)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import BitsAndBytesConfig
 
 from ..data.files import PARTIAL
-from ..loading.adapter import base_of
+from ..loading.find import base_of
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .saving import save

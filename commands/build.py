@@ -1,0 +1,66 @@
+"""`videollm-mod build` and `videollm-mod convert`."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+from .options import add_command
+
+KEEP_RATIO = "share of vision tokens that routed layers keep (default: 0.2)"
+LAYERS = "interleaved (the default), all, all_deep or interleaved_deep"
+
+
+@dataclass(kw_only=True)
+class BuildOptions:
+    llm: Annotated[str, "folder or Hub id of the language model: Llama, SmolLM2, TinyLlama, Mistral or Qwen2"]
+    vision: Annotated[str, "folder or Hub id of the vision tower: SigLIP, SigLIP 2 of fixed resolution or CLIP"]
+    output: Annotated[Path, "a new or empty folder", {"metavar": "FOLDER"}]
+    gguf_file: Annotated[
+        str | None, "name of a GGUF file in the folder of the language model", {"metavar": "NAME"}
+    ] = None
+    mod_keep_ratio: Annotated[float | None, KEEP_RATIO, {"flag": "--keep-ratio", "metavar": "R"}] = None
+    mod_layers: Annotated[str | None, f"layers that route: {LAYERS}", {"metavar": "LAYERS"}] = None
+    no_class_token: Annotated[
+        bool, "leave out the class token of each frame, as for a tower without a pooling head"
+    ] = False
+    seed: Annotated[int, "seed of the weights that are new (default: 0)"] = 0
+
+
+@dataclass
+class ConvertOptions:
+    kind: Annotated[Literal["videollm-online"], "the project that the checkpoint comes from"]
+    path: Annotated[Path, "folder of the adapter"]
+    _: KW_ONLY
+    output: Annotated[Path, "a new or empty folder", {"metavar": "FOLDER"}]
+    base: Annotated[str | None, "folder or Hub id of the language model (default: the one that the adapter names)"] = (
+        None
+    )
+    vision: Annotated[str, "folder or Hub id of the vision tower (default: google/siglip-large-patch16-384)"] = (
+        "google/siglip-large-patch16-384"
+    )
+    mod: Annotated[bool, "add routers (default: every layer sees every token)"] = False
+    mod_keep_ratio: Annotated[float | None, KEEP_RATIO, {"flag": "--keep-ratio", "metavar": "R"}] = None
+    mod_layers: Annotated[str | None, f"layers that route: {LAYERS}", {"metavar": "LAYERS"}] = None
+
+
+def add(commands) -> None:
+    add_command(commands, "build", BuildOptions, build, help="put MoD on a language model and a vision tower")
+    add_command(
+        commands, "convert", ConvertOptions, convert, help="turn the checkpoint of another project into this format"
+    )
+
+
+def build(options: BuildOptions) -> None:
+    from ..training.assemble import build_folder
+
+    given = dict(vars(options))
+    frame_token_cls = False if given.pop("no_class_token") else None
+    print(build_folder(**given, frame_token_cls=frame_token_cls))
+
+
+def convert(options: ConvertOptions) -> None:
+    from ..training.assemble import convert_folder
+
+    given = dict(vars(options))
+    del given["kind"]
+    print(convert_folder(**given))

@@ -1,0 +1,26 @@
+"""`videollm-mod evaluate`."""
+
+import json
+import shlex
+import sys
+
+from ..data.files import beside
+from ..evaluation.options import EvaluateOptions
+from .options import add_command
+from .threads import share_cores
+
+
+def add(commands) -> None:
+    add_command(commands, "evaluate", EvaluateOptions, run, help="measure how well a checkpoint does a task")
+
+
+def run(options: EvaluateOptions) -> None:
+    share_cores()
+    from ..evaluation.evaluate import evaluate
+
+    result = evaluate(options, command=shlex.join(["videollm-mod", *sys.argv[1:]]))
+    if result is None:  # not the first process
+        return
+    print(json.dumps(result["summary"], indent=1), file=beside(options.json))
+    if "note" in result:
+        print(result["note"], file=sys.stderr)

@@ -1,0 +1,34 @@
+"""`videollm-mod extract`."""
+
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Annotated
+
+from ..loading.find import find_checkpoint
+from .options import add_command
+from .threads import share_cores
+
+
+@dataclass
+class ExtractOptions:
+    file: Annotated[Path, "a JSONL file of streams"]
+    _: KW_ONLY
+    model: Annotated[str, "folder or Hub id of a checkpoint"]
+    output: Annotated[Path, "folder; videos whose features it already holds are skipped", {"metavar": "FOLDER"}]
+    batch_size: Annotated[int, "frames encoded together (default: 64)"] = 64
+
+
+def add(commands) -> None:
+    add_command(commands, "extract", ExtractOptions, run, help="compute the features of videos once, to train on them")
+
+
+def run(options: ExtractOptions) -> None:
+    share_cores()
+    from accelerate import PartialState
+
+    from ..data.extract import extract
+
+    find_checkpoint(options.model)
+    result = extract(options.file, options.model, options.output, options.batch_size)
+    if PartialState().is_main_process:
+        print(result)
