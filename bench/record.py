@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from ..benchmarks.record import RESULTS, summarise, surroundings
+from ..data.files import write_whole
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,9 +27,7 @@ def header() -> dict:
 def write(path: Path | None, result: dict) -> None:
     """Write the result as it stands, so that what is measured is kept whatever becomes of the rest."""
     if path is not None:
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        partial.replace(path)
+        write_whole(path, json.dumps(result, indent=1) + "\n")
 
 
 def enter(path: Path | None, figures: dict[str, float], command: str) -> None:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from videollm_mod import StreamingSession
 
+from ..data.files import write_whole
 from .long_streams import held_bytes, nano, rss_bytes, scenes
 from .record import summarise, surroundings, write_result
 
@@ -119,9 +120,7 @@ class Soak:
         old, name = self.state["session"], f"{self.state['frames']}.safetensors"
         self.session.save(self.folder / name)
         self.state["session"] = name
-        part = self.progress.with_suffix(".part")
-        part.write_text(json.dumps(self.state))
-        part.replace(self.progress)
+        write_whole(self.progress, json.dumps(self.state))
         if old not in (None, name):
             (self.folder / old).unlink(missing_ok=True)
 

@@ -10,6 +10,8 @@ import os
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..data.files import write_whole
+
 RATES = (1e-3, 5e-4, 2e-3)
 SEEDS = range(5)
 RECIPE = ("pretraining", "stage", "layers", "hidden", "streams")  # what all runs of a level have in common
@@ -63,13 +65,7 @@ def collect(folder: Path, level: str, recipe: dict | None = None) -> Runs:
         runs = _checked(_lines(folder, level) + list(single.values()), folder, level, recipe)
         if single:
             path = path_of_level(folder, level)
-            part = path.with_suffix(".part")
-            lines = "".join(json.dumps(runs[key]) + "\n" for key in sorted(runs))
-            with open(part, "w", encoding="utf-8") as file:
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())  # what it replaces is removed below
-            part.replace(path)
+            write_whole(path, "".join(json.dumps(runs[key]) + "\n" for key in sorted(runs)))
             for file in single:
                 file.unlink()
     return runs

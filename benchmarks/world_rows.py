@@ -23,6 +23,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
 
+from ..data.files import written_whole
 from ..data.world_streams import CELL, Streams, encoded_streams, grid_of, normalised_sprites, pixels, training_texts
 from ..routing import LayerExpert
 from ..training.initialise import initialise
@@ -214,8 +215,8 @@ def pretrained(args) -> dict[str, torch.Tensor]:
             weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
             weights.pop("lm_head.weight", None)  # the embedding
             path.with_suffix(".json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
-            save_file(weights, path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
+            with written_whole(path) as partial:
+                save_file(weights, partial)
     return load_file(path)
 
 

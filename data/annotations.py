@@ -70,7 +70,7 @@ class Request:
 
 def told(left_out: dict[str, int], named: dict[str, list[str]]) -> list[str]:
     """One sentence for each kind of thing that was left out."""
-    return [f"{count} {what}, such as {'; '.join(named[what])}" for what, count in sorted(left_out.items())]
+    return [f"{what} ({count}), such as {'; '.join(named[what])}" for what, count in sorted(left_out.items())]
 
 
 def turn(time: float, role: str, content: str) -> dict:

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .features import fingerprint, read_about, write_features
-from .files import PARTIAL, written_whole
+from .files import PARTIAL, write_whole, written_whole
 from .frames import iter_frames
 from .jsonl import check, iter_lines, missing_error, missing_media
 from .processes import process_state
@@ -138,8 +138,7 @@ def extract(jsonl: str | Path, model: str | Path, output: str | Path, batch_size
 def finish(output: Path, result: Path, jobs: list[Job], streams: list[dict], of_line: list[Job]) -> None:
     """Write the index and the JSONL file that uses it; remove what killed runs left half-written."""
     index = {job.name: read_about(output / job.name) for job in jobs}
-    with written_whole(output / INDEX) as partial:
-        partial.write_text(json.dumps(index, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    write_whole(output / INDEX, json.dumps(index, indent=1, sort_keys=True) + "\n")
     with written_whole(result) as partial, open(partial, "w", encoding="utf-8") as file:
         for stream, job in zip(streams, of_line, strict=True):
             rest = {name: value for name, value in stream.items() if name != "video"}

@@ -1,7 +1,8 @@
-"""Files that are there whole or not at all."""
+"""Files that are written whole or not at all."""
 
 import hashlib
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ def beside(output: Path | None) -> TextIO:
 
 @contextmanager
 def written_whole(path: str | Path) -> Iterator[Path]:
-    """Give a path to write to; on leaving it takes the name `path`, on an error it goes away. What is written to the
-    path that stands for `-` goes to standard output in the end.
+    """Give a temporary path to write a file or folder to. It is renamed to `path` at the end, or removed on an error;
+    what is written for the path `-` goes to standard output at the end.
 
     A process that is killed leaves `path` as it was: the bytes are on the disk before the name is.
     """
@@ -36,12 +37,15 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         return
     partial = path.with_name(path.name + PARTIAL)
     try:
+        remove(partial)  # what a killed process may have left
         yield partial
-        with open(partial, "rb+") as file:
-            os.fsync(file.fileno())
+        for written in [partial, *partial.rglob("*")] if partial.is_dir() else [partial]:
+            if written.is_file():
+                with open(written, "rb+") as file:
+                    os.fsync(file.fileno())
         os.replace(partial, path)
     except BaseException:
-        partial.unlink(missing_ok=True)
+        remove(partial)
         raise
     try:
         folder = os.open(path.parent, os.O_RDONLY)
@@ -53,8 +57,22 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         os.close(folder)
 
 
+def write_whole(path: str | Path, text: str) -> None:
+    """Write a text file in UTF-8, whole or not at all; see `written_whole`."""
+    with written_whole(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def remove(path: Path) -> None:
+    """Remove a file or folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
 def ends_of(file: Path) -> bytes:
-    """Hash of a file's size and both ends, 64 KiB each: enough to tell one recording from another."""
+    """Hash of a file's size and of 64 KiB at both ends: enough to tell one recording from another."""
     size = file.stat().st_size
     with open(file, "rb") as content:
         first = content.read(1 << 16)

@@ -19,6 +19,7 @@ from typing import Any
 from ..containers import shown
 from .files import STANDARD
 from .stream_checks import Object, Problem, check_media, check_stream, media_of
+from .words import counted
 
 BOM = b"\xef\xbb\xbf"
 MAX_LINE = 2**26  # bytes: a day of turns takes far less
@@ -130,7 +131,8 @@ def check(path: str | Path) -> None:
     """Raise `ValueError` if lines of a file are faulty, naming the first; media are not looked at."""
     if faults := validate(path, media=False):
         raise ValueError(
-            f"{len(faults)} faults in {path}, the first at line {faults[0]}. `videollm-mod validate` shows all"
+            f"{counted(len(faults), 'fault')} in {path}, the first at line {faults[0]}. "
+            "`videollm-mod validate` lists all"
         )
 
 
@@ -143,4 +145,4 @@ def missing_media(path: str | Path) -> dict[int, str]:
 def missing_error(path: str | Path, gone: dict[int, str]) -> FileNotFoundError:
     """What to raise for `missing_media`: how many, and the first few."""
     files = list(dict.fromkeys(gone.values()))
-    return FileNotFoundError(f"{len(files)} files that {path} names are missing, such as {', '.join(files[:3])}")
+    return FileNotFoundError(f"{path} names {counted(len(files), 'missing file')}, such as {', '.join(files[:3])}")

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from . import coin, ego4d, ego4d_lta, egoexo4d, goalstep
 from .annotations import FEW, Request, Stream, told
-from .files import written_whole
+from .files import write_whole
 from .stream_checks import SLACK, check_stream, check_turns, probe
+from .words import counted
 
 DATASETS = {
     "ego4d": {**ego4d.TASKS, **ego4d_lta.TASKS},
@@ -37,9 +38,10 @@ class Prepared:
     named: dict[str, list[str]]
 
     def __str__(self) -> str:
-        text = f"{self.path}: {self.videos} videos, {self.streams} streams, {self.replies} replies"
-        text += f"; {self.missing} videos missing" if self.missing else ""
-        return text + "".join(f"; left out: {count} {what}" for what, count in sorted(self.left_out.items()))
+        counts = [counted(self.videos, "video"), counted(self.streams, "stream")]
+        text = f"{self.path}: {', '.join([*counts, counted(self.replies, 'reply', 'replies')])}"
+        text += f"; {counted(self.missing, 'video')} missing" if self.missing else ""
+        return text + "".join(f"; left out: {what} ({count})" for what, count in sorted(self.left_out.items()))
 
 
 def prepare(
@@ -118,15 +120,14 @@ def prepare(
     if not lines:
         why = "; ".join(told(request.left_out, request.named)) or "no videos"
         raise ValueError(f"{annotations} holds nothing for the task {task!r}: {why}")
-    with written_whole(output) as partial, open(partial, "w", encoding="utf-8") as file:
-        file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    write_whole(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     replies = sum(turn["role"] == "assistant" for line in lines for turn in line["turns"])
     return Prepared(output, len(used), len(lines), replies, len(gone), request.left_out, request.named)
 
 
 def missing_videos(gone: dict[str, list[str]], total: int, folder: Path) -> str:
     """What to say of videos that are missing, and of the cameras that their takes have instead."""
-    text = f"{len(gone)} of {total} videos are missing in {folder}, such as {', '.join(list(gone)[:FEW])}"
+    text = f"missing in {folder}: {len(gone)} of {counted(total, 'video')}, such as {', '.join(list(gone)[:FEW])}"
     if cameras := sorted({camera for of_take in gone.values() for camera in of_take}):
         text += f"; the cameras there are {', '.join(cameras)}, of which `--camera` takes one"
     return text + ("; with `--missing skip` they are left out" if len(gone) < total else "")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from ..processing_videollm_mod import VideoLLMMoDProcessor
+from .files import written_whole
 from .world import conversation, texts, world_stream
 from .world_hard import split_seeds, sprites
 
@@ -69,8 +70,8 @@ def encoded_streams(level: str, split: str, count: int, processor, folder: Path)
                 [torch.from_numpy(np.array(x, dtype=t)) for x, t in zip(zip(*rows, strict=True), dtypes, strict=True)]
                 for rows in groups.values()
             ]
-            torch.save(stacked, path.with_suffix(".part"))
-            path.with_suffix(".part").replace(path)
+            with written_whole(path) as partial:
+                torch.save(stacked, partial)
     return torch.load(path)
 
 

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..benchmarks.record import surroundings
 from ..data.ego4d_lta import word_of
-from ..data.files import STANDARD, written_whole
+from ..data.files import STANDARD, write_whole
 from ..data.processes import process_state
 from ..loading.checkpoint import load_checkpoint
 from ..loading.find import find_checkpoint
@@ -209,8 +209,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     if options.plot is not None and result["speaking"] is None:
         result["note"] = f"the streams hold no decision to speak or to be silent, so {options.plot} is not drawn"
     if options.json is not None:
-        with written_whole(options.json) as partial:
-            partial.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_whole(options.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if options.plot is not None and result["speaking"] is not None:
         plot_speaking(result["speaking"]["sweep"], result["speaking"]["calibration"], options.plot)
     return result

@@ -5,6 +5,7 @@ import logging
 import warnings
 from pathlib import Path
 
+from ..data.words import counted
 from .find import find_checkpoint
 
 HUB_TIMEOUT = 8.0  # seconds
@@ -114,7 +115,8 @@ def load_base(base: str, options: dict, trust_remote_code: bool):
     except (*WRONG_OPTIONS, StrictDataclassError, SafetensorError) as error:
         raise ValueError(f"cannot load the checkpoint {base}: {error}") from error
     if missing := sorted(info["missing_keys"]):
-        raise ValueError(f"the checkpoint {base} lacks {len(missing)} weights, such as {', '.join(missing[:3])}")
+        lacks = f"{counted(len(missing), 'weight')}, such as {', '.join(missing[:3])}"
+        raise ValueError(f"the checkpoint {base} lacks {lacks}")
     return model, processor
 
 

@@ -198,7 +198,7 @@ def test_bad_arguments_are_named_and_nothing_is_written(folder, tmp_path, capsys
         (good, tmp_path / "out", ["--batch-size", "0"], "`batch_size` must be at least 1, got 0"),
         (good, tmp_path / "none" / "out", [], "the folder of the output does not exist"),
         (good, tmp_path, [], "`output` must be another folder"),
-        (gone, tmp_path / "out", [], "1 files that"),
+        (gone, tmp_path / "out", [], "1 missing file,"),
         (features, tmp_path / "out", [], "features.jsonl:1: it has `features` already"),
     ]:
         arguments = ["extract", str(file), "--model", str(folder / "model"), "--output", str(output), *options]

@@ -267,7 +267,7 @@ def test_a_pipe_is_validated(tmp_path, name):
     done = subprocess.run(
         ["bash", "-c", command], input=json.dumps(line) + "\n", cwd=tmp_path, capture_output=True, text=True
     )
-    assert ":1: video: there is no file no.mp4;" in done.stdout and "error: 1 faults in" in done.stderr
+    assert ":1: video: there is no file no.mp4;" in done.stdout and "error: 1 fault in" in done.stderr
 
 
 def test_a_file_is_written_where_folders_cannot_be_opened(tmp_path, monkeypatch):
@@ -292,3 +292,25 @@ def test_a_whole_file_may_be_standard_output(tmp_path, monkeypatch, capfdbinary)
         partial.write_bytes(b"half")
         raise ValueError("broken")
     assert capfdbinary.readouterr().out == b""
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_error_leaves_what_was_there_and_removes_what_was_begun(tmp_path, kind):
+    target, begun = tmp_path / "target", tmp_path / "target.partial"
+    target.mkdir() if kind == "folder" else target.write_text("before")
+    begun.write_text("left by a killed process")
+
+    def write(path, text):
+        if kind == "folder":
+            path.mkdir()
+        (path / "a.json" if kind == "folder" else path).write_text(text)
+
+    with pytest.raises(ValueError, match="broken"), written_whole(target) as partial:
+        write(partial, "half")
+        raise ValueError("broken")
+    assert list(tmp_path.iterdir()) == [target]
+    assert list(target.iterdir()) == [] if kind == "folder" else target.read_text() == "before"
+    with written_whole(target) as partial:
+        write(partial, "whole")
+    assert list(tmp_path.iterdir()) == [target]
+    assert (target / "a.json" if kind == "folder" else target).read_text() == "whole"

@@ -362,7 +362,7 @@ def test_a_fault_is_printed_on_any_console(tmp_path):
         command = [sys.executable, "-m", "videollm_mod.cli", "validate", file]
         done = subprocess.run(command, env={**os.environ, **locale}, capture_output=True)
         assert done.returncode == 2 and b"there is no file" in done.stdout and b"???.mp4" in done.stdout
-        assert done.stderr.startswith(b"error: 1 faults in ") and done.stderr.count(b"\n") == 1
+        assert done.stderr.startswith(b"error: 1 fault in ") and done.stderr.count(b"\n") == 1
 
 
 def test_what_a_query_is():

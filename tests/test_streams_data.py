@@ -185,7 +185,7 @@ def test_features_stand_for_frames(folder, processor):
 def test_missing_videos_stop_or_are_left_out(folder, processor, streaming):
     lines = [{"video": name, "turns": [said(1.0, name)]} for name in ("x.mp4", "a.mp4", "y.mp4", "b.mp4", "x.mp4")]
     file = write_lines(folder / "missing.jsonl", lines)
-    with pytest.raises(FileNotFoundError, match=r"2 files that .* names are missing, such as .*x\.mp4, .*y\.mp4"):
+    with pytest.raises(FileNotFoundError, match=r"names 2 missing files, such as .*x\.mp4, .*y\.mp4"):
         load_streams(file, processor, streaming=streaming)
     kept = list(load_streams(file, processor, streaming=streaming, missing="skip"))
     there = write_lines(folder / "there.jsonl", [lines[1], lines[3]])

@@ -1,6 +1,5 @@
 """LoRA and QLoRA: which weights get low-rank adapters, which are trained whole, and how an adapter becomes a model."""
 
-import shutil
 import warnings
 from dataclasses import dataclass
 from functools import partial
@@ -11,7 +10,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from ..data.files import PARTIAL
+from ..data.files import written_whole
 from ..loading.find import base_of
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
@@ -109,10 +108,8 @@ def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
     processor = VideoLLMMoDProcessor.from_pretrained(base)
     dtype = model.dtype
     merged = with_adapter(model, adapter)
-    unfinished = output.with_name(output.name + PARTIAL)  # a merge that was killed leaves no half of a checkpoint
-    shutil.rmtree(unfinished, ignore_errors=True)
-    save(merged, processor, unfinished, dtype)
-    unfinished.replace(output)
+    with written_whole(output) as partial:
+        save(merged, processor, partial, dtype)
     return output
 
 

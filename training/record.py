@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..data.files import ends_of, written_whole
+from ..data.files import ends_of, write_whole
 from .adapters import LoraOptions
 
 logger = logging.get_logger(__name__)
@@ -60,8 +60,7 @@ class RunRecord:
     def write(self, finished: bool = False) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         content = {"configuration": self.facts, "finished": finished}
-        with written_whole(self.folder / RECORD) as partial:
-            partial.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        write_whole(self.folder / RECORD, json.dumps(content, indent=1) + "\n")
 
     def _read(self) -> dict | None:
         path = self.folder / RECORD

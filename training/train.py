@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from ..data.augmentation import ReplyAugmentation
 from ..data.collator import StreamCollator
+from ..data.files import written_whole
 from ..data.world_data import collate_cells
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
@@ -118,9 +119,8 @@ def run_vision_stage(config: TrainingConfig, arguments: TrainingArguments, model
         raise ValueError("`vision_stage` is not sharded: run it without FSDP, then the rest with it")
     run_stage(trainer)
     if PartialState().is_main_process:
-        partial = done.with_suffix(".partial")  # a killed run leaves no half-written tower under the final name
-        save_file({name: value.cpu() for name, value in tower.state_dict().items()}, partial)
-        partial.replace(done)
+        with written_whole(done) as partial:
+            save_file({name: value.cpu() for name, value in tower.state_dict().items()}, partial)
 
 
 def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model, processor) -> StreamTrainer:
