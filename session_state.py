@@ -1,23 +1,29 @@
-"""A streaming session as a file: saved at any point, it goes on from there in another process.
+"""The state of a streaming session, and the file that holds it: saved at any point, a session goes on in another
+process.
 
-The file is a safetensors file: the cache's tensors, and everything else as JSON in its metadata, with a version and a
-checksum over both. Nothing in it is code.
+The file is a safetensors file. The tensors of the cache are its tensors, everything else is JSON in its metadata, with
+a version and a checksum over both. It holds no code.
 """
 
 import hashlib
 import json
 import os
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
-from .memory import FIELDS
+from .cache import MoDCache
+from .memory import FIELDS, StreamMemory
 
 FORMAT = "videollm-mod session"
-VERSION = 2
+VERSION = 3
+READABLE = (2, 3)
+STAGES = ("preprocess", "vision", "language", "generation")
 OPTIONS = (
     "system_prompt",
     "speak_threshold",
@@ -27,8 +33,7 @@ OPTIONS = (
     "max_new_tokens",
     "cache_policy",
 )
-STATE = ("query", "time", "_in_stream", "_ahead", "_pending", "_counts", "_seconds")
-# of the text config: what a cache means depends on these
+# fields of the text config on which the meaning of a cache depends
 SHAPE_OPTIONS = (
     "hidden_size",
     "num_hidden_layers",
@@ -48,8 +53,79 @@ ROUTING_OPTIONS = (
 )
 
 
+class Mark(NamedTuple):
+    """A point of a stream to which `SessionState.rollback` returns."""
+
+    tokens: int
+    pending: tuple[int, ...]
+    in_stream: bool
+
+
+@dataclass
+class SessionState:
+    """
+    Everything that a session knows of its stream.
+
+    Args:
+        cache (`MoDCache`): keys and values of the tokens that the model has read.
+        memory (`StreamMemory`, *optional*): decides which of them leave; None for a session without bounds.
+        pending (`list[int]`): token ids that the model has yet to read.
+        in_stream (`bool`): the last token read or pending belongs to a stream that is still open.
+        ahead (`int`): frames that may be fed together on the guess that the model stays silent.
+        counts (`dict[str, int]`): `frames`, `narrations` and `answers` so far.
+        seconds (`dict[str, float]`): time spent in each of `STAGES`.
+        query (`str`, *optional*): the last question or instruction.
+        time (`float`, *optional*): of the last frame, in seconds.
+        warned (`bool`): the user was told that the stream is longer than the model supports.
+    """
+
+    cache: MoDCache
+    memory: StreamMemory | None
+    pending: list[int]
+    ahead: int
+    in_stream: bool = False
+    counts: dict[str, int] = field(default_factory=lambda: {"frames": 0, "narrations": 0, "answers": 0})
+    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    query: str | None = None
+    time: float | None = None
+    warned: bool = False
+
+    def copy(self) -> "SessionState":
+        """An independent state at the same point. The tensors of the cache are shared until one of them changes."""
+        return replace(
+            self,
+            cache=self.cache.copy(),
+            memory=None if self.memory is None else self.memory.copy(),
+            pending=list(self.pending),
+            counts=dict(self.counts),
+            seconds=dict(self.seconds),
+        )
+
+    def mark(self) -> Mark:
+        """The point where the stream is now."""
+        return Mark(self.cache.get_seq_length(), tuple(self.pending), self.in_stream)
+
+    def rollback(self, mark: Mark) -> None:
+        """Forget all tokens that were read or became pending after a mark."""
+        self.rollback_cache(mark.tokens)
+        self.pending, self.in_stream = list(mark.pending), mark.in_stream
+
+    def rollback_cache(self, tokens: int) -> None:
+        """Forget all but the first `tokens` of the cached tokens."""
+        if tokens == self.cache.get_seq_length():
+            return
+        self.cache.rollback(tokens)
+        if self.memory is not None:
+            self.memory.rollback(tokens)
+
+    def plain_values(self) -> dict:
+        """The fields that are saved as JSON: all but the cache and the memory, which are saved as tensors."""
+        return {x.name: getattr(self, x.name) for x in fields(self) if x.name not in ("cache", "memory")}
+
+
 def model_fingerprint(model) -> str:
-    """Tells models apart whose sessions cannot be exchanged: by their options, dtype and some of all weights."""
+    """Tells models apart whose sessions cannot be exchanged: by their options, their dtype and a sample of every
+    weight."""
     text = model.config.text_config
     options = {name: getattr(text, name) for name in (*SHAPE_OPTIONS, *ROUTING_OPTIONS)}
     options |= {"dtype": str(model.dtype), "num_frame_tokens": model.config.num_frame_tokens}
@@ -76,7 +152,7 @@ def checksum(tensors: dict[str, torch.Tensor], content: str) -> str:
 
 def save_session(session, path: str | os.PathLike) -> Path:
     """Write `session` to `path`; its folder must exist. See `StreamingSession.save`."""
-    path, cache = Path(path), session.cache
+    path, cache, memory = Path(path), session.state.cache, session.state.memory
     if path.is_dir():
         raise IsADirectoryError(f"`path` must be a file, {path} is a directory")
     if not path.parent.is_dir():
@@ -86,8 +162,8 @@ def save_session(session, path: str | os.PathLike) -> Path:
         if layer.is_initialized:
             tensors |= {f"layers.{index}.keys": layer.keys, f"layers.{index}.values": layer.values}
             tensors[f"layers.{index}.positions"] = layer.positions.clone()  # dense layers share theirs
-    if session._memory is not None:
-        tensors |= {f"memory.{name}": getattr(session._memory, name) for name in FIELDS}
+    if memory is not None:
+        tensors |= {f"memory.{name}": getattr(memory, name) for name in FIELDS}
     if session._sampler.generator is not None:
         tensors["generator"] = session._sampler.generator.get_state()
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if value is not None}
@@ -100,10 +176,10 @@ def save_session(session, path: str | os.PathLike) -> Path:
             "model": model_fingerprint(session.model),
             "options": options,
             "generation_config": None if config is None else json.loads(config.to_json_string(use_diff=True)),
-            "state": {name: getattr(session, name) for name in STATE},
+            "state": session.state.plain_values(),
             "seen_tokens": cache.seen_tokens,
             "frames_forgotten": cache.frames_forgotten,
-            "tokens_forgotten": 0 if session._memory is None else session._memory.forgotten,
+            "tokens_forgotten": 0 if memory is None else memory.forgotten,
         }
     )
     metadata = {"format": FORMAT, "version": str(VERSION), "content": content}
@@ -122,7 +198,7 @@ def save_session(session, path: str | os.PathLike) -> Path:
 
 
 def read_session(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Tensors and content of a saved session, checked to be whole."""
+    """Tensors and content of a saved session, whose checksum was verified."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no saved session {path}")
     try:
@@ -130,9 +206,10 @@ def read_session(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
                 raise ValueError(f"{path} is no saved session")
-            if metadata["version"] != str(VERSION):
+            if metadata["version"] not in map(str, READABLE):
                 raise ValueError(
-                    f"{path} was saved in version {metadata['version']!r}, this package reads version {VERSION}"
+                    f"{path} was saved in version {metadata['version']!r}, this package reads the versions "
+                    f"{' and '.join(map(str, READABLE))}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         whole = metadata["checksum"] == checksum(tensors, metadata["content"])
@@ -160,9 +237,12 @@ def restore(cls, tensors: dict[str, torch.Tensor], content: dict, model, process
     config = None if config is None else GenerationConfig.from_dict(config)
     options = {name: content["options"][name] for name in OPTIONS}
     session = cls(model, processor, **options, generation_config=config)
-    for name in STATE:
-        setattr(session, name, content["state"][name])
-    cache, tensors = session.cache, {name: value.to(model.device) for name, value in tensors.items()}
+    state = session.state
+    # version 2 wrote the names of private attributes, and no `warned`
+    saved = {"warned": False} | {name.removeprefix("_"): value for name, value in content["state"].items()}
+    for name in state.plain_values():
+        setattr(state, name, saved[name])
+    cache, tensors = state.cache, {name: value.to(model.device) for name, value in tensors.items()}
     cache.seen_tokens, cache.frames_forgotten = content["seen_tokens"], content["frames_forgotten"]
     cache.next_position, cache.frame_ends = tensors.get("next_position"), tensors.get("frame_ends")
     for index, layer in enumerate(cache.layers):
@@ -170,13 +250,13 @@ def restore(cls, tensors: dict[str, torch.Tensor], content: dict, model, process
             layer.lazy_initialization(tensors[f"layers.{index}.keys"], tensors[f"layers.{index}.values"])
             for name in ("keys", "values", "positions"):
                 setattr(layer, name, tensors[f"layers.{index}.{name}"])
-    if session._memory is not None:
-        session._memory.forgotten = content["tokens_forgotten"]
+    if state.memory is not None:
+        state.memory.forgotten = content["tokens_forgotten"]
         for name in FIELDS:
-            setattr(session._memory, name, tensors[f"memory.{name}"].cpu())
+            setattr(state.memory, name, tensors[f"memory.{name}"].cpu())
     if session._sampler.generator is not None:
         session._sampler.generator.set_state(tensors["generator"].cpu())
     return session
 
 
-__all__ = ["load_session", "save_session"]
+__all__ = ["SessionState", "load_session", "save_session"]

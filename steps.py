@@ -1,7 +1,8 @@
-"""What a session wants of the model, as steps: carried out one by one, or those of many sessions together.
+"""The calls of the model that sessions need, as steps: carried out one by one, or those of many sessions together.
 
-A session's code is a generator that yields a step and goes on with its result; who carries the step out, and beside
-which others, makes no difference to it.
+The code of a session is a generator that yields a step and continues with its result. It makes no difference to the
+session who carries a step out, and beside which others. A step holds its inputs and what came of them; it does not
+know the session that it is for.
 
 Shapes: F frames of a step, H and W pixels, N vision tokens per frame, k of them kept, Dv hidden size of the vision
 tower, V vocabulary.
@@ -10,35 +11,43 @@ tower, V vocabulary.
 import functools
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from itertools import groupby
 from time import perf_counter
 
 import torch
 
-from .cache import PackedCache
+from .cache import MoDCache, PackedCache
 from .speaking import silence_probability
 from .static_step import MOST_TOKENS, NOT_FINITE, Fed, StepsUnavailable, fast_language_model
 from .static_vision import MOST_FRAMES, encode
 
-FIRST_FRAMES = 8  # of many: what the vision tower of a GPU begins with while the others are on their way to it
+FIRST_FRAMES = 8  # of many frames, the vision tower of a GPU starts with these while the others are being copied
 
 
 def in_normal_mode(function):
-    """Without gradients, and not in the caller's inference mode: what is made then cannot be written to outside of
-    it, and the model's steps, graphs and constants are for all of its sessions."""
+    """Run a function without gradients, and outside of the caller's inference mode. Tensors made in inference mode
+    cannot be written to outside of it, and the model's graphs and constants are shared by all of its sessions."""
     return torch.inference_mode(False)(torch.no_grad()(function))
 
 
 class Step:
-    """Something to be carried out: `together(steps)` does so with several of one kind and one model."""
+    """Something to be carried out: `together(steps)` does so with several of one kind and one model.
+
+    Attributes:
+        spent (`list[Spent]`): the time that it took, also where it failed.
+    """
 
     value = error = None
 
+    def __init__(self):
+        self.spent: list[Spent] = []
+
     def result(self):
-        """What came of it.
+        """The result, once the step was carried out.
 
         Raises:
-            what went wrong while it was carried out.
+            the error with which it failed.
         """
         if self.error is None:
             return self.value
@@ -46,19 +55,25 @@ class Step:
         try:
             raise error
         finally:
-            del error  # with its traceback it would hold this frame, and what failed, for longer than need be
+            del error  # its traceback would keep this frame, and what failed, alive
 
 
 class Encode(Step):
-    """Frames, uint8 `[F, 3, H, W]`, to features `[F, N, Dv]`."""
+    """Encode frames, uint8 `[F, 3, H, W]`. The result is their features, `[F, N, Dv]` as of `model.encode_frames`.
 
-    def __init__(self, session, frames: torch.Tensor):
-        self.session, self.frames = session, frames
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`), video_processor (`VideoLLMMoDVideoProcessor`).
+        frames (uint8 `[F, 3, H, W]`): on any device.
+    """
+
+    def __init__(self, model, video_processor, frames: torch.Tensor):
+        super().__init__()
+        self.model, self.video_processor, self.frames = model, video_processor, frames
 
     @staticmethod
     @in_normal_mode
     def together(steps: list["Encode"]) -> None:
-        model, features = steps[0].session.model, []
+        model, features = steps[0].model, []
         device = model.device
         steps = sorted(steps, key=preprocessed_alike)
         for piece in in_pieces(steps, device):
@@ -72,28 +87,28 @@ class Encode(Step):
 
 
 def preprocessed_alike(step: Encode) -> tuple:
-    """The same for steps whose frames can be preprocessed together."""
-    return id(step.session.processor), str(step.frames.dtype), *step.frames.shape[1:]
+    """A key that is equal for steps whose frames can be preprocessed together."""
+    return id(step.video_processor), str(step.frames.dtype), *step.frames.shape[1:]
 
 
 def pixels_of(piece: list[tuple[Encode, torch.Tensor]], device: torch.device) -> torch.Tensor:
-    """Frames as the tower takes them. On a GPU those that are alike together, for there launches are what takes time;
-    the caches of a CPU hold little."""
+    """Frames as pixels `[F, 3, H, W]` for the tower. A GPU preprocesses frames that are alike together, since
+    launches take the time there; a CPU does not, since its caches are small."""
     if device.type == "cpu":
         groups = [[own] for own in piece]
     else:
         groups = [list(own) for _, own in groupby(piece, key=lambda own: preprocessed_alike(own[0]))]
     pixels = []
     for group in groups:
-        frames = [brought(frames, device) for _, frames in group]  # and put together there: a host copies slowly
+        frames = [to_device(frames, device) for _, frames in group]  # concatenated there: a host copies slowly
         frames = frames[0] if len(frames) == 1 else torch.cat(frames)
-        pixels.append(group[0][0].session.processor.video_processor.to_pixels(frames))
+        pixels.append(group[0][0].video_processor.to_pixels(frames))
     return pixels[0] if len(pixels) == 1 else torch.cat(pixels)
 
 
 def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Encode, torch.Tensor]]]:
-    """The steps' frames in order, cut into what goes through the tower together: of many, on a GPU, few come first,
-    and then as many as a graph takes."""
+    """The steps' frames in order, cut into pieces that go through the tower together. On a GPU many frames are cut
+    into a small first piece, and then pieces of the size of the largest graph."""
     total = sum(len(step.frames) for step in steps)
     if device.type != "cuda" or total < 2 * FIRST_FRAMES:
         return [[(step, step.frames) for step in steps]]
@@ -109,8 +124,8 @@ def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Enco
     return pieces
 
 
-def brought(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """`frames.to(device)`; to a GPU beside what it is at, if anything."""
+def to_device(frames: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """`frames.to(device)`. A GPU that is busy copies on a stream of its own, beside its other work."""
     if device.type != "cuda" or frames.device.type != "cpu":
         return frames.to(device)
     current = torch.cuda.current_stream(device)
@@ -127,17 +142,48 @@ def copying_stream(device: torch.device) -> "torch.cuda.Stream":
     return torch.cuda.Stream(device)
 
 
-class Feed(Step):
-    """Tokens, and the features `[F, N, Dv]` of the frames among them, into the language model and the session's cache.
-
-    The result is `(logits, kept, worth, silence)`: `[F, V]` after each frame, or `[1, V]` after the last token where
-    there is no frame; for each frame which of its tokens each layer kept, int64 `[k]` or None; the frames' scores, the
-    mean over the LayerExperts, float32 `[F, N]` on the CPU, or None; and how probable silence is after each frame,
-    float32 `[F]` on the CPU.
+@dataclass(frozen=True)
+class FeedResult:
+    """
+    Args:
+        logits: `[F, V]` after each frame, or `[1, V]` after the last token where there is no frame.
+        kept (`list[tuple]`): for each frame which of its tokens each layer kept, int64 `[k]`, or None for all.
+        scores (float32 `[F, N]` on the CPU, *optional*): of the frames, the mean over the LayerExperts.
+        silence (float32 `[F]` on the CPU, *optional*): how probable silence is after each frame.
+        why_not_static (`str`, *optional*): why this was no static step, on a device where one is faster.
     """
 
-    def __init__(self, session, ids: list[int], features: torch.Tensor | None):
-        self.session, self.ids, self.features = session, ids, features
+    logits: torch.Tensor
+    kept: list[tuple[torch.Tensor | None, ...]]
+    scores: torch.Tensor | None
+    silence: torch.Tensor | None
+    why_not_static: str | None
+
+
+class Feed(Step):
+    """Feed tokens, and the features of the frames among them, to the language model. The result is a `FeedResult`.
+
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`).
+        cache (`MoDCache`): of the stream; it holds the tokens afterwards.
+        ids (`list[int]`): tokens, with a placeholder for each vision token.
+        features (`[F, N, Dv]`, *optional*): of the frames.
+        keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep; the model's own if omitted.
+        wants_scores (`bool`): whether the result holds `scores`.
+    """
+
+    def __init__(
+        self,
+        model,
+        cache: MoDCache,
+        ids: list[int],
+        features: torch.Tensor | None = None,
+        keep_ratio: float | None = None,
+        wants_scores: bool = False,
+    ):
+        super().__init__()
+        self.model, self.cache, self.ids, self.features = model, cache, ids, features
+        self.keep_ratio, self.wants_scores = keep_ratio, wants_scores
 
     @property
     def num_frames(self) -> int:
@@ -145,7 +191,7 @@ class Feed(Step):
 
     @property
     def read_at(self) -> list[int]:
-        """Of which tokens the logits are wanted."""
+        """Indices of the tokens whose logits are needed."""
         last = len(self.ids) - 1
         if self.features is None:
             return [last]
@@ -155,45 +201,42 @@ class Feed(Step):
     @staticmethod
     @in_normal_mode
     def together(steps: list["Feed"]) -> None:
-        device = steps[0].session.model.device
+        device = steps[0].model.device
         with stage(None, steps, device):
-            found = Feed._static(steps, device)
+            found, why_not = Feed._static(steps, device)
             others = [step for step in steps if step not in found]
             if others:
-                found |= zip(others, Feed._as_it_is(others), strict=True)
-            Feed._look(found)
+                found |= zip(others, Feed._one_forward(others), strict=True)
+            Feed._set_results(found, why_not)
 
     @staticmethod
-    def _static(steps: list["Feed"], device: torch.device) -> dict["Feed", Fed]:
-        """Carry out what can be as static steps of the model."""
-        fast, why_not = fast_language_model(steps[0].session.model)
+    def _static(steps: list["Feed"], device: torch.device) -> tuple[dict["Feed", Fed], str | None]:
+        """Carry out those that can be static steps of the model; with them, why there are none on a GPU."""
+        fast, why_not = fast_language_model(steps[0].model)
         if device.type != "cuda":
-            why_not = None  # it is as fast as can be
+            why_not = None  # elsewhere a plain forward is as fast
         chosen = [] if fast is None else [step for step in steps if len(step.ids) <= MOST_TOKENS]
-        streams = [(step.session.cache, step.ids, step.features) for step in chosen]
+        streams = [(step.cache, step.ids, step.features) for step in chosen]
         before, found = [cache.get_seq_length() for cache, _, _ in streams], []
         try:
             if chosen:
-                found = fast.feed_together(streams, chosen[0].session.keep_ratio)
+                found = fast.feed_together(streams, chosen[0].keep_ratio)
         except StepsUnavailable as error:
             chosen, why_not = [], str(error)
             for (cache, _, _), length in zip(streams, before, strict=True):
                 cache.rollback(length)
-        for step in steps:
-            step.session.why_not_static = why_not
-        return dict(zip(chosen, found, strict=True))
+        return dict(zip(chosen, found, strict=True)), why_not
 
     @staticmethod
-    def _as_it_is(steps: list["Feed"]) -> list[Fed]:
-        """One call of the model."""
-        session = steps[0].session
-        model, device = session.model, session.model.device
+    def _one_forward(steps: list["Feed"]) -> list[Fed]:
+        """Carry the steps out in one forward of the model."""
+        model, device = steps[0].model, steps[0].model.device
         lengths, inputs = [len(step.ids) for step in steps], {}
         starts = [sum(lengths[:index]) for index in range(len(lengths))]
         if len(steps) == 1:
-            inputs["cache"] = session.cache
+            inputs["cache"] = steps[0].cache
         else:
-            caches = [step.session.cache for step in steps]
+            caches = [step.cache for step in steps]
             inputs["cache"] = PackedCache(caches, lengths)
             positions = [
                 torch.arange(length) + cache.seen_tokens for cache, length in zip(caches, lengths, strict=True)
@@ -206,7 +249,7 @@ class Feed(Step):
         output = model(
             input_ids=torch.tensor([[token for step in steps for token in step.ids]], device=device),
             logits_to_keep=torch.tensor(read_at, device=device),
-            keep_ratio=session.keep_ratio,
+            keep_ratio=steps[0].keep_ratio,
             **inputs,
         )
         frames = [step.num_frames for step in steps]
@@ -218,33 +261,38 @@ class Feed(Step):
         return [Fed(*fed) for fed in zip(logits, own_kept, scores, strict=True)]
 
     @staticmethod
-    def _look(found: dict["Feed", Fed]) -> None:
-        """Give each step its result; what the host wants of them it gets in one look at the device, after all else:
-        it waits there."""
-        apart: dict[int, list[Feed]] = {}
-        wanted = {}
+    def _set_results(found: dict["Feed", Fed], why_not_static: str | None) -> None:
+        """Give each step its result. What the host needs to see is copied from the device at once, after all else,
+        since the host waits there."""
+        wanted = Feed._silence(found)
         for step, fed in found.items():
-            separator = step.session.processor.frame_separator_token_id
-            if step.num_frames and fed.separator == separator:
-                wanted[step, "silence"] = fed.silence
-            elif step.num_frames:
-                apart.setdefault(separator, []).append(step)
-        for separator, own in apart.items():
-            logits = [found[step].logits for step in own]
-            silence = silence_probability(logits[0] if len(logits) == 1 else torch.cat(logits), separator)
-            silence = silence.split([step.num_frames for step in own])
-            wanted |= {(step, "silence"): x for step, x in zip(own, silence, strict=True)}
-        for step, fed in found.items():
-            if fed.scores is not None and step.session.most_bytes:
-                wanted[step, "worth"] = fed.scores.sigmoid().mean(0)
+            if fed.scores is not None and step.wants_scores:
+                wanted[step, "scores"] = fed.scores.sigmoid().mean(0)
             if fed.finite is not None:
                 wanted[step, "finite"] = fed.finite
         kept = {step: kept_of_frames(fed.kept, step.num_frames) for step, fed in found.items()}
         seen = dict(zip(wanted, to_host(list(wanted.values())), strict=True))
         for step, fed in found.items():
-            step.value = (fed.logits, kept[step], seen.get((step, "worth")), seen.get((step, "silence")))
+            scores, silence = seen.get((step, "scores")), seen.get((step, "silence"))
+            step.value = FeedResult(fed.logits, kept[step], scores, silence, why_not_static)
             if not seen.get((step, "finite"), True):
                 step.error = ValueError(NOT_FINITE)
+
+    @staticmethod
+    def _silence(found: dict["Feed", Fed]) -> dict[tuple["Feed", str], torch.Tensor]:
+        """`{(step, "silence"): [F]}` of the steps with frames, where a static step has not computed it in one go."""
+        watching = [step for step in found if step.num_frames]
+        if not watching:
+            return {}
+        separator = watching[0].model.config.frame_separator_token_id
+        silence = {(step, "silence"): found[step].silence for step in watching if found[step].separator == separator}
+        others = [step for step in watching if (step, "silence") not in silence]
+        if others:
+            logits = [found[step].logits for step in others]
+            computed = silence_probability(logits[0] if len(logits) == 1 else torch.cat(logits), separator)
+            computed = computed.split([step.num_frames for step in others])
+            silence |= {(step, "silence"): x for step, x in zip(others, computed, strict=True)}
+        return silence
 
 
 def kept_of_frames(kept: tuple[torch.Tensor | None, ...], num_frames: int) -> list[tuple[torch.Tensor | None, ...]]:
@@ -263,21 +311,20 @@ def to_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @contextmanager
 def stage(name: str | None, steps: list[Step], device: torch.device) -> Iterator[None]:
-    """Count the time of a block of code, in equal parts, as the named stage of the steps' sessions; without a name as
-    that of watching or speaking, whichever the step is for. On a GPU the time is the device's, and nobody waits for
-    it: what comes next is made ready while the device is at work."""
-    now = Moment(device)
+    """Note the time of a block of code, in equal parts, as time that the steps spent in the named stage; without a
+    name in that of watching or speaking, whichever a step is for. On a GPU it is the time of the device, and nobody
+    waits for it: the host prepares what comes next while the device is at work."""
+    begin = Moment(device)
     try:
         yield
     finally:
-        took = now, Moment(device)
+        end = Moment(device)
         for step in steps:
-            stage_of_step = name or ("language" if step.num_frames else "generation")
-            step.session.count_seconds(stage_of_step, took, len(steps))
+            step.spent.append(Spent(name or ("language" if step.num_frames else "generation"), begin, end, len(steps)))
 
 
 class Moment:
-    """A point in time, of the device's if that is a GPU: there it is known once the device has come so far."""
+    """A point in time; on a GPU in the order of its work, so that the time is known once the device got there."""
 
     def __init__(self, device: torch.device):
         self.event = None
@@ -296,8 +343,21 @@ class Moment:
         return self.event.elapsed_time(other.event) / 1000
 
 
+@dataclass(frozen=True)
+class Spent:
+    """Time between two moments that was spent in a stage, in equal parts for `shared_by` steps."""
+
+    stage: str
+    begin: Moment
+    end: Moment
+    shared_by: int
+
+    def seconds(self) -> float:
+        return self.begin.seconds_until(self.end) / self.shared_by
+
+
 def carry_out_together(steps: list[Step]) -> None:
-    """Carry out steps of one kind; an error is raised by each step's `result()`."""
+    """Carry out steps of one kind on one model. An error is raised by each step's `result()`."""
     try:
         type(steps[0]).together(steps)
     except BaseException as error:
@@ -306,7 +366,7 @@ def carry_out_together(steps: list[Step]) -> None:
 
 
 def carry_out(work: Iterator) -> Iterator:
-    """What `work` yields beside its steps, each of which is carried out as it comes."""
+    """Iterate over what `work` yields beside its steps, and carry out each step as it comes."""
     with closing(work):
         for item in work:
             if isinstance(item, Step):
@@ -315,4 +375,4 @@ def carry_out(work: Iterator) -> Iterator:
                 yield item
 
 
-__all__ = ["Encode", "Feed", "Step", "carry_out", "carry_out_together"]
+__all__ = ["Encode", "Feed", "FeedResult", "Moment", "Spent", "Step", "carry_out", "carry_out_together"]

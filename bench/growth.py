@@ -11,14 +11,13 @@ import math
 import os
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 
 from ..cache import MoDCache, room_for
 from ..configuration_videollm_mod import num_kept_tokens
 from ..steps import Feed, carry_out_together
-from .filled import fill
+from .filled import filled_cache
 from .record import enter, header, write
 from .streams import random_model
 from .watching import WARM_UP, as_it_is, summary, synchronise
@@ -64,38 +63,26 @@ def memory_of(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-class Stream:
-    """What a session is to a `Feed`."""
-
-    most_bytes = why_not_static = None
-
-    def __init__(self, model, keep_ratio: float):
-        self.model, self.keep_ratio, self.cache, self._counts = model, keep_ratio, MoDCache(model.config), {}
-        self.processor = SimpleNamespace(frame_separator_token_id=model.config.frame_separator_token_id)
-
-    def count_seconds(self, stage: str, took, shared_by: int) -> None:
-        pass
-
-
-def advance(streams: list[Stream], frames: int, repeats: int) -> dict:
-    """Time of `frames` more frames of each stream, always from the same state."""
-    model, seconds = streams[0].model, []
-    config, device = model.config, model.device
+def advance(model, caches: list[MoDCache], keep_ratio: float, frames: int, repeats: int) -> tuple[dict, str | None]:
+    """Time of `frames` more frames of each stream, always from the same state of its cache; with it, why these were
+    no static steps on a GPU."""
+    config, device, seconds = model.config, model.device, []
     ids = ([config.frame_separator_token_id] + [config.video_token_id] * config.num_frame_tokens) * frames
     size = (frames, config.num_frame_tokens, config.vision_config.hidden_size)
-    features, end = torch.randn(size, device=device, dtype=model.dtype), streams[0].cache.get_seq_length()
+    features, end = torch.randn(size, device=device, dtype=model.dtype), caches[0].get_seq_length()
     for _ in range(WARM_UP + repeats):
-        steps = [Feed(stream, ids, features) for stream in streams]
+        steps = [Feed(model, cache, ids, features, keep_ratio) for cache in caches]
         synchronise(device)
         start = time.perf_counter()
         carry_out_together(steps)
         synchronise(device)
         seconds.append(time.perf_counter() - start)
         for step in steps:
-            step.result()
-            step.session.cache.rollback(end)
-    found = {"frames": frames, **summary(seconds[WARM_UP:], frames * len(streams))}
-    return {**found, "ms_per_frame": round(found["p50_ms"] / frames / len(streams), 4)}
+            why_not_static = step.result().why_not_static
+            step.cache.rollback(end)
+    found = {"frames": frames, **summary(seconds[WARM_UP:], frames * len(caches))}
+    found["ms_per_frame"] = round(found["p50_ms"] / frames / len(caches), 4)
+    return found, why_not_static
 
 
 def measure(model, case: dict, repeats: int, total: int) -> dict:
@@ -115,14 +102,13 @@ def measure(model, case: dict, repeats: int, total: int) -> dict:
         torch.cuda.reset_peak_memory_stats(device)
     try:
         with as_it_is(model, dense=case["way"] == "dense"):
-            streams = [Stream(model, case["keep_ratio"]) for _ in range(case["batch"])]
-            for stream in streams:
-                fill(stream, case["frames"])
-            row["stream"] = advance(streams, 1, repeats)
+            ratio = case["keep_ratio"]
+            caches = [filled_cache(model, case["frames"], ratio) for _ in range(case["batch"])]
+            row["stream"], why_not_static = advance(model, caches, ratio, 1, repeats)
             if case["batch"] == 1:
                 block = min(BLOCK_FRAMES, BLOCK_TOKENS // (case["tokens"] + 1))
-                row["block"] = advance(streams, block, max(2, repeats // 4))
-            row["why_not_static"] = streams[0].why_not_static
+                row["block"], why_not_static = advance(model, caches, ratio, block, max(2, repeats // 4))
+            row["why_not_static"] = why_not_static
     except torch.OutOfMemoryError:
         row["fits"] = False
         row["why"] = "the device ran out of memory, though by arithmetic it fits"

@@ -137,16 +137,15 @@ def end_to_end(model, processor, held: int, repeats: int, frames: int, size: tup
 def first_token(model, processor, held: int, repeats: int) -> dict:
     """From a question to the first token of its answer."""
     session = session_of(model, processor, held)
-    end = session.cache.get_seq_length()
+    before = session.state.mark()
 
     def call(index):
         session.instruct(QUESTION)
-        tokens = carry_out(session._reply())
+        tokens = carry_out(session.replying())
         next(tokens)
         times.append(time.perf_counter() - start)
         tokens.close()
-        session._rollback(end)
-        session._pending, session._in_stream = [], True
+        session.state.rollback(before)
 
     times = []
     for index in range(WARM_UP + repeats):
@@ -161,7 +160,7 @@ def generation(model, processor, held: int, repeats: int) -> dict:
     """Tokens of an answer after the first, one by one."""
     session = session_of(model, processor, held)
     session.instruct(QUESTION)
-    tokens = carry_out(session._reply())
+    tokens = carry_out(session.replying())
     next(tokens)
     return summary(clock(lambda index: next(tokens), model.device, repeats))
 

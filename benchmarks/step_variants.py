@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from .. import static_kernels
-from ..bench.filled import fill
+from ..bench.filled import filled_cache
 from ..bench.geometries import NAMES, VIDEO
 from ..bench.streams import random_model
 from ..cache import MoDCache
@@ -62,13 +62,6 @@ class Log:
         return value
 
 
-class Plain:
-    """What a session is to `fill`."""
-
-    def __init__(self, model):
-        self.model, self.cache, self.keep_ratio, self._counts = model, MoDCache(model.config), None, {}
-
-
 def error(value: torch.Tensor, expected: torch.Tensor) -> float:
     value, expected = value.double(), expected.double()
     return round(float((value - expected).norm() / expected.norm()), 6)
@@ -87,14 +80,13 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
     found = {}
     number = text.routed_layers[0] if routed else 0
     layer = model.model.language_model.layers[number]
-    steps, sessions = {}, {}
+    steps, caches = {}, {}
     for name, part in (("plain", PlainOps), ("fast", kernels)):
         torch.manual_seed(1)
-        sessions[name] = Plain(model)
-        fill(sessions[name], 20)
+        caches[name] = filled_cache(model, 20)
         steps[name] = StaticStep(model, shape, part)
-        steps[name].prepare([sessions[name].cache], [[SEPARATOR] * frames], None)
-    base = sessions["plain"].cache.seen_tokens
+        steps[name].prepare([caches[name]], [[SEPARATOR] * frames], None)
+    base = caches["plain"].seen_tokens
     torch.manual_seed(2)
     x = torch.randn(tokens, text.hidden_size, device=device, dtype=dtype)
     rotary = [
@@ -103,13 +95,13 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
     ]
     plain, fast = steps["plain"], steps["fast"]
     slots = plain.slots if routed else tokens
-    held = {"plain": [sessions["plain"].cache.layers[number]], "fast": fast.table[number]}
+    held = {"plain": [caches["plain"].layers[number]], "fast": fast.table[number]}
 
     def both(part, result, *, own=steps, held=held):
         outputs = []
         for name, step in own.items():
             part(step, held[name])
-            outputs.append([t.clone() for t in result(step, sessions[name].cache.layers[number])])
+            outputs.append([t.clone() for t in result(step, caches[name].layers[number])])
         for a, b in zip(own["plain"].__dict__.items(), own["fast"].__dict__.items(), strict=False):
             if isinstance(a[1], torch.Tensor) and a[0] not in ("control", "table", "ids"):
                 b[1].copy_(a[1])  # so that each part begins from the same
@@ -233,10 +225,8 @@ def prepared(model, kernels, frames_held: int, frames: int = 1, tokens: int = 1)
     shape = Shape(frames, frames * (per_frame + 1), 2, "residual", "learned", False, routed)
     if not frames:
         shape = Shape(0, tokens, 0, "residual", "learned", False, ())
-    session = Plain(model)
-    fill(session, frames_held)
     step = StaticStep(model, shape, kernels)
-    step.prepare([session.cache], [[SEPARATOR] * (frames or tokens)], None)
+    step.prepare([filled_cache(model, frames_held)], [[SEPARATOR] * (frames or tokens)], None)
     return step
 
 
@@ -251,9 +241,7 @@ def time_step(model, kernels, held: int, frames: int = 1, tokens: int = 1, repea
 
 def time_eager(model, held: int, repeats: int = 10) -> dict:
     """The model as it is; every call starts at the same length."""
-    session = Plain(model)
-    fill(session, held)
-    cache, per_frame = session.cache, model.config.num_frame_tokens
+    cache, per_frame = filled_cache(model, held), model.config.num_frame_tokens
     ids = torch.tensor([[SEPARATOR] + [VIDEO] * per_frame], device="cuda")
     features = torch.randn(1, per_frame, model.config.vision_config.hidden_size, device="cuda", dtype=model.dtype)
 

@@ -93,7 +93,7 @@ class PooledStream:
         """Start on the next piece of work."""
         kind, *arguments = self._work[0]
         if kind == "frames":
-            self._doing = self.session._watch(*arguments)
+            self._doing = self.session.watching(*arguments)
         else:
             self._said = ""
             self.session.instruct(arguments[0])

@@ -55,7 +55,7 @@ def test_a_filled_session_has_the_size_of_one_that_has_watched():
             filled, watched = (model.stream(processor, speak_threshold=0.0) for _ in range(2))
             fill(filled, 5)
             features = torch.randn(5, 10, model.config.vision_config.hidden_size)
-            watched._pending = []
+            watched.state.pending = []
             list(watched.watch_encoded(features))
             text = len(processor.stream_start_ids) - 1  # the first frame has the stream's start before it
             for own, other in zip(filled.cache.layers, watched.cache.layers, strict=True):

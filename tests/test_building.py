@@ -234,7 +234,7 @@ def test_a_reply_ends_at_any_end_of_the_language_model(tmp_path):
             torch.tensor([next(script)]), scores.shape[-1]
         )
         assert session.ask("why?")[0].text == "b"
-        assert session._pending == [words.eos_token_id]
+        assert session.state.pending == [words.eos_token_id]
 
 
 def test_refuses_language_models_whose_weights_or_angles_are_of_another_kind(tmp_path):

@@ -7,9 +7,9 @@ import torch
 
 from videollm_mod import cli
 from videollm_mod.bench import growth
-from videollm_mod.bench.filled import fill
+from videollm_mod.bench.filled import filled_cache
 from videollm_mod.bench.geometries import config_values
-from videollm_mod.bench.growth import KEYS, MIDDLE, Stream, advance, cache_bytes, cases, layer_lengths, measure
+from videollm_mod.bench.growth import KEYS, MIDDLE, advance, cache_bytes, cases, layer_lengths, measure
 from videollm_mod.bench.streams import random_model
 from videollm_mod.bench.watching import as_it_is
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
@@ -20,14 +20,14 @@ from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
 @torch.no_grad()
 def test_counted_bytes_are_those_of_a_cache(dense, frames, ratio):
     model = random_model("tiny", "cpu", dtype=torch.float32).eval()
-    text, stream = model.config.text_config, Stream(model, ratio)
+    text = model.config.text_config
     with as_it_is(model, dense):
-        fill(stream, frames)
+        cache = filled_cache(model, frames, ratio)
     lengths = layer_lengths(text, frames, 10, ratio, routed=not dense)
-    assert lengths == [layer.get_seq_length() for layer in stream.cache.layers]
+    assert lengths == [layer.get_seq_length() for layer in cache.layers]
     held, rooms = cache_bytes(text, lengths, 4)
-    assert held == sum(layer.keys.nbytes + layer.values.nbytes for layer in stream.cache.layers)
-    assert rooms == sum(room.room.nbytes for layer in stream.cache.layers for room in layer.rooms.values())
+    assert held == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    assert rooms == sum(room.room.nbytes for layer in cache.layers for room in layer.rooms.values())
 
 
 def test_bytes_of_long_streams():
@@ -57,16 +57,14 @@ def test_what_does_not_fit_is_not_tried():
 @pytest.mark.parametrize("count", [1, 3])
 def test_streams_are_after_it_what_they_were(count):
     model = random_model("tiny", "cpu", dtype=torch.float32).eval()
-    streams = [Stream(model, 0.2) for _ in range(count)]
-    for stream in streams:
-        fill(stream, 6)
-    held = [[layer.keys.clone() for layer in stream.cache.layers] for stream in streams]
-    found = advance(streams, 2, repeats=2)
-    assert found["frames"] == 2 and len(found["raw_ms"]) == 2
+    caches = [filled_cache(model, 6, 0.2) for _ in range(count)]
+    held = [[layer.keys.clone() for layer in cache.layers] for cache in caches]
+    found, why_not_static = advance(model, caches, 0.2, 2, repeats=2)
+    assert why_not_static is None and found["frames"] == 2 and len(found["raw_ms"]) == 2
     assert found["ms_per_frame"] == pytest.approx(found["p50_ms"] / 2 / count, abs=1e-4)
-    for stream, keys in zip(streams, held, strict=True):
-        assert all(torch.equal(layer.keys, own) for layer, own in zip(stream.cache.layers, keys, strict=True))
-        assert int(stream.cache.num_frames) == 6
+    for cache, keys in zip(caches, held, strict=True):
+        assert all(torch.equal(layer.keys, own) for layer, own in zip(cache.layers, keys, strict=True))
+        assert int(cache.num_frames) == 6
 
 
 def test_a_file_is_gone_on_with(tmp_path, capsys, monkeypatch):

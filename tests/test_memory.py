@@ -187,7 +187,7 @@ def test_bytes_are_never_exceeded(seed, tmp_path):
         start += count
     assert limit / 2 < most <= limit == sessions[0].most_bytes and asked
     assert_same_events(*said)
-    assert torch.equal(sessions[0]._memory.kinds, sessions[1]._memory.kinds)
+    assert torch.equal(sessions[0].state.memory.kinds, sessions[1].state.memory.kinds)
     sizes = sessions[0].cache.token_bytes()
     assert int(sizes.sum()) == sessions[0].stats.kv_bytes and len(sizes) == sessions[0].cache.get_seq_length()
     restored = StreamingSession.load(sessions[0].save(tmp_path / "s"), model, processor)
@@ -226,7 +226,7 @@ def test_a_bounded_session_is_the_same_however_it_is_fed(checkpoint, policy, tmp
     assert sessions[0].stats.tokens == sessions[1].stats.tokens > sessions[0].cache.get_seq_length()
     # which of several plain patches a layer keeps may hang on the last bit; what is remembered does not
     for name in ("kinds", "frames"):
-        assert torch.equal(getattr(sessions[0]._memory, name), getattr(sessions[1]._memory, name))
+        assert torch.equal(getattr(sessions[0].state.memory, name), getattr(sessions[1].state.memory, name))
     assert torch.equal(sessions[0].cache.layers[0].positions, sessions[1].cache.layers[0].positions)
 
 

@@ -40,7 +40,7 @@ def clip(seed: int) -> tuple[np.ndarray, list[float]]:
 
 def holds_the_same(session, other) -> None:
     assert_same_cache(session.cache, other.cache)
-    assert session._pending == other._pending
+    assert session.state.pending == other.state.pending
 
 
 @pytest.mark.parametrize("kind", ["path", "file", "pool"])
@@ -74,7 +74,7 @@ def test_a_video_that_can_not_be_pushed(checkpoint, tmp_path):
     session = checkpoint[0].stream(checkpoint[1])
     with pytest.raises(FileNotFoundError, match="there is no video"):
         session.watch(str(tmp_path / "a.mp4"))
-    with pytest.raises(ValueError, match="`times` are for frames; those of a video are its own"):
+    with pytest.raises(ValueError, match="`times` are for frames; a video has its own"):
         session.push(str(ROOT / "media" / "world.mp4"), [0.0])
     assert session.stats.frames == 0
 
@@ -167,6 +167,34 @@ def test_a_session_can_be_saved_at_any_point(checkpoint, tmp_path, when):
     restored = StreamingSession.load(session.save(tmp_path / "s"), *checkpoint)
     assert (restored.keep_ratio, restored.speak_threshold, restored.max_new_tokens) == (0.5, 0.6, 9)
     assert_same_events(restored.push(frames[3:], times[3:]), session.push(frames[3:], times[3:]))
+    holds_the_same(restored, session)
+
+
+def as_version_2(path) -> None:
+    """Rewrite a session file as version 2 wrote it, under the names of attributes that were private then."""
+    tensors, content = read_session(path)
+    state = content["state"]
+    content["state"] = {name: state[name] for name in ("query", "time")}
+    content["state"] |= {f"_{name}": state[name] for name in ("in_stream", "ahead", "pending", "counts", "seconds")}
+    content = json.dumps(content)
+    save_file(
+        tensors,
+        path,
+        {"format": FORMAT, "version": "2", "content": content, "checksum": checksum(tensors, content)},
+    )
+
+
+@pytest.mark.parametrize("bounds", [{}, {"max_cached_frames": 4}])
+def test_a_session_saved_in_version_2_is_read(checkpoint, tmp_path, bounds):
+    frames, times = clip(38)
+    session = checkpoint[0].stream(checkpoint[1], **bounds)
+    session.instruct("Narrate what happens.")
+    session.push(frames[:6], times[:6])
+    path = session.save(tmp_path / "s")
+    as_version_2(path)
+    restored = StreamingSession.load(path, *checkpoint)
+    assert {**restored.stats} == {**session.stats} and restored.query == session.query
+    assert_same_events(restored.push(frames[6:9], times[6:9]), session.push(frames[6:9], times[6:9]))
     holds_the_same(restored, session)
 
 
@@ -287,8 +315,8 @@ def test_a_cancelled_answer_is_what_was_heard_of_it(checkpoint, how):
     assert list(answer) == []
     narrated.instruct("What happened last?")
     if how != "never begun":
-        narrated._pending += processor.assistant_header_ids + processor.encode_text(heard)
-        narrated._pending += [processor.tokenizer.eos_token_id]
+        narrated.state.pending += processor.assistant_header_ids + processor.encode_text(heard)
+        narrated.state.pending += [processor.tokenizer.eos_token_id]
     assert_same_events(events, narrated.push(frames[6:8], times[6:8]))
     holds_the_same(session, narrated)
 
@@ -487,10 +515,10 @@ def test_score_processors_see_the_reply(checkpoint):
     frames, _ = clip(50)
     session = checkpoint[0].stream(checkpoint[1], generation_config=GenerationConfig(min_new_tokens=12))
     session.push(frames[:2])
-    assert len(list(carry_out(session.fork()._reply()))) >= 12
+    assert len(list(carry_out(session.fork().replying()))) >= 12
     short = checkpoint[0].stream(checkpoint[1], generation_config=GenerationConfig(max_new_tokens=2))
     short.push(frames[:2])
-    assert len(list(carry_out(short._reply()))) == 2
+    assert len(list(carry_out(short.replying()))) == 2
 
 
 def test_a_restored_session_keeps_the_ratio_it_ran_at(checkpoint, tmp_path):

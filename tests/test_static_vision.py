@@ -152,7 +152,7 @@ def test_pixels_by_products_name_what_is_wrong():
     "counts", [[30], [15], [16], [1] * 20, [5, 12, 3], [8, 8], [40, 1], [3, 40], [7, 8], [32] * 8]
 )
 def test_pieces_are_all_frames_in_order(counts):
-    steps = [Encode(mock.Mock(), torch.full((count, 1), index)) for index, count in enumerate(counts)]
+    steps = [Encode(mock.Mock(), mock.Mock(), torch.full((count, 1), index)) for index, count in enumerate(counts)]
     for device in ("cpu", "cuda"):
         pieces = in_pieces(steps, torch.device(device))
         for step in steps:
@@ -175,19 +175,19 @@ def cut_in_three(steps, device):
 
 def test_features_do_not_depend_on_pieces(checkpoint):
     model, processor = checkpoint
-    sessions = [model.stream(processor) for _ in range(3)]
     frames = [torch.from_numpy(world_stream(seed).frames(height=96)[:7]).movedim(-1, 1) for seed in range(3)]
     found = []
     for cut in (in_pieces, cut_in_three):
-        steps = [Encode(*each) for each in zip(sessions, frames, strict=True)]
+        steps = [Encode(model, processor.video_processor, own) for own in frames]
         with mock.patch.object(steps_module, "in_pieces", cut):
             carry_out_together(steps)
         found.append([step.result() for step in steps])
     for whole, pieces in zip(*found, strict=True):
         assert whole.shape == pieces.shape == (7, *whole.shape[1:])
         assert_near(pieces, whole)
-    for session in sessions:
-        assert all(session.stats.seconds[stage] > 0 for stage in ("preprocess", "vision"))
+    for step in steps:
+        assert {spent.stage for spent in step.spent} == {"preprocess", "vision"}
+        assert all(spent.seconds() > 0 for spent in step.spent)
 
 
 def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame(checkpoint):
@@ -262,7 +262,7 @@ def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(checkpoint, count, l
     with (
         mock.patch.object(steps_module, "in_pieces", lambda steps, device: in_pieces(steps, gpu)),
         mock.patch.object(steps_module, "pixels_of", lambda piece, device: pixels_of(piece, gpu)),
-        mock.patch.object(steps_module, "brought", came_to),
+        mock.patch.object(steps_module, "to_device", came_to),
         mock.patch.object(streaming_module, "FRAMES_AT_ONCE", streaming_module.FRAMES_AT_ONCE_ON_GPU),
     ):
         session = model.stream(processor)
@@ -280,8 +280,8 @@ def test_frames_of_several_streams_meet_on_the_gpu(checkpoint):
     """Each is brought as it is, and pixels are those of each alone."""
     model, processor = checkpoint
     videos = [torch.from_numpy(world_stream(seed).frames(height=96)[:5]).movedim(-1, 1) for seed in range(3)]
-    steps, came = [Encode(model.stream(processor), video) for video in videos], []
-    with mock.patch.object(steps_module, "brought", lambda frames, device: came.append(frames) or frames):
+    steps, came = [Encode(model, processor.video_processor, video) for video in videos], []
+    with mock.patch.object(steps_module, "to_device", lambda frames, device: came.append(frames) or frames):
         pixels = pixels_of([(step, step.frames) for step in steps], torch.device("cuda"))
     assert [frames.data_ptr() for frames in came] == [video.data_ptr() for video in videos]
     assert_near(pixels, torch.cat([processor.video_processor.to_pixels(video) for video in videos]))
