@@ -153,20 +153,13 @@ class LiveWatch:
             "latency": {name: percentiles(list(values)) for name, values in self._latencies.items()},
         }
 
-    def _features(self, block: list[LiveFrame]):
-        """`[F, N, Dv]`."""
-        import torch
+    def encode(self, block: list[LiveFrame]):
+        """Features `[F, N, Dv]` of frames, encoded as the session would."""
+        from ..steps import Moment
 
-        model, start = self.session.model, perf_counter()
-        frames = torch.from_numpy(np.stack([frame.image for frame in block])).movedim(-1, 1)
-        with torch.no_grad():
-            pixels = self.session.processor.video_processor(
-                frames.to(model.device), return_tensors="pt", input_data_format="channels_first"
-            )["pixel_values_videos"]
-            features = model.encode_frames(pixels).pooler_output
-        if model.device.type != "cpu":
-            torch.accelerator.synchronize(model.device)
-        self._encode_seconds += perf_counter() - start
+        begin = Moment(self.session.model.device)
+        features = self.session.encode(np.stack([frame.image for frame in block]))
+        self._encode_seconds += begin.seconds_until(Moment(self.session.model.device))  # waits for the device
         return features
 
     def _stage(self, work: Callable[[], None], output: WaitingRoom) -> None:
@@ -188,7 +181,7 @@ class LiveWatch:
             block = self._decoded.take()
             if not block:
                 return
-            features = self._features(block)
+            features = self.encode(block)
             for frame, encoded in zip(block, features, strict=True):
                 frame.features = encoded
             if not self._encoded.put(block):

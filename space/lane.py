@@ -1,6 +1,6 @@
 """One model watching one stream: the work of a session, in steps that can also be done by a process with a GPU.
 
-Shapes: F frames, H and W pixels.
+Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower.
 """
 
 from collections.abc import Callable
@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..speaking import DEFAULT_THRESHOLD, StreamEvent, WatchedFrame
 from ..streaming import StreamingSession
@@ -31,27 +32,41 @@ class Controls:
 
 @dataclass(frozen=True)
 class Step:
-    """Work for one session: frames `[F, H, W, 3]` with their times, or a question."""
+    """Work for one session: frames with their times, or a question.
+
+    Args:
+        images (uint8 `[F, H, W, 3]`, *optional*): the frames.
+        times (`tuple[float, ...]`): of the frames, in seconds.
+        features (`[F, N, Dv]`, *optional*): of the frames, where another session has encoded them already.
+    """
 
     controls: Controls
     images: np.ndarray | None = None
     times: tuple[float, ...] = ()
     question: str | None = None
+    features: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame that was watched, what the cache then held in bytes, and milliseconds of the language model for it."""
+    """A frame that was watched, the bytes of the cache after it, and milliseconds of the language model for it."""
 
     watched: WatchedFrame
     kv_bytes: int
     milliseconds: float
 
 
-def take(
-    session: StreamingSession, step: Step, on_piece: Callable[[str], None] | None = None
-) -> tuple[list[Seen], list[StreamEvent]]:
-    """Do a step: the frames that were seen, and what was said. `on_piece` gets an answer as it grows."""
+@dataclass(frozen=True)
+class Done:
+    """The result of a step: the frames that were watched, what was said, and the features of the frames."""
+
+    seen: list[Seen]
+    events: list[StreamEvent]
+    features: torch.Tensor | None = None
+
+
+def take(session: StreamingSession, step: Step, on_piece: Callable[[str], None] | None = None) -> Done:
+    """Do a step. `on_piece` gets an answer as it grows."""
     session.keep_ratio, session.speak_threshold = step.controls.keep_ratio, step.controls.threshold
     if step.controls.memory not in (None, session.max_cached_frames):
         session.remember(step.controls.memory)
@@ -61,26 +76,27 @@ def take(
             pieces.append(piece)
             if on_piece is not None:
                 on_piece("".join(pieces))
-        return [], [StreamEvent(session.time or 0.0, "answer", "".join(pieces), step.question)]
+        return Done([], [StreamEvent(session.time or 0.0, "answer", "".join(pieces), step.question)])
+    features = session.encode(step.images) if step.features is None else step.features.to(session.model.device)
     seen, before = [], session.stats.seconds["language"]
-    for watched in session.watch(step.images, list(step.times)):
+    for watched in session.watch_encoded(features, list(step.times)):
         kept = tuple(None if tokens is None else tokens.cpu() for tokens in watched.kept)
         seen.append(Seen(replace(watched, kept=kept), session.stats.kv_bytes, 0.0))
     spent = 1000 * (session.stats.seconds["language"] - before) / max(1, len(seen))
     seen = [replace(frame, milliseconds=spent) for frame in seen]
-    return seen, [frame.watched.event for frame in seen if frame.watched.event is not None]
+    return Done(seen, [frame.watched.event for frame in seen if frame.watched.event is not None], features)
 
 
 MODELS: Models | None = None  # of this process, and of those it forks
 
 
 @gpu
-def take_apart(path: Path, name: str, step: Step) -> tuple[list[Seen], list[StreamEvent]]:
+def take_apart(path: Path, name: str, step: Step) -> Done:
     """As `take`, on the session saved at `path`: on ZeroGPU a call is a process that leaves nothing on the GPU."""
     session = StreamingSession.load(path, MODELS.lanes[name], MODELS.processor)
-    result = take(session, step)
+    done = take(session, step)
     session.save(path)
-    return result
+    return done if done.features is None else replace(done, features=done.features.cpu())
 
 
 class Lane:
@@ -109,15 +125,13 @@ class Lane:
         if ZERO_GPU:
             self._session = self._session.save(self._path)
 
-    def step(self, step: Step, on_piece: Callable[[str], None] | None = None) -> None:
-        """Do a step, and keep what came of it."""
+    def step(self, step: Step, on_piece: Callable[[str], None] | None = None) -> Step:
+        """Do a step, and keep the result. Returns the step with the features of its frames, for another lane."""
         with self.models.turns:
-            if ZERO_GPU:
-                seen, events = take_apart(self._path, self.name, step)
-            else:
-                seen, events = take(self._session, step, on_piece)
-        self.seen += seen
-        self.events += events
+            done = take_apart(self._path, self.name, step) if ZERO_GPU else take(self._session, step, on_piece)
+        self.seen += done.seen
+        self.events += done.events
+        return replace(step, features=done.features)
 
 
 __all__ = ["Controls", "Lane", "Seen", "Step"]

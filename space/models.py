@@ -31,18 +31,6 @@ def dense_twin(model):
     return twin
 
 
-def once_a_thread(encode):
-    """`encode`, which does not do again what it did last in this thread: two models look at the same frames."""
-    last = threading.local()
-
-    def call(pixels):
-        if not hasattr(last, "pixels") or not torch.equal(last.pixels, pixels):
-            last.pixels, last.output = pixels, encode(pixels)
-        return last.output
-
-    return call
-
-
 class Models:
     """
     Args:
@@ -52,7 +40,6 @@ class Models:
     def __init__(self, model, processor):
         self.processor = processor
         self.lanes = {"mod": model, "dense": dense_twin(model)}
-        model.encode_frames = self.lanes["dense"].encode_frames = once_a_thread(model.encode_frames)
         self.config, self.device = model.config, model.device
         self.fps = float(processor.video_processor.fps)
         self.most_frames = frames_in_context(model.config)

@@ -164,10 +164,10 @@ class Stream:
         self._source = self._next = None
 
     def _step(self, step: Step) -> None:
-        self._turn = not self._turn  # whoever computes first finds the processor's caches cold
+        self._turn = not self._turn  # the first lane finds the caches of the processor cold
         for lane in list(self.lanes.values())[:: 1 if self._turn else -1]:
             if not self.stopped:
-                lane.step(step)
+                step = lane.step(step)  # frames are encoded once
 
     def view(self, known: dict | None = None) -> dict:
         """What a page shows, less what it says it has: `known` is `{lane: [frames, events]}`."""

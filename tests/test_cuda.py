@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fresh_process import ROOT
+from test_encoding import Pictures
 from test_static_step import STATIC, calls_of, check_streams_together, watch_in_a_pool
 from tiny_models import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_config, tiny_model
 
@@ -23,8 +24,9 @@ from videollm_mod import (
 )
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
+from videollm_mod.narration.live import WAITING, LiveWatch
 from videollm_mod.static_step import fast_language_model
-from videollm_mod.static_vision import encode
+from videollm_mod.static_vision import FastVision, encode
 from videollm_mod.video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -291,6 +293,33 @@ def test_the_fast_tower_and_its_graphs_are_the_tower(dtype, tolerance, pooled):
         assert model._vision_graphs is graphs and relative_error(changed, expected) > 2 * tolerance
         assert relative_error(changed, model.encode_frames(pixels.cuda()).pooler_output) < tolerance
         weight.mul_(-1)
+
+
+def test_a_live_source_takes_the_graphs_of_the_tower():
+    """All of its frames, with the features of the plain model, while the session watches on another thread."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval().cuda()
+    frames = np.concatenate([world_stream(seed).frames(height=96) for seed in (74, 75)])[:48]
+    by_graph, call = [], FastVision.__call__
+
+    def count(vision, pixels):
+        features = call(vision, pixels)
+        by_graph.append(len(pixels) if len(pixels) in vision._graphs else 0)
+        return features
+
+    session, features = model.stream(processor, max_new_tokens=4), []
+    with mock.patch.object(FastVision, "__call__", count):
+        with LiveWatch(session, Pictures(frames), "wait") as live:
+            for frame, _ in live:
+                features.append(frame.features)
+        assert len(features) == len(frames)
+        # each number of frames is captured when it comes for the second time
+        assert WAITING * len(by_graph) >= len(frames) and by_graph.count(0) <= WAITING
+        assert sum(by_graph) >= len(frames) / 2
+        assert session.stats.why_not_static is None and model._vision_graphs.is_current
+    with torch.no_grad():
+        pixels = processor.video_processor.to_pixels(torch.from_numpy(frames).movedim(-1, 1).cuda())
+        assert relative_error(torch.stack(features), model.encode_frames(pixels).pooler_output) < 1e-3
 
 
 @pytest.mark.parametrize("options", [{}, {"do_pad": False}, {"resample": 2}, {"size": {"height": 50, "width": 20}}])

@@ -331,7 +331,7 @@ def test_encoded_frames_are_the_frames(checkpoint):
     frames, times = world_stream(63).frames(2, 96), world_stream(63).frame_times(2).tolist()
     model, processor = checkpoint
     one, other = model.stream(processor), model.stream(processor)
-    features = LiveWatch(one, None)._features([LiveFrame(image, 0.0, 0.0) for image in frames])
+    features = LiveWatch(one, None).encode([LiveFrame(image, 0.0, 0.0) for image in frames])
     watched = list(one.watch_encoded(features, times))
     events = [w.event for w in watched if w.event]
     assert_same_events(events, other.push(frames, times))  # in batches of its own
@@ -344,7 +344,7 @@ def test_questions_in_between_lose_no_frame(checkpoint):
     one, other = model.stream(processor), model.stream(processor)
     live, events, expected = LiveWatch(one, None), [], []
     block = [LiveFrame(image, time, 0.0) for image, time in zip(frames, times, strict=True)]
-    for frame, encoded in zip(block, live._features(block), strict=True):
+    for frame, encoded in zip(block, live.encode(block), strict=True):
         frame.features = encoded
     for index, (_, watched) in enumerate(live.watch(block)):
         events += [watched.event] if watched.event else []
