@@ -3,7 +3,8 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 from .containers import check_count, check_fps, shown
 
@@ -11,6 +12,45 @@ MAX_TEXT = 20_000  # characters of one message: far more than a model reads, far
 ROLES = ("system", "user", "assistant", "stream")
 # Runs of white space with a line break of any kind in them.
 LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """
+    Where a turn stands in the tokens of a conversation.
+
+    Args:
+        role (`str`): `"system"`, `"user"`, `"assistant"` or `"stream"`.
+        start, stop (`int`): its first token, and the one after its last.
+        frames (`range`): the first vision token of each frame of a stream.
+    """
+
+    role: str
+    start: int
+    stop: int
+    frames: range = range(0)
+
+    def moved(self, by: int) -> "Turn":
+        """The same turn where `by` more tokens stand before it."""
+        frames = range(self.frames.start + by, self.frames.stop + by, self.frames.step)
+        return Turn(self.role, self.start + by, self.stop + by, frames)
+
+
+class EncodedConversation(NamedTuple):
+    """
+    The tokens of a conversation.
+
+    Args:
+        input_ids (`list[int]`): `T` tokens.
+        labels (`list[int]`): of each token, not shifted; -100 where nothing is learned.
+        assistant_mask (`list[int]`): 1 on replies and their end of sequence, 0 elsewhere.
+        turns (`list[Turn]`): one after the other without gaps, from after the beginning of sequence to the end.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    assistant_mask: list[int]
+    turns: list[Turn]
 
 
 def clean_text(text: str) -> str:
@@ -148,4 +188,12 @@ def _without_space(step: dict | None) -> dict | None:
     return step | {"add_prefix_space": False} if step.get("add_prefix_space") else step
 
 
-__all__ = ["MAX_TEXT", "check_text", "clean_text", "read_conversation", "tokenizer_of_pieces"]
+__all__ = [
+    "MAX_TEXT",
+    "EncodedConversation",
+    "Turn",
+    "check_text",
+    "clean_text",
+    "read_conversation",
+    "tokenizer_of_pieces",
+]

@@ -3,7 +3,7 @@
 Shapes: `F` frames, `H` and `W` pixels, `n` vision tokens per frame, `B` conversations, `T` tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +12,16 @@ import torch
 from transformers import BatchFeature
 
 from .compat import ProcessorWithoutTorchvision
-from .configuration_videollm_mod import MAX_FRAME_TOKENS
+from .configuration_videollm_mod import IGNORE_INDEX, MAX_FRAME_TOKENS
 from .containers import check_count, shown
-from .conversation import check_continuation, clean_text, read_conversation, tokenizer_of_pieces
+from .conversation import (
+    EncodedConversation,
+    Turn,
+    check_continuation,
+    clean_text,
+    read_conversation,
+    tokenizer_of_pieces,
+)
 from .generation import StreamInputs
 from .video_processing_videollm_mod import LOADING_OPTIONS, VideoLLMMoDVideoProcessor, flatten_videos
 
@@ -70,7 +77,6 @@ def as_list(ids: int | list[int] | None) -> list[int]:
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
-IGNORE_INDEX = -100
 TEMPLATE_CONSTANTS = ("num_frame_tokens", "video_token", "frame_separator", "stream_start", "stream_end")
 
 
@@ -197,31 +203,30 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
 
     def encode_conversation(
         self, conversation: list[dict], add_generation_prompt: bool = False, continue_final_message: bool = False
-    ) -> tuple[list[int], list[int], list[int]]:
+    ) -> EncodedConversation:
         """Tokens of a conversation whose streams are `{"role": "stream", "num_frames": int}`.
 
         Returns:
-            `(input_ids, labels, assistant_mask)`, `T` long each. Labels are ordinary ones that the model shifts: after
-            each frame the token that follows it (a separator, or the first token of the stream's end if an assistant
-            turn comes next), and the assistant's turns; -100 elsewhere and where `learn` says no. The mask is 1 on
-            replies and their end of sequence.
+            `(input_ids, labels, assistant_mask, turns)`. Labels are not shifted, which the model does: they are the
+            assistant's turns, and after each frame the token that follows it (a separator, or the first token of the
+            stream's end if an assistant turn comes next); -100 elsewhere and where `learn` says no.
 
         Raises:
             `ValueError`: as `read_conversation`; for a stream without `num_frames`; if there is no reply to continue.
         """
         turns = read_conversation(conversation)
         check_continuation(turns, add_generation_prompt, continue_final_message)
-        input_ids, labels, assistant_mask = [], [], []
+        encoded = EncodedConversation([], [], [], [])
 
         def append(ids: list[int], learn: bool = False, reply: bool = False) -> None:
-            input_ids.extend(ids)
-            labels.extend(ids if learn else [IGNORE_INDEX] * len(ids))
-            assistant_mask.extend([int(reply)] * len(ids))
+            encoded.input_ids.extend(ids)
+            encoded.labels.extend(ids if learn else [IGNORE_INDEX] * len(ids))
+            encoded.assistant_mask.extend([int(reply)] * len(ids))
 
         if self.tokenizer.bos_token_id is not None:
             append([self.tokenizer.bos_token_id])
         for turn, next_turn in zip(turns, [*turns[1:], None], strict=True):
-            role, learn = turn["role"], turn["learn"]
+            role, learn, start, frames = turn["role"], turn["learn"], len(encoded.input_ids), range(0)
             if role == "system":
                 append(self.encode_text(turn["content"], prefix="") + self.system_end_ids)
             elif role == "user":
@@ -232,22 +237,31 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
                 if next_turn is not None or not continue_final_message:
                     append([self.tokenizer.eos_token_id], learn, reply=True)
             else:
-                if "num_frames" not in turn:
-                    raise ValueError(f"`{turn['name']}` must have `num_frames`; `apply_chat_template` takes videos")
-                num_frames = turn["num_frames"]
-                num_learned = num_frames * learn if isinstance(learn, bool) else learn
-                append(self.stream_start_ids)
-                for index in range(1, num_frames):
-                    append(self.frame_ids)
-                    append([self.frame_separator_token_id], index <= num_learned)
-                append(self.frame_ids)
-                if next_turn is not None or add_generation_prompt:
-                    speaks = next_turn is not None and next_turn["role"] == "assistant"
-                    append(self.stream_end_ids[:1], speaks and num_frames <= num_learned)
-                    append(self.stream_end_ids[1:])
+                frames = self._append_stream(append, turn, next_turn, start, add_generation_prompt)
+            encoded.turns.append(Turn(role, start, len(encoded.input_ids), frames))
         if add_generation_prompt:
             append(self.assistant_header_ids)
-        return input_ids, labels, assistant_mask
+        return encoded
+
+    def _append_stream(
+        self, append: Callable, turn: dict, next_turn: dict | None, start: int, add_generation_prompt: bool
+    ) -> range:
+        """Append the tokens of a stream that begins at token `start`; returns where its frames begin."""
+        if "num_frames" not in turn:
+            raise ValueError(f"`{turn['name']}` must have `num_frames`; `apply_chat_template` takes videos")
+        num_frames, learn = turn["num_frames"], turn["learn"]
+        num_learned = num_frames * learn if isinstance(learn, bool) else learn
+        append(self.stream_start_ids)
+        for index in range(1, num_frames):
+            append(self.frame_ids)
+            append([self.frame_separator_token_id], index <= num_learned)
+        append(self.frame_ids)
+        if next_turn is not None or add_generation_prompt:
+            speaks = next_turn is not None and next_turn["role"] == "assistant"
+            append(self.stream_end_ids[:1], speaks and num_frames <= num_learned)
+            append(self.stream_end_ids[1:])
+        first, step = start + len(self.stream_start_ids), len(self.frame_ids) + 1
+        return range(first, first + num_frames * step, step)
 
     def apply_chat_template(
         self,
@@ -334,7 +348,7 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
 
         merged = self.options_of_parts(**{**(processor_kwargs or {}), **kwargs})
         videos = self._load_streams(conversations, merged["videos_kwargs"])
-        rows = [self.encode_conversation(x, add_generation_prompt, continue_final_message) for x in conversations]
+        rows = [self.encode_conversation(x, add_generation_prompt, continue_final_message)[:3] for x in conversations]
         data = self._pad_rows(rows, merged["text_kwargs"])
         if not return_labels:
             del data["labels"]

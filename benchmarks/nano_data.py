@@ -42,7 +42,8 @@ class Chunks(Dataset):
         parts = {name: [] for name in ("ids", "labels", "tokens", "shown", "counts", "frames", "states")}
         for seed in seeds:
             stream = world_stream(seed, level)
-            ids, labels = encode_example(conversation(stream, self.fps, self.num_questions), self.processor)
+            example = encode_example(conversation(stream, self.fps, self.num_questions), self.processor)
+            ids, labels = example["input_ids"], example["labels"]
             shown, frames = stream.shown(self.fps), stream.drawn(self.processor.video_processor.size["height"])
             parts["ids"].append(np.array(ids, dtype=np.int16))
             parts["labels"].append(np.array([-100, *labels[1:]], dtype=np.int16))

@@ -1,33 +1,34 @@
 """Narrations made wrong on purpose, so that the model looks at the frames and not only at what it said before.
 
-After VideoLLM-online (arXiv 2406.11816) and its released code, which alters one narration a conversation.
+After VideoLLM-online (arXiv 2406.11816) and its released code, which alters one narration per conversation.
 """
 
 import random
 from dataclasses import dataclass
 
-from .turns import REPLY, STREAM, Turn, read_turns
+from ..configuration_videollm_mod import IGNORE_INDEX
+from ..conversation import Turn
+from .turns import check_turns
 
-IGNORE_INDEX = -100
 KINDS = ("shift", "replace", "remove")
 
 
 @dataclass
 class ReplyAugmentation:
     """
-    Alters one narration in some of the examples, never the last one, on which nothing would depend any more:
+    Alters one narration in some of the examples; never the last one, since nothing depends on it:
 
-    - `"shift"`: it comes one frame late. Whether to speak is not learned at the frame where it belongs and at the one
-      where it now stands; the narration, true of what has been seen, is.
-    - `"replace"`: another narration of the stream stands in its place. It is not learned, nor is the silence after it.
-    - `"remove"`: the frames go on without it. Whether to speak is not learned from the frame where it belongs to the
-      next turn.
+    - `"shift"`: it comes one frame late. Whether to speak is not learned at the frame where it belongs, nor at the one
+      where it now stands. The narration itself is learned, since it is true of the frames before it.
+    - `"replace"`: another narration of the stream takes its place. It is not learned, nor is the silence after it.
+    - `"remove"`: the stream continues without it. Whether to speak is not learned from the frame where it belongs up
+      to the next turn.
 
-    Frames stay as they are. What is drawn depends on `seed`, `epoch` and the example's tokens alone: the same in a
-    resumed run and for any number of processes. Set `epoch` to draw anew.
+    Frames are not changed. The draws depend only on `seed`, `epoch` and the tokens of the example, so a resumed run
+    and any number of processes draw the same. Set `epoch` to draw anew.
 
     Args:
-        processor (`VideoLLMMoDProcessor`): that made the examples.
+        processor (`VideoLLMMoDProcessor`): the one that made the examples.
         probability (`float`): share of examples that are altered, in [0, 1].
         seed, epoch (`int`).
 
@@ -44,65 +45,67 @@ class ReplyAugmentation:
         if not 0 <= self.probability <= 1:
             raise ValueError(f"`probability` must be in [0, 1], got {self.probability!r}")
 
-    def __call__(self, input_ids: list[int], labels: list[int]) -> tuple[list[int], list[int]]:
-        """The tokens and labels of an example, altered or as they are."""
+    def __call__(self, example: dict) -> dict:
+        """The example, with `input_ids`, `labels` and `turns` altered or as they are.
+
+        Raises:
+            `ValueError`: if it has no `turns`.
+        """
+        check_turns(example)
+        input_ids, labels, turns = (example[name] for name in ("input_ids", "labels", "turns"))
         rng = random.Random(f"{self.seed}/{self.epoch}/{','.join(map(str, input_ids))}")
         if rng.random() >= self.probability:
-            return input_ids, labels
-        turns = read_turns(input_ids, self.processor)
+            return example
+        found = narrations(turns, labels)
         options = [
             (kind, index)
-            for index in narrations(turns, labels)[:-1]
+            for index in found[:-1]
             for kind in KINDS
-            if kind != "shift" or turns[index + 1].num_frames > 1
+            if kind != "shift" or len(turns[index + 1].frames) > 1
         ]
-        others = {tuple(input_ids[turns[i].start : turns[i].stop]) for i in narrations(turns, labels)}
-        if len(others) < 2:
+        if len({tuple(input_ids[turns[i].start : turns[i].stop]) for i in found}) < 2:
             options = [(kind, index) for kind, index in options if kind != "replace"]
-        if not options:
-            return input_ids, labels
-        return self.alter(input_ids, labels, turns, *rng.choice(options), rng)
+        return self.alter(example, *rng.choice(options), rng) if options else example
 
-    def alter(
-        self, input_ids: list[int], labels: list[int], turns: list[Turn], kind: str, index: int, rng: random.Random
-    ) -> tuple[list[int], list[int]]:
-        """Alter the narration that is `turns[index]`."""
+    def alter(self, example: dict, kind: str, index: int, rng: random.Random) -> dict:
+        """Alter the narration that is turn `index` of an example."""
+        input_ids, labels, turns = (example[name] for name in ("input_ids", "labels", "turns"))
         before, reply, after = turns[index - 1 : index + 2]
-        head, tail = slice(0, before.start), slice(after.stop, None)
-        said, said_labels = input_ids[reply.start : reply.stop], labels[reply.start : reply.stop]
         first, second = self.decisions(before, labels), self.decisions(after, labels)
-        end = input_ids[after.stop - after.end : after.stop]
+        end = input_ids[after.frames.stop - 1 : after.stop]
+        said = cut_out(example, reply)
         if kind == "shift":
             parts = [
                 self.stream([*first[:-1], False, False], self.processor.stream_end_ids),
-                (said, said_labels),
+                said,
                 self.stream(second[1:], end),
             ]
         elif kind == "replace":
             others = {tuple(input_ids[turns[i].start : turns[i].stop]) for i in narrations(turns, labels)}
-            other = rng.choice(sorted(others - {tuple(said)}))
+            other = list(rng.choice(sorted(others - {tuple(said[0])})))
             parts = [
-                (input_ids[before.start : before.stop], labels[before.start : before.stop]),
-                (list(other), [IGNORE_INDEX] * len(other)),
+                cut_out(example, before),
+                (other, [IGNORE_INDEX] * len(other), Turn("assistant", 0, len(other))),
                 self.stream([False] * len(second), end),
             ]
         else:
             parts = [self.stream([*first[:-1], False, *[False] * len(second)], end)]
-        return (
-            input_ids[head] + [token for ids, _ in parts for token in ids] + input_ids[tail],
-            labels[head] + [label for _, row in parts for label in row] + labels[tail],
-        )
+        ids, learned, placed = input_ids[: before.start], labels[: before.start], turns[: index - 1]
+        for part_ids, part_labels, turn in parts:
+            placed = [*placed, turn.moved(len(ids))]
+            ids, learned = ids + part_ids, learned + part_labels
+        placed += [turn.moved(len(ids) - after.stop) for turn in turns[index + 2 :]]
+        ids, learned = ids + input_ids[after.stop :], learned + labels[after.stop :]
+        return {**example, "input_ids": ids, "labels": learned, "turns": placed}
 
     def decisions(self, turn: Turn, labels: list[int]) -> list[bool]:
-        """Of each frame of a stream, whether the token after it is learned."""
-        step = 1 + self.processor.num_frame_tokens
-        first = turn.start + len(self.processor.stream_start_ids) + step - 1
-        places = range(first, first + turn.num_frames * step, step)
+        """For each frame of a stream, whether the token after it is learned."""
+        places = [start + self.processor.num_frame_tokens for start in turn.frames]
         return [place < turn.stop and labels[place] != IGNORE_INDEX for place in places]
 
-    def stream(self, learned: list[bool], end: list[int]) -> tuple[list[int], list[int]]:
-        """Tokens and labels of a stream with as many frames as `learned`, which says what is learned after each, and
-        with the tokens `end` after the last."""
+    def stream(self, learned: list[bool], end: list[int]) -> tuple[list[int], list[int], Turn]:
+        """Tokens, labels and turn of a stream with as many frames as `learned`, which says whether the token after
+        each is learned, and with the tokens `end` after the last."""
         processor, ids, labels = self.processor, [], []
         for index, learn in enumerate(learned):
             after = [processor.frame_separator_token_id] if index + 1 < len(learned) else end
@@ -110,7 +113,14 @@ class ReplyAugmentation:
             ids += piece + after
             labels += [IGNORE_INDEX] * len(piece)
             labels += [token if learn and place == 0 else IGNORE_INDEX for place, token in enumerate(after)]
-        return ids, labels
+        first, step = len(processor.stream_start_ids), processor.num_frame_tokens + 1
+        return ids, labels, Turn("stream", 0, len(ids), range(first, first + len(learned) * step, step))
+
+
+def cut_out(example: dict, turn: Turn) -> tuple[list[int], list[int], Turn]:
+    """Tokens and labels of a turn, and the turn as it stands in them."""
+    span = slice(turn.start, turn.stop)
+    return example["input_ids"][span], example["labels"][span], turn.moved(-turn.start)
 
 
 def narrations(turns: list[Turn], labels: list[int]) -> list[int]:
@@ -118,6 +128,6 @@ def narrations(turns: list[Turn], labels: list[int]) -> list[int]:
     return [
         index
         for index in range(1, len(turns) - 1)
-        if [turn.kind for turn in turns[index - 1 : index + 2]] == [STREAM, REPLY, STREAM]
+        if [turn.role for turn in turns[index - 1 : index + 2]] == ["stream", "assistant", "stream"]
         and labels[turns[index].start] != IGNORE_INDEX
     ]

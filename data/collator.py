@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import torch
 
-from .augmentation import IGNORE_INDEX, ReplyAugmentation
-from .turns import clip
+from ..configuration_videollm_mod import IGNORE_INDEX
+from .augmentation import ReplyAugmentation
+from .turns import check_turns, clip
 
 FRAMES = ("frames", "pixel_values_videos", "video_features")
 
@@ -67,10 +68,10 @@ class StreamCollator:
         """An example altered and cut."""
         example = {**example, "input_ids": list(example["input_ids"]), "labels": list(example["labels"])}
         if self.augmentation is not None:
-            altered = self.augmentation(example["input_ids"], example["labels"])
-            example["input_ids"], example["labels"] = altered
+            example = self.augmentation(example)
         if self.max_tokens is not None and len(example["input_ids"]) > self.max_tokens:
-            tokens, num_frames = clip(example["input_ids"], self.max_tokens, self.processor)
+            check_turns(example)
+            tokens, num_frames = clip(example["turns"], self.max_tokens)
             example |= {name: example[name][:tokens] for name in ("input_ids", "labels")}
             if "frame_index" in example:
                 used, example["frame_index"] = example["frame_index"][:num_frames].unique(return_inverse=True)

@@ -16,8 +16,8 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
+from ..configuration_videollm_mod import IGNORE_INDEX
 from ..containers import check_count
-from .augmentation import IGNORE_INDEX
 from .features import fingerprint, read_about, read_features
 from .frames import TOLERANCE, frame_range, read_frames, video_seconds
 from .jsonl import check, line_spans, missing_error, missing_media, read_streams
@@ -117,22 +117,22 @@ class StreamExamples:
 
     def _example(self, stream: dict) -> dict:
         messages, frames, _, fps = self._read(stream)
-        input_ids, labels = encode_example(messages, self.processor)
+        example = encode_example(messages, self.processor)
         if stream.get("learned_from") is not None:
             first, learned = (frame_range(fps, stream.get(name))[0] for name in ("start", "learned_from"))
-            labels = mask_before(input_ids, labels, learned - first, self.processor)
-        return {"input_ids": input_ids, "labels": labels, **frames}
+            example["labels"] = mask_before(example["labels"], example["turns"], learned - first)
+        return {**example, **frames}
 
     def blank(self, stream: dict) -> dict:
         """An example of one frame from which nothing is learned. It takes the place of one that cannot be used, so
         that all processes still take the same steps, and a run that is resumed the same ones."""
-        input_ids, _ = encode_example([{"role": "stream", "num_frames": 1}], self.processor)
+        example = encode_example([{"role": "stream", "num_frames": 1}], self.processor)
         if stream.get("features") is None:
             size = self.processor.video_processor.size
             frames = {"frames": torch.zeros(1, 3, size["height"], size["width"], dtype=torch.uint8)}
         else:
             frames = {"video_features": torch.zeros_like(self._any_features())}
-        return {"input_ids": input_ids, "labels": [IGNORE_INDEX] * len(input_ids), **frames}
+        return {**example, "labels": [IGNORE_INDEX] * len(example["labels"]), **frames}
 
     def _any_features(self) -> torch.Tensor:
         """`[1, N, Dv]`"""
@@ -209,8 +209,8 @@ def load_streams(
         strict (`bool`): stop at a line that cannot be used.
 
     Returns:
-        `datasets.Dataset` or `datasets.IterableDataset` of `input_ids`, `labels`, and uint8 `frames` `[F, 3, H, W]` or
-        `video_features` `[F, N, Dv]`.
+        `datasets.Dataset` or `datasets.IterableDataset` of `input_ids`, `labels`, `turns` (`list[Turn]`), and uint8
+        `frames` `[F, 3, H, W]` or `video_features` `[F, N, Dv]`.
 
     Raises:
         `ValueError`: for faults in the file, features that do not fit the processor, `max_tokens` too small for what

@@ -4,7 +4,8 @@ import math
 
 import numpy as np
 
-from .augmentation import IGNORE_INDEX
+from ..configuration_videollm_mod import IGNORE_INDEX
+from ..conversation import Turn
 from .frames import TOLERANCE, frame_range
 from .timeline import groups_of, is_answer, messages_of
 
@@ -96,11 +97,12 @@ def added_tokens(turns: list[dict], processor) -> int:
 def opening_tokens(turns: list[dict], processor) -> int:
     """Tokens before the first frame."""
     messages = [*messages_of(turns), {"role": "stream", "num_frames": 1}]
-    return len(processor.encode_conversation(messages)[0]) - processor.num_frame_tokens
+    return processor.encode_conversation(messages).turns[-1].frames[0]
 
 
-def mask_before(input_ids: list[int], labels: list[int], frame: int, processor) -> list[int]:
-    """Labels that learn nothing before a frame, counted from 0, or before the last one if there are fewer."""
-    placeholders = [place for place, token in enumerate(input_ids) if token == processor.video_token_id]
-    start = placeholders[min(frame * processor.num_frame_tokens, len(placeholders) - processor.num_frame_tokens)]
+def mask_before(labels: list[int], turns: list[Turn], frame: int) -> list[int]:
+    """Labels from which nothing is learned before a frame, counted from 0, or before the last one if there are
+    fewer."""
+    starts = [start for turn in turns for start in turn.frames]
+    start = starts[min(frame, len(starts) - 1)]
     return [IGNORE_INDEX] * start + labels[start:]

@@ -78,8 +78,8 @@ class OfWorld(Dataset):
 
 
 class WorldStreams(OfWorld):
-    """Example: `input_ids` and `labels` of one stream, uint8 `frames` `[E, 3, H, W]`, those that differ, and int64
-    `frame_index` `[F]`, which of them each frame of the stream is."""
+    """Example: `input_ids`, `labels` and `turns` of one stream, uint8 `frames` `[E, 3, H, W]`, those that differ, and
+    int64 `frame_index` `[F]`, which of them each frame of the stream is."""
 
     def __init__(self, data: WorldData, processor):
         self.data, self.processor = data, processor
@@ -88,10 +88,8 @@ class WorldStreams(OfWorld):
     def example(self, stream) -> dict:
         fps = self.data.fps
         messages = conversation(stream, fps, self.data.num_questions)
-        input_ids, labels = encode_example(messages, self.processor)
         return {
-            "input_ids": input_ids,
-            "labels": labels,
+            **encode_example(messages, self.processor),
             "frames": torch.from_numpy(stream.drawn(self.height)).permute(0, 3, 1, 2),
             "frame_index": torch.from_numpy(stream.shown(fps)),
         }

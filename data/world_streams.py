@@ -35,7 +35,7 @@ def encode(job: tuple[str, range, VideoLLMMoDProcessor]) -> list[tuple]:
     encoded = []
     for seed in seeds:
         stream = world_stream(seed, level)
-        ids, labels, _ = processor.encode_conversation(conversation(stream, FPS, num_questions=0, opening=False))
+        ids, labels, *_ = processor.encode_conversation(conversation(stream, FPS, num_questions=0, opening=False))
         encoded.append((ids, labels, stream.codes()[stream.shown(FPS)], stream.depths))
     return encoded
 

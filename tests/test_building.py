@@ -83,7 +83,7 @@ def test_every_router_starts_to_learn(tmp_path, ratio):
     model, processor = build(llm, tower, mod_keep_ratio=ratio)
     assert model.config.text_config.routed_layers[-1] == 3 and model.config.text_config.mod_force_keep_last
     messages = [{"role": "stream", "num_frames": 3}, {"role": "assistant", "content": "because"}]
-    ids, labels, _ = processor.encode_conversation(messages)
+    ids, labels, *_ = processor.encode_conversation(messages)
     pixels = processor.video_processor(torch.from_numpy(frames(3)), return_tensors="pt")["pixel_values_videos"]
     batch = {"input_ids": torch.tensor([ids]), "labels": torch.tensor([labels]), "pixel_values_videos": pixels}
     model.train()(**batch).loss.backward()

@@ -60,7 +60,7 @@ def test_a_session_is_the_conversation_in_one_pass(checkpoint):
             messages.append({"role": "user", "content": event.query})
         messages.append({"role": "assistant", "content": event.text})
     messages.append({"role": "stream", "num_frames": len(frames) - shown})
-    ids, labels, _ = processor.encode_conversation(messages)
+    ids, labels, *_ = processor.encode_conversation(messages)
     pixels = processor.video_processor(torch.from_numpy(frames), return_tensors="pt")["pixel_values_videos"]
     with torch.no_grad():
         out = model(input_ids=torch.tensor([ids]), pixel_values_videos=pixels)

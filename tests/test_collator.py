@@ -9,7 +9,7 @@ from small_data import small_model
 
 from videollm_mod.data.augmentation import ReplyAugmentation
 from videollm_mod.data.collator import StreamCollator
-from videollm_mod.data.turns import clip, encode_example, read_turns
+from videollm_mod.data.turns import clip, encode_example
 
 WORDS = ["A red square appears.", "It leaves.", "The blue cross moves to the top.", "Nothing, at all [yet]."]
 
@@ -49,36 +49,39 @@ def narrated(rng: random.Random, replies: int = 4) -> list[dict]:
 
 
 def example_of(messages: list[dict], processor) -> dict:
-    input_ids, labels = encode_example(messages, processor)
     num_frames = sum(message.get("num_frames", 0) for message in messages)
-    return {"input_ids": input_ids, "labels": labels, "video_features": torch.randn(num_frames, 5, 16)}
+    return {**encode_example(messages, processor), "video_features": torch.randn(num_frames, 5, 16)}
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_turns_are_found_again(processor, seed):
+def test_spans_of_turns_and_frames(processor, seed):
     messages = random_messages(random.Random(seed))
-    input_ids, _ = encode_example(messages, processor)
-    turns = read_turns(input_ids, processor)
-    assert turns[0].kind == "opening"
-    kinds = {"assistant": "reply", "system": "opening"}
-    wanted = [kinds.get(m["role"], m["role"]) for m in messages if m["role"] != "system"]
-    assert [turn.kind for turn in turns[1:]] == wanted
-    assert [turn.num_frames for turn in turns if turn.kind == "stream"] == [
-        message["num_frames"] for message in messages if message["role"] == "stream"
-    ]
-    assert [turn.stop for turn in turns] == [*[turn.start for turn in turns[1:]], len(input_ids)]
-    for turn in turns:  # an open stream ends with a separator, as silence is learned after its last frame
-        end = processor.stream_end_ids if turn.stop < len(input_ids) else [processor.frame_separator_token_id]
-        assert input_ids[turn.stop - turn.end : turn.stop] == (end if turn.kind == "stream" else [])
+    input_ids, _, turns = encode_example(messages, processor).values()
+    assert [turn.role for turn in turns] == [message["role"] for message in messages]
+    assert [len(turn.frames) for turn in turns] == [message.get("num_frames", 0) for message in messages]
+    assert [turn.start for turn in turns] == [1, *[turn.stop for turn in turns[:-1]]]
+    assert turns[-1].stop == len(input_ids)
+    starts = [start for turn in turns for start in turn.frames]
+    placeholders = [place for place, token in enumerate(input_ids) if token == processor.video_token_id]
+    assert placeholders == [start + i for start in starts for i in range(processor.num_frame_tokens)]
+    for turn, message in zip(turns, messages, strict=True):
+        own = input_ids[turn.start : turn.stop]
+        if turn.role == "stream":  # an open one ends with a separator, as silence is learned after its last frame
+            end = processor.stream_end_ids if turn.stop < len(input_ids) else [processor.frame_separator_token_id]
+            assert own[: len(processor.stream_start_ids)] == processor.stream_start_ids
+            assert input_ids[turn.frames[-1] + processor.num_frame_tokens : turn.stop] == end
+        else:
+            assert message["content"] in processor.decode(own)
 
 
 def test_silence_after_the_last_frame_is_learned(processor):
     messages = [{"role": "stream", "num_frames": 2}]
-    input_ids, labels = encode_example(messages, processor)
+    input_ids, labels, _ = encode_example(messages, processor).values()
     assert input_ids == [*processor.encode_conversation(messages)[0], processor.frame_separator_token_id]
     assert labels[-1] == processor.frame_separator_token_id
     said = [*messages, {"role": "assistant", "content": "It leaves."}]
-    assert encode_example(said, processor) == processor.encode_conversation(said)[:2]
+    input_ids, labels, _, turns = processor.encode_conversation(said)
+    assert encode_example(said, processor) == {"input_ids": input_ids, "labels": labels, "turns": turns}
 
 
 def cut_messages(messages: list[dict], frames: int, replies: int) -> list[dict]:
@@ -113,20 +116,21 @@ def test_a_cut_sequence_is_that_of_the_messages_up_to_there(processor, seed):
             if kept and sum(m.get("num_frames", 0) for m in kept) == frames:
                 # a whole stream loses its end with the turn that follows; whether to speak there is not learned
                 parted = kept[-1] == messages[len(kept) - 1] and len(kept) < len(messages)
-                row = processor.encode_conversation(kept)[:2] if parted else encode_example(kept, processor)
+                whole = encode_example(kept, processor)
+                row = processor.encode_conversation(kept)[:2] if parted else (whole["input_ids"], whole["labels"])
                 input_ids, labels = row
                 prefixes[len(input_ids)] = frames, input_ids, labels
     smallest = min(length for length, (frames, _, _) in prefixes.items() if frames)
     for max_tokens in range(smallest, len(example["input_ids"]) + 2):
         length = max(length for length in prefixes if length <= max_tokens)
         frames, input_ids, labels = prefixes[length]
-        assert clip(example["input_ids"], max_tokens, processor) == (length, frames)
+        assert clip(example["turns"], max_tokens) == (length, frames)
         batch = StreamCollator(0, processor, max_tokens)([example])
         assert batch["input_ids"].tolist() == [input_ids]
         assert batch["labels"].tolist() == [labels]
         assert torch.equal(batch["video_features"], example["video_features"][:frames])
     with pytest.raises(ValueError, match=f"`max_tokens` must be at least {smallest} .*, got {smallest - 1}"):
-        clip(example["input_ids"], smallest - 1, processor)
+        clip(example["turns"], smallest - 1)
 
 
 ROUTINGS = {
@@ -183,11 +187,11 @@ def test_a_token_that_nothing_precedes_is_not_learned(processor):
 
 def test_repeated_frames_are_cut_and_packed_by_their_index(processor):
     messages = [{"role": "stream", "num_frames": 6}, {"role": "assistant", "content": "Done."}]
-    input_ids, labels, _ = processor.encode_conversation(messages)
+    input_ids, labels, _, turns = processor.encode_conversation(messages)
     frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     index = torch.tensor([3, 1, 1, 0, 2, 2])
-    example = {"input_ids": input_ids, "labels": labels, "frames": frames, "frame_index": index}
-    length = len(encode_example([{"role": "stream", "num_frames": 3}], processor)[0])
+    example = {"input_ids": input_ids, "labels": labels, "turns": turns, "frames": frames, "frame_index": index}
+    length = len(encode_example([{"role": "stream", "num_frames": 3}], processor)["input_ids"])
     short = {**example, "input_ids": input_ids[:length], "labels": labels[:length], "frame_index": index[:3]}
     batch = StreamCollator(2, processor, length)([example, example])
     assert torch.equal(batch["frames"][batch["frame_index"]], torch.cat([frames[[3, 1, 1]]] * 2))
@@ -202,7 +206,6 @@ def test_altered_examples_equal_the_encoding_of_altered_conversations(processor,
     messages = narrated(rng)
     example = example_of(messages, processor)
     augmentation = ReplyAugmentation(processor, seed=seed)
-    turns = read_turns(example["input_ids"], processor)
     index = rng.randrange(2, len(messages) - 3, 2)  # a narration that is not the last
     before, reply, after = messages[index - 1 : index + 2]
     assert reply["role"] == "assistant"
@@ -220,37 +223,47 @@ def test_altered_examples_equal_the_encoding_of_altered_conversations(processor,
     }
     for kind, conversations in altered.items():
         if conversations:
-            result = augmentation.alter(
-                example["input_ids"], example["labels"], turns, kind, index + (turns[0].kind == "opening"), rng
-            )
+            result = augmentation.alter(example, kind, index, rng)
+            assert result.pop("video_features") is example["video_features"]
             expected = [encode_example([*head, *middle, *tail], processor) for middle in conversations]
             assert result in expected, kind
 
 
 def test_augmentation_alters_one_narration_and_depends_on_nothing_else(processor):
-    examples = [example_of(narrated(random.Random(seed)), processor) for seed in range(60)]
-    rows = [(example["input_ids"], example["labels"]) for example in examples]
-    altered = [ReplyAugmentation(processor)(*row) for row in rows]
+    rows = [encode_example(narrated(random.Random(seed)), processor) for seed in range(60)]
+    altered = [ReplyAugmentation(processor)(row) for row in rows]
     assert all(one != other for one, other in zip(altered, rows, strict=True))
-    assert altered == [ReplyAugmentation(processor)(*row) for row in rows]
-    assert altered != [ReplyAugmentation(processor, epoch=1)(*row) for row in rows]
-    assert altered != [ReplyAugmentation(processor, seed=1)(*row) for row in rows]
-    for (ids, labels), (old, _) in zip(altered, rows, strict=True):
+    assert altered == [ReplyAugmentation(processor)(row) for row in rows]
+    assert altered != [ReplyAugmentation(processor, epoch=1)(row) for row in rows]
+    assert altered != [ReplyAugmentation(processor, seed=1)(row) for row in rows]
+    for (ids, labels, turns), (old, *_) in zip(map(dict.values, altered), map(dict.values, rows), strict=True):
+        assert turns[-1].stop == len(ids)
         assert ids.count(processor.video_token_id) == old.count(processor.video_token_id)
         assert len(ids) == len(labels)
         assert all(label in (-100, token) for token, label in zip(ids, labels, strict=True))
-    replies = [sum(turn.kind == "reply" for turn in read_turns(ids, processor)) for ids, _ in altered]
+    replies = [sum(turn.role == "assistant" for turn in row["turns"]) for row in altered]
     assert 10 < replies.count(3) < 50 and replies.count(3) + replies.count(4) == 60
-    share = sum(ReplyAugmentation(processor, 0.3)(*row) != row for row in rows)
+    share = sum(ReplyAugmentation(processor, 0.3)(row) != row for row in rows)
     assert 5 < share < 35
-    assert all(ReplyAugmentation(processor, 0.0)(*row) == row for row in rows)
-    batch = StreamCollator(2, processor, augmentation=ReplyAugmentation(processor))(examples[:1])
-    assert batch["input_ids"].tolist() == [altered[0][0]]
+    assert all(ReplyAugmentation(processor, 0.0)(row) == row for row in rows)
+    batch = StreamCollator(2, processor, augmentation=ReplyAugmentation(processor))(
+        [example_of(narrated(random.Random(0)), processor)]
+    )
+    assert batch["input_ids"].tolist() == [altered[0]["input_ids"]]
 
 
 def test_a_single_narration_stays_as_it_is(processor):
-    row = processor.encode_conversation(narrated(random.Random(0), replies=1))[:2]
-    assert ReplyAugmentation(processor)(*row) == row
+    row = encode_example(narrated(random.Random(0), replies=1), processor)
+    assert ReplyAugmentation(processor)(row) == row
+
+
+def test_examples_without_turns_are_neither_cut_nor_altered(processor):
+    example = example_of(narrated(random.Random(0)), processor)
+    del example["turns"]
+    assert StreamCollator(2, processor, max_tokens=10_000)([example])["input_ids"].tolist() == [example["input_ids"]]
+    for options in ({"max_tokens": 50}, {"augmentation": ReplyAugmentation(processor)}):
+        with pytest.raises(ValueError, match="needs its `turns`"):
+            StreamCollator(2, processor, **options)([example])
 
 
 def test_bad_options_are_named(processor):

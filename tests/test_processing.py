@@ -200,7 +200,7 @@ def test_labels(processor, conversation, expected):
 
 
 def test_a_prompt_is_not_learned(processor):
-    ids, labels, mask = processor.encode_conversation([STREAM | {"num_frames": 1}], add_generation_prompt=True)
+    ids, labels, mask, _ = processor.encode_conversation([STREAM | {"num_frames": 1}], add_generation_prompt=True)
     assert text_of(processor, ids).endswith("]\nAssistant:")
     assert set(labels) == {-100} and set(mask) == {0}
 
@@ -348,7 +348,7 @@ def test_other_tokenizers():
     assert text_of(processor, ids) == f"\nUser: a <frame><next>\n[{frame}<next>{frame}]]\nAssistant: yes</s>"
     assert text_of(processor, ids) == processor.apply_chat_template(conversation)
     assert ids.count(processor.video_token_id) == 2 * N and ids.count(processor.frame_separator_token_id) == 1
-    _, labels, _ = processor.encode_conversation(conversation)
+    _, labels, *_ = processor.encode_conversation(conversation)
     assert [y for y in labels if y in processor.stream_end_ids] == processor.stream_end_ids[:1]
 
 

@@ -103,7 +103,7 @@ def test_watched_frames_tell_what_each_layer_kept(checkpoint):
     model, processor = checkpoint
     frames, times = clip(34)
     pixels = processor.video_processor(torch.from_numpy(frames[:3]), return_tensors="pt")["pixel_values_videos"]
-    ids, _, _ = processor.encode_conversation([{"role": "stream", "num_frames": 3}])
+    ids = processor.encode_conversation([{"role": "stream", "num_frames": 3}]).input_ids
     with torch.no_grad():
         out = model(input_ids=torch.tensor([ids]), pixel_values_videos=pixels, output_router_scores=True)
     session = model.stream(processor, speak_threshold=0.0)

@@ -165,7 +165,7 @@ def test_memory_that_is_changed_at_the_start_is_one_that_was_given():
     assert given.stats.kv_bytes == changed.stats.kv_bytes
     with pytest.raises(ValueError, match="at least 4, got 3"):
         changed.remember(3)
-    with pytest.raises(ValueError, match="only where a session began with a bound"):
+    with pytest.raises(ValueError, match="only in a session that was made with a bound"):
         session(max_cached_frames=None).remember(8)
 
 

@@ -15,7 +15,6 @@ from videollm_mod.data import world
 from videollm_mod.data.features import read_features, write_features
 from videollm_mod.data.frames import frame_range, read_frames
 from videollm_mod.data.streams import check_features, conversation, load_streams
-from videollm_mod.data.turns import read_turns
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.decoding import decode_video
 
@@ -229,9 +228,9 @@ def test_the_model_that_knows_the_world_narrates_a_clip_at_its_times(tmp_path, s
     assert [(event.time, event.text) for event in events] == world.world_stream(seed).narrations
 
     time, learned = -1 / fps, []
-    for turn in read_turns(example["input_ids"], processor):
-        time += turn.num_frames / fps
-        if turn.kind == "reply":
+    for turn in example["turns"]:
+        time += len(turn.frames) / fps
+        if turn.role == "assistant":
             ids = example["labels"][turn.start : turn.stop]
             assert ids == example["input_ids"][turn.start : turn.stop]
             text = processor.decode(ids[len(processor.assistant_header_ids) : -1])

@@ -30,7 +30,7 @@ def random_messages(rng: random.Random) -> list[dict]:
 
 def naive(model, processor, messages, features, threshold) -> list[metrics.TurnScores]:
     """One turn after the other, a pass over the whole past for every decision and every frame that follows."""
-    ids, labels, _ = processor.encode_conversation(messages)
+    ids, labels, *_ = processor.encode_conversation(messages)
     eos, video = processor.tokenizer.eos_token_id, processor.video_token_id
     separator = model.config.frame_separator_token_id
 

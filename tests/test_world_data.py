@@ -21,7 +21,8 @@ def model_and_processor():
 
 def same(one: dict, other: dict) -> bool:
     return one.keys() == other.keys() and all(
-        torch.equal(torch.as_tensor(one[name]), torch.as_tensor(other[name])) for name in one
+        one[name] == other[name] if name == "turns" else torch.equal(*map(torch.as_tensor, (one[name], other[name])))
+        for name in one
     )
 
 

@@ -47,7 +47,7 @@ def test_streams_are_what_the_processor_makes(small, tmp_path):
     expected = {}
     for seed in range(SPLITS["validation"], SPLITS["validation"] + 12):
         stream = world_stream(seed, "hard_small")
-        ids, labels, _ = processor.encode_conversation(conversation(stream, num_questions=0, opening=False))
+        ids, labels, *_ = processor.encode_conversation(conversation(stream, num_questions=0, opening=False))
         frames = torch.from_numpy(stream.frames(height=24)).permute(0, 3, 1, 2)
         values = processor.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
         expected[tuple(ids), tuple(labels), tuple(stream.depths)] = values
