@@ -269,7 +269,7 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             route = router(self.layer_idx, self.layer_expert, hidden_states)
             if route.index.numel() == 0:
                 return hidden_states  # every token passes by
-            (entered, passing), valid, lengths = route.enter(hidden_states), route.valid, route.lengths
+            (entered, tokens), valid, lengths = route.enter(hidden_states), route.valid, route.lengths
             position_embeddings = tuple(route.gather(x) for x in position_embeddings)
             if cache is not None:
                 position_ids = route.gather(position_ids[..., None]).squeeze(-1)
@@ -294,7 +294,7 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             position_embeddings=position_embeddings,
             **kwargs,
         )
-        return processed if route is None else route.leave(passing, entered, processed)
+        return processed if route is None else route.scatter(tokens, entered, processed)
 
     def _process(self, hidden_states: torch.Tensor, cache: MoDCache | None, **kwargs) -> torch.Tensor:
         """Attention and MLP; in training with what `recompute` says computed again in the backward pass."""

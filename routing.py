@@ -16,7 +16,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .configuration_videollm_mod import check_keep_ratio, num_kept_tokens
-from .fused import kernels_for, leave_gated, put_rows
+from .fused import kernels_for, scatter_gated, scatter_rows
 
 GATE_STRENGTH = 0.2  # p-MoD (arXiv 2412.04449): a kept token's update is scaled by 1 + 0.2 * tanh(score)
 
@@ -214,54 +214,54 @@ class Route:
         return tokens.flatten(0, 1)[self.index.flatten()].view(batch_size, num_slots, *tokens.shape[2:])
 
     def enter(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """The tokens that enter, `[B, K, D]`, and `[B, T, D]` those that pass by, which only `leave` may use."""
-        entered, passing = _Enter.apply(hidden_states.flatten(0, 1), self.index.flatten(), self.filled)
-        return entered.view(*self.index.shape, -1), passing.view_as(hidden_states)
+        """The tokens that enter the layer, `[B, K, D]`, and all tokens, `[B, T, D]`, for `scatter` alone to use."""
+        entered, tokens = _Enter.apply(hidden_states.flatten(0, 1), self.index.flatten(), self.filled)
+        return entered.view(*self.index.shape, -1), tokens.view_as(hidden_states)
 
-    def leave(self, passing: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
-        """Put a layer's output back among the tokens that passed by, after the gate.
+    def scatter(self, tokens: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
+        """Apply the gate to the output of a layer, and put it back among the tokens that skipped the layer.
 
         Args:
-            passing (`[B, T, D]`), entered (`[B, K, D]`): of `enter`.
-            processed (`[B, K, D]`): what came out.
+            tokens (`[B, T, D]`), entered (`[B, K, D]`): from `enter`.
+            processed (`[B, K, D]`): the layer's output for `entered`.
         """
         entered, processed = entered.flatten(0, 1), processed.flatten(0, 1)
         if self.gate is not None and self.mod_gate != "none":
-            if torch.is_grad_enabled() and kernels_for(passing, entered, processed) is not None:
-                return self._leave_gated(passing.flatten(0, 1), entered, processed).view_as(passing)
+            if torch.is_grad_enabled() and kernels_for(tokens, entered, processed) is not None:
+                return self._scatter_gated(tokens.flatten(0, 1), entered, processed).view_as(tokens)
             kept, gate = processed.index_select(0, self.vision_slots), self.gate
             if torch.is_grad_enabled():  # with its gradient
                 gate = self.expert(entered, self.vision_slots, gate)
             if self.mod_gate == "residual":  # x + (1 + g) * (y - x) written as y + g * (y - x): exact where g = 0
                 change = GATE_STRENGTH * gate.tanh()[:, None] * (kept - entered.index_select(0, self.vision_slots))
                 processed = processed.index_add(0, self.vision_slots, change.to(processed.dtype))
-            else:  # sigmoid(s) * y, as in the paper's released code; as a change of y it would lose digits
+            else:  # sigmoid(s) * y, as in the paper's released code; written as a change of y it would lose digits
                 gated = (gate.sigmoid()[:, None] * kept).to(processed.dtype)
                 processed = processed.index_copy(0, self.vision_slots, gated)
-        return _Leave.apply(passing.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(passing)
+        return _Scatter.apply(tokens.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(tokens)
 
-    def _leave_gated(self, passing: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
+    def _scatter_gated(self, tokens: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
         if self.mod_gate == "residual":
             tanh = self.gate.tanh()
             strength, slope = GATE_STRENGTH * tanh, GATE_STRENGTH * (1 - tanh * tanh)
             factors = torch.stack([1 + strength, -strength, slope, -slope])
         else:
-            sigmoid, nothing = self.gate.sigmoid(), torch.zeros_like(self.gate)
-            factors = torch.stack([sigmoid, nothing, sigmoid * (1 - sigmoid), nothing])
+            sigmoid, zeros = self.gate.sigmoid(), torch.zeros_like(self.gate)
+            factors = torch.stack([sigmoid, zeros, sigmoid * (1 - sigmoid), zeros])
         targets = self.index.flatten()
         if self.filled is not None:
             targets = torch.full_like(targets, -1).index_copy(0, self.filled, targets[self.filled])
         weight, bias = self.expert.weight.float(), self.expert.bias.float()
-        return leave_gated(
-            passing, entered, processed, weight, bias, targets, self.vision_numbers, self.vision_slots, factors
+        return scatter_gated(
+            tokens, entered, processed, weight, bias, targets, self.vision_numbers, self.vision_slots, factors
         )
 
 
 class _Enter(torch.autograd.Function):
-    """Tokens `[M, D]` -> those at `index`, and all of them to pass by.
+    """Tokens `[M, D]` -> those at `index`, and all of them.
 
-    Plain indexing would have the backward pass add a tensor of zeros to one with gaps. Instead `_Leave` hands the
-    gradient of all tokens on as it is, and here the entered tokens' own takes the place of what was theirs.
+    The backward pass of plain indexing would add a tensor that is mostly zeros to the gradient of all tokens. Instead
+    `_Scatter` passes the gradient of all tokens on as it is, and here the rows of the entered tokens are replaced.
     """
 
     @staticmethod
@@ -270,20 +270,20 @@ class _Enter(torch.autograd.Function):
         return tokens.index_select(0, index), tokens.view_as(tokens)
 
     @staticmethod
-    def backward(ctx, entered, passing):
+    def backward(ctx, entered, tokens):
         if ctx.filled is not None:
             entered = entered.index_select(0, ctx.filled)
-        return put_rows(passing, ctx.index, entered), None, None
+        return scatter_rows(tokens, ctx.index, entered), None, None
 
 
-class _Leave(torch.autograd.Function):
-    """Puts processed tokens back to where `_Enter` took them from."""
+class _Scatter(torch.autograd.Function):
+    """Puts processed tokens back where `_Enter` took them from."""
 
     @staticmethod
-    def forward(ctx, passing, processed, index, filled):
-        # not saved as tensors for backward: a checkpoint would recompute all of a layer to get them
+    def forward(ctx, tokens, processed, index, filled):
+        # not saved as tensors for backward: a checkpoint would recompute the whole layer to get them
         ctx.index, ctx.filled, ctx.shape = index if filled is None else index[filled], filled, processed.shape
-        return put_rows(passing, ctx.index, processed if filled is None else processed[filled])
+        return scatter_rows(tokens, ctx.index, processed if filled is None else processed[filled])
 
     @staticmethod
     def backward(ctx, tokens):

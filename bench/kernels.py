@@ -14,7 +14,7 @@ KINDS = (  # first match of a part of the kernel's name, in lower case
     ("optimizer", ("multi_tensor_apply", "fused_adam", "adam")),
     (
         "index, gather, scatter, sort",
-        ("index", "gather", "scatter", "put_rows", "_leave_", "_scores_", "sort", "cub", "radix", "topk"),
+        ("index", "gather", "scatter", "_scores_", "sort", "cub", "radix", "topk"),
     ),
     ("norm", ("rms_norm", "layer_norm", "rowwisemoments", "rsqrt", "mean")),
     ("loss", ("softmax", "nll_loss")),

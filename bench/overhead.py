@@ -26,9 +26,9 @@ def routing_seconds(bench: Bench) -> dict[str, float]:
         router, hidden_states = FrameRouter(layout, text), tokens
         for index in text.routed_layers:
             route = router(index, layers[index].layer_expert, hidden_states)
-            entered, passing = route.enter(hidden_states)
+            entered, all_tokens = route.enter(hidden_states)
             route.gather(angles), route.gather(angles)
-            hidden_states = route.leave(passing, entered, entered)
+            hidden_states = route.scatter(all_tokens, entered, entered)
         hidden_states.backward(gradient)
         tokens.grad = None
 

@@ -4,8 +4,6 @@ What is around the kernels is tested everywhere, with kernels written in torch; 
 without one by Triton's interpreter (`TRITON_INTERPRET=1`)."""
 
 import os
-import sys
-import types
 from unittest import mock
 
 import pytest
@@ -22,7 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class TorchKernels:
-    """What `fused_kernels` has, in torch."""
+    """What `fused.Kernels` has, in torch."""
 
     @staticmethod
     def silu_product(gate, up):
@@ -43,12 +41,12 @@ class TorchKernels:
         return (x[rows].float() * weight).sum(-1) + bias
 
     @staticmethod
-    def put_rows(tokens, rows, x):
+    def scatter_rows(tokens, rows, x):
         return tokens.index_copy(0, rows, x)
 
     @staticmethod
-    def leave(passing, entered, processed, targets, numbers, factors):
-        out, gated, held = passing.clone(), numbers >= 0, targets >= 0
+    def scatter(tokens, entered, processed, targets, numbers, factors):
+        out, gated, held = tokens.clone(), numbers >= 0, targets >= 0
         made = processed.clone()
         of_y, of_x = factors[:2, numbers[gated], None]
         made[gated] = (of_y * processed[gated] + of_x * entered[gated]).to(made.dtype)
@@ -56,7 +54,7 @@ class TorchKernels:
         return out
 
     @staticmethod
-    def leave_gradients(grad, entered, kept, weight, targets, numbers, factors):
+    def scatter_gradients(grad, entered, kept, weight, targets, numbers, factors):
         gated, dy = numbers >= 0, (grad[targets.clamp(min=0)] * (targets >= 0)[:, None]).float()
         number, d_scores, dx = numbers[gated], torch.empty_like(factors[0]), torch.zeros_like(dy)
         of_y, of_x, slope_y, slope_x = factors[:, number, None]
@@ -75,7 +73,8 @@ def kernels(request, monkeypatch):
     else:
         if DEVICE == "cpu" and os.environ.get("TRITON_INTERPRET") != "1":
             pytest.skip("no GPU")
-        own = pytest.importorskip("videollm_mod.fused_kernels")
+        pytest.importorskip("triton")
+        own = fused.Kernels
     called = []
 
     class Counted:
@@ -139,8 +138,8 @@ def test_scores_and_rows(kernels, dtype):
     expert = routing.LayerExpert(1100).to(DEVICE)
     with torch.no_grad():
         torch.testing.assert_close(expert(x, rows.view(6, 4)), expert(x)[rows].view(6, 4), rtol=1e-5, atol=1e-5)
-    assert torch.equal(fused.put_rows(x, rows, new), x.index_copy(0, rows, new))
-    assert kernels[0] == ["scores", "put_rows"]
+    assert torch.equal(fused.scatter_rows(x, rows, new), x.index_copy(0, rows, new))
+    assert kernels[0] == ["scores", "scatter_rows"]
 
 
 @pytest.mark.parametrize("name", ["learned", "output gate", "all layers", "full"])
@@ -157,19 +156,19 @@ def test_whole_steps(kernels, name):
         called.clear()
         assert_same(loss_and_gradients(model, batch), plain)
         assert {"rotate", "silu_product", "silu_gradients"} <= set(called)
-        assert ({"scores", "leave", "leave_gradients"} <= set(called)) == (name != "full")
+        assert ({"scores", "scatter", "scatter_gradients"} <= set(called)) == (name != "full")
 
 
-def test_kernels_that_do_not_run_are_left(monkeypatch):
-    """As where Triton finds no C compiler."""
-    name = "videollm_mod.fused_kernels"
-    own = types.ModuleType(name)
-    own.leave, own.silu_product = mock.Mock(__module__=name), mock.Mock()
-    monkeypatch.setitem(sys.modules, name, own)
+def test_kernels_that_do_not_run_are_left_out(monkeypatch):
+    """For example where Triton finds no C compiler, or where there is no Triton."""
+    launch = mock.Mock()
+    monkeypatch.setattr(fused.Kernels, "silu_product", launch)
     monkeypatch.setattr(fused.torch, "ones", lambda *sizes, device: torch.zeros(*sizes))
+    found = []
+    for triton, error in ((mock.Mock(), None), (mock.Mock(), RuntimeError("Failed to find C compiler")), (None, None)):
+        monkeypatch.setattr(fused, "triton", triton)
+        launch.side_effect = error
+        fused._kernels.cache_clear()
+        found.append(fused._kernels())
     fused._kernels.cache_clear()
-    assert fused._kernels() is own and own.silu_product.called
-    own.silu_product.side_effect = RuntimeError("Failed to find C compiler")
-    fused._kernels.cache_clear()
-    assert fused._kernels() is None
-    fused._kernels.cache_clear()
+    assert found == [fused.Kernels, None, None] and launch.call_count == 2
