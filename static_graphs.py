@@ -1,5 +1,12 @@
-"""Whether parts of a model are still those whose addresses a captured graph holds."""
+"""CUDA graphs of parts of a model: which models can have them, capturing and keeping them, and noticing when they are
+out of date.
 
+A graph holds the addresses of weights and buffers. It saves the host's time of launching kernels one by one.
+"""
+
+import threading
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from itertools import repeat
 from operator import getitem, itemgetter
 
@@ -7,18 +14,121 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-hooks, pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
+forward_hooks, forward_pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
+
+
+class Graph:
+    """One captured call of a function. Each replay runs the same kernels on the same tensors."""
+
+    def __init__(self, graph: "torch.cuda.CUDAGraph", inputs: tuple[torch.Tensor, ...], outputs):
+        self._graph, self._inputs, self._outputs = graph, inputs, outputs
+
+    def __call__(self, *inputs: torch.Tensor):
+        """Replay with other inputs of the same shapes. The returned tensors are overwritten by the next replay."""
+        for own, value in zip(self._inputs, inputs, strict=True):
+            own.copy_(value)
+        self._graph.replay()
+        return self._outputs
+
+
+class Graphs:
+    """
+    The CUDA graphs of one part of a model, by key. All share one memory pool, since they run one after the other.
+
+    Args:
+        most (`int`): graphs to keep; the least recently used one makes room for the next.
+        device (`torch.device`): of the part. On other devices than CUDA nothing is ever captured.
+    """
+
+    def __init__(self, most: int, device: torch.device):
+        self._most, self._device = most, device
+        self._graphs: dict[Hashable, Graph] = {}  # least recently used first
+        self._seen: set[Hashable] = set()
+        self._lock = threading.Lock()
+        self._pool = self._stream = None
+        self._last_use: torch.cuda.Event | None = None
+        self.why_not: str | None = None  # graphs cannot be captured here
+
+    @property
+    def keys(self) -> list[Hashable]:
+        """The keys of the graphs that exist, least recently used first."""
+        return list(self._graphs)
+
+    @contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Use the graphs and their buffers alone. Threads may have CUDA streams of their own, so the current stream
+        waits, on the device, for the stream of the last use."""
+        with self._lock:
+            if self._device.type != "cuda":
+                yield
+                return
+            with torch.cuda.device(self._device):
+                stream = torch.cuda.current_stream()
+                if self._last_use is not None:
+                    stream.wait_event(self._last_use)
+                try:
+                    yield
+                finally:
+                    self._last_use = stream.record_event()
+
+    def get(self, key: Hashable) -> Graph | None:
+        graph = self._graphs.pop(key, None)
+        if graph is not None:
+            self._graphs[key] = graph
+        return graph
+
+    def drop(self, key: Hashable) -> None:
+        self._graphs.pop(key, None)
+        self._seen.discard(key)
+
+    def is_due(self, key: Hashable) -> bool:
+        """Whether to capture the graph of `key`: when it is asked for the second time, unless capturing has failed."""
+        if key in self._seen:
+            return self.why_not is None
+        self._seen.add(key)
+        return False
+
+    def capture(self, key: Hashable, function: Callable, *inputs: torch.Tensor) -> Graph | None:
+        """The graph of `function(*inputs)`. None if it cannot be captured: then `why_not` says why.
+
+        Args:
+            inputs: belong to the graph from now on.
+        """
+        if len(self._graphs) >= self._most:
+            self.drop(next(iter(self._graphs)))
+        try:
+            self._graphs[key] = self._capture(function, inputs)
+        except RuntimeError as error:  # out of memory, or an operation that cannot be captured
+            self.give_up(error)
+        return self._graphs.get(key)
+
+    def give_up(self, error: BaseException) -> None:
+        """Capture nothing from now on."""
+        self.why_not = f"a graph cannot be captured: {first_line(error)}"
+
+    def _capture(self, function: Callable, inputs: tuple[torch.Tensor, ...]) -> Graph:
+        if self._pool is None:  # blocks of a pool are reused only on the stream that they were allocated on
+            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            function(*inputs)  # kernels are compiled, and libraries allocate workspaces, outside of the graph
+        current.wait_stream(self._stream)
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+            outputs = function(*inputs)
+        return Graph(graph, inputs, outputs)
 
 
 class Unchanged:
     """
-    What a graph of some modules depends on, as it is now; true as long as it is so. It holds modules, but no weights.
+    What the graphs of some modules depend on: true as long as it is what it was when this was built. It holds modules,
+    but no weights.
 
-    This is asked before every step, while the device waits: whole lists are compared, not module by module.
+    It is checked before every step, while the device waits, so whole lists are compared instead of single modules.
 
     Args:
-        owners (`list[nn.Module]`): in which the modules stand.
-        parts (`list[nn.Module]`): the modules, with all in them.
+        owners (`list[nn.Module]`): the modules that hold `parts`.
+        parts (`list[nn.Module]`): the captured modules, with all their submodules.
     """
 
     def __init__(self, owners: list[nn.Module], parts: list[nn.Module]):
@@ -29,37 +139,90 @@ class Unchanged:
         places = [(own, name) for own in (module._parameters for module in modules) for name in own]
         weights = [(own, name) for own, name in places if own[name] is not None]
         self._owners, self._names = [own for own, _ in weights], [name for _, name in weights]
-        self._handles = None  # of hooks, handed out until these modules were looked through for any
+        self._next_hook = None  # torch's counter of hooks when these modules were last searched for any
         self._known_addresses, self._known_forwards = self._addresses(), self._forwards()
 
     def _forwards(self) -> list:
-        """What modules do instead of their classes' `forward`, as where accelerate brings weights for a call."""
+        """Functions that replace a `forward`, for example where accelerate loads weights for each call."""
         return list(map(dict.get, self._attributes, repeat("forward")))
 
     def _addresses(self) -> list[int]:
         return list(map(torch.Tensor.data_ptr, map(getitem, self._owners, self._names)))
 
     def __bool__(self) -> bool:
-        """Whether modules and weights are where they were, and nobody wants to see the modules' calls."""
+        """Whether modules and weights are where they were, and no module has a forward hook."""
         if self._children != self._known_children:
             return False
-        handles = RemovableHandle.next_id
-        if handles != self._handles:
-            if any(map(hooks, self._attributes)) or any(map(pre_hooks, self._attributes)):
+        next_hook = RemovableHandle.next_id
+        if next_hook != self._next_hook:
+            if any(map(forward_hooks, self._attributes)) or any(map(forward_pre_hooks, self._attributes)):
                 return False
-            self._handles = handles
+            self._next_hook = next_hook
         if self._forwards() != self._known_forwards:
             return False
         try:
             return self._addresses() == self._known_addresses
-        except (KeyError, TypeError):  # a weight is gone, or None
+        except (KeyError, TypeError):  # a weight was removed, or set to None
             return False
 
 
+def why_not(model) -> str | None:
+    """Why a model has no static steps; None if it has them."""
+    text, language = model.config.text_config, model.model.language_model
+    if model.device.type != "cuda":
+        return "the model is not on a CUDA device"
+    if model.training:
+        return "the model is in training mode"
+    if text.vision_routing not in ("mod", "full"):
+        return f"vision_routing={text.vision_routing!r}"
+    if text.vision_routing == "mod" and text.mod_selection == "random":
+        return "mod_selection='random'"
+    if model.dtype not in (torch.bfloat16, torch.float32):
+        return f"the model's dtype is {model.dtype}"
+    if text.hidden_act != "silu" or text.mlp_bias:
+        return "its MLP is not Llama's"
+    if language.rotary_emb.rope_type in ("dynamic", "longrope"):
+        return f"the rope_type is {language.rotary_emb.rope_type!r}"
+    if text.head_dim not in (32, 64, 128, 256):
+        return f"its head_dim is {text.head_dim}"
+    reason = _why_not_plain([language, model.model.connector, model.lm_head])
+    if reason is not None:
+        return reason
+    for layer in language.layers:
+        attention = layer.self_attn
+        projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
+        for module in [*projections, *layer.mlp.children()]:
+            if isinstance(module, nn.Linear) != hasattr(module, "weight") or hasattr(module, "base_layer"):
+                return f"a layer is {type(module).__name__}"
+    own = [*language.embed_tokens.parameters(), *model.lm_head.parameters(), *language.norm.parameters()]
+    for layer in language.layers:
+        own += [weight for name, weight in layer.named_parameters() if not name.startswith("layer_expert")]
+    return None if all(weight.dtype == model.dtype for weight in own) else "its weights are of several dtypes"
+
+
+def _why_not_plain(parts: list[nn.Module]) -> str | None:
+    """Why kernels cannot take the place of the forward methods of these modules; None if they can."""
+    for module in [module for part in parts for module in part.modules()]:
+        if module._forward_hooks or module._forward_pre_hooks or has_own_forward(module):
+            return "a module has hooks"
+        if isinstance(module, nn.Linear) and type(module) is not nn.Linear and type(module).__name__ != "LayerExpert":
+            return f"a layer is {type(module).__name__}"
+    weights = [weight for part in parts for weight in part.parameters()]
+    if any(type(weight.data) is not torch.Tensor or not weight.is_contiguous() for weight in weights):
+        return "its weights are no plain tensors"
+    if len({weight.device for weight in weights}) > 1:
+        return "its weights are on several devices"
+    return None
+
+
 def has_own_forward(module: nn.Module) -> bool:
-    """Whether a module does something else than its class, as where accelerate brings weights for a call."""
+    """Whether the `forward` of a module is not that of its class, for example where accelerate has wrapped it."""
     forward = vars(module).get("forward")
     return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
 
 
-__all__ = ["Unchanged", "has_own_forward"]
+def first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
+
+
+__all__ = ["Graph", "Graphs", "Unchanged", "first_line", "has_own_forward", "why_not"]

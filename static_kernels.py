@@ -1,16 +1,16 @@
-"""The parts of a static step as Triton kernels; `static_ops` says what each does, in plain torch.
+"""The operations of a static step as Triton kernels; `static_step.PlainOps` says what each computes, in plain torch.
 
-A step of few tokens reads all weights once and computes next to nothing, so what it takes is the time of reading them,
-if nothing else is in the way: few small kernels in between, and no idle processors while keys are read. Eight kernels
-a layer, and one more where it is routed: rotation, activation, gate and the way back among the tokens are folded into
-the ends of projections, and attention is split along the keys, then put together. Normalisation has a kernel of its
-own: folded into a projection, every program of that would repeat it, which takes longer than a launch.
+A step of few tokens reads all weights once and computes almost nothing, so at best it takes the time of reading them.
+For that there are few small kernels in between, and no processor is idle while keys are read: eight kernels a layer,
+and one more where it is routed. Rotary embedding, activation, gate and scatter are folded into the ends of the
+projections; attention is split along the keys and then combined. Normalisation has its own kernel: folded into a
+projection, every program would repeat it, which takes longer than a launch.
 
-Where keys and values lie, and how many there are, is read from a table on the device. So a captured graph of these
-kernels serves every stream at every length. A step of several streams brings as many slots to each, one stream after
-the other, and the table has a row for each.
+Where keys and values are, and how many, is read from a table on the device, so that one captured graph serves every
+stream at every length. A step of several streams has equally many slots for each, one stream after the other, and a
+row of the table for each.
 
-Steps of many tokens (`WideKernels`) leave the products to cuBLAS.
+Steps of many tokens (`CublasKernels`) leave the products to cuBLAS.
 """
 
 import functools
@@ -18,36 +18,35 @@ import math
 
 import torch
 from torch import nn
-from torch.nn.attention.bias import causal_lower_right
 
 from .routing import GATE_STRENGTH
-from .static_ops import slots_of
 
-try:  # comes with torch for CUDA; whoever loads the model without it never gets here, but its loader reads this
+try:  # comes with torch for CUDA; without it nothing imports this module, but a loader of remote code reads it
     import triton
     import triton.language as tl
 except ImportError as error:
     raise ImportError("static steps need Triton: pip install triton") from error
 
-# A stream's row of a layer's table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), tokens
-# there is room for (4), what a token's number in the step is added to for its position (5), tokens or slots of this
-# step that are to be written (6). In a row of a step's unused streams all are 0.
+# A stream's row of a layer's table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), capacity
+# (4), what to add to a token's number in the step to get its position (5), tokens or slots of this step to write (6).
+# In rows that fill up the step all are 0.
 WIDTH = tl.constexpr(8)  # of a row
-SPLITS = 16  # parts of the keys; times 8 key-value heads they are as many as an H100 has processors
-KEYS_AT_ONCE = (64, 4, 3)  # of a part, and warps and stages
-# of what scores and ranks a frame's tokens: columns per turn for frames of up to 16 tokens, and warps. It is one
-# program beside which nothing runs, so that what it takes is the latency of its loads, if those do not go out together
+SPLITS = 16  # of the keys; times 8 key-value heads they are as many as an H100 has processors
+KEYS_AT_ONCE = (64, 4, 3)  # of a split, warps, stages
+# for the kernel that scores and ranks the tokens of a frame: columns at a time for frames of up to 16 tokens, warps.
+# It is one program with nothing beside it, so its time is the latency of its loads unless they are issued together
 ROUTE = (2048, 16)
-# of the probability of silence, one program for each row: logits per turn, and warps
-DECIDE = (16384, 32)
-# of each product: rows of a weight per program, columns per turn (half for many slots, and in float32), warps, stages
-# (fewer where shared memory is small); the fastest on an H200 at 11 and 3 slots (`benchmarks/results/step_tiles.json`)
+# for the probability of a token, one program for each row: logits at a time, warps
+PROBABILITY = (16384, 32)
+# of each product: rows of a weight per program, columns at a time (half for many slots, and in float32), warps, stages
+# (fewer where shared memory is small); the fastest on an H200 at 11 and 3 slots
+# (`benchmarks/results/step_tiles.json`, under the kernels' earlier names)
 TILES = {
-    "project": (32, 256, 4, 4),
-    "leave": (32, 256, 4, 4),
-    "widen": (64, 128, 4, 3),
-    "narrow": (32, 512, 4, 3),
-    "read": (64, 256, 4, 3),
+    "qkv": (32, 256, 4, 4),
+    "out": (32, 256, 4, 4),
+    "mlp_up": (64, 128, 4, 3),
+    "mlp_down": (32, 512, 4, 3),
+    "lm_head": (64, 256, 4, 3),
 }
 
 
@@ -56,7 +55,7 @@ def _product(
     x_ptr, m, rows, width, w_ptr, n, w2_ptr, n2, num_n, TWO: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
     K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """x[m] times rows `n` of one weight and, if TWO, `n2` of another."""
+    """x[m] times the rows `n` of one weight and, if TWO, `n2` of another."""
     first = tl.zeros((M, N), tl.float32)
     second = tl.zeros((M, N), tl.float32)
     for start in range(0, width, K):
@@ -89,7 +88,7 @@ def _norm_kernel(x_ptr, index_ptr, norm_ptr, out_ptr, width, eps, HAS_INDEX: tl.
 
 @triton.jit
 def _stream_of(table_ptr, m, rows, each, MANY: tl.constexpr):
-    """Of slots `m` the rows of their streams, `each` slots of one, and their numbers among those of their stream."""
+    """For slots `m` the table rows of their streams, which have `each` slots, and their numbers within the stream."""
     row, number = table_ptr, m
     if MANY:
         row = table_ptr + tl.minimum(m, rows - 1) // each * WIDTH
@@ -98,7 +97,7 @@ def _stream_of(table_ptr, m, rows, each, MANY: tl.constexpr):
 
 
 @triton.jit
-def _project_kernel(
+def _qkv_kernel(
     x_ptr, index_ptr, table_ptr, wq_ptr, wk_ptr, wv_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr, rows, each,
     width, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr,
     MANY: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
@@ -150,11 +149,11 @@ def _project_kernel(
 
 
 @triton.jit
-def _turn_kernel(
+def _rotate_kernel(
     q_ptr, k_ptr, v_ptr, index_ptr, table_ptr, cos_ptr, sin_ptr, rows, each, H: tl.constexpr, G: tl.constexpr,
     HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, MANY: tl.constexpr, M: tl.constexpr,
 ):  # fmt: skip
-    """The end of `_project_kernel`, for what is projected already; queries are turned in place."""
+    """The second half of `_qkv_kernel`, after the projections; queries are rotated in place."""
     HALF: tl.constexpr = HEAD // 2
     head = tl.program_id(1)
     m = tl.program_id(0) * M + tl.arange(0, M)
@@ -200,16 +199,16 @@ def _attend_kernel(
     q_ptr, table_ptr, part_ptr, most_ptr, sum_ptr, rows, each, blocks, scaling, H: tl.constexpr, G: tl.constexpr,
     HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """One part of the keys of one key-value head of one stream, for R of the queries that read it, a block of them."""
+    """Attention of a block of R queries to one split of the keys of one key-value head of one stream."""
     SHARE: tl.constexpr = H // G  # queries of a slot that read one key-value head
     group, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     stream, block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
     table_ptr += stream * WIDTH
     r = block * R + tl.arange(0, R)
-    slot, head = r // SHARE, group * SHARE + r % SHARE  # the slot among those of its stream
+    slot, head = r // SHARE, group * SHARE + r % SHARE  # the slot within its stream
     d = tl.arange(0, HEAD)
     dtype = q_ptr.dtype.element_ty
-    # rooms begin at a multiple of 256 bytes and are multiples of 64 tokens long: said, so that reads are wide
+    # buffers begin at a multiple of 256 bytes and hold a multiple of 64 tokens, which allows wide reads
     held, capacity = tl.load(table_ptr + 3), tl.multiple_of(tl.load(table_ptr + 4), 64)
     length = held + tl.load(table_ptr + 6)
     keys = tl.multiple_of(tl.load(table_ptr + 0).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
@@ -246,7 +245,7 @@ def _attend_kernel(
 def _combine_kernel(
     part_ptr, most_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr
 ):  # fmt: skip
-    """The parts of one query and head together; 0 where no key is seen, as in a step's unused streams."""
+    """Combine the splits of one query and head; 0 where there is no key, as in streams that fill up the step."""
     row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
     most = tl.load(most_ptr + s * rows + row, s < splits, other=float("-inf"))
     highest = tl.max(most, axis=0)
@@ -260,11 +259,12 @@ def _combine_kernel(
 
 @triton.jit
 def _add_kernel(
-    y_ptr, w_ptr, b_ptr, before_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n, FROM_X: tl.constexpr,
+    y_ptr, w_ptr, b_ptr, residual_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n, FROM_X: tl.constexpr,
     HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """FROM_X: `before = x[index] + y @ w`. Else `x[index] = scale[0] * (before + y @ w) + scale[1] * x[index]`."""
+    """FROM_X: `residual = x[index] + y @ w`. Otherwise
+    `x[index] = scale[0] * (residual + y @ w) + scale[1] * x[index]`."""
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
     first, _ = _product(y_ptr, m, rows, width, w_ptr, n, w_ptr, n, num_n, False, M, N, K, PRECISION)
@@ -275,12 +275,12 @@ def _add_kernel(
     if HAS_BIAS:
         first += tl.load(b_ptr + n, n < num_n, other=0.0).to(tl.float32)[None, :]
     x_at = x_ptr + tokens[:, None] * num_n + n[None, :]
-    before_at = before_ptr + m[:, None] * num_n + n[None, :]
+    residual_at = residual_ptr + m[:, None] * num_n + n[None, :]
     if FROM_X:
         first += tl.load(x_at, mask, other=0.0).to(tl.float32)
-        tl.store(before_at, first.to(before_ptr.dtype.element_ty), mask)
+        tl.store(residual_at, first.to(residual_ptr.dtype.element_ty), mask)
     else:
-        first += tl.load(before_at, mask, other=0.0).to(tl.float32)
+        first += tl.load(residual_at, mask, other=0.0).to(tl.float32)
         if HAS_INDEX:
             times_y = tl.load(scale_ptr + m, m < rows, other=1.0)
             times_x = tl.load(scale_ptr + rows + m, m < rows, other=0.0)
@@ -289,7 +289,7 @@ def _add_kernel(
 
 
 @triton.jit
-def _widen_kernel(
+def _mlp_up_kernel(
     x_ptr, w_ptr, w2_ptr, out_ptr, rows, width, num_n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -310,7 +310,7 @@ def _activate_kernel(gate_ptr, up_ptr, out_ptr, count, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _read_kernel(
+def _lm_head_kernel(
     x_ptr, w_ptr, out_ptr, rows, width, num_n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
@@ -323,10 +323,10 @@ def _read_kernel(
 
 
 @triton.jit
-def _decide_kernel(
+def _probability_kernel(
     logits_ptr, probability_ptr, token, SIZE: tl.constexpr, K: tl.constexpr
 ):  # fmt: skip
-    """Softmax of one row, at one token. Each of K lanes has a maximum and a sum of its own."""
+    """The softmax of one row at one token. Each of K lanes has its own maximum and sum."""
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * SIZE
     most = tl.full((K,), float("-inf"), tl.float32)
@@ -350,13 +350,13 @@ def _route_kernel(
     STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr,
     K: tl.constexpr,
 ):  # fmt: skip
-    """One frame: scores, the `num_kept` highest of them, ties to the lower index, and their slots."""
+    """For one frame: the scores, the `num_kept` highest (ties go to the lower index), and their slots."""
     frame, i = tl.program_id(0), tl.arange(0, P)
     token = frame * (per_frame + 1) + 1 + i
     own = i < per_frame
     bias = tl.load(b_ptr).to(tl.float32)
     products = tl.zeros((P, K), tl.float32)
-    for start in tl.static_range(0, SIZE, K):  # unrolled, and summed at the end alone, so that loads go out together
+    for start in tl.static_range(0, SIZE, K):  # unrolled and summed once at the end, so that loads are issued together
         k = start + tl.arange(0, K)
         x = tl.load(x_ptr + token[:, None] * SIZE + k[None, :], own[:, None] & (k < SIZE)[None, :], other=0.0)
         w = tl.load(w_ptr + k, k < SIZE, other=0.0).to(tl.float32)
@@ -372,7 +372,7 @@ def _route_kernel(
     rank = tl.sum((higher & own[None, :]).to(tl.int32), axis=1)
     is_kept = own & (rank < num_kept)
     slot = tl.cumsum(is_kept.to(tl.int32), axis=0) - 1
-    fits = is_kept & (slot < num_kept)  # scores that are no numbers have no order
+    fits = is_kept & (slot < num_kept)  # NaN has no order
     at = frame * (num_kept + 1) + 1 + slot
     tl.store(index_ptr + at, token.to(tl.int64), fits)
     tl.store(kept_ptr + frame * num_kept + slot, i.to(tl.int64), fits)
@@ -391,14 +391,14 @@ def _precision(x: torch.Tensor) -> str:
 def _tiles(name: str, x: torch.Tensor, slots: int) -> tuple[int, int, int, int]:
     n, columns, warps, stages = TILES[name]
     columns //= (1 + (slots > 16)) * (1 + (x.dtype == torch.float32))
-    # of each stage but one, columns of the tokens and of one weight or two are kept in shared memory
-    loaded = _power(slots) + n * (1 + (name in ("project", "widen")))
+    # each stage but one keeps columns of the tokens, and of one or two weights, in shared memory
+    loaded = _power(slots) + n * (1 + (name in ("qkv", "mlp_up")))
     return n, columns, warps, min(stages, 1 + _shared_memory(x.device) // (loaded * columns * x.element_size()))
 
 
 @functools.cache
 def _shared_memory(device: torch.device) -> int:
-    """Bytes that a program may have."""
+    """Bytes that one program may use."""
     if device.type != "cuda":  # in Triton's interpreter there is no limit
         return 2**31
     return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
@@ -419,8 +419,10 @@ def _normed(x: torch.Tensor, index: torch.Tensor | None, norm) -> torch.Tensor:
 
 
 class Kernels:
-    """As `PlainOps`, for at most 64 slots; `held` is a layer's table, int64 `[streams, 8]` on the device, in which
-    bases and counts stand too."""
+    """As `PlainOps`, for at most 64 slots. Instead of caches, bases and counts it reads `table`, the rows of one layer
+    in the table on the device, int64 `[streams, 8]`."""
+
+    reads_table = True
 
     @staticmethod
     def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
@@ -434,25 +436,25 @@ class Kernels:
         )  # fmt: skip
 
     @staticmethod
-    def project(x, index, layer, rotary, queries, held, bases, counts) -> None:
+    def project_qkv(x, index, layer, rotary, queries, table, bases, counts) -> None:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         groups = k.weight.shape[0] // head_dim
-        n, columns, warps, stages = _tiles("project", x, rows)
+        n, columns, warps, stages = _tiles("qkv", x, rows)
         n = math.gcd(n, head_dim // 2)
         biases = [part.weight if part.bias is None else part.bias for part in (q, k, v)]
-        entered = _normed(x, index, layer.input_layernorm)
-        _project_kernel[((heads + 2 * groups) * (head_dim // 2 // n),)](
-            entered, index, held, q.weight, k.weight, v.weight, *biases, *rotary, queries, rows, rows // len(held),
+        normed = _normed(x, index, layer.input_layernorm)
+        _qkv_kernel[((heads + 2 * groups) * (head_dim // 2 // n),)](
+            normed, index, table, q.weight, k.weight, v.weight, *biases, *rotary, queries, rows, rows // len(table),
             x.shape[1], H=heads, G=groups, HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None,
-            MANY=len(held) > 1, M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps,
+            MANY=len(table) > 1, M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps,
             num_stages=stages,
         )  # fmt: skip
 
     @staticmethod
-    def attend(queries, layer, held, counts, out) -> None:
+    def attend(queries, layer, table, counts, out) -> None:
         slots, heads, head_dim = queries.shape
-        groups, streams = layer.self_attn.k_proj.weight.shape[0] // head_dim, len(held)
+        groups, streams = layer.self_attn.k_proj.weight.shape[0] // head_dim, len(table)
         each = slots // streams
         block = min(64, _power(each * heads // groups))
         blocks = triton.cdiv(each * heads // groups, block)
@@ -461,7 +463,7 @@ class Kernels:
         part = queries.new_empty((splits, slots * heads, head_dim), dtype=torch.float32)
         most, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
         _attend_kernel[(groups, splits, blocks * streams)](
-            queries, held, part, most, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
+            queries, table, part, most, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
             HEAD=head_dim, R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
@@ -469,113 +471,97 @@ class Kernels:
         )  # fmt: skip
 
     @staticmethod
-    def _add(name, y, linear, before, x, index, scale, from_x: bool) -> None:
+    def _add(name, y, linear, residual, x, index, scale, from_x: bool) -> None:
         n, columns, warps, stages = _tiles(name, y, len(y))
         num_n, width = linear.weight.shape
         _add_kernel[(triton.cdiv(num_n, n),)](
-            y, linear.weight, linear.bias, before, x, index, scale, y.shape[0], width, num_n, FROM_X=from_x,
+            y, linear.weight, linear.bias, residual, x, index, scale, y.shape[0], width, num_n, FROM_X=from_x,
             HAS_INDEX=index is not None, HAS_BIAS=linear.bias is not None, M=_power(y.shape[0]), N=n, K=columns,
             PRECISION=_precision(x), num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     @classmethod
-    def leave(cls, attended, layer, x, index, between) -> None:
-        cls._add("leave", attended, layer.self_attn.o_proj, between, x, index, None, True)
+    def project_out(cls, attended, layer, x, index, residual) -> None:
+        cls._add("out", attended, layer.self_attn.o_proj, residual, x, index, None, True)
 
     @staticmethod
-    def widen(between, layer, wide) -> None:
-        n, columns, warps, stages = _tiles("widen", between, len(between))
-        num_n, entered = wide.shape[1], _normed(between, None, layer.post_attention_layernorm)
-        _widen_kernel[(triton.cdiv(num_n, n),)](
-            entered, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, wide, *entered.shape, num_n,
-            M=_power(len(entered)), N=n, K=columns, PRECISION=_precision(between), num_warps=warps, num_stages=stages,
+    def mlp_up(residual, layer, intermediate) -> None:
+        n, columns, warps, stages = _tiles("mlp_up", residual, len(residual))
+        num_n, normed = intermediate.shape[1], _normed(residual, None, layer.post_attention_layernorm)
+        _mlp_up_kernel[(triton.cdiv(num_n, n),)](
+            normed, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, intermediate, *normed.shape, num_n,
+            M=_power(len(normed)), N=n, K=columns, PRECISION=_precision(residual), num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     @classmethod
-    def narrow(cls, wide, layer, between, x, index, scale) -> None:
-        cls._add("narrow", wide, layer.mlp.down_proj, between, x, index, scale, False)
+    def mlp_down(cls, intermediate, layer, residual, x, index, scale) -> None:
+        cls._add("mlp_down", intermediate, layer.mlp.down_proj, residual, x, index, scale, False)
 
     @staticmethod
-    def read(x, rows, model, logits) -> None:
-        n, columns, warps, stages = _tiles("read", x, len(rows))
-        num_n, entered = logits.shape[1], _normed(x, rows, model.model.language_model.norm)
-        _read_kernel[(triton.cdiv(num_n, n),)](
-            entered, model.lm_head.weight, logits, *entered.shape, num_n, M=_power(len(rows)), N=n, K=columns,
+    def lm_head(x, rows, model, logits) -> None:
+        n, columns, warps, stages = _tiles("lm_head", x, len(rows))
+        num_n, normed = logits.shape[1], _normed(x, rows, model.model.language_model.norm)
+        _lm_head_kernel[(triton.cdiv(num_n, n),)](
+            normed, model.lm_head.weight, logits, *normed.shape, num_n, M=_power(len(rows)), N=n, K=columns,
             PRECISION=_precision(x), num_warps=warps, num_stages=stages,
         )  # fmt: skip
 
     @staticmethod
-    def decide(logits, token: int, probability) -> None:
+    def token_probability(logits, token: int, probability) -> None:
         size = logits.shape[1]
-        _decide_kernel[(len(logits),)](
-            logits, probability, token, SIZE=size, K=min(DECIDE[0], _power(size)), num_warps=DECIDE[1],
+        _probability_kernel[(len(logits),)](
+            logits, probability, token, SIZE=size, K=min(PROBABILITY[0], _power(size)), num_warps=PROBABILITY[1],
         )  # fmt: skip
 
 
-class WideKernels(Kernels):
-    """For any number of slots: the products are cuBLAS's."""
+class CublasKernels(Kernels):
+    """As `Kernels`, for any number of slots: cuBLAS computes the products."""
 
     @staticmethod
     def _normed(x, norm) -> torch.Tensor:
         return nn.functional.rms_norm(x, x.shape[1:], norm.weight, norm.variance_epsilon)
 
     @classmethod
-    def project(cls, x, index, layer, rotary, queries, held, bases, counts) -> None:
+    def project_qkv(cls, x, index, layer, rotary, queries, table, bases, counts) -> None:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
-        entered = cls._normed(x if index is None else x[index], layer.input_layernorm)
-        torch.mm(entered, attention.q_proj.weight.t(), out=queries.view(rows, -1))
+        normed = cls._normed(x if index is None else x[index], layer.input_layernorm)
+        torch.mm(normed, attention.q_proj.weight.t(), out=queries.view(rows, -1))
         if attention.q_proj.bias is not None:
             queries.view(rows, -1).add_(attention.q_proj.bias)
-        keys, values = attention.k_proj(entered), attention.v_proj(entered)
+        keys, values = attention.k_proj(normed), attention.v_proj(normed)
         groups = keys.shape[1] // head_dim
-        _turn_kernel[(triton.cdiv(rows, 16), heads + 2 * groups)](
-            queries, keys, values, index, held, *rotary, rows, rows // len(held), H=heads, G=groups, HEAD=head_dim,
-            HAS_INDEX=index is not None, MANY=len(held) > 1, M=16, num_warps=4,
+        _rotate_kernel[(triton.cdiv(rows, 16), heads + 2 * groups)](
+            queries, keys, values, index, table, *rotary, rows, rows // len(table), H=heads, G=groups, HEAD=head_dim,
+            HAS_INDEX=index is not None, MANY=len(table) > 1, M=16, num_warps=4,
         )  # fmt: skip
 
     @classmethod
-    def leave(cls, attended, layer, x, index, between) -> None:
+    def project_out(cls, attended, layer, x, index, residual) -> None:
         before, linear = x if index is None else x[index], layer.self_attn.o_proj
-        torch.addmm(before, attended, linear.weight.t(), out=between)
+        torch.addmm(before, attended, linear.weight.t(), out=residual)
         if linear.bias is not None:
-            between.add_(linear.bias)
+            residual.add_(linear.bias)
 
     @classmethod
-    def widen(cls, between, layer, wide) -> None:
-        entered = cls._normed(between, layer.post_attention_layernorm)
-        gate, up = (torch.mm(entered, part.weight.t()) for part in (layer.mlp.gate_proj, layer.mlp.up_proj))
-        _activate_kernel[(triton.cdiv(wide.numel(), 1024),)](gate, up, wide, wide.numel(), SIZE=1024, num_warps=4)
-
-    @classmethod
-    def narrow(cls, wide, layer, between, x, index, scale) -> None:
-        if index is None:
-            torch.addmm(between, wide, layer.mlp.down_proj.weight.t(), out=x)
-            return
-        made = torch.addmm(between, wide, layer.mlp.down_proj.weight.t())
-        x.index_copy_(0, index, (scale[0, :, None] * made + scale[1, :, None] * x[index]).to(x.dtype))
-
-    @classmethod
-    def read(cls, x, rows, model, logits) -> None:
-        entered = cls._normed(x[rows], model.model.language_model.norm)
-        torch.mm(entered, model.lm_head.weight.t(), out=logits)
-
-
-def attend_on_host(queries, layer, held, counts, out) -> None:
-    """`attend` by torch, for many slots of streams whose length the host knows. held: a `MoDCacheLayer` of each."""
-    for own, slots in zip(held, slots_of(counts, len(queries)), strict=True):
-        if own is None:
-            continue
-        count, length = slots.stop - slots.start, own.get_seq_length()
-        keys, values = (own.rooms[name].room[:, :, : length + count] for name in ("keys", "values"))
-        attended = nn.functional.scaled_dot_product_attention(
-            queries[slots].transpose(0, 1)[None],
-            keys,
-            values,
-            causal_lower_right(count, length + count),
-            scale=layer.self_attn.scaling,
-            enable_gqa=True,
+    def mlp_up(cls, residual, layer, intermediate) -> None:
+        normed = cls._normed(residual, layer.post_attention_layernorm)
+        gate, up = (torch.mm(normed, part.weight.t()) for part in (layer.mlp.gate_proj, layer.mlp.up_proj))
+        _activate_kernel[(triton.cdiv(intermediate.numel(), 1024),)](
+            gate, up, intermediate, intermediate.numel(), SIZE=1024, num_warps=4
         )
-        out[slots].view(count, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
+
+    @classmethod
+    def mlp_down(cls, intermediate, layer, residual, x, index, scale) -> None:
+        if index is None:
+            torch.addmm(residual, intermediate, layer.mlp.down_proj.weight.t(), out=x)
+            return
+        processed = torch.addmm(residual, intermediate, layer.mlp.down_proj.weight.t())
+        x.index_copy_(0, index, (scale[0, :, None] * processed + scale[1, :, None] * x[index]).to(x.dtype))
+
+    @classmethod
+    def lm_head(cls, x, rows, model, logits) -> None:
+        normed = cls._normed(x[rows], model.model.language_model.norm)
+        torch.mm(normed, model.lm_head.weight.t(), out=logits)
 
 
-__all__ = ["Kernels", "WideKernels", "attend_on_host"]
+__all__ = ["CublasKernels", "Kernels"]

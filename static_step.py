@@ -1,47 +1,50 @@
-"""The language model over a few frames or words of one stream or several, with shapes that never change: a static
-step.
+"""Static steps: the language model over a few frames or words of one stream or several, with shapes that never change.
 
-What it takes does not depend on the length of a stream, so that on a GPU it is captured once as a CUDA graph and
-then replayed for every stream: where a stream's keys and values lie and how many there are stands in a table on the
-device. Elsewhere, and where something does not fit (`why_not`), sessions run the model as it is.
+The kernels of a step do not depend on the length of a stream: a table on the device says where the keys and values of
+each stream are and how many there are. So on a GPU a step is captured once as a CUDA graph, which then serves every
+stream. On other devices, and where `why_not` names a reason, sessions call the model itself.
 
-A call's tokens are cut into text, which is padded to one of a few lengths, and frames, each with the one token of text
-before it (a separator, or the stream's start). Any such cuts give what one call gives. Of several streams, those parts
-that are of one shape make one step together, in which all weights are read once.
+The tokens of a call are split into text, which is padded to one of a few lengths, and frames, each with the one text
+token before it (a separator, or the start of the stream). Any such split equals one call. Parts of several streams
+that have the same shape run as one step, which reads all weights once.
 
-Shapes: F frames of a stream, N vision tokens per frame, k of them kept, Dv hidden size of the vision tower, V
-vocabulary, L layers with a LayerExpert.
+Each step adds equally many tokens, or slots, to each of its streams, one stream after the other. In a routed layer a
+slot holds a token that enters the layer: `index` names the token, and `scale` says how the layer's output `y` for the
+token `x` goes back, as `scale[0] * y + scale[1] * x`. In other layers both are None, and the slots are the tokens.
+
+Shapes: T tokens of a step, S slots of a layer, F frames, N vision tokens per frame, k of them kept, Dv hidden size of
+the vision tower, D of the language model, I intermediate size, H heads, G key-value heads, V vocabulary, L layers with
+a LayerExpert. T, S and F count all streams of a step together, unless a text says otherwise.
 """
 
 import copy
 import math
-import threading
 import weakref
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention.bias import causal_lower_right
 
 from .cache import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
-from .routing import select_tokens, uniform_priority
-from .static_graphs import Unchanged, has_own_forward
-from .static_ops import PlainOps
+from .routing import GATE_STRENGTH, select_tokens, uniform_priority
+from .static_graphs import Graphs, Unchanged, first_line, why_not
 
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
-FEW_SLOTS = 16  # up to here kernels of our own read the weights faster than cuBLAS
-WARM_TEXT = 64  # texts up to this length are captured with the first frame
+FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
+WARM_TEXT = 64  # texts up to this length are captured together with the first frame
 MOST_TOKENS = 16_384  # of one step
-MOST_CAPTURED = 1024  # tokens of a step that is captured; with more, launching takes no time beside the work
+MOST_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
 GRAPHS = 32  # captured at most
 TABLE_WIDTH = 8
+NOT_FINITE = "`video_features` must be finite, got nan or infinity"
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step is built for. frames = 0: `tokens` of text. Both are those of one of its `streams`."""
+    """What a step is built for. `frames` and `tokens` are those of one of its `streams`; frames = 0 means text."""
 
     frames: int
     tokens: int
@@ -59,15 +62,15 @@ class Shape:
 
 @dataclass(frozen=True)
 class Fed:
-    """What came of the tokens of one stream.
+    """The results of a call for one stream, which has F frames here.
 
     Attributes:
         logits (`[F, V]`): after each frame, or `[1, V]` after the last token where there is no frame.
-        kept (`tuple`): for each layer which tokens of the frames it kept, int64 `[F, k]` or None.
-        scores (`float32 [L, F, N]` or None): of the layers with a LayerExpert at work.
-        finite (`bool []` or None): whether the features were; if not, the stream's cache has to be rolled back.
-        silence (`float32 [F]` or None), separator (`int` or None): how probable a token, the frame separator of the
-            model's config, is after each frame.
+        kept (`tuple`): for each layer the tokens of the frames it kept, int64 `[F, k]` or None.
+        scores (`float32 [L, F, N]` or None): of the LayerExperts in use.
+        finite (`bool []` or None): whether the features were finite; if not, the cache has to be rolled back.
+        silence (`float32 [F]` or None), separator (`int` or None): after each frame the probability of a token, and
+            that token, the frame separator of the model's config.
     """
 
     logits: torch.Tensor
@@ -78,23 +81,133 @@ class Fed:
     separator: int | None = None
 
 
+class PlainOps:
+    """The operations of a step in plain torch: the reference of `static_kernels.Kernels`. Results go into buffers.
+
+    `layer` is a `VideoLLMMoDDecoderLayer`. `caches` are its `MoDCacheLayer`s, one a stream, with room for the new
+    tokens; None for a stream that only fills up the step. `bases` and `counts` have one entry a stream: what to add to
+    the number of a token in the step to get its position, and how many slots are no padding (0 to fill up).
+    """
+
+    reads_table = False  # takes caches, not a layer's table on the device
+
+    @staticmethod
+    def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
+        """Choose the slots of a routed layer.
+
+        Args:
+            x (`[T, D]`): F times one token of text and the N tokens of a frame.
+            shape: (F, N, k).
+            index (`int64 [S]`), scale (`float32 [2, S]`), scores (`float32 [F, N]`), kept (`int64 [F, k]`): results.
+        """
+        frames, per_frame, num_kept = shape
+        scores.copy_(layer.layer_expert(x.view(frames, per_frame + 1, -1)[:, 1:]))
+        kept.copy_(select_tokens(scores, num_kept, force_last))
+        index.view(frames, -1)[:, 1:] = kept + 1 + torch.arange(frames, device=x.device)[:, None] * (per_frame + 1)
+        own, (times_y, times_x) = scores.gather(1, kept), scale.view(2, frames, -1)[:, :, 1:]
+        if gate == "residual":
+            times_y.copy_(1 + GATE_STRENGTH * own.tanh())
+            times_x.copy_(-GATE_STRENGTH * own.tanh())
+        elif gate == "output":
+            times_y.copy_(own.sigmoid())
+
+    @staticmethod
+    def project_qkv(x, index, layer, rotary, queries, caches, bases: list[int], counts: list[int]) -> None:
+        """Normalise and project the slots: queries into `queries` `[S, H, head_dim]`, keys, values and positions
+        behind those that the caches hold. rotary: cosine and sine `[T, head_dim]`."""
+        attention, tokens = layer.self_attn, torch.arange(len(x), device=x.device) if index is None else index
+        normed = layer.input_layernorm(x[tokens])
+        shape, (cos, sin) = (len(tokens), -1, attention.head_dim), (part[tokens][:, None] for part in rotary)
+
+        def rotate(states):
+            first, second = states.chunk(2, dim=-1)
+            return states * cos + torch.cat([-second, first], dim=-1) * sin
+
+        queries.copy_(rotate(attention.q_proj(normed).view(shape)))
+        keys = rotate(attention.k_proj(normed).view(shape)).transpose(0, 1)[None]
+        values = attention.v_proj(normed).view(shape).transpose(0, 1)[None]
+        for cache, base, slots in zip(caches, bases, slots_of(counts, len(tokens)), strict=True):
+            if cache is None:
+                continue
+            new = {"keys": keys[:, :, slots], "values": values[:, :, slots], "positions": (base + tokens[slots])[None]}
+            for name, value in new.items():
+                growing = cache.rooms[name]
+                growing.room.narrow(growing.dim, cache.get_seq_length(), value.shape[growing.dim]).copy_(value)
+
+    @staticmethod
+    def attend(queries, layer, caches, counts: list[int], out) -> None:
+        """Attention of each slot to the cache of its stream and to the slots up to itself. out: `[S, H * head_dim]`,
+        zero at padding."""
+        out.zero_()
+        for cache, slots in zip(caches, slots_of(counts, len(queries)), strict=True):
+            if cache is None:
+                continue
+            count, length = slots.stop - slots.start, cache.get_seq_length()
+            keys, values = (cache.rooms[name].room[:, :, : length + count] for name in ("keys", "values"))
+            attended = nn.functional.scaled_dot_product_attention(
+                queries[slots].transpose(0, 1)[None],
+                keys,
+                values,
+                causal_lower_right(count, length + count),
+                scale=layer.self_attn.scaling,
+                enable_gqa=True,
+            )
+            out[slots].view(count, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
+
+    @staticmethod
+    def project_out(attended, layer, x, index, residual) -> None:
+        """residual `[S, D]`: the slots' tokens plus the output of attention."""
+        residual.copy_((x if index is None else x[index]) + layer.self_attn.o_proj(attended))
+
+    @staticmethod
+    def mlp_up(residual, layer, intermediate) -> None:
+        """intermediate `[S, I]`: the product of the activated gate and up projections of the normalised slots."""
+        normed = layer.post_attention_layernorm(residual)
+        intermediate.copy_(layer.mlp.act_fn(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+
+    @staticmethod
+    def mlp_down(intermediate, layer, residual, x, index, scale) -> None:
+        """Add the down projection to `residual`, and scatter the slots into `x` `[T, D]`, through the gate."""
+        processed = residual + layer.mlp.down_proj(intermediate)
+        if index is None:
+            x.copy_(processed)
+        else:
+            x[index] = (scale[0, :, None] * processed + scale[1, :, None] * x[index]).to(x.dtype)
+
+    @staticmethod
+    def lm_head(x, rows, model, logits) -> None:
+        """logits `[R, V]` of the tokens `rows` (`int64 [R]`)."""
+        logits.copy_(model.lm_head(model.model.language_model.norm(x[rows])))
+
+    @staticmethod
+    def token_probability(logits, token: int, probability) -> None:
+        """probability (`float32 [R]`): of one token, by logits `[R, V]`."""
+        probability.copy_(logits.softmax(-1, dtype=torch.float32)[:, token])
+
+
+def slots_of(counts: list[int], slots: int) -> list[slice]:
+    """For each stream its slots that are no padding, among all `slots` of a step."""
+    each = slots // len(counts)
+    return [slice(number * each, number * each + count) for number, count in enumerate(counts)]
+
+
 class StaticStep:
     """
-    One shape of step, with its buffers.
+    A step of one shape, with its buffers.
 
     Args:
         model (`VideoLLMMoDForConditionalGeneration`), shape (`Shape`).
-        kernels: the parts; `PlainOps` if omitted.
+        ops: `PlainOps`, or a class with the same operations.
     """
 
-    def __init__(self, model, shape: Shape, kernels=PlainOps):
-        self._model, self.shape, self.kernels = weakref.ref(model), shape, kernels
+    def __init__(self, model, shape: Shape, ops=PlainOps):
+        self._model, self.shape, self.ops = weakref.ref(model), shape, ops
         text, device, dtype = model.config.text_config, model.device, model.dtype
         streams, tokens, per_frame = shape.streams, shape.all_tokens, model.config.num_frame_tokens
         frames, layers = streams * shape.frames, text.num_hidden_layers
         self.slots = frames * (1 + shape.num_kept)  # of a routed layer
         self.heads = text.num_key_value_heads, text.head_dim
-        # of each layer: slots of one stream, or for a step of text what a token of it takes
+        # for each layer: the slots of one stream, or in a step of text the slots that one token takes
         self.each = np.full(layers, tokens // streams if frames else 1)
         if frames:
             self.each[list(shape.routed)] = self.slots // streams
@@ -102,22 +215,22 @@ class StaticStep:
         def buffer(*size, dtype=dtype):
             return torch.zeros(size, dtype=dtype, device=device)
 
-        # the table: of each layer a row a stream; then the tokens' ids
+        # the table has a row for each stream in each layer; the ids of the tokens follow it
         rows = layers * streams * TABLE_WIDTH
         self.control = buffer(rows + (frames or tokens), dtype=torch.long)
         self.table = self.control[:rows].view(layers, streams, TABLE_WIDTH)
         self.ids = self.control[rows:]
         self.features = buffer(frames, per_frame, model.config.vision_config.hidden_size)
         self.x = buffer(tokens, text.hidden_size)
-        self.between = buffer(tokens, text.hidden_size)
+        self.residual = buffer(tokens, text.hidden_size)
         self.queries = buffer(tokens, text.num_attention_heads, text.head_dim)
         self.attended = buffer(tokens, text.num_attention_heads * text.head_dim)
-        self.wide = buffer(tokens, text.intermediate_size)
+        self.intermediate = buffer(tokens, text.intermediate_size)
         self.offsets = torch.arange(tokens, device=device)
         if frames:
             self.rows = self.offsets[per_frame :: per_frame + 1].contiguous()
-            # these lie together, so that one launch copies them; logits, which are large, lie apart, so that they do
-            # not live on with what a frame kept
+            # one buffer, so that one launch copies all of it; logits are large and have their own, so that they do not
+            # live on with what a frame kept
             routed = len(shape.routed)
             self._sizes = (routed, frames, shape.num_kept), (routed, frames, per_frame), (streams,), (frames,)
             self._found = buffer(sum(map(math.prod, self._sizes)), dtype=torch.long)
@@ -135,16 +248,14 @@ class StaticStep:
         else:
             self.rows = buffer(streams, dtype=torch.long)
         self.logits = buffer(frames or streams, model.lm_head.out_features)
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.runs = 0
 
     @property
     def model(self):
         return self._model()
 
     def _parts(self, found: torch.Tensor) -> list[torch.Tensor]:
-        """Kept tokens, scores, whether features were finite, and how probable silence is, as they lie in a buffer with
-        8 bytes for each."""
+        """Kept tokens, scores, whether features are finite, and probabilities of silence, as they lie in a buffer with
+        8 bytes for each number."""
         parts = found.split([math.prod(size) for size in self._sizes])
         dtypes = torch.long, torch.float32, torch.bool, torch.float32
         return [
@@ -153,8 +264,8 @@ class StaticStep:
         ]
 
     def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
-        """Make room in the caches, and write what differs from call to call into the buffers. There may be fewer
-        streams than the step is for: of the others nothing is written, and what comes of them means nothing."""
+        """Make room in the caches, and write the inputs of a call into the buffers. There may be fewer streams than
+        the step is for: the others write to no cache, and their results mean nothing."""
         shape, missing, on_gpu = self.shape, self.shape.streams - len(caches), self.x.device.type == "cuda"
         bases = [cache.seen_tokens - number * shape.tokens for number, cache in enumerate(caches)]
         counts = [shape.tokens if shape.frames else len(own) for own in ids]
@@ -164,7 +275,7 @@ class StaticStep:
             cache.reserve(added, self.heads, self.x.dtype, self.x.device)
             for cache, added in zip(caches, self._added.T, strict=False)
         ]
-        control = torch.zeros(len(self.control), dtype=torch.long, pin_memory=on_gpu)  # pinned, so that nobody waits
+        control = torch.zeros(len(self.control), dtype=torch.long, pin_memory=on_gpu)  # pinned: the host does not wait
         values, rows = control.numpy(), self.table.numel()
         table, tokens = values[:rows].reshape(self.table.shape), values[rows:].reshape(shape.streams, -1)
         for number, (places, own) in enumerate(zip(self._places, ids, strict=True)):
@@ -175,55 +286,55 @@ class StaticStep:
             features = features[0] if len(features) == 1 else torch.cat(features)
             self.features[: len(features)].copy_(features)
 
-    def forward(self, kernels_on_host: bool = False, attend=None) -> None:
-        """From the buffers into the buffers.
+    def forward(self, attend=None) -> None:
+        """Run the step, from the buffers into the buffers.
 
         Args:
-            kernels_on_host (`bool`): the kernels know a layer of the streams by its caches; else by its table.
-            attend (*optional*): instead of the kernels' own, by the caches.
+            attend (*optional*): in place of the attention of the ops; takes caches, as that of `PlainOps`.
         """
-        model, shape, kernels = self.model.model, self.shape, self.kernels
-        language = model.language_model
-        embeds = language.embed_tokens(self.ids)
-        if shape.frames:
-            x = self.x.view(len(self.features), -1, self.x.shape[1])
-            x[:, 0] = embeds
-            x[:, 1:] = model.connector(self.features)
-            largest = torch.linalg.vector_norm(self.features.view(shape.streams, -1), math.inf, dim=1)
-            torch.lt(largest, math.inf, out=self.finite)  # in two launches; `isfinite` takes four and `all` one more
-        else:
-            self.x.copy_(embeds)
-            self.rows.copy_(self.offsets[:: shape.tokens] + self.table[0, :, 6] - 1)
+        language, shape = self.model.model.language_model, self.shape
+        self._embed()
         positions = self.table[0, :, 5:6] + self.offsets.view(shape.streams, -1)
         rotary = [part[0] for part in language.rotary_emb(self.x[None], positions.view(1, -1))]
         for number, layer in enumerate(language.layers):
-            routed = bool(shape.frames) and number in shape.routed
-            index = scale = None
-            slots, counts = len(self.x), self._added[number].tolist()
-            if routed:
-                index, scale, slots = self.index, self.scale, self.slots
-                which = shape.routed.index(number)
-                if shape.selection == "learned":
-                    kernels.route(
-                        self.x, layer, (*self.features.shape[:2], shape.num_kept), index, scale,
-                        self.scores[which], self.kept[which], shape.gate, shape.force_last,
-                    )  # fmt: skip
-            queries, attended, wide = self.queries[:slots], self.attended[:slots], self.wide[:slots]
-            between, memory = self.between[:slots], self.table[number]
-            held = [cache.layers[number] for cache in self._caches] + [None] * (shape.streams - len(self._caches))
-            if kernels_on_host:
-                memory = held
-            kernels.project(self.x, index, layer, rotary, queries, memory, self._bases, counts)
-            if attend is None:
-                kernels.attend(queries, layer, memory, counts, attended)
-            else:
-                attend(queries, layer, held, counts, attended)
-            kernels.leave(attended, layer, self.x, index, between)
-            kernels.widen(between, layer, wide)
-            kernels.narrow(wide, layer, between, self.x, index, scale)
-        kernels.read(self.x, self.rows, self.model, self.logits)
+            self._run_layer(number, layer, rotary, attend)
+        self.ops.lm_head(self.x, self.rows, self.model, self.logits)
         if shape.frames:
-            kernels.decide(self.logits, self.separator, self.silence)
+            self.ops.token_probability(self.logits, self.separator, self.silence)
+
+    def _embed(self) -> None:
+        embeds = self.model.model.language_model.embed_tokens(self.ids)
+        if self.shape.frames:
+            x = self.x.view(len(self.features), -1, self.x.shape[1])
+            x[:, 0] = embeds
+            x[:, 1:] = self.model.model.connector(self.features)
+            largest = torch.linalg.vector_norm(self.features.view(self.shape.streams, -1), math.inf, dim=1)
+            torch.lt(largest, math.inf, out=self.finite)  # two launches; `isfinite` takes four, and `all` one more
+        else:
+            self.x.copy_(embeds)
+            self.rows.copy_(self.offsets[:: self.shape.tokens] + self.table[0, :, 6] - 1)
+
+    def _run_layer(self, number: int, layer, rotary, attend) -> None:
+        shape, ops, index, scale = self.shape, self.ops, None, None
+        slots, counts = len(self.x), self._added[number].tolist()
+        if shape.frames and number in shape.routed:
+            index, scale, slots = self.index, self.scale, self.slots
+            if shape.selection == "learned":
+                size, which = (*self.features.shape[:2], shape.num_kept), shape.routed.index(number)
+                scores, kept = self.scores[which], self.kept[which]
+                ops.route(self.x, layer, size, index, scale, scores, kept, shape.gate, shape.force_last)
+        buffers = self.queries, self.attended, self.residual, self.intermediate
+        queries, attended, residual, intermediate = (buffer[:slots] for buffer in buffers)
+        own = [cache.layers[number] for cache in self._caches] + [None] * (shape.streams - len(self._caches))
+        caches = self.table[number] if ops.reads_table else own
+        ops.project_qkv(self.x, index, layer, rotary, queries, caches, self._bases, counts)
+        if attend is None:
+            ops.attend(queries, layer, caches, counts, attended)
+        else:
+            attend(queries, layer, own, counts, attended)
+        ops.project_out(attended, layer, self.x, index, residual)
+        ops.mlp_up(residual, layer, intermediate)
+        ops.mlp_down(intermediate, layer, residual, self.x, index, scale)
 
     def finish(self) -> None:
         """Let the caches hold what was written behind them."""
@@ -239,7 +350,7 @@ class StaticStep:
         self._caches, self._places = [], []
 
     def results(self) -> list[Fed]:
-        """Of each stream, until the step is carried out again."""
+        """For each stream, copies of the results."""
         shape, streams = self.shape, self.shape.streams
         logits = self.logits.clone().view(streams, -1, self.logits.shape[1])
         if not shape.frames:
@@ -257,47 +368,49 @@ class StaticStep:
         return results
 
 
-NOT_FINITE = "`video_features` must be finite, got nan or infinity"
-
-
 class StepsUnavailable(RuntimeError):
-    """Static steps do not run here, as where a kernel cannot be compiled."""
+    """Static steps do not run here, for example because a kernel cannot be compiled."""
 
 
-class FastLanguageModel:
+class StaticLanguageModel:
     """
-    The static steps of one model, which its sessions share.
+    The static steps of one model, which all its sessions share.
 
     Args:
         model (`VideoLLMMoDForConditionalGeneration`).
-        kernels: `PlainOps`, for tests; those of `static_kernels` and graphs if omitted.
+        ops: `PlainOps`, for tests; the kernels of `static_kernels`, captured in graphs, if omitted.
     """
 
-    def __init__(self, model, kernels=None):
-        self._model = weakref.ref(model)
-        self._kernels = kernels
-        self._steps: dict[Shape, StaticStep] = {}
-        self._lock = threading.Lock()
+    def __init__(self, model, ops=None):
+        self._model, self._ops = weakref.ref(model), ops
+        self._steps: dict[Shape, StaticStep] = {}  # least recently used first
+        self._graphs = Graphs(GRAPHS, model.device)
         parts = [model.model.language_model, model.model.connector, model.lm_head]
         self._unchanged = Unchanged([model, model.model], parts)
-        self._device = model.device if model.device.type == "cuda" else -1  # -1: leave it as it is
         self._asked = self._answer = None  # of `_options`
-        self._pool = None
-        self.why_not: str | None = None  # steps, or else their graphs, do not work here
-        self.broken = False
-        self._done: torch.cuda.Event | None = None  # the last use of the buffers, on whichever CUDA stream
-        self._is_warm: bool | None = None  # False: the first graph was captured, those of text are due
+        self._failure: str | None = None
+        self._is_warm = False  # short texts have graphs
 
     def __reduce__(self):
-        return type(None), ()  # a copy of the model makes its own
+        return type(None), ()  # a copy of the model builds its own
 
     @property
     def is_current(self) -> bool:
-        """Whether the model is still the one whose addresses the graphs hold, and nobody wants to see its calls."""
+        """Whether graphs still hold the addresses of the model's weights, and no module has a forward hook."""
         return bool(self._unchanged)
 
+    @property
+    def broken(self) -> bool:
+        """Whether steps do not run here."""
+        return self._failure is not None
+
+    @property
+    def why_not(self) -> str | None:
+        """Why steps do not run here, or run without graphs."""
+        return self._failure or self._graphs.why_not
+
     def feed(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None, keep_ratio: float | None):
-        """As `feed_together`, of one stream.
+        """As `feed_together`, for one stream.
 
         Returns:
             logits, kept and scores of its `Fed`.
@@ -314,19 +427,19 @@ class FastLanguageModel:
     def feed_together(
         self, streams: list[tuple[MoDCache, list[int], torch.Tensor | None]], keep_ratio: float | None
     ) -> list[Fed]:
-        """Of each stream tokens after all that its cache holds, with the features `[F, N, Dv]` of the frames at their
-        end. Whoever looks at a result waits for the device; until then it is at work.
+        """Append to each cache its tokens, with the features `[F, N, Dv]` of the frames at their end. The results are
+        still being computed: reading one waits for the device.
 
         Raises:
             `StepsUnavailable`: the caches have then to be rolled back.
         """
-        with self._lock, torch.cuda.device(self._device), self._after_others():
+        with self._graphs.exclusive():
             per_frame = self._model().config.num_frame_tokens
             options = self._options(keep_ratio, per_frame)
-            parts = [self._cut(ids, features, per_frame, options) for _, ids, features in streams]
+            parts = [self._split(ids, features, per_frame, options) for _, ids, features in streams]
             done, results = [0] * len(streams), [None] * len(streams)
             while any(parts):
-                # frames are the last of a stream's parts: they wait until others have read their text, too
+                # frames are the last of a stream's parts: they wait until all other streams have read their text too
                 due = [number for number, own in enumerate(parts) if own and not own[0][0].frames]
                 due = due or [number for number, own in enumerate(parts) if own]
                 groups: dict[Shape, list[int]] = {}
@@ -343,26 +456,12 @@ class FastLanguageModel:
                         found = self._take(own_shape, own, not all(parts[number] for number in chunk))
                         for number, result in zip(chunk, found, strict=True):
                             results[number] = result
-            if self._is_warm is False:
-                self._warm_up(streams[0][0], shape)
+            if self._graphs.keys and not self._is_warm:
+                self._warm_up(streams[0][0], options)
             return results
 
-    @contextmanager
-    def _after_others(self):
-        """Threads may have CUDA streams of their own, and the buffers are the same: each use waits for the last."""
-        if self._device == -1:
-            yield
-            return
-        stream = torch.cuda.current_stream()
-        if self._done is not None:
-            stream.wait_event(self._done)
-        try:
-            yield
-        finally:
-            self._done = stream.record_event()
-
     def _take(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[Fed | None]:
-        """Carry out one step; what came of it where it is the last of a stream."""
+        """Run one step; returns results if it is the last one of a stream."""
         step = self._step(shape)
         caches, ids, features = ([own[item] for own in streams] for item in range(3))
         if shape.frames:
@@ -377,7 +476,7 @@ class FastLanguageModel:
         return results[: len(streams)]
 
     def _options(self, keep_ratio: float | None, per_frame: int) -> tuple:
-        """The values of a `Shape` of frames from `num_kept` to `routed`; found anew when the config has changed."""
+        """The fields of a `Shape` of frames from `num_kept` to `routed`, computed again if the config has changed."""
         text = self._model().config.text_config
         asked = (vars(text), keep_ratio, per_frame)
         if asked != self._asked:
@@ -390,8 +489,8 @@ class FastLanguageModel:
         return self._answer
 
     @staticmethod
-    def _cut(ids, features, per_frame: int, options: tuple) -> list[tuple[Shape, int]]:
-        """The steps that these tokens take, each with how many it takes."""
+    def _split(ids, features, per_frame: int, options: tuple) -> list[tuple[Shape, int]]:
+        """The steps for these tokens, each with the number of tokens it takes."""
         frames = 0 if features is None else len(features)
         block = frames * (per_frame + 1)
         shapes, words = [], len(ids) - block
@@ -400,7 +499,7 @@ class FastLanguageModel:
         while words > 0:
             length = min(words, TEXT_LENGTHS[-1])
             padded = next(size for size in TEXT_LENGTHS if size >= length)
-            shapes.append((Shape(0, padded, 0, *options[1:4], ()), length))
+            shapes.append((text_shape(padded, options), length))
             words -= length
         if frames:
             shapes.append((Shape(frames, block, *options), block))
@@ -409,91 +508,69 @@ class FastLanguageModel:
     def _step(self, shape: Shape) -> StaticStep:
         step = self._steps.pop(shape, None)
         if step is None:
-            kernels = self._kernels
-            if kernels is None:
-                from .static_kernels import Kernels, WideKernels
+            ops = self._ops
+            if ops is None:
+                from .static_kernels import CublasKernels, Kernels
 
-                kernels = Kernels if shape.all_tokens <= FEW_SLOTS else WideKernels
+                ops = Kernels if shape.all_tokens <= FEW_SLOTS else CublasKernels
             with torch.inference_mode(False), torch.no_grad():  # its buffers are written in any mode
-                step = StaticStep(self._model(), shape, kernels)
-        if shape.all_tokens <= MOST_CAPTURED:  # the buffers of others are large, and quickly made
-            if len(self._steps) >= 2 * GRAPHS:  # the one unused for longest
-                self._steps.pop(next(iter(self._steps)))
+                step = StaticStep(self._model(), shape, ops)
+        if shape.all_tokens <= MOST_CAPTURED:  # larger ones have large buffers, which are quickly made
+            if len(self._steps) >= 2 * GRAPHS:
+                oldest = next(iter(self._steps))
+                del self._steps[oldest]
+                self._graphs.drop(oldest)  # it writes into the buffers of its step
             self._steps[shape] = step
         return step
 
     def _run(self, step: StaticStep) -> None:
-        """Replay a step's graph; it is captured when its shape comes for the second time."""
-        step.runs += 1
         try:
-            self._carry_out(step)
+            self._forward(step)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            self.broken, self.why_not = True, f"a step cannot be run: {first_line(error)}"
-            raise StepsUnavailable(self.why_not) from error
+            self._failure = f"a step cannot be run: {first_line(error)}"
+            raise StepsUnavailable(self._failure) from error
 
-    def _carry_out(self, step: StaticStep) -> None:
-        if self._kernels is not None:
-            step.forward(kernels_on_host=True)
-            return
-        if step.shape.all_tokens > MOST_CAPTURED:
-            from .static_kernels import attend_on_host
-
-            step.forward(attend=attend_on_host)
-            return
-        if step.graph is None and step.runs > 1 and self.why_not is None:
-            self._try_to_capture(step)
-            if self._is_warm is None:
-                self._is_warm = False
-        if step.graph is None:
+    def _forward(self, step: StaticStep) -> None:
+        """Run a step, if possible by its graph, which is captured when its shape comes for the second time."""
+        if self._ops is not None:
             step.forward()
+        elif step.shape.all_tokens > MOST_CAPTURED:
+            step.forward(attend=PlainOps.attend)  # the host knows how long the streams are
         else:
-            step.graph.replay()
+            graph = self._graphs.get(step.shape)
+            if graph is None and self._graphs.is_due(step.shape):
+                graph = self._graphs.capture(step.shape, step.forward)
+            if graph is None:
+                step.forward()
+            else:
+                graph()
 
-    def _warm_up(self, cache: MoDCache, shape: Shape) -> None:
-        """Capture short texts too, so that no question waits for it. What they write lies behind what is held."""
+    def _warm_up(self, cache: MoDCache, options: tuple) -> None:
+        """Capture short texts too, so that no question waits for it. What they write lies behind the cache's end."""
         self._is_warm = True
         for length in TEXT_LENGTHS:
-            if length <= WARM_TEXT and self.why_not is None:
-                step = self._step(replace(shape, frames=0, tokens=length, num_kept=0, routed=(), streams=1))
-                if step.graph is not None:
-                    continue
-                try:
-                    step.prepare([cache], [[0] * length], None)
-                    self._try_to_capture(step)
-                except Exception as error:  # what the call has asked for is done: nothing may fail it now
-                    self.why_not = f"a graph cannot be captured: {first_line(error)}"
-                finally:
-                    step.drop()
+            shape = text_shape(length, options)
+            if length > WARM_TEXT or self.why_not is not None or shape in self._graphs.keys:
+                continue
+            step = self._step(shape)
+            try:
+                step.prepare([cache], [[0] * length], None)
+                self._graphs.capture(shape, step.forward)
+            except Exception as error:  # the results of the call exist already: nothing may fail it now
+                self._graphs.give_up(error)
+            finally:
+                step.drop()
 
-    def _try_to_capture(self, step: StaticStep) -> None:
-        try:
-            self._capture(step)
-        except RuntimeError as error:  # out of memory, or something that cannot be captured
-            self.why_not = f"a graph cannot be captured: {first_line(error)}"
 
-    def _capture(self, step: StaticStep) -> None:
-        if sum(other.graph is not None for other in self._steps.values()) >= GRAPHS:
-            for other in self._steps.values():
-                if other.graph is not None and other is not step:
-                    other.graph, other.runs = None, 0
-                    break
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(step.x.device)
-        stream.wait_stream(torch.cuda.current_stream(step.x.device))
-        with torch.cuda.stream(stream):
-            step.forward()  # kernels are compiled, and libraries take their work space, outside of the graph
-        torch.cuda.current_stream(step.x.device).wait_stream(stream)
-        with torch.cuda.graph(graph, pool=self._pool, stream=stream, capture_error_mode="thread_local"):
-            step.forward()
-        step.graph = graph
+def text_shape(tokens: int, options: tuple) -> Shape:
+    return Shape(0, tokens, 0, *options[1:4], ())
 
 
 def in_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:
-    """The members of a group that share a step, and the shape of that. Their number is made up to a power of two where
-    the step is captured, so that graphs are few."""
+    """The members of a group that share a step, and the shape of that step. Where it is captured, their number is
+    rounded up to a power of two, so that there are few graphs."""
     most, steps = max(1, MOST_TOKENS // shape.tokens), []
     for start in range(0, len(members), most):
         own = members[start : start + most]
@@ -503,72 +580,22 @@ def in_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:
     return steps
 
 
-def first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
-
-
-def why_not(model) -> str | None:
-    """Why a model has no static steps; None where it has them."""
-    text = model.config.text_config
-    language = model.model.language_model
-    if model.device.type != "cuda":
-        return "the model is not on a CUDA device"
-    if model.training:
-        return "the model is in training mode"
-    if text.vision_routing not in ("mod", "full"):
-        return f"vision_routing={text.vision_routing!r}"
-    if text.vision_routing == "mod" and text.mod_selection == "random":
-        return "mod_selection='random'"
-    if model.dtype not in (torch.bfloat16, torch.float32):
-        return f"the model's dtype is {model.dtype}"
-    if text.hidden_act != "silu" or text.mlp_bias:
-        return "its MLP is not Llama's"
-    if language.rotary_emb.rope_type in ("dynamic", "longrope"):
-        return f"the rope_type is {language.rotary_emb.rope_type!r}"
-    if text.head_dim not in (32, 64, 128, 256):
-        return f"its head_dim is {text.head_dim}"
-    parts = (language, model.model.connector, model.lm_head)
-    modules = [module for part in parts for module in part.modules()]
-    for module in modules:
-        if module._forward_hooks or module._forward_pre_hooks or has_own_forward(module):
-            return "a module has hooks"
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear and type(module).__name__ != "LayerExpert":
-            return f"a layer is {type(module).__name__}"
-    linear = ("q_proj", "k_proj", "v_proj", "o_proj")
-    for layer in language.layers:
-        for module in [*(getattr(layer.self_attn, name) for name in linear), *layer.mlp.children()]:
-            if isinstance(module, nn.Linear) != hasattr(module, "weight") or hasattr(module, "base_layer"):
-                return f"a layer is {type(module).__name__}"
-    weights = [weight for part in parts for weight in part.parameters()]
-    if any(type(weight.data) is not torch.Tensor or not weight.is_contiguous() for weight in weights):
-        return "its weights are no plain tensors"
-    own = [*language.embed_tokens.parameters(), *model.lm_head.parameters(), *language.norm.parameters()]
-    for layer in language.layers:
-        own += [weight for name, weight in layer.named_parameters() if not name.startswith("layer_expert")]
-    if any(weight.dtype != model.dtype for weight in own):
-        return "its weights are of several dtypes"
-    if len({weight.device for weight in weights}) > 1:
-        return "its weights are on several devices"
-    return None
-
-
-def fast_language_model(model) -> tuple[FastLanguageModel | None, str | None]:
-    """The model's static steps, or why it has none. They are built anew where the model has changed."""
+def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None]:
+    """The model's static steps, or why it has none. They are built anew if the model has changed."""
     if torch.is_autocast_enabled("cuda"):  # on other devices there are no static steps
         return None, "autocast is on"  # a graph keeps the precision that it was captured in
     known = vars(model).get("_static_steps")
     if known is not None and known.is_current and not model.training:
-        return (None, known.why_not) if known.broken else (known, known.why_not)
+        return None if known.broken else known, known.why_not
     reason = why_not(model)
-    if reason is None:
-        try:
-            from .static_kernels import Kernels as _  # noqa: F401
-        except ImportError as error:
-            reason = str(error)
     if reason is not None:
         return None, reason
-    model._static_steps = FastLanguageModel(model)
+    try:
+        from .static_kernels import Kernels as _  # noqa: F401
+    except ImportError as error:
+        return None, str(error)
+    model._static_steps = StaticLanguageModel(model)
     return model._static_steps, None
 
 
-__all__ = ["NOT_FINITE", "FastLanguageModel", "Fed", "Shape", "StaticStep", "StepsUnavailable", "fast_language_model"]
+__all__ = ["Fed", "PlainOps", "Shape", "StaticLanguageModel", "StepsUnavailable", "static_language_model"]

@@ -1,76 +1,139 @@
-"""The vision tower as a CUDA graph for each number of frames, where it is on a GPU; SigLIP's in its fast form.
+"""The vision tower as one CUDA graph for each number of frames, where it is on a GPU.
 
-Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower.
+SigLIP's tower, as transformers builds it, also runs with fewer passes over memory: as few large operations in plain
+torch, one Triton kernel, and the epilogue of a cuBLASLt product.
+
+Shapes: F frames, H and W pixels, P patches, N vision tokens per frame, Dv hidden size of the vision tower, I its
+intermediate size.
 """
 
-import threading
 import weakref
+from functools import partial
+from types import SimpleNamespace
 
 import torch
 from torch import nn
 
-from .static_graphs import Unchanged
+from .static_graphs import Graphs, Unchanged
+
+try:  # comes with torch for CUDA; elsewhere the kernel below is defined, but never run
+    import triton
+    import triton.language as tl
+
+    jit = triton.jit
+except ImportError:
+    triton, tl, jit = None, SimpleNamespace(constexpr=None), lambda function: function
+
+GRAPHS = 12  # numbers of frames with a graph: in a pool of streams they vary
+MOST_FRAMES = 64  # of one graph: with more, launching kernels takes no time beside the work
+ROWS, WARPS = 1, 4  # of one program of the kernel
 
 
 class PlainTowerOps:
-    """The parts that kernels replace, in plain torch."""
+    """The parts of the tower that `TowerKernels` replaces or could replace, in plain torch."""
 
     @staticmethod
     def embed(embeddings, pixels: torch.Tensor) -> torch.Tensor:
-        """Frames `[F, 3, H, W]` to patches `[F, P, Dv]`: patches do not overlap, so it is one product."""
+        """Frames `[F, 3, H, W]` to embedded patches `[F, P, Dv]`. Patches do not overlap, so the convolution is one
+        product."""
         convolution, size = embeddings.patch_embedding, embeddings.patch_size
         rows, columns = (side // size for side in pixels.shape[2:])
         patches = (
             pixels[:, :, : rows * size, : columns * size].unflatten(3, (columns, size)).unflatten(2, (rows, size))
         )
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        made = nn.functional.linear(patches, convolution.weight.flatten(1), convolution.bias)
-        return made + embeddings.position_embedding.weight
+        embedded = nn.functional.linear(patches, convolution.weight.flatten(1), convolution.bias)
+        return embedded + embeddings.position_embedding.weight
 
     @staticmethod
-    def project(attention, entered: torch.Tensor) -> torch.Tensor:
-        """Queries, keys and values `[F, P, 3 * Dv]`. The weights are joined each time, so that those that change are
-        seen; it takes a thousandth of the product."""
+    def project_qkv(attention, normed: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values `[F, P, 3 * Dv]`. The weights are concatenated on each call, so that changed
+        weights take effect; this takes a thousandth of the product's time."""
         parts = (attention.q_proj, attention.k_proj, attention.v_proj)
         weight, bias = torch.cat([part.weight for part in parts]), torch.cat([part.bias for part in parts])
-        return nn.functional.linear(entered, weight, bias)
+        return nn.functional.linear(normed, weight, bias)
 
     @staticmethod
-    def attend(attention, joined: torch.Tensor) -> torch.Tensor:
-        """`[F, P, Dv]` of what `project` made."""
-        heads = joined.unflatten(2, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
+    def attend(attention, qkv: torch.Tensor) -> torch.Tensor:
+        """Attention `[F, P, Dv]` over the result of `project_qkv`."""
+        heads = qkv.unflatten(2, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
         attended = nn.functional.scaled_dot_product_attention(*heads, scale=attention.scale)
         return attended.transpose(1, 2).flatten(2)
 
     @staticmethod
     def add_and_norm(x: torch.Tensor, more: torch.Tensor, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
-        """The sum, and it normalised, `[F, P, Dv]` each."""
+        """The sum, and the layer norm of the sum, `[F, P, Dv]` each."""
         x = x + more
         return x, norm(x)
 
     @staticmethod
-    def widen(mlp, entered: torch.Tensor) -> torch.Tensor:
-        """`[F, P, I]`: projected and activated."""
-        return mlp.activation_fn(mlp.fc1(entered))
+    def mlp_up(mlp, normed: torch.Tensor) -> torch.Tensor:
+        """The MLP's first layer and its activation, `[F, P, I]`."""
+        return mlp.activation_fn(mlp.fc1(normed))
+
+
+@jit
+def _add_and_norm_kernel(
+    x_ptr, more_ptr, weight_ptr, bias_ptr, sum_ptr, normed_ptr, rows, width, eps,
+    ROWS: tl.constexpr, SIZE: tl.constexpr,
+):  # fmt: skip
+    """The sum of a few rows, rounded as a separate addition rounds it, and its layer norm."""
+    row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    k = tl.arange(0, SIZE)
+    inside = k < width
+    at, mask = row[:, None] * width + k[None, :], (row < rows)[:, None] & inside[None, :]
+    total = tl.load(x_ptr + at, mask, other=0.0).to(tl.float32) + tl.load(more_ptr + at, mask, other=0.0)
+    total = total.to(sum_ptr.dtype.element_ty)
+    tl.store(sum_ptr + at, total, mask)
+    values = total.to(tl.float32)
+    mean = tl.sum(values, axis=1) / width
+    centred = tl.where(inside[None, :], values - mean[:, None], 0.0)
+    scale = tl.rsqrt(tl.sum(centred * centred, axis=1) / width + eps)
+    weight = tl.load(weight_ptr + k, inside, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + k, inside, other=0.0).to(tl.float32)
+    normed = centred * scale[:, None] * weight[None, :] + bias[None, :]
+    tl.store(normed_ptr + at, normed.to(normed_ptr.dtype.element_ty), mask)
+
+
+class TowerKernels(PlainTowerOps):
+    """`PlainTowerOps` with a Triton kernel, and with cuBLASLt's GELU epilogue."""
+
+    @staticmethod
+    def add_and_norm(x: torch.Tensor, more: torch.Tensor, norm: nn.LayerNorm) -> tuple[torch.Tensor, torch.Tensor]:
+        x, more = x.contiguous(), more.contiguous()
+        total, normed, width = torch.empty_like(x), torch.empty_like(x), x.shape[-1]
+        rows = x.numel() // width
+        _add_and_norm_kernel[(triton.cdiv(rows, ROWS),)](
+            x, more, norm.weight, norm.bias, total, normed, rows, width, norm.eps,
+            ROWS=ROWS, SIZE=triton.next_power_of_2(width), num_warps=WARPS,
+        )  # fmt: skip
+        return total, normed
+
+    @staticmethod
+    def mlp_up(mlp, normed: torch.Tensor) -> torch.Tensor:
+        rows = normed.flatten(0, 1)
+        # the epilogue is the tanh approximation of GELU, which is the tower's activation
+        activated = torch._addmm_activation(mlp.fc1.bias, rows, mlp.fc1.weight.t(), use_gelu=True)
+        return activated.view(*normed.shape[:2], -1)
 
 
 def run(tower, pixels: torch.Tensor, ops=PlainTowerOps) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """`last_hidden_state` `[F, P, Dv]` and `pooler_output` `[F, Dv]` (None without a head) of frames `[F, 3, H, W]` in
-    the tower's dtype."""
+    """The forward pass of a SigLIP tower: `last_hidden_state` `[F, P, Dv]` and `pooler_output` `[F, Dv]`, None without
+    a pooling head, of frames `[F, 3, H, W]` in the tower's dtype."""
     core = getattr(tower, "vision_model", tower)
     layers = core.encoder.layers
     x = ops.embed(core.embeddings, pixels)
-    entered = layers[0].layer_norm1(x)
+    normed = layers[0].layer_norm1(x)
     norms = [layer.layer_norm1 for layer in layers[1:]] + [core.post_layernorm]
     for layer, next_norm in zip(layers, norms, strict=True):
-        attended = ops.attend(layer.self_attn, ops.project(layer.self_attn, entered))
-        x, entered = ops.add_and_norm(x, layer.self_attn.out_proj(attended), layer.layer_norm2)
-        x, entered = ops.add_and_norm(x, layer.mlp.fc2(ops.widen(layer.mlp, entered)), next_norm)
-    return entered, core.head(entered) if core.use_head else None
+        attended = ops.attend(layer.self_attn, ops.project_qkv(layer.self_attn, normed))
+        x, normed = ops.add_and_norm(x, layer.self_attn.out_proj(attended), layer.layer_norm2)
+        x, normed = ops.add_and_norm(x, layer.mlp.fc2(ops.mlp_up(layer.mlp, normed)), next_norm)
+    return normed, core.head(normed) if core.use_head else None
 
 
 def is_plain_siglip(tower) -> bool:
-    """Whether `run` is the tower's own forward: SigLIP as transformers builds it, with nothing put in its place."""
+    """Whether `run` computes the tower's own `forward`: it is an unmodified SigLIP of transformers."""
     if tower.config.model_type != "siglip_vision_model" or tower.config._attn_implementation != "sdpa":
         return False
     core = getattr(tower, "vision_model", tower)
@@ -87,53 +150,33 @@ def is_plain_siglip(tower) -> bool:
     return len({(type(weight.data), weight.dtype, weight.device) for weight in weights}) == 1
 
 
-GRAPHS = 12  # numbers of frames that are captured, those in use last; in a pool they change
-MOST_FRAMES = 64  # of one graph; with more, launching takes no time beside the work
-
-
-class FastVision:
-    """The graphs of one model's vision tower."""
+class StaticVision:
+    """The vision tower of one model, with a graph for each number of frames that has come twice."""
 
     def __init__(self, model):
         self._model = weakref.ref(model)
         tower = model.model.vision_tower
         self._unchanged = Unchanged([model.model], [tower])
-        self._graphs: dict[int, tuple] = {}  # number of frames -> graph, pixels, features
-        self._seen: set[int] = set()
-        self._fails = False
-        self._ops = fast_ops(tower)
-        self._lock = threading.Lock()
-        self._done: torch.cuda.Event | None = None  # the last use of a graph's buffers, on whichever stream
+        self._graphs = Graphs(GRAPHS, tower.device)
+        self._ops = TowerKernels if triton is not None and is_plain_siglip(tower) else None
 
     def __reduce__(self):
-        return type(None), ()  # a copy of the model makes its own
+        return type(None), ()  # a copy of the model builds its own
 
     @property
     def is_current(self) -> bool:
-        """Whether the tower is still the one whose addresses the graphs hold, and nobody wants to see its calls."""
+        """Whether the graphs still hold the addresses of the tower's weights, and no module has a forward hook."""
         return bool(self._unchanged)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Features `[F, N, Dv]` of frames `[F, 3, H, W]`."""
         model, count = self._model().model, len(pixels)
-        with self._lock, torch.cuda.device(pixels.device):
-            is_due = count in self._seen and count <= MOST_FRAMES and not self._fails
-            if count not in self._graphs and is_due:
-                try:
-                    self._capture(model, pixels)
-                except RuntimeError:  # out of memory, or a tower that cannot be captured
-                    self._fails = True
-            self._seen.add(count)
-            if count not in self._graphs:
-                return self._features(model, pixels)
-            graph, own_pixels, features = self._graphs[count] = self._graphs.pop(count)
-            stream = torch.cuda.current_stream(pixels.device)
-            if self._done is not None:  # threads may have streams of their own
-                stream.wait_event(self._done)
-            own_pixels.copy_(pixels)
-            graph.replay()
-            features = features.clone()
-            self._done = stream.record_event()
-            return features
+        with self._graphs.exclusive():
+            graph = self._graphs.get(count)
+            if graph is None and count <= MOST_FRAMES and self._graphs.is_due(count):
+                buffer = pixels.to(model.vision_tower.dtype, copy=True)
+                graph = self._graphs.capture(count, partial(self._features, model), buffer)
+            return self._features(model, pixels) if graph is None else graph(pixels).clone()
 
     def _features(self, model, pixels: torch.Tensor) -> torch.Tensor:
         if self._ops is not None:
@@ -141,48 +184,24 @@ class FastVision:
                 return model.tokens_of(*run(model.vision_tower, pixels.to(model.vision_tower.dtype), self._ops))
             except torch.OutOfMemoryError:
                 raise
-            except Exception:  # as where a kernel cannot be compiled
+            except Exception:  # for example where the kernel cannot be compiled
                 self._ops = None
         return model.frame_tokens(pixels).pooler_output
 
-    def _capture(self, model, pixels: torch.Tensor) -> None:
-        if len(self._graphs) >= GRAPHS:
-            self._graphs.pop(next(iter(self._graphs)))
-        own_pixels = pixels.to(model.vision_tower.dtype, copy=True)
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(pixels.device)
-        stream.wait_stream(torch.cuda.current_stream(pixels.device))
-        with torch.cuda.stream(stream):
-            self._features(model, own_pixels)
-        torch.cuda.current_stream(pixels.device).wait_stream(stream)
-        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
-            features = self._features(model, own_pixels)
-        self._graphs[len(pixels)] = graph, own_pixels, features
-
-
-def fast_ops(tower):
-    """The parts of the tower's fast form; None where it has none."""
-    if not is_plain_siglip(tower):
-        return None
-    try:
-        from .static_tower_kernels import TowerKernels
-    except ImportError:
-        return None
-    return TowerKernels
-
 
 def encode(model, pixels: torch.Tensor) -> torch.Tensor:
-    """Features `[F, N, Dv]` of frames `[F, 3, H, W]`, as `model.encode_frames`."""
+    """Features `[F, N, Dv]` of frames `[F, 3, H, W]`, as `model.encode_frames` gives them; on a GPU by a graph."""
     vision = model.config.vision_config
     right = tuple(pixels.shape[1:]) == (vision.num_channels, vision.image_size, vision.image_size)
-    # a graph is of the precision that it was captured in
+    # a graph keeps the precision that it was captured in
     if pixels.device.type != "cuda" or model.training or not right or torch.is_autocast_enabled("cuda"):
         return model.encode_frames(pixels).pooler_output
     known = vars(model).get("_vision_graphs")
     if known is None or not known.is_current:
-        known = model._vision_graphs = FastVision(model)
-        if not known.is_current:  # hooks want to see every call
+        known = model._vision_graphs = StaticVision(model)
+        if not known.is_current:  # a hook has to see each call
             return model.encode_frames(pixels).pooler_output
     return known(pixels)
 
 
-__all__ = ["PlainTowerOps", "encode", "is_plain_siglip", "run"]
+__all__ = ["PlainTowerOps", "TowerKernels", "encode", "is_plain_siglip", "run"]

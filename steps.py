@@ -19,7 +19,7 @@ import torch
 
 from .cache import MoDCache, PackedCache
 from .speaking import silence_probability
-from .static_step import MOST_TOKENS, NOT_FINITE, Fed, StepsUnavailable, fast_language_model
+from .static_step import MOST_TOKENS, NOT_FINITE, Fed, StepsUnavailable, static_language_model
 from .static_vision import MOST_FRAMES, encode
 
 FIRST_FRAMES = 8  # of many frames, the vision tower of a GPU starts with these while the others are being copied
@@ -212,7 +212,7 @@ class Feed(Step):
     @staticmethod
     def _static(steps: list["Feed"], device: torch.device) -> tuple[dict["Feed", Fed], str | None]:
         """Carry out those that can be static steps of the model; with them, why there are none on a GPU."""
-        fast, why_not = fast_language_model(steps[0].model)
+        fast, why_not = static_language_model(steps[0].model)
         if device.type != "cuda":
             why_not = None  # elsewhere a plain forward is as fast
         chosen = [] if fast is None else [step for step in steps if len(step.ids) <= MOST_TOKENS]

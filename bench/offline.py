@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..cache import MoDCache
-from ..static_step import fast_language_model
+from ..static_step import static_language_model
 from .record import enter, header, write
 from .watching import as_it_is, build, clock, stock, summary
 
@@ -18,7 +18,7 @@ def blocks(model, frames: int, count: int, repeats: int, static: bool = True) ->
     ids = ([config.frame_separator_token_id] + [config.video_token_id] * config.num_frame_tokens) * frames
     size = (frames, config.num_frame_tokens, config.vision_config.hidden_size)
     features = torch.randn(size, device=model.device, dtype=model.dtype)
-    fast, why_not = fast_language_model(model) if static else (None, "switched off")
+    fast, why_not = static_language_model(model) if static else (None, "switched off")
     inputs = {"input_ids": torch.tensor([ids], device=model.device), "video_features": features}
 
     @torch.no_grad()

@@ -55,7 +55,7 @@ def as_it_is(model, dense: bool = False, static: bool = True):
     routing, off = text.vision_routing, (lambda model: (None, "switched off"))
     text.vision_routing = "full" if dense else routing
     try:
-        with contextlib.nullcontext() if static else mock.patch.object(steps_module, "fast_language_model", off):
+        with contextlib.nullcontext() if static else mock.patch.object(steps_module, "static_language_model", off):
             yield
     finally:
         text.vision_routing = routing

@@ -20,8 +20,7 @@ from ..bench.filled import filled_cache
 from ..bench.geometries import NAMES, VIDEO
 from ..bench.streams import random_model
 from ..cache import MoDCache
-from ..static_ops import PlainOps
-from ..static_step import FastLanguageModel, Shape, StaticStep
+from ..static_step import PlainOps, Shape, StaticLanguageModel, StaticStep
 from .record import surroundings
 
 SEPARATOR, START = 4, 5
@@ -116,31 +115,31 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
     index = (lambda step: step.index) if routed else (lambda step: None)
     scale = (lambda step: step.scale) if routed else (lambda step: None)
     parts = {
-        "project": (
-            lambda s, m: s.kernels.project(s.x, index(s), layer, rotary, s.queries[:slots], m, [base], [slots]),
+        "qkv": (
+            lambda s, m: s.ops.project_qkv(s.x, index(s), layer, rotary, s.queries[:slots], m, [base], [slots]),
             lambda s, c: (s.queries[:slots], room(c, "keys"), room(c, "values"), room(c, "positions")),
         ),
         "attend": (
-            lambda s, m: s.kernels.attend(s.queries[:slots], layer, m, [slots], s.attended[:slots]),
+            lambda s, m: s.ops.attend(s.queries[:slots], layer, m, [slots], s.attended[:slots]),
             lambda s, c: (s.attended[:slots],),
         ),
-        "leave": (
-            lambda s, m: s.kernels.leave(s.attended[:slots], layer, s.x, index(s), s.between[:slots]),
-            lambda s, c: (s.between[:slots],),
+        "out": (
+            lambda s, m: s.ops.project_out(s.attended[:slots], layer, s.x, index(s), s.residual[:slots]),
+            lambda s, c: (s.residual[:slots],),
         ),
-        "widen": (
-            lambda s, m: s.kernels.widen(s.between[:slots], layer, s.wide[:slots]),
-            lambda s, c: (s.wide[:slots],),
+        "mlp_up": (
+            lambda s, m: s.ops.mlp_up(s.residual[:slots], layer, s.intermediate[:slots]),
+            lambda s, c: (s.intermediate[:slots],),
         ),
-        "narrow": (
-            lambda s, m: s.kernels.narrow(s.wide[:slots], layer, s.between[:slots], s.x, index(s), scale(s)),
+        "mlp_down": (
+            lambda s, m: s.ops.mlp_down(s.intermediate[:slots], layer, s.residual[:slots], s.x, index(s), scale(s)),
             lambda s, c: (s.x,),
         ),
-        "read": (lambda s, m: s.kernels.read(s.x, s.rows, model, s.logits), lambda s, c: (s.logits,)),
+        "lm_head": (lambda s, m: s.ops.lm_head(s.x, s.rows, model, s.logits), lambda s, c: (s.logits,)),
     }
     if routed:
         route = (
-            lambda s, m: s.kernels.route(
+            lambda s, m: s.ops.route(
                 s.x, layer, (frames, tokens // frames - 1, kept), s.index, s.scale, s.scores[0], s.kept[0],
                 "residual", False,
             ),
@@ -164,7 +163,7 @@ def check_stream(dtype: torch.dtype, **options) -> dict:
     if dtype == torch.bfloat16:
         options = {"mod_keep_ratio": 1.0, **options}
     model = random_model("middle", "cuda", dtype=dtype, **options).eval()
-    fast, per_frame = FastLanguageModel(model), model.config.num_frame_tokens
+    fast, per_frame = StaticLanguageModel(model), model.config.num_frame_tokens
     cache, expected, worst = MoDCache(model.config), MoDCache(model.config), 0.0
     torch.manual_seed(3)
     with torch.no_grad():
@@ -187,7 +186,7 @@ def check_stream(dtype: torch.dtype, **options) -> dict:
             worst = max(worst, error(logits[-1], output.logits[0, -1]))
     keys = max(error(a.keys, b.keys) for a, b in zip(cache.layers, expected.layers, strict=True))
     same = all(torch.equal(a.positions, b.positions) for a, b in zip(cache.layers, expected.layers, strict=True))
-    graphs = sum(step.graph is not None for step in fast._steps.values())
+    graphs = len(fast._graphs.keys)
     return {"logits": worst, "keys": keys, "positions": same, "graphs": graphs, "failed": fast.why_not}
 
 
@@ -253,21 +252,21 @@ def time_eager(model, held: int, repeats: int = 10) -> dict:
 
 
 CANDIDATES = {  # as `static_kernels.TILES`
-    "project": (
+    "qkv": (
         (16, 128, 4, 6), (16, 256, 4, 4), (16, 256, 4, 5), (16, 512, 4, 3), (32, 128, 4, 4), (32, 128, 4, 6),
         (32, 256, 4, 4), (32, 256, 8, 4), (64, 128, 4, 4),
     ),
-    "leave": (
+    "out": (
         (16, 256, 4, 5), (16, 256, 4, 6), (16, 512, 4, 3), (16, 512, 4, 4), (32, 128, 4, 6), (32, 256, 4, 4),
     ),
-    "widen": (
+    "mlp_up": (
         (16, 256, 4, 4), (16, 256, 4, 5), (16, 512, 4, 3), (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 4, 3),
         (64, 128, 4, 3), (64, 128, 4, 4),
     ),
-    "narrow": (
+    "mlp_down": (
         (16, 256, 4, 5), (16, 256, 4, 6), (16, 512, 4, 3), (16, 512, 4, 4), (32, 256, 4, 4), (32, 512, 4, 3),
     ),
-    "read": (
+    "lm_head": (
         (16, 256, 4, 5), (32, 128, 4, 6), (32, 256, 4, 4), (64, 128, 4, 4), (64, 256, 4, 3), (64, 256, 8, 3),
         (128, 128, 4, 3),
     ),
@@ -276,22 +275,22 @@ CANDIDATES = {  # as `static_kernels.TILES`
 
 def sweep_products(model, log: Log) -> dict:
     """Microseconds a layer of each product with several tiles, the fastest of which stays: of all tokens of a frame,
-    and of a routed layer's slots; over all layers, so that no weight stays in a cache. Of `read`, of one call."""
+    and of a routed layer's slots; over all layers, so that no weight stays in a cache. Of `lm_head`, of one call."""
     step, kernels = prepared(model, static_kernels.Kernels, 100), static_kernels.Kernels
     layers, found = model.model.language_model.layers, {}
     rotary = [p[0] for p in model.model.language_model.rotary_emb(step.x[None], step.offsets[None])]
-    for buffer in (step.x, step.attended, step.between, step.wide):
+    for buffer in (step.x, step.attended, step.residual, step.intermediate):
         buffer.normal_()
 
     def calls(slots: int, index, scale) -> dict:
-        attended, between, wide = step.attended[:slots], step.between[:slots], step.wide[:slots]
+        attended, residual, intermediate = step.attended[:slots], step.residual[:slots], step.intermediate[:slots]
         queries, table = step.queries[:slots], step.table
         return {
-            "project": lambda n, x: kernels.project(step.x, index, x, rotary, queries, table[n], [0], [0]),
-            "leave": lambda n, x: kernels.leave(attended, x, step.x, index, between),
-            "widen": lambda n, x: kernels.widen(between, x, wide),
-            "narrow": lambda n, x: kernels.narrow(wide, x, between, step.x, index, scale),
-            "read": lambda n, x: kernels.read(step.x, step.rows, model, step.logits),
+            "qkv": lambda n, x: kernels.project_qkv(step.x, index, x, rotary, queries, table[n], [0], [0]),
+            "out": lambda n, x: kernels.project_out(attended, x, step.x, index, residual),
+            "mlp_up": lambda n, x: kernels.mlp_up(residual, x, intermediate),
+            "mlp_down": lambda n, x: kernels.mlp_down(intermediate, x, residual, step.x, index, scale),
+            "lm_head": lambda n, x: kernels.lm_head(step.x, step.rows, model, step.logits),
         }
 
     def timed(call, layers) -> float:
@@ -301,7 +300,7 @@ def sweep_products(model, log: Log) -> dict:
     ways = calls(len(step.x), None, None), calls(step.slots, step.index, step.scale)
     for name, tiles in CANDIDATES.items():
         own, best, found[name] = static_kernels.TILES[name], (float("inf"), None), {}
-        some, over = (ways[:1], layers[:1]) if name == "read" else (ways, layers)
+        some, over = (ways[:1], layers[:1]) if name == "lm_head" else (ways, layers)
         for tile in tiles:
             if time.perf_counter() > log.end - 60:
                 break
@@ -395,7 +394,7 @@ def main(argv: list[str] | None = None) -> None:
     for frames, kernels in (
         (1, static_kernels.Kernels),
         (4, static_kernels.Kernels),
-        (15, static_kernels.WideKernels),
+        (15, static_kernels.CublasKernels),
     ):
         check = functools.partial(check_parts, model, kernels, frames)
         log.attempt(f"parts, {frames} frames, {kernels.__name__}", check)
@@ -415,7 +414,7 @@ def main(argv: list[str] | None = None) -> None:
         text.vision_routing = "mod"
 
     each("step before tuning", lambda held: time_step(model, static_kernels.Kernels, held), (600,))
-    each("step, cuBLAS", lambda held: time_step(model, static_kernels.WideKernels, held), (600,))
+    each("step, cuBLAS", lambda held: time_step(model, static_kernels.CublasKernels, held), (600,))
     log.attempt("products", lambda: sweep_products(model, log), 30)
     log.attempt("attention at 3000 frames", lambda: sweep_attention(model, 3000), 20)
     each("step", lambda held: time_step(model, static_kernels.Kernels, held))
@@ -430,11 +429,13 @@ def main(argv: list[str] | None = None) -> None:
     text.vision_routing = "mod"
     log.attempt("kernels, mod, 600 frames", lambda: kernel_table(model, 600))
     log.attempt("kernels, mod, 3000 frames", lambda: kernel_table(model, 3000))
-    each("step, cuBLAS, tuned attention", lambda held: time_step(model, static_kernels.WideKernels, held), (600, 3000))
+    each(
+        "step, cuBLAS, tuned attention", lambda held: time_step(model, static_kernels.CublasKernels, held), (600, 3000)
+    )
     log.attempt("one token, 3000 frames", lambda: time_step(model, static_kernels.Kernels, 3000, frames=0, tokens=1))
     log.attempt("32 tokens, 3000 frames", lambda: time_step(model, static_kernels.Kernels, 3000, frames=0, tokens=32))
     for frames in (15, 30):
-        log.attempt(f"{frames} frames a step", lambda f=frames: time_step(model, static_kernels.WideKernels, 600, f))
+        log.attempt(f"{frames} frames a step", lambda f=frames: time_step(model, static_kernels.CublasKernels, 600, f))
     each("model as it is", lambda held: time_eager(model, held), (600,))
     pixels = torch.randn(30, 3, 384, 384, device="cuda", dtype=torch.bfloat16)
     for count in (1, 15, 30):

@@ -24,9 +24,9 @@ from videollm_mod import (
 )
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
-from videollm_mod.narration.live import WAITING, LiveWatch
-from videollm_mod.static_step import fast_language_model
-from videollm_mod.static_vision import FastVision, encode
+from videollm_mod.sources.live import WAITING, LiveWatch
+from videollm_mod.static_step import static_language_model
+from videollm_mod.static_vision import StaticVision, encode
 from videollm_mod.video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -153,8 +153,7 @@ def test_a_pool_says_what_its_sessions_say_alone(dtype, near):
         narrated = [[x.silence_probability for x in pair] for pair in pairs if pair[1].kind == "narration"]
         assert narrated and all(abs(mine - alone) < near for mine, alone in narrated)
     assert all(stream.session.stats.why_not_static is None for stream in said)
-    steps = fast_language_model(model)[0]._steps.values()
-    captured = [step.shape for step in steps if step.graph is not None]
+    captured = static_language_model(model)[0]._graphs.keys
     assert any(x.streams > 1 and x.frames for x in captured) and any(x.streams == 8 for x in captured)
 
 
@@ -182,7 +181,7 @@ def test_graphs_of_several_streams_are_each_alone(name, dtype):
     seed = 30 + list(ROUTINGS).index(name)
     model = wide_model(name, seed, dtype)
     exact = copy.deepcopy(model).float()
-    fast, why_not = fast_language_model(model)
+    fast, why_not = static_language_model(model)
     assert why_not is None
 
     errors = defaultdict(list)
@@ -199,7 +198,7 @@ def test_graphs_of_several_streams_are_each_alone(name, dtype):
         own, of_calls = np.array(pairs).T
         assert np.square(own).mean() < 1.4 * np.square(of_calls).mean()
         assert own.max() < 2.5 * of_calls.max()
-    captured = [step.shape for step in fast._steps.values() if step.graph is not None]
+    captured = fast._graphs.keys
     assert fast.why_not is None and any(x.streams > 1 and x.frames for x in captured)
     assert any(x.streams > 1 and not x.frames for x in captured)
 
@@ -211,7 +210,7 @@ def test_graphs_of_static_steps_are_the_model(name, dtype, tolerance):
     """On streams with rollbacks and forks, each step once as it is and then as a graph, through growing caches."""
     seed = 10 + list(ROUTINGS).index(name)
     model = wide_model(name, seed, dtype)
-    fast, why_not = fast_language_model(model)
+    fast, why_not = static_language_model(model)
     assert why_not is None
     cache, expected, rng = MoDCache(model.config), MoDCache(model.config), random.Random(seed)
     for turn in range(6):
@@ -235,7 +234,7 @@ def test_graphs_of_static_steps_are_the_model(name, dtype, tolerance):
         assert torch.equal(layer.positions, other.positions)
         assert relative_error(layer.keys, other.keys) < tolerance
         assert relative_error(layer.values, other.values) < tolerance
-    assert any(step.graph is not None for step in fast._steps.values()) and fast.why_not is None
+    assert fast._graphs.keys and fast.why_not is None
 
 
 @pytest.mark.parametrize("bounds", [{}, {"max_cached_frames": 6}, {"max_cached_frames": 6, "cache_policy": "router"}])
@@ -255,7 +254,7 @@ def test_static_sessions_say_what_others_say(bounds):
         return session, [(event.time, event.text) for event in events + session.ask("What happened last?")]
 
     for block in (1, 5):
-        with mock.patch.object(steps, "fast_language_model", lambda model: (None, "switched off")):
+        with mock.patch.object(steps, "static_language_model", lambda model: (None, "switched off")):
             session, expected = watch(block)
             assert session.stats.why_not_static == "switched off"
         session, events = watch(block)
@@ -285,7 +284,7 @@ def test_the_fast_tower_and_its_graphs_are_the_tower(dtype, tolerance, pooled):
         for _ in range(3):
             assert relative_error(encode(model, pixels.cuda()), expected) < tolerance
         graphs = model._vision_graphs
-        assert graphs._ops is not None and count in graphs._graphs
+        assert graphs._ops is not None and count in graphs._graphs.keys
         weights = dict(model.model.vision_tower.named_parameters())
         weight = next(weights[name] for name in weights if name.endswith("layers.1.self_attn.v_proj.weight"))
         weight.mul_(-1)
@@ -300,7 +299,7 @@ def test_a_live_source_takes_the_graphs_of_the_tower():
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval().cuda()
     frames = np.concatenate([world_stream(seed).frames(height=96) for seed in (74, 75)])[:48]
-    by_graph, call = [], FastVision.__call__
+    by_graph, call = [], StaticVision.__call__
 
     def count(vision, pixels):
         features = call(vision, pixels)
@@ -308,7 +307,7 @@ def test_a_live_source_takes_the_graphs_of_the_tower():
         return features
 
     session, features = model.stream(processor, max_new_tokens=4), []
-    with mock.patch.object(FastVision, "__call__", count):
+    with mock.patch.object(StaticVision, "__call__", count):
         with LiveWatch(session, Pictures(frames), "wait") as live:
             for frame, _ in live:
                 features.append(frame.features)

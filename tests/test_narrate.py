@@ -20,12 +20,12 @@ import av
 import numpy as np
 import pytest
 import torch
-from forked import ForkedCommand, run_forked
+from forked import ForkedCommand
 from fresh_process import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from video_files import moving, write_sound, write_video
-from waiting import PATIENCE, until
+from waiting import until
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, WatchedFrame, cli
 from videollm_mod.containers import video_duration

@@ -13,8 +13,7 @@ from tiny_models import ROUTINGS, SEPARATOR, START, VIDEO, tiny_model
 
 from videollm_mod.cache import BUCKET, MoDCache, Places
 from videollm_mod.memory import KeyTurner
-from videollm_mod.static_ops import PlainOps
-from videollm_mod.static_step import FastLanguageModel
+from videollm_mod.static_step import PlainOps, StaticLanguageModel
 
 HEADS, DTYPE, DEVICE = (2, 8), torch.float32, torch.device("cpu")
 
@@ -24,12 +23,12 @@ def frames_of(model, rng: random.Random, count: int) -> tuple[list[int], torch.T
     return ids, torch.randn(count, model.config.num_frame_tokens, model.config.vision_config.hidden_size)
 
 
-class Watched(FastLanguageModel):
+class Watched(StaticLanguageModel):
     """Counts the steps of which nothing had to be looked up, and compares each table with the layers."""
 
     known = 0
 
-    def _carry_out(self, step):
+    def _forward(self, step):
         for number, cache in enumerate(step._caches):
             rows = step.table[:, number].tolist()
             base = cache.seen_tokens - number * step.shape.tokens
@@ -42,7 +41,7 @@ class Watched(FastLanguageModel):
                 assert row == [*addresses, length, capacity, base, added, 0] and length + added <= capacity
                 assert length >= max(room.shared for room in rooms)
             self.known += step._places[number] is getattr(cache._places, "table", None)
-        super()._carry_out(step)
+        super()._forward(step)
 
 
 @pytest.mark.parametrize("seed", range(6))

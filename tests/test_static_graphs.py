@@ -1,14 +1,16 @@
-"""Any change of what a graph depends on is noticed, and its end too."""
+"""When graphs are captured, kept and dropped, and that any change of what they depend on is noticed."""
+
+from contextlib import nullcontext
+from unittest import mock
 
 import pytest
 import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from tiny_models import tiny_model
 
-from videollm_mod.static_graphs import has_own_forward
-from videollm_mod.static_ops import PlainOps
-from videollm_mod.static_step import FastLanguageModel
-from videollm_mod.static_vision import FastVision
+from videollm_mod.static_graphs import Graph, Graphs, has_own_forward
+from videollm_mod.static_step import PlainOps, StaticLanguageModel
+from videollm_mod.static_vision import StaticVision
 
 
 def parts(model) -> dict:
@@ -18,7 +20,7 @@ def parts(model) -> dict:
     of_language += [(language.layers[1], "mlp"), (language.layers[2].self_attn, "q_proj"), (language, "norm")]
     of_tower = [(model.model, "vision_tower")]
     of_tower += [(own, name) for own in list(tower.modules())[-6:] for name in own._modules]
-    return {"language": (FastLanguageModel(model, PlainOps), of_language), "vision": (FastVision(model), of_tower)}
+    return {"language": (StaticLanguageModel(model, PlainOps), of_language), "vision": (StaticVision(model), of_tower)}
 
 
 @pytest.mark.parametrize("kind", ["language", "vision"])
@@ -67,3 +69,68 @@ def test_a_weight_that_is_gone_is_noticed(kind):
     part = next(part for part in getattr(owner, name).modules() if part._parameters)
     del part._parameters[next(iter(part._parameters))]
     assert not graphs.is_current
+
+
+def graphs_without_cuda(most: int, device: str = "cpu") -> Graphs:
+    """`Graphs` whose capture runs the function once."""
+    graphs = Graphs(most, torch.device(device))
+    graphs._capture = lambda function, inputs: Graph(mock.Mock(), inputs, function(*inputs))
+    return graphs
+
+
+def test_a_graph_is_captured_the_second_time_and_kept_while_in_use():
+    graphs = graphs_without_cuda(most=2)
+
+    def use(key) -> bool:
+        """Whether this captured a graph."""
+        if graphs.get(key) is not None or not graphs.is_due(key):
+            return False
+        return graphs.capture(key, lambda: key) is not None
+
+    assert [use(key) for key in "aabbaac"] == [False, True, False, True, False, False, False]
+    assert graphs.keys == ["b", "a"]
+    assert use("c") and graphs.keys == ["a", "c"]  # the least recently used one is dropped
+    assert [use("b"), use("b")] == [False, True] and graphs.keys == ["c", "b"]  # and captured as if it were new
+    graphs.drop("b")
+    assert graphs.get("b") is None and not graphs.is_due("b") and graphs.is_due("b")
+
+
+def test_a_graph_is_replayed_on_its_own_tensors():
+    own = torch.zeros(3)
+    graph = graphs_without_cuda(most=1).capture("key", lambda x: (x,), own)
+    (output,) = graph(torch.arange(3))
+    assert output is own and own.tolist() == [0, 1, 2] and graph._graph.replay.call_count == 1
+
+
+def test_what_cannot_be_captured_is_not_tried_again():
+    graphs = graphs_without_cuda(most=2)
+    assert not graphs.is_due("key") and graphs.is_due("key")
+    assert graphs.capture("key", mock.Mock(side_effect=RuntimeError("no memory\nat all"))) is None
+    assert graphs.why_not == "a graph cannot be captured: RuntimeError: no memory"
+    assert not graphs.is_due("key") and graphs.keys == []
+    with pytest.raises(TypeError):  # a fault of the function, not of capturing
+        graphs.capture("key", mock.Mock(side_effect=TypeError))
+
+
+def test_a_stream_waits_for_the_last_use_on_another(monkeypatch):
+    graphs, log = graphs_without_cuda(most=1, device="cuda"), []
+
+    def stream(name: str):
+        return mock.Mock(
+            wait_event=lambda event: log.append((name, "waits for", event)),
+            record_event=lambda: log.append((name, "is done")) or name,
+        )
+
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    for name in ("first", "second"):
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda name=name: stream(name))
+        with pytest.raises(ValueError), graphs.exclusive():
+            log.append((name, "works"))
+            raise ValueError
+    assert log == [
+        ("first", "works"),
+        ("first", "is done"),
+        ("second", "waits for", "first"),
+        ("second", "works"),
+        ("second", "is done"),
+    ]

@@ -21,8 +21,8 @@ from videollm_mod import steps as steps_module
 from videollm_mod.cache import MoDCache
 from videollm_mod.data.world import world_stream
 from videollm_mod.routing import LayerExpert
-from videollm_mod.static_ops import PlainOps
-from videollm_mod.static_step import FastLanguageModel, why_not
+from videollm_mod.static_graphs import why_not
+from videollm_mod.static_step import PlainOps, StaticLanguageModel
 
 needs_triton = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
@@ -59,7 +59,7 @@ def test_static_steps_are_the_model(name):
     """Any stream, in steps, in the model's own calls, and in turns of both, with rollbacks and forks between."""
     seed = list(ROUTINGS).index(name)
     model, rng = tiny_model(seed, **ROUTINGS[name]), random.Random(seed)
-    fast, per_frame = FastLanguageModel(model, PlainOps), model.config.num_frame_tokens
+    fast, per_frame = StaticLanguageModel(model, PlainOps), model.config.num_frame_tokens
     _, (row,) = random_batch(model, seed, [9])
     cache, mixed, expected = (MoDCache(model.config) for _ in range(3))
     for ids, features in calls_of(row, per_frame):
@@ -148,7 +148,7 @@ def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
 def test_static_steps_of_several_streams_are_each_alone(name):
     seed = 50 + list(ROUTINGS).index(name)
     model = tiny_model(seed, **ROUTINGS[name])
-    check_streams_together([model], FastLanguageModel(model, PlainOps), seed)
+    check_streams_together([model], StaticLanguageModel(model, PlainOps), seed)
 
 
 @torch.no_grad()
@@ -157,7 +157,7 @@ def test_a_stream_with_features_that_are_no_numbers_is_the_only_one_to_know():
     good, bad = torch.randn(1, 5, 16), torch.full((1, 5, 16), torch.inf)
     ids = [5, *[VIDEO] * 5]
     fed = [(MoDCache(model.config), ids, features) for features in (good, bad, good)]
-    first, middle, last = FastLanguageModel(model, PlainOps).feed_together(fed, None)
+    first, middle, last = StaticLanguageModel(model, PlainOps).feed_together(fed, None)
     assert bool(first.finite) and not bool(middle.finite) and bool(last.finite)
     assert_near(first.logits, last.logits)  # rows of one product, of which the last may be rounded by another kernel
     assert first.logits.isfinite().all()
@@ -166,7 +166,7 @@ def test_a_stream_with_features_that_are_no_numbers_is_the_only_one_to_know():
 @torch.no_grad()
 def test_a_keep_ratio_of_the_call_counts():
     model = tiny_model(3)
-    fast = FastLanguageModel(model, PlainOps)
+    fast = StaticLanguageModel(model, PlainOps)
     ids, features = [5, *[VIDEO] * 5], torch.randn(1, 5, 16)
     for ratio, kept in ((0.2, 1), (0.9, 5), (None, 2)):
         cache, expected = MoDCache(model.config), MoDCache(model.config)
@@ -183,7 +183,7 @@ def test_a_keep_ratio_of_the_call_counts():
 def test_options_that_change_between_steps_count():
     """Also in place, and those that are out of range are named each time."""
     model = tiny_model(8, mod_layers=[1, 3])
-    fast, text = FastLanguageModel(model, PlainOps), model.config.text_config
+    fast, text = StaticLanguageModel(model, PlainOps), model.config.text_config
     ids, features = [5, *[VIDEO] * 5], torch.randn(1, 5, 16)
 
     def check(kept: int, routed: list[int]) -> None:
@@ -218,12 +218,12 @@ def test_features_that_are_no_numbers_are_named():
     features = torch.randn(2, 5, 16)
     features[1, 3, 2] = torch.nan
     with pytest.raises(ValueError, match="`video_features` must be finite"):
-        FastLanguageModel(model, PlainOps).feed(MoDCache(model.config), [5, *[VIDEO] * 5] * 2, features, None)
+        StaticLanguageModel(model, PlainOps).feed(MoDCache(model.config), [5, *[VIDEO] * 5] * 2, features, None)
 
 
 def test_a_model_that_changed_is_noticed():
     model = tiny_model(5)
-    fast = FastLanguageModel(model, PlainOps)
+    fast = StaticLanguageModel(model, PlainOps)
     assert fast.is_current
     layer = model.model.language_model.layers[2]
     weight = layer.mlp.up_proj.weight
@@ -242,7 +242,7 @@ def test_a_model_that_changed_is_noticed():
 
 def test_a_model_is_copied_and_freed_with_its_steps():
     model = tiny_model(6)
-    model._static_steps = FastLanguageModel(model, PlainOps)
+    model._static_steps = StaticLanguageModel(model, PlainOps)
     with torch.no_grad():
         model._static_steps.feed(MoDCache(model.config), [5, 6], None, None)
     assert copy.deepcopy(model)._static_steps is None
@@ -266,10 +266,10 @@ def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
             raise TypeError("no such kernel")
 
     for kernels, reason in ((PlainOps, None), (Failing, "a step cannot be run: TypeError: no such kernel")):
-        fast = FastLanguageModel(model, kernels)
+        fast = StaticLanguageModel(model, kernels)
         monkeypatch.setattr(
             steps_module,
-            "fast_language_model",
+            "static_language_model",
             lambda model, fast=fast: (None if fast.broken else fast, fast.why_not),
         )
         session = model.stream(processor, system_prompt="Watch.")
@@ -310,15 +310,15 @@ def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, ki
 
     class Failing(PlainOps):
         @staticmethod
-        def read(x, rows, model, logits):
+        def lm_head(x, rows, model, logits):
             calls.append(len(rows))
             if kind == "failing" and len(calls) > 9:
                 raise TypeError("no such kernel")
-            PlainOps.read(x, rows, model, logits)
+            PlainOps.lm_head(x, rows, model, logits)
 
-    fast = FastLanguageModel(model, Failing)
+    fast = StaticLanguageModel(model, Failing)
     monkeypatch.setattr(
-        steps_module, "fast_language_model", lambda model: (None if fast.broken else fast, fast.why_not)
+        steps_module, "static_language_model", lambda model: (None if fast.broken else fast, fast.why_not)
     )
     said = watch_in_a_pool(StreamPool(model, processor), videos, options, question, asked_after=4)
     for stream, events in zip(said, expected, strict=True):
@@ -330,9 +330,9 @@ def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, ki
 def test_what_is_made_in_inference_mode_is_for_sessions_outside_of_it_too(monkeypatch, static):
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    fast = FastLanguageModel(model, PlainOps)
+    fast = StaticLanguageModel(model, PlainOps)
     if static:
-        monkeypatch.setattr(steps_module, "fast_language_model", lambda model: (fast, fast.why_not))
+        monkeypatch.setattr(steps_module, "static_language_model", lambda model: (fast, fast.why_not))
     frames = world_stream(3).frames(height=96)[:8]
     expected = model.stream(processor).push(frames)
     fast._steps.clear()
@@ -400,13 +400,13 @@ def test_kernels_have_stages_in_any_shared_memory(monkeypatch, kilobytes, dtype)
 @torch.no_grad()
 def test_the_probability_by_the_kernel_is_the_plain_part(monkeypatch, size, dtype):
     kernels = pytest.importorskip("videollm_mod.static_kernels")
-    monkeypatch.setattr(kernels, "DECIDE", (1024, 4))
+    monkeypatch.setattr(kernels, "PROBABILITY", (1024, 4))
     torch.manual_seed(size)
     logits = (10 * torch.randn(3, size)).to("cuda" if torch.cuda.is_available() else "cpu", dtype)
     logits[0, 9:] = float("-inf")
     for value in (0.0, float("nan")):
         logits[2, 5] = value
         made = [torch.zeros(3, device=logits.device) for _ in range(2)]
-        kernels.Kernels.decide(logits, 7, made[0])
-        PlainOps.decide(logits, 7, made[1])
+        kernels.Kernels.token_probability(logits, 7, made[0])
+        PlainOps.token_probability(logits, 7, made[1])
         torch.testing.assert_close(*made, equal_nan=True)

@@ -13,10 +13,11 @@ from torch.nn.functional import interpolate
 from transformers import AutoModel, SiglipVisionConfig
 from transformers.image_utils import SizeDict
 
+from videollm_mod import static_vision
 from videollm_mod import steps as steps_module
 from videollm_mod import streaming as streaming_module
 from videollm_mod.data.world import world_stream
-from videollm_mod.static_vision import MOST_FRAMES, FastVision, PlainTowerOps, is_plain_siglip, run
+from videollm_mod.static_vision import MOST_FRAMES, PlainTowerOps, StaticVision, TowerKernels, is_plain_siglip, run
 from videollm_mod.steps import FIRST_FRAMES, Encode, carry_out_together, in_pieces, pixels_of
 from videollm_mod.video_processing_videollm_mod import (
     FRAME_OPTIONS,
@@ -60,13 +61,13 @@ def test_the_fast_tower_is_the_tower(seed, options):
 @torch.no_grad()
 def test_the_kernel_is_the_plain_part(width, rows):
     """Also where rows are no power of two wide, and do not fill the last program."""
-    kernels = pytest.importorskip("videollm_mod.static_tower_kernels")
+    pytest.importorskip("triton")
     torch.manual_seed(width)
     norm, x, more = torch.nn.LayerNorm(width, eps=1e-3), torch.randn(3, 7, width), torch.randn(3, 7, width)
     torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
-    with mock.patch.object(kernels, "ROWS", rows):
+    with mock.patch.object(static_vision, "ROWS", rows):
         for value, expected in zip(
-            kernels.TowerKernels.add_and_norm(x, more, norm), PlainTowerOps.add_and_norm(x, more, norm), strict=True
+            TowerKernels.add_and_norm(x, more, norm), PlainTowerOps.add_and_norm(x, more, norm), strict=True
         ):
             torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
 
@@ -89,7 +90,7 @@ def test_towers_of_another_kind_keep_their_own_forward():
 def test_features_of_the_fast_tower_are_the_models(seed):
     model = tiny_model(seed)
     pixels = torch.randn(3, 3, 24, 24)
-    vision = FastVision(model)
+    vision = StaticVision(model)
     expected = model.encode_frames(pixels).pooler_output
     vision._ops = PlainTowerOps
     features = vision._features(model.model, pixels)
@@ -99,7 +100,7 @@ def test_features_of_the_fast_tower_are_the_models(seed):
 
 def test_a_fast_tower_that_does_not_run_is_left():
     model, pixels = tiny_model(0), torch.randn(3, 3, 24, 24)
-    vision, broken = FastVision(model), mock.Mock(**{"embed.side_effect": RuntimeError("no compiler")})
+    vision, broken = StaticVision(model), mock.Mock(**{"embed.side_effect": RuntimeError("no compiler")})
     vision._ops = broken
     with torch.no_grad():
         features = vision._features(model.model, pixels)
@@ -218,7 +219,7 @@ def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame(checkpo
 @pytest.mark.parametrize("change", ["parameter", "data", "module", "hook", "state"])
 def test_graphs_are_left_when_the_tower_is_another(change):
     model = tiny_model(0)
-    vision, tower = FastVision(model), model.model.vision_tower
+    vision, tower = StaticVision(model), model.model.vision_tower
     assert vision.is_current
     layer = next(part for part in tower.modules() if type(part) is torch.nn.Linear)
     if change == "parameter":
