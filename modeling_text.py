@@ -1,6 +1,6 @@
-"""The routed language model: a `LlamaModel` whose routed layers see only the tokens that their router lets in.
+"""The routed language model: a `LlamaModel` in which only the tokens that the router keeps enter a routed layer.
 
-Which tokens these are is decided in `routing`; what the layers remember is in `cache`.
+`routing` chooses these tokens, `cache` holds their keys and values, `recomputing` is about training.
 
 Shapes: B batch, T tokens of this call, F frames of this call over all rows in row order, N vision tokens per frame,
 k of them kept, K tokens that enter a routed layer, D hidden size.
@@ -39,24 +39,18 @@ from .compat import (
 )
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .fused import rotate, silu_product
-from .recomputing import (
-    computed_again,
-    in_chunks,
-    set_recomputing,
-    units,
-    with_attention_kept,
-    without_last_part,
-)
+from .recomputing import run_blocks, set_recomputing, units
 from .routing import FrameRouter, LayerExpert, StreamLayout
 
-# By their full names, with and without a head around them. LayerExperts are no plain linear layers: none takes them.
+# Full names, with and without a head around the model. LayerExperts are no plain `nn.Linear`, so none is quantised.
 FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
-# torch 2.8 repeats keys itself on a CPU, and then computes attention in its slowest way
+# with `enable_gqa`, torch 2.8 repeats keys on a CPU and then takes its slowest kernel
 GROUPS_ON_CPU = torch.__version__ >= (2, 9)
 
 
 def keeping_precision(quantization_config):
-    """The same configuration, an object or a `dict`, with `FULL_PRECISION` where it does not say what to leave out."""
+    """A copy of the configuration (an object or a `dict`) that leaves out `FULL_PRECISION`, unless it names modules to
+    leave out itself."""
     config = copy.copy(quantization_config)
     values = config if isinstance(config, dict) else vars(config)
     is_bitsandbytes = any("load_in_" in name for name in values)
@@ -72,10 +66,10 @@ class VideoLLMMoDModelOutputWithPast(EitherCacheName, BaseModelOutputWithPast):
     Args:
         last_hidden_state (`[B, T, D]`).
         cache (`MoDCache`): also under its older name, `past_key_values`.
-        router_scores (`tuple`): with `output_router_scores=True`, one entry a layer: float32 `[F, N]`, or None where
-            the layer has no LayerExpert at work.
-        kept_indices (`tuple`): one entry a layer: int64 `[F, k]`, which of a frame's N tokens the layer kept,
-            ascending, or None where it kept all by design.
+        router_scores (`tuple`): with `output_router_scores=True`, one entry per layer: float32 `[F, N]`, or None
+            where the layer uses no LayerExpert.
+        kept_indices (`tuple`): one entry per layer: int64 `[F, k]`, the tokens of each frame that the layer kept,
+            ascending, or None where the layer is not routed.
     """
 
     router_scores: tuple[torch.Tensor | None, ...] | None = None
@@ -89,21 +83,21 @@ def causal_mask(
     key_valid: torch.Tensor | None,
     segments: torch.Tensor | None,
 ):
-    """The attention mask, in the form `config._attn_implementation` takes, of queries that are the last of the keys.
+    """The attention mask, in the form that `config._attn_implementation` takes, for queries at the end of the keys.
 
     Args:
         hidden_states (`[B, T, D]`): the queries' tokens.
-        num_keys (`int`): keys of the layer, those of this call last.
+        num_keys (`int`): keys of the layer, with those of this call at the end.
         key_valid (`bool [B, num_keys]`, *optional*): False at padding.
-        segments (`int64 [B, T]`, *optional*): number of the sequence of each token, if sequences are packed.
+        segments (`int64 [B, T]`, *optional*): the sequence of each token, where sequences are packed.
     """
     batch_size, num_queries = hidden_states.shape[:2]
     implementation, offset = config._attn_implementation, num_keys - num_queries
     if key_valid is None and segments is None and implementation != "eager" and implementation != "flex_attention":
-        # `None` means causal from the upper left, which is right only where queries and keys are the same tokens
+        # `None` means causal from the upper left, which is right only if queries and keys are the same tokens
         if implementation != "sdpa" or num_queries in (1, num_keys):
             return None
-        if not torch.is_autocast_enabled(hidden_states.device.type):  # which it does not know: values stay as they are
+        if not torch.is_autocast_enabled(hidden_states.device.type):  # which would not cast the values
             return causal_lower_right(num_queries, num_keys)
 
     def sees(batch_idx, head_idx, query_idx, key_idx):
@@ -114,7 +108,7 @@ def causal_mask(
             allowed = allowed & (segments[batch_idx, query_idx] == segments[batch_idx, key_idx])
         return allowed
 
-    is_flash = "flash" in implementation  # takes the 2D mask itself
+    is_flash = "flash" in implementation  # it takes the 2D mask
     return ALL_MASK_ATTENTION_FUNCTIONS[implementation](
         batch_size=batch_size,
         q_length=num_queries,
@@ -131,8 +125,8 @@ def causal_mask(
 
 
 def attend_in_groups(module, queries, keys, values, attention_mask, dropout=0.0, scaling=None, **kwargs):
-    """As transformers' `sdpa`, which repeats keys and values for each query head where there is a mask, for not every
-    GPU's kernels take both. A CPU's do, and there copying the keys takes longer than attention itself."""
+    """transformers' `sdpa` for CPUs, without repeating keys and values for each query head. transformers repeats them
+    where there is a mask, since not every GPU kernel takes both; on a CPU copying them takes longer than attention."""
     attended = nn.functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=attention_mask, dropout_p=dropout, scale=scaling, enable_gqa=True
     )
@@ -140,8 +134,8 @@ def attend_in_groups(module, queries, keys, values, attention_mask, dropout=0.0,
 
 
 class VideoLLMMoDAttention(LlamaAttention):
-    """Llama's attention. Where one row holds the tokens of several streams, each attends to its own cache alone; the
-    projections, which read the weights, are one for all."""
+    """Llama's attention. Where one row holds the tokens of several streams, they share the projections, which read the
+    weights, and each stream attends to its own cache."""
 
     def forward(
         self,
@@ -152,7 +146,7 @@ class VideoLLMMoDAttention(LlamaAttention):
         lengths: list[int] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """lengths: tokens of each stream in `hidden_states` `[1, T, D]`; `cache` is then a `PackedCache`."""
+        """lengths: tokens of each stream in `hidden_states` `[1, T, D]`. `cache` is then a `PackedCache`."""
         queries, keys, values = self.project(hidden_states, position_embeddings)
         if lengths is None:
             if cache is not None:
@@ -181,8 +175,8 @@ class VideoLLMMoDAttention(LlamaAttention):
         attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """What `forward` hands to its last map, `[B, T, heads * head_dim]`, without a cache, and what it returns
-        beside that map's result."""
+        """`forward` without a cache and without the output projection: `[B, T, heads * head_dim]`, and the attention
+        weights if there are any."""
         return self.attend_to(*self.project(hidden_states, position_embeddings), attention_mask, **kwargs)
 
     def attend_to(
@@ -208,7 +202,7 @@ class VideoLLMMoDAttention(LlamaAttention):
 
 
 class VideoLLMMoDMLP(LlamaMLP):
-    """Llama's MLP with what lies between its maps as a step of its own."""
+    """Llama's MLP, with the activation and the down projection as a method of their own."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.gate_proj(x), self.up_proj(x))
@@ -219,7 +213,7 @@ class VideoLLMMoDMLP(LlamaMLP):
 
 
 class VideoLLMMoDRMSNorm(LlamaRMSNorm):
-    """Llama's norm in one kernel, which keeps nothing but its input for the backward pass."""
+    """Llama's norm in one kernel, which keeps only its input for the backward pass."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if hidden_states.dtype != self.weight.dtype:
@@ -229,12 +223,12 @@ class VideoLLMMoDRMSNorm(LlamaRMSNorm):
 
 
 class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
-    """A Llama decoder layer that, where it is routed, lets in only the tokens its router chooses."""
+    """A Llama decoder layer. If it is routed, only the tokens that the router chooses enter its two blocks."""
 
     recompute, checkpoint = "none", None  # see `recomputing`
 
     def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
-        # LlamaDecoderLayer's own `__init__` would build, and initialise, an attention beside ours
+        # not LlamaDecoderLayer's own `__init__`, which would build and initialise another attention
         super(LlamaDecoderLayer, self).__init__()
         self.hidden_size = config.hidden_size
         self.self_attn = VideoLLMMoDAttention(config, layer_idx)
@@ -259,97 +253,61 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
         """
         Args:
             hidden_states (`[B, T, D]`).
-            attention_mask (4D, *optional*): a mask of the caller's own, used as it is.
+            attention_mask (4D, *optional*): the caller's own mask, used as it is.
             position_ids (`int64 [B, T]`), position_embeddings (cosine and sine, `[B, T, head_dim]`): of all T tokens.
             router (`FrameRouter`): of this call.
             segments (`int64 [B, T]`, *optional*): for packed sequences.
         """
-        valid, entered, route, lengths = router.layout.valid, hidden_states, None, router.layout.lengths
+        route, entered, valid, lengths = None, hidden_states, router.layout.valid, router.layout.lengths
         if router.routes(self.layer_idx):
             route = router(self.layer_idx, self.layer_expert, hidden_states)
             if route.index.numel() == 0:
-                return hidden_states  # every token passes by
-            (entered, tokens), valid, lengths = route.enter(hidden_states), route.valid, route.lengths
-            position_embeddings = tuple(route.gather(x) for x in position_embeddings)
-            if cache is not None:
-                position_ids = route.gather(position_ids[..., None]).squeeze(-1)
-            segments = None if segments is None else route.gather(segments[..., None]).squeeze(-1)
+                return hidden_states  # every token skips this layer
+            entered, tokens = route.enter(hidden_states)
+            valid, lengths = route.valid, route.lengths
+            position_embeddings = tuple(map(route.gather, position_embeddings))
+            position_ids = None if cache is None else route.gather(position_ids)
+            segments = None if segments is None else route.gather(segments)
 
-        key_valid, num_keys = valid, entered.shape[1]
-        if lengths is not None:
-            cache.layers[self.layer_idx].record(position_ids, lengths)
-            kwargs["lengths"] = lengths
-        elif cache is not None:
-            held = cache.layers[self.layer_idx]
-            num_keys += held.get_seq_length()
-            key_valid = held.record(position_ids, valid)
-        if attention_mask is None and lengths is None:
-            attention_mask = causal_mask(self.config, entered, num_keys, key_valid, segments)
-        processed = self._process(
-            entered,
-            attention_mask=attention_mask,
-            # flash attention reads gaps between positions as packed sequences
-            position_ids=position_ids if route is None else None,
-            cache=cache,
-            position_embeddings=position_embeddings,
+        arguments = {
+            "attention_mask": self._mask(entered, attention_mask, cache, position_ids, valid, lengths, segments),
+            # flash attention takes gaps between positions for the borders of packed sequences
+            "position_ids": position_ids if route is None else None,
+            "position_embeddings": position_embeddings,
             **kwargs,
-        )
+        }
+        if self.training and cache is None:  # recomputing would add to a cache twice
+            processed = run_blocks(self, entered, **arguments)
+        else:
+            processed = self.attention_block(entered, cache=cache, lengths=lengths, **arguments)
+            processed = self.mlp_block(processed)
+
         return processed if route is None else route.scatter(tokens, entered, processed)
 
-    def _process(self, hidden_states: torch.Tensor, cache: MoDCache | None, **kwargs) -> torch.Tensor:
-        """Attention and MLP; in training with what `recompute` says computed again in the backward pass."""
-        # what is computed again would enter a cache twice
-        recompute = self.recompute if self.training and cache is None else "none"
-        checkpoint = self.checkpoint
-        attend = partial(self._attend, **kwargs)
-        if recompute == "entered":
-            return without_last_part(checkpoint, attend, partial(in_chunks, checkpoint, self._join), hidden_states)
-        if recompute == "attention":
-            # adapters may drop inputs by chance; under a mask keys and values may be repeated for all heads first
-            drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in self.self_attn.modules())
-            if drops or kwargs["attention_mask"] is not None:
-                attended = with_attention_kept(checkpoint, attend, hidden_states)
-            else:
-                attended = self._attend_lightly(hidden_states, **kwargs)
-            return in_chunks(checkpoint, self._join, hidden_states, attended)
-        if recompute == "pairs":
-            return in_chunks(checkpoint, self._join, hidden_states, attend(hidden_states))
-        keeps_norms = recompute not in ("mlp", "activation")
-        with computed_again(self.input_layernorm, hidden_states, keeps_norms) as normed:
-            attended = self.self_attn(normed, cache=cache, **kwargs)[0]
-        hidden_states = hidden_states + attended
-        if recompute == "mlp":
-            return checkpoint(self._think, hidden_states)
-        if recompute == "activation":
-            with computed_again(self.post_attention_layernorm, hidden_states) as normed:
-                gate, up = self.mlp.gate_proj(normed), self.mlp.up_proj(normed)
-            return hidden_states + checkpoint(self.mlp.down, gate, up)
-        return self._think(hidden_states)
+    def attention_block(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
+        return hidden_states + self.self_attn(self.input_layernorm(hidden_states), **kwargs)[0]
 
-    def _attend(self, hidden_states: torch.Tensor, **kwargs) -> torch.Tensor:
-        return self.self_attn.attend(self.input_layernorm(hidden_states), **kwargs)[0]
-
-    def _attend_lightly(self, hidden_states: torch.Tensor, position_embeddings, **kwargs) -> torch.Tensor:
-        """`_attend` that keeps its input and its result, and computes queries, keys and values again: less of
-        the host's time than a checkpoint takes that tells attention from other operations."""
-
-        def project(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            with computed_again(self.input_layernorm, hidden_states) as normed:
-                return self.self_attn.project(normed, position_embeddings)
-
-        with computed_again(project, hidden_states) as projected:
-            return self.self_attn.attend_to(*projected, **kwargs)[0]
-
-    def _join(self, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        return self._think(hidden_states + self.self_attn.o_proj(attended))
-
-    def _think(self, hidden_states: torch.Tensor) -> torch.Tensor:
+    def mlp_block(self, hidden_states: torch.Tensor) -> torch.Tensor:
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+
+    def _mask(self, entered, attention_mask, cache, position_ids, valid, lengths, segments) -> torch.Tensor | None:
+        """Record in the cache the positions of the tokens that enter, and return their attention mask."""
+        if lengths is not None:  # each stream has its own mask
+            cache.layers[self.layer_idx].record(position_ids, lengths)
+            return attention_mask
+        num_keys = entered.shape[1]
+        if cache is not None:
+            layer_cache = cache.layers[self.layer_idx]
+            num_keys += layer_cache.get_seq_length()
+            valid = layer_cache.record(position_ids, valid)
+        if attention_mask is None:
+            attention_mask = causal_mask(self.config, entered, num_keys, valid, segments)
+        return attention_mask
 
 
 class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
-    """Where weights are quantised while they load, all but the language model's layers keeps its precision, unless the
-    quantisation's own list of modules says otherwise."""
+    """Quantisation while loading applies to the layers of the language model only, unless its configuration lists the
+    modules to leave out."""
 
     config: VideoLLMMoDConfig
     base_model_prefix = "model"
@@ -366,11 +324,11 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
         return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
 
     def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
-        """As transformers' method; `activation_checkpointing_kwargs` may also say what to `recompute`, see
-        `recomputing`. Older releases of transformers call it `gradient_checkpointing_enable`.
+        """As in transformers, whose older releases call it `gradient_checkpointing_enable`, with one more option:
+        `activation_checkpointing_kwargs` may say what to `recompute`, see `recomputing`.
 
         Raises:
-            `ValueError`: for a choice that does not exist, or that reentrant checkpointing cannot do.
+            `ValueError`: for an unknown choice, or together with reentrant checkpointing.
         """
         options = dict(activation_checkpointing_kwargs or {})
         recompute = options.pop("recompute", None)
@@ -412,7 +370,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
 
     def __init__(self, config: VideoLLMMoDTextConfig):
         config.check_routing()
-        # LlamaModel's own `__init__` would build, and initialise, its layers beside ours
+        # not LlamaModel's own `__init__`, which would build and initialise other layers
         LlamaPreTrainedModel.__init__(self, config)
         self.padding_idx = config.pad_token_id
         self.vocab_size = config.vocab_size
@@ -424,7 +382,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         self.rotary_emb = LlamaRotaryEmbedding(config=config)
         self.gradient_checkpointing = False
         if any(layer.layer_expert is not None for layer in self.layers):
-            self._keep_in_fp32_modules_strict = {"layer_expert"}  # models around this one take it over
+            self._keep_in_fp32_modules_strict = {"layer_expert"}  # models that contain this one take it over
         self.post_init()
 
     @takes_either_cache_name
@@ -445,10 +403,10 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         """
         Args:
             input_ids (`int64 [B, T]`) or inputs_embeds (`[B, T, D]`): exactly one of them.
-            attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding; or a 4D mask, if no layer routes.
-            position_ids (`int64 [B, T]` or `[1, T]`, *optional*): of these tokens; counted on by the cache if omitted.
-            cache (`MoDCache`, *optional*): of the earlier calls of these streams.
-            layout (`StreamLayout`, *optional*): where the frames are; without it every token is text.
+            attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding. A 4D mask if no layer is routed.
+            position_ids (`int64 [B, T]` or `[1, T]`, *optional*): of these tokens; if omitted they continue the cache.
+            cache (`MoDCache`, *optional*): of earlier calls for the same streams.
+            layout (`StreamLayout`, *optional*): where the frames are; if omitted, every token is text.
             keep_ratio (`float`, *optional*): of this call, in (0, 1]; `config.mod_keep_ratio` if omitted.
         """
         check_arguments(kwargs, self.config._attn_implementation)
@@ -475,13 +433,13 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
                 layout = layout.of_segments(segments)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         recomputes = self.training and self.gradient_checkpointing and torch.is_grad_enabled()
-        # packed sequences are not one stream, and what is computed again would enter a cache twice
+        # packed sequences are not one stream, and recomputing would add to a cache twice
         if use_cache and cache is None and segments is None and not recomputes:
             cache = MoDCache(self.config)
         position_ids = next_positions(position_ids, layout, cache)
         router = FrameRouter(layout, self.config, keep_ratio)
         if own_mask is not None and any(router.routes(layer_idx) for layer_idx in range(len(self.layers))):
-            raise ValueError("`attention_mask` must be 2D where layers route, got a 4D mask")
+            raise ValueError("`attention_mask` must be 2D where layers are routed, got a 4D mask")
         if cache is not None:
             cache.advance(position_ids, layout.valid, layout.ends_frame if layout.num_frames else None)
 
@@ -519,7 +477,7 @@ def run_layers(layers: list[VideoLLMMoDDecoderLayer], hidden_states: torch.Tenso
 def valid_tokens(
     attention_mask: torch.Tensor | None, tokens: torch.Tensor, cache: MoDCache | None
 ) -> torch.Tensor | None:
-    """bool `[B, T]`, False at the padding of this call's `tokens` `[B, T, ...]`, or None when there is none."""
+    """bool `[B, T]`, False at padding among this call's `tokens` `[B, T, ...]`; None if there is no padding."""
     if attention_mask is None:
         return None
     batch_size, length = tokens.shape[:2]
@@ -534,14 +492,14 @@ def valid_tokens(
 
 
 def packed_segments(position_ids: torch.Tensor) -> torch.Tensor | None:
-    """int64 `[B, T]`: the number of each token's sequence, None where each row is one sequence. Another begins where
-    positions do not count on by one."""
+    """int64 `[B, T]`: the number of each token's sequence; None if each row is one sequence. A sequence begins where
+    positions do not increase by one."""
     starts = position_ids.diff(dim=1) != 1
     return nn.functional.pad(starts.long().cumsum(1), (1, 0)) if starts.any() else None
 
 
 def next_positions(position_ids: torch.Tensor | None, layout: StreamLayout, cache: MoDCache | None) -> torch.Tensor:
-    """int64 `[B, T]`: positions that go on from the cache and leave padding out."""
+    """int64 `[B, T]`: positions that continue from the cache and do not count padding."""
     batch_size, length = layout.is_text.shape
     if position_ids is not None:
         return position_ids.expand(batch_size, -1)

@@ -1,22 +1,23 @@
-"""What a training step computes again in its backward pass instead of keeping it: gradient checkpointing, by layer.
+"""Gradient checkpointing by layer: what a training step computes again in its backward pass instead of keeping it.
 
     model.activation_checkpointing_enable({"recompute": "mlp"})
     model.activation_checkpointing_enable({"recompute": {"layer": 12, "mlp": 20}})
 
-(`gradient_checkpointing_enable` is the same method's older name.)
+(`gradient_checkpointing_enable` is the older name of this method.)
 
-`recompute` is one choice for all layers, or how many layers have which one, from the first to the last; later layers
-are done with earlier in the backward pass, so what keeps most belongs at the end. From least memory to least time:
+`recompute` is one choice for all layers, or the number of layers for each choice, from the first layer to the last.
+Later layers free their memory earlier in the backward pass, so the choice that keeps most belongs at the end. From
+least memory to least time:
 
-- `"pairs"`: two layers as one, of which only the first's input is kept; a layer that routes is a small second one,
-- `"entered"`: the tokens that enter a layer are kept; its MLP is done for a few of them at a time,
-- `"layer"`: all of a layer's input is kept, as transformers does it,
-- `"attention"`: as `"entered"`, and also attention's result, so that attention does not run again,
-- `"mlp"`: all that attention needs but a norm, so that of a layer only its MLP runs again,
-- `"activation"`: also what the MLP's first maps gave; all that is left is elementwise, and a norm,
-- `"none"`: everything.
+- `"pairs"`: keep the input of the first of two layers; a routed layer, which sees few tokens, is a good second one,
+- `"entered"`: keep the tokens that enter a layer; its MLP is computed for some of them at a time,
+- `"layer"`: keep the whole input of a layer, as transformers does,
+- `"attention"`: as `"entered"`, and keep the result of attention, so that attention does not run again,
+- `"mlp"`: keep all that attention needs except the norm, so that only the MLP runs again,
+- `"activation"`: keep also the gate and up projections, so that only elementwise operations and a norm run again,
+- `"none"`: keep everything.
 
-Routing frees memory, which a choice that keeps more turns into time.
+Routing frees memory, and a choice that keeps more turns that memory into time.
 """
 
 import contextlib
@@ -25,10 +26,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
+from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-CHOICES = ("pairs", "entered", "layer", "attention", "mlp", "activation", "none")
-CHUNK_TOKENS = 4096  # that go through what follows attention at a time, where that is computed again
+CHUNK_TOKENS = 4096  # that go at a time through what follows attention, where it is computed again
 
 
 def choices_of_layers(recompute: str | dict[str, int], num_layers: int) -> list[str]:
@@ -47,8 +48,8 @@ def choices_of_layers(recompute: str | dict[str, int], num_layers: int) -> list[
 
 
 def set_recomputing(layers: list, options: dict, recompute: str | dict[str, int] | None) -> None:
-    """Have each of `layers` do as `recompute` says, or else as transformers has just told it by the layer's own
-    `gradient_checkpointing`.
+    """Set what each of `layers` recomputes. Without `recompute` it is what transformers has just set, the layer's
+    own `gradient_checkpointing`.
 
     Args:
         options: of `torch.utils.checkpoint.checkpoint`.
@@ -58,13 +59,13 @@ def set_recomputing(layers: list, options: dict, recompute: str | dict[str, int]
     else:
         choices = choices_of_layers(recompute, len(layers))
     for layer, choice in zip(layers, choices, strict=True):
-        layer.recompute, layer.gradient_checkpointing = choice, False  # the model does it, not transformers' layer
+        layer.recompute, layer.gradient_checkpointing = choice, False  # the model checkpoints, not transformers' layer
         layer.checkpoint = partial(checkpoint, **{"use_reentrant": False, **options})
 
 
 def units(layers: list, recomputes: bool) -> list[tuple[list, bool]]:
-    """The layers in groups, and of each group whether only its input is kept: alone, or where `recomputes`, two by two
-    if two that follow each other are to be `"pairs"`."""
+    """The layers in groups of one, or with `recomputes` of two consecutive `"pairs"`, each with whether only the
+    group's input is kept."""
     groups = []
     for layer in layers:
         mates = recomputes and layer.recompute == "pairs" and groups and len(groups[-1]) == 1
@@ -75,23 +76,114 @@ def units(layers: list, recomputes: bool) -> list[tuple[list, bool]]:
     return [(group, len(group) == 2 or (recomputes and group[0].recompute == "layer")) for group in groups]
 
 
-class _Again:
-    """In place of results that a graph is to keep: a function and its input, from which they are computed when asked
-    for. Several maps share them, so they stay until all have had theirs."""
+def run_blocks(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+    """The attention and MLP blocks of a decoder layer in training, without a cache, recomputing what
+    `layer.recompute` says.
+
+    Args:
+        layer (`VideoLLMMoDDecoderLayer`), hidden_states (`[B, K, D]`): the tokens that enter the layer.
+        attention: arguments of the layer's attention.
+    """
+    return STRATEGIES[layer.recompute](layer, hidden_states, **attention)
+
+
+def keep_all(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+    return layer.mlp_block(layer.attention_block(hidden_states, **attention))
+
+
+def keep_activation(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+    hidden_states = _attention_block_without_norm(layer, hidden_states, **attention)
+    with recomputed(layer.post_attention_layernorm, hidden_states) as normed:
+        gate, up = layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)
+    return hidden_states + layer.checkpoint(layer.mlp.down, gate, up)
+
+
+def recompute_mlp(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+    return layer.checkpoint(layer.mlp_block, _attention_block_without_norm(layer, hidden_states, **attention))
+
+
+def keep_attention(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+    # adapters may use dropout; with a mask, keys and values may be repeated for all heads first
+    drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in layer.self_attn.modules())
+    if drops or attention["attention_mask"] is not None:
+        attended = with_attention_kept(layer.checkpoint, partial(_attend, layer, **attention), hidden_states)
+    else:
+        attended = _attend_without_projections(layer, hidden_states, **attention)
+    return in_chunks(layer.checkpoint, partial(_after_attention, layer), hidden_states, attended)
+
+
+def keep_entered(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+    after = partial(in_chunks, layer.checkpoint, partial(_after_attention, layer))
+    return without_last_part(layer.checkpoint, partial(_attend, layer, **attention), after, hidden_states)
+
+
+def chunk_mlp(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+    """For a pair of layers, which is itself recomputed as a whole."""
+    attended = _attend(layer, hidden_states, **attention)
+    return in_chunks(layer.checkpoint, partial(_after_attention, layer), hidden_states, attended)
+
+
+STRATEGIES = {
+    "pairs": chunk_mlp,
+    "entered": keep_entered,
+    "layer": keep_all,  # the model keeps the layer's input only, see `units`
+    "attention": keep_attention,
+    "mlp": recompute_mlp,
+    "activation": keep_activation,
+    "none": keep_all,
+}
+CHOICES = tuple(STRATEGIES)
+
+
+def _attention_block_without_norm(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+    """`layer.attention_block`, which does not keep the result of the norm."""
+    with recomputed(layer.input_layernorm, hidden_states) as normed:
+        attended = layer.self_attn(normed, **attention)[0]
+    return hidden_states + attended
+
+
+def _attend(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+    """The attention block up to the output projection."""
+    return layer.self_attn.attend(layer.input_layernorm(hidden_states), **attention)[0]
+
+
+def _attend_without_projections(layer: nn.Module, hidden_states, position_embeddings, **attention) -> torch.Tensor:
+    """`_attend`, which keeps its input and its result, and computes queries, keys and values again. It takes less of
+    the host's time than a checkpoint that tells attention from other operations."""
+
+    def project(hidden_states: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        with recomputed(layer.input_layernorm, hidden_states) as normed:
+            return layer.self_attn.project(normed, position_embeddings)
+
+    with recomputed(project, hidden_states) as projected:
+        return layer.self_attn.attend_to(*projected, **attention)[0]
+
+
+def _after_attention(layer: nn.Module, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+    """The rest of the layer: output projection, residual, MLP block."""
+    return layer.mlp_block(hidden_states + layer.self_attn.o_proj(attended))
+
+
+class _Recomputation:
+    """Stands in a graph for the results of a function: computes them from the function's input when they are needed.
+    Several operations share them, so they stay until each has had its own."""
 
     def __init__(self, function: Callable, hidden_states: torch.Tensor):
         self.function, self.hidden_states = function, hidden_states.detach()
-        self.kept = self.asked = 0
+        self.saved = self.loaded = 0
         self.results, device = None, hidden_states.device.type
-        # the backward pass is outside of the forward pass's autocast
+        # the backward pass runs outside of the forward pass's autocast
         self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 
     def __call__(self, number: int) -> torch.Tensor:
         if self.results is None:
-            with torch.enable_grad(), torch.autocast(*self.autocast):  # as it was; gradients decide on kernels
+            with (
+                torch.enable_grad(),
+                torch.autocast(*self.autocast),
+            ):  # as in the forward pass: gradients decide which kernels run
                 self.results = tuple(result.detach() for result in _as_tuple(self.function(self.hidden_states)))
-        result, self.asked = self.results[number], self.asked + 1
-        if self.asked % self.kept == 0:
+        result, self.loaded = self.results[number], self.loaded + 1
+        if self.loaded % self.saved == 0:
             self.results = None
         return result
 
@@ -101,14 +193,14 @@ def _as_tuple(results) -> tuple[torch.Tensor, ...]:
 
 
 @contextlib.contextmanager
-def computed_again(function: Callable, hidden_states: torch.Tensor, kept: bool = False) -> Iterator:
-    """`function(hidden_states)`, one tensor or several; what is made of them below this does not keep them for the
-    backward pass, unless `kept`. The function must need no random numbers."""
+def recomputed(function: Callable, hidden_states: torch.Tensor) -> Iterator:
+    """`function(hidden_states)`, one tensor or several. Operations in the body of this `with` do not keep them for the
+    backward pass. The function must not use random numbers."""
     results = function(hidden_states)
-    if kept or not torch.is_grad_enabled():
+    if not torch.is_grad_enabled():
         yield results
         return
-    again = _Again(function, hidden_states)
+    recomputation = _Recomputation(function, hidden_states)
 
     def place(tensor: torch.Tensor) -> tuple:
         return tensor.data_ptr(), tensor.numel(), tensor.dtype
@@ -117,30 +209,30 @@ def computed_again(function: Callable, hidden_states: torch.Tensor, kept: bool =
 
     def pack(tensor: torch.Tensor):
         number = numbers.get(place(tensor))
-        if number is None:  # with its graph, the result of a map that saves it would never be freed
+        if number is None:  # with its graph, a result that its own operation saves would never be freed
             return tensor.detach()
-        again.kept += 1
-        return number, tensor.shape, tensor.stride(), again
+        recomputation.saved += 1
+        return number, tensor.shape, tensor.stride(), recomputation
 
     def unpack(packed) -> torch.Tensor:
         if isinstance(packed, torch.Tensor):
             return packed
-        number, shape, stride, again = packed
-        return again(number).as_strided(shape, stride)
+        number, shape, stride, recomputation = packed
+        return recomputation(number).as_strided(shape, stride)
 
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         yield results
 
 
-def keep_attention(context, operation, *args, **kwargs) -> CheckpointPolicy:
-    """Of what a checkpoint would compute again, the result of attention is kept, whichever kernel gives it."""
+def save_attention(context, operation, *args, **kwargs) -> CheckpointPolicy:
+    """A policy of checkpoints that saves the result of attention, whichever kernel computes it."""
     is_attention = any(part in str(operation) for part in ("attention", "flash_attn"))
     return CheckpointPolicy.MUST_SAVE if is_attention else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def with_attention_kept(checkpoint: Callable, function: Callable, hidden_states: torch.Tensor) -> torch.Tensor:
-    """`function(hidden_states)`, computed again in the backward pass but for attention."""
-    contexts = partial(create_selective_checkpoint_contexts, keep_attention)
+    """`function(hidden_states)`, of which all but attention is computed again in the backward pass."""
+    contexts = partial(create_selective_checkpoint_contexts, save_attention)
     return checkpoint(function, hidden_states, context_fn=contexts)
 
 
@@ -157,22 +249,23 @@ class _Flag(contextlib.AbstractContextManager):
 def without_last_part(
     checkpoint: Callable, first: Callable, last: Callable, hidden_states: torch.Tensor
 ) -> torch.Tensor:
-    """`last(hidden_states, first(hidden_states))`, of which only `hidden_states` is kept.
+    """`last(hidden_states, first(hidden_states))`, keeping only `hidden_states`.
 
-    `last` is a checkpoint itself, or several. While what they start from is computed again nothing needs their result:
-    then an input takes its place, so that no part of a layer runs three times.
+    `last` consists of checkpoints itself. When the inputs of these are computed again, nothing needs their results:
+    then `skip` makes it return an input instead, so that no part of a layer runs three times.
     """
-    again = _Flag()
+    recomputing = _Flag()
 
     def run(hidden_states: torch.Tensor) -> torch.Tensor:
-        return last(hidden_states, first(hidden_states), skip=again.raised)
+        return last(hidden_states, first(hidden_states), skip=recomputing.raised)
 
-    return checkpoint(run, hidden_states, context_fn=lambda: (contextlib.nullcontext(), again))
+    return checkpoint(run, hidden_states, context_fn=lambda: (contextlib.nullcontext(), recomputing))
 
 
 def in_chunks(checkpoint: Callable, function: Callable, *tensors: torch.Tensor, skip: bool = False) -> torch.Tensor:
-    """`function(*tensors)` of tensors `[B, T, ...]` in which no token sees another, a few of them at a time, computed
-    again in the backward pass: so little of it exists at once. With `skip` only what checkpoints start from counts."""
+    """`function(*tensors)` of tensors `[B, T, ...]`, each token by itself, for `CHUNK_TOKENS` tokens at a time. Each
+    chunk is computed again in the backward pass, so that little of it exists at once. With `skip` only the inputs of
+    the checkpoints matter."""
     if skip:
         function = _first
     rows = [tensor.flatten(0, 1) for tensor in tensors]
@@ -185,3 +278,6 @@ def in_chunks(checkpoint: Callable, function: Callable, *tensors: torch.Tensor, 
 
 def _first(tensor: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     return tensor
+
+
+__all__ = ["CHOICES", "choices_of_layers", "run_blocks", "set_recomputing", "units"]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm_mod import modeling_text, modeling_videollm_mod, recomputing
+from videollm_mod import modeling_videollm_mod, recomputing
 from videollm_mod.recomputing import CHOICES
 from videollm_mod.training.adapters import LoraOptions, add_lora
 from videollm_mod.training.lora_linear import LoraLinear
@@ -202,8 +202,7 @@ def test_the_vision_tower_recomputes_as_transformers_says():
 
 
 @pytest.mark.parametrize("seed", range(3))
-@pytest.mark.parametrize("kept", [False, True])
-def test_what_is_computed_again_is_not_kept(seed, kept):
+def test_what_is_recomputed_is_not_kept(seed):
     """Three maps share two results, of which, and of views of them, none is kept; gradients are the plain ones."""
     torch.manual_seed(seed)
     norm = nn.LayerNorm(6)
@@ -222,13 +221,13 @@ def test_what_is_computed_again_is_not_kept(seed, kept):
     expected = torch.autograd.grad(result(*halves(x)), inputs)
     for repeat in range(2):
         calls.clear()
-        with recomputing.computed_again(halves, x, kept) as made:
+        with recomputing.recomputed(halves, x) as made:
             loss = result(*made)
         for again in (True, False):  # the graph may be used twice
             got = torch.autograd.grad(loss, inputs, retain_graph=again)
             for value, reference in zip(got, expected, strict=True):
                 assert_near(value, reference)
-        assert len(calls) == (1 if kept else 3), repeat
+        assert len(calls) == 3, repeat
 
 
 def without_padding(model, batch) -> dict[str, torch.Tensor]:
@@ -243,7 +242,7 @@ def test_attention_without_a_mask_is_kept_without_a_checkpoint(routing, monkeypa
     model, batch = trainable(4, LoraOptions(r=4, alpha=8), **ROUTINGS[routing])
     whole = without_padding(model, batch)
     plain = loss_and_gradients(model, whole)
-    monkeypatch.setattr(modeling_text, "with_attention_kept", None)
+    monkeypatch.setattr(recomputing, "with_attention_kept", None)
     enable(model, "attention")
     assert_same(loss_and_gradients(model, whole), plain)
 
