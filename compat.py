@@ -1,7 +1,7 @@
-"""What differs between releases of transformers, or is not documented by them: all of it is here.
+"""Everything that differs between releases of transformers, or that transformers does not document.
 
-Tried on transformers 5.17.0, 5.23.0 and 5.24.0. `tests/test_compat.py` fails with a sentence for each part that a
-release takes away.
+Tested with transformers 5.17.0, 5.23.0 and 5.24.0. If a release removes one of these parts, `tests/test_compat.py`
+fails and names it.
 """
 
 import inspect
@@ -27,15 +27,15 @@ try:
 except ImportError as error:
     raise ImportError(f"transformers {__version__} has no `capture_outputs`, which fills `hidden_states`") from error
 OTHER_CACHE_NAME = next(name for name in CACHE_NAMES if name != CACHE_NAME)
-# Later releases than 5.17 say "activation checkpointing" for what was "gradient checkpointing".
+# Releases after 5.17 call gradient checkpointing "activation checkpointing".
 CHECKPOINTING_RENAMED = hasattr(PreTrainedModel, "activation_checkpointing_enable")
 
 
 def rename_cache(arguments: dict[str, Any], name: str) -> dict[str, Any]:
-    """`arguments` with the cache, under whichever of its names it was given, under `name`.
+    """`arguments` with the cache under `name`, whichever of its two names it was given by.
 
     Raises:
-        `ValueError`: if both names hold a cache.
+        `ValueError`: if a cache is given by both names.
     """
     given = [arguments[n] for n in CACHE_NAMES if arguments.get(n) is not None]
     if len(given) > 1:
@@ -45,7 +45,7 @@ def rename_cache(arguments: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def takes_either_cache_name(function: Callable) -> Callable:
-    """Let callers of a method with an argument `cache` call it `past_key_values` too."""
+    """Let a method with an argument `cache` take it as `past_key_values` too."""
 
     @wraps(function)
     def wrapper(self, *args, **kwargs):
@@ -59,7 +59,7 @@ def takes_either_cache_name(function: Callable) -> Callable:
 
 
 class EitherCacheName:
-    """Mixin of a `ModelOutput` with the field `CACHE_NAME`: the other name reads and writes the same cache."""
+    """Mixin for a `ModelOutput` with the field `CACHE_NAME`: the other name reads and writes the same cache."""
 
     def __getitem__(self, key):
         return super().__getitem__(CACHE_NAME if key == OTHER_CACHE_NAME else key)
@@ -84,11 +84,11 @@ def _read_by_attention(function: Callable) -> frozenset[str]:
 
 
 def check_arguments(arguments: dict[str, Any], implementation: str) -> None:
-    """Raise `ValueError` for arguments of a model's `forward` that nothing reads.
+    """Raise a `ValueError` for arguments of a model's `forward` that nothing reads.
 
     Args:
-        arguments: what `**kwargs` gathered. None counts as not given.
-        implementation (`str`): of attention; its function's own arguments may be given.
+        arguments: the `**kwargs` of the call. None counts as not given.
+        implementation (`str`): of attention; the arguments of its function are allowed.
     """
     unread = [n for n, v in arguments.items() if v is not None and n not in TransformersKwargs.__annotations__]
     if not unread:
@@ -100,8 +100,8 @@ def check_arguments(arguments: dict[str, Any], implementation: str) -> None:
 
 
 class ProcessorWithoutTorchvision(ProcessorMixin):
-    """A processor of videos and text. The stock one checks and loads a video processor by classes of transformers that
-    without torchvision are dummies.
+    """A processor of videos and text. `ProcessorMixin` checks and loads a video processor by classes of transformers
+    that are dummies without torchvision.
 
     Attributes:
         own_video_processor (`type[BaseVideoProcessor]`): the class of its video processor.
@@ -122,14 +122,14 @@ class ProcessorWithoutTorchvision(ProcessorMixin):
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, processor_dict=None, **kwargs):
         return [
             cls.own_video_processor.from_pretrained(pretrained_model_name_or_path, **kwargs),
-            # The tokenizer's own files name its class; reading the model's config would ask to trust its code.
+            # The tokenizer's own files name its class. Reading the model's config would ask to trust its code.
             cls._load_tokenizer_from_pretrained(
                 "tokenizer", pretrained_model_name_or_path, **{"config": PreTrainedConfig(), **kwargs}
             ),
         ]
 
     def options_of_parts(self, **kwargs) -> dict[str, dict]:
-        """Keyword arguments of a call, and the defaults, as `text_kwargs` and `videos_kwargs`."""
+        """The keyword arguments of a call and the defaults, as `text_kwargs` and `videos_kwargs`."""
         return self._merge_kwargs(
             self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
         )

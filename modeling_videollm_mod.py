@@ -1,4 +1,4 @@
-"""VideoLLM-MoD (arXiv 2408.16730): a Llama in which most vision tokens pass by most layers.
+"""VideoLLM-MoD (arXiv 2408.16730): a Llama in which most vision tokens skip the routed layers.
 
 `VideoLLMMoDForConditionalGeneration.model` holds the vision tower, the connector and the routed language model
 (`modeling_text`).
@@ -31,15 +31,19 @@ from .modeling_text import (
 from .routing import LayerExpert, StreamLayout
 from .streaming import StreamingSession
 
-CHUNK_LOGITS = 2**26  # that exist at a time: 0.25 GiB in float32
+logger = logging.get_logger(__name__)
+
+CHUNK_LOGITS = 2**26  # logits that exist at a time: 0.25 GiB in float32
+IGNORED = -100  # label of a token that is not to be learned
+TAGS = ["custom_code", "video", "streaming", "mixture-of-depths"]  # in the model card that `push_to_hub` writes
 
 
 def head_losses(head: nn.Module, hidden_states: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """float32 `[M]`: `F.cross_entropy(head(hidden_states).float(), targets, reduction="none")`. Where that takes more
-    than one chunk, a chunk's logits are computed again in the backward pass instead of being kept.
+    """float32 `[M]`: `F.cross_entropy(head(hidden_states).float(), targets, reduction="none")`. If this takes several
+    chunks, the logits of each are computed again in the backward pass instead of being kept.
 
     Args:
-        head: `[..., D]` -> logits `[..., V]`; any module.
+        head: any module, `[..., D]` -> logits `[..., V]`.
         hidden_states (`[M, D]`), targets (`int64 [M]`), vocab_size (`int`): V.
     """
 
@@ -53,18 +57,12 @@ def head_losses(head: nn.Module, hidden_states: torch.Tensor, targets: torch.Ten
     return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
 
 
-logger = logging.get_logger(__name__)
-
-TAGS = ["custom_code", "video", "streaming", "mixture-of-depths"]  # of the card that `push_to_hub` writes
-IGNORED = -100  # label of a token that nothing learns to predict
-
-
 @dataclass
 class VideoLLMMoDCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
     """
     Args:
         loss (scalar, with `labels`): see `VideoLLMMoDForConditionalGeneration.forward`.
-        logits (`[B, T, V]`): None in training mode with labels, where only the logits that a label needs exist.
+        logits (`[B, T, V]`): None in training mode with labels, which computes only the logits that a label needs.
         cache, hidden_states, attentions, router_scores, kept_indices: as in `VideoLLMMoDModelOutputWithPast`.
     """
 
@@ -73,7 +71,7 @@ class VideoLLMMoDCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast)
 
 
 class VideoLLMMoDConnector(nn.Module):
-    """Two linear maps with a GELU between: vision features `[..., Dv]` to token embeddings `[..., D]`."""
+    """Two linear layers with a GELU between them: vision features `[..., Dv]` to token embeddings `[..., D]`."""
 
     def __init__(self, config: VideoLLMMoDConfig):
         super().__init__()
@@ -84,7 +82,7 @@ class VideoLLMMoDConnector(nn.Module):
 
     def forward(self, video_features: torch.Tensor) -> torch.Tensor:
         dtype = self.linear_1.weight.dtype
-        if dtype.is_floating_point:  # quantised weights take any
+        if dtype.is_floating_point:  # quantised weights take any dtype
             video_features = video_features.to(dtype)
         return self.linear_2(self.act(self.linear_1(video_features)))
 
@@ -118,8 +116,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         self.config.text_config.mod_keep_ratio = value
 
     def encode_frames(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """The vision tower's output with, as `pooler_output`, the frames' tokens before the connector: what
-        `video_features` takes.
+        """The output of the vision tower. Its `pooler_output` holds the frames' tokens before the connector, as
+        `video_features` takes them.
 
         Args:
             pixel_values_videos (`[F, 3, H, W]`): normalised frames.
@@ -142,7 +140,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         return self.frame_tokens(pixel_values_videos, **kwargs)
 
     def frame_tokens(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """`encode_frames` of frames that are known to be right."""
+        """`encode_frames` without checking the frames."""
         outputs = self.vision_tower(pixel_values_videos.to(self.vision_tower.dtype), return_dict=True, **kwargs)
         outputs.pooler_output = self.tokens_of(outputs.last_hidden_state, outputs.pooler_output)
         return outputs
@@ -167,7 +165,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
 
     @can_return_tuple
     def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """As `encode_frames`, with `pooler_output` after the connector: `[F, N, D]`, as the language model sees it."""
+        """As `encode_frames`, with `pooler_output` after the connector, `[F, N, D]`: the language model's input."""
         outputs = self.encode_frames(pixel_values_videos, **kwargs)
         outputs.pooler_output = self.connector(outputs.pooler_output)
         return outputs
@@ -189,17 +187,17 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
     ) -> VideoLLMMoDModelOutputWithPast:
         """
         Args:
-            input_ids (`int64 [B, T]`) or inputs_embeds (`[B, T, D]`): with N placeholders for each frame. In
-                embeddings a placeholder is recognised by its own embedding.
+            input_ids (`int64 [B, T]`) or inputs_embeds (`[B, T, D]`): with N placeholders for each frame. Among
+                embeddings a placeholder is found by its own embedding.
             attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding.
             pixel_values_videos (`[F, 3, H, W]`) or video_features (`[F, N, Dv]`): frames of all rows, in row order.
-                With neither, placeholders are read as text.
-            cache (`MoDCache`, *optional*): of the earlier calls of these streams; or a `PackedCache`, whose
-                streams' tokens are then one row, with their `position_ids`.
-            layout (`StreamLayout`, *optional*): what `lay_out` returns for these inputs, if it is known already.
+                Without either, placeholders are read as text.
+            cache (`MoDCache`, *optional*): of earlier calls for the same streams. With a `PackedCache` the tokens of
+                its streams are one row, and `position_ids` are needed.
+            layout (`StreamLayout`, *optional*): the result of `lay_out` for these inputs, if it is known already.
 
         Raises:
-            `ValueError`: if frames and placeholders do not match, a frame is cut, or a frame is not finite.
+            `ValueError`: if frames and placeholders do not match, a frame is incomplete, or a frame is not finite.
         """
         if layout is None:
             has_frames = pixel_values_videos is not None or video_features is not None
@@ -220,7 +218,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
     def tokens_with_id(
         self, token_id: int, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.Tensor:
-        """bool `[B, T]`: where a token stands; in embeddings it is recognised by its own embedding."""
+        """bool `[B, T]`: where a token is; among embeddings it is found by its own embedding."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
         if input_ids is not None:
@@ -236,8 +234,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         cache: MoDCache | None = None,
         has_frames: bool = True,
     ) -> StreamLayout:
-        """Where the frames, separators and padding of these inputs lie. Without `has_frames` a placeholder is read as
-        the text it is, as other video models of transformers do."""
+        """Where the frames, separators and padding of these inputs are. Without `has_frames` a placeholder is read as
+        text, as in other video models of transformers."""
         config = self.config
         is_vision = self.tokens_with_id(config.video_token_id, input_ids, inputs_embeds)
         if not has_frames:
@@ -262,7 +260,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         return StreamLayout.of(is_vision, is_separator_id, config.num_frame_tokens, valid=valid, **seen)
 
     def _put_frames(self, inputs_embeds, layout, pixel_values_videos, video_features) -> torch.Tensor:
-        """Replace the placeholders' embeddings by those of the frames."""
+        """Replace the embeddings of the placeholders by those of the frames."""
         if pixel_values_videos is not None and video_features is not None:
             raise ValueError("give only one of `pixel_values_videos` and `video_features`")
         name, frames = (
@@ -299,7 +297,7 @@ def check_finite(name: str, frames: torch.Tensor) -> None:
 
 
 class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGenerationMixin):
-    """The whole model, with stock `generate` (greedy, sampling, beams), and its loss on streams."""
+    """The whole model, with the `generate` of transformers (greedy, sampling, beams), and its loss on streams."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = LlamaForCausalLM._tp_plan
@@ -309,36 +307,36 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         self.model = VideoLLMMoDModel(config)
         self.vocab_size = config.text_config.vocab_size
         self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
-        # a placeholder stands for a frame that was given, so it is never a token to be said
+        # a placeholder stands for a given frame, so it is never generated
         self.generation_config.suppress_tokens = [config.video_token_id]
         self.add_model_tags(TAGS)
         self.post_init()
 
     @classmethod
     def from_components(cls, llm, vision, **options):
-        """MoD on a language model and a vision tower that exist.
+        """Build a model from an existing language model and an existing vision tower.
 
-        For text the new model is the language model, at any keep ratio, and at keep ratio 1 it is dense, since its
-        LayerExperts start at zero. At zero all scores tie, so that until they are trained a routed layer keeps the
-        first tokens of each frame, the class token, then the top row of patches, and, as `mod_force_keep_last` is on
-        here unless you say otherwise, the last one: without it the router of a routed last layer could not start to
-        learn. The connector is new too: what the model says of frames means nothing before it is trained.
+        For text the new model equals the language model, at any keep ratio; at keep ratio 1 it is dense, since its
+        LayerExperts start at zero. With zero weights all scores tie, so until it is trained a routed layer keeps the
+        first tokens of each frame: the class token, then the top row of patches. It also keeps the last token, since
+        `mod_force_keep_last` is on here by default: without it the router of a routed last layer could not start to
+        learn. The connector is new too, so what the model says about frames means nothing before it is trained.
 
         Args:
             llm: id, path or model: Llama 2, 3, SmolLM2, TinyLlama ..., Mistral without a sliding window, Qwen2.
-            vision: id, path or model: SigLIP, SigLIP 2 of fixed resolution or CLIP, whole or its vision tower alone.
-            tokenizer (*optional*): id, path or tokenizer; the language model's, needed where `llm` is a model.
-            gguf_file (`str`, *optional*): file of `llm` to read.
-            dtype (`str` or `torch.dtype`, defaults to `"auto"`): of the new model; that of `llm` by default.
-            pad_to_multiple_of (`int`, *optional*): of the embeddings' rows, to be split evenly over devices.
+            vision: id, path or model: SigLIP, SigLIP 2 of fixed resolution or CLIP, whole or the vision tower alone.
+            tokenizer (*optional*): id, path or tokenizer of the language model; needed if `llm` is a model.
+            gguf_file (`str`, *optional*): the file of `llm` to read.
+            dtype (`str` or `torch.dtype`, defaults to `"auto"`): of the new model; by default that of `llm`.
+            pad_to_multiple_of (`int`, *optional*): pad the rows of the embeddings, to shard them evenly.
             options: routing of `VideoLLMMoDTextConfig` (`mod_keep_ratio`, `mod_layers`, ...), `frame_token_cls`,
                 `frame_token_pooled`, `stream_loss_weight`, and pieces of `VideoLLMMoDProcessor` (`video_token`, ...).
 
         Returns:
-            `(model, processor)`. New weights come from torch's default generator.
+            `(model, processor)`. New weights are drawn from torch's default generator.
 
         Raises:
-            `ValueError`: for a component of another family, naming it, or an unknown option.
+            `ValueError`: for a component of another family, or an unknown option.
         """
         from .building import build
 
@@ -385,11 +383,12 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         As `VideoLLMMoDModel.forward`, and:
 
         Args:
-            labels (`int64 [B, T]`, *optional*): ids to be predicted, shifted here, -100 where nothing is learned. The
-                loss is `sum(w * ce) / count(labels != -100)`, or `/ num_items_in_batch` where the Trainer gives it;
-                `w` is `config.stream_loss_weight` where the predicting token is a frame's last, else 1. Source:
-                VideoLLM-online (arXiv 2406.11816), equation 2. Labels already shifted are taken as `shift_labels`.
-            logits_to_keep (`int` or `int64` indices): compute the logits of the last so many tokens only; 0 is all.
+            labels (`int64 [B, T]`, *optional*): the ids to predict, which are shifted here; -100 is ignored. The loss
+                is `sum(w * ce) / count(labels != -100)`, or `/ num_items_in_batch` if the Trainer passes it. `w` is
+                `config.stream_loss_weight` where the predicting token ends a frame, else 1. Source: VideoLLM-online
+                (arXiv 2406.11816), equation 2. Labels that are already shifted can be given as `shift_labels`.
+            logits_to_keep (`int` or `int64` indices): compute logits only for that many last tokens, or for tokens
+                at these indices; 0 means all.
         """
         shift_labels = kwargs.pop("shift_labels", None)
         num_items_in_batch = kwargs.pop("num_items_in_batch", None)
@@ -398,7 +397,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
                 "`num_items_in_batch` came without `labels`: the Trainer's `label_smoothing_factor` and "
                 "`compute_loss_func` take them from the model, whose loss shifts and weighs them; leave both out"
             )
-        # where something is to be learned, placeholders without frames are a fault of the data
+        # with labels, placeholders without frames are an error in the data
         has_frames = pixel_values_videos is not None or video_features is not None
         strict = has_frames or labels is not None or shift_labels is not None
         layout = self.model.lay_out(input_ids, inputs_embeds, attention_mask, cache, has_frames=strict)
@@ -440,15 +439,16 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         ends_frame: torch.Tensor,
         num_items_in_batch: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """The loss of `forward`, with logits at the labelled positions only.
+        """The loss of `forward`. Logits are computed at labelled positions only.
 
         Args:
             hidden_states (`[B, T, D]`), shift_labels (`int64 [B, T]`: the id to be predicted at each token),
-            ends_frame (`bool [B, T]`), num_items_in_batch (*optional*): labels of all micro-batches of a step.
+            ends_frame (`bool [B, T]`), num_items_in_batch (*optional*): number of labels in all micro-batches
+                of a step.
         """
         if shift_labels.shape != hidden_states.shape[:2]:
             raise ValueError(
-                f"`labels` must be {list(hidden_states.shape[:2])}, one a token, got {list(shift_labels.shape)}"
+                f"`labels` must be {list(hidden_states.shape[:2])}, one per token, got {list(shift_labels.shape)}"
             )
         shift_labels = shift_labels.to(hidden_states.device)
         learned = (shift_labels != IGNORED).flatten().nonzero().squeeze(-1)
@@ -459,11 +459,11 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         if num_items_in_batch is None:
             num_items_in_batch = max(losses.numel(), 1)
         elif isinstance(num_items_in_batch, torch.Tensor):
-            num_items_in_batch = num_items_in_batch.to(losses.device).clamp(min=1)  # nothing learned is no NaN
+            num_items_in_batch = num_items_in_batch.to(losses.device).clamp(min=1)  # no NaN without labels
         return (weights * losses).sum() / num_items_in_batch
 
     def stream(self, processor, **options) -> StreamingSession:
-        """A session that watches one stream; `options` are those of `StreamingSession`."""
+        """A session that watches one stream. `options` are those of `StreamingSession`."""
         return StreamingSession(self, processor, **options)
 
 

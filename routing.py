@@ -1,8 +1,9 @@
-"""Which tokens enter which layer: the LayerExpert, per-frame selection, and the gather and scatter around a layer.
+"""Which tokens enter which layer: the LayerExpert, the selection within a frame, and the gather and scatter around a
+layer.
 
-A frame is `n` consecutive vision tokens. In a routed layer the `k` best of each frame and all text enter; the other
-vision tokens pass by unchanged. The choice looks at one frame only, so it is causal: a stream fed in pieces is routed
-exactly as the same stream in one pass.
+A frame is N consecutive vision tokens. All text and the k best tokens of each frame enter a routed layer; the other
+vision tokens skip it unchanged. The choice depends on one frame only, so it is causal: a stream fed in pieces is
+routed exactly as the same stream in one pass.
 
 Shapes: B batch, T tokens of this call, F frames of this call over all rows, N vision tokens per frame, k of them kept,
 K slots (kept tokens of the longest row), D hidden size.
@@ -28,7 +29,7 @@ class LayerExpert(nn.Linear):
     """
 
     def __init__(self, hidden_size: int):
-        super().__init__(hidden_size, 1, dtype=torch.float32)  # whatever dtype the model around it is built in
+        super().__init__(hidden_size, 1, dtype=torch.float32)  # whatever the dtype of the model
 
     def forward(
         self, hidden_states: torch.Tensor, rows: torch.Tensor | None = None, known: torch.Tensor | None = None
@@ -37,7 +38,7 @@ class LayerExpert(nn.Linear):
 
         Args:
             rows (`int64`, *optional*): the tokens of `hidden_states` `[M, D]` to score; scores have its shape.
-            known (`float32`, *optional*): their scores, to which only the gradient is added; each row is there once.
+            known (`float32`, *optional*): their scores, which only need a gradient; no row occurs twice.
         """
         with torch.autocast(hidden_states.device.type, enabled=False):
             weight, bias = self.weight.float(), self.bias.float()
@@ -52,8 +53,8 @@ class LayerExpert(nn.Linear):
 
 
 class _KnownScores(torch.autograd.Function):
-    """Scores of `rows` as they were when tokens were chosen, with their gradient; of what that needs, `hidden_states`
-    is kept anyway."""
+    """The scores of `rows`, known from the choice of tokens, with their gradient. It needs only `hidden_states`, which
+    are kept anyway, and the weight."""
 
     @staticmethod
     def forward(ctx, hidden_states, weight, bias, rows, known):
@@ -77,14 +78,14 @@ class _KnownScores(torch.autograd.Function):
 
 @dataclass
 class StreamLayout:
-    """Where the frames, separators and padding of one call lie. Built by `StreamLayout.of`."""
+    """Where the frames, separators and padding of one call are. Built by `StreamLayout.of`."""
 
     frames: torch.Tensor  # int64 [F, N]: flat index (row * T + column) of every vision token, frames in row order
-    frame_numbers: torch.Tensor  # int64 [F]: how many frames of its stream came before each frame
+    frame_numbers: torch.Tensor  # int64 [F]: frames of the same stream before each frame
     is_text: torch.Tensor  # bool [B, T]: neither vision nor padding; separators count as text
     is_separator: torch.Tensor  # bool [B, T]: the separator id directly after a frame's last vision token
-    valid: torch.Tensor | None  # bool [B, T]: not padding; None when nothing is
-    lengths: list[int] | None = None  # tokens of each stream, where one row holds several; see `of_streams`
+    valid: torch.Tensor | None  # bool [B, T]: not padding; None if there is no padding
+    lengths: list[int] | None = None  # tokens of each stream, if one row holds several; see `of_streams`
 
     @classmethod
     def of(
@@ -99,14 +100,14 @@ class StreamLayout:
         """
         Args:
             is_vision (`bool [B, T]`): placeholders of vision tokens.
-            is_separator_id (`bool [B, T]`): tokens with the separator's id, wherever they stand.
+            is_separator_id (`bool [B, T]`): tokens with the separator's id, wherever they are.
             num_frame_tokens (`int`): N.
             valid (`bool [B, T]`, *optional*): False at padding.
             frames_seen (`int64 [B]`, *optional*): frames of each row in earlier calls.
-            after_frame (`bool [B]`, *optional*): whether the last token of the earlier calls was a frame's last.
+            after_frame (`bool [B]`, *optional*): whether the last token of the earlier calls ended a frame.
 
         Raises:
-            `ValueError`: if placeholders do not come in whole frames of consecutive tokens.
+            `ValueError`: if the placeholders are not whole frames of consecutive tokens.
         """
         batch_size, length = is_vision.shape
         device = is_vision.device
@@ -138,7 +139,8 @@ class StreamLayout:
         )
 
     def of_segments(self, segments: torch.Tensor) -> "StreamLayout":
-        """The layout with each packed sequence's frames numbered from 0. segments: int64 `[B, T]`, of its tokens."""
+        """The layout with the frames of each packed sequence numbered from 0. segments (`int64 [B, T]`):
+        the sequence of each token."""
         row_and_segment = torch.stack([self.frames[:, 0] // segments.shape[1], segments.flatten()[self.frames[:, 0]]])
         count = torch.arange(self.num_frames, device=segments.device)
         starts = torch.ones_like(count, dtype=torch.bool)
@@ -148,7 +150,7 @@ class StreamLayout:
     def of_streams(
         self, lengths: list[int], is_separator_id: torch.Tensor, frames_seen: torch.Tensor, after_frame: torch.Tensor
     ) -> "StreamLayout":
-        """The layout of a row `[1, T]` in which several streams go on, one after the other.
+        """The layout of a row `[1, T]` that holds the tokens of several streams, one stream after the other.
 
         Args:
             lengths (`list[int]`): tokens of each of A streams, none of them 0.
@@ -175,14 +177,15 @@ class StreamLayout:
 
     @property
     def ends_frame(self) -> torch.Tensor:
-        """bool [B, T]: each frame's last token, whose output decides whether to speak."""
+        """bool `[B, T]`: the last token of each frame, whose output decides whether to speak."""
         mask = torch.zeros_like(self.is_text).flatten()
         mask[self.frames[:, -1]] = True
         return mask.view_as(self.is_text)
 
 
 def previous_token(flags: torch.Tensor, valid: torch.Tensor | None, before: torch.Tensor | None) -> torch.Tensor:
-    """bool `[B, T]` -> bool `[B, T]`: the flag of the token before, padding left out; `before` is of earlier calls."""
+    """bool `[B, T]` -> bool `[B, T]`: the flag of the previous token that is no padding. before (`bool [B]`): the flag
+    of the last token of earlier calls."""
     if before is None:
         before = flags.new_zeros(flags.shape[0])
     if valid is None:
@@ -195,17 +198,17 @@ def previous_token(flags: torch.Tensor, valid: torch.Tensor | None, before: torc
 
 @dataclass
 class Route:
-    """The tokens that enter one layer, as slots of a smaller batch `[B, K]`."""
+    """The tokens that enter one layer, as the slots of a smaller batch `[B, K]`."""
 
     index: torch.Tensor  # int64 [B, K]: flat index of the token in each slot; slots keep the tokens' order
-    filled: torch.Tensor | None  # int64 [M]: flat slots that hold a token; None when all do
-    valid: torch.Tensor | None  # bool [B, K]: False in empty slots and at padding; None when there are none
+    filled: torch.Tensor | None  # int64 [M]: flat slots that hold a token; None if all do
+    valid: torch.Tensor | None  # bool [B, K]: False in empty slots and at padding; None if there are none
     vision_slots: torch.Tensor  # int64 [F * k]: flat slots of the kept vision tokens
-    vision_numbers: torch.Tensor  # int64 [B * K]: of a slot among `vision_slots`; -1 for text and empty slots
-    gate: torch.Tensor | None  # float32 [F * k]: scores of the kept vision tokens; None when nothing is gated
+    vision_numbers: torch.Tensor  # int64 [B * K]: index in `vision_slots` of each slot; -1 for others
+    gate: torch.Tensor | None  # float32 [F * k]: scores of the kept vision tokens; None without a gate
     mod_gate: str
-    expert: LayerExpert | None = None  # that gave the scores
-    lengths: list[int] | None = None  # slots of each stream, where one row holds several
+    expert: LayerExpert | None = None  # which computed the scores
+    lengths: list[int] | None = None  # slots of each stream, if one row holds several
 
     def gather(self, tokens: torch.Tensor) -> torch.Tensor:
         """`[B or 1, T, ...]` -> `[B, K, ...]`, without a gradient."""
@@ -295,7 +298,7 @@ class _Scatter(torch.autograd.Function):
 
 @dataclass
 class FrameRouter:
-    """Routes one call: the slots are laid out once, each routed layer then fills in which tokens it keeps."""
+    """Routes one call. The slots are laid out once; each routed layer then chooses the tokens for them."""
 
     layout: StreamLayout
     config: object  # VideoLLMMoDTextConfig
@@ -311,7 +314,7 @@ class FrameRouter:
         routing, layout = self.config.vision_routing, self.layout
         self._layers: tuple[int, ...] = ()
         if routing == "full" or (layout.num_frames == 0 and (routing == "mod" or not layout.is_separator.any())):
-            return  # nothing to skip: every layer sees the plain sequence
+            return  # nothing to skip: all tokens enter every layer
         num_layers = self.config.num_hidden_layers
         if routing == "mod":
             self._layers = self.config.routed_layers
@@ -323,8 +326,8 @@ class FrameRouter:
         self._lay_out_slots(num_kept, enters)
 
     def _lay_out_slots(self, num_kept: int, enters: torch.Tensor) -> None:
-        """Slots are the same in every routed layer: a text token has one, a frame `num_kept` in a row. Rows are
-        aligned right, as with left padding."""
+        """The slots are the same in every routed layer: one for a text token, `num_kept` in a row for a frame. Rows
+        are aligned to the right, as with left padding."""
         layout, (batch_size, length) = self.layout, enters.shape
         width = enters.long().flatten()
         width[layout.frames[:, 0]] = num_kept
@@ -349,14 +352,14 @@ class FrameRouter:
             self._lengths = torch.stack([own.sum() for own in width[0].split(layout.lengths)]).tolist()
 
     def routes(self, layer_idx: int) -> bool:
-        """Whether some token of this call passes by the layer or is gated in it."""
+        """Whether some token of this call skips the layer or is gated in it."""
         return layer_idx in self._layers
 
     def __call__(self, layer_idx: int, expert: LayerExpert | None, hidden_states: torch.Tensor) -> Route:
-        """Choose the tokens that enter layer `layer_idx` by its input `hidden_states` `[B, T, D]`."""
+        """Choose the tokens that enter layer `layer_idx`, from its input `hidden_states` `[B, T, D]`."""
         index, gate = self._index, None
         if self._vision_slots.numel():
-            if layer_idx not in self.kept:  # else a checkpoint is recomputing: the choice stands
+            if layer_idx not in self.kept:  # otherwise a checkpoint is being recomputed, with the same choice
                 self._choose(layer_idx, expert, hidden_states.detach())
             kept, scores = self.kept[layer_idx], self.scores.get(layer_idx)
             index = index.index_copy(0, self._vision_slots, self.layout.frames.gather(1, kept).flatten())
@@ -388,7 +391,7 @@ class FrameRouter:
             self.scores[layer_idx] = scores
 
     def _score(self, layer_idx, expert, hidden_states) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Scores `[F, N]` for the gate (None for the controls) and the priority `[F, N]` to select by."""
+        """Scores `[F, N]` for the gate (None for the controls), and the priority `[F, N]` to select by."""
         frames, selection = self.layout.frames, self.config.mod_selection
         if selection == "uniform":
             return None, uniform_priority(frames, num_kept_tokens(self.keep_ratio, frames.shape[1]))
@@ -404,7 +407,7 @@ class FrameRouter:
         return scores, scores
 
     def to(self, device: torch.device, non_blocking: bool = False) -> "FrameRouter":
-        """A copy on `device` that records into the same `scores` and `kept`; for layers spread over devices."""
+        """A copy on `device` that records into the same `scores` and `kept`, for layers on several devices."""
         moved = copy.copy(self)
         moved.__dict__.update(_to_device(self.__dict__, device, non_blocking))
         moved.layout = replace(self.layout, **_to_device(self.layout.__dict__, device, non_blocking))
@@ -422,8 +425,8 @@ def select_tokens(priority: torch.Tensor, num_kept: int, force_last: bool = Fals
     """The `num_kept` tokens of each frame with the highest priority, ties to the lower index.
 
     Args:
-        priority (`[F, N]`): any dtype that can be ordered.
-        force_last (`bool`): the frame's last token is one of them.
+        priority (`[F, N]`): of any ordered dtype.
+        force_last (`bool`): always keep the frame's last token.
 
     Returns:
         int64 `[F, num_kept]`, ascending.
@@ -431,7 +434,7 @@ def select_tokens(priority: torch.Tensor, num_kept: int, force_last: bool = Fals
     order = priority.argsort(dim=1, descending=True, stable=True)
     if force_last:
         is_other = (order != priority.shape[1] - 1).int()
-        order = order.gather(1, is_other.argsort(dim=1, stable=True))  # the last token first, the others as they were
+        order = order.gather(1, is_other.argsort(dim=1, stable=True))  # the last token first, then the others in order
     return order[:, :num_kept].sort(dim=1).values
 
 
@@ -444,15 +447,15 @@ def uniform_priority(frames: torch.Tensor, num_kept: int) -> torch.Tensor:
 
 
 def random_priority(frames: torch.Tensor, frame_numbers: torch.Tensor, layer_idx: int, seed: int) -> torch.Tensor:
-    """Priority by a hash of (seed, layer, number of the frame in its stream, token): the same however a stream is cut
-    into calls or rows into batches."""
+    """Priority by a hash of (seed, layer, number of the frame in its stream, token). It does not depend on how streams
+    are split into calls, or batched."""
     tokens = torch.arange(frames.shape[1], device=frames.device)
     per_layer = int(_mix(_mix(torch.tensor(seed)) + layer_idx))
     per_frame = _mix(frame_numbers + per_layer)
     return _mix(per_frame[:, None] + tokens)
 
 
-# splitmix64's finaliser (Steele et al., OOPSLA 2014) on the low 63 bits, since torch shifts int64 with their sign
+# splitmix64's finaliser (Steele et al., OOPSLA 2014) on the low 63 bits, since torch's shifts of int64 keep the sign
 _MIX_1, _MIX_2 = 0x3F58476D1CE4E5B9, 0x14D049BB133111EB
 _LOW_BITS = (1 << 63) - 1
 

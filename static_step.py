@@ -357,19 +357,17 @@ class StaticStep:
             return [Fed(own) for own in logits]
         layers, scored = range(self.table.shape[0]), shape.selection == "learned" and shape.routed
         kept, scores, finite, silence = self._parts(self._found.clone())
-        silence = silence.view(streams, -1)
-        kept = kept.unflatten(1, (streams, shape.frames))
-        scores, results = scores.unflatten(1, (streams, shape.frames)) if scored else None, []
+        silence, kept = silence.view(streams, -1), kept.unflatten(1, (streams, shape.frames))
+        scores, results = scores.unflatten(1, (streams, shape.frames)), []
         for number in range(streams):
             of_layer = dict(zip(shape.routed, kept[:, number].unbind(), strict=True))
-            own = scores[:, number] if scored else None
-            kept_of = tuple(map(of_layer.get, layers))
-            results.append(Fed(logits[number], kept_of, own, finite[number], silence[number], self.separator))
+            own_kept, own_scores = tuple(map(of_layer.get, layers)), scores[:, number] if scored else None
+            results.append(Fed(logits[number], own_kept, own_scores, finite[number], silence[number], self.separator))
         return results
 
 
 class StepsUnavailable(RuntimeError):
-    """Static steps do not run here, for example because a kernel cannot be compiled."""
+    """Static steps do not run here, for example because a kernel does not compile."""
 
 
 class StaticLanguageModel:

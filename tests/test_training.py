@@ -41,7 +41,7 @@ def test_no_label_is_no_loss():
 def test_labels_of_another_length_are_named():
     model = tiny_model(1)
     batch, _ = random_batch(model, 1, [1])
-    with pytest.raises(ValueError, match=r"`labels` must be \[1, \d+\], one a token, got \[1, 3\]"):
+    with pytest.raises(ValueError, match=r"`labels` must be \[1, \d+\], one per token, got \[1, 3\]"):
         model(**batch, labels=batch["input_ids"][:, :3])
 
 

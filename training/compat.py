@@ -1,7 +1,7 @@
-"""What training takes of other packages beyond their documented interfaces.
+"""What training uses of other packages beyond their documented interfaces.
 
-Tried with transformers 5.17.0, 5.23.0 and 5.24.0, with peft 0.19.1 and 0.21.2, and with torch 2.8 to 2.13.
-tests/test_training_compat.py names what a release takes away.
+Tested with transformers 5.17.0, 5.23.0 and 5.24.0, with peft 0.19.1 and 0.21.2, and with torch 2.8 to 2.13. If a
+release removes one of these parts, tests/test_training_compat.py fails and names it.
 """
 
 import torch
@@ -10,28 +10,28 @@ from transformers import TrainingArguments
 
 
 def train_on_one_gpu(arguments: TrainingArguments) -> None:
-    """Keep the Trainer from `nn.DataParallel`, into which it wraps a model where one process sees several GPUs:
+    """Keep the Trainer from wrapping the model in `nn.DataParallel` when one process sees several GPUs.
     `TrainingArguments.n_gpu` has no setter."""
     arguments._n_gpu = 1
 
 
 def is_plain(layer: nn.Module, adapter: str) -> bool:
-    """Whether an adapter of peft's layer is a product of two matrices and nothing else. What a layer was made of is
-    nowhere but in its `lora_variant` and `lora_bias`."""
+    """Whether an adapter of peft's layer is a product of two matrices and nothing else. Only `lora_variant` and
+    `lora_bias` of the layer say so."""
     return adapter in layer.lora_A and adapter not in layer.lora_variant and not layer.lora_bias[adapter]
 
 
 def change_class(model: nn.Module, old: type[nn.Module], new: type[nn.Module]) -> None:
-    """Have modules of the class `old` compute as `new`, a subclass that only has another `forward`. peft makes layers
-    of classes of its own, except by `LoraConfig._register_custom_module`, which would also take quantised ones."""
+    """Turn modules of the class `old` into `new`, a subclass that differs only in `forward`. The one way to have peft
+    build such layers itself, `LoraConfig._register_custom_module`, would also replace quantised ones."""
     for module in model.modules():
         if type(module) is old:
             module.__class__ = new
 
 
 def check_sharded_norms(max_grad_norm: float | None) -> None:
-    """Raise `ValueError` where torch would clip sharded gradients by a wrong norm: torch 2.8 and 2.9 give one that is
-    1.2 to 1.4 times that of one process."""
+    """Raise a `ValueError` if torch would clip sharded gradients by a wrong norm: that of torch 2.8 and 2.9 is 1.2 to
+    1.4 times the norm of one process."""
     if torch.__version__ < "2.10" and max_grad_norm:
         raise ValueError(
             f"FSDP with `max_grad_norm` needs torch 2.10 or newer, as older ones clip by a wrong norm: this is "
