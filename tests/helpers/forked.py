@@ -38,7 +38,7 @@ class ForkedCommand:
             self._run(source, write_out, write_err, folder, environment or {})
         for descriptor in (write_out, write_err, *([source] if stdin is None else [])):
             os.close(descriptor)
-        self.stdout, self.stderr = (open(read, encoding="utf-8") for read in (read_out, read_err))
+        self.stdout, self.stderr = (os.fdopen(read, encoding="utf-8") for read in (read_out, read_err))
 
     def _run(self, source: int, out: int, err: int, folder: Path | None, environment: dict) -> None:
         code = 1
@@ -52,9 +52,9 @@ class ForkedCommand:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             torch.set_num_threads(1)  # the threads of its parent are not there after a fork
             gc.freeze()  # nor is garbage to be freed that would wait for them
-            sys.stdin = open(0, encoding="utf-8", closefd=False)
+            sys.stdin = os.fdopen(0, encoding="utf-8", closefd=False)
             sys.stdout, sys.stderr = (
-                io.TextIOWrapper(open(number, "wb", closefd=False), encoding="utf-8", write_through=number == 2)
+                io.TextIOWrapper(os.fdopen(number, "wb", closefd=False), encoding="utf-8", write_through=number == 2)
                 for number in (1, 2)
             )
             sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
