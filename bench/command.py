@@ -58,14 +58,17 @@ def add_memory(benches) -> None:
 
 
 def add_plan(benches) -> None:
-    parser = benches.add_parser("plan", help="a page on 8 GPUs, 64 GPUs and a million hours, from results there are")
-    parser.add_argument("--results", type=Path, metavar="DIR", help="by default those of the repository")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="by default docs/planning.md of the repository")
+    parser = benches.add_parser("plan", help="write a page that scales results to 8 GPUs, 64 GPUs and a million hours")
+    parser.add_argument(
+        "--results", type=Path, metavar="DIR", help="folder of results (default: benchmarks/results of a checkout)"
+    )
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="Markdown file to write (default: docs/planning.md of a checkout)"
+    )
 
     def run(arguments: dict) -> None:
-        from ..benchmarks.record import RESULTS
-        from .plan import PAGE, bench
+        from .plan import bench
 
-        bench(arguments["results"] or RESULTS, arguments["output"] or PAGE)
+        bench(**arguments)
 
     parser.set_defaults(run=run)

@@ -14,46 +14,16 @@ from pathlib import Path
 
 import torch
 
-from ..cache import MoDCache, room_for
-from ..configuration_videollm_mod import num_kept_tokens
+from ..cache import MoDCache
 from ..steps import Feed, carry_out_together
 from .filled import filled_cache
+from .growth_cases import FRAMES, MIDDLE, WORKING_BYTES, cache_bytes, cases, key_of, layer_lengths
+from .growth_plot import plot
 from .record import enter, header, write
 from .streams import random_model
 from .watching import WARM_UP, as_it_is, summary, synchronise
 
-FRAMES, TOKENS = (100, 300, 600, 1200, 2400, 4800, 9600, 20_000), (1, 10, 50, 101)
-BATCHES, KEEP_RATIOS = (1, 2, 4, 8, 16), (0.1, 0.2, 0.5, 1.0)
-MIDDLE = {"frames": 600, "tokens": 10, "batch": 1, "keep_ratio": 0.2}  # where something else grows
-BLOCK_TOKENS, BLOCK_FRAMES = 4096, 256  # of a block of recorded frames, at most
-WORKING_BYTES = 2 * 2**30  # that a step may take beside weights and caches
-KEYS = ("frames", "tokens", "batch", "keep_ratio", "way")
-
-
-def cases(frames: tuple[int, ...], tokens: tuple[int, ...]) -> list[dict]:
-    """What is measured, the smaller sizes first."""
-    found = [{**MIDDLE, "frames": count, "tokens": each} for each in tokens for count in frames]
-    middle = {**MIDDLE, "frames": min(frames, key=lambda count: abs(count - MIDDLE["frames"]))}
-    middle["tokens"] = min(tokens, key=lambda count: abs(count - MIDDLE["tokens"]))
-    found += [{**middle, "batch": count} for count in BATCHES]
-    found = [{**case, "way": way} for case in found for way in ("mod", "dense")]
-    found += [{**middle, "keep_ratio": ratio, "way": "mod"} for ratio in KEEP_RATIOS]
-    unique = {tuple(case[key] for key in KEYS): case for case in found}
-    return sorted(unique.values(), key=lambda case: case["frames"] * case["tokens"] * case["batch"])
-
-
-def layer_lengths(text, frames: int, tokens: int, keep_ratio: float, routed: bool) -> list[int]:
-    """Tokens that each layer holds of frames with one separator each."""
-    layers = set(text.routed_layers) if routed else set()
-    kept = num_kept_tokens(keep_ratio, tokens)
-    return [frames * (1 + (kept if index in layers else tokens)) for index in range(text.num_hidden_layers)]
-
-
-def cache_bytes(text, lengths: list[int], itemsize: int) -> tuple[int, int]:
-    """Bytes of the keys and values of one stream, and of the rooms that hold them, which are larger and hold each
-    token's position too."""
-    per_token = 2 * text.num_key_value_heads * text.head_dim * itemsize
-    return sum(lengths) * per_token, sum(map(room_for, lengths)) * (per_token + torch.long.itemsize)
+BLOCK_TOKENS, BLOCK_FRAMES = 4096, 256  # at most, of a block of recorded frames
 
 
 def memory_of(device: torch.device) -> int:
@@ -133,8 +103,8 @@ def figures(result: dict) -> dict[str, float]:
     if (result["geometry"], result["device"]) != ("llama3-8b", "cuda"):
         return {}
     wanted = {f"growth_ms_{count}": {**MIDDLE, "frames": count, "way": "mod"} for count in (FRAMES[0], FRAMES[-1])}
-    rows = {tuple(row[key] for key in KEYS): row for row in result["rows"]}
-    found = {name: rows.get(tuple(case[key] for key in KEYS), {}) for name, case in wanted.items()}
+    rows = {key_of(row): row for row in result["rows"]}
+    found = {name: rows.get(key_of(case), {}) for name, case in wanted.items()}
     return {name: row["stream"]["ms_per_frame"] for name, row in found.items() if "stream" in row}
 
 
@@ -178,8 +148,8 @@ def bench(
     result = {**header(), "geometry": geometry, "device": device, "memory_bytes": memory_of(place)}
     about = {key: result[key] for key in ("geometry", "device", "machine")}
     result["rows"] = rows = gone_on_with(json, about)
-    done = {tuple(row[key] for key in KEYS) for row in rows}
-    wanted = [case for case in cases(tuple(frames), tuple(tokens)) if tuple(case[key] for key in KEYS) not in done]
+    done = set(map(key_of, rows))
+    wanted = [case for case in cases(tuple(frames), tuple(tokens)) if key_of(case) not in done]
     if wanted:
         dtype = torch.float32 if place.type == "cpu" else torch.bfloat16
         model = random_model(geometry, device, dtype=dtype).eval()
@@ -193,6 +163,4 @@ def bench(
         write(json, result)
     enter(json, figures(result), result["command"])
     if json is not None:
-        from .growth_plot import plot
-
         print(plot(result, json.with_suffix(".png")))

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .growth import MIDDLE
+from .growth_cases import MIDDLE
 
 SHADES = ("#9ecae1", "#4292c6", "#2171b5", "#08306b")  # of tokens a frame
 STYLES = {"mod": "o-", "dense": "x:"}

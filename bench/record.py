@@ -1,4 +1,7 @@
-"""Results of `videollm-mod bench`: where they were measured, and as files."""
+"""Results as files: one JSON per benchmark, and the summary of figures that all benchmarks share.
+
+The results of the repository lie in `benchmarks/results`, which an installed package does not have.
+"""
 
 import json
 import os
@@ -7,31 +10,52 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ..benchmarks.record import RESULTS, summarise, surroundings
 from ..data.files import write_whole
+from ..evaluation.surroundings import surroundings
 
 ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def commit() -> str | None:
-    """Of the code that runs: the repository's, or what VIDEOLLM_MOD_COMMIT says where there is none."""
+    """The commit of the running code: that of the repository, or else the value of VIDEOLLM_MOD_COMMIT."""
     git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
     return git.stdout.strip() if git.returncode == 0 else os.environ.get("VIDEOLLM_MOD_COMMIT")
 
 
 def header() -> dict:
+    """How and where a result of `videollm-mod bench` was measured."""
     command = shlex.join(["videollm-mod", *sys.argv[1:]])
     return {"command": command, "commit": commit(), **surroundings("accelerate", "peft")}
 
 
 def write(path: Path | None, result: dict) -> None:
-    """Write the result as it stands, so that what is measured is kept whatever becomes of the rest."""
+    """Write a result as JSON, if there is a path. A benchmark calls this after every row, so that a run that is
+    stopped keeps what it has measured."""
     if path is not None:
         write_whole(path, json.dumps(result, indent=1) + "\n")
 
 
+def write_result(name: str, result: dict) -> Path:
+    """Write `benchmarks/results/NAME.json` and return its path."""
+    path = RESULTS / f"{name}.json"
+    write(path, result)
+    return path
+
+
+def summarise(figure: str, value: float, source: str, command: str, folder: Path = RESULTS) -> None:
+    """Enter one figure into `folder/summary.json`, next to those of other benchmarks."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    summary[figure] = {"value": value, "source": source, "command": command}
+    write(path, dict(sorted(summary.items())))
+
+
 def enter(path: Path | None, figures: dict[str, float], command: str) -> None:
-    """Enter figures into the repository's summary, if the result lies among the repository's."""
+    """Enter figures into the repository's summary, if their result was written to the repository's results."""
     if path is not None and path.resolve().parent == RESULTS:
         for name, value in figures.items():
             summarise(name, round(value, 4), f"benchmarks/results/{path.name}", command)
+
+
+__all__ = ["RESULTS", "ROOT", "commit", "enter", "header", "summarise", "surroundings", "write", "write_result"]

@@ -43,7 +43,8 @@ def add_watching(benches) -> None:
 
     def run_growth(arguments: dict) -> None:
         share_cores()
-        from .growth import FRAMES, TOKENS, bench
+        from .growth import bench
+        from .growth_cases import FRAMES, TOKENS
 
         arguments["frames"], arguments["tokens"] = arguments["frames"] or FRAMES, arguments["tokens"] or TOKENS
         if min(arguments["frames"]) < 1:

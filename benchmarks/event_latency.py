@@ -11,8 +11,8 @@ import argparse
 import sys
 
 import torch
-from record import RESULTS, summarise, surroundings, write_result
 
+from videollm_mod.bench.record import RESULTS, summarise, surroundings, write_result
 from videollm_mod.loading.checkpoint import load_checkpoint
 from videollm_mod.narration.narrate import quiet_decoder
 from videollm_mod.sources.live import LiveWatch

@@ -21,7 +21,7 @@ import threading
 import traceback
 from pathlib import Path
 
-from record import RESULTS, summarise, surroundings, write_result
+from videollm_mod.bench.record import RESULTS, summarise, surroundings, write_result
 
 SECONDS = 60.0  # of a case; a whole one takes less than one
 MEMORY = 3 * 2**30  # bytes of address space beyond what the checkpoint and torch take

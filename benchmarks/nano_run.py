@@ -24,6 +24,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from ..bench.record import surroundings
 from ..data.world import texts
 from ..data.world_hard import split_seeds
 from ..training.freezing import freeze_unreached
@@ -33,7 +34,6 @@ from ..training.saving import save
 from ..training.vision_stage import CellNamer
 from .nano_data import Chunks, StreamBank
 from .nano_scores import load
-from .record import surroundings
 
 LEVELS = {  # shares of streams: most of the level that takes longest to learn
     "basic": 2.0, "hard_small": 1.0, "hard_small_lessons": 0.5, "hard_small_tasks_lessons": 0.5,

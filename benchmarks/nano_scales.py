@@ -16,12 +16,12 @@ from pathlib import Path
 
 import torch
 
+from ..bench.record import surroundings
 from ..data.world import world_stream
 from ..data.world_hard import split_seeds
 from ..training.saving import save
 from .nano_run import Clock, Team
 from .nano_scores import load, narrations
-from .record import surroundings
 
 LEVELS = {"hard": 0.6, "hard_small": 0.2, "basic": 0.2}
 SIZES = (None, 112, 128, 160, 192, 256, 320, 384, 512)  # pixels of a side; None: as the tower takes them

@@ -21,9 +21,8 @@ from videollm_mod import StreamPool
 
 from ..bench.filled import fill
 from ..bench.geometries import NAMES
-from ..bench.record import commit
+from ..bench.record import commit, summarise, surroundings, write_result
 from ..bench.watching import build, synchronise
-from .record import summarise, surroundings, write_result
 
 
 def frames_of(seed: int, count: int) -> np.ndarray:

@@ -15,13 +15,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from random_streams import train_lora
-from record import summarise, surroundings, write_result
 from transformers import TrainerCallback
 
 from videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.bench.geometries import GEOMETRIES
+from videollm_mod.bench.record import summarise, surroundings, write_result
 from videollm_mod.bench.streams import random_model
+from videollm_mod.benchmarks.lora import train_lora
 from videollm_mod.training.adapters import LoraOptions
 from videollm_mod.training.config import TrainingConfig
 from videollm_mod.training.train import load

@@ -17,12 +17,12 @@ import time
 from pathlib import Path
 
 import torch
-from record import RESULTS, summarise, surroundings, write_result
 from tqdm import tqdm
 from transformers import BitsAndBytesConfig
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.bench.geometries import GEOMETRIES
+from videollm_mod.bench.record import RESULTS, summarise, surroundings, write_result
 from videollm_mod.bench.streams import random_model
 from videollm_mod.evaluation.free_running import Counts, watch_world
 

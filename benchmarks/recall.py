@@ -15,9 +15,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from ..bench.record import RESULTS, surroundings, write_result
 from ..data.world import world_stream
 from .long_streams import nano
-from .record import RESULTS, surroundings, write_result
 
 AGES = (0, 2, 4, 8, 16, 32, 64, 128)  # seconds
 FPS = 2

@@ -22,10 +22,10 @@ from multiprocessing import get_context
 from pathlib import Path
 
 import torch
-from record import RESULTS, summarise, surroundings, write_result
 from torch.utils.data import DataLoader
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.bench.record import RESULTS, summarise, surroundings, write_result
 from videollm_mod.data.collator import StreamCollator
 from videollm_mod.data.world_data import WorldData, WorldStreams
 from videollm_mod.evaluation.free_running import Counts, watch_world

@@ -19,9 +19,9 @@ from tqdm import tqdm
 
 from videollm_mod import StreamingSession
 
+from ..bench.record import summarise, surroundings, write_result
 from ..data.files import write_whole
 from .long_streams import held_bytes, nano, rss_bytes, scenes
-from .record import summarise, surroundings, write_result
 
 BLOCK = 20  # frames
 BYTES = 6 << 20

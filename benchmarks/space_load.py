@@ -20,7 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.request import Request, urlopen
 
-from .record import summarise, surroundings, write_result
+from ..bench.record import summarise, surroundings, write_result
 
 ROOT = Path(__file__).resolve().parent.parent
 SEEDS = range(201, 205)

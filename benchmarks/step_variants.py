@@ -18,10 +18,10 @@ import torch
 from .. import static_kernels
 from ..bench.filled import filled_cache
 from ..bench.geometries import NAMES, VIDEO
+from ..bench.record import surroundings
 from ..bench.streams import random_model
 from ..cache import MoDCache
 from ..static_step import PlainOps, Shape, StaticLanguageModel, StaticStep
-from .record import surroundings
 
 SEPARATOR, START = 4, 5
 

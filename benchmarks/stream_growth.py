@@ -20,8 +20,8 @@ from tqdm import tqdm
 
 from videollm_mod import StreamingSession
 
+from ..bench.record import RESULTS, summarise, surroundings, write_result
 from .long_streams import blocks, held_scenes, nano, rss_bytes
-from .record import RESULTS, summarise, surroundings, write_result
 
 CYCLE, BLOCK = 1000, 20  # frames: those that repeat, and those pushed at once
 SAVED_EVERY = 5  # cycles

@@ -4,7 +4,7 @@ import subprocess
 from pathlib import Path
 from statistics import mean
 
-from .record import summarise
+from ..bench.record import summarise
 from .tables_page import RECIPES, Page, of_both
 from .tables_plots import draw_curves, draw_depth, draw_exact
 from .tables_runs import RATES, SEEDS, collect, path_of_level

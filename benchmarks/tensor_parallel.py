@@ -18,12 +18,12 @@ import time
 from pathlib import Path
 
 import torch
-from record import summarise, surroundings, write_result
 from safetensors.torch import load_file, save_file
 from torch.distributed.tensor import DTensor
 
 from videollm_mod import MoDCache, VideoLLMMoDForConditionalGeneration
 from videollm_mod.bench.geometries import BOS, GEOMETRIES, SEPARATOR, START, VIDEO
+from videollm_mod.bench.record import summarise, surroundings, write_result
 from videollm_mod.bench.streams import random_model
 
 BLOCK = 16  # frames, as a session takes them where many come together

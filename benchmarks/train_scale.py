@@ -19,12 +19,12 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from random_streams import train_lora
-from record import summarise, surroundings, write_result
 from transformers import TrainerCallback, TrainingArguments
 
 from videollm_mod.bench.geometries import GEOMETRIES
+from videollm_mod.bench.record import summarise, surroundings, write_result
 from videollm_mod.bench.streams import random_model
+from videollm_mod.benchmarks.lora import train_lora
 from videollm_mod.training.adapters import LoraOptions
 
 WARM_UP = 4  # steps that are not timed

@@ -16,9 +16,8 @@ from pathlib import Path
 import torch
 
 from ..bench.geometries import GEOMETRIES
-from ..bench.record import commit, write
+from ..bench.record import commit, surroundings, write
 from ..bench.step import Bench, Way
-from .record import surroundings
 
 TOKENS, STEPS, LONG_STEPS = 10, 7, 3
 

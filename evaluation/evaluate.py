@@ -13,7 +13,6 @@ from pathlib import Path
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from ..benchmarks.record import surroundings
 from ..data.ego4d_lta import word_of
 from ..data.files import STANDARD, write_whole
 from ..data.processes import process_state
@@ -29,6 +28,7 @@ from .options import EvaluateOptions
 from .results import Results
 from .sources import Example, JsonlSource, WorldSource
 from .speaking import plot_speaking
+from .surroundings import surroundings
 from .tasks import (
     CANDIDATES,
     MAX_NEW_TOKENS,

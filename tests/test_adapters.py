@@ -445,9 +445,7 @@ def test_nothing_that_can_be_used_is_an_error(folder):
     unseen = {"split": "test", "clips": lta_clips(10, labels=False)}
     with pytest.raises(ValueError, match="holds nothing for the task 'lta': actions that .*10.*0. has no 'verb'"):
         folder.run("ego4d", "lta", unseen)
-    with pytest.raises(
-        ValueError, match=r"segments beyond the end of their video \(1\), such as v1 from 100 to 117"
-    ):
+    with pytest.raises(ValueError, match=r"segments beyond the end of their video \(1\), such as v1 from 100 to 117"):
         folder.run("ego4d", "lta", {"clips": lta_clips(28)})
     (folder.path / "videos" / "v1.mp4").write_bytes(b"no video")
     with pytest.raises(ValueError, match=r"videos that cannot be decoded \(1\), such as v1: can ?not decode"):

@@ -6,10 +6,20 @@ import pytest
 import torch
 
 from videollm_mod import cli
-from videollm_mod.bench import growth
+from videollm_mod.bench import growth_cases
 from videollm_mod.bench.filled import filled_cache
 from videollm_mod.bench.geometries import config_values
-from videollm_mod.bench.growth import KEYS, MIDDLE, advance, cache_bytes, cases, layer_lengths, measure
+from videollm_mod.bench.growth import advance, measure
+from videollm_mod.bench.growth_cases import (
+    FRAMES,
+    MIDDLE,
+    TOKENS,
+    WORKING_BYTES,
+    cache_bytes,
+    cases,
+    key_of,
+    layer_lengths,
+)
 from videollm_mod.bench.streams import random_model
 from videollm_mod.bench.watching import as_it_is
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
@@ -40,17 +50,17 @@ def test_bytes_of_long_streams():
 
 
 def test_cases_are_each_there_once():
-    found = cases(growth.FRAMES, growth.TOKENS)
-    keys = [tuple(case[key] for key in KEYS) for case in found]
+    found = cases(FRAMES, TOKENS)
+    keys = list(map(key_of, found))
     assert len(set(keys)) == len(keys) == 2 * 8 * 4 + 2 * 4 + 3
     assert (20_000, 101, 1, 0.2, "dense") in keys and (600, 10, 16, 0.2, "mod") in keys and keys[0][:2] == (100, 1)
 
 
 def test_what_does_not_fit_is_not_tried():
     model = random_model("tiny", "cpu", dtype=torch.float32).eval()
-    row = measure(model, {**MIDDLE, "way": "mod"}, repeats=1, total=growth.WORKING_BYTES)
+    row = measure(model, {**MIDDLE, "way": "mod"}, repeats=1, total=WORKING_BYTES)
     assert row["fits"] is False and "stream" not in row and "block" not in row
-    fits = measure(model, {**MIDDLE, "frames": 5, "way": "mod"}, repeats=1, total=growth.WORKING_BYTES + 2**30)
+    fits = measure(model, {**MIDDLE, "frames": 5, "way": "mod"}, repeats=1, total=WORKING_BYTES + 2**30)
     assert fits["fits"] is True and fits["stream"]["p50_ms"] > 0 and fits["needs_bytes"] < row["needs_bytes"]
 
 
@@ -68,8 +78,8 @@ def test_streams_are_after_it_what_they_were(count):
 
 
 def test_a_file_is_gone_on_with(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(growth, "BATCHES", (1, 2))
-    monkeypatch.setattr(growth, "KEEP_RATIOS", (0.5,))
+    monkeypatch.setattr(growth_cases, "BATCHES", (1, 2))
+    monkeypatch.setattr(growth_cases, "KEEP_RATIOS", (0.5,))
     path = tmp_path / "growth.json"
     command = ["bench", "growth", "--geometry", "tiny", "--device", "cpu", "--repeats", "1", "--json", str(path)]
     assert cli.main([*command, "--frames", "4", "--tokens", "5"]) == 0

@@ -1,6 +1,7 @@
 """The repository as a Python package: what a wheel of it holds, and that it works away from the repository."""
 
 import configparser
+import os
 import re
 import subprocess
 import sys
@@ -44,7 +45,7 @@ def site(wheel, tmp_path_factory) -> Path:
     return site
 
 
-def test_wheel_holds_code_and_checkpoint_but_no_tests(wheel):
+def test_wheel_holds_code_and_checkpoint_but_no_tests_and_benchmarks(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("videollm_mod/")}
     expected = {f"videollm_mod/{file.name}" for file in ROOT.glob("*.py")} | {
         f"videollm_mod/{name}"
@@ -60,15 +61,15 @@ def test_wheel_holds_code_and_checkpoint_but_no_tests(wheel):
         )
     }
     assert expected <= names
-    assert not [name for name in names if "/tests/" in name or "/build/" in name]
+    assert not {name.split("/")[1] for name in names} & {"benchmarks", "build", "tests"}
 
 
 def test_every_folder_that_is_a_package_is_listed():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = setup["options"]["packages"].split()
-    found = [f"videollm_mod.{file.parent.name}" for file in ROOT.glob("*/__init__.py") if file.parent.name != "tests"]
-    assert sorted(listed) == sorted(["videollm_mod", *found])
+    found = {file.parent.name for file in ROOT.glob("*/__init__.py")} - {"benchmarks", "tests"}
+    assert sorted(listed) == sorted(["videollm_mod", *(f"videollm_mod.{name}" for name in found)])
 
 
 def test_public_names_are_importable():
@@ -106,6 +107,19 @@ def test_installed_wheel_works_away_from_the_repository(site, tmp_path):
 def test_console_script(site, tmp_path):
     printed = command(site / "bin" / "videollm-mod", "--version", cwd=tmp_path, env={"PYTHONPATH": str(site)})
     assert printed == f"videollm-mod {videollm_mod.__version__}\n"
+
+
+def test_installed_bench_plan_asks_for_results(site, tmp_path):
+    """Only a checkout has results of its own."""
+    run = [sys.executable, "-m", "videollm_mod.cli", "bench", "plan"]
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+    process = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert process.returncode == 2
+    assert process.stderr.startswith("error: --results and --output must be given") and process.stdout == ""
+    output = tmp_path / "plan.md"
+    options = ["--results", ROOT / "benchmarks" / "results", "--output", output]
+    assert command(*run, *options, cwd=tmp_path, env=environment).startswith(f"{output}\n")
+    assert output.read_text(encoding="utf-8") == (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
 
 
 def test_lower_bounds_are_the_oldest_releases_that_are_tested():

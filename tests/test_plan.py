@@ -8,32 +8,36 @@ import pytest
 from fresh_process import ROOT
 
 from videollm_mod import cli
-from videollm_mod.bench import plan
+from videollm_mod.bench import plan, plan_arithmetic
 from videollm_mod.bench.geometries import BOS, END, EOS, START
-from videollm_mod.bench.plan_page import number
-from videollm_mod.benchmarks.record import RESULTS
+from videollm_mod.bench.growth_cases import WORKING_BYTES
+from videollm_mod.bench.plan_page import number, page
+from videollm_mod.bench.plan_results import MEASURED, growth_rows, read
+from videollm_mod.bench.record import RESULTS
+from videollm_mod.bench.streams import RandomStreams, random_model
+
+COMMANDS = {wanted.command for wanted in MEASURED.values()}
 
 
 def test_arithmetic():
-    assert plan.live_streams(35.9) == 17  # at 2 frames a second
-    assert plan.gpu_hours(1_000_000, 500.0) == 4000  # 7.2e9 frames, 500 a second, 3600 seconds
-    assert plan.decoding_cores(500.0, 2.0) == 15  # 250 s of video a second, 30 frames in each, 2 ms
-    assert plan.training_efficiency(1.9, 1) == 1
-    assert plan.training_efficiency(1.9, 2) == 0.95
-    assert plan.training_efficiency(1.9, 64) == pytest.approx(0.95**6)
-    assert plan.feature_bytes(1, 1024) == 7200 * 10 * 1024 * 2
+    assert plan_arithmetic.live_streams(35.9) == 17  # at 2 frames a second
+    assert plan_arithmetic.gpu_hours(1_000_000, 500.0) == 4000  # 7.2e9 frames, 500 a second, 3600 seconds
+    assert plan_arithmetic.decoding_cores(500.0, 2.0) == 15  # 250 s of video a second, 30 frames in each, 2 ms
+    assert plan_arithmetic.training_efficiency(1.9, 1) == 1
+    assert plan_arithmetic.training_efficiency(1.9, 2) == 0.95
+    assert plan_arithmetic.training_efficiency(1.9, 64) == pytest.approx(0.95**6)
+    assert plan_arithmetic.feature_bytes(1, 1024) == 7200 * 10 * 1024 * 2
     free = 9 * 8 * 10**9  # what remains of it, of which a room's spare takes a ninth
-    assert plan.frames_held(free + 10**10 + plan.WORKING_BYTES, 10**10, 8, 10**6) == 8000
-    assert plan.frames_held(10**9, 10**10, 8, 10**6) == 0
+    assert plan_arithmetic.frames_held(free + 10**10 + WORKING_BYTES, 10**10, 8, 10**6) == 8000
+    assert plan_arithmetic.frames_held(10**9, 10**10, 8, 10**6) == 0
 
 
 def test_tokens_of_a_sample_are_those_of_the_random_streams():
-    from videollm_mod.bench.streams import random_model
-    from videollm_mod.benchmarks import random_streams
-
     for frames in (20, 45):
-        sample = random_streams.RandomStreams(random_model("tiny", "cpu", 10).config, frames)[0]["input_ids"]
-        counted, known = plan.sample_tokens(f"{frames} frames of 10 tokens, a reply of 12 words after every 20th")
+        sample = RandomStreams(random_model("tiny", "cpu", 10).config, frames)[0]["input_ids"]
+        counted, known = plan_arithmetic.sample_tokens(
+            f"{frames} frames of 10 tokens, a reply of 12 words after every 20th"
+        )
         assert (counted, known) == (len(sample), frames) and {BOS, START, END, EOS} <= set(sample)
 
 
@@ -57,7 +61,7 @@ def results(folder, **changed):
         "stream": {"rows": [{"name": "decode", "p50_ms": 1.5}]},
         "offline": {},
         "pool": {"ways": {"live": {"frames_per_second_pool": [230.0, 251.0, 240.0]}}},
-        "growth": {"memory_bytes": 85_000_000_000, "rows": growth_rows()},
+        "growth": {"memory_bytes": 85_000_000_000, "rows": rows_of_growth()},
         "memory": {"cache": [{"tokens_per_frame": 10, "keep_ratio": 0.2, "mod": 900_000.0, "dense": 1_400_000.0}]},
         "scale": {
             "samples_per_second": {"1": 1.5},
@@ -83,7 +87,7 @@ def results(folder, **changed):
     (folder / "summary.json").write_text(json.dumps(entries))
 
 
-def growth_rows() -> list[dict]:
+def rows_of_growth() -> list[dict]:
     middle = {"frames": 600, "tokens": 10, "batch": 1, "keep_ratio": 0.2, "way": "mod", "cache_bytes": 2**29}
     timed = {"stream": {"ms_per_frame": 6.78}, "block": {"ms_per_frame": 0.456}}
     return [
@@ -108,29 +112,31 @@ def test_the_page_is_made_of_results(tmp_path):
     results(tmp_path)
     page = page_of(tmp_path)
     assert row(page, "in pools") == ["125", "1,000", "8,000"]
-    assert row(page, "each by itself, one frame after the other") == ["65", "520", "4,160"]
+    assert row(page, "without a pool") == ["65", "520", "4,160"]
     assert row(page, "from decoded frames") == ["3,125", "391", "48.8", "320"]
     assert row(page, "from features") == ["781", "97.7", "12.2", "1,280"]
-    assert "busy beside each GPU" in page and "keeps 14.4 CPU cores" in page  # 320 s a second, 30 frames, 1.5 ms
+    assert "which keeps 14.4 CPU cores busy" in page  # 320 s a second, 30 frames, 1.5 ms
     assert row(page, "share of ideal scaling") == ["1", "0.729", "0.531"]
     tokens = 1.5 * 7021 * 3600
-    assert row(page, "tokens an hour") == [number(tokens), number(tokens * 8 * 0.729), number(tokens * 64 * 0.9**6)]
-    assert row(page, "hours of video an hour") == ["450", "2,624", "15,306"]  # 900 frames a second
-    assert row(page, "hours for 1 M hours, seen once") == ["2,222", "381", "65.3"]
-    free = 85_000_000_000 - plan.sizes()["weights"] - plan.WORKING_BYTES
+    assert row(page, "tokens per hour") == [number(tokens), number(tokens * 8 * 0.729), number(tokens * 64 * 0.9**6)]
+    assert row(page, "hours of video per hour") == ["450", "2,624", "15,306"]  # 900 frames a second
+    assert row(page, "hours for one pass over 1 M hours") == ["2,222", "381", "65.3"]
+    free = 85_000_000_000 - plan.sizes()["weights"] - WORKING_BYTES
     held = [int(free / 125 / (bytes_ * 9 / 8)) for bytes_ in (900_000, 1_400_000)]
     assert row(page, "frames that each of 125 streams on a GPU can remember") == [number(count) for count in held]
     assert row(page, "600") == ["6.78 / 0.456 / 0.5 GiB", "?"]
     assert "249 GiB: does not fit" in page and row(page, "4") == ["2.34 / 0.5 GiB", "?"]
-    assert "GPU of a test" in page and "Not measured yet" not in page
+    assert "GPU of a test" in page and "These measurements are missing" not in page
 
 
 def test_rows_of_other_code_are_said(tmp_path):
     results(tmp_path)
-    assert "by other code" not in page_of(tmp_path)
-    rows = [{**row, "commit": commit} for row, commit in zip(growth_rows(), ("a1", "b2", "b2"), strict=True)]
+    assert "several commits" not in page_of(tmp_path)
+    rows = [{**row, "commit": commit} for row, commit in zip(rows_of_growth(), ("a1", "b2", "b2"), strict=True)]
     results(tmp_path, growth={"memory_bytes": 85_000_000_000, "rows": rows})
-    assert "by other code than the rest.\nOf 3 rows: 1 at a1; 2 at b2.\n" in page_of(tmp_path)
+    assert "The 3 rows were measured at several commits, the smaller sizes first: 1 at a1; 2 at b2." in page_of(
+        tmp_path
+    )
 
 
 def test_other_results_make_another_page(tmp_path):
@@ -146,29 +152,27 @@ def test_what_is_missing_is_named_with_its_command(tmp_path, gone, capsys):
     results(tmp_path / "all")
     results(tmp_path / "some", **{gone: None})
     page, whole = page_of(tmp_path / "some"), page_of(tmp_path / "all")
-    commands = {row[3] for row in plan.MEASURED.values()}
-    named = {command for command in commands if f"`{command}`" in page}
-    assert len(named) == 1 and not any(f"`{command}`" in whole for command in commands)
+    named = {command for command in COMMANDS if f"`{command}`" in page}
+    assert len(named) == 1 and not any(f"`{command}`" in whole for command in COMMANDS)
     assert f"missing: {named.pop()}" in capsys.readouterr().out
-    assert "Not measured yet" in page and "Not measured yet" not in whole
+    assert "These measurements are missing" in page and "These measurements are missing" not in whole
 
 
 def test_files_of_another_form_are_missing_too(tmp_path):
     results(tmp_path, pool={"ways": {}}, stream={"rows": []}, scale={"samples_per_second": {}, "sample": "of words"})
     page = page_of(tmp_path)
-    assert row(page, "in pools")[0] == "?" and row(page, "tokens an hour")[0] == "?"
-    assert row(page, "each by itself, one frame after the other")[0] == "65" and "keeps ? CPU cores" in page
+    assert row(page, "in pools")[0] == "?" and row(page, "tokens per hour")[0] == "?"
+    assert row(page, "without a pool")[0] == "65" and "CPU cores" not in page
 
 
 def test_without_any_result_there_is_a_page(tmp_path):
     page = page_of(tmp_path)
-    commands = {row[3] for row in plan.MEASURED.values()}
-    assert all(f"`{command}`" in page for command in commands)
-    assert all(set(row(page, name)) == {"?"} for name in ("in pools", "from features", "tokens an hour"))
+    assert all(f"`{command}`" in page for command in COMMANDS)
+    assert all(set(row(page, name)) == {"?"} for name in ("in pools", "from features", "tokens per hour"))
 
 
 def test_the_commands_exist():
-    for command in {row[3] for row in plan.MEASURED.values()}:
+    for command in COMMANDS:
         words = shlex.split(command)
         if words[0] == "videollm-mod":
             with pytest.raises(SystemExit) as stop:
@@ -181,12 +185,14 @@ def test_the_commands_exist():
 
 def test_the_page_of_the_repository_is_that_of_its_results():
     """Run `videollm-mod bench plan` after new results."""
-    grown = plan.result_of("growth_ms_100", RESULTS)
-    from videollm_mod.bench.plan_page import page
-
-    written = page(plan.read(RESULTS), plan.sizes(), grown[1]["rows"] if grown else [])
+    written = page(read(RESULTS), plan.sizes(), growth_rows(RESULTS))
     assert plan.PAGE.read_text(encoding="utf-8") == written
     assert all((plan.PAGE.parent / link).exists() for link in re.findall(r"\]\((\.\./[^)]*)\)", written))
+
+
+def test_results_that_are_not_a_folder_are_named(tmp_path, capsys):
+    assert cli.main(["bench", "plan", "--results", str(tmp_path / "none"), "--output", str(tmp_path / "page.md")]) == 2
+    assert f"error: --results must be a folder, got {tmp_path / 'none'}\n" == capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ['{"end_to_end_fps": {"value": 3', "[1]"])
@@ -200,4 +206,4 @@ def test_a_result_of_another_form_counts_as_missing(tmp_path):
     entry = {"value": 3.0, "source": "benchmarks/results/stream.json", "command": "none"}
     (tmp_path / "summary.json").write_text(json.dumps({"end_to_end_fps": entry}))
     (tmp_path / "stream.json").write_text("{}")
-    assert plan.read(tmp_path) == {}
+    assert read(tmp_path) == {}
