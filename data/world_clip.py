@@ -1,4 +1,4 @@
-"""A clip of the procedural world as a video file, with its ground truth beside it."""
+"""Write a clip of the procedural world as a video file, with its ground truth next to it."""
 
 import json
 from fractions import Fraction
@@ -17,7 +17,7 @@ def write_clip(
     """Write the stream of a seed.
 
     Args:
-        path: of the video, by its ending; its folder must exist.
+        path: of the video; the suffix chooses the container, and the folder must exist.
         seed, level: of the world.
         fps (`float`): frames per second of the video.
         height (`int`): pixels, even; frames are square.
@@ -27,7 +27,7 @@ def write_clip(
         "content"}]}`, times in seconds.
 
     Raises:
-        `ValueError`: for `fps` or `height` out of range, an unknown level or ending.
+        `ValueError`: for `fps` or `height` out of range, an unknown level or suffix.
         `OSError`: if the file cannot be written.
     """
     try:

@@ -1,4 +1,4 @@
-"""The procedural world as data sets: streams to narrate, and frames whose things are to be named."""
+"""The procedural world as data sets: streams to narrate, and frames whose cells are to be classified."""
 
 import random
 from dataclasses import dataclass
@@ -12,14 +12,14 @@ from .world import conversation, texts, world_stream
 
 @dataclass
 class WorldData:
-    """Which streams of the world are learned from.
+    """The streams of the world to train on.
 
     Args:
-        level (`str` or `dict[str, float]`): of the world; or several, each with its share of the streams, such as
-            `{basic: 2, hard: 1}`. Which of them a stream is of depends on its seed alone.
+        level (`str` or `dict[str, float]`): of the world, or several levels with their shares of the streams, such as
+            `{basic: 2, hard: 1}`. The level of a stream depends on its seed only.
         first_seed, num_streams (`int`): seeds `first_seed .. first_seed + num_streams - 1`.
         fps (`float`): frames per second.
-        num_questions (`int`): asked in each stream.
+        num_questions (`int`): per stream.
     """
 
     level: str | dict[str, float] = "basic"
@@ -35,7 +35,7 @@ class WorldData:
         if not valid or not all(is_share(share) for share in self.shares.values()):
             raise ValueError(f"`level` must be a level, or levels with shares above 0, got {self.level!r}")
         streams = [world_stream(self.first_seed, level) for level in self.shares]
-        streams[0].frame_times(self.fps)  # says what is wrong with the rate
+        streams[0].frame_times(self.fps)  # checks `fps`
         shortest = min(int(stream.SECONDS[0] * self.fps) for stream in streams)
         if not 0 <= self.num_questions <= shortest:
             raise ValueError(
@@ -45,7 +45,7 @@ class WorldData:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Level -> share of the streams, not necessarily of 1."""
+        """Level -> share of the streams. Shares need not add up to 1."""
         return self.level if isinstance(self.level, dict) else {self.level: 1.0}
 
     def stream(self, index: int):
@@ -55,7 +55,7 @@ class WorldData:
         return world_stream(seed, levels[0])
 
     def texts(self) -> list[str]:
-        """What is said in some streams of each level, for a tokenizer."""
+        """Text of some streams of each level, to train a tokenizer on."""
         seeds = range(self.first_seed, self.first_seed + min(500, self.num_streams))
         return [text for level in self.shares for text in texts(seeds, level)]
 
@@ -64,8 +64,8 @@ def is_share(value) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
 
 
-class OfWorld(Dataset):
-    """Examples by their index, from the end where it is negative, as in a list."""
+class WorldDataset(Dataset):
+    """Examples by index. A negative index counts from the end, as in a list."""
 
     data: WorldData
 
@@ -73,13 +73,13 @@ class OfWorld(Dataset):
         return self.data.num_streams
 
     def __getitem__(self, index: int) -> dict:
-        place = range(len(self))[index]  # raises `IndexError`, without which a loop would not end
+        place = range(len(self))[index]  # raises `IndexError`, which ends a `for` loop
         return self.example(self.data.stream(place))
 
 
-class WorldStreams(OfWorld):
-    """Example: `input_ids`, `labels` and `turns` of one stream, uint8 `frames` `[E, 3, H, W]`, those that differ, and
-    int64 `frame_index` `[F]`, which of them each frame of the stream is."""
+class WorldStreams(WorldDataset):
+    """An example has `input_ids`, `labels` and `turns` of one stream, its distinct frames as uint8 `frames` `[E, 3, H, W]`, and
+    int64 `frame_index` `[F]`, the index of each frame of the stream among them."""
 
     def __init__(self, data: WorldData, processor):
         self.data, self.processor = data, processor
@@ -95,9 +95,9 @@ class WorldStreams(OfWorld):
         }
 
 
-class WorldCells(OfWorld):
-    """Example: uint8 `frames` `[E, 3, H, W]`, one a change of a stream, and int64 `labels` `[E, h * w, KINDS]`: the
-    state of each kind of thing in each cell of the grid, of `NUM_STATES`, 0 where it is not."""
+class WorldCells(WorldDataset):
+    """An example has the distinct frames of a stream as uint8 `frames` `[E, 3, H, W]`, and int64 `labels`
+    `[E, h * w, KINDS]`: the state, below `NUM_STATES`, of each kind in each cell of the grid; 0 means absent."""
 
     def __init__(self, data: WorldData, height: int, grid: tuple[int, int]):
         self.data, self.height, self.grid = data, height, tuple(grid)

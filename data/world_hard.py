@@ -1,13 +1,13 @@
-"""The hard level: things in disguise, whom only the whole past tells.
+"""The hard levels of the procedural world: things change their disguise, and narrations say who they are.
 
-Cells of a grid show things. Two side by side are a change of looks: who looked like the left one looks like the right
-one from now on. One that is lit up is unmasked, and the narration says how it looked at first, up to three changes and
-as many frames ago. No narration names a disguise, so none helps with the next: what came of whom has to be kept, and
-followed, where it was seen.
+A frame shows things in the cells of a grid. Two things side by side are a change of disguise: the thing that looked
+like the left one now looks like the right one. A thing that is lit up is unmasked, and the narration names its first
+look, up to three changes ago. Narrations never name a disguise, so earlier ones do not help: the model has to follow
+the changes in the frames.
 
-A frame shows a few things among many empty cells. What is said is right only if each thing's change was related to the
-one before it, one after the other, which takes as many layers; `benchmarks/results/world_hard_search.md` has what that
-does to models whose vision tokens enter few of them.
+A frame shows few things among many empty cells. To be right, a model has to relate each change to the one before it,
+which takes one layer per change. `benchmarks/results/world_hard_search.md` shows what this means for models whose
+vision tokens enter few layers.
 """
 
 import random
@@ -16,7 +16,7 @@ from functools import cached_property
 
 import numpy as np
 
-from .world import KINDS, LEVELS, LIT_UP, NUMBERS, STEP, THERE, TURNED, BasicStream, Event, Thing
+from .world_basic import KINDS, LIT_UP, NUMBERS, STEP, THERE, TURNED, BasicStream, Event, Thing
 
 BACKGROUND = (40, 40, 44)
 LIT = (120, 235, 235)
@@ -39,7 +39,7 @@ class Card(Thing):
 
     @property
     def code(self) -> int:
-        """What is in the cell: 0 is nothing, else one number for each kind of thing, lit or not."""
+        """What the cell shows: 0 for an empty cell, else one number for each kind, lit or not."""
         return 1 + 2 * KINDS.index(self.name) + self.lit
 
     def draw(self, frame: np.ndarray) -> None:
@@ -52,18 +52,18 @@ class Card(Thing):
 
 
 class HardStream(BasicStream):
-    """`CHAINS` of things change their looks, each as often as one of `LENGTHS` says; `UNMASKED` of all looks are lit.
+    """A stream of `CHAINS` things. Each changes its look as often as one of `LENGTHS`; `UNMASKED` looks are lit up.
 
-    `depths[i]` is how many changes lie behind the thing of narration i, `changes` are `(seconds, before, after)`.
+    `depths[i]` is the number of changes before narration i, and `changes` are `(seconds, before, after)`.
     """
 
     GRID = 7
-    PAIRS = 3  # changes in one frame, at most
+    PAIRS = 3  # at most, that change in one frame
     CHAINS = 4
     UNMASKED = 8
     LENGTHS = (2, 3, 3)
-    WEIGHTS = (1, 3, 10, 20)  # how likely a look so many changes deep is unmasked
-    IN_ORDER = False  # whether the looks are unmasked in the order in which they were chosen
+    WEIGHTS = (1, 3, 10, 20)  # relative probability that a look after 0, 1, 2, 3 changes is unmasked
+    IN_ORDER = False  # unmask looks in the order in which they were drawn
     SECONDS = (4.0, 12.0)
 
     def __init__(self, seed: int):
@@ -79,7 +79,7 @@ class HardStream(BasicStream):
         self._rng_state = rng.getstate()
 
     def _chains(self, rng: random.Random) -> list[list[int]]:
-        """The kinds that each thing looks like, one after the other; no kind twice."""
+        """The successive kinds of each thing; no kind occurs twice."""
         kinds, chains = rng.sample(range(len(KINDS)), len(KINDS)), []
         for _ in range(self.CHAINS):
             length = 1 + rng.choice(self.LENGTHS)
@@ -88,7 +88,7 @@ class HardStream(BasicStream):
         return chains
 
     def _looks(self, rng: random.Random) -> list[tuple[int, int]]:
-        """Which looks are unmasked: `(chain, changes before it)`."""
+        """The looks to unmask: `(chain, number of changes before)`."""
         looks = [(c, depth) for c, chain in enumerate(self.chains) for depth in range(len(chain))]
         chosen = []
         for _ in range(self.UNMASKED):
@@ -97,7 +97,7 @@ class HardStream(BasicStream):
         return chosen
 
     def _play(self, rng: random.Random) -> None:
-        """Frames with changes and frames with someone lit, until all changes and all chosen looks were seen."""
+        """Add frames, with changes or with a lit thing, until all changes and all chosen looks have been shown."""
         looks, last = self._looks(rng), [len(chain) - 1 for chain in self.chains]
         shown = [0] * len(last)  # changes of each chain so far
         while True:
@@ -113,7 +113,7 @@ class HardStream(BasicStream):
                 self.depths.append(depth)
                 self._show(rng, [[self.chains[c][depth]]], f"The {KINDS[self.chains[c][0]]} is unmasked.", lit=True)
                 continue
-            # the longest first, so that chains do not end one after the other
+            # those with the most changes left come first, so that chains end at about the same time
             changing.sort(key=lambda c: shown[c] - last[c] + rng.random())
             pairs = [self.chains[c][shown[c] : shown[c] + 2] for c in changing[: self.PAIRS]]
             for c in changing[: self.PAIRS]:
@@ -122,7 +122,7 @@ class HardStream(BasicStream):
             self._show(rng, pairs, "")
 
     def _show(self, rng: random.Random, groups: list[list[int]], text: str, lit: bool = False) -> None:
-        """One more frame: the kinds of a group are neighbours in a row, other things have no neighbour there."""
+        """Add a frame. The kinds of a group are side by side, and different groups do not touch within a row."""
         while (places := self._places(rng, [len(group) for group in groups])) is None:
             pass
         cards = tuple(
@@ -133,8 +133,8 @@ class HardStream(BasicStream):
         self.events.append(Event(STEP * len(self.events), text, cards))
 
     def _places(self, rng: random.Random, widths: list[int]) -> list[tuple[int, int]] | None:
-        """`(row, first column)` of groups of one or two, or None where they got in each other's way."""
-        free = {(row, column): None for row in range(self.GRID) for column in range(self.GRID)}  # in this order
+        """`(row, first column)` of groups of one or two, or None if the last of them found no room."""
+        free = {(row, column): None for row in range(self.GRID) for column in range(self.GRID)}  # an ordered set
         places = []
         for width in widths:
             starts = [(row, column) for row, column in free if (row, column + width - 1) in free]
@@ -166,7 +166,7 @@ class HardStream(BasicStream):
         return codes
 
     def first_looks(self, time: float) -> dict[int, int]:
-        """Each kind seen up to `time` -> how the thing that looks like it looked at first."""
+        """The first look of the thing that looks like each kind seen up to `time`."""
         first: dict[int, int] = {}
         for changed, before, after in self.changes:
             if changed <= time:
@@ -187,14 +187,14 @@ class HardStream(BasicStream):
 
 
 class HardSmallStream(HardStream):
-    """The same on 3 x 3 cells."""
+    """The hard level on 3 x 3 cells."""
 
     GRID = 3
     PAIRS = 2
 
 
 class HardLessons(HardStream):
-    """To learn from, beside the level itself: as many are lit who have not changed as who have changed often."""
+    """Additional training data: looks of all depths are equally likely to be unmasked."""
 
     WEIGHTS = (1, 1, 1, 1)
 
@@ -203,12 +203,6 @@ class HardSmallLessons(HardSmallStream):
     WEIGHTS = HardLessons.WEIGHTS
 
 
-LEVELS |= {
-    "hard": HardStream,
-    "hard_small": HardSmallStream,
-    "hard_lessons": HardLessons,
-    "hard_small_lessons": HardSmallLessons,
-}
 SPLITS = {"train": 2_000_000_000, "validation": 100_000_000, "test": 200_000_000}  # first seed of each
 
 
@@ -224,8 +218,8 @@ def split_seeds(split: str, count: int) -> range:
 
 
 def sprites(pixels: int) -> np.ndarray:
-    """uint8 `[codes, pixels, pixels, 3]`: what a cell of each code looks like. A frame of `pixels` a cell is its
-    cells' sprites side by side."""
+    """uint8 `[codes, pixels, pixels, 3]`: the picture of a cell for each code. A frame with `pixels` per cell consists
+    of these."""
     bank = np.empty((1 + 2 * len(KINDS), pixels, pixels, 3), dtype=np.uint8)
     bank[:] = np.array(BACKGROUND, dtype=np.uint8)
     for kind in range(len(KINDS)):

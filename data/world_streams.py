@@ -1,4 +1,4 @@
-"""Streams of the hard level as tensors on a device: encoded once for all rows, drawn when they are needed."""
+"""Streams of the hard levels as tensors on a device: encoded once for all runs, drawn when a batch needs them."""
 
 import fcntl
 import hashlib
@@ -20,17 +20,18 @@ FPS = 2.0
 
 
 def grid_of(level: str) -> int:
-    """Cells a side of a level's frames."""
+    """Number of rows and of columns of a level's grid."""
     return world_stream(0, level).GRID
 
 
 def training_texts(level: str = "hard", count: int = 300) -> list[str]:
-    """What is said in some streams of the training split, for a tokenizer."""
+    """Text of `count` streams of the training split, to train a tokenizer on."""
     return texts(split_seeds("train", count), level)
 
 
 def encode(job: tuple[str, range, VideoLLMMoDProcessor]) -> list[tuple]:
-    """`(ids, labels, codes of the frames' cells, depths of the narrations)` of streams; one placeholder a frame."""
+    """`(ids, labels, codes of the cells of all frames, depths of the narrations)` of streams, with one placeholder per
+    frame."""
     level, seeds, processor = job
     encoded = []
     for seed in seeds:
@@ -41,7 +42,7 @@ def encode(job: tuple[str, range, VideoLLMMoDProcessor]) -> list[tuple]:
 
 
 def encode_all(jobs: list) -> Iterator[list[tuple]]:
-    """`encode` of each job, in spawned processes: torch may have run here, and its threads outlive no fork."""
+    """`encode` each job, in spawned processes: a fork would not have the threads that torch may have started here."""
     processes = min(len(jobs), os.cpu_count())
     if processes < 2:
         yield from map(encode, jobs)
@@ -51,7 +52,7 @@ def encode_all(jobs: list) -> Iterator[list[tuple]]:
 
 
 def encoded_streams(level: str, split: str, count: int, processor, folder: Path) -> list[list[torch.Tensor]]:
-    """Streams of a split by their shapes: `[ids, labels, codes, depths]` of each group, one row a stream."""
+    """Streams of a split in groups of one shape: each is `[ids, labels, codes, depths]`, with one row per stream."""
     folder.mkdir(parents=True, exist_ok=True)
     processor = VideoLLMMoDProcessor(processor.video_processor, processor.tokenizer, num_frame_tokens=1)
     seeds = split_seeds(split, count)
@@ -60,7 +61,7 @@ def encoded_streams(level: str, split: str, count: int, processor, folder: Path)
     version = hashlib.sha256(repr(first).encode()).hexdigest()[:8]  # of world and tokenizer
     path = folder / f"{level}_{split}_{count}_{version}.pt"
     with open(path.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one process makes them, those beside it wait
+        fcntl.flock(lock, fcntl.LOCK_EX)  # one process encodes, the others wait
         if not path.exists():
             groups: dict[tuple, list] = {}
             for stream in (stream for part in encode_all(jobs) for stream in part):
@@ -76,7 +77,7 @@ def encoded_streams(level: str, split: str, count: int, processor, folder: Path)
 
 
 class Streams:
-    """Streams on the device, in groups of one shape, so that no batch is padded."""
+    """Streams on a device, in groups of one shape so that batches need no padding."""
 
     def __init__(self, groups: list[list[torch.Tensor]], num_frame_tokens: int, video_token_id: int, device: str):
         self.groups = []
@@ -86,7 +87,7 @@ class Streams:
             self.groups.append([x.to(device) for x in (*long, codes, depths)])
 
     def batches(self, batch_size: int, rng: np.random.Generator | None = None):
-        """`(ids, labels, codes, depths)` batches of one epoch; with `rng` in random order and whole batches only."""
+        """Batches `(ids, labels, codes, depths)` of one epoch. With `rng` they are shuffled, and all are full."""
         plan = []
         for group in self.groups:
             size = len(group[0])
@@ -94,7 +95,7 @@ class Streams:
             stop = size if rng is None else size // batch_size * batch_size
             plan += [(group, order[i : i + batch_size]) for i in range(0, stop, batch_size)]
         if not plan:
-            raise ValueError(f"`batch_size` {batch_size} is more than the streams of any one shape")
+            raise ValueError(f"`batch_size` {batch_size} is larger than every group of streams of one shape")
         for i in range(len(plan)) if rng is None else rng.permutation(len(plan)):
             group, rows = plan[i]
             index = torch.from_numpy(rows).to(group[0].device)
@@ -102,8 +103,12 @@ class Streams:
 
 
 def pixels(bank: torch.Tensor, codes: torch.Tensor) -> torch.Tensor:
-    """The frames of a batch as the processor gives them. bank: float `[codes, p, p, 3]`, normalised; codes: uint8
-    `[B, F, h, w]`. Returns `[B * F, 3, h * p, w * p]`."""
+    """The frames of a batch, as a processor would make them, `[B * F, 3, h * p, w * p]`.
+
+    Args:
+        bank: normalised sprites, float `[codes, p, p, 3]`.
+        codes: of the cells, uint8 `[B, F, h, w]`.
+    """
     cells = bank[codes.flatten(0, 1).long()]
     frames, h, w, p, _, _ = cells.shape
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(frames, 3, h * p, w * p)

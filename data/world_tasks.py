@@ -1,17 +1,16 @@
-"""Tasks on the hard level that mirror the paper's: who is unmasked follows a known procedure, and questions ask for
-it.
+"""Tasks on the hard levels that mirror those of the paper: things are unmasked in the order of a known procedure.
 
-A procedure is a round of ten steps that starts anywhere and goes on for ever. Its steps are actions, a verb and whom
-it is done to; only who is unmasked is seen, the verb is known from the procedure. Nothing is narrated, since the order
-would tell who is next.
+A procedure is a cycle of ten steps that starts at any of them. A step is a verb and the thing that it is done to. The
+frames show only the thing, so the verb has to be known from the procedure. Nothing is narrated, since narrations would
+give the order away.
 """
 
 import random
 
 import numpy as np
 
-from .world import LEVELS, NUMBERS, SYSTEM_PROMPTS
-from .world_hard import KINDS, HardStream
+from .world_basic import KINDS, NUMBERS, SYSTEM_PROMPTS
+from .world_hard import HardStream
 
 NAMES = (
     "auction",
@@ -30,12 +29,12 @@ NAMES = (
 VERBS = ("crown", "follow", "greet", "guide", "thank")
 ORDINALS = (*NUMBERS[1:], "ten")
 TASKS = ("step", "task", "next", "procedure", "procedure+", "lta", "keystep")
-FUTURE = {"next": 1, "procedure": 5, "procedure+": 5, "lta": 20}  # steps asked for
-OBSERVED = 8  # actions that long-term anticipation sees first
+FUTURE = {"next": 1, "procedure": 5, "procedure+": 5, "lta": 20}  # steps to predict
+OBSERVED = 8  # actions seen before long-term anticipation is asked for
 
 
 def make_procedures() -> dict[str, tuple[tuple[str, int], ...]]:
-    """Name -> ten steps `(verb, kind)`. No procedure has a kind twice, and who follows whom tells the procedure."""
+    """Name -> ten steps `(verb, kind)`. A kind occurs once in a procedure, and two successive kinds identify it."""
     rng, procedures, taken = random.Random("procedures"), {}, set()
     for name in NAMES:
         while True:
@@ -52,7 +51,7 @@ PROCEDURES = make_procedures()
 
 
 class HardTasksStream(HardStream):
-    """Eight steps of a procedure: `steps` are `(seconds, index of the step in the procedure)`."""
+    """Eight steps of a procedure: `steps` are `(seconds, index in the procedure)`."""
 
     CHAINS = OBSERVED
     LENGTHS = (1, 2)
@@ -74,7 +73,7 @@ class HardTasksStream(HardStream):
     def _looks(self, rng: random.Random) -> list[tuple[int, int]]:
         return [(c, len(chain) - 1) for c, chain in enumerate(self.chains)]
 
-    narrations = ()  # nothing is said of itself
+    narrations = ()  # the model speaks only when asked
 
     def actions(self, index: int, count: int = 1) -> list[str]:
         """`count` steps of the procedure from `index` on: "crown the red circle"."""
@@ -83,12 +82,12 @@ class HardTasksStream(HardStream):
         return [f"{verb} the {KINDS[kind]}" for verb, kind in chosen]
 
     def tasks(self, time: float) -> tuple[str, ...]:
-        """Which of `TASKS` can be asked right after the frame at `time`: two steps tell the procedure."""
+        """Those of `TASKS` that can be asked after the frame at `time`: two steps identify the procedure."""
         done = sum(step_time <= time for step_time, _ in self.steps)
         return TASKS if done >= OBSERVED else () if done < 2 else tuple(task for task in TASKS if task != "lta")
 
     def task(self, name: str, time: float) -> tuple[str, str]:
-        """The question of a task, asked right after the frame at `time`, and its answer.
+        """The question of a task after the frame at `time`, and its answer.
 
         Raises:
             `ValueError`: if the task cannot be asked then.
@@ -120,7 +119,7 @@ class HardTasksStream(HardStream):
         return examples
 
     def asked(self, name: str, fps: float = 2.0) -> list[dict]:
-        """The example of a task as messages, for a processor; the last one is the answer."""
+        """The example of a task as messages for a processor; the last message is the answer."""
         time, question, answer = self.examples()[name]
         system, instruction = self.opening()
         turns = [
@@ -148,17 +147,17 @@ class HardTasksStream(HardStream):
 
 
 class HardSmallTasksStream(HardTasksStream):
-    """The same on 3 x 3 cells."""
+    """The tasks on 3 x 3 cells."""
 
     GRID = 3
     PAIRS = 2
 
 
 class HardTasksLessons(HardTasksStream):
-    """To learn from: each task is as likely to be asked as any other, also that which has to wait for the end."""
+    """Training data: all tasks are asked equally often, including the one that can only be asked at the end."""
 
     def questions(self, fps: float = 2.0, count: int = 1) -> list[tuple[float, str, str]]:
-        super().questions(fps, count)  # says what is wrong with `count`
+        super().questions(fps, count)  # checks `count`
         left = {time: self.tasks(time) for time in self.frame_times(fps).tolist()}
         rng, questions = random.Random(f"lessons/{self.seed}"), []
         for _ in range(count):
@@ -172,11 +171,3 @@ class HardTasksLessons(HardTasksStream):
 class HardSmallTasksLessons(HardTasksLessons):
     GRID = 3
     PAIRS = 2
-
-
-LEVELS |= {
-    "hard_tasks": HardTasksStream,
-    "hard_small_tasks": HardSmallTasksStream,
-    "hard_tasks_lessons": HardTasksLessons,
-    "hard_small_tasks_lessons": HardSmallTasksLessons,
-}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from tiny_models import tiny_config, tiny_model
 
-from videollm_mod.data.world import ABSENT, KINDS, LIT_UP, NUM_STATES, THERE, TURNED
+from videollm_mod.data.world_basic import ABSENT, KINDS, LIT_UP, NUM_STATES, THERE, TURNED
 from videollm_mod.data.world_data import WorldCells, WorldData, collate_cells
 from videollm_mod.training.initialise import place_patches
 from videollm_mod.training.vision_stage import CellNamer

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from videollm_mod import cli
-from videollm_mod.data.world import COLOURS, KINDS, PLACES, SHAPES, THERE, conversation, inside, world_stream
+from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.data.world_basic import COLOURS, KINDS, PLACES, SHAPES, THERE, inside
 
 SEEDS = range(60)
 

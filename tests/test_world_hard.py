@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import torch
 
-from videollm_mod.data.world import LIT_UP, NUM_STATES, THERE, TURNED, conversation, world_stream
+from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.data.world_basic import KINDS, LIT_UP, NUM_STATES, THERE, TURNED
 from videollm_mod.data.world_data import WorldCells, WorldData
-from videollm_mod.data.world_hard import KINDS, SPLITS, sprites
+from videollm_mod.data.world_hard import SPLITS, sprites
 from videollm_mod.data.world_tasks import ORDINALS, PROCEDURES, TASKS
 
 LEVELS = ("hard", "hard_small", "hard_lessons", "hard_small_lessons")

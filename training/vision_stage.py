@@ -6,7 +6,7 @@ A language model that learns to see only through narrations learns slowly; namin
 import torch
 from torch import nn
 
-from ..data.world import ABSENT, KINDS, NUM_STATES
+from ..data.world_basic import ABSENT, KINDS, NUM_STATES
 
 
 class CellNamer(nn.Module):
