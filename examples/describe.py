@@ -1,4 +1,4 @@
-"""Asks a question about a video: python examples/describe.py VIDEO QUESTION"""
+"""Ask a question about a video: python examples/describe.py VIDEO QUESTION"""
 
 import argparse
 from pathlib import Path

@@ -1,7 +1,7 @@
 """Fine-tune on your own videos with the HF Trainer: python examples/finetune.py streams.jsonl --output runs/own --lora
 
-On several GPUs: torchrun --nproc_per_node N examples/finetune.py ... What `--lora` trains is an adapter, which
-`videollm-mod merge runs/own --output DIR` turns into a checkpoint.
+On several GPUs: torchrun --nproc_per_node N examples/finetune.py ... With `--lora` the result is an adapter, which
+`videollm-mod merge runs/own --output DIR` merges into a checkpoint.
 """
 
 import argparse
@@ -49,7 +49,7 @@ trainer = Trainer(
         learning_rate=3e-4,
         bf16=torch.cuda.is_available(),
         logging_steps=10,
-        remove_unused_columns=False,  # the columns are made on the fly
+        remove_unused_columns=False,  # the data set makes its columns on the fly
         ddp_find_unused_parameters=False,
     ),
     train_dataset=dataset,

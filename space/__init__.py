@@ -1,4 +1,5 @@
-"""The demo: a page on which visitors let the model watch videos and cameras, and ask it.
+"""The demo, a web page with its server; `space_app/` is the folder that a Hugging Face Space runs it from.
 
-It is served by gradio's API engine; `space_app/app.py` starts it as a Space, `make space` here.
+Visitors let the model watch videos and cameras, and ask it questions. gradio serves the page and the API. `make space`
+starts the demo on this machine.
 """

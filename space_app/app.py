@@ -1,7 +1,8 @@
-"""The Space: the demo of the package, on a checkpoint from the Hub or the repository that this folder lies in.
+"""The files of a Hugging Face Space, which starts the demo; the demo itself is the package folder `space/`.
 
-`VIDEOLLM_MOD_MODEL` names a model repository on the Hub and `VIDEOLLM_MOD_REVISION` one of its commits or tags; code
-and weights both come from there, since such a repository is the package too.
+`VIDEOLLM_MOD_MODEL` names a model repository on the Hub, and `VIDEOLLM_MOD_REVISION` one of its commits or tags. Both
+the code and the weights come from there, since a model repository is also the package. Without them, the repository
+around this folder runs.
 """
 
 import importlib.util
@@ -11,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 with suppress(ImportError):
-    import spaces  # noqa: F401 -- on ZeroGPU it has to come before torch
+    import spaces  # noqa: F401 -- on ZeroGPU it must be imported before torch
 
 
 def repository() -> Path:
     """The folder of the model repository.
 
     Raises:
-        `SystemExit`: if there is none, or no revision is named.
+        `SystemExit`: if there is none, or if no revision is given.
     """
     model, revision = os.environ.get("VIDEOLLM_MOD_MODEL"), os.environ.get("VIDEOLLM_MOD_REVISION")
     if not model:
@@ -27,15 +28,15 @@ def repository() -> Path:
             sys.exit("error: set VIDEOLLM_MOD_MODEL and VIDEOLLM_MOD_REVISION to a model repository and its commit")
         return folder
     if not revision:
-        sys.exit(f"error: set VIDEOLLM_MOD_REVISION to the commit of {model} to run: its code runs here")
+        sys.exit(f"error: set VIDEOLLM_MOD_REVISION to the commit of {model} to run, since its code is executed")
     from huggingface_hub import constants, snapshot_download
 
-    # huggingface_hub 1 asks for the list of files even where it may not ask at all
+    # huggingface_hub 1 asks for the list of files even when it is offline
     return Path(snapshot_download(model, revision=revision, local_files_only=constants.HF_HUB_OFFLINE))
 
 
 def import_package(folder: Path) -> None:
-    """Make `folder` the package `videollm_mod`, whatever its own name."""
+    """Import `folder` as the package `videollm_mod`, whatever its name is."""
     spec = importlib.util.spec_from_file_location(
         "videollm_mod", folder / "__init__.py", submodule_search_locations=[str(folder)]
     )
