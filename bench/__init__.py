@@ -1,1 +1,1 @@
-"""`videollm-mod bench`: what the model costs in time and memory, measured side by side with a dense one."""
+"""`videollm-mod bench`: time and memory of mixture of depths, measured next to a dense model."""

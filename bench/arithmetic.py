@@ -1,8 +1,8 @@
-"""What a training step has to compute, counted, and how fast the device does such things, measured.
+"""The operations of a training step, counted, and the speed of the device, measured.
 
-Counted are matrix products alone, without what is recomputed: two operations a weight and token forwards, and two
-backwards (frozen weights have no gradient), the adapters' own gradients, and causal attention with 2 products forwards
-and 5 backwards.
+Only matrix products count, and nothing that is recomputed: two operations per weight and token in the forward pass,
+two in the backward pass (frozen weights have no gradient), the gradients of the adapters, and causal attention with
+two products forward and five backward.
 """
 
 import time
@@ -13,7 +13,7 @@ from ..configuration_videollm_mod import num_kept_tokens
 
 
 def layer_tokens(model, inputs: dict) -> tuple[int, int]:
-    """Tokens of the sequence, and how many of them enter a routed layer."""
+    """The length of the sequence, and the number of tokens that enter a routed layer."""
     length, frames = inputs["input_ids"].shape[1], len(inputs["video_features"])
     per_frame = model.config.num_frame_tokens
     kept = num_kept_tokens(model.config.text_config.mod_keep_ratio, per_frame)
@@ -21,6 +21,7 @@ def layer_tokens(model, inputs: dict) -> tuple[int, int]:
 
 
 def step_operations(model, inputs: dict, rank: int, routed: bool, all_logits: bool) -> float:
+    """Floating-point operations of a step with adapters of `rank`."""
     text = model.config.text_config
     hidden, inner, head_dim = text.hidden_size, text.intermediate_size, text.head_dim
     queries, keys = text.num_attention_heads * head_dim, text.num_key_value_heads * head_dim
@@ -41,7 +42,7 @@ def step_operations(model, inputs: dict, rank: int, routed: bool, all_logits: bo
 
 
 def measured_rates(device: str) -> dict[str, float]:
-    """Operations a second of a large product in bfloat16, and bytes a second read and written by a copy."""
+    """Operations per second of a large bfloat16 matrix product, and bytes per second that a copy reads and writes."""
     size = 8192 if device != "cpu" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     source = torch.empty(2**30 if device != "cpu" else 2**24, dtype=torch.uint8, device=device)
@@ -53,7 +54,7 @@ def measured_rates(device: str) -> dict[str, float]:
 
 
 def best_time(function, device: str, repeats: int = 10, calls: int = 5) -> float:
-    """Seconds of a call: the best of `repeats` means over `calls` calls."""
+    """Seconds per call: the best of `repeats` means over `calls` calls."""
     seconds = []
     for _ in range(repeats):
         synchronise(device)

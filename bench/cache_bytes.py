@@ -1,7 +1,7 @@
-"""Bytes of keys and values a stream takes, counted from a `MoDCache` that a model has filled.
+"""Bytes of keys and values per frame, counted from a `MoDCache` that a model has filled.
 
-What a layer holds depends on the routing alone, so a model whose layers are narrow fills the cache, and the bytes are
-those of the geometry's heads.
+How many tokens a layer holds depends only on routing. A model with narrow layers therefore fills the cache, and the
+bytes are those of the geometry's attention heads.
 """
 
 import torch
@@ -12,7 +12,7 @@ from .geometries import SEPARATOR, SMALL_TOWER, VIDEO, config_values
 
 
 def held_tokens(geometry: str, frames: int, tokens: int, keep_ratio: float, chunk: int = 2) -> list[int]:
-    """Tokens that each layer holds after `frames` frames with a separator each, `chunk` frames a call."""
+    """The tokens that each layer holds after `frames` frames, each with a separator, in calls of `chunk` frames."""
     values = config_values(geometry, tokens, mod_keep_ratio=keep_ratio)
     narrow = {"vocab_size": 16, "hidden_size": 8, "intermediate_size": 8, "head_dim": 2}
     narrow |= {"num_attention_heads": 1, "num_key_value_heads": 1}
@@ -29,7 +29,7 @@ def held_tokens(geometry: str, frames: int, tokens: int, keep_ratio: float, chun
 
 
 def bytes_per_frame(geometry: str, tokens: int, keep_ratio: float = 0.2, frames: int = 4) -> dict[str, float]:
-    """Bytes of keys and values in bfloat16 that a frame and its separator take, routed and dense, and their ratio."""
+    """Bytes of bfloat16 keys and values for a frame and its separator, routed and dense, and their ratio."""
     text = VideoLLMMoDConfig(**config_values(geometry, tokens)).text_config
     per_token = 2 * text.num_key_value_heads * text.head_dim * torch.bfloat16.itemsize  # of one layer
     routed = sum(held_tokens(geometry, frames, tokens, keep_ratio)) * per_token / frames

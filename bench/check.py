@@ -1,11 +1,11 @@
-"""That all ways agree on this device: gradients in bfloat16 of each against float32, by relative norm."""
+"""A check that all ways of a training step agree on this device: bfloat16 gradients against float32 gradients."""
 
 import torch
 
 from ..recomputing import CHOICES
 from .step import Bench, Way
 
-LARGEST = 0.05  # relative norm of the difference of all gradients; bfloat16 has steps of 0.4% to 0.8%
+LARGEST = 0.05  # relative norm of the error of all gradients; bfloat16 rounds by 0.4% to 0.8%
 
 
 def gradients(bench: Bench, way: Way) -> tuple[float, dict[str, torch.Tensor]]:
@@ -21,11 +21,11 @@ def relative(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) ->
 
 
 def check(device: str, geometry: str = "middle", frames: int = 120, tokens: int = 10) -> dict[str, dict]:
-    """Of each way: its loss, and how far its gradients are from those of float32 that keep everything. Tokens are
-    chosen uniformly, since learned scores that are close would choose others in other dtypes.
+    """For each way, its loss and the error of its gradients against float32 without recomputation. Tokens are selected
+    uniformly, since close learned scores can select other tokens in another dtype.
 
     Raises:
-        `ValueError`: if one is further than `LARGEST`, naming all that are.
+        `ValueError`: if an error is larger than `LARGEST`, naming all such ways.
     """
     exact = Bench(geometry, frames, tokens, device, torch.float32, mod_selection="uniform")
     rounded = Bench(geometry, frames, tokens, device, mod_selection="uniform")
@@ -42,7 +42,7 @@ def check(device: str, geometry: str = "middle", frames: int = 120, tokens: int 
             error = relative(got, expected)
             result[f"{way.name}, {way.recompute}"] = {"loss": own, "float32": loss, "gradient_error": error}
             if got.keys() != expected.keys():
-                raise ValueError(f"{way} has gradients of {sorted(got.keys() ^ expected.keys())[:5]}, or lacks them")
+                raise ValueError(f"{way} has other gradients than float32: {sorted(got.keys() ^ expected.keys())[:5]}")
     far = {name: entry for name, entry in result.items() if not entry["gradient_error"] < LARGEST}
     if far:
         raise ValueError(f"gradients differ from those of float32: {far}")

@@ -1,4 +1,4 @@
-"""Sizes of models to measure. Weights are random: what a step costs does not depend on what the numbers are."""
+"""Sizes of the models to measure. Weights are random, which does not change what a step costs."""
 
 import json
 import math
@@ -15,7 +15,7 @@ GEOMETRIES = {
         "max_position_embeddings": 524_288,
         "rope_theta": 500_000.0,
     },
-    # as wide as a small Llama, and quick to build: for checks
+    # for checks: as wide as a small Llama, and quick to build
     "middle": {
         "vocab_size": 32_000,
         "hidden_size": 1024,
@@ -45,12 +45,12 @@ SMALL_TOWER = {
     "image_size": 384,
     "patch_size": 16,
 }
-BOS, EOS, PAD, VIDEO, SEPARATOR, START, END, FIRST_WORD = range(8)  # ids of random streams
+BOS, EOS, PAD, VIDEO, SEPARATOR, START, END, FIRST_WORD = range(8)  # token ids of random streams
 
 
 def config_values(name: str, tokens: int = 10, **mod_options) -> dict:
-    """Arguments of `VideoLLMMoDConfig` for a geometry whose frames have `tokens` tokens: a class token, and a square
-    grid of pooled ones. The vision tower is SigLIP-L/16 at 384 pixels, nano's own, or for `tiny` a small one.
+    """Arguments of `VideoLLMMoDConfig` for a geometry with `tokens` tokens per frame: a class token, and a square grid
+    of pooled tokens. The vision tower is SigLIP-L/16 at 384 pixels; `nano` has its own, and `tiny` a small one.
 
     Raises:
         `ValueError`: if `tokens` is not 1 more than a square.

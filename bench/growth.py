@@ -1,9 +1,9 @@
-"""`videollm-mod bench growth`: how time and memory of watching grow: with the frames that are held, the tokens of a
-frame, the streams watched together, and the share of tokens that routed layers keep.
+"""`videollm-mod bench growth`: time and memory of watching against frames held, tokens per frame, parallel streams and
+keep ratio.
 
-A row is a few streams that hold so many frames. It says what their caches take, counted exactly; whether they fit; and
-if so the time of one more frame of each, as it comes, and of a block of recorded frames, both through the language
-model alone. A file that exists is gone on with.
+A row is one or more streams that hold a number of frames. It has the bytes of their caches, counted exactly, and
+whether they fit. If they do, it has the time of one more frame of each stream and of a block of recorded frames, in
+the language model alone. A result file that exists is continued.
 """
 
 import json as jsons
@@ -27,7 +27,7 @@ BLOCK_TOKENS, BLOCK_FRAMES = 4096, 256  # at most, of a block of recorded frames
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes of the device, or of the machine."""
+    """Bytes of memory of a GPU, or of the machine."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -81,7 +81,7 @@ def measure(model, case: dict, repeats: int, total: int) -> dict:
             row["why_not_static"] = why_not_static
     except torch.OutOfMemoryError:
         row["fits"] = False
-        row["why"] = "the device ran out of memory, though by arithmetic it fits"
+        row["why"] = "the device ran out of memory, although it should fit by arithmetic"
     if device.type == "cuda":
         row["peak_bytes"] = torch.cuda.max_memory_allocated(device)
     return row
@@ -93,13 +93,13 @@ def line(row: dict) -> str:
     )
     size += f", {row['way']:<5} cache {row['cache_bytes'] / 2**30:8.3f} GiB"
     if not row["fits"]:
-        return f"{size}  does not fit: {row['needs_bytes'] / 2**30:.1f} GiB are needed"
+        return f"{size}  does not fit: it needs {row['needs_bytes'] / 2**30:.1f} GiB"
     block = f", in blocks {row['block']['ms_per_frame']:.3f} ms" if "block" in row else ""
     return f"{size}  a frame {row['stream']['ms_per_frame']:.3f} ms{block}"
 
 
 def figures(result: dict) -> dict[str, float]:
-    """Those of the summary: what a frame costs a long stream, and a short one."""
+    """The figures for the summary: ms per frame in a short and in a long stream."""
     if (result["geometry"], result["device"]) != ("llama3-8b", "cuda"):
         return {}
     wanted = {f"growth_ms_{count}": {**MIDDLE, "frames": count, "way": "mod"} for count in (FRAMES[0], FRAMES[-1])}
@@ -108,20 +108,20 @@ def figures(result: dict) -> dict[str, float]:
     return {name: row["stream"]["ms_per_frame"] for name, row in found.items() if "stream" in row}
 
 
-def gone_on_with(json: Path | None, about: dict) -> list[dict]:
-    """The rows of a file that exists.
+def earlier_rows(json: Path | None, about: dict) -> list[dict]:
+    """The rows of an earlier run, if the file exists.
 
     Raises:
-        `ValueError`: if it is of another geometry or machine, or no result at all.
+        `ValueError`: if it is of another geometry or machine, or not a result.
     """
     if json is None or not json.exists():
         return []
     try:
         known = jsons.loads(json.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{json} is no result of `bench growth`: {error}; give another --json") from error
+        raise ValueError(f"{json} is not a result of `bench growth`: {error}; give another --json") from error
     if not isinstance(known, dict) or not isinstance(known.get("rows"), list):
-        raise ValueError(f"{json} is no result of `bench growth`: it has no rows; give another --json")
+        raise ValueError(f"{json} is not a result of `bench growth`: it has no rows; give another --json")
     for key, value in about.items():
         if known.get(key) != value:
             raise ValueError(f"{json} has {key} {known.get(key)!r}, here it is {value!r}; give another --json")
@@ -137,17 +137,17 @@ def bench(
     frames: tuple[int, ...],
     tokens: tuple[int, ...],
 ) -> None:
-    """Rows of all sizes, routed and dense.
+    """Measure all sizes, routed and dense.
 
     Args:
-        json (`Path`, *optional*): for the result, which is written as it grows, and gone on with.
-        repeats (`int`): calls that are timed in each row; a quarter of them of blocks.
-        minutes (`float`): no row is begun after that time.
+        json (`Path`, *optional*): result file, written after every row. If it exists, its rows are kept.
+        repeats (`int`): timed calls of each row; blocks take a quarter of them.
+        minutes (`float`): no row is started after this time.
     """
     place, end = torch.device(device), time.perf_counter() + 60 * minutes
     result = {**header(), "geometry": geometry, "device": device, "memory_bytes": memory_of(place)}
     about = {key: result[key] for key in ("geometry", "device", "machine")}
-    result["rows"] = rows = gone_on_with(json, about)
+    result["rows"] = rows = earlier_rows(json, about)
     done = set(map(key_of, rows))
     wanted = [case for case in cases(tuple(frames), tuple(tokens)) if key_of(case) not in done]
     if wanted:
@@ -155,7 +155,7 @@ def bench(
         model = random_model(geometry, device, dtype=dtype).eval()
     for index, case in enumerate(wanted):
         if time.perf_counter() > end:
-            print(f"{len(wanted) - index} rows are left; run the same command again")
+            print(f"rows left: {len(wanted) - index}; run the same command again")
             break
         row = {**measure(model, case, repeats, result["memory_bytes"]), "commit": result["commit"]}
         print(line(row), flush=True)

@@ -1,16 +1,16 @@
-"""A picture of what `bench growth` measured."""
+"""Plot a result of `bench growth`."""
 
 from pathlib import Path
 
 from .growth_cases import MIDDLE
 
-SHADES = ("#9ecae1", "#4292c6", "#2171b5", "#08306b")  # of tokens a frame
+SHADES = ("#9ecae1", "#4292c6", "#2171b5", "#08306b")  # by tokens per frame
 STYLES = {"mod": "o-", "dense": "x:"}
 
 
 def plot(result: dict, path: Path) -> Path:
-    """Time of a frame as it comes, of a frame in a block, and the cache, against what is held; and frames a second
-    against streams."""
+    """Three panels against the number of frames held: ms per live frame, ms per frame of a block, and GiB of cache.
+    The fourth has frames per second against the number of streams."""
     from matplotlib.figure import Figure
 
     rows = sorted(result["rows"], key=lambda row: row["frames"])
@@ -20,7 +20,7 @@ def plot(result: dict, path: Path) -> Path:
     for shade, tokens in zip(SHADES, sorted({row["tokens"] for row in growing}), strict=False):
         for way, style in STYLES.items():
             own = [row for row in growing if (row["tokens"], row["way"]) == (tokens, way)]
-            look = {"color": shade, "label": f"{tokens} tokens, {way}", "markersize": 4}
+            look = {"color": shade, "label": f"{tokens} tokens per frame, {way}", "markersize": 4}
             for axes, part in ((stream, "stream"), (block, "block")):
                 timed = [row for row in own if part in row]
                 axes.plot([r["frames"] for r in timed], [r[part]["ms_per_frame"] for r in timed], style, **look)
@@ -28,9 +28,9 @@ def plot(result: dict, path: Path) -> Path:
     cache.axhline(result["memory_bytes"] / 2**30, color="tab:red", linewidth=1)
     place = (0.01, result["memory_bytes"] / 2**30)
     cache.text(*place, "memory of the device", transform=cache.get_yaxis_transform(), color="tab:red", va="bottom")
-    stream.set(ylabel="ms", title="One more frame, as it comes")
-    block.set(ylabel="ms a frame", title="Recorded frames, in blocks")
-    cache.set(ylabel="GiB", title="Keys and values of a stream")
+    stream.set(ylabel="ms", title="One frame of a live stream")
+    block.set(ylabel="ms per frame", title="Blocks of recorded frames")
+    cache.set(ylabel="GiB", title="Keys and values of one stream")
     for axes in (stream, block, cache):
         axes.set(xlabel="frames held", xscale="log", yscale="log")
     stream.legend(frameon=False, fontsize=8)
@@ -42,7 +42,7 @@ def plot(result: dict, path: Path) -> Path:
         batch.plot(
             [r["batch"] for r in own], [r["stream"]["per_second"] for r in own], style, color=SHADES[2], label=way
         )
-    batch.set(xlabel="streams watched together", ylabel="frames a second, all streams", title="Batch")
+    batch.set(xlabel="parallel streams", ylabel="frames per second, all streams", title="Batch")
     batch.set_ylim(bottom=0)
     batch.legend(frameon=False)
     for axes in figure.axes:

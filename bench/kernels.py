@@ -1,4 +1,4 @@
-"""Which kernels a step's time goes to, by kind."""
+"""The time that each kind of kernel takes in a training step."""
 
 from collections import defaultdict
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import torch
 from .arithmetic import synchronise
 from .step import Bench, Way
 
-KINDS = (  # first match of a part of the kernel's name, in lower case
+KINDS = (  # the first kind of which a part occurs in the lower-case name of a kernel
     ("attention", ("flash", "fmha", "attention", "cudnn_generated")),
     ("matrix products", ("gemm", "cutlass", "nvjet", "xmma", "cublas", "splitk", "gemv", "dot_kernel")),
     ("optimizer", ("multi_tensor_apply", "fused_adam", "adam")),
@@ -29,7 +29,8 @@ def kind_of(name: str) -> str:
 
 
 def kernel_times(function: Callable, device: str) -> tuple[dict[str, float], list[tuple[float, int, str]]]:
-    """Milliseconds by kind of the kernels `function` runs, and `(milliseconds, calls, name)` of each by time."""
+    """Milliseconds of each kind of kernel in `function`, and `(milliseconds, calls, name)` of each kernel, slowest
+    first."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     if device != "cpu":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
@@ -47,7 +48,7 @@ def kernel_times(function: Callable, device: str) -> tuple[dict[str, float], lis
 
 
 def kernel_table(bench: Bench, way: Way, top: int = 25) -> dict:
-    """Milliseconds by kind and of the `top` kernels of one step, and as text."""
+    """Milliseconds of each kind of kernel and of the `top` kernels in one step, also as text."""
     kinds, kernels = kernel_times(lambda: bench.step(way), bench.device)
     total = sum(kinds.values())
     lines = [

@@ -1,4 +1,4 @@
-"""`videollm-mod bench memory`: bytes of the cache, counted exactly, and how time and memory of training grow."""
+"""`videollm-mod bench memory`: bytes of the cache, counted exactly, and growth of time and memory in training."""
 
 from pathlib import Path
 
@@ -21,7 +21,7 @@ def cache_rows(geometry: str) -> list[dict]:
 def bench(geometry: str, json: Path | None, training: bool, minutes: float) -> None:
     result = {**header(), "geometry": geometry, "cache": cache_rows(geometry)}
     write(json, result)
-    print(f"{'tokens a frame':>15} {'kept':>5} {'MoD KiB/frame':>14} {'dense KiB/frame':>16} {'ratio':>7}")
+    print(f"{'tokens/frame':>15} {'keep':>5} {'MoD KiB/frame':>14} {'dense KiB/frame':>16} {'ratio':>7}")
     for row in result["cache"]:
         mod, dense = row["mod"] / 1024, row["dense"] / 1024
         counts = f"{row['tokens_per_frame']:>15} {row['keep_ratio']:>5}"

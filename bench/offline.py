@@ -1,4 +1,4 @@
-"""`videollm-mod bench offline`: recorded video, as features, through the language model in large blocks."""
+"""`videollm-mod bench offline`: features of recorded video through the language model in large blocks."""
 
 import functools
 import time
@@ -13,7 +13,7 @@ from .watching import as_it_is, build, clock, stock, summary
 
 
 def blocks(model, frames: int, count: int, repeats: int, static: bool = True) -> dict:
-    """`count` calls of `frames` frames each, from an empty cache on, as static steps or as the model is."""
+    """`count` calls of `frames` frames each, starting from an empty cache, with static steps or without."""
     config = model.config
     ids = ([config.frame_separator_token_id] + [config.video_token_id] * config.num_frame_tokens) * frames
     size = (frames, config.num_frame_tokens, config.vision_config.hidden_size)
@@ -34,12 +34,13 @@ def blocks(model, frames: int, count: int, repeats: int, static: bool = True) ->
 
 
 def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: float, frames: int) -> None:
-    """Frames a second of streams of `frames` frames, of 10 and of 50 tokens, in blocks of 256 and 128.
+    """Measure frames per second of streams of `frames` frames: 10 tokens each in blocks of 256, and 50 tokens each in
+    blocks of 128.
 
     Args:
-        json (`Path`, *optional*): for the result, which is written as it grows.
-        repeats (`int`): streams that are timed in each row.
-        minutes (`float`): no row is begun after that time.
+        json (`Path`, *optional*): result file, written after every row.
+        repeats (`int`): timed streams of each row.
+        minutes (`float`): no row is started after this time.
     """
     place, end = torch.device(device), time.perf_counter() + 60 * minutes
     result = {**header(), "geometry": geometry, "device": device, "rows": []}
@@ -70,7 +71,7 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
                 torch.cuda.empty_cache()
         del model
     if not result["rows"]:
-        raise ValueError(f"no row was begun within --minutes {minutes:g}")
+        raise ValueError(f"no row was started within --minutes {minutes:g}")
     enter(json, found, result["command"])
     if json is not None:
         from .stream_plot import plot_offline

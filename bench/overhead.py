@@ -1,4 +1,4 @@
-"""What routing itself costs in a training step: scores, choice, gather and scatter, with their gradients."""
+"""The cost of routing itself in a training step: scores, selection, gather and scatter, with their gradients."""
 
 import torch
 
@@ -9,8 +9,8 @@ from .step import Bench
 
 
 def routing_seconds(bench: Bench) -> dict[str, float]:
-    """Seconds that all routed layers of a step take if their attention and MLP do nothing: of the device's kernels,
-    and on the clock. In a step the host launches these kernels while the device still works on others."""
+    """Seconds of all routed layers of a step without their attention and MLP: of the kernels on the device, and by the
+    clock. In a real step, the host launches these kernels while the device is busy with others."""
     model, text = bench.model, bench.model.config.text_config
     text.vision_routing = "mod"
     layout = model.model.lay_out(bench.inputs["input_ids"])

@@ -1,4 +1,4 @@
-"""Pictures of the results, beside their JSON."""
+"""Plots of results of `bench train` and `bench memory`."""
 
 import statistics
 from pathlib import Path
@@ -20,7 +20,7 @@ def color(row: str) -> str:
 
 
 def plot_training(result: dict, path: Path) -> None:
-    """Time against memory of every way: what is lower and further left is better."""
+    """Time against memory of every way; the lower left is best."""
     figure, axis = axes(1, 1, (8, 5.5))
     timed = [entry for entry in result["search"] if entry["seconds"]]
     for name in dict.fromkeys(entry["row"] for entry in timed):
@@ -30,12 +30,12 @@ def plot_training(result: dict, path: Path) -> None:
     for role, entry in result["rows"].items():
         if entry["seconds"] and role in ("reference", "fast", "small"):
             point = entry["peak_gib"], statistics.median(entry["seconds"])
-            beside = (6, 6) if role == "fast" else (8, -3)  # there its neighbours are at the right, else above
+            beside = (6, 6) if role == "fast" else (8, -3)  # away from the neighbouring points
             axis.annotate(
                 f"{role}: {entry['recompute']}", point, textcoords="offset points", xytext=beside, fontsize=8
             )
     axis.set_xlabel("peak memory, GiB")
-    axis.set_ylabel("time of a step, s")
+    axis.set_ylabel("seconds per step")
     axis.set_title(f"A training step: {result['frames']} frames of {result['tokens_per_frame']} tokens")
     axis.set_xlim(left=0)
     axis.set_ylim(bottom=0)
@@ -46,7 +46,7 @@ def plot_training(result: dict, path: Path) -> None:
 
 
 def plot_memory(result: dict, frames: tuple[int, ...], path: Path) -> None:
-    """The cache against the frames watched, and what was measured of training."""
+    """The cache against the number of frames, and what was measured of training."""
     rows = [row for row in result.get("training", []) if row["grows"] == "frames" and "seconds" in row]
     figure, panels = axes(1, 3 if rows else 1, (15 if rows else 6, 4.5))
     first = panels[0] if rows else panels
@@ -55,7 +55,7 @@ def plot_memory(result: dict, frames: tuple[int, ...], path: Path) -> None:
             style = "-" if row["tokens_per_frame"] == 10 else "--"
             for kind, name, shade in (("mod", "MoD", MOD), ("dense", "dense", DENSE)):
                 gib = [count * row[kind] / 2**30 for count in frames]
-                label = f"{name}, {row['tokens_per_frame']} tokens a frame"
+                label = f"{name}, {row['tokens_per_frame']} tokens per frame"
                 first.plot(frames, gib, style, color=shade, label=label)
     first.set_ylabel("cache, GiB")
     for panel, key, label in zip(
@@ -63,7 +63,7 @@ def plot_memory(result: dict, frames: tuple[int, ...], path: Path) -> None:
     ):
         for name in ("MoD", "dense"):
             points = [(row["frames"], row[key]) for row in rows if row["row"] == name]
-            panel.plot(*zip(*points, strict=True), "o-", color=color(name), label=f"{name}, 10 tokens a frame")
+            panel.plot(*zip(*points, strict=True), "o-", color=color(name), label=f"{name}, 10 tokens per frame")
         panel.set_ylabel(f"training step, {label}")
     for panel in panels if rows else [panels]:
         panel.set_xlabel("frames")

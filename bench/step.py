@@ -1,4 +1,4 @@
-"""One training step, in the ways that are compared: what is routed, which logits exist, what is recomputed."""
+"""One training step in the ways that are compared: routed or dense, which logits exist, what is recomputed."""
 
 import contextlib
 import gc
@@ -30,10 +30,10 @@ class Deadline:
 class Way:
     """
     Args:
-        routed: mixture of depths, else every token in every layer.
-        all_logits: the loss as transformers computes it, from the logits of all tokens.
-        stock: with transformers' parts of a layer and peft's LoRA layer in place of ours.
-        recompute: as in `recomputing`, written `choice:layers+choice:layers`.
+        routed: mixture of depths; otherwise every token enters every layer.
+        all_logits: compute the loss as transformers does, from the logits of all tokens.
+        stock: use transformers' norms, rotation and activation, and peft's LoRA layer.
+        recompute: choices of `recomputing`, written `choice:layers+choice:layers`.
     """
 
     routed: bool
@@ -52,9 +52,12 @@ class Way:
 
 
 class Bench:
-    """A model with adapters, its optimizer and one stream. Adapters are in the model's dtype, as is their optimizer's
-    state (a run of `videollm-mod train` has both in float32, on either side: 4 GiB more at Llama-3-8B's geometry);
-    connector and routers are in float32, and bfloat16 autocast is on, as the Trainer has it."""
+    """A model with adapters, its optimizer and one stream.
+
+    Adapters and their optimizer state are in the model's dtype. In a run of `videollm-mod train` both are in float32,
+    which takes 4 GiB more at Llama-3-8B's geometry. Connector and routers are in float32, with bfloat16 autocast, as
+    in the Trainer.
+    """
 
     def __init__(self, geometry: str, frames: int, tokens: int, device: str, dtype=torch.bfloat16, **mod_options):
         self.device, self.rank = device, LoraOptions().r
@@ -66,7 +69,7 @@ class Bench:
         for name, parameter in self.adapted.named_parameters():
             if "lora_" in name:
                 parameter.data = parameter.data.to(device, dtype)
-            if "lora_B" in name:  # else no gradient reaches A
+            if "lora_B" in name:  # with zeros, no gradient would reach A
                 torch.nn.init.normal_(parameter, std=0.02)
         self.adapted.to(device).train()
         self.optimizer = torch.optim.AdamW(
@@ -74,7 +77,7 @@ class Bench:
         )
 
     def use_stream(self, frames: int, tokens: int, batch: int = 1) -> None:
-        """Other streams for the same weights, of frames with as many tokens as `tokens` says."""
+        """Replace the streams: `batch` streams of `frames` frames with `tokens` tokens each."""
         side = int((tokens - 1) ** 0.5)
         self.model.config.frame_token_pooled = [side, side] if side else None
         self.inputs = random_stream(self.model, frames, self.device, batch)
@@ -95,7 +98,7 @@ class Bench:
             return ForCausalLMLoss(self.model.lm_head(hidden_states), labels, self.model.vocab_size)
 
     def backward(self, way: Way) -> torch.Tensor:
-        """Leave the gradients, and return the loss, for which the host does not wait."""
+        """Compute gradients and return the loss, without waiting for the device."""
         self.set(way)
         with stock_layers() if way.stock else contextlib.nullcontext():
             loss = self.loss(way)
@@ -103,7 +106,7 @@ class Bench:
         return loss.detach()
 
     def step(self, way: Way) -> tuple[float, float, float]:
-        """Loss, seconds, and peak GiB (0 on a CPU) of a forward and backward pass and the optimizer's step."""
+        """Run forward, backward and optimizer. Return the loss, seconds, and peak GiB (0 on a CPU)."""
         cuda = self.device != "cpu"
         if cuda:
             torch.cuda.reset_peak_memory_stats()
@@ -117,24 +120,24 @@ class Bench:
         return loss.item(), seconds, torch.cuda.max_memory_allocated() / 2**30 if cuda else 0.0
 
     def try_step(self, way: Way) -> tuple[float, float, float] | None:
-        """As `step`; None where the memory does not suffice."""
+        """As `step`, or None if memory runs out."""
         try:
             return self.step(way)
-        except RuntimeError as error:  # cuBLAS says it in another way
+        except RuntimeError as error:  # cuBLAS has an error of its own
             if not isinstance(error, torch.OutOfMemoryError) and "ALLOC_FAILED" not in str(error):
                 raise
-        # here the traceback's frames hold nothing any more
+        # the frames of the traceback no longer hold tensors here
         self.clear()
         return None
 
     def try_alone(self, way: Way) -> tuple[float, float, float] | None:
-        """As `try_step`, whatever came before: the second step in memory that is free, since the first one has kernels
-        chosen and memory handed out."""
+        """As `try_step`, independent of earlier steps. The second of two steps counts: the first one selects kernels
+        and allocates memory."""
         self.clear()
         return self.try_step(way) and self.try_step(way)
 
     def clear(self) -> None:
-        """Leave nothing behind of earlier steps, such as pieces of memory of sizes that the next way does not use."""
+        """Free everything of earlier steps, such as cached memory in sizes that the next way does not use."""
         self.optimizer.zero_grad()
         gc.collect()
         torch.cuda.empty_cache()
@@ -142,7 +145,7 @@ class Bench:
 
 @contextlib.contextmanager
 def stock_layers() -> Iterator[None]:
-    """Norms, rotation and activation as transformers computes them, and adapters as peft does."""
+    """Use transformers' norms, rotation and activation, and peft's LoRA layer."""
     from peft.tuners.lora import Linear
 
     from .. import fused

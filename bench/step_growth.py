@@ -1,4 +1,4 @@
-"""How time and memory of a training step grow with the stream: frames, tokens of a frame, batch and keep ratio."""
+"""Time and memory of a training step against frames, tokens per frame, batch size and keep ratio."""
 
 from collections.abc import Iterator
 
@@ -7,14 +7,14 @@ import torch
 from .arguments import check_fits
 from .step import Bench, Deadline, Way
 
-FRAMES, TOKENS, KEEP_RATIO = 600, 10, 0.2  # where something else grows
+FRAMES, TOKENS, KEEP_RATIO = 600, 10, 0.2  # of a size that does not vary
 BATCHES = (1, 2, 4, 8)
 
 
 def growth(
     geometry: str, frames: tuple[int, ...], tokens: tuple[int, ...], keep_ratios: tuple[float, ...], minutes: float
 ) -> Iterator[dict]:
-    """A row for each size, routed and dense, with the second of two steps; the smaller sizes come first."""
+    """Yield a row for each size, routed and dense, smaller sizes first. The second of two steps is measured."""
     deadline = Deadline(minutes)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     check_fits(geometry, device)

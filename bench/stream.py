@@ -1,4 +1,4 @@
-"""`videollm-mod bench stream`: what watching costs, frame by frame, in blocks, and when it is asked."""
+"""`videollm-mod bench stream`: what watching costs frame by frame, in blocks, and when a question is asked."""
 
 import tempfile
 import time
@@ -10,7 +10,7 @@ import torch
 from .record import enter, header, write
 from .watching import as_it_is, build, decode, end_to_end, first_token, generation, joined, language, stock
 
-# as their authors give them, on other machines
+# as published by their authors, for other machines
 PUBLISHED = [
     {"name": "VideoLLM-online 8B, end to end, A100", "frames_per_second": [10, 15], "source": "arXiv 2406.11816"},
     {
@@ -22,48 +22,59 @@ PUBLISHED = [
 ]
 HELD = (100, 600, 3000)
 TURNS = 4
-ALSO_FRAMES = (15, 30)  # a block of half a second at 30 and 60 frames a second
+ALSO_FRAMES = (15, 30)  # half a second at 30 and at 60 frames per second
 
 
-def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: float, size: tuple[int, int]) -> None:
-    """Rows of times, and a plot of them.
+class Rows:
+    """Measures row by row, and writes the result after each.
 
     Args:
-        json (`Path`, *optional*): for the result, which is written as it grows.
-        repeats (`int`): calls that are timed in each row, about; two rows that are compared take them in turns.
-        minutes (`float`): no row is begun after that time.
-        size (`(int, int)`): height and width of decoded frames.
+        model: the model of all rows.
+        json (`Path`, *optional*), result (`dict`): the file and its content, of which `rows` grow.
+        end (`float`): no row is started after this time of `perf_counter`.
     """
-    place = torch.device(device)
-    end, result = time.perf_counter() + 60 * minutes, {**header(), "geometry": geometry, "device": device, "rows": []}
-    result["published"] = PUBLISHED
-    model, processor = build(geometry, place)
-    is_large = geometry != "nano"
 
-    def row(name: str, measure, *arguments, ways=("mod",), static=True, **about) -> None:
-        """A row of each way; two take turns, since a machine is not always equally fast."""
-        if time.perf_counter() > end:
+    def __init__(self, model, json: Path | None, result: dict, end: float):
+        self.model, self.json, self.result, self.end = model, json, result, end
+
+    def add(self, name: str, measure, *arguments, ways=("mod",), static=True, **about) -> None:
+        """A row of each way. Two ways take turns, since the speed of a machine varies over time."""
+        if time.perf_counter() > self.end:
             return
         parts = {way: [] for way in ways}
         for turn in range(TURNS if len(ways) > 1 else 1):
             for way in ways[:: -1 if turn % 2 else 1]:
-                with as_it_is(model, way != "mod", static):
-                    parts[way].append(measure(model, *arguments))
+                with as_it_is(self.model, way != "mod", static):
+                    parts[way].append(measure(self.model, *arguments))
         for way, found in parts.items():
             found = {"name": name, "way": way if static else f"{way}, as it is", **about, **joined(found, **about)}
-            result["rows"].append(found)
+            self.result["rows"].append(found)
             shown = {key: value for key, value in found.items() if key != "raw_ms"}
             print(*(f"{key}={value}" for key, value in shown.items()), flush=True)
-        write(json, result)
-        if place.type == "cuda":
+        write(self.json, self.result)
+        if self.model.device.type == "cuda":
             torch.cuda.empty_cache()
 
+
+def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: float, size: tuple[int, int]) -> None:
+    """Measure all rows, and plot them.
+
+    Args:
+        json (`Path`, *optional*): result file, written after every row.
+        repeats (`int`): timed calls of each row, approximately.
+        minutes (`float`): no row is started after this time.
+        size (`(int, int)`): height and width of decoded frames.
+    """
+    end, result = time.perf_counter() + 60 * minutes, {**header(), "geometry": geometry, "device": device, "rows": []}
+    result["published"] = PUBLISHED
+    model, processor = build(geometry, torch.device(device))
+    row, is_large = Rows(model, json, result, end).add, geometry != "nano"
     helds, both = HELD if is_large else (100, 300), ("mod", "dense")
     a_turn, few = -(-repeats // TURNS), max(5, repeats // 4)
     for held in helds:
         row("language", language, processor, held, a_turn, ways=both, held=held)
     for held in helds if is_large else ():
-        if place.type == "cuda":
+        if model.device.type == "cuda":
             row("language", language, processor, held, few, static=False, held=held)
         row("stock LlamaForCausalLM", stock, held, few, ways=("stock",), held=held)
     middle, last = 600 if is_large else 100, helds[-1]
@@ -75,12 +86,12 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
     row("first token", first_token, processor, last, a_turn, ways=both, held=last)
     row("generation", generation, processor, last, a_turn, ways=both, held=last)
     if find_spec("av") is None:
-        print("decode: no row without PyAV (pip install av)")
+        print("decode: not measured, since it needs PyAV (pip install av)")
     else:
         with tempfile.TemporaryDirectory() as folder:
             row("decode", lambda model: decode(60, Path(folder)))
     if not result["rows"]:
-        raise ValueError(f"no row was begun within --minutes {minutes:g}")
+        raise ValueError(f"no row was started within --minutes {minutes:g}")
     enter(json, figures(result), result["command"])
     if json is not None:
         from .stream_plot import plot
@@ -89,14 +100,14 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
 
 
 def figures(result: dict) -> dict[str, float]:
-    """Those of the summary that the rows hold."""
+    """The figures for the summary that the rows hold."""
 
     def find(name: str, key: str, **about):
         rows = [x for x in result["rows"] if x["name"] == name and x["way"] == "mod"]
         return next((x[key] for x in rows if all(x.get(k) == v for k, v in about.items())), None)
 
     if result["geometry"] == "nano":
-        # a recording goes through the model in blocks; a camera's frames come one by one
+        # recordings are processed in blocks, frames of a camera one by one
         fps = {"nano_cpu_fps": ALSO_FRAMES[-1], "nano_cpu_fps_one_by_one": 1} if result["device"] == "cpu" else {}
         found = {name: find("end to end", "per_second", frames=frames) for name, frames in fps.items()}
     elif result["geometry"] == "llama3-8b":

@@ -1,4 +1,4 @@
-"""Pictures of what `bench stream` and `bench offline` measured."""
+"""Plot results of `bench stream` and `bench offline`."""
 
 from pathlib import Path
 
@@ -6,13 +6,13 @@ COLOURS = {"mod": "#1b6ca8", "dense": "#999999", "mod, as it is": "#8fc1e3", "st
 NAMES = {
     "mod": "mixture of depths",
     "dense": "dense, same code",
-    "mod, as it is": "mixture of depths, without static steps",
+    "mod, as it is": "mixture of depths, without CUDA graphs",
     "stock": "LlamaForCausalLM of transformers",
 }
 
 
 def plot(result: dict, path: Path) -> Path:
-    """Left: a frame through the language model against what is held. Right: frames a second, end to end."""
+    """Left: ms per frame in the language model against the frames held. Right: frames per second, end to end."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
@@ -27,11 +27,11 @@ def plot(result: dict, path: Path) -> Path:
             held, p50, p95 = zip(*points, strict=True)
             left.plot(held, p50, "o-", color=colour, label=NAMES[way])
             left.fill_between(held, p50, p95, color=colour, alpha=0.2, linewidth=0)
-    left.set(xlabel="frames held", ylabel="ms a frame (p50, shaded to p95)", title="One frame, language model")
-    left.set_yscale("log")  # a static step is far below the others
+    left.set(xlabel="frames held", ylabel="ms per frame (p50, shaded to p95)", title="One frame, language model")
+    left.set_yscale("log")  # a CUDA graph is far below the others
     left.legend(frameon=False)
     rows = [row for row in result["rows"] if row["name"] == "end to end"]
-    names = [f"{NAMES[row['way']]}\n{row['frames']} a call" for row in rows]
+    names = [f"{NAMES[row['way']]}\n{row['frames']} per call" for row in rows]
     bars = right.barh(names, [row["per_second"] for row in rows], color=[COLOURS[row["way"]] for row in rows])
     right.bar_label(bars, fmt="%.0f", padding=3)
     published = [row for row in result["published"] if result["geometry"] == "llama3-8b"]
@@ -44,7 +44,7 @@ def plot(result: dict, path: Path) -> Path:
         right.bar_label(bars, fmt="%.0f", padding=3)
     right.invert_yaxis()
     right.margins(x=0.12)
-    right.set(xlabel="frames a second", title="From decoded frame to decision")
+    right.set(xlabel="frames per second", title="From decoded frame to decision")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
     figure.suptitle(f"{result['geometry']} on {', '.join(result['machine']['gpus']) or 'CPU'}")
@@ -64,7 +64,7 @@ def plot_offline(result: dict, path: Path) -> Path:
         axes.bar_label(bars, fmt="%.0f", padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.15)
-        axes.set(xlabel="frames a second", title=f"{tokens} tokens a frame")
+        axes.set(xlabel="frames per second", title=f"{tokens} tokens per frame")
         axes.spines[["top", "right"]].set_visible(False)
         if axes is not figure.axes[0]:
             axes.set_yticks([])

@@ -1,8 +1,8 @@
-"""`videollm-mod bench train`: time and memory of a training step, mixture of depths beside dense.
+"""`videollm-mod bench train`: time and memory of a training step, mixture of depths next to dense.
 
-First every way is tried with every choice of what is recomputed; then the best of them take turns. Both sides have the
-same weights, adapters, optimizer, attention and stream; only the tokens that enter the routed layers differ, and where
-it is said, which logits exist.
+First every way is tried with every choice of what is recomputed. Then the best ways take turns. All ways have the same
+weights, adapters, optimizer, attention and stream. They differ in the tokens that enter the routed layers and, where
+the name says so, in the logits that are computed.
 """
 
 import statistics
@@ -16,7 +16,7 @@ from .arithmetic import layer_tokens, measured_rates, step_operations
 from .record import enter, header, write
 from .step import Bench, Deadline, Way
 
-# of 32 layers; fewer layers take shares of them
+# for 32 layers; `scaled` adapts them to other depths
 CHOICES = (
     "pairs",
     "pairs:24+entered:8",
@@ -47,7 +47,7 @@ STOCK = Way(routed=False, all_logits=True, stock=True, recompute="layer")
 
 
 def scaled(choice: str, num_layers: int) -> str:
-    """A choice for 32 layers as one for `num_layers`."""
+    """A choice for 32 layers, adapted to `num_layers`."""
     parts = [part.partition(":") for part in choice.split("+")]
     if not parts[0][2]:
         return choice
@@ -88,7 +88,7 @@ def line(entry: dict) -> str:
 
 
 def search(bench: Bench, deadline: Deadline, result: dict, path: Path | None) -> dict[Way, dict]:
-    """A step of every way, after one that is not timed, as far as the time suffices."""
+    """One timed step of every way, until the deadline."""
     found: dict[Way, dict] = {}
     for way in tqdm(ways(bench.model.config.text_config.num_hidden_layers), desc="choices", leave=False):
         if deadline.passed():
@@ -101,8 +101,8 @@ def search(bench: Bench, deadline: Deadline, result: dict, path: Path | None) ->
 
 
 def pick(found: dict[Way, dict]) -> dict[str, Way]:
-    """The ways whose measurements make the figures. MoD stands beside two dense models that compute all logits:
-    `stock`, of transformers' and peft's parts, and `reference`, of ours."""
+    """The ways that the figures compare, by role. MoD is compared with two dense models that compute all logits:
+    `stock` consists of parts of transformers and peft, `reference` of parts of this package."""
     fits = {way: entry for way, entry in found.items() if entry["seconds"]}
     if REFERENCE not in fits or STOCK not in fits:
         return {}
@@ -124,7 +124,7 @@ def pick(found: dict[Way, dict]) -> dict[str, Way]:
     picked["small"] = best("peak_gib", routed=True, seconds=0.615 * fits[STOCK]["seconds"][0])
     picked["small, ours"] = best("peak_gib", routed=True, seconds=0.615 * fits[REFERENCE]["seconds"][0])
     picked["dense"] = best("seconds", routed=False, memory=memory)
-    if picked["fast"] is not None:  # like for like: both recompute the same
+    if picked["fast"] is not None:  # both recompute the same
         picked["alike"] = Way(routed=False, recompute=picked["fast"].recompute)
         picked["alike, layer"], picked["alike, MoD, layer"] = Way(routed=False), Way(routed=True)
     picked = {role: way for role, way in picked.items() if way is not None and (way in fits or way not in found)}
@@ -134,8 +134,8 @@ def pick(found: dict[Way, dict]) -> dict[str, Way]:
 def take_turns(
     bench: Bench, picked: dict[str, Way], found: dict[Way, dict], repeats: int, deadline: Deadline
 ) -> dict[str, dict]:
-    """A row for each role. One that runs out of memory at every turn, or whose turn never came in time, keeps what was
-    `found` of it, and says so."""
+    """Let the picked ways take turns, and return a row for each role. A way that runs out of memory in every turn, or
+    has no turn before the deadline, keeps its row of the search and is marked."""
     steps: dict[Way, list] = {way: [] for way in picked.values()}
     bench.clear()
     for repeat in tqdm(range(repeats + 1), desc="repeats", leave=False):  # the first is not timed
@@ -144,7 +144,7 @@ def take_turns(
                 continue
             step = bench.try_step(way)
             if step is None:
-                tqdm.write(f"{way.name}, {way.recompute}: OUT OF MEMORY beside what others left; once more, alone")
+                tqdm.write(f"{way.name}, {way.recompute}: OUT OF MEMORY after other ways; trying again alone")
                 step = bench.try_alone(way)
             if repeat:
                 steps[way].append(step)
@@ -157,12 +157,12 @@ def take_turns(
         elif not steps[way]:
             print(f"{role}: no time left for its turns", flush=True)
         if failed == len(steps[way]) and searched:
-            print(f"{role}: its figures are of the one step of the search", flush=True)
+            print(f"{role}: using its single step of the search", flush=True)
             rows[role] = {**found[way], "out_of_memory": failed > 0, "of_search": True}
     return rows
 
 
-# figure -> numerator, denominator, and whether of memory
+# figure -> roles of numerator and denominator, and whether it compares memory
 RATIOS = {
     "train_time_vs_dense": ("fast", "stock", False),
     "train_time_vs_own_dense_all_logits": ("fast", "reference", False),
@@ -175,6 +175,7 @@ RATIOS = {
 
 
 def figures(rows: dict[str, dict], shape: str) -> dict[str, float]:
+    """The ratios for which both rows were measured."""
     out = {}
     for name, (above, below, of_memory) in RATIOS.items():
         sides = [rows.get(role) for role in (above, below)]
@@ -203,10 +204,26 @@ def bench(
     measure(machine, frames, tokens, json, repeats, deadline, profile)
 
 
+def profile_kernels(machine: Bench, result: dict, path: Path | None) -> None:
+    """Add to the result which kernels take the time of a step, and what routing alone takes."""
+    from .kernels import kernel_table
+    from .overhead import routing_seconds
+
+    num_layers = machine.model.config.text_config.num_hidden_layers
+    for way in (Way(True, recompute="mlp"), Way(False, recompute="mlp"), Way(True)):
+        if machine.try_step(way) is not None:
+            result.setdefault("kernels", {})[f"{way.name}, {way.recompute}"] = table = kernel_table(machine, way)
+            print(f"--- {way.name}, {way.recompute}, {num_layers} layers\n{table['text']}", flush=True)
+            write(path, result)
+    result["routing_seconds"] = routing_seconds(machine)
+    print(f"routing alone: {result['routing_seconds']}", flush=True)
+    write(path, result)
+
+
 def measure(
     machine: Bench, frames: int, tokens: int, path: Path | None, repeats: int, deadline: Deadline, profile: bool
 ) -> dict:
-    """Everything that is measured of one shape of stream; also written to `path` step by step."""
+    """Measure streams of one shape. The result is also written to `path`, again after every step."""
     machine.use_stream(frames, tokens)
     length, kept = layer_tokens(machine.model, machine.inputs)
     labelled = int((machine.inputs["labels"] != -100).sum())
@@ -215,19 +232,7 @@ def measure(
     result["rates"] = rates = measured_rates(machine.device)
     print(f"{length} tokens, {kept} in routed layers, {labelled} labelled; rates {rates}", flush=True)
     if profile:
-        from .kernels import kernel_table
-
-        num_layers = machine.model.config.text_config.num_hidden_layers
-        for way in (Way(True, recompute="mlp"), Way(False, recompute="mlp"), Way(True)):
-            if machine.try_step(way) is not None:
-                result.setdefault("kernels", {})[f"{way.name}, {way.recompute}"] = table = kernel_table(machine, way)
-                print(f"--- {way.name}, {way.recompute}, {num_layers} layers\n{table['text']}", flush=True)
-                write(path, result)
-        from .overhead import routing_seconds
-
-        result["routing_seconds"] = routing_seconds(machine)
-        print(f"routing alone: {result['routing_seconds']}", flush=True)
-        write(path, result)
+        profile_kernels(machine, result, path)
     found = search(machine, deadline, result, path)
     picked = pick(found)
     rows = take_turns(machine, picked, found, repeats, deadline)
@@ -239,11 +244,11 @@ def measure(
             operations = step_operations(machine.model, machine.inputs, machine.rank, way.routed, way.all_logits)
             share = operations / statistics.median(entry["seconds"]) / rates["matmul_operations_per_s"]
             entry["operations"], entry["share_of_matmul_rate"] = operations, share
-            print(f"{'':<18} {operations / 1e12:.1f} T operations, {100 * share:.0f}% of the rate of a large product")
+            print(f"{'':<18} {operations / 1e12:.1f} T operations, {100 * share:.0f}% of the speed of a large product")
     result["figures"] = figures(rows, f"{frames}x{tokens}")
     if "routing_seconds" in result and rows.get("fast", {}).get("seconds"):
         seconds = statistics.median(rows["fast"]["seconds"])
-        name = "routing_overhead" if tokens == 10 else f"routing_overhead_{frames}x{tokens}"  # one has the plain name
+        name = "routing_overhead" if tokens == 10 else f"routing_overhead_{frames}x{tokens}"  # the default shape
         result["figures"][name] = result["routing_seconds"]["device"] / seconds
     write(path, result)
     for name, value in result["figures"].items():

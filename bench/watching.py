@@ -1,4 +1,4 @@
-"""What `bench stream` measures: one model that watches, each time from the same state of its session."""
+"""The measurements of `bench stream`: a model watches, each time from the same state of its session."""
 
 import contextlib
 import time
@@ -22,12 +22,12 @@ QUESTION = "What happened to the red ball that was on the table a while ago?"
 WORDS_ONLY = {
     "text_config": {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 32},
     "vision_config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16},
-}  # of a model that is thrown away: what is wanted is the processor that comes with it
-WARM_UP = 3  # calls: the second captures a graph
+}  # of a model that is thrown away; only the processor that comes with it is needed
+WARM_UP = 3  # calls; the second captures a CUDA graph
 
 
 def build(geometry: str, device: torch.device, tokens: int = 10):
-    """A model in bfloat16 on a GPU, else in float32, and a processor whose words are few."""
+    """A model, in bfloat16 on a GPU and in float32 on a CPU, and a processor with a small vocabulary."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     if geometry == "nano":
         model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=dtype).eval().to(device)
@@ -42,7 +42,7 @@ def build(geometry: str, device: torch.device, tokens: int = 10):
         config.frame_separator_token_id = processor.frame_separator_token_id
         video = type(processor.video_processor)(size={"height": vision.image_size, "width": vision.image_size})
         processor = VideoLLMMoDProcessor(video, processor.tokenizer, num_frame_tokens=config.num_frame_tokens)
-    never = {processor.video_token_id, processor.tokenizer.eos_token_id}  # it is to speak on and on
+    never = {processor.video_token_id, processor.tokenizer.eos_token_id}  # so that it never stops speaking
     never |= set(range(len(processor.tokenizer), model.config.text_config.vocab_size))
     model.generation_config.suppress_tokens = sorted(never)
     return model, processor
@@ -50,7 +50,7 @@ def build(geometry: str, device: torch.device, tokens: int = 10):
 
 @contextlib.contextmanager
 def as_it_is(model, dense: bool = False, static: bool = True):
-    """The model with every token in every layer, or without static steps."""
+    """The model as it is. With `dense`, every token enters every layer; without `static`, it uses no CUDA graphs."""
     text = model.config.text_config
     routing, off = text.vision_routing, (lambda model: (None, "switched off"))
     text.vision_routing = "full" if dense else routing
@@ -67,7 +67,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def clock(call, device: torch.device, repeats: int) -> list[float]:
-    """Seconds of each call, after a warm-up."""
+    """Seconds of each call, after warm-up calls."""
     seconds = []
     for index in range(WARM_UP + repeats):
         synchronise(device)
@@ -89,7 +89,7 @@ def summary(seconds: list[float], frames: int = 1) -> dict:
 
 
 def joined(parts: list[dict], frames: int = 1, **about) -> dict:
-    """Rows of the same thing as one."""
+    """Several measurements of the same row as one."""
     whole = {**parts[-1], **summary([ms / 1000 for part in parts for ms in part["raw_ms"]], frames)}
     if "ms_per_frame" in whole:
         stages = {name: [part["ms_per_frame"][name] for part in parts] for name in whole["ms_per_frame"]}
@@ -105,7 +105,7 @@ def session_of(model, processor, held: int, **options):
 
 
 def language(model, processor, held: int, repeats: int, frames: int = 1) -> dict:
-    """Frames whose features are there, through the language model to the decision, `frames` a call."""
+    """From features of frames to the decision to speak, in the language model alone, `frames` per call."""
     session = session_of(model, processor, held)
     size = (frames, model.config.num_frame_tokens, model.config.vision_config.hidden_size)
     features = torch.randn(size, device=model.device, dtype=model.dtype)
@@ -114,7 +114,7 @@ def language(model, processor, held: int, repeats: int, frames: int = 1) -> dict
 
 
 def end_to_end(model, processor, held: int, repeats: int, frames: int, size: tuple[int, int]) -> dict:
-    """Decoded frames `size` (height, width) in the memory of the host, to the decision, `frames` a call."""
+    """From decoded frames of `size` (height, width) in host memory to the decision to speak, `frames` per call."""
     session = session_of(model, processor, held)
     pixels = np.random.default_rng(0).integers(0, 256, (4 * frames, *size, 3), dtype=np.uint8)
     before = {}
@@ -157,7 +157,7 @@ def first_token(model, processor, held: int, repeats: int) -> dict:
 
 
 def generation(model, processor, held: int, repeats: int) -> dict:
-    """Tokens of an answer after the first, one by one."""
+    """The tokens of an answer after the first, one by one."""
     session = session_of(model, processor, held)
     session.instruct(QUESTION)
     tokens = carry_out(session.replying())
@@ -166,7 +166,7 @@ def generation(model, processor, held: int, repeats: int) -> dict:
 
 
 def stock_llama(model) -> LlamaForCausalLM:
-    """transformers' own Llama with the same weights."""
+    """The Llama of transformers with the same weights."""
     text = model.config.text_config
     names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
     names += ("num_key_value_heads", "head_dim", "rope_parameters", "max_position_embeddings", "rms_norm_eps")
@@ -181,7 +181,7 @@ def stock_llama(model) -> LlamaForCausalLM:
 
 
 def stock(model, held: int, repeats: int, frames: int = 1) -> dict:
-    """`LlamaForCausalLM` with a `DynamicCache` over the tokens of frames, all of them in all layers."""
+    """`LlamaForCausalLM` with a `DynamicCache`; all tokens of frames enter all layers."""
     llama, text = stock_llama(model), model.config.text_config
     per_frame = model.config.num_frame_tokens + 1
     cache = DynamicCache(config=llama.config)
@@ -198,7 +198,7 @@ def stock(model, held: int, repeats: int, frames: int = 1) -> dict:
 
 
 def decode(repeats: int, folder) -> dict:
-    """Frames of an encoded clip, as `narrate` reads them, by the CPU alone."""
+    """Decode a clip on the CPU, frame by frame, as `narrate` does."""
     from ..data.world_clip import write_clip
     from ..decoding import iter_video_frames
 

@@ -1,4 +1,4 @@
-"""`videollm-mod bench`: what it counts is what there is, and its results are whole."""
+"""`videollm-mod bench`: its counts are exact, and its results are complete."""
 
 import json
 
@@ -24,7 +24,7 @@ def tiny():
 
 @pytest.mark.parametrize("tokens", [1, 5, 10])
 @pytest.mark.parametrize("ratio", [0.2, 0.5])
-def test_bytes_of_the_cache_are_those_of_the_tokens_that_layers_hold(tokens, ratio):
+def test_cache_bytes_match_the_tokens_that_layers_hold(tokens, ratio):
     held = held_tokens("tiny", 6, tokens, ratio)
     assert held == [6 * (tokens + 1), 6 * (num_kept_tokens(ratio, tokens) + 1)] * 2
     counted = bytes_per_frame("tiny", tokens, ratio)
@@ -32,7 +32,7 @@ def test_bytes_of_the_cache_are_those_of_the_tokens_that_layers_hold(tokens, rat
     assert counted["ratio"] == sum(held) / (4 * held[0])
 
 
-def test_caches_of_the_papers_frames():
+def test_cache_ratios_of_the_paper():
     """The ratios of its geometry, to four digits by arithmetic: (11 + 3) / 22 and (51 + 11) / 102."""
     assert bytes_per_frame("llama3-8b", 10)["ratio"] == pytest.approx(14 / 22)
     assert bytes_per_frame("llama3-8b", 50)["ratio"] == pytest.approx(62 / 102)
@@ -40,7 +40,7 @@ def test_caches_of_the_papers_frames():
 
 @pytest.mark.parametrize("routed", [True, False])
 @pytest.mark.parametrize("all_logits", [True, False])
-def test_counted_operations_are_those_that_run(tiny, routed, all_logits):
+def test_counted_operations_match_the_executed_ones(tiny, routed, all_logits):
     way = Way(routed, all_logits, recompute="none")
     tiny.set(way)
     product = {torch.ops.aten.addmm_: lambda added, a, b, *args, **kwargs: 2 * a[0] * a[1] * b[1]}
@@ -49,7 +49,7 @@ def test_counted_operations_are_those_that_run(tiny, routed, all_logits):
     tiny.optimizer.zero_grad()
     text, (full, kept) = tiny.model.config.text_config, layer_tokens(tiny.model, tiny.inputs)
     squares = sum((kept if routed and index % 2 else full) ** 2 for index in range(text.num_hidden_layers))
-    attention = 7 * text.hidden_size * squares  # which the counter does not know on every device
+    attention = 7 * text.hidden_size * squares  # which the counter does not count on every device
     run = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
     products = sum(count for name, count in run.items() if "mm" in name)
     frames = tiny.inputs["video_features"].shape[:2].numel()
@@ -61,7 +61,7 @@ def test_counted_operations_are_those_that_run(tiny, routed, all_logits):
 
 @pytest.mark.parametrize("num_layers", [4, 8, 32])
 @pytest.mark.parametrize("choice", CHOICES)
-def test_every_choice_names_every_layer(choice, num_layers):
+def test_every_choice_covers_every_layer(choice, num_layers):
     choices = Way(True, recompute=scaled(choice, num_layers)).choices(num_layers)
     assert len(choices_of_layers(choices, num_layers)) == num_layers
 
@@ -71,7 +71,7 @@ def test_all_ways_agree():
     assert len(errors) == 18 and all(0 < error < 0.02 for error in errors.values())
 
 
-def test_results_are_whole(tmp_path, capsys):
+def test_a_result_is_complete(tmp_path, capsys):
     arguments = ["--geometry", "tiny", "--json", str(tmp_path / "train.json")]
     assert main(["bench", "train", *arguments, "--frames", "20", "--tokens", "5", "--repeats", "2"]) == 0
     result = json.loads((tmp_path / "train.json").read_text())
@@ -83,13 +83,13 @@ def test_results_are_whole(tmp_path, capsys):
     assert (tmp_path / "train.png").stat().st_size > 10_000
 
 
-def test_wrong_frames_are_named(capsys):
+def test_an_invalid_number_of_tokens_is_named(capsys):
     assert main(["bench", "train", "--geometry", "tiny", "--tokens", "7"]) == 2
     assert "1 more than a square" in capsys.readouterr().err
 
 
-def test_running_out_of_memory_in_turns_is_said(capsys, monkeypatch, tiny):
-    """Once: the turn is taken again. At every turn: what the search found stays, and is marked."""
+def test_running_out_of_memory_in_turns_is_reported(capsys, monkeypatch, tiny):
+    """Once: the turn is repeated. In every turn: the row of the search is kept and marked."""
     once, always, never = Way(True, recompute="mlp"), Way(False, recompute="mlp"), Way(False)
     found = {way: row(way, [(1.0, 2.0, 3.0)]) for way in (once, always)}
     calls = []
@@ -107,13 +107,13 @@ def test_running_out_of_memory_in_turns_is_said(capsys, monkeypatch, tiny):
     assert rows["alike"] == {**found[always], "out_of_memory": True, "of_search": True}
     assert rows["alike, layer"]["seconds"] == [5.0] * 3 and "of_search" not in rows["alike, layer"]
     printed = capsys.readouterr().out
-    assert "MoD, mlp: OUT OF MEMORY beside" in printed and "alike: OUT OF MEMORY in 3 of 3 turns" in printed
-    assert "alike: its figures are of the one step of the search" in printed and "fast:" not in printed
+    assert "MoD, mlp: OUT OF MEMORY after" in printed and "alike: OUT OF MEMORY in 3 of 3 turns" in printed
+    assert "alike: using its single step of the search" in printed and "fast:" not in printed
     assert calls.count(once) == 4 + 2 and calls.count(never) == 4
 
 
-def test_where_no_turn_is_taken_in_time_the_step_of_the_search_counts(capsys, tiny):
-    """But for a way that the search did not try: it has no figure."""
+def test_without_time_for_turns_the_step_of_the_search_counts(capsys, tiny):
+    """A way that the search did not try has no figure."""
     found = {way: row(way, [(1.0, seconds, 3.0)]) for way, seconds in ((REFERENCE, 4.0), (Way(True), 2.0))}
     picked = {"reference": REFERENCE, "fast": Way(True), "alike": Way(False, recompute="mlp")}
     rows = take_turns(tiny, picked, found, 3, Deadline(-1))
@@ -121,11 +121,11 @@ def test_where_no_turn_is_taken_in_time_the_step_of_the_search_counts(capsys, ti
     assert rows["alike"]["seconds"] == [] and "of_search" not in rows["alike"]
     assert figures(rows, "20x10") == {"train_time_vs_own_dense_all_logits_20x10": 0.5}
     printed = capsys.readouterr().out
-    assert "fast: no time left for its turns\nfast: its figures are of the one step of the search" in printed
-    assert "alike: no time left" in printed and "alike: its figures" not in printed
+    assert "fast: no time left for its turns\nfast: using its single step of the search" in printed
+    assert "alike: no time left" in printed and "alike: using" not in printed
 
 
-def test_lengths_vary_and_cudnn_is_left_as_it_was(tmp_path, monkeypatch):
+def test_lengths_vary_and_the_cudnn_setting_is_restored(tmp_path, monkeypatch):
     enabled, seen, step = torch.backends.cuda.cudnn_sdp_enabled(), [], Bench.step
 
     def noted(bench, way):

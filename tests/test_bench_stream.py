@@ -48,7 +48,7 @@ def test_offline_measures_frames_of_both_sizes(tmp_path):
 
 
 @torch.no_grad()
-def test_a_filled_session_has_the_size_of_one_that_has_watched():
+def test_a_filled_session_is_as_large_as_one_that_has_watched():
     model, processor = build("tiny", torch.device("cpu"))
     for dense in (False, True):
         with as_it_is(model, dense):
@@ -57,7 +57,7 @@ def test_a_filled_session_has_the_size_of_one_that_has_watched():
             features = torch.randn(5, 10, model.config.vision_config.hidden_size)
             watched.state.pending = []
             list(watched.watch_encoded(features))
-            text = len(processor.stream_start_ids) - 1  # the first frame has the stream's start before it
+            text = len(processor.stream_start_ids) - 1  # the start of the stream precedes the first frame
             for own, other in zip(filled.cache.layers, watched.cache.layers, strict=True):
                 assert own.get_seq_length() == other.get_seq_length() - text
             list(filled.watch_encoded(features))
@@ -77,10 +77,10 @@ def test_a_filled_session_has_the_size_of_one_that_has_watched():
         (["--json", "file/x.json"], "the folder of `--json` does not exist: file"),
         (["--minutes", "-1"], "--minutes: must be 0 or more, got -1"),
         (["--minutes", "nan"], "--minutes: must be 0 or more, got nan"),
-        (["--minutes", "0", "--json", "x.json"], "no row was begun within --minutes 0"),
+        (["--minutes", "0", "--json", "x.json"], "no row was started within --minutes 0"),
     ],
 )
-def test_wrong_options_are_named(options, message, capsys, tmp_path, monkeypatch):
+def test_invalid_options_are_named(options, message, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.json").mkdir()
     (tmp_path / "file").touch()
@@ -94,7 +94,7 @@ def test_wrong_options_are_named(options, message, capsys, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("options", [["stream", "--device", "cpu"], ["train"], ["memory", "--training"]])
-def test_a_model_that_memory_can_not_hold_is_refused(options, capsys, monkeypatch):
+def test_a_model_that_does_not_fit_into_memory_is_refused(options, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(arguments.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 20}.get)
     assert cli.main(["bench", *options]) == 2

@@ -1,4 +1,4 @@
-"""`videollm-mod bench growth`: what it counts is what caches take, what does not fit is not tried, and it goes on."""
+"""`videollm-mod bench growth`: it counts bytes exactly, skips what does not fit, and continues a result file."""
 
 import json
 
@@ -28,7 +28,7 @@ from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
 @pytest.mark.parametrize("dense", [False, True])
 @pytest.mark.parametrize("frames, ratio", [(1, 0.2), (23, 0.2), (40, 0.5)])
 @torch.no_grad()
-def test_counted_bytes_are_those_of_a_cache(dense, frames, ratio):
+def test_counted_bytes_match_a_cache(dense, frames, ratio):
     model = random_model("tiny", "cpu", dtype=torch.float32).eval()
     text = model.config.text_config
     with as_it_is(model, dense):
@@ -41,7 +41,7 @@ def test_counted_bytes_are_those_of_a_cache(dense, frames, ratio):
 
 
 def test_bytes_of_long_streams():
-    """By hand, at 8B: 32 layers, 8 heads of 128 numbers of 2 bytes, keys and values."""
+    """Worked out by hand for 8B: 32 layers, 8 heads of size 128, 2 bytes, keys and values."""
     text = VideoLLMMoDConfig(**config_values("llama3-8b")).text_config
     dense = layer_lengths(text, 20_000, 101, 0.2, routed=False)
     assert cache_bytes(text, dense, 2)[0] == 20_000 * 102 * 32 * 4096 == 267_386_880_000
@@ -49,14 +49,14 @@ def test_bytes_of_long_streams():
     assert cache_bytes(text, routed, 2)[0] == 20_000 * (11 + 3) * 16 * 4096 == 18_350_080_000
 
 
-def test_cases_are_each_there_once():
+def test_cases_are_unique():
     found = cases(FRAMES, TOKENS)
     keys = list(map(key_of, found))
     assert len(set(keys)) == len(keys) == 2 * 8 * 4 + 2 * 4 + 3
     assert (20_000, 101, 1, 0.2, "dense") in keys and (600, 10, 16, 0.2, "mod") in keys and keys[0][:2] == (100, 1)
 
 
-def test_what_does_not_fit_is_not_tried():
+def test_cases_that_do_not_fit_are_not_run():
     model = random_model("tiny", "cpu", dtype=torch.float32).eval()
     row = measure(model, {**MIDDLE, "way": "mod"}, repeats=1, total=WORKING_BYTES)
     assert row["fits"] is False and "stream" not in row and "block" not in row
@@ -65,7 +65,7 @@ def test_what_does_not_fit_is_not_tried():
 
 
 @pytest.mark.parametrize("count", [1, 3])
-def test_streams_are_after_it_what_they_were(count):
+def test_measuring_leaves_streams_unchanged(count):
     model = random_model("tiny", "cpu", dtype=torch.float32).eval()
     caches = [filled_cache(model, 6, 0.2) for _ in range(count)]
     held = [[layer.keys.clone() for layer in cache.layers] for cache in caches]
@@ -77,7 +77,7 @@ def test_streams_are_after_it_what_they_were(count):
         assert int(cache.num_frames) == 6
 
 
-def test_a_file_is_gone_on_with(tmp_path, capsys, monkeypatch):
+def test_a_result_file_is_continued(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(growth_cases, "BATCHES", (1, 2))
     monkeypatch.setattr(growth_cases, "KEEP_RATIOS", (0.5,))
     path = tmp_path / "growth.json"
@@ -99,27 +99,27 @@ def test_a_file_is_gone_on_with(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [["--frames", "0"], ["--tokens", "7"], ["--tokens", "0"]])
-def test_wrong_sizes_are_named(options, capsys):
+def test_invalid_sizes_are_named(options, capsys):
     assert cli.main(["bench", "growth", "--geometry", "tiny", "--device", "cpu", *options]) == 2
     assert f"error: {options[0]} must be" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("content", ["", '{"geometry": "ti', "[]", '{"geometry": "tiny"}'])
-def test_a_file_that_is_no_result_is_named(tmp_path, capsys, content):
+def test_a_file_that_is_not_a_result_is_named(tmp_path, capsys, content):
     path = tmp_path / "growth.json"
     path.write_text(content)
     assert cli.main(["bench", "growth", "--geometry", "tiny", "--device", "cpu", "--json", str(path)]) == 2
-    assert f"error: {path} is no result of `bench growth`" in capsys.readouterr().err
+    assert f"error: {path} is not a result of `bench growth`" in capsys.readouterr().err
     assert path.read_text() == content
 
 
 @pytest.mark.parametrize("benchmark", ["growth", "stream", "offline"])
-def test_other_devices_are_named(benchmark, capsys):
+def test_unknown_devices_are_named(benchmark, capsys):
     assert cli.main(["bench", benchmark, "--geometry", "tiny", "--device", "cdua"]) == 2
     assert "error: --device must be cpu or cuda, got 'cdua'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["frames", "repeats"])
-def test_a_training_step_of_nothing_is_refused(name, capsys):
+def test_an_empty_training_step_is_refused(name, capsys):
     assert cli.main(["bench", "train", "--geometry", "tiny", f"--{name}", "0"]) == 2
     assert f"error: --{name} must be at least 1, got 0" in capsys.readouterr().err
