@@ -1,74 +1,192 @@
-"""The arguments of `videollm-mod bench`; each benchmark is a file of its own that is imported when it runs."""
+"""The options of `videollm-mod bench`. Each benchmark is a module of its own, imported when it runs."""
 
+import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
-from .arguments import minutes, result_file
-from .geometries import NAMES
-from .stream_command import add_watching
+from ..commands.options import add_command
+from ..commands.threads import share_cores
+from ..narration.options import check_output
+from .geometries import NAMES, check_fits
+
+
+def at_least_one(options, *names: str) -> None:
+    """
+    Raises:
+        `ValueError`: if one of the options is below 1, naming it.
+    """
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be at least 1, got {getattr(options, name)}")
+
+
+@dataclass(kw_only=True)
+class BenchOptions:
+    """What the benchmarks share.
+
+    Raises:
+        `ValueError`: for an invalid `json` or `minutes`.
+    """
+
+    geometry: Annotated[Literal[NAMES], "size of the model; its weights are random (default: llama3-8b)"] = "llama3-8b"
+    json: Annotated[Path | None, "result file; a plot is written next to it", {"metavar": "FILE.json"}] = None
+    minutes: Annotated[float, "start no measurement after this many minutes (default: 30)", {"metavar": "M"}] = 30.0
+
+    def __post_init__(self):
+        if self.json == Path("-"):
+            raise ValueError("--json must be a file, since a plot is written next to it")
+        if self.json is not None and self.json.suffix != ".json":
+            raise ValueError(f"--json must end in .json, got {str(self.json)!r}")
+        if self.json is not None:
+            check_output("--json", self.json, "")
+        if not 0 <= self.minutes < math.inf:
+            raise ValueError(f"--minutes must be 0 or more, got {self.minutes:g}")
+
+
+@dataclass(kw_only=True)
+class TrainOptions(BenchOptions):
+    frames: Annotated[int, "frames of the stream (default: 1200)", {"metavar": "N"}] = 1200
+    tokens: Annotated[int, "tokens per frame (default: 10)", {"metavar": "N"}] = 10
+    keep_ratio: Annotated[float, "share of vision tokens that routed layers keep (default: 0.2)", {"metavar": "R"}] = (
+        0.2
+    )
+    repeats: Annotated[int, "timed steps of each row (default: 5)", {"metavar": "N"}] = 5
+    profile: Annotated[bool, "also measure how long each kind of kernel takes"] = False
+
+
+@dataclass(kw_only=True)
+class MemoryOptions(BenchOptions):
+    training: Annotated[bool, "also measure the growth of a training step"] = False
+
+
+@dataclass(kw_only=True)
+class WatchingOptions(BenchOptions):
+    """What the benchmarks of watching share.
+
+    Raises:
+        `ValueError`: also for an invalid or missing device, and for a model that is too large for it.
+    """
+
+    device: Annotated[str | None, "cpu, cuda or cuda:N (default: cuda if there is one)"] = None
+
+    def resolved(self) -> dict:
+        """The options as arguments, with the device chosen and checked. Imports torch."""
+        share_cores()
+        import torch
+
+        at_least_one(self, "repeats")
+        if self.device is None:
+            self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        elif not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise ValueError(f"--device must be cpu or cuda, got {self.device!r}")
+        elif self.device.startswith("cuda") and not torch.cuda.is_available():
+            raise ValueError("--device cuda: there is no CUDA device here")
+        check_fits(self.geometry, self.device)
+        return dict(vars(self))
+
+
+@dataclass(kw_only=True)
+class StreamOptions(WatchingOptions):
+    repeats: Annotated[int, "timed calls of each row (default: 60)", {"metavar": "N"}] = 60
+    height: Annotated[
+        int, "height of the decoded frames, which are 16:9, in pixels (default: 720)", {"metavar": "PIXELS"}
+    ] = 720
+
+
+@dataclass(kw_only=True)
+class OfflineOptions(WatchingOptions):
+    repeats: Annotated[int, "timed streams of each row (default: 5)", {"metavar": "N"}] = 5
+    frames: Annotated[int, "frames of a stream (default: 768)", {"metavar": "N"}] = 768
+
+
+@dataclass(kw_only=True)
+class GrowthOptions(WatchingOptions):
+    repeats: Annotated[int, "timed calls of each row (default: 12)", {"metavar": "N"}] = 12
+    frames: Annotated[
+        list[int] | None, "frames held (default: eight sizes from 100 to 20000)", {"nargs": "+", "metavar": "N"}
+    ] = None
+    tokens: Annotated[
+        list[int] | None, "tokens per frame (default: 1, 10, 50 and 101)", {"nargs": "+", "metavar": "N"}
+    ] = None
+
+
+@dataclass(kw_only=True)
+class PlanOptions:
+    results: Annotated[
+        Path | None, "folder of results (default: benchmarks/results of a checkout)", {"metavar": "FOLDER"}
+    ] = None
+    output: Annotated[Path | None, "Markdown file to write (default: docs/planning.md of a checkout)"] = None
 
 
 def add_bench(commands) -> None:
-    parser = commands.add_parser("bench", help="measure time and memory, mixture of depths beside dense")
+    what = "measure the time and memory of mixture of depths next to a dense model"
+    parser = commands.add_parser("bench", help=what, description=f"{what.capitalize()}.")
     benches = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
-    add_train(benches)
-    add_memory(benches)
-    add_watching(benches)
-    add_plan(benches)
+    for name, (options, run, what) in BENCHMARKS.items():
+        add_command(benches, name, options, run, help=what)
 
 
-def add_result(parser, geometry: str) -> None:
-    """The arguments that all benchmarks share."""
-    parser.add_argument("--geometry", choices=NAMES, default=geometry, help="of the model; its weights are random")
-    parser.add_argument("--json", type=result_file, metavar="FILE.json", help="for the result, with a plot beside it")
+def train(options: TrainOptions) -> None:
+    at_least_one(options, "frames", "repeats")
+    from .train import bench
+
+    bench(**vars(options))
 
 
-def add_train(benches) -> None:
-    parser = benches.add_parser("train", help="a training step: LoRA, bfloat16, streams of random frames")
-    add_result(parser, "llama3-8b")
-    parser.add_argument("--frames", type=int, default=1200)
-    parser.add_argument("--tokens", type=int, default=10, help="of a frame")
-    parser.add_argument("--keep-ratio", type=float, default=0.2)
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each row, which take turns")
-    parser.add_argument("--minutes", type=minutes, default=30.0, help="no step is begun after that time")
-    parser.add_argument("--profile", action="store_true", help="also say which kernels the time goes to")
+def memory(options: MemoryOptions) -> None:
+    from .memory import bench
 
-    def run(arguments: dict) -> None:
-        for name in ("frames", "repeats"):
-            if arguments[name] < 1:
-                raise ValueError(f"--{name} must be at least 1, got {arguments[name]}")
-        from .train import bench
-
-        bench(**arguments)
-
-    parser.set_defaults(run=run)
+    bench(**vars(options))
 
 
-def add_memory(benches) -> None:
-    parser = benches.add_parser("memory", help="of the cache and of training, against the length of the stream")
-    add_result(parser, "llama3-8b")
-    parser.add_argument("--training", action="store_true", help="also measure how a training step grows")
-    parser.add_argument("--minutes", type=minutes, default=30.0, help="no step is begun after that time")
+def stream(options: StreamOptions) -> None:
+    if options.height < 16:
+        raise ValueError(f"--height must be at least 16, got {options.height}")
+    arguments = options.resolved()
+    from .stream import bench
 
-    def run(arguments: dict) -> None:
-        from .memory import bench
-
-        bench(**arguments)
-
-    parser.set_defaults(run=run)
+    height = arguments.pop("height")
+    bench(**arguments, size=(height, height * 16 // 9))
 
 
-def add_plan(benches) -> None:
-    parser = benches.add_parser("plan", help="write a page that scales results to 8 GPUs, 64 GPUs and a million hours")
-    parser.add_argument(
-        "--results", type=Path, metavar="DIR", help="folder of results (default: benchmarks/results of a checkout)"
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="Markdown file to write (default: docs/planning.md of a checkout)"
-    )
+def offline(options: OfflineOptions) -> None:
+    at_least_one(options, "frames")
+    arguments = options.resolved()
+    from .offline import bench
 
-    def run(arguments: dict) -> None:
-        from .plan import bench
+    bench(**arguments)
 
-        bench(**arguments)
 
-    parser.set_defaults(run=run)
+def growth(options: GrowthOptions) -> None:
+    for tokens in options.tokens or ():
+        if tokens < 1 or math.isqrt(tokens - 1) ** 2 != tokens - 1:
+            raise ValueError(f"--tokens must be 1 more than a square, such as 1, 10 or 50, got {tokens}")
+    if options.frames and min(options.frames) < 1:
+        raise ValueError(f"--frames must be at least 1, got {min(options.frames)}")
+    arguments = options.resolved()
+    from .growth import bench
+    from .growth_cases import FRAMES, TOKENS
+
+    bench(**{**arguments, "frames": options.frames or FRAMES, "tokens": options.tokens or TOKENS})
+
+
+def plan(options: PlanOptions) -> None:
+    from .plan import bench
+
+    bench(**vars(options))
+
+
+BENCHMARKS = {
+    "train": (TrainOptions, train, "a training step with LoRA in bfloat16 on streams of random frames"),
+    "memory": (MemoryOptions, memory, "memory of the cache and of training against the length of the stream"),
+    "stream": (StreamOptions, stream, "watching a live stream: frame by frame, in blocks, and with questions"),
+    "offline": (OfflineOptions, offline, "watching recorded video in large blocks"),
+    "growth": (
+        GrowthOptions,
+        growth,
+        "watching against frames held, tokens per frame, number of streams and keep ratio",
+    ),
+    "plan": (PlanOptions, plan, "a page that scales results to 8 GPUs, 64 GPUs and a million hours of video"),
+}

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 
 GEOMETRIES = {
@@ -37,6 +38,7 @@ GEOMETRIES = {
     },
 }
 NAMES = (*GEOMETRIES, "nano")
+LARGE = 40 << 30  # bytes that Llama-3-8B's geometry takes in float32, activations included
 SMALL_TOWER = {
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -70,3 +72,19 @@ def config_values(name: str, tokens: int = 10, **mod_options) -> dict:
             values["vision_config"] = SMALL_TOWER
     ids = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": PAD}
     return {**values, "text_config": {**text, **ids, **mod_options}}
+
+
+def check_fits(geometry: str, device: str) -> None:
+    """Refuse a model that is too large for the memory of a CPU: the system would kill the process without a message.
+
+    Raises:
+        `ValueError`: if it is too large.
+    """
+    if device != "cpu" or geometry != "llama3-8b":
+        return
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if memory < LARGE:
+        raise ValueError(
+            f"--geometry llama3-8b takes up to {LARGE >> 30} GiB on a CPU, and this machine has {memory >> 30} GiB: "
+            "use --geometry nano"
+        )

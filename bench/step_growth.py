@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 
-from .arguments import check_fits
+from .geometries import check_fits
 from .step import Bench, Deadline, Way
 
 FRAMES, TOKENS, KEEP_RATIO = 600, 10, 0.2  # of a size that does not vary

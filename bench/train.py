@@ -11,8 +11,8 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .arguments import check_fits
 from .arithmetic import layer_tokens, measured_rates, step_operations
+from .geometries import check_fits
 from .record import enter, header, write
 from .step import Bench, Deadline, Way
 

@@ -67,7 +67,7 @@ def add_option(parser: argparse.ArgumentParser, field: Field, kind: Any, help: s
     elif get_origin(kind) is Literal:
         extra["choices"] = get_args(kind)
     elif get_origin(kind) is list:
-        extra |= {"action": "append", "default": [], "type": get_args(kind)[0]}
+        extra |= {"type": get_args(kind)[0], **({} if "nargs" in extra else {"action": "append", "default": []})}
     else:
         extra["type"] = kind
         if kind is Path and field.kw_only:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from videollm_mod import cli
-from videollm_mod.bench import arguments, stream
+from videollm_mod.bench import geometries, stream
 from videollm_mod.bench.filled import fill
 from videollm_mod.bench.watching import as_it_is, build
 
@@ -71,12 +71,12 @@ def test_a_filled_session_is_as_large_as_one_that_has_watched():
         (["--height", "3"], "--height must be at least 16, got 3"),
         (["--geometry", "huge"], "invalid choice: 'huge'"),
         (["--device", "cpu:"], "--device must be cpu or cuda, got 'cpu:'"),
-        (["--json", "x.png"], "--json: must end in .json, got 'x.png'"),
+        (["--json", "x.png"], "--json must end in .json, got 'x.png'"),
         (["--json", "folder.json"], "folder.json is a directory"),
         (["--json", "no/x.json"], "the folder of `--json` does not exist: no"),
         (["--json", "file/x.json"], "the folder of `--json` does not exist: file"),
-        (["--minutes", "-1"], "--minutes: must be 0 or more, got -1"),
-        (["--minutes", "nan"], "--minutes: must be 0 or more, got nan"),
+        (["--minutes", "-1"], "--minutes must be 0 or more, got -1"),
+        (["--minutes", "nan"], "--minutes must be 0 or more, got nan"),
         (["--minutes", "0", "--json", "x.json"], "no row was started within --minutes 0"),
     ],
 )
@@ -96,6 +96,6 @@ def test_invalid_options_are_named(options, message, capsys, tmp_path, monkeypat
 @pytest.mark.parametrize("options", [["stream", "--device", "cpu"], ["train"], ["memory", "--training"]])
 def test_a_model_that_does_not_fit_into_memory_is_refused(options, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(arguments.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 20}.get)
+    monkeypatch.setattr(geometries.os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 20}.get)
     assert cli.main(["bench", *options]) == 2
-    assert "takes up to 40 GiB on a CPU, this machine has 4 GiB: take" in capsys.readouterr().err
+    assert "takes up to 40 GiB on a CPU, and this machine has 4 GiB: use" in capsys.readouterr().err
