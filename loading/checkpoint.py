@@ -43,7 +43,7 @@ def load_checkpoint(
         logging.getLogger(__name__).warning(f"{adapter} is an adapter, its base model is {base}")
     model, processor = load_base(base, weights_options(device, dtype, load_in_4bit), trust_remote_code)
     if adapter is not None:
-        from ..training.adapters import with_adapter
+        from .adapters import with_adapter
 
         model = with_adapter(model, adapter, merged=not load_in_4bit)
     check_finite(adapter or base, model)
@@ -90,7 +90,7 @@ def weights_options(device, dtype: str, load_in_4bit: bool) -> dict:
         dtype = "float32"
     options = {"dtype": dtype if dtype == "auto" else getattr(torch, dtype)}
     if load_in_4bit:
-        from ..training.adapters import four_bit
+        from .quantisation import four_bit
 
         options |= {"quantization_config": four_bit(), "device_map": {"": device}}
     return options

@@ -22,7 +22,8 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
 from videollm_mod.data.collator import StreamCollator
-from videollm_mod.training.adapters import LoraOptions, add_lora, four_bit, merge_adapter
+from videollm_mod.loading.quantisation import four_bit
+from videollm_mod.training.adapters import LoraOptions, add_lora, merge_adapter
 from videollm_mod.training.examples import streams
 from videollm_mod.training.freezing import freeze_unreached
 from videollm_mod.training.keep_ratio import KeepRatioSchedule

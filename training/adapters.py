@@ -1,16 +1,11 @@
-"""LoRA and QLoRA: which weights get low-rank adapters, which are trained whole, and how an adapter becomes a model."""
+"""LoRA: which weights get low-rank adapters, which are trained whole, and how an adapter becomes a checkpoint."""
 
-import warnings
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError
-from torch import nn
-from transformers import BitsAndBytesConfig
-
 from ..data.files import written_whole
+from ..loading.adapters import with_adapter
 from ..loading.find import base_of
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
@@ -40,25 +35,6 @@ class LoraOptions:
         dropout = self.dropout
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"`dropout` of `lora` must be in [0, 1), got {dropout!r}")
-
-
-def four_bit() -> BitsAndBytesConfig:
-    """NF4 with double quantisation and bfloat16 arithmetic for the language model's layers, as in QLoRA (arXiv
-    2305.14314). The model keeps the precision of the rest.
-
-    Raises:
-        `ImportError`: without bitsandbytes.
-    """
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise ImportError("weights in 4 bit need bitsandbytes: pip install videollm-mod[quant]") from error
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16,
-    )
 
 
 def add_lora(model: VideoLLMMoDForConditionalGeneration, options: LoraOptions, train_vision_tower: bool = False):
@@ -111,30 +87,3 @@ def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
     with written_whole(output) as partial:
         save(merged, processor, partial, dtype)
     return output
-
-
-def with_adapter(model: VideoLLMMoDForConditionalGeneration, adapter: Path, merged: bool = True):
-    """The model with an adapter's weights: merged into its own, or beside them, as for weights in 4 bit.
-
-    Raises:
-        `ImportError`: without peft.
-        `ValueError`: if the adapter does not fit the model, or is damaged.
-    """
-    from peft import PeftModel
-
-    if merged:
-        untie_head(model)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message=".*missing adapter keys")
-            adapted = PeftModel.from_pretrained(model, str(adapter))
-    except (RuntimeError, LookupError, TypeError, ValueError, Warning, SafetensorError) as error:
-        raise ValueError(f"the adapter {adapter} does not fit its base model, or is damaged: {error}") from error
-    return adapted.merge_and_unload() if merged else adapted.get_base_model()
-
-
-def untie_head(model: VideoLLMMoDForConditionalGeneration) -> None:
-    """Give the head weights of its own, so that merging into it leaves the embeddings as they are."""
-    if model.config.tie_word_embeddings:
-        model.lm_head.weight = nn.Parameter(model.lm_head.weight.detach().clone())
-        model.config.tie_word_embeddings = model.config.text_config.tie_word_embeddings = False

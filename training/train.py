@@ -16,9 +16,10 @@ from ..data.augmentation import ReplyAugmentation
 from ..data.collator import StreamCollator
 from ..data.files import written_whole
 from ..data.world_data import collate_cells
+from ..loading.quantisation import four_bit
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
-from .adapters import LoraOptions, add_lora, four_bit
+from .adapters import LoraOptions, add_lora
 from .arguments import check_reach, stage_arguments
 from .config import TrainingConfig, last_checkpoint
 from .curves import draw_curves
