@@ -32,10 +32,10 @@ def add(commands) -> None:
 
 
 def run(options: PrepareOptions) -> None:
-    from ..data.annotations import told
+    from ..data.annotations import describe_left_out
     from ..data.prepare import prepare
 
     prepared = prepare(**vars(options))
-    for what in told(prepared.left_out, prepared.named):
+    for what in describe_left_out(prepared.left_out, prepared.named):
         print(f"left out: {one_line(what)}", file=sys.stderr)
     print(prepared, file=beside(options.output))

@@ -1,4 +1,4 @@
-"""What the adapters of data sets share: a stream of a video, checked access to annotations, words of names."""
+"""What the data set adapters share: the `Stream` of a video, checked access to annotations, and text helpers."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,14 +10,14 @@ from ..containers import shown
 from .stream_checks import is_seconds
 
 SPELLINGS = {"training": "train", "validation": "val", "valid": "val", "testing": "test", "test_unannotated": "test"}
-FEW = 3  # that are named of each kind of thing that is left out
+MAX_NAMED = 3  # items named in messages for each reason to leave something out
 
 
 @dataclass
 class Stream:
     """
     Args:
-        video (`tuple[str, ...]`): names that its file may have, without ending.
+        video (`tuple[str, ...]`): names that its file may have, without the extension.
         turns (`list[dict]`): `time` (seconds from the video's start), `role`, `content`.
         start, end (`float`, *optional*): the part of the video, seconds.
         to_end (`bool`): the last turn comes when the video ends, even if that is earlier than annotated.
@@ -32,12 +32,12 @@ class Stream:
 
 @dataclass
 class Request:
-    """What is asked of an adapter, and what of the annotations is left out.
+    """The subset that an adapter reads, and a record of the annotations that it left out.
 
     Args:
-        subset (`str`, *optional*): name of the subset that is wanted.
-        left_out (`dict[str, int]`): how many things, by what they are.
-        named (`dict[str, list[str]]`): the first `FEW` of them, where they stand and what is wrong with them.
+        subset (`str`, *optional*): name of the subset to read; all of them by default.
+        left_out (`dict[str, int]`): reason -> number of items left out.
+        named (`dict[str, list[str]]`): reason -> the first `MAX_NAMED` items, each with its place and problem.
     """
 
     subset: str | None = None
@@ -46,30 +46,32 @@ class Request:
 
     def leave_out(self, what: str, name: str) -> None:
         self.left_out[what] = self.left_out.get(what, 0) + 1
-        if len(names := self.named.setdefault(what, [])) < FEW:
+        if len(names := self.named.setdefault(what, [])) < MAX_NAMED:
             names.append(name)
 
     @contextmanager
     def skipping(self, what: str) -> Iterator[None]:
-        """Leave out what raises `ValueError`."""
+        """Leave out an item whose block raises `ValueError`."""
         try:
             yield
         except ValueError as error:
             self.leave_out(what, str(error))
 
     def check_split(self, annotations: dict) -> None:
-        """Raise `ValueError` if a subset is wanted of a file that says it is another one, or does not say."""
+        """Raise `ValueError` if a subset is requested and the file names another one, or none."""
         if self.subset is None:
             return
         split = annotations.get("split") if isinstance(annotations, dict) else None
         if split is None:
-            raise ValueError(f"`subset` is {self.subset!r}, but these annotations name none: each file is one subset")
+            raise ValueError(
+                f"`subset` is {self.subset!r}, but these annotations do not name a subset: each file holds one"
+            )
         if SPELLINGS.get(str(split), split) != self.subset:
-            raise ValueError(f"`subset` is {self.subset!r}, but these annotations are {split!r}")
+            raise ValueError(f"`subset` is {self.subset!r}, but these annotations are of {split!r}")
 
 
-def told(left_out: dict[str, int], named: dict[str, list[str]]) -> list[str]:
-    """One sentence for each kind of thing that was left out."""
+def describe_left_out(left_out: dict[str, int], named: dict[str, list[str]]) -> list[str]:
+    """One sentence for each reason to leave items out."""
     return [f"{what} ({count}), such as {'; '.join(named[what])}" for what, count in sorted(left_out.items())]
 
 
@@ -78,25 +80,25 @@ def turn(time: float, role: str, content: str) -> dict:
 
 
 def need(item: Any, name: str, kind: type | tuple[type, ...], where: str) -> Any:
-    """`item[name]`, of a type.
+    """`item[name]`, which must have the type `kind`.
 
     Raises:
-        `ValueError`: naming the place if it is missing or of another type.
+        `ValueError`: if it is missing or of another type; the message names `where`.
     """
     if not isinstance(item, dict) or name not in item:
         raise ValueError(f"{where} has no {name!r}, got {shown(item)}")
     value = item[name]
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         kinds = " or ".join(one.__name__ for one in (kind if isinstance(kind, tuple) else (kind,)))
-        raise ValueError(f"{name!r} of {where} must be of the type {kinds}, got {shown(value)}")
+        raise ValueError(f"{name!r} of {where} must be of type {kinds}, got {shown(value)}")
     return value
 
 
 def seconds(item: Any, name: str, where: str) -> float:
-    """`item[name]`, a time.
+    """`item[name]`, a time in seconds.
 
     Raises:
-        `ValueError`: naming the place if there is none.
+        `ValueError`: if it is not a time; the message names `where`.
     """
     value = need(item, name, (int, float), where)
     if not is_seconds(value):
@@ -105,17 +107,17 @@ def seconds(item: Any, name: str, where: str) -> float:
 
 
 def part(item: dict, where: str, first: str = "start_time", last: str = "end_time") -> tuple[float, float]:
-    """Seconds at which an annotated part starts and ends."""
+    """Start and end of an annotated segment in seconds."""
     return seconds(item, first, where), seconds(item, last, where)
 
 
 def segment_stream(video: tuple[str, ...], start: float, end: float, question: str, answer: str) -> Stream:
-    """A part of a video with a question before it and the answer after its last frame."""
+    """A segment of a video, with a question before it and the answer after its last frame."""
     return Stream(video, [turn(start, "user", question), turn(end, "assistant", answer)], start, end)
 
 
 def numbered(texts: Sequence[str]) -> str:
-    """`1. a 2. b`: on one line, since a message has no line breaks."""
+    """`1. a 2. b`, on one line because messages have no line breaks."""
     return " ".join(f"{number}. {text}" for number, text in enumerate(texts, start=1))
 
 
@@ -128,14 +130,14 @@ def words_of(name: str) -> str:
 def narrated(
     video: tuple[str, ...], instruction: str, narrations: list[tuple[float, str]], request: Request
 ) -> Iterator[Stream]:
-    """A whole video with its narrations in order of time; those without text, and repetitions of the one before, are
-    left out."""
+    """A whole video with its narrations in order of time. Narrations without text, and those that repeat the previous
+    one, are left out."""
     turns, last = [turn(0.0, "user", instruction)], None
     for time, text in sorted(narrations, key=lambda narration: narration[0]):
         if not text:
             request.leave_out("narrations without text", f"{video[0]} at {time:g} s")
         elif text == last:
-            request.leave_out("narrations that repeat the one before", f"{video[0]} at {time:g} s")
+            request.leave_out("narrations that repeat the previous one", f"{video[0]} at {time:g} s")
         else:
             turns.append(turn(time, "assistant", text))
             last = text

@@ -1,4 +1,4 @@
-"""From examples to a batch: rows padded on the left or packed, frames of all rows one after the other."""
+"""The collator: examples become a batch whose rows are padded on the left, or packed."""
 
 from dataclasses import dataclass
 
@@ -14,26 +14,27 @@ FRAMES = ("frames", "pixel_values_videos", "video_features")
 @dataclass
 class StreamCollator:
     """
-    An example is `{"input_ids": list[int], "labels": list[int]}` with its frames, one of `"frames"` (uint8
+    An example is `{"input_ids": list[int], "labels": list[int]}` with its frames, which are one of `"frames"` (uint8
     `[F, 3, H, W]`, preprocessed on the device by `training.StreamTrainer`), `"pixel_values_videos"` or
-    `"video_features"`. Where frames repeat, `"frame_index"` (int64 `[F]`) says which of the example's `"frames"` each
-    frame of the stream is.
+    `"video_features"`. If frames repeat, `"frame_index"` (int64 `[F]`) maps each frame of the stream to one of the
+    example's `"frames"`.
 
     The batch holds `input_ids`, `attention_mask` and `labels`, int64 `[B, T]`, and the frames of all rows in row
-    order. Packed, `position_ids` take the place of `attention_mask`: they start at 0 with each sequence, and so the
-    model tells the sequences of a row apart.
+    order. With `packing`, `position_ids` replace `attention_mask`: they restart at 0 with each sequence, which is how
+    the model tells the sequences of a row apart.
 
     Args:
         pad_token_id (`int`).
-        processor (`VideoLLMMoDProcessor`, *optional*): that made the examples; needed to cut them.
-        max_tokens (`int`, *optional*): tokens of a row at most. A longer example loses what does not fit at its end,
-            whole turns and whole frames (`turns.clip`); `load_streams` with the same `max_tokens` makes none.
-        packing (`bool`): put several examples into a row, in as few rows as `max_tokens` allows by taking the longest
-            first; in one row without it. Every row is one example otherwise.
-        augmentation (`ReplyAugmentation`, *optional*): alters narrations, before examples are cut.
+        processor (`VideoLLMMoDProcessor`, *optional*): the one that made the examples; needed to truncate them.
+        max_tokens (`int`, *optional*): maximum number of tokens in a row. Longer examples are truncated at the end,
+            at whole turns and whole frames (`turns.clip`). `load_streams` with the same `max_tokens` makes none.
+        packing (`bool`): put several examples into a row. With `max_tokens` they are packed first fit, the longest
+            first; without it they all go into one row.
+        augmentation (`ReplyAugmentation`, *optional*): alters narrations before examples are truncated.
 
     Raises:
-        `ValueError`: for `max_tokens` that is no number of tokens, without a processor, or too small for an example.
+        `ValueError`: if `max_tokens` is not a positive integer, is given without a processor, or is too small for an
+            example.
     """
 
     pad_token_id: int
@@ -47,11 +48,13 @@ class StreamCollator:
             if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, int) or self.max_tokens < 1:
                 raise ValueError(f"`max_tokens` must be a whole number of at least 1, got {self.max_tokens!r}")
             if self.processor is None:
-                raise ValueError(f"`max_tokens`, {self.max_tokens}, needs a `processor`: it knows where a frame ends")
+                raise ValueError(
+                    f"`max_tokens` ({self.max_tokens}) needs a `processor`, which knows where a frame ends"
+                )
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        rows = self.rows([self.prepared(example) for example in examples])
-        batch = self.packed(rows) if self.packing else self.padded(rows)
+        rows = self.group_rows([self.prepare(example) for example in examples])
+        batch = self.pack(rows) if self.packing else self.pad(rows)
         examples = [example for row in rows for example in row]
         for name in FRAMES:
             if name in examples[0]:
@@ -64,8 +67,8 @@ class StreamCollator:
             batch["frame_index"] = torch.cat(indices)
         return batch
 
-    def prepared(self, example: dict) -> dict:
-        """An example altered and cut."""
+    def prepare(self, example: dict) -> dict:
+        """A copy of an example, augmented and truncated."""
         example = {**example, "input_ids": list(example["input_ids"]), "labels": list(example["labels"])}
         if self.augmentation is not None:
             example = self.augmentation(example)
@@ -78,12 +81,12 @@ class StreamCollator:
                 example["frames"] = example["frames"][used]
             else:
                 example |= {name: example[name][:num_frames] for name in FRAMES if name in example}
-        # nothing comes before the first token that could predict it, but in a row something stands there
+        # nothing predicts the first token of an example, but in a packed row the previous example precedes it
         example["labels"][:1] = [IGNORE_INDEX] * len(example["labels"][:1])
         return example
 
-    def rows(self, examples: list[dict]) -> list[list[dict]]:
-        """The examples of each row: first fit, the longest first."""
+    def group_rows(self, examples: list[dict]) -> list[list[dict]]:
+        """The examples of each row, packed first fit with the longest first."""
         if not self.packing:
             return [[example] for example in examples]
         if self.max_tokens is None:
@@ -99,20 +102,20 @@ class StreamCollator:
             left[place] -= length
         return rows
 
-    def padded(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
+    def pad(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
         length = max(len(example["input_ids"]) for (example,) in rows)
 
-        def pad(values: list[list[int]], value: int) -> torch.Tensor:
+        def left_pad(values: list[list[int]], value: int) -> torch.Tensor:
             return torch.tensor([[value] * (length - len(row)) + row for row in values])
 
         return {
-            "input_ids": pad([example["input_ids"] for (example,) in rows], self.pad_token_id),
-            "attention_mask": pad([[1] * len(example["input_ids"]) for (example,) in rows], 0),
-            "labels": pad([example["labels"] for (example,) in rows], IGNORE_INDEX),
+            "input_ids": left_pad([example["input_ids"] for (example,) in rows], self.pad_token_id),
+            "attention_mask": left_pad([[1] * len(example["input_ids"]) for (example,) in rows], 0),
+            "labels": left_pad([example["labels"] for (example,) in rows], IGNORE_INDEX),
         }
 
-    def packed(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
-        """Padding stands on the right, as one more sequence of the row."""
+    def pack(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
+        """Padding is on the right, as one more sequence of the row."""
         length = max(sum(len(example["input_ids"]) for example in row) for row in rows)
         batch = {"input_ids": [], "position_ids": [], "labels": []}
         for row in rows:

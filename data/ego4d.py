@@ -1,7 +1,8 @@
 """Ego4D narrations: the official `narration.json`, `all_narrations_redacted.json`, and the refined form that
 VideoLLM-online (arXiv 2406.11816) publishes.
 
-Two people narrated most videos. Each pass is a stream of its own: in one stream everything would be said twice.
+Most videos were narrated by two people. Each pass becomes its own stream, because a single stream would say everything
+twice.
 """
 
 import re
@@ -12,15 +13,15 @@ from .annotations import Request, Stream, narrated, need, seconds
 
 INSTRUCTION = "Narrate in short what happens, as it happens. C wears the camera, other letters are other people."
 REFINED_INSTRUCTION = "Narrate in short what happens, as it happens."
-# before the one who acts, with and without spaces: `#C C`, `# C C`, `#CC`, `#O A man X`, `#OThe lady`
+# the tag before the person who acts, with and without spaces: `#C C`, `# C C`, `#CC`, `#O A man X`, `#OThe lady`
 TAG = re.compile(r"[#@]\s*(?:summary\b|c(?=c\b)|o(?=(?-i:[A-Z][a-z]))|[co]\b)", re.IGNORECASE)
 UNSURE = re.compile(r"#\s*unsure\b", re.IGNORECASE)
 SOMETHING = "something"
 
 
 def clean(text: str) -> str:
-    """`#C C picks up a cup` -> `C picks up a cup.`: tags go, unsure things become `something`, one full stop ends it.
-    Empty if no two other words are left, a person and a verb."""
+    """`#C C picks up a cup` -> `C picks up a cup.`: removes tags, replaces `#unsure` by `something`, and ends the text
+    with one full stop. Returns an empty string if fewer than two other words (a person and a verb) are left."""
     text = UNSURE.sub(f" {SOMETHING}", TAG.sub(" ", text)).replace("#", " ")
     text = " ".join(text.split()).strip(" .,;:-")
     if sum(word != SOMETHING for word in text.split()) < 2:
@@ -29,7 +30,7 @@ def clean(text: str) -> str:
 
 
 def read(items: list, time: str, text: str, where: str, request: Request) -> list[tuple[float, str]]:
-    """`(time, text)` of the narrations that can be read, from fields of these names."""
+    """`(time, text)` of the narrations that can be read; `time` and `text` are the names of their fields."""
     narrations = []
     for index, item in enumerate(items):
         with request.skipping("narrations that cannot be read"):
@@ -41,13 +42,13 @@ def read(items: list, time: str, text: str, where: str, request: Request) -> lis
 def passes(uid: str, video: dict, request: Request) -> list[tuple[str, list[tuple[float, str]]]]:
     """`(instruction, [(time, text)])` of each pass over a video, in any of the three schemas."""
     if "narrations" in video:
-        of_annotator = defaultdict(list)
+        by_annotator = defaultdict(list)
         for index, item in enumerate(need(video, "narrations", list, uid)):
             with request.skipping("narrations that cannot be read"):
                 place = f"{uid}.narrations[{index}]"
                 said = seconds(item, "time", place), clean(need(item, "text", str, place))
-                of_annotator[need(item, "_annotation_uid", str, place)].append(said)
-        return [(INSTRUCTION, narrations) for narrations in of_annotator.values()]
+                by_annotator[need(item, "_annotation_uid", str, place)].append(said)
+        return [(INSTRUCTION, narrations) for narrations in by_annotator.values()]
     found, official = [], [name for name in sorted(video) if name.startswith("narration_pass_")]
     for name in official if official or "status" in video else video:
         with request.skipping("passes that cannot be read"):
@@ -62,10 +63,10 @@ def passes(uid: str, video: dict, request: Request) -> list[tuple[str, list[tupl
 
 
 def narration(annotations: dict, request: Request) -> Iterator[Stream]:
-    """Each pass over each video with its narrations; a pass that another repeats word for word is left out."""
+    """Each pass over each video with its narrations. A pass that repeats an earlier one word for word is left out."""
     request.check_split(annotations)
     if not isinstance(annotations, dict):
-        raise ValueError(f"narrations are an object of videos, got a {type(annotations).__name__}")
+        raise ValueError(f"narrations must be a JSON object of videos, got a {type(annotations).__name__}")
     videos = need(annotations, "videos", dict, "the file") if "videos" in annotations else annotations
     for uid in videos:
         found, seen = [], []

@@ -1,4 +1,4 @@
-"""Ego4D long-term anticipation, `fho_lta_{train,val,test_unannotated}.json`: 8 actions are seen, the next 20 wanted.
+"""Ego4D long-term anticipation, `fho_lta_{train,val,test_unannotated}.json`: predict 20 actions after seeing 8.
 
 Source of the numbers: Ego4D (arXiv 2110.07058), section on forecasting.
 """
@@ -13,19 +13,19 @@ INSTRUCTION = (
     f"You will see {OBSERVED} actions. Which {FUTURE} actions come next? Answer with a numbered list, a verb and a "
     "noun each, and nothing else."
 )
-# Names in the taxonomy that only what stands in their brackets tells apart, as a planter and a cooking pot.
+# Names that need their bracket to be unique in the taxonomy, such as the pot of a plant and the pot for cooking.
 AMBIGUOUS = ("bat", "chip", "nut", "pot")
 
 
 def word_of(name: str) -> str:
-    """`take_(pick,_grab,_get)` -> `take`; `nut_(food)` stays apart from `nut_(tool)`: `nut (food)`."""
+    """`take_(pick,_grab,_get)` -> `take`, but `nut_(food)` -> `nut (food)`, since there is also `nut_(tool)`."""
     head = name.split("(")[0].replace("_", " ").strip()
     return name.replace("_", " ").strip() if head in AMBIGUOUS else head
 
 
 def lta(annotations: dict, request: Request) -> Iterator[Stream]:
-    """Of each clip every run of 8 actions that 20 follow. What the test clips show next is not published, so they
-    are left out, as is a clip of which any action cannot be read."""
+    """One stream for every run of 8 actions that 20 more follow. Clips of the test set are left out, since their
+    future actions are not published, and so are clips with an action that cannot be read."""
     request.check_split(annotations)
     clips, annotated = defaultdict(list), Counter()
     for index, item in enumerate(need(annotations, "clips", list, "the file")):
@@ -40,10 +40,10 @@ def lta(annotations: dict, request: Request) -> Iterator[Stream]:
     for clip, count in annotated.items():
         video, name = clip
         if len(clips[clip]) < count:
-            request.leave_out("clips with such actions", name)
+            request.leave_out("clips with unreadable or unlabelled actions", name)
             continue
         if count < OBSERVED + FUTURE:
-            request.leave_out(f"clips of fewer than {OBSERVED + FUTURE} actions", name)
+            request.leave_out(f"clips with fewer than {OBSERVED + FUTURE} actions", name)
             continue
         _, starts, ends, texts = zip(*sorted(clips[clip], key=lambda action: action[0]), strict=True)
         for first in range(count - OBSERVED - FUTURE + 1):

@@ -1,6 +1,7 @@
-"""Ego-Exo4D keysteps, `keystep_{train,val}.json`: which keystep is shown.
+"""Ego-Exo4D keysteps, `keystep_{train,val}.json`: name the keystep shown.
 
-Its downloader writes a take as `takes/TAKE/frame_aligned_videos/CAMERA.mp4`, smaller ones below in `downscaled/448/`.
+The official downloader writes a take to `takes/TAKE/frame_aligned_videos/CAMERA.mp4`, and smaller versions to
+`downscaled/448/` in that folder.
 """
 
 import re
@@ -12,11 +13,11 @@ from .annotations import Request, Stream, need, part, segment_stream
 
 INSTRUCTION = "Which keystep is this? Answer with its name and nothing else."
 ALIGNED = "frame_aligned_videos"
-EGO = re.compile(r"aria\d*_214-1")  # the colour camera of Aria glasses, seen from the one who acts
+EGO = re.compile(r"aria\d*_214-1")  # the colour camera of the Aria glasses that the person who acts wears
 
 
 def cameras_of_takes(files: Iterable[Path]) -> dict[str, dict[str, Path]]:
-    """Take -> camera -> file; of several sizes the one that lies highest."""
+    """Take -> camera -> file. Of several sizes it takes the file closest to the root."""
     takes = defaultdict(dict)
     for file in sorted(files, key=lambda file: (len(file.parts), file)):
         folders = file.parts[:-1]
@@ -26,7 +27,7 @@ def cameras_of_takes(files: Iterable[Path]) -> dict[str, dict[str, Path]]:
 
 
 def videos_of_takes(takes: dict[str, dict[str, Path]], camera: str | None) -> dict[str, Path]:
-    """Take -> its file of a camera, by default of the first ego view."""
+    """Take -> its video from `camera`, by default from the first egocentric one."""
     found = {}
     for take, cameras in takes.items():
         ego = sorted(name for name in cameras if EGO.fullmatch(name))
@@ -37,7 +38,7 @@ def videos_of_takes(takes: dict[str, dict[str, Path]], camera: str | None) -> di
 
 
 def keystep(annotations: dict, request: Request) -> Iterator[Stream]:
-    """A stream a keystep. A take's video is found by the take's uid, or its name where the annotations have it."""
+    """One stream per keystep. A take's video is found by its uid, or by its name if the annotations give it."""
     request.check_split(annotations)
     takes = need(annotations, "annotations", dict, "the file")
     for uid in takes:
@@ -55,7 +56,7 @@ def keystep(annotations: dict, request: Request) -> Iterator[Stream]:
                 if name and start < end:
                     yield segment_stream(names, start, end, INSTRUCTION, name)
                 else:
-                    request.leave_out("keysteps without a name or without a length", place)
+                    request.leave_out("keysteps without a name or a duration", place)
 
 
 TASKS = {"keystep": keystep}

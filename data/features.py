@@ -1,4 +1,4 @@
-"""Features of one video in one safetensors file, which says what they are of and which model made them.
+"""The safetensors files of extracted features: one per video, with metadata about the video and the model.
 
 Shapes: `F` frames, `N` vision tokens per frame, `Dv` hidden size of the vision tower.
 """
@@ -14,7 +14,7 @@ from safetensors.torch import save
 from .files import written_whole
 
 TENSOR = "video_features"
-# One entry that holds them all: safetensors writes several in an order that changes from run to run.
+# All metadata in one entry: safetensors writes several entries in an order that changes from run to run.
 ENTRY = "videollm_mod"
 FIELDS = {
     "video": str,
@@ -27,9 +27,9 @@ FIELDS = {
 }
 
 
-def fingerprint(model, video_processor) -> str:
-    """Hash of all that decides the features of a frame: the vision tower's weights in bfloat16 (so that it is the same
-    in whatever type a checkpoint is loaded), the tokens per frame, and the preprocessing."""
+def model_fingerprint(model, video_processor) -> str:
+    """Hash of everything that determines the features of a frame: the vision tower's weights, the tokens per frame and
+    the preprocessing. Weights are hashed in bfloat16, so the dtype in which a checkpoint is loaded does not matter."""
     digest = hashlib.sha256()
     for name, value in sorted(model.model.vision_tower.state_dict().items()):
         digest.update(name.encode())
@@ -46,46 +46,46 @@ def fingerprint(model, video_processor) -> str:
     return digest.hexdigest()
 
 
-def write_features(path: str | Path, features: torch.Tensor, about: dict) -> None:
-    """Write features `[F, N, Dv]` with what `about` says of them (`FIELDS`), whole or not at all."""
+def write_features(path: str | Path, features: torch.Tensor, metadata: dict) -> None:
+    """Write features `[F, N, Dv]` and their metadata (`FIELDS`) atomically."""
     with written_whole(path) as partial:
-        partial.write_bytes(save({TENSOR: features.contiguous()}, {ENTRY: json.dumps(about, sort_keys=True)}))
+        partial.write_bytes(save({TENSOR: features.contiguous()}, {ENTRY: json.dumps(metadata, sort_keys=True)}))
 
 
-def read_about(path: str | Path) -> dict:
-    """What a file of features says of itself, see `FIELDS`; the features are not read.
+def read_metadata(path: str | Path) -> dict:
+    """The metadata of a features file (`FIELDS`), without reading the features.
 
     Raises:
-        `FileNotFoundError`: if there is none.
-        `ValueError`: if it is no whole file of features.
+        `FileNotFoundError`: if the file does not exist.
+        `ValueError`: if it is not a complete features file.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
         with safe_open(path, framework="pt") as file:
-            about, shape = (file.metadata() or {}).get(ENTRY), None
+            metadata, shape = (file.metadata() or {}).get(ENTRY), None
             if TENSOR in file.keys():  # noqa: SIM118 (not a mapping)
                 shape = file.get_slice(TENSOR).get_shape()
     except SafetensorError as error:
-        raise ValueError(f"{path} is not a whole safetensors file: {error}") from error
-    if about is None or shape is None:
-        raise ValueError(f"{path} holds no features with their origin; `videollm-mod extract` writes such files")
-    about = json.loads(about)
-    if any(not isinstance(about.get(name), types) for name, types in FIELDS.items()):
-        raise ValueError(f"{path} does not say all of {', '.join(FIELDS)}, got {about}")
-    if shape != [about["num_frames"], about["num_frame_tokens"], about["hidden_size"]]:
-        raise ValueError(f"{path} holds features of the shape {shape}, which is not what it says: {about}")
-    return about
+        raise ValueError(f"{path} is not a complete safetensors file: {error}") from error
+    if metadata is None or shape is None:
+        raise ValueError(f"{path} is not a features file as `videollm-mod extract` writes it")
+    metadata = json.loads(metadata)
+    if any(not isinstance(metadata.get(name), types) for name, types in FIELDS.items()):
+        raise ValueError(f"the metadata of {path} must have {', '.join(FIELDS)}, got {metadata}")
+    if shape != [metadata["num_frames"], metadata["num_frame_tokens"], metadata["hidden_size"]]:
+        raise ValueError(f"{path} holds features of shape {shape}, which does not match its metadata {metadata}")
+    return metadata
 
 
 def read_features(path: str | Path, first: int = 0, stop: int | None = None) -> torch.Tensor:
-    """The rows `first <= i < stop` of a file's features, `[F, N, Dv]`; only they are read.
+    """Features `[F, N, Dv]` of the frames `first <= i < stop`; only these are read from the file.
 
     Raises:
-        as `read_about`; `ValueError` too if there is no such row.
+        as `read_metadata`, and `ValueError` if the file has no frame `first`.
     """
-    about = read_about(path)
-    if first >= about["num_frames"]:
-        raise ValueError(f"{path} ends before frame {first}: it holds {about['num_frames']}")
+    num_frames = read_metadata(path)["num_frames"]
+    if first >= num_frames:
+        raise ValueError(f"{path} ends before frame {first}: it holds {num_frames} frames")
     with safe_open(path, framework="pt") as file:
         return file.get_slice(TENSOR)[first:stop]

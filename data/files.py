@@ -71,8 +71,8 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def ends_of(file: Path) -> bytes:
-    """Hash of a file's size and of 64 KiB at both ends: enough to tell one recording from another."""
+def hash_ends(file: Path) -> bytes:
+    """Hash of a file's size, first and last 64 KiB: enough to tell one recording from another."""
     size = file.stat().st_size
     with open(file, "rb") as content:
         first = content.read(1 << 16)

@@ -1,7 +1,7 @@
-"""Frames of a video file at the size that a model sees, a few at full size in memory at a time.
+"""Frames of a video file at the model's input size, decoded in small batches.
 
-Frame `i` is the one on screen `i / fps` seconds after the video's first frame, whatever part of the video is taken; so
-rows of extracted features and frames decoded again are the same frames.
+Frame `i` is the one on screen `i / fps` seconds after the video's first frame, whichever part of the video is read.
+So row `i` of extracted features always belongs to the decoded frame `i`.
 
 Shapes: `F` frames, `H` and `W` pixels of the processor's size.
 """
@@ -17,12 +17,12 @@ from ..containers import video_duration
 from ..decoding import iter_video_frames, measured_duration
 from ..video_processing_videollm_mod import resize_frames
 
-TOLERANCE = 1e-6  # seconds or frames: times such as 0.1 * 3 are meant to be on the grid
+TOLERANCE = 1e-6  # seconds or frames: times such as 0.1 * 3 count as multiples of the frame interval
 
 
 def frame_range(fps: float, start: float | None = None, end: float | None = None) -> tuple[int, int | None]:
-    """Indices `(first, stop)` of the frames with `start <= time < end`, seconds; of the one on screen at `start` where
-    there is none. `stop` is None without `end`."""
+    """Indices `(first, stop)` of the frames with `start <= time < end` (seconds), or of the one on screen at `start`
+    if there are none. `stop` is None without `end`."""
     first = math.ceil((start or 0.0) * fps - TOLERANCE)
     if end is None:
         return first, None
@@ -33,19 +33,19 @@ def frame_range(fps: float, start: float | None = None, end: float | None = None
 
 
 def iter_frames(
-    video: str, fps: float, video_processor, first: int = 0, stop: int | None = None, at_once: int = 16
+    video: str, fps: float, video_processor, first: int = 0, stop: int | None = None, batch_size: int = 16
 ) -> Iterator[torch.Tensor]:
-    """Decode the frames `first <= i < stop` of a video, `at_once` at a time.
+    """Decode the frames `first <= i < stop` of a video, `batch_size` at a time.
 
     Yields:
-        uint8 `[f, 3, H, W]`, `f <= at_once`: resized and letterboxed as `video_processor` does, to whole numbers.
+        uint8 `[f, 3, H, W]`, `f <= batch_size`: resized and letterboxed as `video_processor` does, then rounded.
 
     Raises:
         as `iter_video_frames`.
     """
     count = None if stop is None else max(0, stop - first)
     frames = islice((frame for frame, _ in iter_video_frames(video, fps, first)), count)
-    while batch := list(islice(frames, at_once)):
+    while batch := list(islice(frames, batch_size)):
         pixels = torch.from_numpy(np.stack(batch)).movedim(-1, 1)
         if video_processor.do_resize:
             size, resample, do_pad = video_processor.size, video_processor.resample, video_processor.do_pad
@@ -54,22 +54,22 @@ def iter_frames(
 
 
 def read_frames(
-    video: str, fps: float, video_processor, first: int = 0, stop: int | None = None, at_once: int = 16
+    video: str, fps: float, video_processor, first: int = 0, stop: int | None = None, batch_size: int = 16
 ) -> torch.Tensor:
-    """uint8 `[F, 3, H, W]`: all that `iter_frames` yields.
+    """All frames that `iter_frames` yields, uint8 `[F, 3, H, W]`.
 
     Raises:
-        `ValueError`: if there is no such frame; and as `iter_video_frames`.
+        `ValueError`: if there are none; and as `iter_video_frames`.
     """
-    chunks = list(iter_frames(video, fps, video_processor, first, stop, at_once))
+    chunks = list(iter_frames(video, fps, video_processor, first, stop, batch_size))
     if not chunks:
-        raise ValueError(f"{video} ends before {first / fps} seconds, where its frames were to start")
+        raise ValueError(f"{video} ends before {first / fps} seconds, where the part to read starts")
     return torch.cat(chunks)
 
 
 def video_seconds(video: str) -> float:
-    """Seconds that a video lasts, as it states them; its first frame is decoded to see that it can be. One that states
-    none, or whose format does not know, is decoded to its end.
+    """Duration of a video in seconds, as its container states it; the first frame is decoded as a check. A video that
+    states no duration is decoded to its end.
 
     Raises:
         as `iter_video_frames`.

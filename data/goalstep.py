@@ -9,7 +9,7 @@ CHAT_SYSTEM = "You see what the user sees, and help with what they do as it happ
 
 
 def narration(annotations: dict, request: Request) -> Iterator[Stream]:
-    """Each video with its steps, told when they start; substeps are not told."""
+    """Each video with its steps, each narrated when it starts. Substeps are not narrated."""
     request.check_split(annotations)
     for index, video in enumerate(need(annotations, "videos", list, "the file")):
         where, turns = f"videos[{index}]", []
@@ -31,10 +31,10 @@ def narration(annotations: dict, request: Request) -> Iterator[Stream]:
 
 
 def chat(annotations: list, request: Request) -> Iterator[Stream]:
-    """`goalstep_livechat_trainval_filtered_21k.json`: a conversation a video, and several a video."""
+    """`goalstep_livechat_trainval_filtered_21k.json`: one stream per conversation; a video may have several."""
     request.check_split(annotations)
     if not isinstance(annotations, list):
-        raise ValueError(f"chat annotations are a list of conversations, got a {type(annotations).__name__}")
+        raise ValueError(f"chat annotations must be a list of conversations, got a {type(annotations).__name__}")
     for index, item in enumerate(annotations):
         where, turns = f"[{index}]", []
         with request.skipping("conversations that cannot be read"):

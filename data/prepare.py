@@ -1,4 +1,4 @@
-"""`videollm-mod prepare`: annotations of a public data set, and its videos, as JSONL for training."""
+"""`videollm-mod prepare`: turn the annotations and videos of a public data set into JSONL for training."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import coin, ego4d, ego4d_lta, egoexo4d, goalstep
-from .annotations import FEW, Request, Stream, told
+from .annotations import MAX_NAMED, Request, Stream, describe_left_out
 from .files import write_whole
 from .stream_checks import SLACK, check_stream, check_turns, probe
 from .words import counted
@@ -26,8 +26,8 @@ MISSING = ("stop", "skip")
 
 @dataclass(frozen=True)
 class Prepared:
-    """What was written: the JSONL file, how many videos, lines and replies it has, how many videos were missing, and
-    what was left out, as in `Request`: how many of what, and the first few by name."""
+    """The JSONL file that was written, its number of videos, streams and replies, the number of missing videos, and
+    what was left out, as in `Request`."""
 
     path: Path
     videos: int
@@ -57,19 +57,19 @@ def prepare(
     """
     Args:
         dataset, task (`str`): see `DATASETS`.
-        annotations: the data set's own JSON file.
-        videos: a folder; a video is found by its uid or id at any depth, with one of `SUFFIXES`; one of Ego-Exo4D
-            also as its downloader lays it out, see `egoexo4d`.
-        output: the JSONL file, whose folder must exist; it is written whole or not at all.
-        subset (`str`, *optional*): only this one, of `SUBSETS`; a file that says it is another is refused.
-        missing (`str`): `"stop"` or `"skip"` where videos are not in the folder.
-        camera (`str`, *optional*): of each take of Ego-Exo4D, such as `cam01`; by default the first ego view.
+        annotations: JSON file of the data set.
+        videos: a folder. A video is found by its id at any depth, with one of `SUFFIXES`; videos of Ego-Exo4D are also
+            found in the folders of its downloader, see `egoexo4d`.
+        output: the JSONL file, written atomically; its folder must exist.
+        subset (`str`, *optional*): read only this one of `SUBSETS`; a file of another subset is an error.
+        missing (`str`): what to do with videos that are not in the folder, `"stop"` or `"skip"`.
+        camera (`str`, *optional*): camera of each Ego-Exo4D take, such as `cam01`; by default the first ego view.
 
     Annotations that cannot be read, and times beyond the end of their video, are left out, counted and named.
 
     Raises:
-        `ValueError`: for an unknown name, annotations in another schema, nothing to write.
-        `OSError`: for files that cannot be read or written, and missing videos with `missing="stop"`.
+        `ValueError`: for an unknown name, annotations in another schema, or nothing to write.
+        `OSError`: for files that cannot be read or written, and for missing videos with `missing="stop"`.
     """
     tasks, subsets = DATASETS.get(dataset, ()), (None, *SUBSETS.get(dataset, ()))
     for name, value, known in (
@@ -81,10 +81,10 @@ def prepare(
         if value not in known:
             raise ValueError(f"`{name}` must be one of {', '.join(filter(None, known))}, got {value!r}")
     if camera is not None and dataset != "egoexo4d":
-        raise ValueError(f"`camera` is for egoexo4d, whose takes have several; got {camera!r} for {dataset}")
+        raise ValueError(f"`camera` is only for egoexo4d, got {camera!r} for {dataset}")
     output, videos = Path(output), Path(videos)
     if not videos.is_dir():
-        raise NotADirectoryError(f"there is no folder of videos {videos}")
+        raise NotADirectoryError(f"the folder of videos does not exist: {videos}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"the folder of the output does not exist: {output.parent}")
     try:
@@ -118,7 +118,7 @@ def prepare(
     if gone and (missing == "stop" or not probed):
         raise FileNotFoundError(missing_videos(gone, len(gone) + len(probed), videos))
     if not lines:
-        why = "; ".join(told(request.left_out, request.named)) or "no videos"
+        why = "; ".join(describe_left_out(request.left_out, request.named)) or "no videos"
         raise ValueError(f"{annotations} holds nothing for the task {task!r}: {why}")
     write_whole(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     replies = sum(turn["role"] == "assistant" for line in lines for turn in line["turns"])
@@ -126,18 +126,20 @@ def prepare(
 
 
 def missing_videos(gone: dict[str, list[str]], total: int, folder: Path) -> str:
-    """What to say of videos that are missing, and of the cameras that their takes have instead."""
-    text = f"missing in {folder}: {len(gone)} of {counted(total, 'video')}, such as {', '.join(list(gone)[:FEW])}"
-    if cameras := sorted({camera for of_take in gone.values() for camera in of_take}):
-        text += f"; the cameras there are {', '.join(cameras)}, of which `--camera` takes one"
-    return text + ("; with `--missing skip` they are left out" if len(gone) < total else "")
+    """The message for missing videos, with the cameras that their takes have instead."""
+    text = (
+        f"missing in {folder}: {len(gone)} of {counted(total, 'video')}, such as {', '.join(list(gone)[:MAX_NAMED])}"
+    )
+    if cameras := sorted({camera for cameras in gone.values() for camera in cameras}):
+        text += f"; choose one of the cameras {', '.join(cameras)} with `--camera`"
+    return text + ("; `--missing skip` leaves them out" if len(gone) < total else "")
 
 
 def video_files(folder: Path) -> Iterator[Path]:
-    """At any depth, in alphabetical order of folders and of the files in each."""
+    """Video files at any depth, with folders and the files in each in alphabetical order."""
     seen = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(parent) in seen:  # links may lead in circles
+        if os.path.realpath(parent) in seen:  # symbolic links may form a cycle
             folders.clear()
             continue
         seen.add(os.path.realpath(parent))
@@ -146,7 +148,7 @@ def video_files(folder: Path) -> Iterator[Path]:
 
 
 def find_videos(folder: Path) -> dict[str, Path]:
-    """Name without ending -> file, at any depth; of files with the same name the first in alphabetical order."""
+    """Name without extension -> file, at any depth; of files with the same name the first in alphabetical order."""
     found = {}
     for file in video_files(folder):
         found.setdefault(file.stem, file)
@@ -154,8 +156,11 @@ def find_videos(folder: Path) -> dict[str, Path]:
 
 
 def line_of(stream: Stream, seconds: float | None, request: Request) -> dict | None:
-    """The line of a stream without its video, of which `seconds` is how long it lasts, if it says so; None where
-    nothing is left of it."""
+    """The line of a stream, without its video; None if nothing is left of it.
+
+    Args:
+        seconds (`float`, *optional*): duration of the video, if known.
+    """
     video, start, turns = stream.video[-1], stream.start or 0.0, []
     last = math.inf if seconds is None else seconds
     if stream.to_end:

@@ -1,4 +1,4 @@
-"""Which of several processes this one is, and on which device it works."""
+"""The rank and device of this process."""
 
 import os
 
@@ -7,7 +7,8 @@ from accelerate import PartialState
 
 
 def process_state(on_cpu: bool = False, **options) -> PartialState:
-    """accelerate's `PartialState(**options)`, on the CPU if asked, by `ACCELERATE_USE_CPU` too (of `accelerate launch
-    --cpu`), and where there is nothing else: untold, accelerate then takes every process for the only one."""
-    asked = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
-    return PartialState(cpu=on_cpu or asked or not torch.accelerator.is_available(), **options)
+    """accelerate's `PartialState(**options)`. It uses the CPU if `on_cpu` or `ACCELERATE_USE_CPU` (set by `accelerate
+    launch --cpu`) asks for it, or if there is no accelerator: without `cpu=True`, accelerate would then treat every
+    process as the only one."""
+    cpu_requested = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "t", "yes", "y", "on")
+    return PartialState(cpu=on_cpu or cpu_requested or not torch.accelerator.is_available(), **options)

@@ -1,4 +1,4 @@
-"""What may be wrong with one line of a JSONL file of streams (`data.jsonl`), and what would be right."""
+"""Checks for one line of a JSONL file of streams (`data.jsonl`)."""
 
 import math
 from collections.abc import Iterator
@@ -8,20 +8,20 @@ from typing import Any
 
 from ..containers import local_path, shown
 from ..conversation import MAX_TEXT, clean_text
-from .features import read_about
+from .features import read_metadata
 from .frames import video_seconds
 
 MEDIA = ("video", "features")
 FIELDS = (*MEDIA, "fps", "start", "end", "turns")
 TURN_FIELDS = ("time", "role", "content")
 ROLES = ("system", "user", "assistant")
-SLACK = 1.0  # seconds by which annotations may outlast their video: containers round, annotators too
+SLACK = 1.0  # seconds by which times may exceed the video, since containers and annotators round
 MAX_FPS = 1000
-Problem = tuple[str, str, str]  # field, what is wrong, what would be right
+Problem = tuple[str, str, str]  # field, what is wrong, what was expected
 
 
-class Object(dict):
-    """A JSON object that remembers which of its keys were given more than once."""
+class JsonObject(dict):
+    """A JSON object that records which of its keys were repeated."""
 
     def __init__(self, pairs: list[tuple[str, Any]]):
         super().__init__(pairs)
@@ -29,7 +29,7 @@ class Object(dict):
         self.repeated = sorted({name for name in names if names.count(name) > 1})
 
 
-def check_keys(item: Object, prefix: str, known: tuple[str, ...]) -> Iterator[Problem]:
+def check_keys(item: JsonObject, prefix: str, known: tuple[str, ...]) -> Iterator[Problem]:
     for name in getattr(item, "repeated", ()):
         yield f"{prefix}{name}", "it is given more than once", "give it once"
     for name in item:
@@ -50,7 +50,7 @@ def is_seconds(value: Any) -> bool:
 def is_path(value: Any) -> bool:
     try:
         return isinstance(value, str) and bool(value.strip()) and "\0" not in local_path(value)
-    except ValueError:  # a `file://` address of another machine
+    except ValueError:  # a `file://` URL of another machine
         return False
 
 
@@ -71,9 +71,9 @@ def check_turns(turns: list, start: float, end: float) -> Iterator[Problem]:
                 yield f"{where}.time", f"it is {shown(time)}", "a finite number of seconds >= 0"
             elif not start <= time <= end:
                 right = f"a time from `start`, {start}, on" if end == math.inf else f"a time in [{start}, {end}]"
-                yield f"{where}.time", f"{time} is outside the part that is taken", right
+                yield f"{where}.time", f"{time} is outside the selected part", right
             elif time < last:
-                yield f"{where}.time", f"{time} is before the turn above it", f"turns in order of time, from {last} on"
+                yield f"{where}.time", f"{time} is before the previous turn", f"turns in order of time, from {last} on"
             else:
                 last = time
         if "role" in turn:
@@ -87,22 +87,22 @@ def check_turns(turns: list, start: float, end: float) -> Iterator[Problem]:
             elif len(content) > MAX_TEXT:
                 yield f"{where}.content", f"it has {len(content)} characters", f"at most {MAX_TEXT}"
             elif not clean_text(content):
-                yield f"{where}.content", "it is empty", "what is said"
+                yield f"{where}.content", "it is empty", "the text of the turn"
             elif any("\ud800" <= character <= "\udfff" for character in content):
-                yield f"{where}.content", "half of a surrogate pair, which is no character", "whole characters"
+                yield f"{where}.content", "it has an unpaired surrogate", "valid Unicode"
 
 
 def check_stream(stream: Any) -> Iterator[Problem]:
-    """What is wrong with the value of a line, without looking at its media."""
+    """Problems of the value of a line. Media are not checked."""
     if not isinstance(stream, dict):
         yield "line", f"it is {shown(stream)}", 'an object {"video": ..., "turns": [...]}'
         return
     yield from check_keys(stream, "", FIELDS)
     given = [name for name in MEDIA if name in stream]
     if not given:
-        yield "video", "neither video nor features is given", "the path of a video, or of its features"
+        yield "video", "neither `video` nor `features` is given", "the path of a video, or of its features"
     if len(given) == 2:
-        yield "features", "both video and features are given", "one of them"
+        yield "features", "both `video` and `features` are given", "one of them"
     for name in given:
         if not is_path(stream[name]):
             yield name, f"it is {shown(stream[name])}", "a path as a string"
@@ -131,8 +131,8 @@ def check_stream(stream: Any) -> Iterator[Problem]:
 
 
 def check_media(stream: Any, folder: Path, seen: dict) -> Iterator[Problem]:
-    """What is wrong with the media of a line, and with times beyond their end, as far as the line can be understood.
-    `seen`: what was found of the files before."""
+    """Problems of the media of a line, and times beyond their end, as far as the line can be understood. `seen` caches
+    the result for each file."""
     given = [name for name in MEDIA if isinstance(stream, dict) and is_path(stream.get(name))]
     if len(given) != 1:
         return
@@ -146,7 +146,7 @@ def check_media(stream: Any, folder: Path, seen: dict) -> Iterator[Problem]:
         yield name, *problem
         return
     if fps is not None and is_seconds(stream.get("fps")) and stream["fps"] != fps:
-        yield "fps", f"it is {stream['fps']}, but the features were taken at {fps}", f"{fps}, or new features"
+        yield "fps", f"it is {stream['fps']}, but the features were extracted at {fps}", f"{fps}, or new features"
     if seconds is None:
         return
     turns = stream.get("turns")
@@ -160,22 +160,23 @@ def check_media(stream: Any, folder: Path, seen: dict) -> Iterator[Problem]:
 
 
 def probe(name: str, path: str) -> tuple[tuple[str, str] | None, float | None, float | None]:
-    """What is wrong with a file, else the fps of features, and the seconds it lasts."""
+    """`(problem, fps, seconds)` of a video or features file: None and its rate (of features) and duration, or the
+    problem with it and two times None."""
     if not Path(path).is_file():
-        problem = f"there is no file {path}" if not Path(path).exists() else f"{path} is no file"
+        problem = f"there is no file {path}" if not Path(path).exists() else f"{path} is not a file"
         return (problem, "a path relative to the folder of the JSONL file, or an absolute one"), None, None
     try:
         if name == "video":
             return None, None, video_seconds(path)
-        about = read_about(path)
-        return None, about["fps"], about["num_frames"] / about["fps"]
+        metadata = read_metadata(path)
+        return None, metadata["fps"], metadata["num_frames"] / metadata["fps"]
     except (ValueError, OSError) as error:
-        right = "a video that FFmpeg can decode" if name == "video" else "a file that `videollm-mod extract` wrote"
+        right = "a video that FFmpeg can decode" if name == "video" else "a file written by `videollm-mod extract`"
         return (" ".join(str(error).split()), right), None, None
 
 
 def media_of(stream: dict, folder: Path) -> tuple[str, str]:
-    """`("video" | "features", path or URL)` of a line; paths as seen from anywhere."""
+    """`("video" | "features", path or URL)` of a line; paths are joined to `folder`."""
     name = "video" if "video" in stream else "features"
     path = local_path(stream[name])
     return name, path if "://" in path else str(folder / path)

@@ -1,4 +1,4 @@
-"""JSONL streams as `datasets`: examples made when they are asked for, from videos or features on disk.
+"""JSONL streams as a `datasets` data set, whose examples are made on the fly from videos or features on disk.
 
 Shapes: `F` frames, `H` and `W` pixels, `N` vision tokens per frame, `Dv` hidden size of the vision tower.
 """
@@ -18,7 +18,7 @@ from transformers.utils import logging
 
 from ..configuration_videollm_mod import IGNORE_INDEX
 from ..containers import check_count
-from .features import fingerprint, read_about, read_features
+from .features import model_fingerprint, read_features, read_metadata
 from .frames import TOLERANCE, frame_range, read_frames, video_seconds
 from .jsonl import check, line_spans, missing_error, missing_media, read_streams
 from .skipped import Skipped
@@ -29,7 +29,7 @@ from .windows import mask_before, windows
 logger = logging.get_logger(__name__)
 
 MISSING = ("stop", "skip")
-SHARDS = 64  # of a file that is read as a stream, for workers and processes to share
+SHARDS = 64  # parts of a streamed file that workers and processes share
 COLUMNS = Features(
     {
         "line": Value("int64"),
@@ -46,14 +46,14 @@ COLUMNS = Features(
 
 
 class OtherModelError(ValueError):
-    """Features that were made for another model: no bad example, but wrong data altogether."""
+    """The features were made by another model, so all examples are wrong, not only this one."""
 
 
 @dataclass
 class StreamExamples:
     """Makes the example of a line: `input_ids` and `labels` (`list[int]`), and uint8 `frames` `[F, 3, H, W]` or
-    `video_features` `[F, N, Dv]`. With `max_tokens` a line is cut before, into `windows`. With `skipped`, a line that
-    cannot be used is noted there, and its example is `blank`."""
+    `video_features` `[F, N, Dv]`. With `max_tokens`, lines are first cut into `windows`. With `skipped`, an unusable
+    line is recorded there, and its example is `blank`."""
 
     path: str
     processor: object
@@ -61,8 +61,8 @@ class StreamExamples:
     skipped: Skipped | None = None
 
     @contextmanager
-    def naming(self, stream: dict) -> Iterator[None]:
-        """Errors name the line."""
+    def naming_line(self, stream: dict) -> Iterator[None]:
+        """Put the file and line of a stream in front of error messages."""
         try:
             yield
         except (ValueError, OSError) as error:
@@ -70,39 +70,39 @@ class StreamExamples:
             raise kind(f"{self.path}:{stream['line']}: {error}") from error
 
     def lines(self, stream: dict) -> list[dict]:
-        """A line, or the windows that it is cut into."""
+        """A line, or its windows."""
         if self.max_tokens is None:
             return [stream]
-        with self.naming(stream):
+        with self.naming_line(stream):
             fps = num_frames = None
-            with suppress(ValueError, OSError):  # what cannot be read is found when it is read
+            with suppress(ValueError, OSError):  # unreadable files are reported when the example is made
                 fps = self.fps(stream)
             if fps is None:
                 return [stream]
             cut = windows(stream, fps, self.max_tokens, self.processor)
-            if len(cut) > 1:  # where the video ends matters only now, and to look takes longer
+            if len(cut) > 1:  # only now does the end of the video matter, and looking it up is slow
                 with suppress(ValueError, OSError):
                     num_frames = self.num_frames(stream)
                 cut = windows(stream, fps, self.max_tokens, self.processor, num_frames)
             return cut
 
     def num_frames(self, stream: dict) -> int:
-        """Of the whole video."""
+        """Number of frames of the whole video."""
         if stream.get("features") is not None:
-            return read_about(stream["features"])["num_frames"]
+            return read_metadata(stream["features"])["num_frames"]
         return max(1, math.ceil(video_seconds(stream["video"]) * self.fps(stream) - TOLERANCE))
 
     def fps(self, stream: dict) -> float:
         if stream.get("features") is None:
             return stream.get("fps") or self.processor.video_processor.fps
-        own = read_about(stream["features"])["fps"]
+        own = read_metadata(stream["features"])["fps"]
         if stream.get("fps") not in (None, own):
-            raise ValueError(f"`fps` is {stream['fps']}, but {stream['features']} holds frames at {own}")
+            raise ValueError(f"`fps` is {stream['fps']}, but {stream['features']} was extracted at {own}")
         return own
 
     def example(self, stream: dict) -> dict:
         try:
-            with self.naming(stream):
+            with self.naming_line(stream):
                 example = self._example(stream)
         except OtherModelError:
             raise
@@ -124,8 +124,8 @@ class StreamExamples:
         return {**example, **frames}
 
     def blank(self, stream: dict) -> dict:
-        """An example of one frame from which nothing is learned. It takes the place of one that cannot be used, so
-        that all processes still take the same steps, and a run that is resumed the same ones."""
+        """An example of one frame without labels. It replaces an unusable one, so that all processes take the same
+        number of steps, and a resumed run continues in the right place."""
         example = encode_example([{"role": "stream", "num_frames": 1}], self.processor)
         if stream.get("features") is None:
             size = self.processor.video_processor.size
@@ -139,11 +139,12 @@ class StreamExamples:
         for stream in read_streams(self.path):
             with suppress(ValueError, OSError):
                 return read_features(stream["features"], 0, 1)
-        raise ValueError(f"no features that {self.path} names can be read")
+        raise ValueError(f"none of the features named in {self.path} can be read")
 
     def read(self, stream: dict) -> tuple[list[dict], dict[str, torch.Tensor], np.ndarray, float]:
-        """`(messages, {"frames" or "video_features": tensor}, seconds of the frames, frames a second)` of a line."""
-        with self.naming(stream):
+        """`(messages, {"frames" or "video_features": tensor}, times of the frames, fps)` of a line; times are in
+        seconds."""
+        with self.naming_line(stream):
             return self._read(stream)
 
     def _read(self, stream: dict) -> tuple[list[dict], dict[str, torch.Tensor], np.ndarray, float]:
@@ -152,28 +153,28 @@ class StreamExamples:
         if path is None:
             name, frames = "frames", read_frames(stream["video"], fps, self.processor.video_processor, first, stop)
         else:
-            held, wanted = read_about(path)["num_frame_tokens"], self.processor.num_frame_tokens
+            held, wanted = read_metadata(path)["num_frame_tokens"], self.processor.num_frame_tokens
             if held != wanted:
                 raise OtherModelError(
-                    f"{path} holds {held} tokens a frame, the processor has {wanted}: extract the features with the "
-                    "model that is trained"
+                    f"{path} has {held} tokens per frame, but the processor has {wanted}: extract the features with "
+                    "the model you train"
                 )
             name, frames = "video_features", read_features(path, first, stop)
         times = (first + np.arange(len(frames))) / fps
         return conversation(stream["turns"], times, stream.get("opening")), {name: frames}, times, fps
 
     def __call__(self, batch: dict[str, list]) -> dict[str, list]:
-        """A batch of columns, as `Dataset.with_transform` hands it over."""
+        """Transform a batch of columns, for `Dataset.with_transform`."""
         rows = [dict(zip(batch, values, strict=True)) for values in zip(*batch.values(), strict=True)]
         examples = [self.example(row) for row in rows]
         return {name: [example[name] for example in examples] for name in examples[0]}
 
 
-def rows(
+def iter_rows(
     examples: StreamExamples, spans: list[tuple[int, int, int]], left_out: list[frozenset[int]], digest: str
 ) -> Iterator[dict]:
-    """The lines of a file for `datasets`, without those numbered in `left_out`. `digest`, of the file, is there for
-    the cache's key: a file that was changed is another one."""
+    """The lines of a file for `datasets`, without the line numbers in `left_out`. `digest` is the file's hash; it is
+    an argument so that the cache of `datasets` notices when the file changes."""
     for span, numbers in zip(spans, left_out, strict=True):
         for stream in read_streams(examples.path, *span):
             if stream["line"] not in numbers:
@@ -190,32 +191,34 @@ def load_streams(
     max_tokens: int | None = None,
     strict: bool = False,
 ):
-    """Streams in JSONL (`data.jsonl`) as examples for `StreamCollator`, made one at a time when they are asked for.
+    """Load JSONL streams (`data.jsonl`) as a data set of examples for `StreamCollator`, which are made on the fly.
 
-    Lines are kept in a memory-mapped cache of `datasets`, or with `streaming` read as they are needed; the examples
-    are the same. Columns are replaced on the fly, so `TrainingArguments.remove_unused_columns` must be False; with
-    `streaming` so must `accelerator_config.dispatch_batches`, since frames of a batch are not sliced by rows.
+    The lines are held in a memory-mapped cache of `datasets`, or read as they are needed with `streaming`; the
+    examples are the same. Columns are replaced on the fly, so `TrainingArguments.remove_unused_columns` must be False.
+    With `streaming`, `accelerator_config.dispatch_batches` must be False too, since a batch's frames cannot be sliced
+    by rows.
 
-    A line that turns out to be unusable when its example is made, with a damaged video or a part beyond the video's
-    end, does not stop a run: nothing is learned from it, and it is logged when the run ends.
+    A line that turns out to be unusable when its example is made, because its video is damaged or ends too early, does
+    not stop a run: the example has no labels, and the line is logged when the run ends.
 
     Args:
-        path: of the JSONL file.
-        processor (`VideoLLMMoDProcessor`): makes tokens and labels; gives the frames' size, and the rate for lines
-            without `fps`.
-        streaming (`bool`): an `IterableDataset` instead of a `Dataset`.
-        missing (`str`): `"stop"` or `"skip"` where videos or features are not there.
+        path: the JSONL file.
+        processor (`VideoLLMMoDProcessor`): makes tokens and labels, and determines the frame size and the rate of
+            lines without `fps`.
+        streaming (`bool`): return an `IterableDataset` instead of a `Dataset`.
+        missing (`str`): what to do with lines whose video or features are missing, `"stop"` or `"skip"`.
         max_tokens (`int`, *optional*): cut longer streams into several, see `windows`.
-        strict (`bool`): stop at a line that cannot be used.
+        strict (`bool`): raise an error for an unusable line.
 
     Returns:
         `datasets.Dataset` or `datasets.IterableDataset` of `input_ids`, `labels`, `turns` (`list[Turn]`), and uint8
         `frames` `[F, 3, H, W]` or `video_features` `[F, N, Dv]`.
 
     Raises:
-        `ValueError`: for faults in the file, features that do not fit the processor, `max_tokens` too small for what
-            is said between two frames, nothing left. From the data set: if no line can be used, with `strict` one.
-        `OSError`: for files that cannot be read or, with `missing="stop"`, are not there.
+        `ValueError`: for faults in the file, features that do not fit the processor, `max_tokens` too small for the
+            text between two frames, or if no lines are left. The data set raises it if no line can be used, or with
+            `strict` if any line cannot.
+        `OSError`: for files that cannot be read, or are missing with `missing="stop"`.
     """
     if missing not in MISSING:
         raise ValueError(f"`missing` must be one of {', '.join(map(repr, MISSING))}, got {missing!r}")
@@ -233,43 +236,43 @@ def load_streams(
     if not total:
         raise missing_error(path, gone)
     if gone:
-        logger.warning(f"{path}: {len(gone)} lines are left out, their videos or features are missing")
+        logger.warning(f"{path}: {len(gone)} lines are left out because their videos or features are missing")
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     left_out = [frozenset(gone.keys() & range(first, first + count)) for _, first, count in spans]
     examples = StreamExamples(path, processor, max_tokens)
     source = {"examples": examples, "spans": spans, "left_out": left_out, "digest": digest}
 
-    def maker(count: float) -> StreamExamples:
+    def with_skipped(count: float) -> StreamExamples:
         return examples if strict else replace(examples, skipped=Skipped(path, total, count))
 
     if streaming:
-        lines = IterableDataset.from_generator(rows, features=COLUMNS, gen_kwargs=source)
-        make = maker(total if max_tokens is None else math.inf).example  # windows are not counted before they come
-        return lines.map(make, remove_columns=list(COLUMNS))
+        lines = IterableDataset.from_generator(iter_rows, features=COLUMNS, gen_kwargs=source)
+        count = total if max_tokens is None else math.inf  # the number of windows is unknown
+        return lines.map(with_skipped(count).example, remove_columns=list(COLUMNS))
     try:
-        lines = Dataset.from_generator(rows, features=COLUMNS, gen_kwargs=source)
+        lines = Dataset.from_generator(iter_rows, features=COLUMNS, gen_kwargs=source)
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
-    return lines.with_transform(maker(len(lines)))
+    return lines.with_transform(with_skipped(len(lines)))
 
 
 def check_features(path: str | Path, model, video_processor) -> None:
-    """Raise `ValueError` if features in a JSONL file were made by another vision tower or preprocessing than these.
-    A file that cannot be read is passed over: that is found when it is read.
+    """Raise `ValueError` if a JSONL file has features made by another vision tower or preprocessing. Files that cannot
+    be read are ignored; they are reported when their example is made.
 
     Args:
-        path: of the JSONL file.
+        path: the JSONL file.
         model (`VideoLLMMoDForConditionalGeneration`), video_processor (`VideoLLMMoDVideoProcessor`).
     """
-    own = None
+    expected = None
     for stream in read_streams(path):
         if "features" in stream:
-            own, made_by = own or fingerprint(model, video_processor), None
+            expected, found = expected or model_fingerprint(model, video_processor), None
             with suppress(ValueError, OSError):
-                made_by = read_about(stream["features"])["fingerprint"]
-            if made_by not in (None, own):
+                found = read_metadata(stream["features"])["fingerprint"]
+            if found not in (None, expected):
                 raise ValueError(
                     f"{path}:{stream['line']}: the features {stream['features']} were made by another vision tower or "
-                    "preprocessing than those of the model; extract them anew, or train on the videos"
+                    "preprocessing than the model has; extract them again, or use the videos"
                 )

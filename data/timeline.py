@@ -1,22 +1,24 @@
-"""Where the turns of a stream stand among its frames."""
+"""The order of a stream's turns and frames."""
 
 import numpy as np
 
 from .frames import TOLERANCE
 
 
-def places(turns: list[dict], times: np.ndarray, opening: int | None = None) -> list[int]:
-    """How many frames come before each turn.
+def frames_before(turns: list[dict], times: np.ndarray, opening: int | None = None) -> list[int]:
+    """The number of frames before each turn.
 
-    A turn at the time of a frame comes after that frame. Between two frames, a reply comes after the second, the first
-    that can show what it tells, and a user's turn after the first, all that was seen when it was said. Besides,
-    - a system turn, and users' turns before all replies and no later than the first frame, come before all frames;
-    - a reply at the time of the user's turn right before it is the answer and follows at once, after a frame at least.
+    A turn at the time of a frame comes after that frame. A reply between two frames comes after the second one, which
+    is the first that can show what the reply tells. A user turn between two frames comes after the first one, since
+    nothing later had been seen. There are two exceptions:
+    - A system turn comes before all frames, and so do user turns before the first reply and no later than the first
+      frame.
+    - A reply at the time of the preceding user turn is its answer and follows it at once, after at least one frame.
 
     Args:
         turns (`list[dict]`): `time` (seconds), `role`, `content`, in order of time.
-        times (float64 `[F]`): of the frames, seconds.
-        opening (`int`, *optional*): instead of that rule, how many turns come before all frames.
+        times (float64 `[F]`): times of the frames, seconds.
+        opening (`int`, *optional*): number of turns before all frames; replaces the first exception.
     """
     found, done, opens = [], 0, True
     for index, turn in enumerate(turns):
@@ -41,7 +43,8 @@ def is_answer(previous: dict, turn: dict) -> bool:
 
 
 def messages_of(turns: list[dict]) -> list[dict]:
-    """Turns that no frame parts. Replies that follow each other are one: a session speaks once after a frame."""
+    """Messages of turns without a frame between them. Consecutive replies are joined, since a session replies at most
+    once after a frame."""
     messages = []
     for turn in turns:
         if turn["role"] == "assistant" and messages and messages[-1]["role"] == "assistant":
@@ -52,18 +55,20 @@ def messages_of(turns: list[dict]) -> list[dict]:
 
 
 def groups_of(turns: list[dict], times: np.ndarray, opening: int | None = None) -> list[list[dict]]:
-    """The turns (as for `places`) after 0, 1, ... and all `F` frames."""
+    """`F + 1` groups of turns: group `i` follows frame `i` and precedes frame `i + 1`, counted from 1. For the
+    arguments see `frames_before`."""
     groups = [[] for _ in range(len(times) + 1)]
-    for turn, place in zip(turns, places(turns, times, opening), strict=True):
-        groups[place].append(turn)
+    for turn, count in zip(turns, frames_before(turns, times, opening), strict=True):
+        groups[count].append(turn)
     return groups
 
 
 def conversation(turns: list[dict], times: np.ndarray, opening: int | None = None) -> list[dict]:
-    """Turns (as for `places`) and frames as messages for `VideoLLMMoDProcessor.encode_conversation`."""
+    """Turns and frames as messages for `VideoLLMMoDProcessor.encode_conversation`. For the arguments see
+    `frames_before`."""
     messages, num_frames = [], 0
-    for place, group in enumerate(groups_of(turns, times, opening)):
-        num_frames += place > 0
+    for index, group in enumerate(groups_of(turns, times, opening)):
+        num_frames += index > 0
         if group and num_frames:
             messages.append({"role": "stream", "num_frames": num_frames})
             num_frames = 0

@@ -78,7 +78,8 @@ class WorldDataset(Dataset):
 
 
 class WorldStreams(WorldDataset):
-    """An example has `input_ids`, `labels` and `turns` of one stream, its distinct frames as uint8 `frames` `[E, 3, H, W]`, and
+    """An example has `input_ids`, `labels` and `turns` of one stream, its distinct frames as uint8 `frames`
+    `[E, 3, H, W]`, and
     int64 `frame_index` `[F]`, the index of each frame of the stream among them."""
 
     def __init__(self, data: WorldData, processor):

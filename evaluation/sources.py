@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from ..data import jsonl
-from ..data.files import ends_of
+from ..data.files import hash_ends
 from ..data.streams import StreamExamples, check_features
 from ..data.world import LEVELS, conversation, world_stream
 from ..data.world_hard import split_seeds
@@ -71,7 +71,7 @@ class JsonlSource:
         digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
         media = hashlib.sha256()
         for file in dict.fromkeys(line.get("video") or line["features"] for line in self.lines):
-            media.update(b"" if "://" in file else ends_of(Path(file)))
+            media.update(b"" if "://" in file else hash_ends(Path(file)))
         return {"file": self.path.name, "sha256": digest, "media": media.hexdigest()[:16], "streams": len(self)}
 
     def open(self, model, processor) -> None:

@@ -110,7 +110,7 @@ def test_ego4d_redacted_narrations(folder):
     assert second["turns"] == [narrate(ego4d.INSTRUCTION), said(2.0, "A man X walks.")]
     assert folder.run("ego4d", "narration", REDACTED).left_out == {
         "narrations without text": 1,
-        "narrations that repeat the one before": 1,
+        "narrations that repeat the previous one": 1,
         "videos or passes without narrations": 1,
     }
 
@@ -154,7 +154,7 @@ def test_goalstep(folder):
     assert first["turns"] == [narrate(goalstep.INSTRUCTION), said(0.5, "Cut"), said(4.5, "Stir")]
     assert second["turns"] == [narrate(goalstep.INSTRUCTION), said(0.0, "c: d")]
     assert folder.run("goalstep", "narration", GOALSTEP).left_out == {"videos without steps": 1}
-    with pytest.raises(ValueError, match="`subset` is 'train', but these annotations are 'val'"):
+    with pytest.raises(ValueError, match="`subset` is 'train', but these annotations are of 'val'"):
         folder.run("goalstep", "narration", GOALSTEP, subset="train")
 
 
@@ -196,7 +196,7 @@ def test_ego4d_lta(folder):
     answer = numbered(["take nut (tool)"] * 20)
     assert lines[1]["turns"] == [said(102.0, ego4d_lta.INSTRUCTION, "user"), said(119.0, answer)]
     assert answer.startswith("1. take nut (tool) 2. take") and answer.endswith("20. take nut (tool)")
-    assert folder.run("ego4d", "lta", {"clips": clips}).left_out == {"clips of fewer than 28 actions": 1}
+    assert folder.run("ego4d", "lta", {"clips": clips}).left_out == {"clips with fewer than 28 actions": 1}
 
     assert ego4d_lta.word_of("put_(place,_leave,_drop)") == "put" and ego4d_lta.word_of("cooker_hood") == "cooker hood"
 
@@ -233,7 +233,7 @@ def test_coin_steps_and_tasks(folder):
     }
 
 
-def test_coin_what_comes_next(folder):
+def test_coin_next_steps_and_procedures(folder):
     folder.videos("-a.b.mp4", "b_c.mp4")
     answers = {
         task: [(line["start"], line["turns"][1]["content"]) for line in folder.lines("coin", task, COIN)]
@@ -254,7 +254,7 @@ def test_coin_what_comes_next(folder):
 
 
 @pytest.mark.parametrize("held_out", ["testing", "test", "validation"])
-def test_coin_subsets_by_any_name(folder, held_out):
+def test_coin_subset_has_several_names(folder, held_out):
     folder.videos("-a.b.mp4", "b_c.mp4")
     database = {**COIN["database"], "b_c": coin_video(held_out, "t0", "t1")}
     for subset in ("testing", "test", "validation"):
@@ -265,13 +265,13 @@ def test_coin_subsets_by_any_name(folder, held_out):
         folder.run("coin", "next", {"database": database}, subset="dev")
 
 
-def test_coin_steps_of_no_length_are_counted(folder):
+def test_coin_steps_without_duration_are_counted(folder):
     folder.videos("v.mp4")
     video = coin_video("training", "s0", " ", "s2")
     video["annotation"][2]["segment"] = [20.0, 20.0]
     prepared = folder.run("coin", "step", {"database": {"v": video}})
     assert prepared.streams == 1
-    assert str(prepared).endswith("1 video, 1 stream, 1 reply; left out: steps without a name or without a length (2)")
+    assert str(prepared).endswith("1 video, 1 stream, 1 reply; left out: steps without a name or a duration (2)")
 
 
 def test_egoexo4d_keysteps(folder):
@@ -287,7 +287,7 @@ def test_egoexo4d_keysteps(folder):
     assert lines[0]["turns"] == [said(1.0, egoexo4d.INSTRUCTION, "user"), said(2.5, "Crack eggs")]
 
 
-def test_missing_videos_stop_or_are_counted(folder, capsys):
+def test_missing_videos_are_an_error_or_counted(folder, capsys):
     folder.videos("v2.mp4")
     (folder.path / "a.json").write_text(json.dumps(GOALSTEP))
     output = folder.path / "o.jsonl"
@@ -295,7 +295,7 @@ def test_missing_videos_stop_or_are_counted(folder, capsys):
     command += ["--videos", str(folder.path / "videos"), "--output", str(output)]
     assert cli.main(command) == 2
     printed = capsys.readouterr()
-    assert ": 1 of 2 videos, such as v1;" in printed.err and " with `--missing skip`" in printed.err
+    assert ": 1 of 2 videos, such as v1; `--missing skip`" in printed.err
     assert sorted(path.name for path in folder.path.iterdir()) == ["a.json", "videos"]
     assert cli.main([*command, "--missing", "skip"]) == 0
     printed = capsys.readouterr()
@@ -313,7 +313,7 @@ def test_missing_videos_stop_or_are_counted(folder, capsys):
 SEGMENT = {"start_time": 1.0, "end_time": 2.5, "step_name": "Crack eggs"}
 
 
-def test_egoexo4d_takes_as_they_are_downloaded(folder, capsys):
+def test_egoexo4d_videos_in_the_downloaders_layout(folder, capsys):
     """The colour camera of the glasses, at full size where it is there; another one where it is asked for."""
     one, other = "takes/cmu_bike_3/frame_aligned_videos", "takes/georgia_06/frame_aligned_videos"
     folder.videos(*(f"{one}/{name}.mp4" for name in ("aria01_1201-1", "aria01_214-1", "cam01")))
@@ -327,7 +327,7 @@ def test_egoexo4d_takes_as_they_are_downloaded(folder, capsys):
         f"videos/{other}/downscaled/448/aria02_214-1.mp4",
     ]
     with pytest.raises(
-        FileNotFoundError, match="1 of 2 videos.* as georgia_06; the cameras there are aria02_214-1, of"
+        FileNotFoundError, match="1 of 2 videos.* as georgia_06; choose one of the cameras aria02_214-1 with"
     ):
         folder.run("egoexo4d", "keystep", {"annotations": takes}, camera="cam01")
     (line,) = folder.lines("egoexo4d", "keystep", {"annotations": takes}, camera="cam01", missing="skip")
@@ -335,8 +335,8 @@ def test_egoexo4d_takes_as_they_are_downloaded(folder, capsys):
     command = ["prepare", "egoexo4d", str(folder.path / "annotations.json"), "--task", "keystep", "--camera", "cam02"]
     command += ["--videos", str(folder.path / "videos"), "--output", str(folder.path / "out.jsonl")]
     assert cli.main(command) == 2
-    assert "the cameras there are aria01_1201-1, aria01_214-1, aria02_214-1, cam01" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="`camera` is for egoexo4d, whose takes have several; got 'cam01' for coin"):
+    assert "choose one of the cameras aria01_1201-1, aria01_214-1, aria02_214-1, cam01" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="`camera` is only for egoexo4d, got 'cam01' for coin"):
         folder.run("coin", "step", COIN, camera="cam01")
 
 
@@ -349,7 +349,7 @@ def test_egoexo4d_takes_as_they_are_downloaded(folder, capsys):
         ("egoexo4d", "keystep", {"split": "train", "annotations": {"v1": {"segments": [SEGMENT]}}}, "train"),
     ],
 )
-def test_a_file_is_of_the_subset_that_it_says(folder, dataset, task, annotations, says):
+def test_file_is_only_used_for_its_own_subset(folder, dataset, task, annotations, says):
     folder.videos("v1.mp4", "v2.mp4")
     assert folder.lines(dataset, task, annotations, subset=says)
     for subset in {"train", "val", "test"} - {says}:
@@ -360,7 +360,7 @@ def test_a_file_is_of_the_subset_that_it_says(folder, dataset, task, annotations
             folder.run(dataset, task, annotations, subset=subset)
 
 
-def test_coin_with_two_held_out_subsets_keeps_them_apart(folder):
+def test_coin_keeps_two_held_out_subsets_apart(folder):
     folder.videos("a.mp4", "b.mp4")
     database = {"a": coin_video("testing", "t0", "t1"), "b": coin_video("validation", "v0", "v1")}
     for subset, video in (("testing", "videos/a.mp4"), ("validation", "videos/b.mp4")):
@@ -429,7 +429,7 @@ def taken(*segments: dict | None) -> dict:
         ("goalstep", "narration", {"videos": [*GOALSTEP["videos"][1:2], {}]}, 1, "videos that", "no 'video_uid'"),
     ],
 )
-def test_what_cannot_be_used_is_left_out_counted_and_named(
+def test_unusable_annotations_are_left_out_counted_and_named(
     folder, dataset, task, annotations, replies, left_out, named
 ):
     folder.videos("v.mp4", "v1.mp4", "v2.mp4", seconds=15.5)
@@ -440,7 +440,7 @@ def test_what_cannot_be_used_is_left_out_counted_and_named(
     assert prepared.left_out[what] == len(prepared.named[what])
 
 
-def test_nothing_that_can_be_used_is_an_error(folder):
+def test_annotations_without_usable_streams_are_an_error(folder):
     folder.videos("v1.mp4", seconds=15.5)
     unseen = {"split": "test", "clips": lta_clips(10, labels=False)}
     with pytest.raises(ValueError, match="holds nothing for the task 'lta': actions that .*10.*0. has no 'verb'"):
@@ -453,13 +453,13 @@ def test_nothing_that_can_be_used_is_an_error(folder):
     assert not (folder.path / "out.jsonl").exists()
 
 
-def test_a_whole_video_is_answered_at_its_own_end(folder):
+def test_coin_task_is_answered_at_the_end_of_the_video(folder):
     folder.videos("-a.b.mp4", "b_c.mp4", seconds=15.5)
     first, second = folder.lines("coin", "task", COIN)
     assert first["turns"][1]["time"] == second["turns"][1]["time"] == 15.5
 
 
-def test_a_byte_order_mark_is_no_matter(folder):
+def test_byte_order_mark_is_ignored(folder):
     folder.videos("v.mp4")
     (folder.path / "a.json").write_bytes(b"\xef\xbb\xbf" + json.dumps({"v": official(*WELL)}).encode())
     output = folder.path / "out.jsonl"
@@ -500,7 +500,7 @@ def test_a_byte_order_mark_is_no_matter(folder):
         ("", ""),
     ],
 )
-def test_tags_of_ego4d(text, clean):
+def test_ego4d_tags_are_removed(text, clean):
     assert ego4d.clean(text) == clean
 
 
@@ -517,9 +517,9 @@ def test_tags_of_ego4d(text, clean):
             "ego4d",
             "narration",
             {"v": {"x": [{"time": "1", "text": "a b"}]}},
-            "'time' of v.x.0. must be of the type int",
+            "'time' of v.x.0. must be of type int",
         ),
-        ("ego4d", "narration", [1], "narrations are an object of videos, got a list"),
+        ("ego4d", "narration", [1], "narrations must be a JSON object of videos, got a list"),
         ("ego4d", "lta", {"clips": [{"video_uid": "v"}]}, "clips.0. has no 'clip_uid'"),
         ("goalstep", "narration", {"videos": [{"video_uid": "v"}]}, "videos.0. has no 'segments'"),
         (
@@ -528,22 +528,22 @@ def test_tags_of_ego4d(text, clean):
             {"videos": [{"video_uid": "v", "segments": [step(-1, "x")]}]},
             "'start_time' of videos.0..segments.0. must be a finite number of seconds >= 0, got -1",
         ),
-        ("goalstep", "chat", {}, "chat annotations are a list of conversations, got a dict"),
+        ("goalstep", "chat", {}, "chat annotations must be a list of conversations, got a dict"),
         ("coin", "step", {"videos": {}}, "the file has no 'database'"),
-        ("egoexo4d", "keystep", {"annotations": {"v": []}}, "'v' of annotations must be of the type dict"),
+        ("egoexo4d", "keystep", {"annotations": {"v": []}}, "'v' of annotations must be of type dict"),
         ("goalstep", "narration", {"videos": []}, "holds nothing for the task 'narration'"),
         ("goalstep", "steps", {}, "`task` must be one of narration, chat, got 'steps'"),
         ("coco", "step", {}, "`dataset` must be one of ego4d, goalstep, coin, egoexo4d, got 'coco'"),
     ],
 )
-def test_annotations_in_another_schema_are_named(folder, dataset, task, annotations, message):
+def test_annotations_in_another_schema_give_a_clear_error(folder, dataset, task, annotations, message):
     folder.videos("v.mp4")
     with pytest.raises(ValueError, match=message):
         folder.run(dataset, task, annotations)
     assert not (folder.path / "out.jsonl").exists()
 
 
-def test_every_task_of_the_issue_is_there():
+def test_all_tasks_are_available():
     assert {name: set(tasks) for name, tasks in DATASETS.items()} == {
         "ego4d": {"narration", "lta"},
         "goalstep": {"narration", "chat"},
@@ -562,12 +562,12 @@ def test_every_task_of_the_issue_is_there():
         ("UseEpinephrine", "use epinephrine"),
     ],
 )
-def test_class_names_become_words(name, words):
+def test_class_names_are_split_into_words(name, words):
     assert words_of(name) == words
 
 
 @pytest.mark.skipif(not REAL_GOALSTEP.exists(), reason="the real Goal-Step file is not beside the repository")
-def test_the_real_goalstep_file_goes_through_in_full(folder):
+def test_real_goalstep_file_is_prepared_in_full(folder):
     annotations = json.loads(REAL_GOALSTEP.read_text(encoding="utf-8"))
     folder.videos(*(f"{video['video_uid']}.mp4" for video in annotations["videos"]))
     prepared = folder.run("goalstep", "narration", annotations)
@@ -580,7 +580,7 @@ def test_the_real_goalstep_file_goes_through_in_full(folder):
         assert sorted(told) == sorted(steps)
 
 
-def test_links_between_folders_of_videos_may_lead_in_circles(tmp_path):
+def test_symbolic_links_may_form_a_cycle(tmp_path):
     for name in ("a", "b", "elsewhere"):
         (tmp_path / name).mkdir()
     (tmp_path / "elsewhere" / "v.mp4").touch()

@@ -34,7 +34,7 @@ CLOCKS = {"the same": 0.0, "later": 50_000.0, "minutes later": 600.0, "a little 
 
 
 @pytest.mark.parametrize("clock", CLOCKS.values(), ids=CLOCKS)
-def test_joined_recordings_are_as_long_as_what_is_decoded(tmp_path, clock):
+def test_duration_of_joined_recordings_is_that_of_the_decoded_frames(tmp_path, clock):
     path = joined(tmp_path, moving(155, 32, 32), clock)
     times = [time for _, time in iter_video_frames(path, 2)]
     assert times == [index / 2 for index in range(len(times))] and len(times) in (31, 32)
@@ -44,7 +44,7 @@ def test_joined_recordings_are_as_long_as_what_is_decoded(tmp_path, clock):
     assert video_seconds(path) == measured_duration(path) == pytest.approx(15.5, abs=0.15)
 
 
-def test_joined_recordings_are_narrated_to_their_end(tmp_path, capfd):
+def test_joined_recordings_are_narrated_to_the_end(tmp_path, capfd):
     path = joined(tmp_path, decode_video(WORLD, 10)[0], 50_000.0)
     assert main(["narrate", str(path), "--format", "jsonl"]) == 0
     out, err = capfd.readouterr()
@@ -56,14 +56,14 @@ def test_joined_recordings_are_narrated_to_their_end(tmp_path, capfd):
     assert last["stats"]["frames"] in (31, 32) and err == ""
 
 
-def test_a_reply_after_a_clock_that_was_set_anew_is_right(tmp_path):
+def test_reply_after_a_timestamp_reset_is_correct(tmp_path):
     joined(tmp_path, moving(155, 32, 32), 0.0)
     lines = [{"video": "joined.ts", "turns": [said(time, "It leaves.")]} for time in (12.5, 15.0, 20.0)]
     (fault,) = validate(write_lines(tmp_path / "a.jsonl", lines))
     assert str(fault).startswith("3: turns[0].time: 20.0 is beyond the end of the video; a time within its 15.")
 
 
-def test_windows_learn_a_reply_at_its_frame_after_a_clock_that_was_set_anew(tmp_path):
+def test_windows_place_a_reply_correctly_after_a_timestamp_reset(tmp_path):
     path, processor = joined(tmp_path, moving(155, 32, 32), 0.0), small_model()[1]
     turns = [said(time, f"It leaves {time}.") for time in (1.0, 6.0, 12.5, 15.0)]
     line = {"line": 1, "video": str(path), "turns": turns}
@@ -75,7 +75,7 @@ def test_windows_learn_a_reply_at_its_frame_after_a_clock_that_was_set_anew(tmp_
     assert sum(len(examples.read(window)[2]) for window in cut) >= 31  # no frame is left out
 
 
-def test_what_was_never_finished_is_measured(tmp_path):
+def test_unfinished_recordings_are_measured(tmp_path):
     """As recordings in fragments, of which FFmpeg adds up the first, and those of browsers."""
     fragments = write_video(
         tmp_path / "a.mp4", moving(60, 32, 32), "libx264", movflags="frag_keyframe+empty_moov+default_base_moof"
@@ -85,7 +85,7 @@ def test_what_was_never_finished_is_measured(tmp_path):
         assert video_duration(path) is None and video_seconds(path) == pytest.approx(6.0, abs=0.01)
 
 
-def test_a_picture_may_stay_for_minutes_where_the_clock_is_sure(tmp_path):
+def test_picture_may_stay_for_minutes_with_reliable_timestamps(tmp_path):
     times = [index / 10 for index in range(10)] + [600 + index / 10 for index in range(10)]
     path = write_video(tmp_path / "a.mkv", moving(20, 32, 32), "mjpeg", times=times)
     assert sum(1 for _ in iter_video_frames(path, 0.1)) == 61

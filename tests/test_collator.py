@@ -74,7 +74,7 @@ def test_spans_of_turns_and_frames(processor, seed):
             assert message["content"] in processor.decode(own)
 
 
-def test_silence_after_the_last_frame_is_learned(processor):
+def test_silence_after_the_last_frame_has_a_label(processor):
     messages = [{"role": "stream", "num_frames": 2}]
     input_ids, labels, _ = encode_example(messages, processor).values()
     assert input_ids == [*processor.encode_conversation(messages)[0], processor.frame_separator_token_id]
@@ -103,7 +103,7 @@ def cut_messages(messages: list[dict], frames: int, replies: int) -> list[dict]:
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_a_cut_sequence_is_that_of_the_messages_up_to_there(processor, seed):
+def test_truncated_sequence_equals_encoding_of_truncated_messages(processor, seed):
     messages = random_messages(random.Random(seed))
     messages.append({"role": "stream", "num_frames": 3})
     example = example_of(messages, processor)
@@ -143,7 +143,7 @@ ROUTINGS = {
 
 @pytest.mark.parametrize("routing", ROUTINGS)
 @pytest.mark.parametrize("seed", range(3))
-def test_packed_rows_equal_separate_ones(routing, seed):
+def test_packed_rows_equal_separate_rows(routing, seed):
     model, processor = small_model(seed, **ROUTINGS[routing])
     rng = random.Random(seed)
     examples = [example_of(random_messages(rng, turns=rng.randint(2, 6)), processor) for _ in range(5)]
@@ -174,7 +174,7 @@ def test_packed_rows_equal_separate_ones(routing, seed):
         torch.testing.assert_close(model(**padded).loss, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_token_that_nothing_precedes_is_not_learned(processor):
+def test_first_token_of_an_example_has_no_label(processor):
     """In a padded or packed row something stands before it that would be made to predict it."""
     example = {"input_ids": [9, 10], "labels": [9, 10], "video_features": torch.zeros(0, 5, 16)}
     longer = {**example, "input_ids": [9, 10, 11], "labels": [9, 10, 11]}
@@ -185,7 +185,7 @@ def test_a_token_that_nothing_precedes_is_not_learned(processor):
     assert example["labels"] == [9, 10]
 
 
-def test_repeated_frames_are_cut_and_packed_by_their_index(processor):
+def test_repeated_frames_are_truncated_and_packed_by_index(processor):
     messages = [{"role": "stream", "num_frames": 6}, {"role": "assistant", "content": "Done."}]
     input_ids, labels, _, turns = processor.encode_conversation(messages)
     frames = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
@@ -201,7 +201,7 @@ def test_repeated_frames_are_cut_and_packed_by_their_index(processor):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_altered_examples_equal_the_encoding_of_altered_conversations(processor, seed):
+def test_augmented_examples_equal_encodings_of_altered_conversations(processor, seed):
     rng = random.Random(seed)
     messages = narrated(rng)
     example = example_of(messages, processor)
@@ -229,7 +229,7 @@ def test_altered_examples_equal_the_encoding_of_altered_conversations(processor,
             assert result in expected, kind
 
 
-def test_augmentation_alters_one_narration_and_depends_on_nothing_else(processor):
+def test_augmentation_alters_one_narration_deterministically(processor):
     rows = [encode_example(narrated(random.Random(seed)), processor) for seed in range(60)]
     altered = [ReplyAugmentation(processor)(row) for row in rows]
     assert all(one != other for one, other in zip(altered, rows, strict=True))
@@ -252,7 +252,7 @@ def test_augmentation_alters_one_narration_and_depends_on_nothing_else(processor
     assert batch["input_ids"].tolist() == [altered[0]["input_ids"]]
 
 
-def test_a_single_narration_stays_as_it_is(processor):
+def test_single_narration_is_not_altered(processor):
     row = encode_example(narrated(random.Random(0), replies=1), processor)
     assert ReplyAugmentation(processor)(row) == row
 
@@ -266,7 +266,7 @@ def test_examples_without_turns_are_neither_cut_nor_altered(processor):
             StreamCollator(2, processor, **options)([example])
 
 
-def test_bad_options_are_named(processor):
+def test_wrong_options_give_a_clear_error(processor):
     for value in (0, -1, True, 2.5):
         with pytest.raises(ValueError, match=f"`max_tokens` must be a whole number of at least 1, got {value}"):
             StreamCollator(2, processor, max_tokens=value)

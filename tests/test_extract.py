@@ -18,7 +18,7 @@ from waiting import PATIENCE, killed_in
 
 from videollm_mod import cli
 from videollm_mod.data.extract import extract
-from videollm_mod.data.features import read_about, read_features
+from videollm_mod.data.features import read_features, read_metadata
 from videollm_mod.data.jsonl import read_streams, validate
 from videollm_mod.data.streams import check_features, load_streams
 
@@ -62,7 +62,7 @@ def whole(folder) -> dict[str, bytes]:
     return contents(folder / "whole")
 
 
-def test_features_are_those_of_the_frames(folder, whole, tmp_path, monkeypatch):
+def test_extracted_features_equal_those_of_the_frames(folder, whole, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path)
     model, processor = small_model()
     result = folder / "whole" / "streams.jsonl"
@@ -82,7 +82,7 @@ def test_features_are_those_of_the_frames(folder, whole, tmp_path, monkeypatch):
     assert set(index) == files and len(files) == NUM_VIDEOS + 1
     assert set(whole) == {*files, "index.json", "streams.jsonl"}
     for name, about in index.items():
-        assert about == read_about(folder / "whole" / name)
+        assert about == read_metadata(folder / "whole" / name)
         assert about["num_frames"] == len(read_features(folder / "whole" / name))
     given, made = list(read_streams(folder / "streams.jsonl")), list(read_streams(result))
     for one, other in zip(given, made, strict=True):
@@ -94,7 +94,7 @@ def test_features_are_those_of_the_frames(folder, whole, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(2))
-def test_killed_at_random_moments_it_ends_as_uninterrupted(folder, whole, seed):
+def test_run_killed_at_random_moments_resumes_to_the_same_result(folder, whole, seed):
     """In the middle of a file, and between its last byte and its name."""
     rng, output, kills = random.Random(seed), folder / f"cut{seed}", 0
     kept: set[str] = set()
@@ -123,7 +123,7 @@ def test_killed_at_random_moments_it_ends_as_uninterrupted(folder, whole, seed):
     assert_same_files(made, whole)
 
 
-def test_what_is_there_is_not_redone(folder, whole):
+def test_existing_features_are_not_recomputed(folder, whole):
     output = folder / "whole"
     before = {file.name: file.stat().st_mtime_ns for file in output.glob("*.safetensors")}
     damaged, missing, *_ = sorted(before)
@@ -136,7 +136,7 @@ def test_what_is_there_is_not_redone(folder, whole):
     assert {name for name in after if after[name] != before[name]} == {damaged, missing}
 
 
-def test_a_changed_video_is_encoded_anew(folder, tmp_path):
+def test_changed_video_is_encoded_again(folder, tmp_path):
     write_video(tmp_path / "a.mp4", num_frames=8)
     file = write_lines(tmp_path / "a.jsonl", [{"video": "a.mp4", "turns": [said(0, "x")]}])
     (first,) = read_streams(extract(file, folder / "model", tmp_path / "out"))
@@ -144,12 +144,12 @@ def test_a_changed_video_is_encoded_anew(folder, tmp_path):
     write_video(tmp_path / "a.mp4", num_frames=12, seed=5)
     (second,) = read_streams(extract(file, folder / "model", tmp_path / "out"))
     assert len(before) == 4 and len(read_features(second["features"])) == 6
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
         Path(second["features"]).write_bytes(Path(second["features"]).read_bytes()[:50])
-        read_about(second["features"])
+        read_metadata(second["features"])
 
 
-def test_processes_share_the_videos(folder, whole, tmp_path):
+def test_processes_split_the_videos(folder, whole, tmp_path):
     """Two processes on one machine, as `accelerate launch` and `torchrun` start them."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -178,7 +178,7 @@ def test_processes_share_the_videos(folder, whole, tmp_path):
     assert "videos" not in logs[1].read_text()
 
 
-def test_another_model_is_refused(folder, whole, tmp_path, capsys):
+def test_features_of_another_model_are_refused(folder, whole, tmp_path, capsys):
     model, processor = small_model(seed=1)
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
@@ -188,7 +188,7 @@ def test_another_model_is_refused(folder, whole, tmp_path, capsys):
     assert contents(folder / "whole") == whole
 
 
-def test_bad_arguments_are_named_and_nothing_is_written(folder, tmp_path, capsys):
+def test_wrong_arguments_give_a_clear_error_and_write_nothing(folder, tmp_path, capsys):
     video = {"video": str(write_video(tmp_path / "a.mp4", 4)), "turns": [said(0, "x")]}
     good = write_lines(tmp_path / "good.jsonl", [video])
     gone = write_lines(tmp_path / "gone.jsonl", [video, {**video, "video": "b.mp4"}])
@@ -197,9 +197,9 @@ def test_bad_arguments_are_named_and_nothing_is_written(folder, tmp_path, capsys
     for file, output, options, message in [
         (good, tmp_path / "out", ["--batch-size", "0"], "`batch_size` must be at least 1, got 0"),
         (good, tmp_path / "none" / "out", [], "the folder of the output does not exist"),
-        (good, tmp_path, [], "`output` must be another folder"),
+        (good, tmp_path, [], "`output` must not be the folder of"),
         (gone, tmp_path / "out", [], "1 missing file,"),
-        (features, tmp_path / "out", [], "features.jsonl:1: it has `features` already"),
+        (features, tmp_path / "out", [], "features.jsonl:1: the line has `features` already"),
     ]:
         arguments = ["extract", str(file), "--model", str(folder / "model"), "--output", str(output), *options]
         assert cli.main(arguments) == 2

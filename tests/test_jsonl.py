@@ -48,7 +48,7 @@ BROKEN = {
     "repeated key": (TEXT[:-1] + b', "fps": 4.0}', [("fps", "more than once")]),
     "repeated key of a turn": (TEXT.replace(b'"time": 1.0', b'"time": 1.0, "time": 1.5'), [("turns[1].time", "more")]),
     "unknown field": ({**GOOD, "stat": 1.0}, [("stat", "unknown field")]),
-    "no video": (without("video"), [("video", "neither video nor features")]),
+    "no video": (without("video"), [("video", "neither `video` nor `features`")]),
     "both": ({**GOOD, "features": "a.safetensors"}, [("features", "both")]),
     "video no string": ({**GOOD, "video": 3}, [("video", "it is 3")]),
     "video empty": ({**GOOD, "video": " "}, [("video", "it is ' '")]),
@@ -61,10 +61,13 @@ BROKEN = {
         {**GOOD, "video": "file://elsewhere/c.mp4"},
         [("video", "it is 'file://else")],
     ),
-    "video a folder": ({**GOOD, "video": "clips"}, [("video", "is no file")]),
+    "video a folder": ({**GOOD, "video": "clips"}, [("video", "is not a file")]),
     "video unreadable": ({**GOOD, "video": "clips/text.mp4"}, [("video", "cannot decode")]),
     "video cut off": ({**GOOD, "video": "clips/cut.mp4"}, [("video", "cannot decode")]),
-    "features no safetensors": (without("video", features="clips/a.mp4"), [("features", "not a whole safetensors")]),
+    "features no safetensors": (
+        without("video", features="clips/a.mp4"),
+        [("features", "not a complete")],
+    ),
     "fps zero": ({**GOOD, "fps": 0}, [("fps", "it is 0")]),
     "fps nan": (TEXT.replace(b'"fps": 2.0', b'"fps": NaN'), [("fps", "it is nan")]),
     "fps beyond reason": ({**GOOD, "fps": 1e9}, [("fps", "it is 1000000000.0")]),
@@ -87,7 +90,7 @@ BROKEN = {
     "time negative": (turned(time=-0.5), [("turns[1].time", "it is -0.5")]),
     "time nan": (turned(time=float("nan")), [("turns[1].time", "it is nan")]),
     "time overflows": (TEXT.replace(b"2.5", b"1e999"), [("turns[2].time", "it is inf")]),
-    "time out of order": (turned(time=2.75), [("turns[2].time", "2.5 is before the turn above")]),
+    "time out of order": (turned(time=2.75), [("turns[2].time", "2.5 is before the previous turn")]),
     "time before start": ({**GOOD, "start": 0.5}, [("turns[0].time", "0.0 is outside")]),
     "time after end": ({**GOOD, "end": 2.0}, [("turns[2].time", "2.5 is outside")]),
     "time beyond the video": ({**GOOD, "turns": [said(99, SEEN)]}, [("turns[0].time", "99 is beyond the end")]),
@@ -130,13 +133,13 @@ def matches(faults: list[Fault], expected: list[tuple[int, str, str]]) -> bool:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_fault_is_named_with_its_line_and_field(folder, kind):
+def test_fault_names_its_line_and_field(folder, kind):
     line, expected = BROKEN[kind]
     file = write_lines(folder / "one.jsonl", [GOOD, line, GOOD])
     assert matches(validate(file), [(2, *fault) for fault in expected]), validate(file)
 
 
-def test_all_faults_are_named_at_once_and_nothing_is_written(folder, capsys):
+def test_all_faults_are_listed_at_once_and_nothing_is_written(folder, capsys):
     file = write_lines(folder / "all.jsonl", [line for line, _ in BROKEN.values()])
     expected = [(n, *fault) for n, (_, faults) in enumerate(BROKEN.values(), start=1) for fault in faults]
     assert matches(validate(file), expected)
@@ -155,7 +158,7 @@ def test_all_faults_are_named_at_once_and_nothing_is_written(folder, capsys):
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_good_file_has_no_faults(folder, capsys):
+def test_valid_file_has_no_faults(folder, capsys):
     lines = [
         GOOD,
         {"video": "https://example.org/a.mp4", "turns": [said(0, "Ä\u2028ß\n")]},
@@ -178,7 +181,7 @@ def test_a_good_file_has_no_faults(folder, capsys):
     assert validate(file) == []
 
 
-def test_a_file_address_is_a_path(folder, tmp_path, capsys):
+def test_file_url_is_a_path(folder, tmp_path, capsys):
     """Percent-encoded too; its times are checked like those of any other video."""
     video = write_video(tmp_path / "ü b%.mp4", num_frames=8, fps=4)
     lines = [{"video": video.as_uri(), "turns": [said(1.0, SEEN)]}, {**GOOD, "video": (tmp_path / "c.mp4").as_uri()}]
@@ -194,7 +197,7 @@ def test_a_file_address_is_a_path(folder, tmp_path, capsys):
     assert "error: 2 faults" in capsys.readouterr().err
 
 
-def test_the_example_is_right_once_its_clips_are_made(tmp_path, capsys):
+def test_example_is_valid_once_its_clips_exist(tmp_path, capsys):
     """The commands of its README."""
     example = ROOT / "examples" / "own_videos"
     (tmp_path / "clips").mkdir()
@@ -212,7 +215,7 @@ def test_the_example_is_right_once_its_clips_are_made(tmp_path, capsys):
         assert told[: len(narrations)] == narrations and len(told) <= len(narrations) + 1
 
 
-def test_byte_order_mark_and_empty_file(folder, capsys):
+def test_byte_order_mark_and_empty_file_are_faults(folder, capsys):
     file = write_lines(folder / "bom.jsonl", [b"\xef\xbb\xbf" + TEXT, {**GOOD, "fps": 0}])
     assert matches(validate(file), [(1, "line", "byte order mark"), (2, "fps", "it is 0")])
     file.write_bytes(b"")
@@ -230,7 +233,7 @@ def test_reading_stops_at_a_fault(folder):
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 7, 30])
-def test_parts_of_a_file_are_the_file(folder, count):
+def test_parts_of_a_file_add_up_to_the_file(folder, count):
     lines = [{**GOOD, "turns": [said(1.0, "x" * (7 * index % 11 + 1))]} for index in range(count)]
     file = write_lines(folder / "parts.jsonl", lines)
     whole = list(read_streams(file))
@@ -241,7 +244,7 @@ def test_parts_of_a_file_are_the_file(folder, count):
         assert [stream for span in spans for stream in read_streams(file, *span)] == whole
 
 
-def test_features_of_another_rate(folder):
+def test_features_with_another_rate_are_a_fault(folder):
     import torch
 
     from videollm_mod.data.features import write_features
@@ -253,12 +256,12 @@ def test_features_of_another_rate(folder):
     beyond = {**line, "turns": [said(5.5, "x")]}
     file = write_lines(folder / "features.jsonl", [line, {**line, "fps": 2}, {**line, "fps": 3.0}, beyond])
     assert matches(
-        validate(file), [(3, "fps", "taken at 2.0"), (4, "turns[0].time", "beyond the end of the features")]
+        validate(file), [(3, "fps", "extracted at 2.0"), (4, "turns[0].time", "beyond the end of the features")]
     )
 
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdin", "<(cat)"])
-def test_a_pipe_is_validated(tmp_path, name):
+def test_pipe_is_validated(tmp_path, name):
     """Media are looked for from the working directory, as a pipe lies nowhere."""
     line = {"video": "no.mp4", "turns": [{"time": 1, "role": "assistant", "content": "There."}]}
     command = f"cat | {sys.executable} -m videollm_mod.cli validate {name}"
@@ -270,7 +273,7 @@ def test_a_pipe_is_validated(tmp_path, name):
     assert ":1: video: there is no file no.mp4;" in done.stdout and "error: 1 fault in" in done.stderr
 
 
-def test_a_file_is_written_where_folders_cannot_be_opened(tmp_path, monkeypatch):
+def test_atomic_write_works_where_folders_cannot_be_opened(tmp_path, monkeypatch):
     """As on Windows."""
 
     def refuse(path, flags):
@@ -282,7 +285,7 @@ def test_a_file_is_written_where_folders_cannot_be_opened(tmp_path, monkeypatch)
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.jsonl", b"whole")]
 
 
-def test_a_whole_file_may_be_standard_output(tmp_path, monkeypatch, capfdbinary):
+def test_atomic_write_to_standard_output(tmp_path, monkeypatch, capfdbinary):
     monkeypatch.chdir(tmp_path)
     with written_whole("-") as partial:
         partial.write_bytes("在\n".encode())

@@ -12,7 +12,7 @@ COMMANDS = {
     "extract gone.jsonl --model {root} --output out": "gone.jsonl: no such file",
     "extract there.jsonl --model gone/at/all --output out": "must be a folder with a checkpoint or a Hub id",
     "prepare ego4d gone.json --task narration --videos . --output out.jsonl": "gone.json: no such file",
-    "prepare ego4d there.jsonl --task narration --videos gone --output out.jsonl": "there is no folder of videos gone",
+    "prepare ego4d there.jsonl --task narration --videos gone --output out.jsonl": "videos does not exist: gone",
     "evaluate --task step --data gone.jsonl": "gone.jsonl: no such file",
     "evaluate --task step --level hard --categories gone.txt": "gone.txt: no such file",
     "evaluate --task narration --model gone/at/all": "must be a folder with a checkpoint or a Hub id",

@@ -31,21 +31,21 @@ assert dataset["count"][:] == [4, 4]
 """
 
 
-def test_a_mapped_function_as_the_readme_has_it_does_not_hang(tmp_path):
+def test_map_with_a_readme_function_does_not_hang(tmp_path):
     assert "should begin with `torch.set_num_threads(1)`" in " ".join((ROOT / "README.md").read_text().split())
     environment = {"HF_DATASETS_CACHE": str(tmp_path), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", MAPPED], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
 
 
-def test_nothing_of_the_package_is_forked():
+def test_package_never_forks():
     of_tests = {ROOT / name for name in ("tests", ".venv", "build")}
     files = [path for path in ROOT.rglob("*.py") if of_tests.isdisjoint(path.parents)]
     assert len(files) > 50
     assert [str(path) for path in files if FORKS.search(path.read_text(encoding="utf-8"))] == []
 
 
-def test_streams_are_the_same_from_one_process_and_from_several(monkeypatch):
+def test_streams_are_the_same_from_one_or_several_processes(monkeypatch):
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     jobs = [("hard_small", range(first, first + 2), processor) for first in (0, 2)]
     torch.ones(500, 500) @ torch.ones(500, 500)

@@ -47,7 +47,7 @@ def write(path, codec: str, options: dict, seed: int, variable: bool):
 @pytest.mark.parametrize(
     ("kind", "variable"), [(k, v) for k in KINDS for v in (False, True) if not (v and KINDS[k][1] == "mpeg4")]
 )
-def test_frames_from_anywhere_are_those_decoded_from_the_beginning(tmp_path, monkeypatch, kind, variable):
+def test_seeking_gives_the_frames_of_a_full_decode(tmp_path, monkeypatch, kind, variable):
     name, codec, options, sought = KINDS[kind]
     path = write(tmp_path / name, codec, options, seed=len(kind), variable=variable)
     jumps, seek = [], decoding.seek
@@ -65,7 +65,7 @@ def test_frames_from_anywhere_are_those_decoded_from_the_beginning(tmp_path, mon
         jumps.clear()
 
 
-def test_a_real_clip_is_not_decoded_from_its_beginning(monkeypatch):
+def test_seeking_does_not_decode_from_the_beginning(monkeypatch):
     path, jumps, seek = str(ROOT / "media" / "cup.mp4"), [], decoding.seek
     monkeypatch.setattr(decoding, "seek", lambda *args: (jumps.append(seek(*args)), jumps[-1])[1])
     whole = list(decoding.iter_video_frames(path, 2.0))
@@ -75,6 +75,6 @@ def test_a_real_clip_is_not_decoded_from_its_beginning(monkeypatch):
     assert len(jumps) > 1 and all(jumps)
 
 
-def test_a_number_that_is_none_is_named():
+def test_wrong_frame_numbers_give_a_clear_error():
     with pytest.raises(ValueError, match="`first` must be a whole number >= 0, got -1"):
         next(decoding.iter_video_frames("x.mp4", 2.0, -1))

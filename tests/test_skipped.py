@@ -60,7 +60,7 @@ def is_blank(example: dict) -> bool:
 
 @pytest.mark.parametrize("max_tokens", [None, 100])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_bad_lines_are_blank_and_named_when_the_data_set_goes(folder, processor, told, streaming, max_tokens):
+def test_bad_lines_are_blank_and_named_at_the_end(folder, processor, told, streaming, max_tokens):
     file = write_lines(folder / "mixed.jsonl", [GOOD, BEYOND, DAMAGED, GOOD, DAMAGED])
     dataset = load_streams(file, processor, streaming=streaming, max_tokens=max_tokens)
     for _ in range(2):  # epochs
@@ -73,26 +73,26 @@ def test_bad_lines_are_blank_and_named_when_the_data_set_goes(folder, processor,
     gc.collect()
     (text,) = told
     first, *named = text.splitlines()
-    assert first == f"{file}: 3 of 5 lines were left out, or parts of them:"
+    assert first == f"{file}: 3 of 5 lines were left out in whole or in part:"
     assert [line.split(": ")[0].rpartition(":")[2] for line in named] == ["2", "3", "5"]
     assert "ends before 100.0 seconds" in named[0] and "bad.mp4" in named[1]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_strictly_a_bad_line_stops(folder, processor, streaming):
+def test_strict_data_set_stops_at_a_bad_line(folder, processor, streaming):
     file = write_lines(folder / "strict.jsonl", [GOOD, BEYOND])
     with pytest.raises(ValueError, match=r"strict\.jsonl:2: .*ends before 100\.0 seconds"):
         list(load_streams(file, processor, streaming=streaming, strict=True))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_nothing_but_bad_lines_is_an_error(folder, processor, streaming):
+def test_file_with_only_bad_lines_is_an_error(folder, processor, streaming):
     file = write_lines(folder / "none.jsonl", [BEYOND, DAMAGED])
     with pytest.raises(ValueError, match=r"no line of .*none\.jsonl can be used: .*none\.jsonl:2: "):
         list(load_streams(file, processor, streaming=streaming))
 
 
-def test_a_line_is_used_of_which_one_window_can_be(folder, processor, told, monkeypatch):
+def test_line_with_one_usable_window_is_used(folder, processor, told, monkeypatch):
     """Whichever of its windows comes first."""
 
     def damaged(video, fps, video_processor, first, stop):
@@ -107,10 +107,10 @@ def test_a_line_is_used_of_which_one_window_can_be(folder, processor, told, monk
     assert blank == [True] * (len(blank) - 1) + [False] and len(blank) > 1
     del dataset
     gc.collect()
-    assert len(told) == 1 and "1 of 1 lines were left out, or parts of them" in told[0]
+    assert len(told) == 1 and "1 of 1 lines were left out in whole or in part" in told[0]
 
 
-def test_what_workers_meet_is_told_once(folder, processor, told):
+def test_bad_lines_of_all_workers_are_named_once(folder, processor, told):
     file = write_lines(folder / "workers.jsonl", [BEYOND, GOOD, DAMAGED, GOOD])
     dataset = load_streams(file, processor)
     for context in ("fork", "spawn"):
@@ -121,7 +121,7 @@ def test_what_workers_meet_is_told_once(folder, processor, told):
     assert len(told) == 1 and "2 of 4 lines were left out" in told[0]
 
 
-def test_a_run_outlives_its_notes(folder, processor):
+def test_run_survives_deletion_of_the_temporary_file(folder, processor):
     dataset = load_streams(write_lines(folder / "notes.jsonl", [GOOD, BEYOND]), processor)
     os.unlink(dataset.format["format_kwargs"]["transform"].skipped.notes)
     assert [is_blank(example) for example in dataset] == [False, True]
@@ -147,7 +147,7 @@ def write_config(folder, tmp_path, workers: int = 0, **data) -> str:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_goes_on(folder, tmp_path, told, workers):
+def test_training_continues_after_a_bad_line(folder, tmp_path, told, workers):
     """Also where a step is of bad examples alone: its loss is 0, and it teaches nothing."""
     assert cli.main(["train", write_config(folder, tmp_path, workers)]) == 0
     state = json.loads((tmp_path / "out" / "stream" / "trainer_state.json").read_text())
@@ -157,6 +157,6 @@ def test_training_goes_on(folder, tmp_path, told, workers):
     assert any("1 of 2 lines were left out" in text and "train.jsonl:2" in text for text in told)
 
 
-def test_training_stops_strictly(folder, tmp_path, capsys):
+def test_strict_training_stops_at_a_bad_line(folder, tmp_path, capsys):
     assert cli.main(["train", write_config(folder, tmp_path, strict=True)]) == 2
     assert "train.jsonl:2: " in capsys.readouterr().err.splitlines()[-1]

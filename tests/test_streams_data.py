@@ -47,7 +47,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 @pytest.mark.parametrize("fps", [2.0, 3.0, 4.0, 7.3, 10.0])
-def test_turns_stand_where_the_world_puts_them(fps):
+def test_turns_are_placed_as_in_the_world(fps):
     """Also at rates with no frame at the time of a change. Questions at the first frame differ: they open here."""
     for seed in range(60):
         stream = world.world_stream(seed)
@@ -61,7 +61,7 @@ def test_turns_stand_where_the_world_puts_them(fps):
             assert conversation(turns, times) == expected
 
 
-def test_turns_between_frames_and_at_the_edges():
+def test_turns_between_frames_and_at_the_ends():
     times = np.array([1.0, 1.5, 2.0, 2.5])
 
     def frames(count: int) -> dict:
@@ -97,7 +97,7 @@ def test_turns_between_frames_and_at_the_edges():
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_map_and_streaming_styles_give_the_same_examples(folder, processor, seed):
+def test_map_and_streaming_data_sets_have_the_same_examples(folder, processor, seed):
     rng, lines = random.Random(seed), []
     for _ in range(rng.randint(1, 9)):
         start = rng.choice([None, 0.0, 0.75, 1.6])
@@ -114,7 +114,7 @@ def test_map_and_streaming_styles_give_the_same_examples(folder, processor, seed
     assert all(map(same, mapped.__getitems__(list(range(len(lines)))), streamed))
 
 
-def test_workers_share_a_streamed_file(folder, processor):
+def test_workers_split_a_streamed_file(folder, processor):
     file = write_lines(
         folder / "many.jsonl", [{"video": "a.mp4", "turns": [said(i / 4, "It leaves.")]} for i in range(5)]
     )
@@ -126,9 +126,9 @@ def test_workers_share_a_streamed_file(folder, processor):
         assert same(one, other)
 
 
-def test_a_part_of_a_video_is_the_same_frames(folder, processor):
+def test_part_of_a_video_has_the_same_frames(folder, processor):
     video_processor, video = processor.video_processor, str(folder / "a.mp4")
-    whole = read_frames(video, 2.0, video_processor, at_once=5)
+    whole = read_frames(video, 2.0, video_processor, batch_size=5)
     assert whole.shape == (12, 3, 32, 32) and whole.dtype == torch.uint8
     raw, times = decode_video(video, 2.0)
     exact = video_processor(torch.from_numpy(raw), return_tensors="pt")["pixel_values_videos"]
@@ -144,7 +144,7 @@ def test_a_part_of_a_video_is_the_same_frames(folder, processor):
         read_frames(video, 2.0, video_processor, first=12)
 
 
-def test_frames_may_lie_anywhere_on_the_grid():
+def test_frame_range_handles_rounding():
     """0.1 * 3 is 0.30000000000000004, and still frame 3 at 10 fps."""
     assert frame_range(10.0, 0.1 * 3, 0.1 * 6) == (3, 6)
     for fps in (0.5, 2.0, 3.0, 29.97):
@@ -152,7 +152,7 @@ def test_frames_may_lie_anywhere_on_the_grid():
             assert frame_range(fps, index / fps, (index + 1) / fps) == (index, index + 1)
 
 
-def test_features_stand_for_frames(folder, processor):
+def test_features_replace_frames(folder, processor):
     features = torch.randn(12, 5, 16)
     write_features(folder / "a.safetensors", features, {**ABOUT, "num_frames": 12, "fingerprint": "0"})
     turns = [said(0.0, "Narrate.", "user"), said(2.6, "It leaves.")]
@@ -176,12 +176,12 @@ def test_features_stand_for_frames(folder, processor):
         features[:, :4],
         {**ABOUT, "num_frames": 12, "num_frame_tokens": 4, "fingerprint": ""},
     )
-    with pytest.raises(ValueError, match=r"f\.jsonl:1: .*holds 4 tokens a frame, the processor has 5"):
+    with pytest.raises(ValueError, match=r"f\.jsonl:1: .*has 4 tokens per frame, but the processor has 5"):
         load_streams(folder / "f.jsonl", processor)[0]
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_missing_videos_stop_or_are_left_out(folder, processor, streaming):
+def test_missing_videos_are_an_error_or_left_out(folder, processor, streaming):
     lines = [{"video": name, "turns": [said(1.0, name)]} for name in ("x.mp4", "a.mp4", "y.mp4", "b.mp4", "x.mp4")]
     file = write_lines(folder / "missing.jsonl", lines)
     with pytest.raises(FileNotFoundError, match=r"names 2 missing files, such as .*x\.mp4, .*y\.mp4"):
@@ -198,7 +198,7 @@ def test_missing_videos_stop_or_are_left_out(folder, processor, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_changed_file_is_read_anew(folder, processor, streaming):
+def test_changed_file_is_read_again(folder, processor, streaming):
     file = write_lines(folder / "changed.jsonl", [{"video": "a.mp4", "turns": [said(1.0, "It leaves.")]}])
     before = list(load_streams(file, processor, streaming=streaming))
     write_lines(file, [{"video": "a.mp4", "turns": [said(2.0, "It leaves.")]}])
@@ -206,7 +206,7 @@ def test_a_changed_file_is_read_anew(folder, processor, streaming):
     assert before[0]["input_ids"] != after[0]["input_ids"]
 
 
-def test_faults_are_named_before_anything_is_made(folder, processor):
+def test_faults_are_named_before_examples_are_made(folder, processor):
     file = write_lines(folder / "bad.jsonl", [{"video": "a.mp4", "turns": [said(1.0, "x")]}, {"video": "a.mp4"}, []])
     with pytest.raises(ValueError, match=r"2 faults in .*bad\.jsonl, the first at line 2: turns: it is missing"):
         load_streams(file, processor)
@@ -216,7 +216,7 @@ def test_faults_are_named_before_anything_is_made(folder, processor):
 
 
 @pytest.mark.parametrize("seed, fps", [(7, 2), (53, 4)])  # at 4 frames/s a short one: it learned 690 tokens at most
-def test_the_model_that_knows_the_world_narrates_a_clip_at_its_times(tmp_path, seed, fps):
+def test_bundled_checkpoint_narrates_a_clip_at_the_right_times(tmp_path, seed, fps):
     """A clip, its truth and the tokens made from both agree: what is learned stands where the session speaks."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT).eval()

@@ -52,7 +52,7 @@ def lines(draw) -> dict:
 
 @settings(max_examples=60, deadline=None)
 @given(line=lines(), max_tokens=st.integers(80, 700))
-def test_no_reply_and_no_decision_is_lost_or_learned_twice(setting, line, max_tokens):
+def test_every_reply_and_decision_is_learned_exactly_once(setting, line, max_tokens):
     processor, features = setting["processor"], setting["features"]
     line = {**line, "features": features}
     whole = StreamExamples("x", processor).example(line)
@@ -94,7 +94,7 @@ def test_no_reply_and_no_decision_is_lost_or_learned_twice(setting, line, max_to
         assert learned == all_learned
 
 
-def test_an_instruction_is_repeated_and_a_question_is_not(processor, features):
+def test_instructions_are_repeated_and_questions_are_not(processor, features):
     turns = [said(0.0, "Narrate.", "user"), said(5.0, "Say less.", "user"), said(6.0, "How many?", "user")]
     turns += [said(6.0, "Two."), said(30.0, "It leaves.")]
     line = {"line": 1, "features": features, "fps": 2.0, "turns": turns}
@@ -105,7 +105,7 @@ def test_an_instruction_is_repeated_and_a_question_is_not(processor, features):
     assert opening[0] == ["Narrate."] and opening[-1] == ["Narrate.", "Say less."] and len(opening) == 3
 
 
-def test_what_does_not_fit_is_named(processor, features, tmp_path, monkeypatch):
+def test_content_that_does_not_fit_gives_a_clear_error(processor, features, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     turns = [said(2.0, "word " * 100)]
     file = write_lines(tmp_path / "a.jsonl", [{"features": features, "turns": turns}])
@@ -116,7 +116,7 @@ def test_what_does_not_fit_is_named(processor, features, tmp_path, monkeypatch):
         load_streams(file, processor, max_tokens=0)
 
 
-def test_training_sees_the_windows_in_both_styles(processor, tmp_path, monkeypatch):
+def test_training_gets_windows_with_and_without_streaming(processor, tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     write_video(tmp_path / "a.mp4", num_frames=200, fps=4)
     lines = [{"video": "a.mp4", "turns": [said(time, f"It leaves {time}.") for time in range(0, 50, 5)]}] * 2

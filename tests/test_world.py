@@ -14,7 +14,7 @@ from videollm_mod.data.world_basic import COLOURS, KINDS, PLACES, SHAPES, THERE,
 SEEDS = range(60)
 
 
-def test_a_seed_is_one_stream_on_any_machine():
+def test_seed_gives_the_same_stream_on_any_machine():
     """The hash was made once; drawing uses only additions, products and comparisons."""
     digest = hashlib.sha256()
     for seed in (0, 1, 2, 12345):
@@ -24,7 +24,7 @@ def test_a_seed_is_one_stream_on_any_machine():
     assert digest.hexdigest() == "90895e803e60be80507ee6e0693edb449f5e4c8c3e370482d93d785fddd51361"
 
 
-def test_seeds_differ():
+def test_seeds_give_different_streams():
     assert len({json.dumps(conversation(world_stream(seed))) for seed in SEEDS}) == len(SEEDS)
 
 
@@ -56,7 +56,7 @@ def named(stream, frame: np.ndarray) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-def test_what_is_said_is_what_is_seen(seed):
+def test_narrations_match_the_pixels(seed):
     """A thing said to be at the top left is there, of its colour and shape; what left is gone."""
     stream = world_stream(seed)
     frames, times = stream.frames(height=300), stream.frame_times(2.0)
@@ -78,7 +78,7 @@ def test_what_is_said_is_what_is_seen(seed):
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_answers_are_true_of_the_frame_before_the_question(seed):
+def test_answers_are_true_for_the_frame_before_the_question(seed):
     stream = world_stream(seed)
     for time, question, answer in stream.questions(count=4):
         there = {thing.place: thing.name for thing in stream.things(time)}
@@ -97,7 +97,7 @@ def test_answers_are_true_of_the_frame_before_the_question(seed):
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_conversation_holds_every_frame_and_narration_once(seed):
+def test_conversation_has_every_frame_and_narration_once(seed):
     stream = world_stream(seed)
     messages, seen, said = conversation(stream, num_questions=3), 0, []
     for previous, message in zip([{}, *messages], messages, strict=False):
@@ -110,7 +110,7 @@ def test_a_conversation_holds_every_frame_and_narration_once(seed):
     assert sum(message["role"] == "user" for message in messages) in (3, 4)  # questions and an instruction
 
 
-def test_frames_at_any_resolution_and_rate_show_the_same():
+def test_frames_show_the_same_at_any_resolution_and_rate():
     stream = world_stream(4)
     for fps in (2.0, 4.0, 10.0):
         frames = stream.frames(fps, height=40, width=64)
@@ -124,12 +124,12 @@ def test_frames_at_any_resolution_and_rate_show_the_same():
         assert set(of_frame[of_frame > 0]) <= {THERE}
 
 
-def test_unknown_level_is_named():
+def test_unknown_level_gives_a_clear_error():
     with pytest.raises(ValueError, match="`level` must be one of 'basic', .*got 'none'"):
         world_stream(0, "none")
 
 
-def test_command_writes_a_clip_with_its_truth(tmp_path, capsys):
+def test_command_writes_a_clip_with_ground_truth(tmp_path, capsys):
     clip = tmp_path / "clip.mp4"
     assert cli.main(["world", "--seed", "7", "--output", str(clip), "--height", "128", "--fps", "6"]) == 0
     truth = json.loads(clip.with_suffix(".jsonl").read_text())

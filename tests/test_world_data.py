@@ -27,7 +27,7 @@ def same(one: dict, other: dict) -> bool:
 
 
 @pytest.mark.parametrize("cells", [False, True])
-def test_a_data_set_of_the_world_ends_like_a_list(model_and_processor, cells):
+def test_world_data_set_ends_like_a_list(model_and_processor, cells):
     data = WorldData(num_streams=COUNT)
     dataset = WorldCells(data, 32, (2, 2)) if cells else WorldStreams(data, model_and_processor[1])
     examples = []
@@ -43,7 +43,7 @@ def test_a_data_set_of_the_world_ends_like_a_list(model_and_processor, cells):
 
 @pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
 @pytest.mark.parametrize("given", [False, True])
-def test_the_trainer_groups_streams_by_their_tokens(model_and_processor, tmp_path, strategy, given):
+def test_trainer_groups_streams_by_token_count(model_and_processor, tmp_path, strategy, given):
     """With the processor, as `videollm-mod train` gives it, and without."""
     model, processor = model_and_processor
     dataset = WorldStreams(WorldData(num_streams=COUNT), processor)
@@ -66,7 +66,7 @@ def test_the_trainer_groups_streams_by_their_tokens(model_and_processor, tmp_pat
         assert all(batch[1:] == sorted(batch[1:], reverse=True) for batch in batches)
 
 
-def test_tokens_are_the_first_of_the_models_inputs(model_and_processor):
+def test_input_ids_are_the_first_model_input(model_and_processor):
     names = model_and_processor[1].model_input_names
     assert names[0] == "input_ids" and sorted(names) == ["attention_mask", "input_ids", "pixel_values_videos"]
     assert VideoLLMMoDProcessor.from_pretrained(ROOT).model_input_names == names

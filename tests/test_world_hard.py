@@ -20,7 +20,7 @@ LEVELS = ("hard", "hard_small", "hard_lessons", "hard_small_lessons")
 TASK_LEVELS = ("hard_tasks", "hard_small_tasks")
 
 
-def test_a_seed_is_one_stream_on_any_machine():
+def test_seed_gives_the_same_stream_on_any_machine():
     """The hash was made once."""
     digest = hashlib.sha256()
     for level in LEVELS + TASK_LEVELS:
@@ -68,7 +68,7 @@ def watched(stream, side: int = 16) -> list[tuple[int, int, int]]:
 
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("seed", range(6))
-def test_what_is_said_follows_from_the_pixels(level, seed):
+def test_narrations_follow_from_the_pixels(level, seed):
     stream = world_stream(seed, level)
     times = stream.frame_times(2.0)
     seen = watched(stream)
@@ -77,7 +77,7 @@ def test_what_is_said_follows_from_the_pixels(level, seed):
     assert len(stream.narrations) == stream.UNMASKED
 
 
-def test_most_narrations_lie_two_changes_deep_or_more():
+def test_most_narrations_need_two_or_more_changes():
     """What separates deep from shallow models; in lessons every depth is as likely."""
     for level, low, high in (("hard", 0.65, 0.8), ("hard_small", 0.65, 0.8), ("hard_lessons", 0.35, 0.55)):
         depths = [depth for seed in range(100) for depth in world_stream(seed, level).depths]
@@ -85,27 +85,27 @@ def test_most_narrations_lie_two_changes_deep_or_more():
         assert low < np.mean(np.array(depths) >= 2) < high
 
 
-def test_no_narration_names_a_disguise():
+def test_narrations_never_name_a_disguise():
     for seed in range(30):
         stream = world_stream(seed, "hard")
         hidden = {KINDS[kind] for chain in stream.chains for kind in chain[1:]}
         assert not any(name in text for _, text in stream.narrations for name in hidden)
 
 
-def test_splits_are_apart():
+def test_splits_do_not_overlap():
     starts = sorted(SPLITS.values())
     assert len(SPLITS) == 3 and all(b - a >= 100_000_000 for a, b in pairwise(starts))
 
 
 @pytest.mark.parametrize("side", [8, 13])
-def test_sprites_side_by_side_are_the_frame(side):
+def test_frame_is_composed_of_its_sprites(side):
     stream = world_stream(5, "hard_small")
     cells = sprites(side)[stream.codes()]  # [E, h, w, side, side, 3]
     joined = cells.transpose(0, 1, 3, 2, 4, 5).reshape(len(cells), 3 * side, 3 * side, 3)
     assert np.array_equal(joined, stream.drawn(3 * side))
 
 
-def test_answers_are_true_of_what_was_seen():
+def test_answers_are_true_for_the_watched_frames():
     for seed in range(20):
         stream = world_stream(seed, "hard_small")
         for time, question, answer in stream.questions(count=4):
@@ -117,14 +117,14 @@ def test_answers_are_true_of_what_was_seen():
             assert answer == (f"The {KINDS[origin[0]]}." if name in shown else "Nobody yet.")
 
 
-def test_who_follows_whom_tells_the_procedure():
+def test_two_consecutive_steps_identify_the_procedure():
     pairs = [(steps[i][1], steps[(i + 1) % len(steps)][1]) for steps in PROCEDURES.values() for i in range(len(steps))]
     assert len(set(pairs)) == len(pairs) == len(PROCEDURES) * len(ORDINALS)
 
 
 @pytest.mark.parametrize("level", TASK_LEVELS)
 @pytest.mark.parametrize("seed", range(5))
-def test_answers_to_tasks_follow_from_pixels_and_known_procedures(level, seed):
+def test_task_answers_follow_from_pixels_and_procedures(level, seed):
     stream = world_stream(seed, level)
     assert stream.narrations == ()  # the order would tell who is next
     times, seen = stream.frame_times(2.0), watched(stream)
@@ -158,7 +158,7 @@ def test_answers_to_tasks_follow_from_pixels_and_known_procedures(level, seed):
 
 
 @pytest.mark.parametrize("level", LEVELS + TASK_LEVELS)
-def test_levels_serve_as_training_data(level):
+def test_levels_can_be_training_data(level):
     """As `videollm-mod train` takes them: the shortest stream holds its questions, states say what came of what."""
     data = WorldData(level=level, first_seed=SPLITS["train"], num_streams=30, num_questions=3)
     grid = data.stream(0).GRID
@@ -195,7 +195,7 @@ def test_lessons_ask_for_every_task(level):
     assert min(asked.values()) > 0.07 * 450  # the last frame, where anticipation waits, is one question's
 
 
-def test_a_mixture_draws_the_level_of_each_stream_by_its_seed():
+def test_mixture_draws_the_level_of_each_stream_from_its_seed():
     shares = {"basic": 3, "hard_small": 1, "hard_tasks_lessons": 2.0}
     data = WorldData(level=shares, first_seed=SPLITS["train"], num_streams=1200, num_questions=2)
     classes = {type(world_stream(0, level)): level for level in shares}
@@ -216,12 +216,12 @@ def test_a_mixture_draws_the_level_of_each_stream_by_its_seed():
 
 
 @pytest.mark.parametrize("level", [{}, {"basic": 0}, {"basic": -1}, {"basic": True}, {"basic": "1"}, ["basic"], None])
-def test_shares_that_are_none_are_named(level):
+def test_wrong_shares_give_a_clear_error(level):
     with pytest.raises(ValueError, match="`level` must be a level, or levels with shares above 0, got"):
         WorldData(level=level)
 
 
-def test_an_unknown_level_of_a_mixture_is_named():
+def test_unknown_level_of_a_mixture_gives_a_clear_error():
     with pytest.raises(ValueError, match="`level` must be one of 'basic', .*got 'none'"):
         WorldData(level={"basic": 1, "none": 1})
     with pytest.raises(ValueError, match=r"`num_questions` must be in \[0, 8\], the frames of the shortest stream"):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from transformers.utils import logging
 
-from ..data.files import ends_of, write_whole
+from ..data.files import hash_ends, write_whole
 from .adapters import LoraOptions
 
 logger = logging.get_logger(__name__)
@@ -135,7 +135,7 @@ def content_of(source: str) -> str | dict:
         return source
     files = [*(path / name for name in ("config.json", "processor_config.json", "tokenizer.json"))]
     files += sorted(path.glob("*.safetensors"))
-    ends = b"".join(file.name.encode() + ends_of(file) for file in files if file.is_file())
+    ends = b"".join(file.name.encode() + hash_ends(file) for file in files if file.is_file())
     return {"name": path.resolve().name, "sha256": hashlib.sha256(ends).hexdigest()}
 
 
