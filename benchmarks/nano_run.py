@@ -31,7 +31,7 @@ from ..training.freezing import freeze_unreached
 from ..training.initialise import initialise
 from ..training.keep_ratio import KeepRatioSchedule
 from ..training.saving import save
-from ..training.vision_stage import CellNamer
+from ..training.vision_stage import CellClassifier
 from .nano_data import Chunks, StreamBank
 from .nano_scores import load
 
@@ -192,15 +192,15 @@ class Clock:
 
 def learn_to_see(model, processor, bank: StreamBank, seconds: float, batch_size: int, team: Team, log: list) -> None:
     freeze_unreached(model, given_features=False)
-    namer = CellNamer(model).to(bank.device).train()
-    team.same_weights(namer)
+    classifier = CellClassifier(model).to(bank.device).train()
+    team.same_weights(classifier)
     frames, states = bank.pictures(VISION_CHUNKS)
-    clock = Clock("vision", seconds, [adamw([p for p in namer.parameters() if p.requires_grad])], team, log)
+    clock = Clock("vision", seconds, [adamw([p for p in classifier.parameters() if p.requires_grad])], team, log)
     while not clock.is_over:
         some = torch.randint(len(frames), (batch_size,), device=frames.device)
         pixels = processor.video_processor(frames[some], return_tensors="pt")["pixel_values_videos"]
         with autocast(bank.device):
-            loss = namer(pixels, states[some].long())["loss"]
+            loss = classifier(pixels, states[some].long())["loss"]
         clock.step(loss)
 
 

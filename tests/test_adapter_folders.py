@@ -1,4 +1,4 @@
-"""An adapter's folder is taken wherever a checkpoint is: its base model with the adapter merged into it."""
+"""Every command that takes a checkpoint also takes an adapter's folder, and merges it into its base model."""
 
 import json
 import random
@@ -18,7 +18,7 @@ from videollm_mod.training.adapters import LoraOptions, add_lora, merge_adapter
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """`(base, adapter, merged)`, the adapter's weights far from where they start."""
+    """`(base, adapter, merged)`, with adapter weights far from their initial values."""
     folder = tmp_path_factory.mktemp("adapters")
     base, adapter = folder / "base", folder / "adapter"
     model, processor = small_model()
@@ -33,7 +33,7 @@ def folders(tmp_path_factory):
     return base, adapter, merge_adapter(adapter, folder / "merged")
 
 
-def test_narrate_and_evaluate_take_an_adapter(folders, tmp_path, capsys, caplog):
+def test_narrate_and_evaluate_accept_an_adapter(folders, tmp_path, capsys, caplog):
     base, adapter, merged = folders
     video = write_video(tmp_path / "clip.mp4", 12)
     said, scores = {}, {}
@@ -55,7 +55,7 @@ def test_narrate_and_evaluate_take_an_adapter(folders, tmp_path, capsys, caplog)
     assert scores[adapter][1].endswith(f" on {scores[base][1]}")
 
 
-def test_the_space_takes_an_adapter(folders):
+def test_space_accepts_an_adapter(folders):
     _, adapter, merged = folders
     found, expected = (Models.load(str(folder)).lanes["mod"].state_dict() for folder in (adapter, merged))
     assert found.keys() == expected.keys()
@@ -63,7 +63,7 @@ def test_the_space_takes_an_adapter(folders):
         torch.testing.assert_close(found[name].to(value.dtype), value, msg=name)
 
 
-def test_what_is_wrong_with_an_adapter_is_one_error(folders, tmp_path, capsys):
+def test_bad_adapter_gives_one_error_line(folders, tmp_path, capsys):
     base, adapter, _ = folders
     video = write_video(tmp_path / "clip.mp4", 2)
     settings = json.loads((adapter / "adapter_config.json").read_text())
@@ -94,7 +94,7 @@ def test_what_is_wrong_with_an_adapter_is_one_error(folders, tmp_path, capsys):
         assert len(error) == 1 and sentence in error[0], (folder, command, error)
 
 
-def test_an_adapter_is_found_without_loading_a_model(folders):
+def test_adapter_is_found_without_loading_a_model(folders):
     base, adapter, _ = folders
     assert find_checkpoint(adapter) == (str(base), adapter)
     assert find_checkpoint(str(base)) == (str(base), None)
@@ -102,9 +102,9 @@ def test_an_adapter_is_found_without_loading_a_model(folders):
     assert model.device.type == "cpu"
 
 
-def test_an_adapter_lies_beside_weights_in_4_bit(tmp_path):
+def test_adapter_is_not_merged_into_4bit_weights(tmp_path):
     pytest.importorskip("bitsandbytes", reason="--load-in-4bit needs bitsandbytes")
-    model, processor = small_model(hidden_size=64, intermediate_size=64)  # NF4 on a CPU takes blocks of 64
+    model, processor = small_model(hidden_size=64, intermediate_size=64)  # NF4 on a CPU needs blocks of 64
     model.save_pretrained(tmp_path / "base")
     processor.save_pretrained(tmp_path / "base")
     model = add_lora(VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "base"), LoraOptions(r=4, alpha=8))

@@ -9,7 +9,7 @@ from tiny_models import tiny_model
 from transformers import Trainer, TrainingArguments
 
 from videollm_mod import cli
-from videollm_mod.training.arguments import check_reach
+from videollm_mod.training.arguments import check_hub_access
 from videollm_mod.training.config import TrainingConfig
 from videollm_mod.training.trainer import StreamTrainer
 
@@ -25,11 +25,11 @@ def arguments_of(tmp_path, options: dict, **config) -> TrainingArguments:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0.0, got 0.1: it takes the labels"),
+        ({"label_smoothing_factor": 0.1}, "`label_smoothing_factor` must be 0.0, got 0.1: it would compute the loss"),
         ({"label_names": ["answers"]}, r"`label_names` must be None, got \['answers'\]"),
         ({"remove_unused_columns": True}, "`remove_unused_columns` must be False, got True"),
         ({"use_liger_kernel": True}, "`use_liger_kernel` must be False, got True"),
-        ({"bf16_full_eval": True}, "`bf16_full_eval` must be False, got True: it rounds the routers"),
+        ({"bf16_full_eval": True}, "`bf16_full_eval` must be False, got True: it would round the routers"),
         ({"parallelism_config": {"cp_size": 2}}, "`parallelism_config`"),
         (
             {"accelerator_config": {"dispatch_batches": True}},
@@ -37,12 +37,12 @@ def arguments_of(tmp_path, options: dict, **config) -> TrainingArguments:
         ),
         ({"accelerator_config": {"dispatch": True}}, "`stream_stage`: .*dispatch"),
         ({"accelerator_config": 3}, "`accelerator_config` of `stream_stage` must be a mapping or text or null, got 3"),
-        ({"resume_from_checkpoint": "nowhere"}, "leave `resume_from_checkpoint` out of `stream_stage`, got 'nowhere'"),
+        ({"resume_from_checkpoint": "nowhere"}, "`stream_stage` must not set `resume_from_checkpoint`, got 'nowhere'"),
         (
             {"save_only_model": True},
-            "leave `save_only_model` out of `stream_stage`, got True: a run that is broken off",
+            "`stream_stage` must not set `save_only_model`, got True: an interrupted run",
         ),
-        ({"output_dir": "elsewhere"}, "leave `output_dir` out of `stream_stage`"),
+        ({"output_dir": "elsewhere"}, "`stream_stage` must not set `output_dir`"),
         ({"max_steps": "many"}, "`max_steps` of `stream_stage` must be a whole number, got 'many'"),
         ({"max_steps": 2.5}, "`max_steps` of `stream_stage` must be a whole number, got 2.5"),
         ({"max_steps": 0}, "`max_steps` of `stream_stage` must be at least 1, got 0"),
@@ -78,13 +78,13 @@ def test_wrong_arguments_of_a_stage_are_named(tmp_path, monkeypatch, options, me
         ("model: y\nstream_stage: {label_smoothing_factor: 0.1}", "`label_smoothing_factor` must be 0.0"),
         ("model: y\ndata: a.yaml\nstream_stage: {eval_strategy: steps}", "`eval_strategy` of `stream_stage` needs"),
         ("model: y\ndata: {path: a.jsonl, validation: 1.5}", "must be a file or a share in (0, 1), got 1.5"),
-        ("model: y\ndata: {path: a, validation: 0.5, streaming: true}", "must be a file with `streaming`"),
-        ("model: y\nworld: {validation: 0}", "`validation` of `world` must be a number of streams"),
+        ("model: y\ndata: {path: a, validation: 0.5, streaming: true}", "must be a file if `streaming`"),
+        ("model: y\nworld: {validation: 0}", "`validation` of `world` must be a whole number"),
         ("model: y\nstream_stage: {num_epochs: 3}", "unknown field 'num_epochs'; did you mean num_train_epochs"),
         ("model: y\nstream_stage: {batch_size: 3}", "did you mean"),
         ("model: y\nstream_stage: {xyzzy: 3}", "`stream_stage` of {path} has the unknown field 'xyzzy'\n"),
-        ("model: y\ndata: no.jsonl", "`path` of `data` is no file: no.jsonl"),
-        ("model: y\ndata: {path: a.yaml, validation: no.jsonl}", "`validation` of `data` is no file: no.jsonl"),
+        ("model: y\ndata: no.jsonl", "`path` of `data` is not a file: no.jsonl"),
+        ("model: y\ndata: {path: a.yaml, validation: no.jsonl}", "`validation` of `data` is not a file: no.jsonl"),
         ("model: y\nlora: {rank: 3}", "did you mean alpha, dropout, r?"),
     ],
 )
@@ -121,8 +121,8 @@ def test_validation_evaluates_and_keeps_what_it_evaluated(tmp_path):
 def test_a_push_that_cannot_succeed_is_refused_first(tmp_path):
     """The tests are offline."""
     made = arguments_of(tmp_path, {"push_to_hub": True})
-    with pytest.raises(ValueError, match="`push_to_hub` needs the Hub and a token") as error:
-        check_reach(made)
+    with pytest.raises(ValueError, match="`push_to_hub` needs access to the Hub and a token") as error:
+        check_hub_access(made)
     assert "\n" not in str(error.value)
 
 

@@ -1,4 +1,4 @@
-"""VideoLLM-online's checkpoint: a PEFT folder in its exact layout, converted, against LoRA applied by hand."""
+"""Conversion of a PEFT folder in VideoLLM-online's exact layout, compared with LoRA applied by hand."""
 
 import json
 
@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
 
-# as its training arguments have it
+# as in its training arguments
 TARGETS = "model.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)|lm_head$"
 
 
@@ -40,7 +40,7 @@ def live_checkpoint(tmp_path, **options):
 
 @torch.no_grad()
 @pytest.mark.parametrize("mod", [False, True], ids=["dense", "mod"])
-def test_same_logits_as_the_adapter_by_hand(tmp_path, mod):
+def test_converted_model_has_the_logits_of_the_adapter(tmp_path, mod):
     base, adapter, live = live_checkpoint(tmp_path)
     vision = save_tower(tmp_path / "vision")
     output = tmp_path / "converted"
@@ -68,7 +68,7 @@ def test_same_logits_as_the_adapter_by_hand(tmp_path, mod):
 
 
 @torch.no_grad()
-def test_embeddings_tied_to_an_adapted_head_stay(tmp_path):
+def test_embeddings_tied_to_an_adapted_head_do_not_change(tmp_path):
     base, adapter, live = live_checkpoint(tmp_path, tie_word_embeddings=True)
     output = tmp_path / "converted"
     command = ["convert", "videollm-online", str(adapter), "--base", str(base), "--output", str(output)]
@@ -79,7 +79,7 @@ def test_embeddings_tied_to_an_adapted_head_stay(tmp_path):
     torch.testing.assert_close(model(input_ids=ids).logits[..., : expected.shape[-1]], expected, rtol=1e-4, atol=1e-4)
 
 
-def test_refuses_another_layout(tmp_path, capsys):
+def test_other_adapter_layouts_are_refused(tmp_path, capsys):
     base, adapter, _ = live_checkpoint(tmp_path)
     vision = save_tower(tmp_path / "vision")
 
@@ -89,7 +89,7 @@ def test_refuses_another_layout(tmp_path, capsys):
         assert cli.main([*command, "--output", str(tmp_path / "out"), *arguments]) == 2
         return capsys.readouterr().err.splitlines()[-1]
 
-    assert error("--keep-ratio", "0.5") == "error: `mod_keep_ratio` needs `mod`: a dense model does not route"
+    assert error("--keep-ratio", "0.5") == "error: `mod_keep_ratio` needs `mod`: a dense model has no routed layers"
     settings = json.loads((adapter / "adapter_config.json").read_text())
     (adapter / "adapter_config.json").write_text(json.dumps(settings | {"use_dora": True}))
     assert "is not a plain LoRA" in error()

@@ -1,4 +1,4 @@
-"""Two processes train as one: DDP and FSDP2, the whole model and LoRA, on the same configs, over gloo."""
+"""Two processes train like one: DDP and FSDP2, the full model and LoRA, with the same configurations, over gloo."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import yaml
 from comparing import assert_near_weights
 from fresh_process import HELPERS
 from safetensors.torch import load_file
-from test_train_command import STAGE, write_config
+from training_configs import STAGE, write_config
 from waiting import PATIENCE
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
@@ -43,7 +43,7 @@ sharded = pytest.mark.skipif("fsdp" not in RUNS, reason="FSDP needs torch 2.10 o
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Every run by two processes, in `NAME/`, and the same by one process, in `alone/` and `alone_lora/`."""
+    """Runs of two processes in `NAME/`, and the same runs of one process in `alone/` and `alone_lora/`."""
     folder = tmp_path_factory.mktemp("distributed")
     options = yaml.safe_load(write_config(folder, "model").read_text())["model"]
     options["text_config"] |= {"num_hidden_layers": 4, "mod_layers": [0, 2], "mod_keep_ratio": 0.5}
@@ -51,7 +51,7 @@ def folder(tmp_path_factory):
     torch.manual_seed(3)
     for name, parameter in model.named_parameters():
         if "layer_expert" in name:
-            torch.nn.init.normal_(parameter, std=0.3)  # so that gates, and routers' gradients, are not near 0
+            torch.nn.init.normal_(parameter, std=0.3)  # so that gates and the routers' gradients are not close to 0
     save(model, processor, folder / "base", torch.float32)
     for name, (own, stage) in RUNS.items():
         stage = STAGE | {"max_steps": 3, "save_steps": 2, "gradient_checkpointing": True} | stage
@@ -90,7 +90,7 @@ def seen(folder, name: str, rank: int) -> dict:
 
 
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.endswith("bf16")])
-def test_two_processes_are_one(folder, name):
+def test_two_processes_train_like_one(folder, name):
     reference = folder / ("alone_lora" if "lora" in name else "alone")
     together, alone = history(folder / name), history(reference)
     for key in ("loss", "grad_norm"):
@@ -103,8 +103,8 @@ def test_two_processes_are_one(folder, name):
 
 
 @pytest.mark.parametrize("name", ["ddp", pytest.param("fsdp", marks=sharded)])
-def test_two_processes_are_validated_as_one(folder, name):
-    """Their batches of two are one of four: a loss is over the labels of all processes."""
+def test_two_processes_validate_like_one(folder, name):
+    """Two batches of two equal one of four: the loss is averaged over the labels of all processes."""
     losses = []
     for run in (name, "alone"):
         state = json.loads((folder / run / "stream" / "trainer_state.json").read_text())
@@ -121,21 +121,21 @@ def test_every_router_learns_in_every_process(folder, name):
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_fsdp_shards_what_is_trained_and_ddp_does_not(folder, name):
+def test_fsdp_shards_trained_parameters_and_ddp_does_not(folder, name):
     for rank in range(2):
         assert seen(folder, name, rank)["sharded"] == ["fsdp" in name]
         assert seen(folder, name, rank)["dtypes"] == ["torch.float32"]
 
 
 @sharded
-def test_half_precision_under_fsdp_is_near_full(folder):
+def test_half_precision_under_fsdp_is_close_to_full_precision(folder):
     half, full = history(folder / "fsdp_lora_bf16"), history(folder / "fsdp_lora")
     assert [entry["loss"] for entry in half] == pytest.approx([entry["loss"] for entry in full], rel=2e-2)
     assert [entry["loss"] for entry in half] != [entry["loss"] for entry in full]
 
 
 @sharded
-def test_a_sharded_run_ends_in_a_plain_checkpoint(folder):
+def test_sharded_run_ends_with_a_plain_checkpoint(folder):
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder / "fsdp" / "final")
     assert type(model) is VideoLLMMoDForConditionalGeneration
     config = json.loads((folder / "fsdp" / "final" / "config.json").read_text())

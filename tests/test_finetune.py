@@ -1,4 +1,4 @@
-"""LoRA, QLoRA and their merge; keep-ratio schedules; what is frozen; and the Trainer with them."""
+"""LoRA, QLoRA and merging; keep-ratio schedules; frozen parameters; and the Trainer with all of these."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from videollm_mod.configuration_videollm_mod import num_kept_tokens
 from videollm_mod.data.collator import StreamCollator
 from videollm_mod.loading.quantisation import four_bit
 from videollm_mod.training.adapters import LoraOptions, add_lora, merge_adapter
-from videollm_mod.training.examples import streams
+from videollm_mod.training.examples import stream_datasets
 from videollm_mod.training.freezing import freeze_unreached
 from videollm_mod.training.keep_ratio import KeepRatioSchedule
 from videollm_mod.training.saving import save
@@ -40,7 +40,7 @@ def root_processor():
 
 
 def saved_base(folder, processor, dtype=torch.float32, **options):
-    """A checkpoint whose layers are wide enough for blocks of 64 weights, and the batch of a few streams."""
+    """A checkpoint with layers wide enough for blocks of 64 weights, and a batch of a few streams."""
     model = tiny_model(0, hidden_size=64, intermediate_size=64, **options)
     save(model, processor, folder, dtype)
     batch, _ = random_batch(model, 3, [12, 9])
@@ -48,7 +48,7 @@ def saved_base(folder, processor, dtype=torch.float32, **options):
 
 
 def adapted(base: str, seed: int = 0, **options):
-    """A model with adapters, all of whose trained weights are far from where they start."""
+    """A model with adapters whose trained weights are far from their initial values."""
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(base)
     torch.manual_seed(seed)
     model = add_lora(model, LoraOptions(r=4, alpha=8), **options)
@@ -65,7 +65,7 @@ def logits(model, batch: dict) -> torch.Tensor:
 
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("tower", [False, True])
-def test_adapters_sit_on_every_linear_layer_and_reload_with_plain_peft(tmp_path, root_processor, tied, tower):
+def test_adapters_cover_every_linear_layer_and_reload_with_plain_peft(tmp_path, root_processor, tied, tower):
     base, batch = saved_base(tmp_path / "base", root_processor, tie_word_embeddings=tied)
     model = adapted(base, train_vision_tower=tower)
     text = model.config.text_config
@@ -96,12 +96,12 @@ def test_adapters_sit_on_every_linear_layer_and_reload_with_plain_peft(tmp_path,
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_a_merged_folder_is_the_adapter_and_its_base(tmp_path, root_processor, tied, capsys):
+def test_merged_checkpoint_equals_base_with_adapter(tmp_path, root_processor, tied, capsys):
     base, batch = saved_base(tmp_path / "base", root_processor, tie_word_embeddings=tied)
     model = adapted(base)
     model.save_pretrained(str(tmp_path / "adapter"))
     assert cli.main(["merge", str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]) == 0
-    reference = "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration"  # the code that the folder brings
+    reference = "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration"  # the code in the folder
     merged = get_class_from_dynamic_module(reference, tmp_path / "merged").from_pretrained(tmp_path / "merged")
     assert type(merged).__module__.startswith("transformers_modules")
     torch.testing.assert_close(logits(merged, batch), logits(model, batch), atol=2e-4, rtol=1e-4)
@@ -146,7 +146,7 @@ def router_gradients(model, batch: dict) -> dict[str, torch.Tensor]:
     return {name: p.grad for name, p in trained.items() if "layer_expert" in name}
 
 
-def test_routers_learn_under_lora(tmp_path, root_processor):
+def test_routers_learn_with_lora(tmp_path, root_processor):
     base, batch = saved_base(tmp_path / "base", root_processor)
     model = adapted(base)
     gradients = router_gradients(model, batch)
@@ -154,7 +154,7 @@ def test_routers_learn_under_lora(tmp_path, root_processor):
     assert all(gradient.abs().max() > 0 for gradient in gradients.values())
 
 
-def test_qlora_quantises_the_layers_alone_and_routers_learn(tmp_path, root_processor):
+def test_qlora_quantises_only_the_layers_and_routers_learn(tmp_path, root_processor):
     base, batch = saved_base(tmp_path / "base", root_processor, torch.bfloat16)
     load = lambda: VideoLLMMoDForConditionalGeneration.from_pretrained(  # noqa: E731
         base, dtype=torch.bfloat16, quantization_config=four_bit(), device_map={"": "cpu"}
@@ -193,8 +193,8 @@ def test_qlora_quantises_the_layers_alone_and_routers_learn(tmp_path, root_proce
         {"features": True},
     ],
 )
-def test_what_is_frozen_is_what_gets_no_gradient(name, frames):
-    """So that DDP and FSDP need not look for unused parameters. The gradient may be 0, it must be there."""
+def test_frozen_parameters_are_those_without_gradient(name, frames):
+    """DDP and FSDP then need not search for unused parameters. A gradient may be 0, but must exist."""
     frames = dict(frames)
     features = frames.pop("features", False)
     model = tiny_model(0, tiny_config(**frames, **ROUTINGS[name])).train()
@@ -205,7 +205,7 @@ def test_what_is_frozen_is_what_gets_no_gradient(name, frames):
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == without
 
 
-def test_the_keep_ratio_falls_from_one_and_is_drawn_from_its_range():
+def test_keep_ratio_warms_up_from_one_or_is_drawn_from_its_range():
     warm = KeepRatioSchedule(warmup_steps=4)
     assert [warm.ratio(step, 0.2) for step in range(6)] == pytest.approx([1, 0.8, 0.6, 0.4, 0.2, 0.2])
     elastic = KeepRatioSchedule(elastic=[0.1, 0.9], seed=5)
@@ -221,7 +221,7 @@ def test_the_keep_ratio_falls_from_one_and_is_drawn_from_its_range():
 
 
 def test_each_step_runs_at_its_keep_ratio(tmp_path):
-    """Of a frame's tokens every layer keeps as many as the schedule says, and afterwards the model's own count."""
+    """Every layer keeps as many tokens of a frame as the schedule says, and afterwards the model's own number."""
     model = tiny_model(1, pooled=(3, 3), mod_keep_ratio=0.2)
     schedule = KeepRatioSchedule(warmup_steps=3, elastic=[0.1, 1.0], seed=2)
     kept = []
@@ -246,13 +246,13 @@ def test_each_step_runs_at_its_keep_ratio(tmp_path):
     assert model.keep_ratio == 0.2
 
 
-def test_accumulation_over_four_is_one_batch_of_four_under_lora(tmp_path, root_processor):
+def test_accumulating_four_batches_equals_one_batch_of_four_with_lora(tmp_path, root_processor):
     base, _ = saved_base(tmp_path / "base", root_processor)
     check_accumulation(tmp_path, lambda: adapted(base), StreamTrainer, gradient_checkpointing=True)
 
 
-def test_many_processes_refuse_a_batch_without_frames(tmp_path, monkeypatch):
-    """Rather than wait for each other's gradients without end."""
+def test_several_processes_refuse_a_batch_without_frames(tmp_path, monkeypatch):
+    """Otherwise they would wait for each other's gradients forever."""
     model = tiny_model(2)
     trainer = fit(tmp_path, model, StreamTrainer, max_steps=1, per_device_train_batch_size=2)
     rng = random.Random(0)
@@ -264,7 +264,7 @@ def test_many_processes_refuse_a_batch_without_frames(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("options", [{"r": 0}, {"alpha": 1.5}, {"dropout": 1}, {"r": True}])
-def test_wrong_lora_options_are_named(options):
+def test_wrong_lora_options_give_a_clear_error(options):
     with pytest.raises(ValueError, match=f"`{next(iter(options))}` of `lora`"):
         LoraOptions(**options)
 
@@ -285,7 +285,7 @@ def own_streams(tmp_path, monkeypatch):
 
 
 def train_lora(folder: Path, name: str, streaming: bool, stage: dict) -> tuple[list[float], dict[str, torch.Tensor]]:
-    """Losses of a run in `folder/name` on the streams there, and its adapter."""
+    """Losses and adapter of a run in `folder/name` on the streams there."""
     config = TrainingConfig(
         output_dir=str(folder / name),
         model=str(folder / "base"),
@@ -300,7 +300,7 @@ def train_lora(folder: Path, name: str, streaming: bool, stage: dict) -> tuple[l
     return losses, load_file(final / "adapter_model.safetensors")
 
 
-def test_the_best_adapter_is_what_a_validated_run_ends_in(own_streams):
+def test_validated_run_ends_with_the_best_adapter(own_streams):
     stage = {"max_steps": 4, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True, "eval_steps": 1}
     stage |= {"learning_rate": 0.5, "load_best_model_at_end": True, "save_total_limit": 9, "augmentation": 1.0}
     config = TrainingConfig(
@@ -324,13 +324,15 @@ def test_the_best_adapter_is_what_a_validated_run_ends_in(own_streams):
     base = VideoLLMMoDForConditionalGeneration.from_pretrained(own_streams / "base", dtype=torch.float32)
     best_model = PeftModel.from_pretrained(base, checkpoint).eval()
     processor = VideoLLMMoDProcessor.from_pretrained(own_streams / "base")
-    batch = StreamCollator(processor.tokenizer.pad_token_id)([streams(config, processor, True)["eval_dataset"][0]])
+    batch = StreamCollator(processor.tokenizer.pad_token_id)(
+        [stream_datasets(config, processor, True)["eval_dataset"][0]]
+    )
     batch |= processor.video_processor(batch.pop("frames"), return_tensors="pt")
-    with torch.no_grad():  # validation is not altered, whatever `augmentation` says
+    with torch.no_grad():  # validation data is not augmented
         assert best_model(**batch).loss.item() == pytest.approx(evaluated[best], rel=1e-4)
 
 
-def test_streams_of_ones_own_train_alike_in_both_styles(own_streams):
+def test_own_streams_train_alike_with_and_without_streaming(own_streams):
     stage = {"max_steps": 3, "per_device_train_batch_size": 1, "use_cpu": True, "disable_tqdm": True}
     stage |= {
         "logging_steps": 1,
@@ -346,8 +348,8 @@ def test_streams_of_ones_own_train_alike_in_both_styles(own_streams):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_resumed_run_is_the_uninterrupted_one(own_streams, streaming):
-    """Also after the first pass over the data, with cut, packed and altered streams."""
+def test_resumed_run_equals_an_uninterrupted_one(own_streams, streaming):
+    """Even after the first epoch, with truncated, packed and augmented streams."""
     stage = {"max_steps": 8, "per_device_train_batch_size": 2, "use_cpu": True, "disable_tqdm": True}
     stage |= {"logging_steps": 1, "learning_rate": 1e-2, "save_steps": 1, "save_total_limit": 8}
     stage |= {"max_tokens": 90, "packing": True, "augmentation": 0.7}
@@ -361,7 +363,7 @@ def test_a_resumed_run_is_the_uninterrupted_one(own_streams, streaming):
     assert_near(*ends)
 
 
-def test_missing_videos_stop_or_are_skipped(own_streams):
+def test_missing_videos_are_an_error_or_skipped(own_streams):
     (own_streams / "1.mp4").unlink()
     options = {"model": str(own_streams / "base"), "output_dir": str(own_streams / "run"), "dtype": "float32"}
     stage = {"max_steps": 2, "use_cpu": True, "disable_tqdm": True, "save_strategy": "no"}
@@ -371,7 +373,7 @@ def test_missing_videos_stop_or_are_skipped(own_streams):
     train(TrainingConfig(**options, data={**data, "missing": "skip"}, stream_stage=stage))
 
 
-def test_the_example_trains(own_streams):
+def test_finetuning_example_trains(own_streams):
     arguments = [str(own_streams / "streams.jsonl"), "--output", str(own_streams / "own"), "--steps", "2", "--lora"]
     environment = {"HF_DATASETS_CACHE": str(own_streams / "cache"), "HF_HUB_OFFLINE": "1"}
     process = subprocess.run(
@@ -387,8 +389,8 @@ def test_the_example_trains(own_streams):
     assert len((ROOT / "examples" / "finetune.py").read_text().splitlines()) <= 60
 
 
-def test_a_step_that_breaks_off_leaves_the_model_its_keep_ratio(tmp_path):
-    """As with `auto_find_batch_size`, which begins anew where memory does not suffice."""
+def test_aborted_step_restores_the_keep_ratio(tmp_path):
+    """As with `auto_find_batch_size`, which starts again when memory runs out."""
     model, schedule = tiny_model(1, mod_keep_ratio=0.2), KeepRatioSchedule(warmup_steps=4)
     state = type("State", (), {"global_step": 0})
     schedule.on_step_begin(None, state, None, model)

@@ -1,4 +1,4 @@
-"""Weights in 8 and 4 bit by bitsandbytes: what stays as it is, and that the checkpoint still narrates."""
+"""Weights in 8 and 4 bit with bitsandbytes: only some layers are quantised, and the checkpoint still narrates."""
 
 import bitsandbytes as bnb
 import numpy as np
@@ -20,14 +20,14 @@ LAYER = {"8 bit": bnb.nn.Linear8bitLt, "nf4": bnb.nn.Linear4bit}
 
 
 def load(cls, path, name: str, dtype=torch.bfloat16, **options):
-    """As anybody would: nothing is said of what to leave out."""
+    """Load without naming modules to skip."""
     config = BitsAndBytesConfig(**CONFIGS[name])
     return cls.from_pretrained(path, quantization_config=config, device_map={"": "cpu"}, dtype=dtype, **options).eval()
 
 
 @pytest.mark.parametrize("cls", [VideoLLMMoDForConditionalGeneration, VideoLLMMoDModel])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_only_the_language_models_layers_change(tmp_path, name, cls):
+def test_only_language_model_layers_are_quantised(tmp_path, name, cls):
     small_model()[0].save_pretrained(tmp_path)
     quantised, plain = load(cls, tmp_path, name), cls.from_pretrained(tmp_path, dtype=torch.bfloat16)
     weights, kinds = dict(plain.named_parameters()), set()
@@ -44,19 +44,19 @@ def test_only_the_language_models_layers_change(tmp_path, name, cls):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_list_of_the_users_own_is_kept(tmp_path, name):
+def test_users_own_skip_list_is_kept(tmp_path, name):
     small_model()[0].save_pretrained(tmp_path)
     cls = VideoLLMMoDForConditionalGeneration
     config = CONFIGS[name] | {"llm_int8_skip_modules": ["model.language_model", "lm_head"]}
-    model = cls.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})  # a dict will do
+    model = cls.from_pretrained(tmp_path, quantization_config=config, device_map={"": "cpu"})  # a dict works too
     assert isinstance(model.model.connector.linear_1, LAYER[name])
     assert type(model.model.language_model.layers[0].mlp.up_proj) is nn.Linear
     assert config["llm_int8_skip_modules"] == ["model.language_model", "lm_head"]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_checkpoint_narrates_as_before(name):
-    """Through the Auto class and the repository's own code; frames pushed together as one by one."""
+def test_quantised_checkpoint_narrates_the_same(name):
+    """With the Auto class and the repository's code, and frames pushed together or one by one."""
     model = load(AutoModelForImageTextToText, ROOT, name, trust_remote_code=True)
     processor, stream = VideoLLMMoDProcessor.from_pretrained(ROOT), world_stream(7)
     third = stream.narrations[2][0]
@@ -65,14 +65,14 @@ def test_the_checkpoint_narrates_as_before(name):
     together, single = model.stream(processor), model.stream(processor)
     said = together.push(frames, times)
     assert [(event.time, event.text) for event in said] == stream.narrations[:3]
-    few = sum(time <= said[1].time for time in times)  # as many as pass in little time
+    few = sum(time <= said[1].time for time in times)  # few enough to be quick
     alone = [e for i in range(few) for e in single.push(frames[i : i + 1], times[i : i + 1])]
     assert [(e.time, e.text) for e in alone] == [(e.time, e.text) for e in said[:2]]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_saved_in_few_bits_and_loaded_again(tmp_path, name):
-    model, processor = small_model(hidden_size=64, intermediate_size=64)  # NF4 on a CPU takes blocks of 64
+def test_quantised_model_is_saved_and_loaded(tmp_path, name):
+    model, processor = small_model(hidden_size=64, intermediate_size=64)  # NF4 on a CPU needs blocks of 64
     model.save_pretrained(tmp_path / "plain")
     quantised = load(VideoLLMMoDForConditionalGeneration, tmp_path / "plain", name)
     quantised.save_pretrained(tmp_path / "few")

@@ -1,4 +1,4 @@
-"""`videollm-mod train`: what it writes, what it refuses, and that a killed run goes on as if it had not been."""
+"""`videollm-mod train`: what it writes, what it refuses, and how it resumes."""
 
 import json
 import shutil
@@ -14,6 +14,7 @@ from fresh_process import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from small_data import small_model
+from training_configs import STAGE, write_config
 from waiting import PATIENCE, until
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
@@ -21,30 +22,6 @@ from videollm_mod.data.augmentation import ReplyAugmentation
 from videollm_mod.training.saving import load_weights
 from videollm_mod.training.train import TrainingConfig, last_checkpoint, stage_arguments, train
 from videollm_mod.training.trainer import StreamTrainer
-
-STAGE = {
-    "max_steps": 8,
-    "save_steps": 2,
-    "save_total_limit": 10,
-    "per_device_train_batch_size": 2,
-    "learning_rate": 1e-3,
-    "use_cpu": True,
-    "disable_tqdm": True,
-    "logging_steps": 1,
-}
-
-
-def write_config(folder, name: str, **options):
-    config = yaml.safe_load((ROOT / "training" / "configs" / "nano.yaml").read_text())
-    config["model"]["text_config"] |= {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    config["model"]["text_config"] |= {"num_attention_heads": 4, "num_key_value_heads": 2}
-    config["model"]["vision_config"] |= {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2}
-    config["model"]["vision_config"] |= {"num_hidden_layers": 1, "image_size": 48, "patch_size": 16}
-    stream = {"freeze_vision_tower": False, **STAGE}
-    config |= {"output_dir": str(folder / name), "vision_stage": STAGE, "stream_stage": stream, **options}
-    path = folder / f"{name}.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
 
 
 def start(config) -> subprocess.Popen:
@@ -63,7 +40,7 @@ def finish(process: subprocess.Popen) -> None:
 
 
 def kill_when(process: subprocess.Popen, exists) -> None:
-    """SIGKILL as soon as a file is there."""
+    """Send SIGKILL as soon as a file exists."""
     until(lambda: exists.exists() or process.poll() is not None, str(exists))
     assert exists.exists(), process.communicate()[0]
     process.send_signal(signal.SIGKILL)
@@ -76,7 +53,7 @@ def losses(folder) -> list[float]:
 
 
 def assert_finished(config, weights: str) -> None:
-    """Run again, a run that was killed before it wrote what it ends in takes no further step."""
+    """A run that was killed before it wrote its final folder takes no further step when it is resumed."""
     folder = config.with_suffix("")
     before, logged = load_file(folder / "final" / weights), losses(folder / "stream")
     shutil.rmtree(folder / "final")
@@ -88,7 +65,7 @@ def assert_finished(config, weights: str) -> None:
     assert max(int(path.name.split("-")[1]) for path in (folder / "stream").glob("checkpoint-*")) == 8
 
 
-def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
+def test_killed_run_resumes_to_the_same_result(tmp_path):
     whole, cut = write_config(tmp_path, "whole"), write_config(tmp_path, "cut")
     uninterrupted = start(whole)
     interrupted = start(cut)
@@ -113,8 +90,8 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path):
     assert_finished(whole, "model.safetensors")
 
 
-def test_a_killed_run_of_lora_ends_as_one_that_was_not(tmp_path):
-    """With dropout and keep ratios that are drawn: both go on where they were cut off."""
+def test_killed_lora_run_resumes_to_the_same_result(tmp_path):
+    """With dropout and random keep ratios: both continue where they were interrupted."""
     new = TrainingConfig.load(write_config(tmp_path, "new", vision_stage=None, stream_stage=None))
     base = train(new)
     stage = {**STAGE, "keep_ratio_warmup_steps": 3, "elastic_keep_ratio": [0.1, 0.9], "warmup_steps": 2}
@@ -135,13 +112,13 @@ def test_a_killed_run_of_lora_ends_as_one_that_was_not(tmp_path):
     assert_finished(whole, "adapter_model.safetensors")
 
 
-def test_a_rate_as_people_write_it_is_a_number(tmp_path):
+def test_learning_rate_in_scientific_notation_is_a_number(tmp_path):
     config = TrainingConfig(output_dir=str(tmp_path), model="x")
     options = yaml.safe_load("{learning_rate: 1e-3, lr_scheduler_type: cosine, use_cpu: true}")
     assert stage_arguments(config, "stream", options).learning_rate == 0.001
 
 
-def test_a_half_written_checkpoint_is_passed_over(tmp_path):
+def test_incomplete_checkpoint_is_ignored(tmp_path):
     for step, content in [(2, "{}"), (4, '{"epoch": 1'), (10, None)]:
         folder = tmp_path / f"checkpoint-{step}"
         folder.mkdir()
@@ -155,32 +132,35 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
     "content, message",
     [
         ("[]", "must be a mapping"),
-        ("output_dir: x\nmodel: 5", "`model` of .* must be of the type dict or str, got 5"),
-        ("output_dir: x\nmodel: y\nseed: abc", "`seed` of .* must be of the type int, got 'abc'"),
-        ("output_dir: x\nmodel: y\nworld: [1, 2]", "`world` of .* must be of the type dict"),
+        ("output_dir: x\nmodel: 5", "`model` of .* must be of type dict or str, got 5"),
+        ("output_dir: x\nmodel: y\nseed: abc", "`seed` of .* must be of type int, got 'abc'"),
+        ("output_dir: x\nmodel: y\nworld: [1, 2]", "`world` of .* must be of type dict"),
         ("output_dir: x\nmodel: y\nstream_stage: yes please", "`stream_stage` of .*dict or NoneType"),
-        ("output_dir: x\nmodel: y\ndtype: float17", "`dtype` of .* floating-point type of torch, got 'float17'"),
-        ("output_dir: x\nmodel: {}", "must hold the mappings `text_config`"),
+        ("output_dir: x\nmodel: y\ndtype: float17", "`dtype` of .* floating-point dtype of torch, got 'float17'"),
+        ("output_dir: x\nmodel: {}", "must have the mappings `text_config`"),
         ("output_dir: x\nmodel: {text_config: {hidden_sise: 3}}", "'hidden_sise'; did you mean hidden_size"),
         ("output_dir: x\nmodel: {text_config: {}, frame_tokens: 3}", "'frame_tokens'; did you mean frame_token"),
         ("output_dir: x\nmodel: {text_config: {mod_keep_ratio: a}}", "mod_keep_ratio"),
         ("output_dir: x\nmodel: {text_config: {hidden_size: 33}}", "hidden size"),
-        ("a: b: c", "is not YAML"),
+        ("a: b: c", "is not valid YAML"),
         ("output_dir: x", "lacks model"),
         ("output_dir: x\nmodel: y\nvision_stages: {}", "'vision_stages'; did you mean vision_stage"),
         ("output_dir: x\nmodel: y\nworld: {levels: basic}", "`world` of .* 'levels'; did you mean level"),
         ("output_dir: x\nmodel: y\nstream_stage: {max_step: 3}", "`stream_stage` of .*; did you mean max_steps"),
         ("output_dir: x\nmodel: y\nlora: {rank: 3}", "`lora` of .* 'rank'; did you mean"),
         ("output_dir: x\nmodel: y\nlora: {r: 0}", "`r` of `lora` must be a positive integer, got 0"),
-        ("output_dir: x\nmodel: y\nlora: {}\nvision_stage: {}", "leave it out with `lora`"),
+        ("output_dir: x\nmodel: y\nlora: {}\nvision_stage: {}", "cannot be used with `lora`"),
         ("output_dir: x\nmodel: {text_config: {}}\nlora: {}", "`lora` needs a checkpoint as `model`"),
         ("output_dir: x\nmodel: y\nquantize: 4bit", "`quantize` needs `lora`"),
         ("output_dir: x\nmodel: y\nlora: {}\nquantize: 8bit", "`quantize` must be '4bit', got '8bit'"),
         ("output_dir: x\nmodel: y\ndata: a.jsonl\nworld: {fps: 1}", "only one of `data` and `world`"),
         ("output_dir: x\nmodel: y\ndata: {file: a.jsonl}", "`data` has the unknown field 'file'"),
-        ("output_dir: x\nmodel: y\ndata: {path: a, streaming: 1}", "`streaming` of `data` must be of the type bool"),
+        ("output_dir: x\nmodel: y\ndata: {path: a, streaming: 1}", "`streaming` of `data` must be of type bool"),
         ("output_dir: x\nmodel: {text_config: {}}\ndata: a.jsonl", "`data` needs a checkpoint as `model`"),
-        ("output_dir: x\nmodel: y\nstream_stage: {keep_ratio_warmup_steps: -1}", "must be a number of steps, got -1"),
+        (
+            "output_dir: x\nmodel: y\nstream_stage: {keep_ratio_warmup_steps: -1}",
+            "a whole number of at least 0, got -1",
+        ),
         ("output_dir: x\nmodel: y\nstream_stage: {max_tokens: 0}", "`max_tokens` must be a whole number"),
         ("output_dir: x\nmodel: y\nstream_stage: {packing: 3}", "`packing` must be true or false, got 3"),
         ("output_dir: x\nmodel: y\nstream_stage: {augmentation: 2}", "`augmentation` must be in \\[0, 1\\], got 2"),
@@ -192,7 +172,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path):
         ),
     ],
 )
-def test_wrong_configs_are_named(tmp_path, capsys, content, message):
+def test_wrong_configs_give_a_clear_error(tmp_path, capsys, content, message):
     path = tmp_path / "bad.yaml"
     path.write_text(content)
     with pytest.raises(ValueError, match=message):
@@ -211,10 +191,10 @@ def test_wrong_configs_are_named(tmp_path, capsys, content, message):
         ({"stream_stage": {"save_strategy": "now"}}, "now"),
         ({"stream_stage": {"freeze_vision_tower": "maybe"}}, "`freeze_vision_tower` must be true or false"),
         ({"world": {"level": "x"}}, "`level` must be one of"),
-        ({"model": "./nowhere"}, "`model` is no folder: ./nowhere"),
+        ({"model": "./nowhere"}, "`model` is not a folder: ./nowhere"),
     ],
 )
-def test_wrong_values_are_named_before_anything_is_trained(tmp_path, capsys, options, message):
+def test_wrong_values_give_a_clear_error_before_training(tmp_path, capsys, options, message):
     assert cli.main(["train", str(write_config(tmp_path, "bad", **options))]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: ") and message in error and error.count("\n") == 1
@@ -222,12 +202,12 @@ def test_wrong_values_are_named_before_anything_is_trained(tmp_path, capsys, opt
 
 
 @pytest.mark.parametrize("name", ["nano", "qlora_24gb", "paper_8gpu"])
-def test_the_recipes_are_right(name):
+def test_bundled_configs_are_valid(name):
     TrainingConfig.load(ROOT / "training" / "configs" / f"{name}.yaml")
 
 
 @pytest.mark.parametrize("arguments", [["nosuch"], ["train"], ["world", "--seed", "abc", "--output", "x.mp4"]])
-def test_wrong_arguments_are_one_line(capsys, arguments):
+def test_wrong_arguments_give_one_error_line(capsys, arguments):
     with pytest.raises(SystemExit) as exit_:
         cli.main(arguments)
     assert exit_.value.code == 2
@@ -239,8 +219,8 @@ def test_wrong_arguments_are_one_line(capsys, arguments):
     "options, batch",
     [({"packing": True, "max_tokens": 500}, {"position_ids"}), ({"max_tokens": 120}, {"attention_mask"})],
 )
-def test_the_collators_options_reach_it(tmp_path, monkeypatch, options, batch):
-    """Rows are bound and packed as the stage says, and altered narrations are drawn."""
+def test_collator_options_are_passed_on(tmp_path, monkeypatch, options, batch):
+    """Rows are limited and packed according to the stage, and narrations are altered at random."""
     shapes, drawn = [], []
     forward, alter = StreamTrainer.compute_loss, ReplyAugmentation.alter
 
@@ -258,8 +238,8 @@ def test_the_collators_options_reach_it(tmp_path, monkeypatch, options, batch):
     assert all(length <= options["max_tokens"] for _, length in shapes)
 
 
-def test_weights_of_another_model_are_no_checkpoints(tmp_path):
-    """A tied head is not written, and is not missed."""
+def test_weights_of_another_model_are_refused(tmp_path):
+    """A tied head is not saved, and not missing."""
     model, _ = small_model(tie_word_embeddings=True)
     model.save_pretrained(tmp_path)
     load_weights(small_model(tie_word_embeddings=True)[0], tmp_path)

@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 
 @pytest.mark.parametrize("weight", [0.5, 1, 3])
 @pytest.mark.parametrize("name", ["full", "learned", "early exit"])
-def test_loss_is_the_predecessors(weight, name):
-    """VideoLLM-online's loss, on its labels: those already shifted, with all logits."""
+def test_loss_equals_that_of_videollm_online(weight, name):
+    """VideoLLM-online's loss on its labels, which are shifted already, with all logits."""
     model = tiny_model(0, **ROUTINGS[name])
     model.config.stream_loss_weight = weight
     batch, _ = random_batch(model, 0, [3, 0, 2])
@@ -29,7 +29,7 @@ def test_loss_is_the_predecessors(weight, name):
     assert_near(model(**batch, labels=labels, num_items_in_batch=7).loss, expected * (shifted >= 0).sum() / 7)
 
 
-def test_no_label_is_no_loss():
+def test_no_labels_give_no_loss():
     model = tiny_model(1).train()
     batch, _ = random_batch(model, 1, [2])
     out = model(**batch, labels=torch.full_like(batch["input_ids"], -100))
@@ -38,14 +38,14 @@ def test_no_label_is_no_loss():
     assert all(p.grad is None or not p.grad.any() for p in model.parameters())
 
 
-def test_labels_of_another_length_are_named():
+def test_labels_of_wrong_length_give_a_clear_error():
     model = tiny_model(1)
     batch, _ = random_batch(model, 1, [1])
     with pytest.raises(ValueError, match=r"`labels` must be \[1, \d+\], one per token, got \[1, 3\]"):
         model(**batch, labels=batch["input_ids"][:, :3])
 
 
-def test_in_training_only_the_labelled_logits_exist(monkeypatch):
+def test_training_computes_only_logits_with_labels(monkeypatch):
     model = tiny_model(2).train()
     batch, _ = random_batch(model, 2, [3, 1])
     labels = stream_labels(batch, 2)
@@ -61,7 +61,7 @@ def test_in_training_only_the_labelled_logits_exist(monkeypatch):
 
 @pytest.mark.parametrize("name", ROUTINGS)
 @pytest.mark.parametrize("reentrant", [False, True])
-def test_checkpointed_gradients_are_plain_ones(name, reentrant):
+def test_checkpointed_gradients_equal_plain_ones(name, reentrant):
     model = tiny_model(3, **ROUTINGS[name]).train()
     batch, _ = random_batch(model, 3, [2, 1])
     labels = stream_labels(batch, 3)
@@ -81,7 +81,7 @@ def test_every_router_learns(name, checkpointing):
     model = tiny_model(4, **ROUTINGS[name]).train()
     if checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    batch, _ = random_batch(model, 4, [12, 12])  # a kept token counts only where a later layer keeps it too
+    batch, _ = random_batch(model, 4, [12, 12])  # a kept token has an effect only if a later layer keeps it too
     model(**batch, labels=stream_labels(batch, 4)).loss.backward()
     routers = {n: p for n, p in model.named_parameters() if "layer_expert" in n}
     assert len(routers) == 2 * len(model.config.text_config.routed_layers)
@@ -108,7 +108,7 @@ def routers_of(model) -> dict[int, torch.nn.Module]:
     return {index: layers[index].layer_expert for index in model.config.text_config.routed_layers}
 
 
-def test_a_last_layers_router_learns_from_the_frames_whose_last_token_it_keeps():
+def test_last_layers_router_learns_from_frames_whose_last_token_it_keeps():
     """After the last layer tokens meet no more, and of a frame's tokens only the last predicts anything. So it is the
     routing, not a fault of LoRA or 4 bit, when the gradient is exactly 0 because no such token was kept."""
     found = {True: [], False: []}
@@ -123,8 +123,8 @@ def test_a_last_layers_router_learns_from_the_frames_whose_last_token_it_keeps()
 
 
 @pytest.mark.parametrize("options", [{"mod_force_keep_last": True}, {"mod_keep_ratio": 1.0}])
-def test_a_router_that_starts_at_zero_needs_the_last_token_kept(options):
-    """As in models made of others: ties go to the lower index, never to the last token."""
+def test_zero_initialised_router_needs_the_last_token_kept(options):
+    """As in newly built models: ties go to the lower index, never to the last token."""
     for given in ({}, options):
         model = tiny_model(1, num_hidden_layers=4, **given).train()
         for router in routers_of(model).values():
@@ -134,18 +134,18 @@ def test_a_router_that_starts_at_zero_needs_the_last_token_kept(options):
         assert kept == (gradient > 0) == bool(given)
 
 
-def test_without_a_gate_the_router_gets_no_gradient():
+def test_router_without_gate_gets_no_gradient():
     model = tiny_model(5, mod_gate="none").train()
     batch, _ = random_batch(model, 5, [3])
     model(**batch, labels=stream_labels(batch, 5)).loss.backward()
     assert all(p.grad is None for n, p in model.named_parameters() if "layer_expert" in n)
 
 
-def test_gradient_accumulation_over_four_is_one_batch_of_four(tmp_path):
+def test_accumulating_four_batches_equals_one_batch_of_four(tmp_path):
     check_accumulation(tmp_path, lambda: tiny_model(6))
 
 
-def test_the_trainer_learns_and_evaluates(tmp_path):
+def test_trainer_learns_and_evaluates(tmp_path):
     model = tiny_model(7)
     trainer = fit(
         tmp_path, model, per_device_train_batch_size=4, num_train_epochs=15, logging_steps=2, learning_rate=1e-2

@@ -1,4 +1,4 @@
-"""What `training/compat.py` takes of other packages beyond their documented interfaces is there, and nothing else is
+"""The undocumented interfaces that `training/compat.py` uses still exist, and nothing else uses undocumented ones.
 taken."""
 
 import re
@@ -25,7 +25,7 @@ def layer_of(model) -> Linear:
     return next(module for module in model.modules() if isinstance(module, Linear))
 
 
-def test_transformers_still_has_what_compat_takes(tmp_path, monkeypatch):
+def test_transformers_still_has_what_compat_uses(tmp_path, monkeypatch):
     arguments = TrainingArguments(str(tmp_path), report_to=[], use_cpu=True)
     before = arguments.n_gpu
     monkeypatch.setattr(arguments, "_n_gpu", before + 3)
@@ -35,7 +35,7 @@ def test_transformers_still_has_what_compat_takes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("options", "plain"), [({}, True), ({"use_dora": True}, False), ({"lora_bias": True}, False)])
-def test_peft_still_has_what_compat_takes(options, plain):
+def test_peft_still_has_what_compat_uses(options, plain):
     model = adapted(**options)
     layer = layer_of(model)
     for name in ("lora_variant", "lora_bias"):
@@ -73,7 +73,7 @@ PRIVATE = re.compile(
 )
 
 
-def test_training_takes_nothing_private_outside_compat():
+def test_training_uses_private_api_only_in_compat():
     files = [*(ROOT / "training").glob("*.py"), ROOT / "evaluation" / "evaluate.py", ROOT / "data" / "extract.py"]
     found = [
         f"{file.name}:{number}: {line.strip()}"
@@ -86,7 +86,7 @@ def test_training_takes_nothing_private_outside_compat():
 
 
 @pytest.mark.parametrize(("said", "on_cpu"), [("true", True), ("1", True), ("0", False), ("", False)])
-def test_accelerates_flag_is_heard(monkeypatch, said, on_cpu):
+def test_accelerate_cpu_flag_is_respected(monkeypatch, said, on_cpu):
     made = []
     monkeypatch.setattr("videollm_mod.data.processes.PartialState", lambda **options: made.append(options))
     monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)

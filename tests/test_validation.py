@@ -1,4 +1,4 @@
-"""Validation while training: what is held out, when a run stops, and what it ends in."""
+"""Validation during training: what is held out, when a run stops, and which checkpoint it ends with."""
 
 import json
 import shutil
@@ -7,18 +7,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from small_data import said, small_model, write_lines, write_video
-from test_train_command import STAGE, write_config
+from training_configs import STAGE, write_config
 
 from videollm_mod.data.world_data import WorldData
 from videollm_mod.training.curves import draw_curves
-from videollm_mod.training.examples import held_out_world, streams, worlds
+from videollm_mod.training.examples import held_out_world, stream_datasets, world_splits
 from videollm_mod.training.train import TrainingConfig, train
 from videollm_mod.training.trainer import StreamTrainer
 
 
 @pytest.fixture
 def config(tmp_path, monkeypatch):
-    """`config(**data)`: of a run on four lines of three videos."""
+    """`config(**data)`: the configuration of a run on four lines with three videos."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     lines = []
     for index, video in enumerate((0, 1, 1, 2)):
@@ -34,38 +34,40 @@ def config(tmp_path, monkeypatch):
     return make
 
 
-def test_a_share_holds_out_whole_videos(config):
+def test_share_holds_out_whole_videos(config):
     processor = small_model()[1]
-    sides = streams(config(validation=0.3), processor, True)
+    sides = stream_datasets(config(validation=0.3), processor, True)
     learned, held_out = ([*sides[name].with_format(None)["video"]] for name in ("train_dataset", "eval_dataset"))
     assert len(learned) + len(held_out) == 4 and not set(learned) & set(held_out)
     assert len(set(held_out)) == 1 and len({*learned, *held_out}) == 3
     assert "frames" in sides["eval_dataset"][0]
-    again = streams(config(validation=0.3), processor, True)["eval_dataset"].with_format(None)
+    again = stream_datasets(config(validation=0.3), processor, True)["eval_dataset"].with_format(None)
     assert [*again["video"]] == held_out
-    with pytest.raises(ValueError, match="is a share, 0.5, of the videos, but there is only"):
-        streams(config("one.jsonl", validation=0.5), processor, True)
+    with pytest.raises(ValueError, match="is 0.5, but the only video is"):
+        stream_datasets(config("one.jsonl", validation=0.5), processor, True)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_file_is_validated_on_as_it_is(config, tmp_path, streaming):
-    sides = streams(config(validation=str(tmp_path / "one.jsonl"), streaming=streaming), small_model()[1], True)
+def test_validation_file_is_used_as_it_is(config, tmp_path, streaming):
+    sides = stream_datasets(
+        config(validation=str(tmp_path / "one.jsonl"), streaming=streaming), small_model()[1], True
+    )
     assert len(sides["eval_dataset"]) == 1
     assert next(iter(sides["train_dataset"]))["input_ids"] == sides["eval_dataset"][0]["input_ids"]
 
 
-def test_the_world_is_validated_on_other_seeds():
+def test_world_is_validated_on_other_seeds():
     config = TrainingConfig("x", "y", world={"level": "hard", "validation": 7})
-    data = worlds(config, True)
+    data = world_splits(config, True)
     seeds = [set(range(d.first_seed, d.first_seed + d.num_streams)) for d in data.values()]
     assert data["eval_dataset"].num_streams == 7 and data["eval_dataset"].level == "hard" and not seeds[0] & seeds[1]
-    assert worlds(config, False) == {"train_dataset": config.world_data()}
-    with pytest.raises(ValueError, match="some of which are for validation, 100000000 to 100000006"):
+    assert world_splits(config, False) == {"train_dataset": config.world_data()}
+    with pytest.raises(ValueError, match="which overlap with the validation seeds 100000000 to 100000006"):
         held_out_world(WorldData(first_seed=100_000_003, num_streams=10), 7)
 
 
-def test_a_run_stops_early_and_ends_in_the_best_checkpoint(tmp_path, monkeypatch):
-    """Also where it was killed before it wrote that. What is measured gets worse with every step."""
+def test_run_stops_early_and_ends_with_the_best_checkpoint(tmp_path, monkeypatch):
+    """Even if it was killed before it wrote the checkpoint. The measured loss gets worse with every step."""
     step = StreamTrainer.prediction_step
 
     def prediction_step(self, *args, **kwargs):
@@ -92,7 +94,7 @@ def test_a_run_stops_early_and_ends_in_the_best_checkpoint(tmp_path, monkeypatch
     assert json.loads((folder / "trainer_state.json").read_text()) == state
 
 
-def test_the_curves_show_validation(tmp_path):
+def test_curves_show_validation(tmp_path):
     history = [{"step": step, "loss": 1.0, "learning_rate": 0.1} for step in (1, 2)]
     evaluated = [*history, {"step": 1, "eval_loss": 3.0}, {"step": 2, "eval_loss": 2.0}]
     alone, both = (draw_curves({"stream": h}, tmp_path / f"{len(h)}.png") for h in (history, evaluated))

@@ -1,4 +1,4 @@
-"""LoRA: which weights get low-rank adapters, which are trained whole, and how an adapter becomes a checkpoint."""
+"""LoRA: add adapters to a model, and merge them into a checkpoint."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -11,8 +11,8 @@ from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .saving import save
 
-# every linear layer of the language model, and the head; the vision tower has layers of the same names
-ADAPTED = r"(.*\.)?language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj|lm_head"
+# every linear layer of the language model, and the head, but not the layers of the same names in the vision tower
+TARGET_MODULES = r"(.*\.)?language_model\.layers\.\d+\.(self_attn|mlp)\.\w+_proj|lm_head"
 
 
 @dataclass
@@ -20,7 +20,7 @@ class LoraOptions:
     """
     Args:
         r, alpha (`int`): rank and scale of the adapters. Source: VideoLLM-MoD (arXiv 2408.16730), section 4.
-        dropout (`float`): of their input, in [0, 1).
+        dropout (`float`): dropout of the adapters' input, in [0, 1).
     """
 
     r: int = 128
@@ -38,10 +38,11 @@ class LoraOptions:
 
 
 def add_lora(model: VideoLLMMoDForConditionalGeneration, options: LoraOptions, train_vision_tower: bool = False):
-    """Freeze `model` and return the `PeftModel` around it: adapters on `ADAPTED`; connector, LayerExperts and, if
-    asked, the vision tower trained whole, in float32, and saved with the adapters.
+    """Freeze `model` and return a `PeftModel` around it, with adapters on `TARGET_MODULES`. The connector, the
+    LayerExperts and, if `train_vision_tower`, the vision tower are trained in full, in float32, and saved with the
+    adapters.
 
-    `PeftModel.from_pretrained(model, folder)` of plain peft loads what its `save_pretrained(folder)` writes.
+    Plain peft loads the saved adapter with `PeftModel.from_pretrained(model, folder)`.
 
     Raises:
         `ImportError`: without peft.
@@ -51,30 +52,29 @@ def add_lora(model: VideoLLMMoDForConditionalGeneration, options: LoraOptions, t
     from .lora_linear import use_lora_linear
 
     names = ["connector", "layer_expert", *(["vision_tower"] if train_vision_tower else [])]
-    whole = [module for name, module in model.named_modules() if name.split(".")[-1] in names]
-    for module in whole:
-        module.float()  # AdamW's steps would be lost in bfloat16
+    for module in [module for name, module in model.named_modules() if name.split(".")[-1] in names]:
+        module.float()  # bfloat16 would round away most of AdamW's updates
     config = LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
-        target_modules=ADAPTED,
+        target_modules=TARGET_MODULES,
         modules_to_save=names,
     )
     adapted = get_peft_model(model, config)
     use_lora_linear(adapted)
-    # peft would put the frozen lm_head into every checkpoint: 1 GiB at Llama-3-8B's vocabulary
+    # peft would save the frozen lm_head in every checkpoint: 1 GiB with the vocabulary of Llama-3-8B
     adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
     return adapted
 
 
 def merge_adapter(adapter: str | Path, output: str | Path) -> Path:
-    """Write the checkpoint that an adapter and its base amount to: a plain Hub folder, in the base's dtype, routers in
-    float32.
+    """Merge an adapter into its base model, and write the result as a plain Hub folder in the dtype of the base, with
+    routers in float32.
 
     Raises:
-        `FileNotFoundError`: if there is no adapter, or its base is gone.
-        `ValueError`: if `output` holds something already.
+        `FileNotFoundError`: if the adapter or its base does not exist.
+        `ValueError`: if `output` is not empty.
     """
     adapter, output = Path(adapter), Path(output)
     base = base_of(adapter)

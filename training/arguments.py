@@ -1,4 +1,4 @@
-"""The Trainer's arguments of a stage, from its YAML, and all that can be wrong with them before a model is loaded."""
+"""The `TrainingArguments` of a stage, read from its YAML and checked before a model is loaded."""
 
 import contextlib
 import json
@@ -19,7 +19,7 @@ from .refused import refuse
 
 NAMES = {bool: "true or false", int: "a whole number", float: "a number", str: "text", NoneType: "null"}
 NAMES |= {list: "a list", dict: "a mapping"}
-LEAST = {
+MINIMUM = {
     "per_device_train_batch_size": 1,
     "per_device_eval_batch_size": 1,
     "gradient_accumulation_steps": 1,
@@ -28,35 +28,36 @@ LEAST = {
     "num_train_epochs": 0,
     "learning_rate": 0,
 }
-OWN = {
-    "output_dir": "the stage writes into a folder of the run's `output_dir`",
-    "resume_from_checkpoint": "a run goes on from the last checkpoint in its `output_dir` by itself",
-    "save_only_model": "a run that is broken off could not go on without the optimizer's state",
+RESERVED = {
+    "output_dir": "each stage writes to its own folder in the run's `output_dir`",
+    "resume_from_checkpoint": "a run resumes from the last checkpoint in its `output_dir` by itself",
+    "save_only_model": "an interrupted run could not resume without the optimizer's state",
 }
 
 
 def stage_arguments(config, name: str, options: dict) -> TrainingArguments:
     """
     Args:
-        config (`TrainingConfig`), name (`str`): the run and its stage, `vision` or `stream`.
-        options (`dict`): the stage's, without those of our own.
+        config (`TrainingConfig`): the run.
+        name (`str`): the stage, `vision` or `stream`.
+        options (`dict`): the stage's fields of `TrainingArguments`.
 
     Raises:
-        `ValueError`: naming the option: one of a wrong type or value, one that does not go with streams, a reporter
-            that is not installed, evaluation without anything to evaluate on.
+        `ValueError`: for an option of the wrong type or value, or one that streams do not support, for a reporter that
+            is not installed, and for evaluation without validation data. The message names the option.
     """
     where = f"`{name}_stage`"
     options = {field: convert(where, field, value) for field, value in options.items()}
-    for field, reason in OWN.items():
+    for field, reason in RESERVED.items():
         if options.get(field):
-            raise ValueError(f"leave `{field}` out of {where}, got {options[field]!r}: {reason}")
+            raise ValueError(f"{where} must not set `{field}`, got {options[field]!r}: {reason}")
     reporters = options.get("report_to") or []
     known = {"all", "none", *get_available_reporting_integrations()}
     for reporter in [reporters] if isinstance(reporters, str) else reporters:
         if reporter not in known:
             raise ValueError(
-                f"`report_to` of {where} names {reporter!r}, which is not installed or not known to transformers; "
-                f"there are {', '.join(sorted(known))}"
+                f"`report_to` of {where} names {reporter!r}, which is not installed or unknown to transformers; "
+                f"available are {', '.join(sorted(known))}"
             )
     defaults = {
         "output_dir": str(Path(config.output_dir) / name),
@@ -69,12 +70,12 @@ def stage_arguments(config, name: str, options: dict) -> TrainingArguments:
         "logging_steps": 20,
         "prediction_loss_only": True,
         "dataloader_pin_memory": torch.accelerator.is_available(),
-        "ddp_find_unused_parameters": False,  # there are none: `freezing` takes them out of training
+        "ddp_find_unused_parameters": False,  # `freezing` has frozen them
         "per_device_eval_batch_size": options.get("per_device_train_batch_size", 8),
         **validation_defaults(config, name, options),
     }
     try:
-        # accelerate would cut a batch along dimension 0, where the frames of all rows lie one after the other
+        # accelerate would split a batch along dimension 0, which for frames is not the batch dimension
         options["accelerator_config"] = {"dispatch_batches": False, **accelerator_options(options)}
         arguments = TrainingArguments(**{**defaults, **options})
         refuse(arguments)
@@ -83,31 +84,31 @@ def stage_arguments(config, name: str, options: dict) -> TrainingArguments:
         raise ValueError(f"{where}: {' '.join(str(error).split())}") from error
     for field in options:
         value = getattr(arguments, field) if field.endswith("_kwargs") else None
-        if not isinstance(value, dict | NoneType):  # text that is not the JSON of a mapping
+        if not isinstance(value, dict | NoneType):  # a string that is not a JSON object
             raise ValueError(f"`{field}` of {where} must be a mapping, got {value!r}")
     check_validation(config, name, arguments)
     return arguments
 
 
 def convert(where: str, field: str, value: Any) -> Any:
-    """The value of a field of `TrainingArguments` as YAML meant it.
+    """Convert a YAML value to the type of a field of `TrainingArguments`.
 
     Raises:
-        `ValueError`: if it is of another type, or no number that can be right.
+        `ValueError`: if it has the wrong type or is out of range.
     """
     (hint,) = (f.type for f in fields(TrainingArguments) if f.name == field)
-    hints = kinds(hint)
+    hints = member_types(hint)
     if field == "fsdp":
         hints.append(bool)
     if value is False and field.endswith("_strategy"):
-        value = "no"  # YAML reads the word so
+        value = "no"  # YAML reads `no` as false
     if float in hints and isinstance(value, str) and not fits(value, hints):
         with contextlib.suppress(ValueError):  # YAML reads `1e-3` as a string
             value = float(value)
     if not fits(value, hints):
         wanted = list(dict.fromkeys(NAMES.get(get_origin(hint) or hint, "text") for hint in hints))
         raise ValueError(f"`{field}` of {where} must be {' or '.join(wanted)}, got {value!r}")
-    least, is_number = LEAST.get(field), isinstance(value, int | float) and not isinstance(value, bool)
+    least, is_number = MINIMUM.get(field), isinstance(value, int | float) and not isinstance(value, bool)
     if is_number and not math.isfinite(value):
         raise ValueError(f"`{field}` of {where} must be a finite number, got {value!r}")
     if is_number and least is not None and value < least and (field, value) != ("max_steps", -1):
@@ -115,9 +116,9 @@ def convert(where: str, field: str, value: Any) -> Any:
     return value
 
 
-def kinds(hint: Any) -> list:
-    """The types that a value of the type `hint` may have."""
-    return [kind for part in get_args(hint) for kind in kinds(part)] if is_union(hint) else [hint]
+def member_types(hint: Any) -> list:
+    """The members of a union, flattened, or the type itself."""
+    return [kind for part in get_args(hint) for kind in member_types(part)] if is_union(hint) else [hint]
 
 
 def is_union(hint: Any) -> bool:
@@ -141,23 +142,23 @@ def fits(value: Any, hints: list) -> bool:
 
 
 def check_recompute(arguments: TrainingArguments) -> None:
-    """Raise `ValueError` for choices of `recompute` that do not exist; how many layers there are is not known yet."""
+    """Raise `ValueError` for unknown choices of `recompute`. The number of layers is not known yet."""
     recompute = (arguments.gradient_checkpointing_kwargs or {}).get("recompute")
     if recompute is not None:
         choices_of_layers(recompute, sum(recompute.values()) if isinstance(recompute, dict) else 1)
 
 
 def accelerator_options(options: dict) -> dict:
-    """What a stage says of accelerate, in a mapping or a JSON file."""
+    """A stage's `accelerator_config`, a mapping or the path of a JSON file."""
     given = options.get("accelerator_config") or {}
     return json.loads(Path(given).read_text(encoding="utf-8")) if isinstance(given, str) else given
 
 
 def validation_defaults(config, name: str, options: dict) -> dict:
-    """Evaluate four times where there is something to evaluate on, and keep checkpoints when that is done where the
-    best one is asked for."""
+    """Defaults for validation: evaluate four times if there is validation data, and save a checkpoint at each
+    evaluation if the best one is to be loaded at the end."""
     defaults = {}
-    if config.validates and "eval_strategy" not in options:
+    if config.has_validation and "eval_strategy" not in options:
         defaults = {"eval_strategy": "steps", "eval_steps": options.get("eval_steps", 0.25)}
     stops = config.early_stopping(name) is not None
     if stops:
@@ -170,15 +171,15 @@ def validation_defaults(config, name: str, options: dict) -> dict:
     return defaults
 
 
-def check_reach(arguments: TrainingArguments | None) -> None:
-    """Raise `ValueError` where a stage is to be pushed, and the Hub does not know who pushes."""
+def check_hub_access(arguments: TrainingArguments | None) -> None:
+    """Raise `ValueError` if a stage is to be pushed to the Hub, and the Hub does not accept the token."""
     if arguments is None or not arguments.push_to_hub:
         return
     try:
         HfApi().whoami(arguments.hub_token)
-    except Exception as error:  # of the network, of a token: which ones depends on the release of huggingface_hub
+    except Exception as error:  # the exception types depend on the version of huggingface_hub
         raise ValueError(
-            f"`push_to_hub` needs the Hub and a token of it (`hf auth login`, or `hub_token`): "
+            f"`push_to_hub` needs access to the Hub and a token (`hf auth login`, or `hub_token`): "
             f"{' '.join(str(error).split())}"
         ) from error
 
@@ -187,8 +188,8 @@ def check_validation(config, name: str, arguments: TrainingArguments) -> None:
     where, evaluates = f"`{name}_stage`", arguments.eval_strategy != "no"
     if (evaluates or arguments.eval_on_start) and config.validation is None:
         raise ValueError(
-            f"`eval_strategy` of {where} needs something to evaluate on: `data: {{path: ..., validation: ...}}`, a "
-            "file or a share of the streams"
+            f"`eval_strategy` of {where} needs validation data: `data: {{path: ..., validation: ...}}`, with a file "
+            "or a share of the videos"
         )
     if not evaluates and arguments.load_best_model_at_end:
         raise ValueError(f"`load_best_model_at_end` and early stopping of {where} need an `eval_strategy`")
@@ -196,9 +197,9 @@ def check_validation(config, name: str, arguments: TrainingArguments) -> None:
         raise ValueError(f"`early_stopping_patience` of {where} needs `load_best_model_at_end`")
     if arguments.metric_for_best_model not in (None, "loss", "eval_loss"):
         raise ValueError(
-            f"`metric_for_best_model` of {where} must be 'loss', got {arguments.metric_for_best_model!r}: nothing "
-            "else is measured while training"
+            f"`metric_for_best_model` of {where} must be 'loss', got {arguments.metric_for_best_model!r}: training "
+            "measures nothing else"
         )
 
 
-__all__ = ["check_reach", "stage_arguments"]
+__all__ = ["check_hub_access", "stage_arguments"]

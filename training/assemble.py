@@ -1,8 +1,9 @@
-"""Checkpoints made of others: a language model with a vision tower, and VideoLLM-online's adapters.
+"""Build checkpoints from other ones: a language model with a vision tower, or an adapter of VideoLLM-online.
 
-Layout of the latter (showlab/videollm-online, `models/modeling_live.py`): a PEFT folder with LoRA on projections of
-`model.*` and on `lm_head`, and the whole `connector`, a `Sequential` of linear, GELU, linear. Its placeholder has
-an id one past the vocabulary, and no embedding. Frames are a class token and 3 x 3 pooled patches, separated by `,`.
+Layout of the adapter (showlab/videollm-online, `models/modeling_live.py`): a PEFT folder with LoRA on projections of
+`model.*` and on `lm_head`, and the full `connector`, a `Sequential` of linear, GELU, linear. Its placeholder id is one
+past the vocabulary and has no embedding. A frame is a class token and 3 x 3 pooled patches; frames are separated by
+`,`.
 """
 
 import json
@@ -31,11 +32,12 @@ def write(model, processor, output: Path) -> str:
     model.save_pretrained(output)
     processor.save_pretrained(output)
     parameters = sum(x.numel() for x in model.parameters())
-    return f"{output}: {parameters:,} parameters, {model.config.num_frame_tokens} tokens a frame"
+    return f"{output}: {parameters:,} parameters, {model.config.num_frame_tokens} tokens per frame"
 
 
 def build_folder(llm: str, vision: str, output: Path, seed: int = 0, **options) -> str:
-    """Write `from_components(llm, vision, **options)` as a Hub folder; options that are None are left out."""
+    """Write the model of `from_components(llm, vision, **options)` as a Hub folder. Options that are None are
+    ignored."""
     new_folder(output)
     torch.manual_seed(seed)
     options = {name: value for name, value in options.items() if value is not None}
@@ -45,32 +47,33 @@ def build_folder(llm: str, vision: str, output: Path, seed: int = 0, **options) 
 def convert_folder(
     path: Path, output: Path, vision: str, base: str | None = None, mod: bool = False, **options
 ) -> str:
-    """Write VideoLLM-online's adapter, merged into its base, as a Hub folder. Without `mod` no layer routes."""
+    """Merge an adapter of VideoLLM-online into its base, and write it as a Hub folder. Without `mod` no layer is
+    routed."""
     options = {name: value for name, value in options.items() if value is not None}
     if options and not mod:
-        raise ValueError(f"`{next(iter(options))}` needs `mod`: a dense model does not route")
+        raise ValueError(f"`{next(iter(options))}` needs `mod`: a dense model has no routed layers")
     new_folder(output)
     return write(*convert(path, vision, base, **options, **({} if mod else {"vision_routing": "full"})), output)
 
 
 def convert(path: Path, vision, base: str | None = None, **options):
-    """`(model, processor)` of VideoLLM-online's adapter.
+    """`(model, processor)` of an adapter of VideoLLM-online.
 
     Args:
-        path (`Path`): the PEFT folder: `adapter_config.json`, `adapter_model.safetensors` (or `.bin`), and the
-            tokenizer if it was saved there.
+        path (`Path`): the PEFT folder, with `adapter_config.json`, `adapter_model.safetensors` (or `.bin`), and
+            optionally the tokenizer.
         vision, options: as in `from_components`.
-        base: id or path of the language model; by default the one that the adapter names.
+        base: id or path of the language model; by default the one named in the adapter.
 
     Raises:
-        `ValueError`: for a folder of another layout, naming what is missing or left over.
+        `ValueError`: for a folder with another layout; the message names what is missing or unexpected.
     """
     settings, adapter = read_adapter(Path(path))
     tokenizer = path if (Path(path) / "tokenizer_config.json").is_file() else None
     base = base or settings.get("base_model_name_or_path")
     if not base:
-        raise ValueError("the adapter names no language model; pass `base`")
-    # A head of its own: LoRA on `lm_head` alone must not reach embeddings that were tied to it
+        raise ValueError("the adapter does not name its language model; pass `base`")
+    # the head needs its own weights: LoRA on `lm_head` must not change embeddings tied to it
     llm = VideoLLMMoDForConditionalGeneration.from_components
     model, processor = llm(untied(base), vision, tokenizer=tokenizer or base, **options)
     merge(model, settings, adapter)
@@ -80,7 +83,7 @@ def convert(path: Path, vision, base: str | None = None, **options):
 def untied(base: str):
     from transformers import AutoModelForCausalLM
 
-    read_config("base", base)  # says what is wrong with it
+    read_config("base", base)  # raises a clear error for a bad `base`
     llm = AutoModelForCausalLM.from_pretrained(base)
     if llm.config.tie_word_embeddings:
         llm.config.tie_word_embeddings = False
@@ -89,11 +92,11 @@ def untied(base: str):
 
 
 def read_adapter(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
-    """`adapter_config.json` and the tensors, by their names without PEFT's prefix."""
+    """`adapter_config.json`, and the tensors by their names without PEFT's prefix."""
     if not path.is_dir():
         raise FileNotFoundError(f"{path}: no such folder")
     if not (path / "adapter_config.json").is_file():
-        raise ValueError(f"no adapter_config.json in {path}")
+        raise ValueError(f"there is no adapter_config.json in {path}")
     settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
     if settings.get("peft_type") != "LORA" or settings.get("use_dora") or settings.get("bias", "none") != "none":
         raise ValueError(f"the adapter in {path} is not a plain LoRA")
@@ -102,14 +105,14 @@ def read_adapter(path: Path) -> tuple[dict, dict[str, torch.Tensor]]:
     elif (path / "adapter_model.bin").is_file():
         tensors = torch.load(path / "adapter_model.bin", map_location="cpu", weights_only=True)
     else:
-        raise ValueError(f"no adapter_model.safetensors in {path}")
+        raise ValueError(f"there is no adapter_model.safetensors in {path}")
     return settings, {name.removeprefix(PREFIX): value for name, value in tensors.items()}
 
 
 @torch.no_grad()
 def merge(model, settings: dict, adapter: dict[str, torch.Tensor]) -> None:
-    """Add `B A * scale` to each weight that has a LoRA (rows of the vocabulary that the adapter does not know stay),
-    and put the connector in place."""
+    """Add `B A * scale` to each weight that has a LoRA, and copy the connector. Vocabulary rows that the adapter lacks
+    stay as they are."""
     left = set(adapter)
     parameters = dict(model.named_parameters())
     for theirs, ours in CONNECTOR.items():
@@ -125,7 +128,7 @@ def merge(model, settings: dict, adapter: dict[str, torch.Tensor]) -> None:
                 )
             target.copy_(adapter[name])
             left.discard(name)
-    # PEFT stores the frozen head, and embeddings, too where `lm_head` is adapted
+    # PEFT also stores the frozen head and the embeddings if `lm_head` has a LoRA
     for name in sorted(left):
         module = name.removesuffix(".weight").removesuffix(".base_layer")
         if module in ("lm_head", "model.embed_tokens"):
@@ -147,11 +150,11 @@ def merge(model, settings: dict, adapter: dict[str, torch.Tensor]) -> None:
         ).to(target.dtype)
         left -= {name, f"{module}.lora_B.weight"}
     if left:
-        raise ValueError(f"the adapter holds {PREFIX}{min(left)}, which is no part of VideoLLM-online's layout")
+        raise ValueError(f"the adapter has {PREFIX}{min(left)}, which is not part of VideoLLM-online's layout")
 
 
 def scale(settings: dict, module: str, rank: int) -> float:
-    """`alpha / r`, or `alpha / sqrt(r)` with rank-stabilised LoRA; patterns name modules by how they end."""
+    """`alpha / r`, or `alpha / sqrt(r)` with rank-stabilised LoRA. Patterns match the end of module names."""
     alpha = settings["lora_alpha"]
     for pattern, value in (settings.get("alpha_pattern") or {}).items():
         if re.fullmatch(rf"(.*\.)?({pattern})", module):

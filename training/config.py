@@ -1,4 +1,4 @@
-"""What a training run is made of: the YAML file of `videollm-mod train`, read and checked before anything runs."""
+"""The configuration of a training run: the YAML file of `videollm-mod train`, checked before anything runs."""
 
 import json
 from dataclasses import dataclass, field, fields
@@ -29,7 +29,7 @@ TYPES = {
     "seed": (int,),
 }
 DATA_FIELDS = {"path": str, "streaming": bool, "missing": str, "strict": bool, "validation": str | float}
-VALIDATION_STREAMS = 200  # of the world, where nothing else is said
+VALIDATION_STREAMS = 200  # of the world, by default
 STOPPING_OPTIONS = {"early_stopping_patience", "early_stopping_threshold"}
 COLLATOR_OPTIONS = {"max_tokens", "packing", "augmentation"}
 KEEP_RATIO_OPTIONS = {"keep_ratio_warmup_steps", "elastic_keep_ratio"}
@@ -40,29 +40,29 @@ STREAM_OPTIONS = {"freeze_vision_tower", *KEEP_RATIO_OPTIONS, *COLLATOR_OPTIONS,
 class TrainingConfig:
     """
     Args:
-        output_dir (`str`): gets `vision/` and `stream/` with the Trainer's checkpoints, and `final/`: the checkpoint,
-            or with `lora` the adapter, which `videollm-mod merge` turns into a checkpoint.
+        output_dir (`str`): folder of the run. It gets `vision/` and `stream/` with the Trainer's checkpoints, and
+            `final/` with the checkpoint, or with the adapter if `lora` is set (`videollm-mod merge` merges it).
         model (`dict` or `str`): options of `VideoLLMMoDConfig` for a new model, or the path or id of a checkpoint.
-        vocab_size (`int`): tokens at most of a new model's tokenizer.
-        world (`dict`): fields of `WorldData`; the data unless `data` is given. `validation` is the number of streams,
-            of other seeds, that the model is validated on where a stage evaluates; by default 200.
-        data (`str` or `dict`): a JSONL file of one's own streams, or `{path, streaming, missing, strict}` as
-            `data.streams.load_streams` takes them, and `validation`: another such file, or the share of the videos
-            that is held out, in (0, 1).
-        lora (`dict`, *optional*): fields of `LoraOptions`; `{}` takes their defaults. Without it all weights train.
-        quantize (`str`, *optional*): `4bit` holds the language model's layers in NF4 (QLoRA); needs `lora`.
-        vision_stage, stream_stage (`dict` or None): fields of `transformers.TrainingArguments`; None leaves the stage
-            out. With `validation` a stage evaluates four times unless it says otherwise; it may stop early, after
-            `early_stopping_patience` (`int`) evaluations without a loss lower by `early_stopping_threshold`, and ends
-            in the best checkpoint with `load_best_model_at_end`. The stream stage also takes
+        vocab_size (`int`): maximum number of tokens of a new model's tokenizer.
+        world (`dict`): fields of `WorldData`, the training data unless `data` is given. `validation` is the number of
+            validation streams, which have other seeds; 200 by default.
+        data (`str` or `dict`): a JSONL file of your own streams, or `{path, streaming, missing, strict}` as for
+            `data.streams.load_streams`, and `validation`: another JSONL file, or the share of the videos to hold out,
+            in (0, 1).
+        lora (`dict`, *optional*): fields of `LoraOptions`; `{}` means the defaults. Without it, train all weights.
+        quantize (`str`, *optional*): `4bit` quantises the language model's layers to NF4 (QLoRA); needs `lora`.
+        vision_stage, stream_stage (`dict` or None): fields of `transformers.TrainingArguments`; None skips the stage.
+            With `validation`, a stage evaluates four times by default. It stops early after `early_stopping_patience`
+            (`int`) evaluations that do not improve the loss by `early_stopping_threshold`, and ends with the best
+            checkpoint if `load_best_model_at_end`. The stream stage has more options:
 
-            - `freeze_vision_tower` (`bool`): keep the tower as it is; true by default with `lora`,
-            - `max_tokens` (`int`) of a row, `packing` (`bool`): see `StreamCollator`; longer streams of one's own are
-              cut into several, see `data.windows`,
+            - `freeze_vision_tower` (`bool`): do not train the vision tower; true by default with `lora`,
+            - `max_tokens` (`int`) of a row, `packing` (`bool`): see `StreamCollator`; your own streams are cut into
+              several if they are longer, see `data.windows`,
             - `augmentation` (`float`): share of streams with an altered narration, see `ReplyAugmentation`,
             - `keep_ratio_warmup_steps` (`int`) and `elastic_keep_ratio` (`[low, high]`): see `KeepRatioSchedule`.
-        dtype (`str`): of the checkpoint that is written; with `lora`, of the frozen weights.
-        seed (`int`): of weights, data order and drawn keep ratios.
+        dtype (`str`): dtype of the final checkpoint; with `lora`, of the frozen weights.
+        seed (`int`): seed of weights, data order and random keep ratios.
     """
 
     output_dir: str
@@ -82,12 +82,12 @@ class TrainingConfig:
         """Read a YAML file.
 
         Raises:
-            `ValueError`: if it is no mapping, lacks a field or has an unknown one.
+            `ValueError`: if it is not a mapping, or has missing, unknown or wrong fields.
         """
         try:
             content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+            raise ValueError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
         if not isinstance(content, dict):
             raise ValueError(f"{path} must be a mapping, got {type(content).__name__}")
         if missing := {"output_dir", "model"} - content.keys():
@@ -97,7 +97,7 @@ class TrainingConfig:
             value = content.get(name)
             if name in content and (not isinstance(value, types) or isinstance(value, bool)):
                 wanted = " or ".join(t.__name__ for t in types)
-                raise ValueError(f"`{name}` of {path} must be of the type {wanted}, got {value!r}")
+                raise ValueError(f"`{name}` of {path} must be of type {wanted}, got {value!r}")
         arguments = field_names(TrainingArguments)
         check_names(f"`world` of {path}", content.get("world"), {*field_names(WorldData), "validation"})
         check_names(f"`lora` of {path}", content.get("lora"), field_names(LoraOptions))
@@ -107,76 +107,87 @@ class TrainingConfig:
             check_model(f"`model` of {path}", content["model"])
         dtype = getattr(torch, content.get("dtype", cls.dtype), None)
         if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
-            raise ValueError(f"`dtype` of {path} must name a floating-point type of torch, got {content['dtype']!r}")
+            raise ValueError(f"`dtype` of {path} must be a floating-point dtype of torch, got {content['dtype']!r}")
         config = cls(**content)
         config.check()
         return config
 
     def check(self) -> None:
-        """Raise `ValueError` for what cannot go together."""
-        if isinstance(self.data, dict):
-            check_names("`data`", self.data, set(DATA_FIELDS))
-            for name, value in self.data.items():
-                if not isinstance(value, DATA_FIELDS[name]):
-                    wanted = getattr(DATA_FIELDS[name], "__name__", "str or float")
-                    raise ValueError(f"`{name}` of `data` must be of the type {wanted}, got {value!r}")
-            if "path" not in self.data:
-                raise ValueError("`data` lacks path, the JSONL file")
-            share = self.data.get("validation")
-            if isinstance(share, float) and not 0 < share < 1:
-                raise ValueError(f"`validation` of `data` must be a file or a share in (0, 1), got {share!r}")
-            if isinstance(share, float) and self.data.get("streaming"):
-                raise ValueError(
-                    "`validation` of `data` must be a file with `streaming`: nobody knows how many there are"
-                )
+        """Raise `ValueError` for values that are wrong or exclude each other."""
+        self._check_data()
+        self._check_combinations()
+        if self.lora is not None:
+            LoraOptions(**self.lora)
+        for name in ("vision", "stream"):
+            self._check_early_stopping(name)
+        self._check_stream_stage(self.stream_stage or {})
+
+    def _check_data(self) -> None:
+        count = self.world.get("validation", 1)
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"`validation` of `world` must be a whole number of at least 1, got {count!r}")
+        if self.data is None:
+            self.world_data()
+        if not isinstance(self.data, dict):
+            return
+        check_names("`data`", self.data, set(DATA_FIELDS))
+        for name, value in self.data.items():
+            if not isinstance(value, DATA_FIELDS[name]):
+                wanted = getattr(DATA_FIELDS[name], "__name__", "str or float")
+                raise ValueError(f"`{name}` of `data` must be of type {wanted}, got {value!r}")
+        if "path" not in self.data:
+            raise ValueError("`data` lacks path, the JSONL file")
+        share = self.data.get("validation")
+        if isinstance(share, float) and not 0 < share < 1:
+            raise ValueError(f"`validation` of `data` must be a file or a share in (0, 1), got {share!r}")
+        if isinstance(share, float) and self.data.get("streaming"):
+            raise ValueError(
+                "`validation` of `data` must be a file if `streaming` is set: the number of videos is unknown"
+            )
+
+    def _check_combinations(self) -> None:
         if self.data is not None and self.world:
             raise ValueError("give only one of `data` and `world`")
         if self.quantize not in (None, "4bit"):
             raise ValueError(f"`quantize` must be '4bit', got {self.quantize!r}")
         if self.quantize is not None and self.lora is None:
-            raise ValueError("`quantize` needs `lora`: weights in 4 bit do not learn themselves")
-        new = isinstance(self.model, dict)
+            raise ValueError("`quantize` needs `lora`: 4-bit weights cannot be trained")
         for name in ("lora", "data"):
-            if getattr(self, name) is not None and new:
-                raise ValueError(f"`{name}` needs a checkpoint as `model`, got options of a new one")
+            if getattr(self, name) is not None and isinstance(self.model, dict):
+                raise ValueError(f"`{name}` needs a checkpoint as `model`, got options of a new model")
             if getattr(self, name) is not None and self.vision_stage is not None:
-                raise ValueError(
-                    f"`vision_stage` teaches a new model's tower on the world: leave it out with `{name}`"
-                )
-        if self.lora is not None:
-            LoraOptions(**self.lora)
-        if self.data is None:
-            self.world_data()
-        count = self.world.get("validation", 1)
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"`validation` of `world` must be a number of streams, at least 1, got {count!r}")
-        for name in ("vision", "stream"):
-            patience, threshold = self.early_stopping(name) or (1, 0.0)
-            if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-                raise ValueError(f"`early_stopping_patience` must be a whole number of at least 1, got {patience!r}")
-            if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold >= 0:
-                raise ValueError(f"`early_stopping_threshold` must be a number of at least 0, got {threshold!r}")
-        stage = self.stream_stage or {}
-        freeze, warmup = stage.get("freeze_vision_tower", False), stage.get("keep_ratio_warmup_steps", 0)
-        if not isinstance(freeze, bool):
-            raise ValueError(f"`freeze_vision_tower` must be true or false, got {freeze!r}")
-        if isinstance(warmup, bool) or not isinstance(warmup, int) or warmup < 0:
-            raise ValueError(f"`keep_ratio_warmup_steps` must be a number of steps, got {warmup!r}")
-        tokens, packing, augmentation = stage.get("max_tokens"), stage.get("packing", False), self.augmentation
-        if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
-            raise ValueError(f"`max_tokens` must be a whole number of at least 1, got {tokens!r}")
-        if not isinstance(packing, bool):
-            raise ValueError(f"`packing` must be true or false, got {packing!r}")
-        if isinstance(augmentation, bool) or not isinstance(augmentation, int | float) or not 0 <= augmentation <= 1:
-            raise ValueError(f"`augmentation` must be in [0, 1], got {augmentation!r}")
+                raise ValueError(f"`vision_stage` trains a new model on the world, and cannot be used with `{name}`")
+
+    def _check_early_stopping(self, name: str) -> None:
+        patience, threshold = self.early_stopping(name) or (1, 0.0)
+        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
+            raise ValueError(f"`early_stopping_patience` must be a whole number of at least 1, got {patience!r}")
+        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold >= 0:
+            raise ValueError(f"`early_stopping_threshold` must be a number of at least 0, got {threshold!r}")
+
+    def _check_stream_stage(self, stage: dict) -> None:
+        for name in ("freeze_vision_tower", "packing"):
+            value = stage.get(name, False)
+            if not isinstance(value, bool):
+                raise ValueError(f"`{name}` must be true or false, got {value!r}")
+        for name, minimum in (("keep_ratio_warmup_steps", 0), ("max_tokens", 1)):
+            value = stage.get(name, minimum)
+            if name == "max_tokens" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+                raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}")
+        share = self.augmentation
+        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+            raise ValueError(f"`augmentation` must be in [0, 1], got {share!r}")
         elastic = stage.get("elastic_keep_ratio")
-        if elastic is not None:
-            if not isinstance(elastic, list) or len(elastic) != 2:
-                raise ValueError(f"`elastic_keep_ratio` must be [low, high], got {elastic!r}")
-            for ratio in elastic:
-                check_keep_ratio("elastic_keep_ratio", ratio)
-            if elastic[0] > elastic[1]:
-                raise ValueError(f"`elastic_keep_ratio` must be [low, high] with low <= high, got {elastic}")
+        if elastic is None:
+            return
+        if not isinstance(elastic, list) or len(elastic) != 2:
+            raise ValueError(f"`elastic_keep_ratio` must be [low, high], got {elastic!r}")
+        for ratio in elastic:
+            check_keep_ratio("elastic_keep_ratio", ratio)
+        if elastic[0] > elastic[1]:
+            raise ValueError(f"`elastic_keep_ratio` must be [low, high] with low <= high, got {elastic}")
 
     @property
     def freeze_vision_tower(self) -> bool:
@@ -196,24 +207,24 @@ class TrainingConfig:
 
     @property
     def validation(self) -> str | float | int | None:
-        """What the model is validated on: a file or share of one's own streams, or a number of the world's."""
+        """The validation data: a file, a share of the videos in `data`, or a number of streams of the world."""
         own = self.world if self.data is None else self.data_options
         return own.get("validation", VALIDATION_STREAMS if self.data is None else None)
 
     @property
-    def validates(self) -> bool:
-        """Whether stages evaluate unless they say otherwise."""
+    def has_validation(self) -> bool:
+        """Whether the configuration sets `validation`, so that stages evaluate by default."""
         return "validation" in (self.world if self.data is None else self.data_options)
 
     def early_stopping(self, name: str) -> tuple[int, float] | None:
-        """Patience and threshold of a stage, if it may stop early."""
+        """`(patience, threshold)` of a stage, or None if it does not stop early."""
         stage = getattr(self, f"{name}_stage") or {}
         if not STOPPING_OPTIONS & stage.keys():
             return None
         return stage.get("early_stopping_patience", 1), stage.get("early_stopping_threshold", 0.0)
 
     def arguments(self, name: str) -> TrainingArguments | None:
-        """The Trainer's arguments of the stage `name` (`vision` or `stream`), or None if it is left out."""
+        """The `TrainingArguments` of the stage `name` (`vision` or `stream`), or None if it is skipped."""
         options = getattr(self, f"{name}_stage")
         if options is None:
             return None
@@ -221,10 +232,10 @@ class TrainingConfig:
 
 
 def check_model(where: str, options: dict) -> None:
-    """Raise `ValueError` unless `options` make a configuration of a new model."""
+    """Raise `ValueError` unless `options` are valid for a new model."""
     vision = options.get("vision_config") or {}
     if not isinstance(options.get("text_config"), dict) or not isinstance(vision, dict):
-        raise ValueError(f"{where} must hold the mappings `text_config` and `vision_config`, got {options!r}")
+        raise ValueError(f"{where} must have the mappings `text_config` and `vision_config`, got {options!r}")
     check_names(where, options, field_names(VideoLLMMoDConfig))
     check_names(f"`text_config` in {where}", options["text_config"], field_names(VideoLLMMoDTextConfig))
     try:
@@ -239,7 +250,7 @@ def field_names(cls: type) -> set[str]:
 
 
 def check_names(where: str, options: dict | None, known: set[str]) -> None:
-    """Raise `ValueError` for options that nobody reads, naming what may have been meant."""
+    """Raise `ValueError` for unknown options, with a suggestion."""
     for name in sorted(map(str, (options or {}).keys() - known)):
         like = get_close_matches(name, known, n=3, cutoff=0.5) or sorted(known if len(known) < 20 else ())
         raise ValueError(
@@ -248,7 +259,7 @@ def check_names(where: str, options: dict | None, known: set[str]) -> None:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The newest checkpoint of a stage that was written to its end: the Trainer's state is what it writes last."""
+    """The newest complete checkpoint of a stage. The Trainer writes its state last."""
     checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]), reverse=True)
     for checkpoint in checkpoints:
         try:

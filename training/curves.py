@@ -1,14 +1,14 @@
-"""The curves of a run: losses and learning rate over steps, from the Trainer's own history."""
+"""Training curves: losses and learning rate over steps, from the Trainer's log history."""
 
 from pathlib import Path
 
 
 def draw_curves(histories: dict[str, list[dict]], path: Path) -> Path:
-    """Write a picture with one panel a stage.
+    """Write a plot with one panel per stage.
 
     Args:
         histories (`dict[str, list[dict]]`): stage -> `log_history` of its `trainer_state.json`.
-        path: of the picture, by its ending.
+        path: file to write; its extension selects the format.
 
     Raises:
         `ImportError`: without matplotlib.

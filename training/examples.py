@@ -1,4 +1,4 @@
-"""What a run learns from, and what it is validated on."""
+"""The training and validation data of a run."""
 
 import random
 from dataclasses import replace
@@ -14,50 +14,51 @@ logger = logging.get_logger(__name__)
 
 
 def check_files(config) -> None:
-    """Raise `FileNotFoundError` for a file that `data` names and that is not there."""
+    """Raise `FileNotFoundError` if a file named in `data` does not exist."""
     for name in ("path", "validation"):
         value = config.data_options.get(name)
         if isinstance(value, str) and not Path(value).is_file():
-            raise FileNotFoundError(f"`{name}` of `data` is no file: {value}")
+            raise FileNotFoundError(f"`{name}` of `data` is not a file: {value}")
 
 
 def held_out_world(data: WorldData, count: int) -> WorldData:
-    """The first `count` streams of the world's validation split, of the levels in `data`.
+    """The first `count` streams of the world's validation split, with the levels of `data`.
 
     Raises:
-        `ValueError`: if some of them are in `data` too.
+        `ValueError`: if `data` has some of these streams.
     """
     seeds = split_seeds("validation", count)
-    learned = range(data.first_seed, data.first_seed + data.num_streams)
-    if seeds.start < learned.stop and learned.start < seeds.stop:
+    training = range(data.first_seed, data.first_seed + data.num_streams)
+    if seeds.start < training.stop and training.start < seeds.stop:
         raise ValueError(
-            f"`first_seed` and `num_streams` of `world` give the seeds {learned.start} to {learned.stop - 1}, some of "
-            f"which are for validation, {seeds.start} to {seeds.stop - 1}"
+            f"`first_seed` and `num_streams` of `world` give the seeds {training.start} to {training.stop - 1}, which "
+            f"overlap with the validation seeds {seeds.start} to {seeds.stop - 1}"
         )
     return replace(data, first_seed=seeds.start, num_streams=len(seeds))
 
 
-def worlds(config, evaluates: bool) -> dict[str, WorldData]:
+def world_splits(config, evaluates: bool) -> dict[str, WorldData]:
     data = config.world_data()
-    sets = {"train_dataset": data}
-    return sets | {"eval_dataset": held_out_world(data, config.validation)} if evaluates else sets
+    splits = {"train_dataset": data}
+    return splits | {"eval_dataset": held_out_world(data, config.validation)} if evaluates else splits
 
 
-def cells(config, processor: VideoLLMMoDProcessor, grid: tuple[int, int], evaluates: bool) -> dict[str, WorldCells]:
-    """The data sets of the vision stage, by the names of the Trainer's arguments."""
+def vision_datasets(
+    config, processor: VideoLLMMoDProcessor, grid: tuple[int, int], evaluates: bool
+) -> dict[str, WorldCells]:
+    """The `train_dataset` and `eval_dataset` of the vision stage."""
     height = processor.video_processor.size["height"]
-    return {name: WorldCells(data, height, grid) for name, data in worlds(config, evaluates).items()}
+    return {name: WorldCells(data, height, grid) for name, data in world_splits(config, evaluates).items()}
 
 
-def streams(config, processor: VideoLLMMoDProcessor, evaluates: bool) -> dict:
-    """The data sets of the stream stage, by the names of the Trainer's arguments.
+def stream_datasets(config, processor: VideoLLMMoDProcessor, evaluates: bool) -> dict:
+    """The `train_dataset` and `eval_dataset` of the stream stage.
 
     Raises:
-        `ValueError`, `OSError`: for files that `data.streams.load_streams` does not take, too few videos to hold some
-            out.
+        `ValueError`, `OSError`: as `data.streams.load_streams`; `ValueError` also for too few videos to hold some out.
     """
     if config.data is None:
-        return {name: WorldStreams(data, processor) for name, data in worlds(config, evaluates).items()}
+        return {name: WorldStreams(data, processor) for name, data in world_splits(config, evaluates).items()}
     from ..data.streams import load_streams
 
     options = config.data_options
@@ -65,7 +66,7 @@ def streams(config, processor: VideoLLMMoDProcessor, evaluates: bool) -> dict:
     limit = config.stream_stage.get("max_tokens")
     dataset = load_streams(path, processor, max_tokens=limit, **options)
     if options.get("streaming"):
-        # The Trainer does not know how long a pass over it is, and would resume in the wrong place after the first.
+        # The Trainer does not know the length of an epoch, and after the first one would resume in the wrong place.
         dataset = dataset.repeat(None)
     if held_out is None:
         return {"train_dataset": dataset}
@@ -75,12 +76,12 @@ def streams(config, processor: VideoLLMMoDProcessor, evaluates: bool) -> dict:
             "train_dataset": dataset,
             "eval_dataset": load_streams(held_out, processor, max_tokens=limit, **options),
         }
-    learned, held_out = parted(dataset, held_out, config.seed)
-    return {"train_dataset": learned, "eval_dataset": held_out}
+    train, evaluation = split_by_video(dataset, held_out, config.seed)
+    return {"train_dataset": train, "eval_dataset": evaluation}
 
 
-def parted(dataset, share: float, seed: int) -> tuple:
-    """`dataset` without and with a share of its videos, at least one; no video is on both sides.
+def split_by_video(dataset, share: float, seed: int) -> tuple:
+    """Hold out a share of a data set's videos, at least one. Returns `(training, validation)`; no video is in both.
 
     Raises:
         `ValueError`: for a data set of one video.
@@ -89,11 +90,13 @@ def parted(dataset, share: float, seed: int) -> tuple:
     sources = [video or features for video, features in zip(columns["video"], columns["features"], strict=True)]
     videos = sorted(set(sources))
     if len(videos) < 2:
-        raise ValueError(f"`validation` of `data` is a share, {share:g}, of the videos, but there is only {videos[0]}")
+        raise ValueError(
+            f"`validation` of `data` is {share:g}, but the only video is {videos[0]}: give a file instead"
+        )
     random.Random(seed).shuffle(videos)
     held_out = set(videos[: min(max(1, round(share * len(videos))), len(videos) - 1)])
     logger.info(f"{len(held_out)} of {len(videos)} videos are held out for validation")
-    sides = {True: [], False: []}
+    indices = {True: [], False: []}
     for index, source in enumerate(sources):
-        sides[source in held_out].append(index)
-    return dataset.select(sides[False]), dataset.select(sides[True])
+        indices[source in held_out].append(index)
+    return dataset.select(indices[False]), dataset.select(indices[True])

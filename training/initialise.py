@@ -1,4 +1,4 @@
-"""A model and its processor before anything is learned: random weights, and a tokenizer made from given texts."""
+"""A new model and its processor: random weights, and a tokenizer trained on given texts."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 from ..configuration_videollm_mod import VideoLLMMoDConfig
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor, VideoLLMMoDVideoProcessor
-from .tokenizer import VIDEO, learn_tokenizer
+from .tokenizer import VIDEO, train_tokenizer
 
 
 def initialise(
@@ -15,11 +15,12 @@ def initialise(
 ) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
     """
     Args:
-        options (`dict`): of `VideoLLMMoDConfig`; ids and vocabulary size come from the tokenizer.
-        texts (`list[str]`), vocab_size (`int`): what the tokenizer is made from, and its tokens at most.
-        seed (`int`): of the weights.
+        options (`dict`): options of `VideoLLMMoDConfig`; ids and vocabulary size come from the tokenizer.
+        texts (`list[str]`): texts to train the tokenizer on.
+        vocab_size (`int`): maximum number of tokens of the tokenizer.
+        seed (`int`): seed of the weights.
     """
-    tokenizer = learn_tokenizer(texts, vocab_size)
+    tokenizer = train_tokenizer(texts, vocab_size)
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     config = VideoLLMMoDConfig(
         **{
@@ -37,17 +38,17 @@ def initialise(
     )
     torch.manual_seed(seed)
     model = VideoLLMMoDForConditionalGeneration(config).eval()
-    place_patches(model.model.vision_tower)
+    init_position_embeddings(model.model.vision_tower)
     return model, processor
 
 
 @torch.no_grad()
-def place_patches(tower: torch.nn.Module, scale: float = 0.5, longest: float = 100.0) -> None:
-    """Let a new tower's position embeddings start as sines and cosines of row and column instead of noise: a shift is
-    then the same map everywhere, and what stands beside what is learned in fewer steps."""
+def init_position_embeddings(tower: torch.nn.Module, scale: float = 0.5, longest: float = 100.0) -> None:
+    """Initialise a new tower's position embeddings with sines and cosines of row and column instead of noise. A shift
+    is then the same linear map everywhere, so the tower needs fewer steps to learn relative positions."""
     name = "position_embedding.weight"
     weight = next(value for key, value in tower.named_parameters() if key.endswith(name))
-    side, quarter = math.isqrt(len(weight)), weight.shape[1] // 4  # a class token has one more, the first
+    side, quarter = math.isqrt(len(weight)), weight.shape[1] // 4  # a class token adds one row at the start
     angles = torch.arange(side)[:, None] * longest ** (-torch.arange(quarter) / quarter)
     line = torch.cat([angles.sin(), angles.cos()], dim=1)
     rows, columns = line[:, None].expand(side, side, -1), line[None].expand(side, side, -1)

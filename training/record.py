@@ -1,4 +1,4 @@
-"""What a run is made of, written beside what it made, so that a run of something else is not taken for it."""
+"""The record of a run's configuration in its output folder, so that another run is not resumed by mistake."""
 
 import hashlib
 import json
@@ -13,10 +13,10 @@ from .adapters import LoraOptions
 logger = logging.get_logger(__name__)
 
 RECORD = "training.json"
-# What runs leave behind; until one of them is there, a configuration may be changed.
-MADE = ("final", "vision/tower.safetensors", "*/checkpoint-*", "*/trainer_state.json")
-# TrainingArguments that change what is shown, kept or waited for, and nothing in what is learned.
-HARMLESS = {
+# Outputs of a run; the configuration may be changed until one of them exists.
+OUTPUTS = ("final", "vision/tower.safetensors", "*/checkpoint-*", "*/trainer_state.json")
+# TrainingArguments that do not affect what the model learns, only logging, saving and waiting.
+IGNORED = {
     "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_level",
     "log_level_replica", "log_on_each_node", "disable_tqdm", "report_to", "run_name", "project", "trackio_space_id",
     "trackio_bucket_id", "trackio_static_space_id", "include_num_input_tokens_seen", "skip_memory_metrics", "debug",
@@ -28,20 +28,19 @@ HARMLESS = {
 
 
 class RunRecord:
-    """The record of the run in `config.output_dir`. Every process reads it, the main process writes it.
+    """The record of the run in `config.output_dir`. Every process reads it, and the main process writes it.
 
     Raises:
-        `ValueError`: if what lies there was made by another configuration, naming the fields that differ, or by a
-            finished run without a record.
+        `ValueError`: if the folder holds a run with another configuration (the message names the fields that differ),
+            or a finished run without a record.
     """
 
     def __init__(self, config):
         self.folder = Path(config.output_dir)
-        self.facts = facts_of(config)
+        self.settings = settings_of(config)
         self.final = self.folder / "final"
         self.finished = False
-        made = [path for pattern in MADE for path in self.folder.glob(pattern)]
-        if not made:
+        if not any(path for pattern in OUTPUTS for path in self.folder.glob(pattern)):
             return
         recorded = self._read()
         if recorded is not None:
@@ -49,17 +48,17 @@ class RunRecord:
             self.finished = recorded["finished"] and self.final.is_dir()
         elif self.final.is_dir():
             raise ValueError(
-                f"`output_dir` {self.folder} holds a finished run that did not record its configuration: "
-                f"{self.final} is what it made; choose another folder"
+                f"`output_dir` {self.folder} holds a finished run without a record of its configuration: choose "
+                "another folder"
             )
         else:
             logger.warning(
-                f"{self.folder} holds a run that did not record its configuration; it is taken for this one"
+                f"{self.folder} holds a run without a record of its configuration; it is assumed to be this run"
             )
 
     def write(self, finished: bool = False) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        content = {"configuration": self.facts, "finished": finished}
+        content = {"configuration": self.settings, "finished": finished}
         write_whole(self.folder / RECORD, json.dumps(content, indent=1) + "\n")
 
     def _read(self) -> dict | None:
@@ -72,61 +71,62 @@ class RunRecord:
             return None
         except (ValueError, KeyError, TypeError):
             pass
-        raise ValueError(f"{path} is no record of a run; choose another `output_dir`")
+        raise ValueError(f"{path} is not a valid record of a run; choose another `output_dir`")
 
     def _compare(self, before: dict) -> None:
-        now = json.loads(json.dumps(self.facts))
+        now = json.loads(json.dumps(self.settings))
         pairs = {name: (before.get(name), now.get(name)) for name in sorted(before.keys() | now.keys())}
-        differ = {name: pair for name, pair in pairs.items() if content(pair[0]) != content(pair[1])}
+        differ = {name: pair for name, pair in pairs.items() if hash_or_value(pair[0]) != hash_or_value(pair[1])}
         if differ:
             changes = ", ".join(f"`{name}` (was {shown(was)}, is {shown(is_)})" for name, (was, is_) in differ.items())
             raise ValueError(
-                f"`output_dir` {self.folder} holds a run of another configuration, which differs in {changes}: choose "
-                "another folder, or go on with the configuration that began there"
+                f"`output_dir` {self.folder} holds a run with another configuration, which differs in {changes}: "
+                "choose another folder, or restore the configuration of that run"
             )
 
 
-def facts_of(config) -> dict:
-    """Dotted name -> value of all that decides what `config` makes. What a default says is there too; of a file or
-    folder it is the content that counts, not the place."""
+def settings_of(config) -> dict:
+    """Dotted name -> value of every setting that affects the result, defaults included. Files and folders are
+    identified by their content, not by their path."""
     options = asdict(config)
     del options["output_dir"], options["data"]
     if config.lora is not None:
         options["lora"] = asdict(LoraOptions(**config.lora))
     if isinstance(config.model, str):
-        options["model"] = content_of(config.model)
+        options["model"] = identify(config.model)
     if config.data is None:
         options["world"] = {"validation": config.validation, **asdict(config.world_data())}
     else:
         data = {"streaming": False, "missing": "stop", "validation": None, **config.data_options}
         held_out = data["validation"]
-        data["validation"] = content_of(held_out) if isinstance(held_out, str) else held_out
-        options["data"] = data | {"path": content_of(data["path"])}
-    return flat(options)
+        data["validation"] = identify(held_out) if isinstance(held_out, str) else held_out
+        options["data"] = data | {"path": identify(data["path"])}
+    return flatten(options)
 
 
-def flat(options: dict, prefix: str = "") -> dict:
-    facts = {}
+def flatten(options: dict, prefix: str = "") -> dict:
+    settings = {}
     for name, value in options.items():
-        if name in HARMLESS:
+        if name in IGNORED:
             continue
         if isinstance(value, dict) and "sha256" not in value:
-            facts |= {f"{prefix}{name}": {}} | flat(value, f"{prefix}{name}.")
+            settings |= {f"{prefix}{name}": {}} | flatten(value, f"{prefix}{name}.")
         else:
-            facts[f"{prefix}{name}"] = as_number(value)
-    return facts
+            settings[f"{prefix}{name}"] = as_number(value)
+    return settings
 
 
 def as_number(value):
-    """YAML reads `1e-3` as a string; written as 0.001 it is the same."""
+    """YAML reads `1e-3` as a string, which must equal 0.001."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
         return value
 
 
-def content_of(source: str) -> str | dict:
-    """Name and hash of a file, or of a checkpoint's files by their ends; an id on the Hub itself."""
+def identify(source: str) -> str | dict:
+    """Name and hash of a file, or of a checkpoint's configuration and the ends of its weights. A Hub id is returned
+    as it is."""
     path = Path(source).expanduser()
     if path.is_file():
         with open(path, "rb") as file:
@@ -139,11 +139,11 @@ def content_of(source: str) -> str | dict:
     return {"name": path.resolve().name, "sha256": hashlib.sha256(ends).hexdigest()}
 
 
-def content(value):
+def hash_or_value(value):
     return value["sha256"] if isinstance(value, dict) and "sha256" in value else value
 
 
 def shown(value) -> str:
     if isinstance(value, dict) and "sha256" in value:
-        return f"{value['name']} of sha256 {value['sha256'][:12]}"
+        return f"{value['name']} with sha256 {value['sha256'][:12]}"
     return "not set" if value is None else repr(value)

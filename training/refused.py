@@ -1,31 +1,31 @@
-"""Which of transformers' `TrainingArguments` do not go with streams, and why."""
+"""The `TrainingArguments` of transformers that training on streams does not support, and why."""
 
 from transformers import TrainingArguments
 
-# name -> values that change nothing, what is wrong with others
+# name -> (allowed values, why others are refused)
 REFUSED = {
     "label_smoothing_factor": (
         (0.0,),
-        "it takes the labels from the model, smooths them one token off, and forgets `stream_loss_weight`",
+        "it would compute the loss outside the model, with labels off by one token and without `stream_loss_weight`",
     ),
-    "label_names": ((None, ["labels"]), "without `labels` there is no loss to evaluate"),
-    "remove_unused_columns": ((False,), "columns are made on the fly, and it would take out the frames"),
+    "label_names": ((None, ["labels"]), "the evaluation loss needs `labels`"),
+    "remove_unused_columns": ((False,), "columns are made on the fly, and it would remove the frames"),
     "use_liger_kernel": ((False,), "Liger has no kernels for this model"),
-    "fp16_full_eval": ((False,), "it rounds the routers, which stay in float32; `fp16` evaluates by autocast"),
-    "bf16_full_eval": ((False,), "it rounds the routers, which stay in float32; `bf16` evaluates by autocast"),
+    "fp16_full_eval": ((False,), "it would round the routers, which stay in float32; `fp16` evaluates with autocast"),
+    "bf16_full_eval": ((False,), "it would round the routers, which stay in float32; `bf16` evaluates with autocast"),
     "parallelism_config": ((None,), "tokens and frames of a stream cannot be split over devices"),
     "predict_with_generate": (
         (False, None),
-        "a stream is no prompt with one answer; `videollm-mod evaluate` watches it",
+        "a stream is not a prompt with one answer; use `videollm-mod evaluate`",
     ),
 }
 
 
 def refuse(arguments: TrainingArguments, streaming: bool = False) -> None:
-    """Raise `ValueError` for arguments that do not go with streams.
+    """Raise `ValueError` for arguments that training on streams does not support.
 
     Args:
-        streaming (`bool`): examples come from a data set without a length.
+        streaming (`bool`): the data set is iterable and has no length.
     """
     for name, (allowed, reason) in REFUSED.items():
         value = getattr(arguments, name, allowed[0])
@@ -34,6 +34,6 @@ def refuse(arguments: TrainingArguments, streaming: bool = False) -> None:
     dispatch = arguments.accelerator_config.dispatch_batches
     if dispatch or (dispatch is None and streaming):
         raise ValueError(
-            f"`dispatch_batches` of `accelerator_config` must be False, got {dispatch!r}: accelerate would cut a "
-            "batch by rows, but it holds more frames than rows"
+            f"`dispatch_batches` of `accelerator_config` must be False, got {dispatch!r}: accelerate would slice "
+            "frames by rows, but a batch has more frames than rows"
         )

@@ -1,4 +1,4 @@
-"""Writing checkpoints, in one dtype with routers in float32, also from a model that FSDP has sharded; loading them."""
+"""Save checkpoints, also of models sharded by FSDP, and load the Trainer's weights."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
 
 def save(model, processor, folder: Path, dtype: torch.dtype) -> None:
-    """Write a checkpoint in `dtype`, LayerExperts in float32."""
+    """Write a checkpoint in `dtype`, with LayerExperts in float32."""
     routers = {name: p.detach().clone() for name, p in model.named_parameters() if "layer_expert" in name}
     model.to(dtype)
     for name, value in routers.items():
@@ -20,7 +20,7 @@ def save(model, processor, folder: Path, dtype: torch.dtype) -> None:
 
 
 def load_weights(model, checkpoint: Path) -> None:
-    """Give a model, or one with adapters, the weights that the Trainer wrote into a checkpoint."""
+    """Load the weights of a Trainer checkpoint into a model, which may have adapters."""
     if hasattr(model, "peft_config"):
         from peft import set_peft_model_state_dict
 
@@ -28,21 +28,20 @@ def load_weights(model, checkpoint: Path) -> None:
         return
     files = sorted(checkpoint.glob("model*.safetensors"))
     if not files:
-        raise FileNotFoundError(f"no weights (model.safetensors) in {checkpoint}")
+        raise FileNotFoundError(f"there are no weights (model.safetensors) in {checkpoint}")
     own, missing = model.state_dict(), set(model.state_dict())
-    for file in files:  # of a large model each holds a part
+    for file in files:  # a large model is saved in several files
         missing.intersection_update(model.load_state_dict(load_file(file), strict=False).missing_keys)
     loaded = {own[name].data_ptr() for name in own.keys() - missing}
-    lacking = sorted(
-        name for name in missing if own[name].data_ptr() not in loaded
-    )  # others are tied to what is there
+    # a missing name is fine if its tensor is tied to a loaded one
+    lacking = sorted(name for name in missing if own[name].data_ptr() not in loaded)
     if lacking:
         raise ValueError(f"{checkpoint} lacks weights of this model: {', '.join(lacking[:5])}")
 
 
 def unsharded(model, state: dict[str, torch.Tensor]) -> VideoLLMMoDForConditionalGeneration:
-    """The plain model that FSDP sharded, around its gathered `state`: FSDP changes the class of what it shards, and
-    `save_pretrained` writes class names and code."""
+    """The plain model of an FSDP-sharded one, with the gathered weights `state`. FSDP changes a model's class, but
+    `save_pretrained` writes the class name and its code."""
     with torch.device("meta"):
         plain = VideoLLMMoDForConditionalGeneration(model.config)
     plain.load_state_dict(state, assign=True)

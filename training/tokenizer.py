@@ -1,4 +1,4 @@
-"""A tokenizer of one's own: bytes that merge into the words of given texts."""
+"""Train a byte-level BPE tokenizer on given texts."""
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -6,11 +6,11 @@ from transformers import PreTrainedTokenizerFast
 BOS, EOS, PAD, VIDEO = "<bos>", "<eos>", "<pad>", "<v>"
 
 
-def learn_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with at most `vocab_size` tokens: every text can be written, the given ones in few tokens.
+def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with at most `vocab_size` tokens. It can encode any text, and encodes `texts` in few tokens.
 
-    Words keep the space before them, and punctuation is a token of its own, so that the pieces of a stream (`,` and
-    `]` among them) never merge with words.
+    Words include the space before them, and punctuation is split off, so that the separators of a stream, such as `,`
+    and `]`, never merge with words.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

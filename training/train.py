@@ -1,6 +1,6 @@
-"""`videollm-mod train CONFIG.yaml`: first the vision tower learns to name what it sees, then the model the streams.
+"""`videollm-mod train CONFIG.yaml`: first train the vision tower to classify what it sees, then the model on streams.
 
-The same file runs on one device, and with `torchrun` or `accelerate launch` on many.
+The same configuration runs on one device, and on several with `torchrun` or `accelerate launch`.
 """
 
 from dataclasses import replace
@@ -20,17 +20,17 @@ from ..loading.quantisation import four_bit
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .adapters import LoraOptions, add_lora
-from .arguments import check_reach, stage_arguments
+from .arguments import check_hub_access, stage_arguments
 from .config import TrainingConfig, last_checkpoint
 from .curves import draw_curves
-from .examples import cells, check_files, streams
+from .examples import check_files, stream_datasets, vision_datasets
 from .freezing import freeze_unreached
 from .initialise import initialise
 from .keep_ratio import KeepRatioSchedule
 from .record import RunRecord
 from .saving import load_weights, save, unsharded
 from .trainer import StreamTrainer
-from .vision_stage import CellNamer
+from .vision_stage import CellClassifier
 
 logger = logging.get_logger(__name__)
 
@@ -38,14 +38,14 @@ logger = logging.get_logger(__name__)
 def load(
     config: TrainingConfig, device: torch.device | None = None
 ) -> tuple[VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor]:
-    """The model and processor to start from: in float32, or where the weights stay frozen in `config.dtype`, or in
-    4 bit on `device`."""
+    """The initial model and processor. Weights are in float32; with `lora` they are in `config.dtype`, or in 4 bit on
+    `device` if `quantize`."""
     if isinstance(config.model, dict):
         return initialise(config.model, config.world_data().texts(), config.vocab_size, config.seed)
     path = Path(config.model).expanduser()
     if config.model.startswith((".", "/", "~")) and not path.is_dir():
-        raise FileNotFoundError(f"`model` is no folder: {config.model}")
-    source = str(path.resolve()) if path.is_dir() else config.model  # an adapter notes where its base lies
+        raise FileNotFoundError(f"`model` is not a folder: {config.model}")
+    source = str(path.resolve()) if path.is_dir() else config.model  # an adapter stores the path of its base
     options = {"dtype": torch.float32 if config.lora is None else getattr(torch, config.dtype)}
     if config.quantize:
         options |= {"quantization_config": four_bit(), "device_map": {"": device}}
@@ -53,14 +53,14 @@ def load(
     return model, VideoLLMMoDProcessor.from_pretrained(source)
 
 
-def end_of(folder: Path, arguments: TrainingArguments) -> tuple[TrainerState, Path] | None:
-    """The Trainer's state at the end of a stage that took its last step, and the checkpoint with the weights that it
-    ended in; None if there is more to train, or they were not kept."""
+def finished_stage(folder: Path, arguments: TrainingArguments) -> tuple[TrainerState, Path] | None:
+    """The final `TrainerState` of a finished stage and the checkpoint with its final weights; None if the stage is not
+    finished, or the checkpoint was not kept."""
     last = last_checkpoint(folder)
     if last is None:
         return None
     saved = TrainerState.load_from_json(str(Path(last) / "trainer_state.json"))
-    try:  # written at the end of a stage, also of one that stopped early
+    try:  # written at the end of a stage, even if it stopped early
         state = TrainerState.load_from_json(str(folder / "trainer_state.json"))
     except (OSError, ValueError, TypeError):
         state = saved
@@ -73,11 +73,11 @@ def end_of(folder: Path, arguments: TrainingArguments) -> tuple[TrainerState, Pa
 
 
 def run_stage(trainer: StreamTrainer) -> None:
-    """Train, from the last checkpoint if there is one; leaves `trainer_state.json` and `curves.png`."""
+    """Train from the last checkpoint, if there is one. Writes `trainer_state.json` and `curves.png`."""
     folder = Path(trainer.args.output_dir)
-    end = None if trainer.is_fsdp_enabled else end_of(folder, trainer.args)
-    if end is not None:  # resumed, a finished stage would take one step more
-        trainer.state, weights = end
+    finished = None if trainer.is_fsdp_enabled else finished_stage(folder, trainer.args)
+    if finished is not None:  # resuming a finished stage would train for one more step
+        trainer.state, weights = finished
         load_weights(trainer.model, weights)
     else:
         trainer.train(resume_from_checkpoint=last_checkpoint(folder))
@@ -86,7 +86,7 @@ def run_stage(trainer: StreamTrainer) -> None:
         try:
             draw_curves({folder.name: trainer.state.log_history}, folder / "curves.png")
         except ImportError:
-            logger.warning("no curves.png: drawing it needs matplotlib (pip install matplotlib)")
+            logger.warning("curves.png is not drawn: it needs matplotlib (pip install matplotlib)")
 
 
 def evaluates(arguments: TrainingArguments) -> bool:
@@ -99,25 +99,25 @@ def early_stopping(config: TrainingConfig, name: str) -> list[EarlyStoppingCallb
 
 
 def run_vision_stage(config: TrainingConfig, arguments: TrainingArguments, model, processor) -> None:
-    """Teach `model`'s tower, or load what this stage has taught it in an earlier run."""
+    """Train the vision tower of `model`, or load it if an earlier run has finished this stage."""
     tower, done = model.model.vision_tower, Path(config.output_dir) / "vision" / "tower.safetensors"
     if done.exists():
         tower.load_state_dict(load_file(done))
         return
     grid = model.config.frame_token_pooled
     if grid is None:
-        raise ValueError("`vision_stage` names what is in pooled cells: set `frame_token_pooled` or leave it out")
+        raise ValueError("`vision_stage` classifies pooled cells: set `frame_token_pooled`, or remove the stage")
     freeze_unreached(model, given_features=False)
     trainer = StreamTrainer(
-        model=CellNamer(model),
+        model=CellClassifier(model),
         args=arguments,
         data_collator=collate_cells,
         video_processor=processor.video_processor,
         callbacks=early_stopping(config, "vision"),
-        **cells(config, processor, grid, evaluates(arguments)),
+        **vision_datasets(config, processor, grid, evaluates(arguments)),
     )
     if trainer.is_fsdp_enabled:
-        raise ValueError("`vision_stage` is not sharded: run it without FSDP, then the rest with it")
+        raise ValueError("`vision_stage` does not support FSDP: run it without, then the stream stage with FSDP")
     run_stage(trainer)
     if PartialState().is_main_process:
         with written_whole(done) as partial:
@@ -125,8 +125,8 @@ def run_vision_stage(config: TrainingConfig, arguments: TrainingArguments, model
 
 
 def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model, processor) -> StreamTrainer:
-    """Teach `model` the streams."""
-    datasets = streams(config, processor, evaluates(arguments))
+    """Train `model` on streams."""
+    datasets = stream_datasets(config, processor, evaluates(arguments))
     given_features = "video_features" in next(iter(datasets["train_dataset"]))
     model.model.vision_tower.requires_grad_(not config.freeze_vision_tower)
     if config.lora is not None:
@@ -156,7 +156,7 @@ def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model
         **datasets,
     )
     if config.quantize and trainer.is_fsdp_enabled:
-        raise ValueError("`quantize` and FSDP do not go together: weights in 4 bit cannot be sharded; use DDP")
+        raise ValueError("`quantize` does not support FSDP, which cannot shard 4-bit weights; use DDP")
     run_stage(trainer)
     return trainer
 
@@ -168,7 +168,7 @@ def write_final(config: TrainingConfig, trainer: StreamTrainer | None, model, pr
         trainer.save_model(str(final))
         return final
     if trainer is not None and trainer.is_fsdp_enabled:
-        state = trainer.accelerator.get_state_dict(trainer.model)  # gathered by all, held by the first
+        state = trainer.accelerator.get_state_dict(trainer.model)  # a collective call; only the main process gets it
         model = unsharded(trainer.model, state) if trainer.is_world_process_zero() else None
     if PartialState().is_main_process:
         save(model, processor, final, getattr(torch, config.dtype))
@@ -176,29 +176,27 @@ def write_final(config: TrainingConfig, trainer: StreamTrainer | None, model, pr
 
 
 def train(config: TrainingConfig) -> Path:
-    """Run the stages of `config` and return the folder of the finished checkpoint or adapter.
+    """Run the stages of `config`, and return the folder of the final checkpoint or adapter.
 
-    Run again after an interruption, it goes on from the last checkpoint of the stage that was cut off; what is
-    finished stays as it is.
+    Call it again after an interruption to resume from the last checkpoint. Finished stages are not run again.
 
     Raises:
-        `ValueError`: before anything is loaded for what cannot be right, and for an `output_dir` of a run of another
-            configuration.
+        `ValueError`: before anything is loaded, for a wrong configuration, or an `output_dir` that holds a run with
+            another one.
     """
     set_seed(config.seed)
-    # everything that can be wrong is found here, before a stage has run
     config.check()
     check_files(config)
     vision_arguments, stream_arguments = config.arguments("vision"), config.arguments("stream")
     record = RunRecord(config)
     if record.finished:
         if PartialState().is_main_process:
-            logger.warning(f"{config.output_dir} is finished: there is nothing to train")
+            logger.warning(f"the run in {config.output_dir} is finished: there is nothing to train")
         return record.final
     for arguments in (vision_arguments, stream_arguments):
-        check_reach(arguments)
+        check_hub_access(arguments)
     model, processor = load(config, stream_arguments and stream_arguments.device)
-    PartialState().wait_for_everyone()  # till all have read the record
+    PartialState().wait_for_everyone()  # until every process has read the record
     if PartialState().is_main_process:
         record.write()
 

@@ -1,4 +1,4 @@
-"""The HF Trainer for streams: frames travel as uint8 and become pixel values on the device."""
+"""The HF Trainer for streams: frames are moved as uint8 and preprocessed on the device."""
 
 import contextlib
 from collections.abc import Iterator
@@ -17,20 +17,20 @@ logger = logging.get_logger(__name__)
 
 
 class StreamTrainer(Trainer):
-    """A `Trainer` whose batches may hold `frames`, uint8 `[F, 3, H, W]`, instead of `pixel_values_videos`: a quarter
-    of the bytes to copy, and the preprocessing is done where the model is.
+    """A `Trainer` whose batches may have `frames`, uint8 `[F, 3, H, W]`, instead of `pixel_values_videos`. Frames have
+    a quarter of the bytes to copy, and are preprocessed on the model's device.
 
-    It runs on one device, under DDP and under FSDP2. Under FSDP2 every parameter is gathered in its own dtype and
-    autocast does the arithmetic, as under DDP: accelerate's policy would round the float32 routers to bfloat16.
+    It supports one device, DDP and FSDP2. Under FSDP2 every parameter is gathered in its own dtype and computed with
+    autocast, as under DDP, because accelerate's policy would round the float32 routers to bfloat16.
 
     Args:
-        video_processor: turns frames into pixel values; needed where batches hold `frames`.
-        keep_ratio (`KeepRatioSchedule`, *optional*): of the run.
-        eval_collator (*optional*): makes the batches of `evaluate` and `predict`; by default `data_collator` does.
+        video_processor: turns frames into pixel values; needed if batches have `frames`.
+        keep_ratio (`KeepRatioSchedule`, *optional*): changes the keep ratio during training.
+        eval_collator (*optional*): collator for `evaluate` and `predict`; `data_collator` by default.
 
     Raises:
-        `ValueError`: for arguments that do not go with streams, see `refused`, and for `compute_loss_func`; in
-            training on several processes, for a batch without frames.
+        `ValueError`: for arguments that streams do not support (see `refused`), for `compute_loss_func`, and for a
+            batch without frames when training on several processes.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class StreamTrainer(Trainer):
         args = args or TrainingArguments("tmp_trainer", remove_unused_columns=False)
         refuse(args, isinstance(train_dataset, IterableDataset))
         if args.n_gpu > 1:
-            # nn.DataParallel cuts batches along dimension 0, where the frames of all rows lie one after the other
-            logger.warning(f"training on one GPU of {args.n_gpu}; `torchrun --nproc_per_node N` takes N")
+            # nn.DataParallel splits batches along dimension 0, which for frames is not the batch dimension
+            logger.warning(f"training on one of {args.n_gpu} GPUs; use `torchrun --nproc_per_node N` to train on N")
             train_on_one_gpu(args)
         if args.ddp_broadcast_buffers is None:
-            # buffers are constants, and older releases of torch count it as a change, of positions that the tower,
-            # which runs before DDP's forward, needs in the backward pass
+            # Buffers are constants. Older versions of torch treat the broadcast as an in-place change of the position
+            # ids that the vision tower, which runs before DDP's forward, saves for the backward pass.
             args.ddp_broadcast_buffers = False
         super().__init__(model, args, data_collator, train_dataset, *rest, **kwargs)
         if self.compute_loss_func is not None:
             raise ValueError(
-                "`compute_loss_func` takes the labels from the model, whose loss weighs them; leave it out"
+                "`compute_loss_func` is not supported: the model computes the loss, with `stream_loss_weight`"
             )
         self.video_processor, self.keep_ratio, self.eval_collator = video_processor, keep_ratio, eval_collator
         self.frozen: list[torch.nn.Parameter] = []
@@ -71,18 +71,18 @@ class StreamTrainer(Trainer):
             plugin = self.accelerator.state.fsdp_plugin
             plugin.mixed_precision_policy = MixedPrecisionPolicy()
             if plugin.transformer_cls_names_to_wrap is None:
-                # transformers names the text tower's classes too, and accelerate insists on finding all
+                # `_no_split_modules` also names classes of the text tower, but accelerate requires all to be found
                 found = {type(module).__name__ for module in self.model.modules()}
                 plugin.transformer_cls_names_to_wrap = sorted(found.intersection(self.model._no_split_modules))
         elif self.args.fsdp:
-            logger.warning("`fsdp` has no effect: accelerate shards on GPUs only, and between several processes")
+            logger.warning("`fsdp` has no effect: accelerate shards only on GPUs and with several processes")
 
     def train(self, *args, **kwargs):
         self.frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
         return super().train(*args, **kwargs)
 
     def create_optimizer(self, *args, **kwargs) -> torch.optim.Optimizer:
-        for parameter in self.frozen:  # peft makes all that it loads from a checkpoint trainable
+        for parameter in self.frozen:  # peft makes all parameters that it loads from a checkpoint trainable
             parameter.requires_grad_(False)
         return super().create_optimizer(*args, **kwargs)
 
@@ -104,22 +104,22 @@ class StreamTrainer(Trainer):
             self.data_collator = collator
 
     def with_pixels(self, inputs: dict) -> dict:
-        """`inputs` with pixel values, or features of frames that repeat, in place of `frames`."""
+        """Replace `frames` in `inputs` by pixel values, or by features if frames repeat."""
         inputs = dict(inputs)
         frames, index = inputs.pop("frames", None), inputs.pop("frame_index", None)
         if frames is None:
             return inputs
         pixels = self.video_processor(frames.to(self.args.device), return_tensors="pt")["pixel_values_videos"]
-        if index is None or self.is_fsdp_enabled:  # sharded weights exist only within the model's forward
+        if index is None or self.is_fsdp_enabled:  # FSDP gathers weights only inside the model's forward
             return {**inputs, "pixel_values_videos": pixels if index is None else pixels[index.to(pixels.device)]}
         model = self.accelerator.unwrap_model(self.model)
-        features = model.encode_frames(pixels).pooler_output  # frames that repeat are encoded once
+        features = model.encode_frames(pixels).pooler_output  # repeated frames are encoded once
         return {**inputs, "video_features": features[index.to(features.device)]}
 
     def compute_loss_context_manager(self) -> contextlib.ExitStack:
         stack = super().compute_loss_context_manager()
         if self.is_fsdp_enabled:
-            stack.enter_context(self.accelerator.autocast())  # accelerate does so for what it does not shard
+            stack.enter_context(self.accelerator.autocast())  # accelerate only does this for unsharded models
         return stack
 
     def compute_loss(self, model, inputs, *args, **kwargs):
@@ -127,8 +127,8 @@ class StreamTrainer(Trainer):
         given = {"pixel_values_videos", "video_features"} & inputs.keys()
         if model.training and self.args.world_size > 1 and not given:
             raise ValueError(
-                "a batch without frames leaves connector and routers without gradients, for which the other processes "
-                "wait: leave examples without frames out"
+                "a batch without frames gives no gradients to connector and routers, for which the other processes "
+                "would wait: remove examples without frames"
             )
         return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -136,7 +136,7 @@ class StreamTrainer(Trainer):
         with torch.no_grad(), self.compute_loss_context_manager():
             inputs = self.with_pixels(inputs)
         if prediction_loss_only and "labels" in inputs and "input_ids" in inputs:
-            inputs["logits_to_keep"] = 1  # the loss makes its own, and an 8B model's are a GiB of a stream
+            inputs["logits_to_keep"] = 1  # the loss computes its own logits; all of them can take a GiB per stream
         return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
