@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from . import coin, ego4d, ego4d_lta, egoexo4d, goalstep
 from .annotations import MAX_NAMED, Request, Stream, describe_left_out
@@ -71,26 +72,13 @@ def prepare(
         `ValueError`: for an unknown name, annotations in another schema, or nothing to write.
         `OSError`: for files that cannot be read or written, and for missing videos with `missing="stop"`.
     """
-    tasks, subsets = DATASETS.get(dataset, ()), (None, *SUBSETS.get(dataset, ()))
-    for name, value, known in (
-        ("dataset", dataset, DATASETS),
-        ("task", task, tasks),
-        ("subset", subset, subsets),
-        ("missing", missing, MISSING),
-    ):
-        if value not in known:
-            raise ValueError(f"`{name}` must be one of {', '.join(filter(None, known))}, got {value!r}")
-    if camera is not None and dataset != "egoexo4d":
-        raise ValueError(f"`camera` is only for egoexo4d, got {camera!r} for {dataset}")
+    check_names(dataset, task, subset, missing, camera)
     output, videos = Path(output), Path(videos)
     if not videos.is_dir():
         raise NotADirectoryError(f"the folder of videos does not exist: {videos}")
     if not output.parent.is_dir():
         raise FileNotFoundError(f"the folder of the output does not exist: {output.parent}")
-    try:
-        content = json.loads(Path(annotations).read_text(encoding="utf-8-sig"))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{annotations} is not JSON: {error}") from error
+    content = read_json(annotations)
 
     request, takes = Request(subset), {}
     files = find_videos(videos)
@@ -123,6 +111,27 @@ def prepare(
     write_whole(output, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     replies = sum(turn["role"] == "assistant" for line in lines for turn in line["turns"])
     return Prepared(output, len(used), len(lines), replies, len(gone), request.left_out, request.named)
+
+
+def check_names(dataset: str, task: str, subset: str | None, missing: str, camera: str | None) -> None:
+    """Raise `ValueError` for an unknown name."""
+    for name, value, known in (
+        ("dataset", dataset, DATASETS),
+        ("task", task, DATASETS.get(dataset, ())),
+        ("subset", subset, (None, *SUBSETS.get(dataset, ()))),
+        ("missing", missing, MISSING),
+    ):
+        if value not in known:
+            raise ValueError(f"`{name}` must be one of {', '.join(filter(None, known))}, got {value!r}")
+    if camera is not None and dataset != "egoexo4d":
+        raise ValueError(f"`camera` is only for egoexo4d, got {camera!r} for {dataset}")
+
+
+def read_json(path: str | Path) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
 
 
 def missing_videos(gone: dict[str, list[str]], total: int, folder: Path) -> str:

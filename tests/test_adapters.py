@@ -1,4 +1,4 @@
-"""Adapters of public data sets, on small files in their schemas; the real Goal-Step file where it is at hand."""
+"""Adapters of public data sets, on small files in their schemas, and on the real Goal-Step file if it is available."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ REAL_GOALSTEP = ROOT.parent / "shared" / "data" / "goalstep_valid.json"
 
 
 class Folder:
-    """Annotations and videos in a folder, and what `prepare` makes of them."""
+    """A folder with annotations and videos, and the result of `prepare`."""
 
     def __init__(self, path: Path, clips: dict[float, Path]):
         self.path, self.clips = path, clips
@@ -48,7 +48,7 @@ class Folder:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory) -> dict[float, Path]:
-    """Videos of two frames, by how long they last: Matroska states their end, whatever the file is called."""
+    """Videos of two frames with given durations: Matroska files, which state their end, whatever their name."""
     folder, frames = tmp_path_factory.mktemp("clips"), np.zeros((2, 32, 32, 3), np.uint8)
     return {
         seconds: write_video(folder / f"{seconds}.mkv", frames, "mpeg4", times=[0.0, seconds - 0.1])
@@ -314,7 +314,7 @@ SEGMENT = {"start_time": 1.0, "end_time": 2.5, "step_name": "Crack eggs"}
 
 
 def test_egoexo4d_videos_in_the_downloaders_layout(folder, capsys):
-    """The colour camera of the glasses, at full size where it is there; another one where it is asked for."""
+    """The glasses' colour camera is taken, at full size if available, unless another camera is requested."""
     one, other = "takes/cmu_bike_3/frame_aligned_videos", "takes/georgia_06/frame_aligned_videos"
     folder.videos(*(f"{one}/{name}.mp4" for name in ("aria01_1201-1", "aria01_214-1", "cam01")))
     folder.videos(f"{one}/downscaled/448/aria01_214-1.mp4", f"{other}/downscaled/448/aria02_214-1.mp4")
