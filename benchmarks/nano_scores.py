@@ -19,7 +19,7 @@ from ..data.world_streams import FPS
 from ..evaluation.answering import answers
 from ..evaluation.encoding import encode
 from ..evaluation.free_running import Counts, match
-from ..evaluation.lockstep import narrate_in_step
+from ..evaluation.lockstep import narrate_in_lockstep
 from ..evaluation.tasks import ANSWERING
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
@@ -43,7 +43,7 @@ def narrations(model, processor, level: str, seeds: range, fps: float = FPS, hei
         return pixels["pixel_values_videos"]
 
     num_frames = torch.tensor([len(s.frame_times(fps)) for s in streams], device=model.device)
-    said = narrate_in_step(model, processor, frames_of, num_frames, max_reply=16)  # the longest have ten tokens
+    said = narrate_in_lockstep(model, processor, frames_of, num_frames, max_reply=16)  # the longest have ten tokens
     counts = Counts()
     for stream, own in zip(streams, said, strict=True):
         own = [(frame / fps, processor.decode(list(ids), skip_special_tokens=True).strip()) for frame, ids in own]

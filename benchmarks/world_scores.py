@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from ..data.world_streams import FPS, Streams, pixels
-from ..evaluation.lockstep import Said, narrate_in_step
+from ..evaluation.lockstep import Said, narrate_in_lockstep
 from ..evaluation.self_conditioned import best_pairs, precision_recall_f1, segments
 from ..evaluation.teacher_forced import TurnScores, summarise
 from ..evaluation.teacher_forced_model import forced_turns, teacher_forced_rows
@@ -71,7 +71,7 @@ def self_conditioned(model, streams: Streams, bank: torch.Tensor, processor) -> 
     num_frames = torch.tensor([len(codes) for _, _, codes, _ in rows], device=bank.device)
     padded = torch.nn.utils.rnn.pad_sequence([codes for _, _, codes, _ in rows], batch_first=True)
     with autocast(bank.device):
-        said = narrate_in_step(
+        said = narrate_in_lockstep(
             model, processor, lambda some, count: pixels(bank, padded[some, :count]), num_frames, max_reply=24
         )
     true = [true_narrations(ids.tolist(), labels.tolist(), processor) for ids, labels, _, _ in rows]

@@ -1,1 +1,1 @@
-"""How well a model does: metrics and the tasks they are measured on."""
+"""Evaluation: metrics, and the tasks that they are measured on."""

@@ -1,4 +1,4 @@
-"""What a model answers to a question after a stream, several streams at a time."""
+"""Generate a model's answers to questions after streams, for several streams at a time."""
 
 import torch
 
@@ -14,12 +14,12 @@ def answers(
 ) -> list[list[str]]:
     """
     Args:
-        conversations: messages that an answer is wanted to, with `num_frames` in place of frames.
-        features (`list[Tensor]`): `[F, N, Dv]` of each, on the model's device.
-        candidates (`int`): answers to each, the best of as many beams; greedy where it is 1.
+        conversations: messages up to the question, with `num_frames` instead of frames.
+        features (`list[Tensor]`): `[F, N, Dv]` of each conversation, on the model's device.
+        candidates (`int`): answers per conversation, found by a beam search with as many beams; greedy if 1.
 
     Returns:
-        The candidates of each conversation, the best first.
+        The candidates of each conversation, best first.
     """
     rows = [processor.encode_conversation(messages, add_generation_prompt=True)[0] for messages in conversations]
     length, pad = max(map(len, rows)), processor.tokenizer.pad_token_id

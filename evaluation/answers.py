@@ -1,4 +1,4 @@
-"""Answers against categories: top-1 with the nearest category, steps of a procedure, and ED@20 of anticipation."""
+"""Metrics of answers: top-1 by the nearest category, steps of a procedure, and ED@20 of anticipation."""
 
 import math
 import re
@@ -17,28 +17,28 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
     return row[-1]
 
 
-def plain(text: str) -> str:
-    """Without case, full stop at the end, and white space around it."""
+def normalise(text: str) -> str:
+    """Lower case, without surrounding white space and final full stop."""
     return text.strip().rstrip(".").strip().lower()
 
 
 def nearest(text: str, categories: Sequence[str]) -> str:
-    """The category of the least edit distance to a text, the first of those as near."""
+    """The category with the smallest edit distance to a text; the first of several."""
     if not categories:
         raise ValueError("`categories` must not be empty")
-    text = plain(text)
+    text = normalise(text)
     best, letters = (math.inf, 0), Counter(text)
-    # what is not in both texts has to be changed: in order of that bound, few distances need be computed
-    bounds = [max(len(text), len(c)) - (letters & Counter(c)).total() for c in map(plain, categories)]
+    # Letters that the texts do not share give a lower bound; in that order, few distances have to be computed.
+    bounds = [max(len(text), len(c)) - (letters & Counter(c)).total() for c in map(normalise, categories)]
     for index in sorted(range(len(bounds)), key=bounds.__getitem__):
         if bounds[index] > best[0]:
             break
-        best = min(best, (edit_distance(text, plain(categories[index])), index))
+        best = min(best, (edit_distance(text, normalise(categories[index])), index))
     return categories[best[1]]
 
 
 def listed(text: str) -> list[str]:
-    """`1. a 2. b` -> `[a, b]`; a number counts where it is the next one. A text without numbers is one step."""
+    """`1. a 2. b` -> `[a, b]`. Numbers must be consecutive; a text without numbers is one step."""
     found, position = [], 0
     while match := re.compile(rf"(?:^|(?<=\s)){len(found) + 1}[.)]\s+").search(text, position):
         found.append(match)
@@ -50,13 +50,13 @@ def listed(text: str) -> list[str]:
 
 
 def right_steps(predicted: list[str], true: list[str], categories: Sequence[str]) -> int:
-    """How many of the true steps have, at their own place, a predicted one nearest to them."""
+    """Number of positions at which the nearest category of the predicted step is the true step."""
     return sum(nearest(p, categories) == t for p, t in zip(predicted, true, strict=False))
 
 
 def edit_distance_at(candidates: list[list[Hashable]], true: list[Hashable]) -> float:
-    """Lowest edit distance of the K candidates to the Z true actions, over Z. A candidate is cut at Z; one that is
-    shorter pays for what it lacks. Source: Ego4D (arXiv 2110.07058), ED@Z."""
+    """Smallest edit distance of the K candidates to the Z true actions, divided by Z. Candidates are truncated to Z
+    actions; missing actions count as insertions. Source: Ego4D (arXiv 2110.07058), ED@Z."""
     if not candidates or not true:
         raise ValueError(f"`candidates` and `true` must not be empty, got {len(candidates)} and {len(true)}")
     return min(edit_distance(candidate[: len(true)], true) for candidate in candidates) / len(true)
@@ -64,16 +64,16 @@ def edit_distance_at(candidates: list[list[Hashable]], true: list[Hashable]) -> 
 
 @dataclass(frozen=True)
 class Taxonomy:
-    """The words of actions, such as those of `fho_lta_taxonomy.json`. Without any, the first word of an action is its
-    verb and the rest its noun."""
+    """The verbs and nouns of actions, such as those of `fho_lta_taxonomy.json`. Without them, the first word of an
+    action is its verb, and the rest its noun."""
 
     verbs: Sequence[str] = ()
     nouns: Sequence[str] = ()
 
     def split(self, action: str) -> tuple[str, str]:
-        """`put down cutting board` -> `("put down", "cutting board")`: the longest verb that it begins with, and of
-        what no taxonomy has the nearest."""
-        action = plain(action)
+        """`put down cutting board` -> `("put down", "cutting board")`: the longest verb that the action starts with,
+        and the rest as the noun. Unknown words are replaced by the nearest ones of the taxonomy."""
+        action = normalise(action)
         verbs = [verb for verb in self.verbs if f"{action} ".startswith(f"{verb} ")]
         verb = max(verbs, key=len, default=action.split(" ")[0])
         noun = action[len(verb) :].strip()
@@ -83,17 +83,17 @@ class Taxonomy:
 
 
 def actions(text: str) -> list[str]:
-    """Of a numbered list, or else of one with commas."""
+    """The actions of a numbered list, or of a list with commas."""
     steps = listed(text)
     return [part.strip() for part in steps[0].split(",") if part.strip()] if len(steps) == 1 else steps
 
 
 def anticipation(candidates: list[str], true: str, taxonomy: Taxonomy) -> tuple[float, float, float]:
-    """`edit_distance_at` of verbs, nouns and actions: lists of actions against the true one."""
-    of_true = [taxonomy.split(action) for action in actions(true)]
-    of_candidates = [[taxonomy.split(action) for action in actions(text)] for text in candidates]
+    """`edit_distance_at` for verbs, nouns and actions, of candidate lists of actions and the true list."""
+    true_pairs = [taxonomy.split(action) for action in actions(true)]
+    candidate_pairs = [[taxonomy.split(action) for action in actions(text)] for text in candidates]
     verbs, nouns = (
-        edit_distance_at([[pair[i] for pair in pairs] for pairs in of_candidates], [pair[i] for pair in of_true])
+        edit_distance_at([[pair[i] for pair in pairs] for pairs in candidate_pairs], [pair[i] for pair in true_pairs])
         for i in (0, 1)
     )
-    return verbs, nouns, edit_distance_at(of_candidates, of_true)
+    return verbs, nouns, edit_distance_at(candidate_pairs, true_pairs)

@@ -1,7 +1,7 @@
-"""How alike texts are: CIDEr, METEOR and ROUGE-L of pycocoevalcap.
+"""Caption metrics: CIDEr, METEOR and ROUGE-L of pycocoevalcap.
 
-Words are compared in lower case and without punctuation, by one rule of our own: the library's tokenizer needs Java.
-So does METEOR, which is left out where there is none.
+Texts are lower-cased and stripped of punctuation by our own function, because the library's tokenizer needs Java.
+METEOR needs Java too, and is left out without it.
 """
 
 import re
@@ -11,7 +11,7 @@ NEEDS_JAVA = "METEOR is left out: it needs Java, and there is no `java` on the P
 
 
 def plain_words(text: str) -> str:
-    """The words of a text in lower case, with one space between them."""
+    """The lower-case words of a text, separated by one space."""
     return " ".join(re.findall(r"[^\W_]+(?:['\u2019-][^\W_]+)*", text.lower()))
 
 
@@ -24,11 +24,11 @@ def check_captions() -> None:
 
 
 def caption_scores(pairs: list[tuple[str, str]]) -> dict[str, float | None]:
-    """CIDEr, METEOR and ROUGE-L of pairs `(said, true)`, times 100 as they are usually given; CIDEr weighs words by
-    how few of these pairs' true texts have them. None without pairs, METEOR also without Java.
+    """CIDEr, METEOR and ROUGE-L of pairs `(said, true)`, times 100 as usual. CIDEr weights words by how rare they are
+    in the true texts of these pairs. All are None without pairs, and METEOR is None without Java.
 
-    METEOR is that of all pairs as one text, as captioning papers give it. Its penalty for fragments is waived for a
-    perfect text only, so it falls from 100 to below 90 with the first wrong word among many pairs.
+    METEOR is computed over all pairs as one text, as in captioning papers. Only a perfect text avoids its
+    fragmentation penalty, so a single wrong word lowers it from 100 to below 90 even among many pairs.
 
     Raises:
         `ImportError`: without pycocoevalcap.

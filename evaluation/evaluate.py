@@ -1,7 +1,6 @@
-"""`videollm-mod evaluate`: a task's metrics of a checkpoint, on a JSONL file or the procedural world.
+"""`videollm-mod evaluate`: measure a checkpoint on a task, with a JSONL file or the procedural world.
 
-Streams go through the model in batches that are the same however many processes share them and however often a run was
-killed, so the numbers are the same too.
+Batches do not depend on the number of processes or on interruptions, so the results do not either.
 """
 
 import hashlib
@@ -35,8 +34,8 @@ from .tasks import (
     STREAMING,
     check_categories,
     summarise_answers,
-    summarise_forced,
-    summarise_free,
+    summarise_self_conditioned,
+    summarise_teacher_forced,
 )
 from .teacher_forced_model import teacher_forced
 
@@ -74,7 +73,7 @@ def read_categories(path: Path | None, task: str) -> list[str] | Taxonomy | None
 
 
 def fingerprint_of(folder: str) -> str:
-    """Hash of the configuration and weights of a checkpoint or adapter; an id on the Hub itself."""
+    """Hash of the configuration and weights of a checkpoint or adapter. A Hub id is returned as it is."""
     if not Path(folder).is_dir():
         return folder
     digest = hashlib.sha256()
@@ -86,8 +85,8 @@ def fingerprint_of(folder: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def results_of(options: EvaluateOptions, model, processor, examples: list[Example]) -> list[dict]:
-    """The results of streams that go through the model together; see `tasks`."""
+def evaluate_batch(options: EvaluateOptions, model, processor, examples: list[Example]) -> list[dict]:
+    """The results of a batch of streams; for their fields see `tasks`."""
     if options.self_conditioned:
         results = []
         for example in examples:
@@ -99,7 +98,7 @@ def results_of(options: EvaluateOptions, model, processor, examples: list[Exampl
                 example.times,
                 speak_threshold=options.threshold,
                 keep_ratio=options.keep_ratio,
-                max_cached_frames=frames_in_context(model.config),  # as `narrate`
+                max_cached_frames=frames_in_context(model.config),  # the default of `narrate`
             )
             result = {name: getattr(watched, name) for name in ("true", "said", "questions")}
             results.append({**result, "end": float(example.times[-1]) + 1 / example.fps, "fps": example.fps})
@@ -129,27 +128,27 @@ def last_question(messages: list[dict]) -> str:
 
 def summarise(options: EvaluateOptions, results: list[dict], categories, source) -> dict:
     if options.self_conditioned:
-        summary = summarise_free(results)
+        summary = summarise_self_conditioned(results)
         pairs = summary["summary"]["segments_matched"]
         return summary | ({"note": NEEDS_JAVA} if pairs and summary["summary"]["meteor"] is None else {})
     if options.task in STREAMING:
-        return summarise_forced(results)
+        return summarise_teacher_forced(results)
     return summarise_answers(options.task, results, categories, source.answers)
 
 
 def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
-    """Evaluate, or go on where a run with the same `json` was killed: the results of single streams are kept beside
-    it, in `NAME.streams.jsonl`. Under `accelerate launch` or `torchrun` the batches are shared out.
+    """Evaluate a checkpoint, or resume an interrupted run with the same `json`: the results of single streams are kept
+    next to it in `NAME.streams.jsonl`. Under `accelerate launch` or `torchrun` the batches are split over processes.
 
     Args:
-        command (`str`): what is entered into the result.
+        command (`str`): command line to store in the result.
 
     Returns:
-        The result, in the first process; None in others.
+        The result in the main process, None in others.
 
     Raises:
-        `ValueError`, `OSError`, `ImportError`: before the model is loaded for arguments and data that do not fit; and
-            if a video turns out to be damaged, whereupon the results so far are kept.
+        `ValueError`, `OSError`, `ImportError`: for wrong arguments or data, before the model is loaded, and for a
+            damaged video later on. The results so far are kept.
     """
     options.check()
     source, categories = source_of(options), read_categories(options.categories, options.task)
@@ -178,7 +177,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     source.open(model, processor)
     state.wait_for_everyone()
 
-    size = 1 if options.self_conditioned else options.batch_size  # sessions run one by one
+    size = 1 if options.self_conditioned else options.batch_size  # a session watches one stream
     batches = [range(first, min(first + size, len(source))) for first in range(0, len(source), size)]
     own = batches[state.process_index :: state.num_processes]
     todo = [batch for batch in own if not results.done.keys() >= set(batch)]
@@ -188,7 +187,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         show["desc"] = f"streams of process 1 of {state.num_processes}"
     with tqdm(**show) as progress:
         for batch in todo:
-            found = results_of(options, model, processor, [source[index] for index in batch])
+            found = evaluate_batch(options, model, processor, [source[index] for index in batch])
             results.add([{"index": index, **result} for index, result in zip(batch, found, strict=True)])
             progress.update(len(batch))
 
@@ -197,7 +196,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         done |= gathered
     if not state.is_main_process:
         return None
-    ordered = [json.loads(json.dumps(done[index])) for index in range(len(source))]  # as they are read from a file
+    ordered = [json.loads(json.dumps(done[index])) for index in range(len(source))]  # the same as read from a file
     result = {
         "command": command,
         **settings,
@@ -207,7 +206,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         **surroundings("accelerate", "pycocoevalcap"),
     }
     if options.plot is not None and result["speaking"] is None:
-        result["note"] = f"the streams hold no decision to speak or to be silent, so {options.plot} is not drawn"
+        result["note"] = f"{options.plot} is not drawn: the streams have no decision to speak or to stay silent"
     if options.json is not None:
         write_whole(options.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
     if options.plot is not None and result["speaking"] is not None:

@@ -1,4 +1,4 @@
-"""Narration as it is used: the model runs on its own past words, frame by frame, over streams it has not seen."""
+"""Self-conditioned evaluation: a session watches streams frame by frame and hears only its own past replies."""
 
 from dataclasses import dataclass, field, fields
 
@@ -11,22 +11,22 @@ from ..streaming import StreamingSession
 
 @dataclass
 class Counts:
-    """What happened over some streams; counts of several sets add up."""
+    """Counts over streams, which can be added."""
 
-    narrations: int = 0  # true ones
-    exact: int = 0  # of them: same text at the same frame, matched one to one
+    narrations: int = 0  # true narrations
+    exact: int = 0  # those that the model says with the same text at the same frame, matched one to one
     said: int = 0  # narrations of the model
-    matched: int = 0  # of them: same text as a true one at whatever time, matched in order of time
-    seconds_off: float = 0.0  # of the matched ones, absolute
+    matched: int = 0  # those with the text of a true one at any time, matched one to one
+    seconds_off: float = 0.0  # sum of the absolute time differences of matched narrations
     questions: int = 0
-    right: int = 0  # answers that are the true one to the letter
+    right: int = 0  # answers identical to the true one
 
     def __add__(self, other: "Counts") -> "Counts":
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Counts)))
 
     def summary(self) -> dict[str, float | None]:
-        """Shares in percent of the true narrations (`exact`, `false`) and of the questions; `time_diff` in seconds.
-        None of what there was nothing."""
+        """`exact` and `false` in percent of the true narrations, `right` in percent of the questions, `time_diff` in
+        seconds. A share is None if there is nothing to divide by."""
 
         def mean(total: float, count: int) -> float | None:
             return total / count if count else None
@@ -50,8 +50,8 @@ def match(true: list[tuple[float, str]], said: list[tuple[float, str]], toleranc
         tolerance (`float`): seconds within which two times are the same frame.
 
     Returns:
-        `(exact, matched, seconds_off)`: pairs of the same text at the same frame; pairs of the same text, the nearest
-        in time first; and the sum of their absolute differences in time.
+        `(exact, matched, seconds_off)`: the number of pairs with the same text at the same frame, the number of pairs
+        with the same text (nearest in time first), and the sum of their absolute time differences.
     """
     pairs = sorted(
         (abs(t - s), i, j)
@@ -71,12 +71,12 @@ def match(true: list[tuple[float, str]], said: list[tuple[float, str]], toleranc
 
 @dataclass
 class Watched:
-    """What a model said of a stream, and what is true.
+    """What a model said about a stream, and the ground truth.
 
     Args:
-        true, said (`list[tuple[float, str]]`): narrations, `(seconds, text)`.
-        questions (`list[tuple[str, str, str]]`): question, true answer and that of the model.
-        events (`list[StreamEvent]`): of the session.
+        true, said (`list[tuple[float, str]]`): true narrations and the model's, `(seconds, text)`.
+        questions (`list[tuple[str, str, str]]`): question, true answer, answer of the model.
+        events (`list[StreamEvent]`): events of the session.
     """
 
     true: list[tuple[float, str]] = field(default_factory=list)
@@ -91,13 +91,13 @@ class Watched:
 
 
 def watch(model, processor, messages: list[dict], frames, times: np.ndarray, **options) -> Watched:
-    """Let a model watch a stream freely. It is told what the user says, and asked what the user asks; what is said by
-    the messages' assistant it does not hear.
+    """Let a session watch a stream. It gets the user's instructions and questions, but not the assistant's messages.
 
     Args:
-        messages: with `num_frames` in place of frames.
-        frames (uint8 `[F, 3, H, W]` or `[F, H, W, 3]`, or features `[F, N, Dv]`), times (float `[F]`): of all streams.
-        options: of `StreamingSession`.
+        messages: the conversation, with `num_frames` instead of frames.
+        frames (uint8 `[F, 3, H, W]` or `[F, H, W, 3]`, or features `[F, N, Dv]`), times (float `[F]`): all frames of
+            the conversation, and their times in seconds.
+        options: options of `StreamingSession`.
     """
     system = messages[0]["content"] if messages[0]["role"] == "system" else None
     session = StreamingSession(model, processor, system_prompt=system, **options)
@@ -136,7 +136,7 @@ def watch(model, processor, messages: list[dict], frames, times: np.ndarray, **o
 def watch_world(
     model, processor, seed: int, level: str = "basic", fps: float = 2.0, num_questions: int = 1, **options
 ) -> Watched:
-    """The same with the stream of a seed and its questions."""
+    """`watch` on the stream of a seed of the world, with its questions."""
     stream = world_stream(seed, level)
     frames = stream.frames(fps, processor.video_processor.size["height"])
     return watch(

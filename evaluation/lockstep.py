@@ -1,7 +1,7 @@
-"""Many streams at once, each on the model's own past words: frame by frame in step, without a cache.
+"""Self-conditioned narration of many streams at once: all advance frame by frame in lockstep, without a cache.
 
-Every forward is over whole sequences, so nothing is shared with the session that streams one video; the tests hold the
-two against each other.
+Every forward pass runs over whole sequences, so this code shares nothing with `StreamingSession`. The tests compare
+the two.
 """
 
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from torch import nn
 
 from ..speaking import DEFAULT_THRESHOLD, silence_probability, speaks
 
-Said = list[tuple[int, tuple[int, ...]]]  # (frame, tokens of the reply without the end of sequence)
+Said = list[tuple[int, tuple[int, ...]]]  # (frame, tokens of the reply without the end-of-sequence token)
 
 
 @torch.no_grad()
-def narrate_in_step(
+def narrate_in_lockstep(
     model: nn.Module,
     processor,
     frames_of: Callable[[torch.Tensor, int], torch.Tensor],
@@ -23,16 +23,16 @@ def narrate_in_step(
     threshold: float = DEFAULT_THRESHOLD,
     max_reply: int = 32,
 ) -> list[Said]:
-    """What a model says of itself, greedily decoded, over streams without any instruction.
+    """What a model says about streams without instructions, decoded greedily.
 
     Args:
         model (`VideoLLMMoDForConditionalGeneration`): in eval mode.
         processor (`VideoLLMMoDProcessor`)
         frames_of (`callable`): `(streams int64 [R], count)` -> pixel values `[R * count, 3, H, W]` of the
             first `count` frames of those streams.
-        num_frames (int64 `[S]`): of each stream, on the model's device.
-        threshold (`float`): it speaks where the probability of silence is below.
-        max_reply (`int`): tokens of a narration at most.
+        num_frames (int64 `[S]`): number of frames of each stream, on the model's device.
+        threshold (`float`): the model speaks when P(silence) is below this.
+        max_reply (`int`): maximum number of tokens of a narration.
     """
     bos, eos = processor.tokenizer.bos_token_id, processor.tokenizer.eos_token_id
     frame, speak = processor.frame_ids, processor.stream_end_ids + processor.assistant_header_ids
@@ -44,14 +44,14 @@ def narrate_in_step(
     said: list[Said] = [[] for _ in num_frames]
 
     def append(streams: torch.Tensor, tokens: torch.Tensor | list[int]) -> None:
-        """Tokens `[L]` to all of `streams`, or `[R, L]`."""
+        """Append the same tokens `[L]` to all of `streams`, or a row of `[R, L]` to each."""
         tokens = torch.as_tensor(tokens, device=ids.device)
         columns = lengths[streams, None] + torch.arange(tokens.shape[-1], device=ids.device)
         ids[streams[:, None], columns] = tokens.expand(len(streams), -1)
         lengths[streams] += tokens.shape[-1]
 
     def next_logits(streams: torch.Tensor, seen: int) -> torch.Tensor:
-        """`[R, V]`; what stands right of a sequence's end has no part in them."""
+        """Logits `[R, V]` at the end of each sequence. Tokens to the right of it have no effect."""
         ends = lengths[streams]
         hidden = model.model(
             input_ids=ids[streams, : int(ends.max())],

@@ -1,4 +1,4 @@
-"""All metrics in one place; each is a pure function of arrays or texts."""
+"""All metrics in one namespace. Each is a pure function of arrays or texts."""
 
 from .answers import Taxonomy, actions, anticipation, edit_distance, edit_distance_at, listed, nearest, right_steps
 from .captions import caption_scores

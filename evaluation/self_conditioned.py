@@ -1,23 +1,23 @@
-"""Segments of a model that hears only itself against the true ones, as FlowNar (ICML 2026) scores streams."""
+"""Metrics of segments of self-conditioned narration, as in FlowNar (ICML 2026)."""
 
 Segment = tuple[float, float, str]  # start and end in seconds, text
 
 
 def segments(narrations: list[tuple[float, str]], end: float) -> list[Segment]:
-    """Narrations `(seconds, text)`, in order of time, as segments: each until the next one, the last until `end`."""
+    """Turn narrations `(seconds, text)`, in order of time, into segments that last until the next one, or `end`."""
     times = [time for time, _ in narrations] + [end]
     return [(start, stop, text) for (start, text), stop in zip(narrations, times[1:], strict=True)]
 
 
 def temporal_iou(a: Segment, b: Segment) -> float:
-    """Length of what two segments share over the length of what they cover together; 0 for two without length."""
+    """Intersection over union of two segments in time; 0 if both are empty."""
     shared = max(0.0, min(a[1], b[1]) - max(a[0], b[0]))
     covered = (a[1] - a[0]) + (b[1] - b[0]) - shared
     return shared / covered if covered > 0 else 0.0
 
 
 def best_pairs(predicted: list[Segment], true: list[Segment], iou: float = 0.5) -> list[tuple[int, int]]:
-    """Pairs `(index of predicted, index of true)` of at least `iou`, one to one, those of the highest IoU first."""
+    """One-to-one pairs `(index of predicted, index of true)` with an IoU of at least `iou`, highest IoU first."""
     found = [(temporal_iou(p, t), i, j) for i, p in enumerate(predicted) for j, t in enumerate(true)]
     pairs, used_predicted, used_true = [], set(), set()
     for overlap, i, j in sorted(found, key=lambda item: (-item[0], item[1:])):
@@ -29,7 +29,8 @@ def best_pairs(predicted: list[Segment], true: list[Segment], iou: float = 0.5) 
 
 
 def precision_recall_f1(matched: int, predicted: int, true: int) -> dict[str, float]:
-    """In percent, from counts that may be summed over streams; 0 where there is nothing to divide by."""
+    """Precision, recall and F1 in percent, from counts that may be summed over streams; 0 instead of a division by
+    zero."""
     if not 0 <= matched <= min(predicted, true):
         raise ValueError(f"`matched` must be in [0, {min(predicted, true)}], got {matched}")
     return {

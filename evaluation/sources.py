@@ -1,4 +1,4 @@
-"""What a model is evaluated on: streams of a JSONL file, or of the procedural world, one at a time.
+"""The streams to evaluate on, from a JSONL file or the procedural world.
 
 Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower.
 """
@@ -17,19 +17,20 @@ from ..data.files import hash_ends
 from ..data.streams import StreamExamples, check_features
 from ..data.world import LEVELS, conversation, world_stream
 from ..data.world_hard import split_seeds
-from .tasks import STREAMING, check_fit
+from .tasks import STREAMING, check_turns
 
 WORLD_FPS = 2.0
-KNOWN_FROM = 1000  # streams
+ANSWER_STREAMS = 1000  # streams of the world that are read to find all possible answers
 
 
 @dataclass
 class Example:
     """
     Args:
-        messages: with `num_frames` in place of frames.
+        messages: the conversation, with `num_frames` instead of frames.
         frames (uint8 `[F, 3, H, W]`, or features `[F, N, Dv]`).
-        times (float64 `[F]`), fps (`float`): seconds of the frames, and how many a second.
+        times (float64 `[F]`): times of the frames, seconds.
+        fps (`float`): frames per second.
     """
 
     messages: list[dict]
@@ -39,11 +40,11 @@ class Example:
 
 
 class JsonlSource:
-    """The lines of a file (`data.jsonl`), the first `count` of them if that is given.
+    """The streams of a JSONL file (`data.jsonl`), or the first `count` of them.
 
     Raises:
-        `ValueError`: for faults in the file, a task that its lines are not for, no lines.
-        `OSError`: if the file, or a video or file of features it names, is not there.
+        `ValueError`: for faults in the file, lines that do not fit the task, or no replies.
+        `OSError`: if the file, or a video or features file named in it, does not exist.
     """
 
     def __init__(self, path: Path, task: str, count: int | None = None):
@@ -54,14 +55,14 @@ class JsonlSource:
         self.path, self.lines = path, lines[:count]
         for line in lines:
             try:
-                check_fit(task, line["turns"])
+                check_turns(task, line["turns"])
             except ValueError as error:
                 raise ValueError(f"{path}:{line['line']}: {error}") from error
         self.has_answer = task not in STREAMING
-        # all that are known, however many lines are evaluated
+        # from all lines, not only the first `count`
         self.answers = [] if task in STREAMING else [line["turns"][-1]["content"] for line in lines]
         if not any(turn["role"] == "assistant" for line in self.lines for turn in line["turns"]):
-            raise ValueError(f"{path} holds no replies, so there is nothing to be compared with")
+            raise ValueError(f"{path} has no replies, so there is nothing to compare with")
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -86,10 +87,10 @@ class JsonlSource:
         if late := [turn["time"] for turn in self.lines[index]["turns"] if turn.get("time", 0) > end]:
             where = f"{self.path}:{self.lines[index]['line']}"
             tqdm.write(
-                f"{where}: turns at {late} s come after the end at {end:g} s, and count at the last frame",
+                f"{where}: the turns at {late} s are after the end at {end:g} s, and are moved to the last frame",
                 file=sys.stderr,
             )
-        if self.has_answer:  # what follows the answer is not seen
+        if self.has_answer:  # drop the frames after the answer
             while messages[-1]["role"] == "stream":
                 messages = messages[:-1]
             count = sum(message.get("num_frames", 0) for message in messages)
@@ -98,10 +99,10 @@ class JsonlSource:
 
 
 class WorldSource:
-    """Streams of a level of the world: those that a level is for, or of its tasks one question each.
+    """Streams of a level of the world: narrated ones, or one question per stream for a task with an answer.
 
     Raises:
-        `ValueError`: for an unknown level or split, a task that the level does not have, a number out of range.
+        `ValueError`: for an unknown level or split, a task that the level does not have, or a number out of range.
     """
 
     def __init__(
@@ -119,7 +120,7 @@ class WorldSource:
         self.level, self.task, self.questions = (tasks_level if self.has_tasks else level), task, questions
         seeds = split_seeds(split, count)
         self.seeds = seeds if first_seed is None else range(first_seed, first_seed + count)
-        self._messages(self._stream(0))  # says what is wrong with the questions
+        self._messages(self._stream(0))  # raises an error for a wrong number of questions
 
     def __len__(self) -> int:
         return len(self.seeds)
@@ -135,10 +136,10 @@ class WorldSource:
 
     @property
     def answers(self) -> list[str]:
-        """Of so many streams that no answer is missing, however many streams are evaluated."""
+        """The possible answers, from enough streams that none is missing."""
         if not self.has_tasks or self.task == "lta":
             return []
-        return [world_stream(seed, self.level).examples()[self.task][2] for seed in range(KNOWN_FROM)]
+        return [world_stream(seed, self.level).examples()[self.task][2] for seed in range(ANSWER_STREAMS)]
 
     def _stream(self, index: int):
         return world_stream(self.seeds[index], self.level)

@@ -1,4 +1,4 @@
-"""How far the probability of speaking can be trusted, and what each threshold of silence would do.
+"""Calibration of the probability of speaking, and a sweep of the threshold.
 
 Shapes: S decisions, one after each frame.
 """
@@ -20,11 +20,12 @@ def _checked(silence, should_speak) -> tuple[np.ndarray, np.ndarray]:
 
 
 def calibration(silence, should_speak, num_bins: int = 10) -> dict:
-    """Expected calibration error of the probability to speak, and per bin the count, mean probability and share.
+    """Expected calibration error of the probability of speaking, and for each bin the number of decisions, the mean
+    probability, and the share of decisions to speak.
 
     Args:
         silence (float `[S]`): probability of silence.
-        should_speak (bool `[S]`).
+        should_speak (bool `[S]`): the true decisions.
     """
     silence, should_speak = _checked(silence, should_speak)
     speak, bins = 1 - silence, []
@@ -47,7 +48,7 @@ THRESHOLDS = tuple(np.linspace(0, 1, 21))
 
 
 def sweep(silence, should_speak, thresholds=THRESHOLDS) -> list[dict[str, float]]:
-    """Precision, recall and F1 (percent) of speaking where silence is less probable than each threshold."""
+    """Precision, recall and F1 (percent) of speaking when P(silence) is below each threshold."""
     silence, should_speak = _checked(silence, should_speak)
     rows = []
     for threshold in thresholds:
@@ -65,18 +66,18 @@ def sweep(silence, should_speak, thresholds=THRESHOLDS) -> list[dict[str, float]
 
 
 def check_plot(path: str | Path) -> None:
-    """Raise `ImportError` without matplotlib, `ValueError` for a path with an ending that is no format of its."""
+    """Raise `ImportError` without matplotlib, and `ValueError` for a file format that it cannot write."""
     try:
         from matplotlib.backend_bases import FigureCanvasBase
     except ImportError as error:
         raise ImportError("a plot needs matplotlib: pip install videollm-mod[eval]") from error
     if Path(path).suffix.removeprefix(".").lower() not in FigureCanvasBase.filetypes:
-        raise ValueError(f"a plot's file must end in .png, .svg or .pdf, got {path}")
+        raise ValueError(f"the file name of a plot must end in .png, .svg or .pdf, got {path}")
 
 
 def plot_speaking(rows: list[dict[str, float]], calibrated: dict, path: str | Path) -> None:
-    """Write a picture, in the format that the path ends in: the sweep, and how often the model was to speak where it
-    gave speaking a probability.
+    """Plot the sweep, and a calibration curve: the share of decisions to speak over the predicted probability. The
+    extension of the path selects the format.
 
     Raises:
         as `check_plot`.
@@ -88,21 +89,21 @@ def plot_speaking(rows: list[dict[str, float]], calibrated: dict, path: str | Pa
     left, right = figure.subplots(1, 2)
     for name, label in {"precision": "precision", "recall": "recall", "f1": "F1"}.items():
         left.plot([row["threshold"] for row in rows], [row[name] for row in rows], label=label)
-    left.set(xlabel="threshold of silence", ylabel="of decisions to speak, %", xlim=(0, 1), ylim=(0, 102))
+    left.set(xlabel="threshold of P(silence)", ylabel="decisions to speak, %", xlim=(0, 1), ylim=(0, 102))
     left.legend()
     bins = calibrated["bins"]
-    right.plot([0, 1], [0, 1], color="0.8", linestyle="--", label="as it should be")
+    right.plot([0, 1], [0, 1], color="0.8", linestyle="--", label="perfectly calibrated")
     right.plot(
         [b["probability"] for b in bins],
         [b["share"] for b in bins],
         marker="o",
-        label="model, with the number of frames",
+        label="model (number of frames)",
     )
     for b in bins:
         side, offset = ("right", (-7, 5)) if b["share"] > 0.5 else ("left", (7, -11))
         right.annotate(f"{b['count']:,}", (b["probability"], b["share"]), offset, textcoords="offset points", ha=side)
     error = calibrated["expected_calibration_error"]
-    right.set(xlabel="probability of speaking", ylabel="share of frames to speak after", xlim=(-0.1, 1.1))
+    right.set(xlabel="P(speaking)", ylabel="share of frames with a reply", xlim=(-0.1, 1.1))
     right.set(ylim=(-0.1, 1.25), title=f"expected calibration error {error:.4f}")
     right.legend(loc="upper left")
     figure.savefig(path, dpi=120)

@@ -1,15 +1,15 @@
-"""The tasks a model is evaluated on: what each wants of the data, and how the results of its streams add up.
+"""The evaluation tasks: what each requires of the data, and how it summarises the results.
 
-A result is the JSON object that `evaluate` stores of one stream:
+The result of one stream is a JSON object:
 - teacher-forced: `turns` (`TurnScores` as objects), `exact`, `silence`, `speak` as in `ForcedStream`, and `fps`;
 - self-conditioned: `true`, `said`, `questions` as in `Watched`, `end` (seconds) and `fps`;
-- with an answer at the end: `question`, `true` and `said`, the candidates.
+- with an answer at the end: `question`, `true`, and `said`, the list of candidates.
 """
 
 from functools import cache
 
 from ..data import coin, ego4d, ego4d_lta, egoexo4d, goalstep
-from .answers import Taxonomy, actions, anticipation, listed, nearest, plain, right_steps
+from .answers import Taxonomy, actions, anticipation, listed, nearest, normalise, right_steps
 from .captions import caption_scores
 from .free_running import Counts, Watched
 from .self_conditioned import best_pairs, precision_recall_f1, segments
@@ -20,9 +20,9 @@ STREAMING = ("narration", "chat")
 ANSWERING = ("step", "task", "next", "procedure", "procedure+", "lta", "keystep")
 TASKS = (*STREAMING, *ANSWERING)
 LISTS = ("procedure", "procedure+", "lta")  # answered with a numbered list
-CANDIDATES = {"lta": 5}  # answers that are looked at, the best beams; Ego4D (arXiv 2110.07058) takes the best of 5
+CANDIDATES = {"lta": 5}  # beams to score; Ego4D (arXiv 2110.07058) takes the best of 5
 MAX_NEW_TOKENS = {"lta": 512, "procedure": 256, "procedure+": 256}
-# how `videollm-mod prepare` asks for what
+# instruction that `videollm-mod prepare` writes -> task
 INSTRUCTIONS = {
     ego4d.INSTRUCTION: "narration",
     ego4d.REFINED_INSTRUCTION: "narration",
@@ -36,45 +36,45 @@ INSTRUCTIONS = {
 }
 
 
-def asked_for(instruction: str) -> str | None:
-    """The task that `videollm-mod prepare` gives this instruction to; None for one of somebody's own."""
+def task_of(instruction: str) -> str | None:
+    """The task of an instruction that `videollm-mod prepare` writes; None for any other instruction."""
     if instruction.endswith(f". {coin.PROCEDURE}"):
         return "procedure+"
     return INSTRUCTIONS.get(instruction)
 
 
-def check_fit(task: str, turns: list[dict]) -> None:
-    """Raise `ValueError` if the turns of a stream are not for a task."""
+def check_turns(task: str, turns: list[dict]) -> None:
+    """Raise `ValueError` if the turns of a stream do not fit a task."""
     roles = [turn["role"] for turn in turns if turn["role"] != "system"]
-    other = next((asked_for(turn["content"]) for turn in turns if turn["role"] == "user"), None)
+    other = next((task_of(turn["content"]) for turn in turns if turn["role"] == "user"), None)
     if other not in (None, task):
         raise ValueError(f"the stream was prepared for the task {other!r}, not for {task!r}")
     if task in STREAMING:
         return
     if roles[-2:] != ["user", "assistant"] or roles.count("assistant") != 1:
         raise ValueError(
-            f"the task {task!r} wants a question and, at last, its answer, got turns of {', '.join(roles)}"
+            f"the task {task!r} needs a question with its answer as the last turn, got turns of {', '.join(roles)}"
         )
     if task in LISTS and not turns[-1]["content"].startswith("1."):
-        raise ValueError(f"the task {task!r} wants a numbered list for an answer, got {turns[-1]['content']!r}")
+        raise ValueError(f"the task {task!r} needs a numbered list as its answer, got {turns[-1]['content']!r}")
     if task == "lta" and not actions(turns[-1]["content"]):
         raise ValueError(f"the answer {turns[-1]['content']!r} names no action")
 
 
 def steps(task: str, answer: str) -> list[str]:
-    """Of an answer, as they are compared: one, unless the task wants a list."""
-    return [plain(step) for step in (listed(answer) if task in LISTS else [answer])]
+    """The normalised steps of an answer; only one unless the task asks for a list."""
+    return [normalise(step) for step in (listed(answer) if task in LISTS else [answer])]
 
 
 def check_categories(task: str, categories: list[str], answers: list[str]) -> None:
-    """Raise `ValueError` if true answers are not among the categories that there are."""
-    known = {plain(name) for name in categories}
+    """Raise `ValueError` if a true answer is not among the categories."""
+    known = {normalise(name) for name in categories}
     if lacking := sorted({step for answer in answers for step in steps(task, answer)} - known):
         raise ValueError(f"`--categories` lacks {len(lacking)} of the true answers, such as {lacking[0]!r}")
 
 
-def summarise_forced(results: list[dict]) -> dict:
-    """The streaming metrics; narrations that are exact, in percent of all; the threshold sweep and calibration."""
+def summarise_teacher_forced(results: list[dict]) -> dict:
+    """The streaming metrics, the percentage of exact narrations, the threshold sweep and the calibration."""
     turns = [[TurnScores(**turn) for turn in result["turns"]] for result in results]
     exact = [x for result in results for x in result["exact"]]
     summary = {
@@ -89,8 +89,8 @@ def summarise_forced(results: list[dict]) -> dict:
     return {"summary": summary, "speaking": speaking}
 
 
-def summarise_free(results: list[dict]) -> dict:
-    """What was said at its frame and at all (`Counts`), and segments and their texts (`self_conditioned`)."""
+def summarise_self_conditioned(results: list[dict]) -> dict:
+    """The `Counts` of narrations, and the metrics of segments and their texts (`self_conditioned`)."""
     counts, matched, predicted, true, pairs = Counts(), 0, 0, 0, []
     for result in results:
         watched = Watched(*(result[name] for name in ("true", "said", "questions")))
@@ -107,10 +107,11 @@ def summarise_free(results: list[dict]) -> dict:
 def summarise_answers(
     task: str, results: list[dict], categories: list[str] | Taxonomy | None, answers: list[str] | tuple = ()
 ) -> dict:
-    """Top-1 in percent, of the nearest category, at each place of a list; or ED@20 of long-term anticipation, of 1.
+    """Top-1 accuracy in percent (by the nearest category, for each step of a list), or ED@20 in [0, 1] of long-term
+    anticipation.
 
-    `categories` are all answers or steps that there are, by default those of `answers` and of the results; of fewer
-    than two any answer is the nearest, and top-1 is None.
+    `categories` are all possible answers or steps; by default they come from `answers` and the results. Top-1 is None
+    for fewer than two, since any answer would then be right.
     """
     if task == "lta":
         taxonomy = categories or Taxonomy()
@@ -119,7 +120,7 @@ def summarise_answers(
         means = {name: sum(d[i] for d in distances) / len(distances) for i, name in enumerate(names)}
         return {"summary": {"streams": len(results), **means}}
     true = [steps(task, result["true"]) for result in results]
-    known = [plain(x) for x in categories] if categories else [x for answer in answers for x in steps(task, answer)]
+    known = map(normalise, categories) if categories else [x for answer in answers for x in steps(task, answer)]
     known = sorted({*known, *(step for answer in true for step in answer)})
 
     @cache

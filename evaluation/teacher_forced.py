@@ -1,11 +1,11 @@
-"""Streaming metrics with the true words before each reply, as VideoLLM-online (arXiv 2406.11816) computes them.
+"""Teacher-forced streaming metrics, as VideoLLM-online (arXiv 2406.11816) computes them.
 
-Followed from its `stream_evaluate`, two peculiarities included:
-- a last turn in which the model never wants to speak has a frame difference of 0;
-- a stream that a user's question cuts has no decision to speak, so staying silent in it counts as late.
+They follow its `stream_evaluate`, with two peculiarities:
+- The last turn of a stream has a frame difference of 0 if the model never wants to speak in it. So the Fluency of such
+  a turn counts all its decisions as right.
+- A stream that is interrupted by a user's question has no decision to speak, so staying silent in it counts as late.
 
-A consequence of the first is that such a turn's Fluency counts its decisions as right; and an early wish counts as
-right in Fluency itself, with the silent decisions before it.
+In Fluency, wanting to speak early counts as right, together with the silent decisions before it.
 
 Shapes: L tokens of a reply, S decisions of a turn (whether to speak after a frame), A frames fed after the turn.
 """
@@ -18,11 +18,11 @@ import numpy as np
 
 @dataclass(frozen=True)
 class TurnScores:
-    """Of one turn; None where it has no reply, or no decision.
+    """Scores of one turn. A score is None if it needs a reply or a decision and the turn has none.
 
     Args:
         ppl (`float`): exp of the mean cross-entropy of the reply's tokens.
-        frame_diff (`int`): frames; negative is late.
+        frame_diff (`int`): frame difference; negative if the model is late.
         fluency, correctness (`float`): in [0, 1].
     """
 
@@ -39,27 +39,27 @@ def leading(right: np.ndarray) -> int:
 
 
 def wants_to_speak(silence: np.ndarray, silence_is_likeliest: np.ndarray, threshold: float) -> np.ndarray:
-    """bool `[S]`: silence is less probable than `threshold`, or another token is likelier; with a threshold of 0 only
-    the latter counts."""
+    """bool `[S]`: P(silence) is below `threshold`, or another token is more probable. With a threshold of 0 only the
+    second condition counts."""
     return (np.asarray(silence) < threshold) | ~np.asarray(silence_is_likeliest, dtype=bool)
 
 
 def num_following(frames: int, next_frames: int | None) -> int:
-    """How many following frames a model is fed that does not want to speak in a turn of `frames` frames, before one of
-    `next_frames`; None is the last turn."""
+    """Number of following frames to feed if the model never wants to speak in a turn of `frames` frames. The next turn
+    has `next_frames`; None after the last turn."""
     return 0 if next_frames is None else max(0, min(next_frames, frames - 1))
 
 
 def frame_difference(wants: np.ndarray, later: Sequence[bool] = ()) -> int:
-    """Frames from the first wish to speak to the turn's last decision; negative is late.
+    """Frames from the first decision to speak until the turn's last decision; negative if the model is late.
 
     Args:
-        wants (bool `[S]`): after each frame with a decision, S >= 1.
-        later (bool `[A]`): after each following frame, which were fed without the reply.
+        wants (bool `[S]`): whether the model wants to speak, for each decision of the turn, S >= 1.
+        later (bool `[A]`): the same after each following frame, fed without the reply.
     """
     wants, later = np.asarray(wants, dtype=bool), np.asarray(later, dtype=bool)
     if not len(wants):
-        raise ValueError("`wants` must hold a decision, got none")
+        raise ValueError("`wants` must have at least one decision, got none")
     if wants.any():
         return len(wants) - int(np.argmax(wants)) - 1
     return -(int(np.argmax(later)) + 1 if later.any() else len(later))
@@ -69,11 +69,11 @@ def score_turn(nll: np.ndarray, right: np.ndarray, wants: np.ndarray, later: Seq
     """
     Args:
         nll (float `[L]`): cross-entropy of the reply's tokens, nats.
-        right (bool `[L]`): where the likeliest token is the true one.
+        right (bool `[L]`): whether the most probable token is the true one.
         wants (bool `[S]`), later (bool `[A]`): see `frame_difference`.
     """
     if len(nll) != len(right):
-        raise ValueError(f"`nll` and `right` must be as long as each other, got {len(nll)} and {len(right)}")
+        raise ValueError(f"`nll` and `right` must have the same length, got {len(nll)} and {len(right)}")
     reply, decisions, correct = len(nll), len(wants), leading(right) if len(right) else 0
     difference = frame_difference(wants, later) if decisions else None
     fluency = None
@@ -91,8 +91,8 @@ def score_turn(nll: np.ndarray, right: np.ndarray, wants: np.ndarray, later: Seq
 
 def summarise(streams: list[list[TurnScores]], fps: float | list[float]) -> dict[str, float | None]:
     """LM-PPL, TimeDiff (seconds), Fluency and LM-Correctness (percent): the mean over the turns of each stream, then
-    over the streams; a stream without a value is left out. None where no stream has one. `fps` is of all streams, or
-    of each."""
+    over the streams. Streams without a value are ignored; the result is None if no stream has one. `fps` is one rate,
+    or a list with the rate of each stream."""
     rates = fps if isinstance(fps, list) else [fps] * len(streams)
     values = {
         "lm_ppl": lambda turn, _: turn.ppl,
@@ -103,7 +103,7 @@ def summarise(streams: list[list[TurnScores]], fps: float | list[float]) -> dict
     result = {}
     for name, value in values.items():
         found = [[value(turn, rate) for turn in turns] for turns, rate in zip(streams, rates, strict=True)]
-        of_stream = [[x for x in turns if x is not None] for turns in found]
-        means = [float(np.mean(numbers)) for numbers in of_stream if numbers]
+        measured = [[x for x in turns if x is not None] for turns in found]
+        means = [float(np.mean(numbers)) for numbers in measured if numbers]
         result[name] = float(np.mean(means)) if means else None
     return result

@@ -1,13 +1,13 @@
-"""What a model predicts along streams whose replies are given: the model's side of `teacher_forced`.
+"""Run a model on streams with given replies, for the metrics of `teacher_forced`.
 
-All streams of a batch go through the model once. Where it stayed silent when it should have spoken, the cache is
-rolled back to that frame, and the frames that follow are fed without the reply; such turns again go together.
+A batch of streams goes through the model once. For turns in which the model stays silent but should speak, the cache
+is rolled back to that frame, and the following frames are fed without the reply, again as a batch.
 
-Followed from VideoLLM-online's `stream_evaluate` (arXiv 2406.11816), three peculiarities included:
-- a turn is what ends with a reply, so frames after the last reply count for nothing;
-- what follows a turn are the frames of the next one. Where a user's question cuts a stream, the frame at the cut has
-  no decision and is not among them either;
-- a reply's tokens are all that are learned of it, its header too.
+This follows VideoLLM-online's `stream_evaluate` (arXiv 2406.11816), with three peculiarities:
+- A turn ends with a reply, so frames after the last reply are ignored.
+- The frames that follow a turn are those of the next turn. If a user's question interrupts a stream, the frame before
+  it has no decision, and is not one of them.
+- The tokens of a reply are all that have a label, including its header.
 
 Shapes: F frames of a stream, N vision tokens per frame, Dv hidden size of the vision tower, V vocabulary.
 """
@@ -17,21 +17,21 @@ from dataclasses import dataclass
 import torch
 
 from ..cache import MoDCache
+from ..processing_videollm_mod import IGNORE_INDEX
 from ..speaking import DEFAULT_THRESHOLD, silence_probability
 from .teacher_forced import TurnScores, num_following, score_turn, wants_to_speak
-
-IGNORE_INDEX = -100
 
 
 @dataclass(frozen=True)
 class ForcedTurn:
-    """Where a turn's decisions and reply are predicted.
+    """The positions of a turn's decisions and reply.
 
     Args:
-        decisions (`list[int]`): positions of the last tokens of frames after which something is to be learned.
-        speak (`list[bool]`): whether it is to speak, one a decision.
+        decisions (`list[int]`): positions of the last tokens of frames whose next token has a label.
+        speak (`list[bool]`): whether the model should speak, for each decision.
         reply (`list[int]`): positions that predict the reply's tokens.
-        frames (`int`): of the turn, and `first_frame`, how many came before it.
+        frames (`int`): number of frames of the turn.
+        first_frame (`int`): number of frames before the turn.
     """
 
     decisions: list[int]
@@ -45,10 +45,11 @@ class ForcedTurn:
 class ForcedStream:
     """
     Args:
-        turns (`list[TurnScores]`): one a reply.
-        exact (`list[bool]`): one a reply that was not asked for: whether every decision of its turn was as it should
-            be and every token of the reply right.
-        silence (`list[float]`), speak (`list[bool]`): probability of silence, and whether to speak, at each decision.
+        turns (`list[TurnScores]`): scores of each reply.
+        exact (`list[bool]`): for each reply that does not answer a question, whether all decisions of its turn and all
+            tokens of the reply are right.
+        silence (`list[float]`): P(silence) for each decision.
+        speak (`list[bool]`): whether the model should speak, for each decision.
     """
 
     turns: list[TurnScores]
@@ -58,7 +59,7 @@ class ForcedStream:
 
 
 def forced_turns(input_ids: list[int], labels: list[int], processor) -> list[ForcedTurn]:
-    """The turns of a sequence of `VideoLLMMoDProcessor.encode_conversation`, each up to and with a reply's end."""
+    """The turns of a sequence of `VideoLLMMoDProcessor.encode_conversation`; each ends with the end of a reply."""
     eos, video, speaks = processor.tokenizer.eos_token_id, processor.video_token_id, processor.stream_end_ids[0]
     targets = [*labels[1:], IGNORE_INDEX]
     turns, start, seen = [], 0, 0
@@ -83,10 +84,9 @@ def teacher_forced(
 ) -> list[ForcedStream]:
     """
     Args:
-        conversations: messages of each stream, with `num_frames` in place of frames.
+        conversations: messages of each stream, with `num_frames` instead of frames.
         features (`list[Tensor]`): `[F, N, Dv]` of each stream, on the model's device.
-        threshold (`float`): the model wants to speak where silence is less probable than this, or another token is
-            likelier.
+        threshold (`float`): the model wants to speak when P(silence) is below this, or another token is more probable.
     """
     rows = [processor.encode_conversation(messages)[:2] for messages in conversations]
     return teacher_forced_rows(model, processor, rows, features, threshold)
@@ -100,16 +100,16 @@ def teacher_forced_rows(
     features: list[torch.Tensor],
     threshold: float = DEFAULT_THRESHOLD,
 ) -> list[ForcedStream]:
-    """The same for streams that are encoded already: `(input_ids, labels)` of each."""
+    """`teacher_forced` for tokenised streams: `(input_ids, labels)` of each."""
     rows = [(ids, labels, forced_turns(ids, labels, processor)) for ids, labels in rows]
     cache = MoDCache(model.config)
-    hidden = run(model, processor, [ids for ids, _, _ in rows], torch.cat(features), cache)
+    hidden = forward(model, processor, [ids for ids, _, _ in rows], torch.cat(features), cache)
     streams, late = [], []
     for row, (_, labels, turns) in enumerate(rows):
         targets = torch.tensor([*labels[1:], IGNORE_INDEX], device=hidden.device)
         predicted = []
         for number, turn in enumerate(turns):
-            silence, wants = decided(model, hidden[row, turn.decisions], threshold)
+            silence, wants = decide(model, hidden[row, turn.decisions], threshold)
             logits = model.lm_head(hidden[row, turn.reply]).float()
             expected = targets[turn.reply]
             nll = torch.nn.functional.cross_entropy(logits, expected, reduction="none")
@@ -122,12 +122,12 @@ def teacher_forced_rows(
         streams.append((turns, predicted))
     later = {}
     for first in range(0, len(late), len(rows)):
-        later |= wishes_after(model, processor, cache, late[first : first + len(rows)], threshold)
-    return [scored(turns, predicted, row, later) for row, (turns, predicted) in enumerate(streams)]
+        later |= later_decisions(model, processor, cache, late[first : first + len(rows)], threshold)
+    return [score_stream(turns, predicted, row, later) for row, (turns, predicted) in enumerate(streams)]
 
 
-def run(model, processor, rows: list[list[int]], features: torch.Tensor, cache: MoDCache) -> torch.Tensor:
-    """Hidden states `[B, T, D]` of rows of tokens that follow what the cache holds; padding is on the right."""
+def forward(model, processor, rows: list[list[int]], features: torch.Tensor, cache: MoDCache) -> torch.Tensor:
+    """Hidden states `[B, T, D]` of rows of tokens that continue the cache; padding is on the right."""
     length = max(map(len, rows))
     pad = processor.tokenizer.pad_token_id
     device = model.device
@@ -140,33 +140,36 @@ def run(model, processor, rows: list[list[int]], features: torch.Tensor, cache: 
     ).last_hidden_state
 
 
-def decided(model, hidden: torch.Tensor, threshold: float):
-    """Probability of silence, float `[S]`, and whether the model wants to speak, bool `[S]`, after frames whose last
-    tokens have the hidden states `[S, D]`."""
+def decide(model, hidden: torch.Tensor, threshold: float):
+    """P(silence), float `[S]`, and whether the model wants to speak, bool `[S]`, from the hidden states `[S, D]` of
+    the frames' last tokens."""
     separator = model.config.frame_separator_token_id
     logits = model.lm_head(hidden)
     silence = silence_probability(logits, separator).cpu().numpy()
     return silence, wants_to_speak(silence, (logits.argmax(-1) == separator).cpu().numpy(), threshold)
 
 
-def wishes_after(model, processor, cache: MoDCache, late: list[tuple], threshold: float) -> dict:
-    """`(row, turn) -> bool [A]`: whether the model wants to speak after each of the frames fed from a position of a
-    row on. late: `(row, turn, position, features [A, N, Dv])` of each."""
+def later_decisions(model, processor, cache: MoDCache, late: list[tuple], threshold: float) -> dict:
+    """`(row, turn) -> bool [A]`: whether the model wants to speak after each frame that follows a late turn.
+
+    Args:
+        late: `(row, turn, position, features [A, N, Dv])` of each late turn; the frames are fed from `position` on.
+    """
     rows = torch.tensor([row for row, _, _, _ in late], device=model.device)
     cache = cache.copy()
     cache.batch_select_indices(rows)
     cache.rollback(torch.tensor([position for _, _, position, _ in late], device=model.device))
     piece = [processor.frame_separator_token_id, *processor.frame_ids]
     ids = [piece * len(frames) for _, _, _, frames in late]
-    hidden = run(model, processor, ids, torch.cat([frames for _, _, _, frames in late]), cache)
-    wishes = {}
+    hidden = forward(model, processor, ids, torch.cat([frames for _, _, _, frames in late]), cache)
+    decisions = {}
     for index, (row, number, _, frames) in enumerate(late):
         ends = torch.arange(1, len(frames) + 1, device=hidden.device) * len(piece) - 1
-        wishes[row, number] = decided(model, hidden[index, ends], threshold)[1]
-    return wishes
+        decisions[row, number] = decide(model, hidden[index, ends], threshold)[1]
+    return decisions
 
 
-def scored(turns: list[ForcedTurn], predicted: list[tuple], row: int, later: dict) -> ForcedStream:
+def score_stream(turns: list[ForcedTurn], predicted: list[tuple], row: int, later: dict) -> ForcedStream:
     scores, exact, silences, speak = [], [], [], []
     for number, (turn, (silence, wants, nll, right)) in enumerate(zip(turns, predicted, strict=True)):
         scores.append(score_turn(nll, right, wants, later.get((row, number), ())))

@@ -1,5 +1,5 @@
-"""`videollm-mod evaluate`: every task on files that `videollm-mod prepare` wrote and on the world; the same numbers
-with other batches, several processes, and after kills."""
+"""`videollm-mod evaluate`: every task on files of `videollm-mod prepare` and on the world, with equal results for
+other batch sizes, several processes, and after interruptions."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from videollm_mod.evaluation import tasks
 from videollm_mod.evaluation.answering import answers
 from videollm_mod.evaluation.evaluate import EvaluateOptions, evaluate, read_categories
 from videollm_mod.evaluation.free_running import watch
-from videollm_mod.evaluation.results import Results, parsed
+from videollm_mod.evaluation.results import Results, parse_line
 from videollm_mod.evaluation.sources import JsonlSource, WorldSource
 
 SAID = [{"time": 0.5 + i, "text": f"The {thing} leaves."} for i, thing in enumerate(("red circle", "cross"))]
@@ -70,14 +70,14 @@ ANNOTATIONS = {
 PREPARED = [(dataset, task) for dataset, of_task in ANNOTATIONS.items() for task in of_task]
 
 
-def test_all_that_can_be_prepared_can_be_evaluated():
+def test_every_task_of_prepare_can_be_evaluated():
     assert {(dataset, task) for dataset, of_task in DATASETS.items() for task in of_task} == set(PREPARED)
     assert {task for _, task in PREPARED} == set(tasks.TASKS)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A checkpoint that says little, videos, and each task's file as `prepare` writes it."""
+    """A checkpoint with short replies, videos, and a file of `prepare` for each task."""
     folder = tmp_path_factory.mktemp("evaluate")
     model, processor = small_model(seed=4)
     model.save_pretrained(folder / "model")
@@ -92,7 +92,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch):
-    """The checkpoint knows no end."""
+    """The checkpoint never ends a reply by itself."""
     for task in tasks.ANSWERING:
         monkeypatch.setitem(tasks.MAX_NEW_TOKENS, task, 6)
 
@@ -103,13 +103,13 @@ def run(folder: Path, *arguments: str, model: str | None = None) -> None:
 
 
 def streams(file: Path) -> list[dict]:
-    """Results of single streams, in order, without the lines that were cut off."""
-    lines = map(parsed, file.with_suffix(".streams.jsonl").read_bytes().splitlines()[1:])
+    """Results of single streams, in order, without truncated lines."""
+    lines = map(parse_line, file.with_suffix(".streams.jsonl").read_bytes().splitlines()[1:])
     return sorted(filter(None, lines), key=lambda line: line["index"])
 
 
 @pytest.mark.parametrize("dataset, task", PREPARED)
-def test_every_task_of_a_file(folder, dataset, task, tmp_path, capsys):
+def test_every_task_runs_on_a_file(folder, dataset, task, tmp_path, capsys):
     data, file = folder / f"{dataset}_{task}.jsonl", tmp_path / "out.json"
     run(folder, "--task", task, "--data", data, "--json", file, "--batch-size", 2)
     result, found = json.loads(file.read_text()), streams(file)
@@ -119,7 +119,7 @@ def test_every_task_of_a_file(folder, dataset, task, tmp_path, capsys):
     if task in tasks.STREAMING:
         assert result["summary"]["lm_ppl"] > 1 and 0 <= result["summary"]["time_diff"] < 9
         return
-    # what was answered in batches is what is answered alone
+    # answers of batches equal answers of single streams
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder / "model").eval()
     processor = VideoLLMMoDProcessor.from_pretrained(folder / "model")
     source = JsonlSource(data, task)
@@ -136,7 +136,7 @@ CATEGORIES = {"step": 80, "procedure+": 80, "keystep": 120}
 
 
 @pytest.mark.parametrize("task", ["step", "procedure+", "lta", "keystep"])
-def test_tasks_of_the_hard_level(folder, task, tmp_path):
+def test_tasks_of_the_hard_level_run(folder, task, tmp_path):
     file = tmp_path / "out.json"
     run(folder, "--task", task, "--level", "hard_small", "--streams", 3, "--split", "test", "--json", file)
     result = json.loads(file.read_text())
@@ -146,11 +146,11 @@ def test_tasks_of_the_hard_level(folder, task, tmp_path):
     assert [line["question"] for line in streams(file)] == [source._stream(i).examples()[task][1] for i in range(3)]
 
 
-def test_answers_that_are_true_score_fully():
+def test_true_answers_get_full_scores():
     true = ["1. Cut it. 2. Stir it.", "1. Pour. 2. Cut it. 3. Stir it."]
     results = [{"true": text, "said": [text]} for text in true]
     assert tasks.summarise_answers("procedure", results, None)["summary"]["top1"] == 100
-    results[1]["said"] = ["1. Pour. 2. Stir it. 3. Stir at."]  # the second is wrong, the third near enough
+    results[1]["said"] = ["1. Pour. 2. Stir it. 3. Stir at."]  # the second is wrong, the third is close enough
     assert tasks.summarise_answers("procedure", results, None, ["1. Peel. 2. Rest."])["summary"]["categories"] == 5
     summary = tasks.summarise_answers("procedure", results, ["peel"])["summary"]
     assert summary == {"streams": 2, "answers": 5, "categories": 4, "top1": 80, "to_the_letter": 50}
@@ -159,8 +159,8 @@ def test_answers_that_are_true_score_fully():
     assert ed == {"streams": 1, "ed_verb": 0, "ed_noun": 0, "ed_action": 0}
 
 
-def test_the_checkpoint_here_is_exact_in_its_world(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", "")  # no Java, whose METEOR takes long to start
+def test_bundled_checkpoint_is_exact_on_the_world(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "")  # without Java, since METEOR starts slowly
     forced, free = tmp_path / "forced.json", tmp_path / "free.json"
     world = ["--task", "narration", "--first-seed", 700_000]
     run(tmp_path, *world, "--streams", 6, "--json", forced, "--plot", tmp_path / "sweep.png", model=ROOT)
@@ -172,7 +172,7 @@ def test_the_checkpoint_here_is_exact_in_its_world(tmp_path, monkeypatch):
     summary = free_result["summary"]
     assert summary["exact"] >= 95 and summary["f1"] >= 95 and summary["rouge_l"] >= 95
     assert summary["meteor"] is None and "needs Java" in free_result["note"]
-    # a session by itself says the same
+    # a single session says the same
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     source = WorldSource("basic", "narration", "validation", 700_000, 1)
@@ -183,7 +183,7 @@ def test_the_checkpoint_here_is_exact_in_its_world(tmp_path, monkeypatch):
     assert line["end"] == expected.times[-1] + 0.5
 
 
-def test_features_are_the_frames_they_are_of(folder, tmp_path, monkeypatch):
+def test_features_and_frames_give_the_same_results(folder, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     data = folder / "ego4d_narration.jsonl"
     assert cli.main(["extract", str(data), "--model", str(folder / "model"), "--output", str(tmp_path / "f")]) == 0
@@ -196,7 +196,7 @@ def test_features_are_the_frames_they_are_of(folder, tmp_path, monkeypatch):
     assert frames["said"] > 0
 
 
-def test_two_processes_give_the_numbers_of_one(folder, tmp_path):
+def test_two_processes_give_the_results_of_one(folder, tmp_path):
     arguments = ["--task", "narration", "--streams", "7", "--batch-size", "2", "--json"]
     run(folder, *arguments, tmp_path / "one.json")
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
@@ -208,7 +208,7 @@ def test_two_processes_give_the_numbers_of_one(folder, tmp_path):
     assert process.returncode == 0, process.stdout + process.stderr
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert two["processes"] == 2 and "streams of process 1 of 2: 100%" in process.stderr
-    # a process has other streams side by side, whose padding rounds sums in another way
+    # other streams share a batch, so padding changes how sums are rounded
     for name in ("summary", "speaking"):
         assert_near(two[name], one[name], name=name)
     assert_near(streams(tmp_path / "two.json"), streams(tmp_path / "one.json"))
@@ -234,7 +234,7 @@ def run_until_killed(options: EvaluateOptions, count: int) -> bool:
     return killed_in(go, count)
 
 
-def test_killed_while_it_writes_it_ends_as_uninterrupted(folder, tmp_path):
+def test_run_killed_while_writing_resumes_to_the_same_result(folder, tmp_path):
     given = {"task": "narration", "model": str(folder / "model"), "streams": 12, "batch_size": 1}
     evaluate(EvaluateOptions(**given, json=tmp_path / "whole.json"))
     rng, file, kept, kills = random.Random(5), tmp_path / "cut.json", 0, 0
@@ -249,7 +249,7 @@ def test_killed_while_it_writes_it_ends_as_uninterrupted(folder, tmp_path):
     assert_near(streams(file), streams(tmp_path / "whole.json"))
 
 
-def test_results_survive_a_line_that_was_cut(tmp_path):
+def test_results_survive_a_truncated_line(tmp_path):
     path, settings = tmp_path / "a.streams.jsonl", {"task": "x", "ä": 1}
     results = Results(path, settings)
     results.begin()
@@ -268,12 +268,12 @@ def test_results_survive_a_line_that_was_cut(tmp_path):
         assert [line for _, line in sorted(Results(path, settings).done.items())] == lines
 
 
-def test_nothing_is_done_twice_and_other_settings_are_refused(folder, tmp_path, monkeypatch, capsys):
+def test_finished_results_are_reused_and_other_settings_refused(folder, tmp_path, monkeypatch, capsys):
     file = tmp_path / "out.json"
     arguments = ["--task", "step", "--data", folder / "coin_step.jsonl", "--json", file]
     run(folder, *arguments)
     before = file.with_suffix(".streams.jsonl").read_bytes()
-    monkeypatch.setattr(evaluation, "results_of", lambda *_: pytest.fail("it was done already"))
+    monkeypatch.setattr(evaluation, "evaluate_batch", lambda *_: pytest.fail("it was done already"))
     file.unlink()
     run(folder, *arguments)
     assert file.exists() and file.with_suffix(".streams.jsonl").read_bytes() == before
@@ -283,7 +283,7 @@ def test_nothing_is_done_twice_and_other_settings_are_refused(folder, tmp_path, 
     assert file.with_suffix(".streams.jsonl").read_bytes() == before
 
 
-def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
+def test_categories_and_taxonomies_are_read(folder, tmp_path):
     (tmp_path / "steps.txt").write_text("cut it\nstir\npeel\n\n")
     run(folder, "--task", "step", "--data", folder / "coin_step.jsonl", "--json", tmp_path / "a.json",
         "--categories", tmp_path / "steps.txt")  # fmt: skip
@@ -306,7 +306,7 @@ def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
         (["--task", "narration", "--model", "nowhere/at/all"], "`--model` must be a folder with a checkpoint"),
         (["--task", "narration", "--model", "{empty}"], "`--model` holds no checkpoint"),
         (["--task", "narration", "--json", "no/where.json"], "the folder of `--json` does not exist"),
-        (["--task", "narration", "--plot", "a.txt"], "a plot's file must end in .png"),
+        (["--task", "narration", "--plot", "a.txt"], "the file name of a plot must end in"),
         (["--task", "narration", "--self-conditioned", "--plot", "a.png"], "`--plot` shows the decisions to speak"),
         (["--task", "step", "--self-conditioned"], "`--self-conditioned` is for the tasks narration and chat"),
         (["--task", "narration", "--threshold", "2"], "`--threshold` must be in [0, 1]"),
@@ -316,9 +316,9 @@ def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
         (["--task", "step", "--data", "{folder}/coin_step.jsonl", "--level", "hard"], "`--level` is of the world"),
         (["--task", "next", "--data", "{folder}/coin_step.jsonl"], "coin_step.jsonl:1: the stream was prepared for"),
         (["--task", "procedure", "--data", "{folder}/coin_procedure+.jsonl"], "for the task 'procedure+', not"),
-        (["--task", "step", "--data", "{folder}/own.jsonl"], "own.jsonl:1: the task 'step' wants a question and"),
-        (["--task", "lta", "--data", "{folder}/own_step.jsonl"], "wants a numbered list for an answer, got 'Cut.'"),
-        (["--task", "narration", "--data", "{folder}/silent.jsonl"], "silent.jsonl holds no replies"),
+        (["--task", "step", "--data", "{folder}/own.jsonl"], "own.jsonl:1: the task 'step' needs a question with"),
+        (["--task", "lta", "--data", "{folder}/own_step.jsonl"], "needs a numbered list as its answer, got 'Cut.'"),
+        (["--task", "narration", "--data", "{folder}/silent.jsonl"], "silent.jsonl has no replies"),
         (["--task", "narration", "--data", "{folder}/gone.jsonl"], "1 missing file,"),
         (["--task", "step", "--level", "hard", "--categories", "{folder}/empty.jsonl"], "holds no categories"),
         (
@@ -346,10 +346,10 @@ def test_categories_and_a_taxonomy_are_read(folder, tmp_path):
         (["--task", "narration", "--json", "{folder}/model/config.json"], "config.json, which is no result"),
         (["--task", "narration", "--json", "a.png", "--plot", "a.png"], "`--json` and `--plot` are the same file"),
         (["--task", "narration", "--first-seed", "1", "--split", "test"], "does not go with `--split`"),
-        (["--task", "narration", "--json", "{folder}/theirs.json"], "theirs.streams.jsonl holds no results"),
+        (["--task", "narration", "--json", "{folder}/theirs.json"], "theirs.streams.jsonl does not hold results"),
     ],
 )
-def test_bad_arguments_are_named(folder, tmp_path, arguments, message, capsys, monkeypatch):
+def test_wrong_arguments_give_a_clear_error(folder, tmp_path, arguments, message, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "load_checkpoint", lambda *_, **__: pytest.fail("the model was loaded"))
     video = {"video": "videos/v0.mp4"}
@@ -360,7 +360,7 @@ def test_bad_arguments_are_named(folder, tmp_path, arguments, message, capsys, m
     (folder / "words.json").write_text('{"verbs": "abc", "nouns": "xyz"}')
     (folder / "latin.txt").write_bytes("café".encode("latin-1"))
     (folder / "fruit.txt").write_text("banana\napple\n")
-    (folder / "theirs.streams.jsonl").write_text('{"video": "videos/v0.mp4"}')  # one line without an end
+    (folder / "theirs.streams.jsonl").write_text('{"video": "videos/v0.mp4"}')  # one line without a line break
     write_lines(folder / "silent.jsonl", [{**video, "turns": [said(0, "Narrate.", "user")]}])
     write_lines(folder / "gone.jsonl", [{"video": "no.mp4", "turns": [said(0, "a")]}])
     arguments = [argument.format(folder=folder, empty=tmp_path) for argument in arguments]
@@ -372,7 +372,7 @@ def test_bad_arguments_are_named(folder, tmp_path, arguments, message, capsys, m
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_damaged_video_is_named_and_results_so_far_are_kept(folder, tmp_path, capsys):
+def test_damaged_video_is_named_and_results_so_far_are_kept(folder, tmp_path, capsys):
     lines = [json.loads(line) for line in (folder / "coin_step.jsonl").read_text().splitlines()[:3]]
     (folder / "videos" / "bad.mp4").write_bytes((folder / "videos" / "v0.mp4").read_bytes()[:300])
     lines[2]["video"] = "videos/bad.mp4"
@@ -384,7 +384,7 @@ def test_a_damaged_video_is_named_and_results_so_far_are_kept(folder, tmp_path, 
     assert len(streams(file)) == 2 and not file.exists()
 
 
-def test_a_question_is_asked_and_an_instruction_told(folder):
+def test_questions_are_asked_and_instructions_passed_on(folder):
     model, processor = small_model(seed=4)
     frames = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
     messages = [
@@ -410,8 +410,8 @@ def test_a_question_is_asked_and_an_instruction_told(folder):
     assert session.ask("What happened last?")[0].text == answer
 
 
-def test_what_follows_the_answer_is_not_seen(folder, tmp_path):
-    """A video may go on after it, with `end` or without."""
+def test_frames_after_the_answer_are_not_watched(folder, tmp_path):
+    """A video may continue after the answer, with or without `end`."""
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder / "model").eval()
     processor = VideoLLMMoDProcessor.from_pretrained(folder / "model")
     turns = [said(3.0, "What is the step?", "user"), said(3.0, "Cut it.")]
@@ -427,8 +427,8 @@ def test_what_follows_the_answer_is_not_seen(folder, tmp_path):
     assert json.loads((tmp_path / "out.json").read_text())["summary"]["top1"] is None  # of one category
 
 
-def test_results_are_of_these_weights_and_videos(folder, tmp_path, capsys):
-    """A tensor in the middle of a file, or another video under the same name, make it another run."""
+def test_results_are_refused_after_a_change_of_weights_or_videos(folder, tmp_path, capsys):
+    """A changed tensor in the middle of a file, or another video with the same name, is another run."""
     shutil.copytree(folder / "model", tmp_path / "model")
     data = tmp_path / "own.jsonl"
     shutil.copy(folder / "videos" / "v0.mp4", tmp_path / "v.mp4")
@@ -447,7 +447,7 @@ def test_results_are_of_these_weights_and_videos(folder, tmp_path, capsys):
     assert "another run: data was" in capsys.readouterr().err
 
 
-def test_nothing_measured_is_no_number(folder, tmp_path, capsys):
+def test_missing_measurements_are_none(folder, tmp_path, capsys):
     write_lines(
         tmp_path / "own.jsonl", [{"video": str(folder / "videos" / "v0.mp4"), "turns": [said(99, "It cuts.")]}]
     )
@@ -455,7 +455,7 @@ def test_nothing_measured_is_no_number(folder, tmp_path, capsys):
     printed = capsys.readouterr()
     summary = json.loads(printed.out)
     assert summary["narrations"] == 1 and summary["time_diff"] is None and summary["right"] is None
-    assert "own.jsonl:1: turns at [99] s come after the end" in printed.err
+    assert "own.jsonl:1: the turns at [99] s are after the end" in printed.err
 
 
 def test_every_byte_of_the_weights_counts(tmp_path):

@@ -1,4 +1,4 @@
-"""Streams in step say what each says in a session of its own."""
+"""Streams in lockstep say the same as single sessions."""
 
 import zlib
 from types import SimpleNamespace
@@ -12,11 +12,11 @@ from videollm_mod.benchmarks.world_scores import exact_narrations, self_conditio
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_hard import SPLITS
 from videollm_mod.data.world_streams import FPS, Streams, encoded_streams, normalised_sprites, pixels
-from videollm_mod.evaluation.lockstep import narrate_in_step
+from videollm_mod.evaluation.lockstep import narrate_in_lockstep
 
 
 @pytest.mark.parametrize("row", ["dense", "mod", "random", "layer_skip", "class_token"])
-def test_in_step_is_what_sessions_say(row, tmp_path):
+def test_lockstep_equals_sessions(row, tmp_path):
     seed = zlib.crc32(row.encode()) % 100
     torch.manual_seed(seed)
     args = SimpleNamespace(layers=3, hidden=32, seed=seed)
@@ -30,7 +30,7 @@ def test_in_step_is_what_sessions_say(row, tmp_path):
     num_frames = torch.tensor([len(frames) for frames in codes])
     spoke = 0
     for threshold in (0.001, 0.02):
-        in_step = narrate_in_step(
+        in_step = narrate_in_lockstep(
             model,
             processor,
             lambda some, count: pixels(bank, padded[some, :count]),
@@ -50,7 +50,7 @@ def test_in_step_is_what_sessions_say(row, tmp_path):
 
 
 class Knows(torch.nn.Module):
-    """Knows the next token of every stream that it is shown the start of."""
+    """A model that knows the next token of every stream."""
 
     def __init__(self, rows: list[list[int]], vocab_size: int):
         super().__init__()
@@ -68,7 +68,7 @@ class Knows(torch.nn.Module):
         return SimpleNamespace(logits=50.0 * torch.nn.functional.one_hot(following, self.vocab_size).float())
 
 
-def test_who_knows_all_has_full_marks(tmp_path):
+def test_perfect_model_gets_full_scores(tmp_path):
     _, processor = world_rows.build("dense", "hard_small", SimpleNamespace(layers=2, hidden=32, seed=0))
     groups = encoded_streams("hard_small", "validation", 6, processor, tmp_path)
     streams = Streams(groups, 10, processor.video_token_id, "cpu")
@@ -76,7 +76,7 @@ def test_who_knows_all_has_full_marks(tmp_path):
     bank = normalised_sprites(processor, "cpu")
     oracle = Knows(rows, len(processor.tokenizer))
     assert exact_narrations(oracle, streams, bank, processor)["exact"] == 100
-    for group in groups[:2]:  # alone, for streams begin alike
+    for group in groups[:2]:  # one at a time, since streams have the same beginning
         streams = Streams([[part[:1] for part in group]], 10, processor.video_token_id, "cpu")
         oracle = Knows(streams.groups[0][0].tolist(), len(processor.tokenizer))
         scores = self_conditioned(oracle, streams, bank, processor)

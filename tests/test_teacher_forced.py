@@ -1,5 +1,5 @@
-"""The model's side of the teacher-forced metrics: one batch with a cache is each turn by itself without one, and a
-scripted model gets the scores that were worked out by hand."""
+"""The model's part of the teacher-forced metrics: a batch with a cache equals single turns without one, and a
+scripted model gets scores computed by hand."""
 
 import random
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from videollm_mod.evaluation.teacher_forced_model import teacher_forced
 
 
 def random_messages(rng: random.Random) -> list[dict]:
-    """Streams, narrations and questions in any order, ending in any of them."""
+    """Streams, narrations and questions in any order."""
     messages = [{"role": "user", "content": "Narrate what happens."}] * rng.randint(0, 1)
     for _ in range(rng.randint(3, 5)):
         if rng.random() < 0.9:
@@ -29,7 +29,7 @@ def random_messages(rng: random.Random) -> list[dict]:
 
 
 def naive(model, processor, messages, features, threshold) -> list[metrics.TurnScores]:
-    """One turn after the other, a pass over the whole past for every decision and every frame that follows."""
+    """Turn by turn, with a full pass for every decision and every following frame."""
     ids, labels, *_ = processor.encode_conversation(messages)
     eos, video = processor.tokenizer.eos_token_id, processor.video_token_id
     separator = model.config.frame_separator_token_id
@@ -79,7 +79,7 @@ def close(scores: list[metrics.TurnScores], expected: list[metrics.TurnScores]) 
 
 @torch.no_grad()
 def incline(model, conversations, features, processor) -> None:
-    """Give the model a bias to silence, with which it is the likeliest token after half of the frames."""
+    """Bias the model towards silence, so that it is the most probable token after half of the frames."""
     separator = model.config.frame_separator_token_id
     margins = []
     for messages, frames in zip(conversations, features, strict=True):
@@ -93,7 +93,7 @@ def incline(model, conversations, features, processor) -> None:
 
 
 @pytest.mark.parametrize("routing", ["learned", "random", "layer skip", "early exit", "keep last"])
-def test_a_batch_with_a_cache_is_one_by_one_without(routing):
+def test_batch_with_cache_equals_single_streams_without(routing):
     seed = list(ROUTINGS).index(routing)
     rng, lateness = random.Random(seed), []
     model, processor = small_model(seed, **ROUTINGS[routing])
@@ -102,10 +102,10 @@ def test_a_batch_with_a_cache_is_one_by_one_without(routing):
         torch.randn(sum(m.get("num_frames", 0) for m in messages), model.config.num_frame_tokens, 16)
         for messages in conversations
     ]
-    # silence is the likeliest token after about half of the frames, and at the thresholds still after some
+    # silence is the most probable token after about half of the frames, and after some at the thresholds
     incline(model, conversations, features, processor)
     silence = np.concatenate([s.silence for s in teacher_forced(model, processor, conversations, features)])
-    middle = len(silence) * 7 // 10  # between two decisions, of which none is at the threshold
+    middle = len(silence) * 7 // 10  # between two decisions, so that none is at the threshold
     for threshold in (0.0, float(np.sort(silence)[middle - 1 : middle + 1].mean())):
         streams = teacher_forced(model, processor, conversations, features, threshold)
         for stream, messages, frames in zip(streams, conversations, features, strict=True):
@@ -133,7 +133,7 @@ class Scripted:
         columns = torch.arange(input_ids.shape[1]).expand_as(input_ids)
         cache.advance(columns + torch.tensor(self.starts[-1])[:, None], valid)
         scores = torch.full((*input_ids.shape, 400), 1e-9)
-        *others, wrong = sorted(set(range(400)) - set(input_ids.flatten().tolist()))[-3:]  # words that nobody says
+        *others, wrong = sorted(set(range(400)) - set(input_ids.flatten().tolist()))[-3:]  # words that never occur
         scores[..., others] = 0.25
         following = input_ids.roll(-1, dims=1)
         scores.scatter_(2, following[..., None], 0.5)
@@ -157,25 +157,30 @@ def processor():
 
 
 FIRST, SECOND, QUESTION = "The red circle leaves.", "A blue square appears at the left.", "What happened last?"
-SILENCE = {".": 0.9, "!": 0.1, "?": 0.7}  # after a frame; at 0.7 it is the likeliest, but under the threshold
+SILENCE = {".": 0.9, "!": 0.1, "?": 0.7}  # after a frame; 0.7 is the most probable, but below the threshold
 
 
 @pytest.mark.parametrize(
-    # expected: frames early or late, right predictions before the reply, whether those of the reply count too
+    # expected: frames early or late, right predictions before the reply, whether those of the reply count
     "frames, cut, wrong, expected",
     [
         ("...! ....!", False, None, [(0, 4, 1), (0, 5, 1)]),
         (".?.. ....!", False, None, [(2, 2, 0), (0, 5, 1)]),  # early
-        (".... .!..!", False, None, [(-2, 3, 0), (3, 2, 0)]),  # late, and for the next turn early
-        (".... .....", False, None, [(-3, 3, 0), (0, 5, 1)]),  # never; the last turn is forgiven
-        (".... ...!!", False, None, [(-3, 3, 0), (1, 4, 0)]),  # beyond the bound of three frames
+        (".... .!..!", False, None, [(-2, 3, 0), (3, 2, 0)]),  # late, and early for the next turn
+        (".... .....", False, None, [(-3, 3, 0), (0, 5, 1)]),  # never; the last turn counts as on time
+        (".... ...!!", False, None, [(-3, 3, 0), (1, 4, 0)]),  # beyond the limit of three frames
         ("...! ....!", False, "circle", [(0, 4, "wrong"), (0, 5, 1)]),
-        ("...! ....!", True, None, [(-3, 2, 0), (0, 5, 1)]),  # cut by a question: the fourth frame has no decision
+        (
+            "...! ....!",
+            True,
+            None,
+            [(-3, 2, 0), (0, 5, 1)],
+        ),  # interrupted: the fourth frame has no decision
         (".... !...!", True, None, [(-1, 2, 0), (4, 1, 0)]),
         ("!... ....!", True, None, [(2, 1, 0), (0, 5, 1)]),
     ],
 )
-def test_scripted_models(processor, frames, cut, wrong, expected):
+def test_scores_of_scripted_models(processor, frames, cut, wrong, expected):
     model = Scripted(processor, wrong)
     question = [{"role": "user", "content": QUESTION}] * cut
     messages = [
@@ -188,7 +193,7 @@ def test_scripted_models(processor, frames, cut, wrong, expected):
     ]
     silence = [SILENCE[frame] for frame in frames if frame != " "]
     features = torch.tensor([*silence, SILENCE["!"]])[:, None, None].expand(-1, 5, 16)
-    other = [{"role": "stream", "num_frames": 1}, *messages]  # beside a longer one
+    other = [{"role": "stream", "num_frames": 1}, *messages]  # in a batch with a longer one
     ours, _ = teacher_forced(model, processor, [messages, other], [features, torch.cat([features[:1], features])])
     header = len(processor.assistant_header_ids)
     for turn, (text, decisions), (difference, run, share) in zip(
@@ -211,7 +216,7 @@ def test_scripted_models(processor, frames, cut, wrong, expected):
     assert len(model.starts) == 1 + any(late)
 
 
-def test_what_follows_a_late_turn_stands_where_the_reply_would(processor):
+def test_frames_after_a_late_turn_replace_the_reply(processor):
     model = Scripted(processor)
     messages = [
         {"role": "stream", "num_frames": 3},
