@@ -1,4 +1,4 @@
-"""What visitors send, checked; and what goes wrong, said in a sentence."""
+"""Checks of visitors' input, and error messages for visitors."""
 
 import functools
 import inspect
@@ -11,12 +11,12 @@ from .lane import Controls
 from .line import LineIsFull
 from .models import Models
 
-MOST_CHARACTERS = 300  # of a question or an instruction
+MAX_CHARACTERS = 300  # of a question or an instruction
 log = logging.getLogger(__name__)
 
 
-def friendly(function):
-    """What goes wrong reaches the visitor as one sentence; what nobody foresaw stays in the log."""
+def with_visitor_errors(function):
+    """Show an expected error to the visitor as one sentence. Unexpected errors go to the log."""
 
     def as_error(error: Exception) -> gr.Error:
         if isinstance(error, gr.Error):
@@ -27,7 +27,7 @@ def friendly(function):
         if isinstance(error, LineIsFull):
             return gr.Error("Too many people are here right now. Please try again in a minute.", print_exception=False)
         log.error("an endpoint failed", exc_info=error)
-        return gr.Error("Something went wrong here, not with you. Please start again.", print_exception=False)
+        return gr.Error("Something went wrong on the server. Please start again.", print_exception=False)
 
     @functools.wraps(function)
     def call(*arguments, **options):
@@ -46,18 +46,18 @@ def friendly(function):
     return iterate if inspect.isgeneratorfunction(function) else call
 
 
-def checked(text: str | None, name: str) -> str | None:
-    """Raises `ValueError` for more than `MOST_CHARACTERS`."""
-    if text and len(text) > MOST_CHARACTERS:
-        raise ValueError(f"The {name} may have {MOST_CHARACTERS} characters, this one has {len(text)}.")
+def checked_text(text: str | None, name: str) -> str | None:
+    """Strip a text; None if it is empty. Raises `ValueError` for more than `MAX_CHARACTERS`."""
+    if text and len(text) > MAX_CHARACTERS:
+        raise ValueError(f"The {name} may have at most {MAX_CHARACTERS} characters, but has {len(text)}.")
     return text.strip() if text and text.strip() else None
 
 
 def controls_of(models: Models, keep_ratio: Any = None, threshold: Any = None, memory: Any = None) -> Controls:
-    """Checked, with the model's own where nothing is given.
+    """Check the controls. Those that are not given are the model's own.
 
     Raises:
-        `ValueError`: naming what is out of range.
+        `ValueError`: for a control that is out of range.
     """
     for name, value in {"keep ratio": keep_ratio, "threshold": threshold, "memory": memory}.items():
         if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
@@ -66,8 +66,8 @@ def controls_of(models: Models, keep_ratio: Any = None, threshold: Any = None, m
         raise ValueError(f"The keep ratio must be above 0 and at most 1, got {keep_ratio:g}.")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"The threshold must be between 0 and 1, got {threshold:g}.")
-    if memory is not None and not 4 <= memory <= models.most_frames:
-        raise ValueError(f"The memory must be between 4 and {models.most_frames} frames, got {memory:g}.")
+    if memory is not None and not 4 <= memory <= models.max_frames:
+        raise ValueError(f"The memory must be between 4 and {models.max_frames} frames, got {memory:g}.")
     return Controls(
         keep_ratio=keep_ratio,
         threshold=Controls.threshold if threshold is None else threshold,
@@ -75,4 +75,4 @@ def controls_of(models: Models, keep_ratio: Any = None, threshold: Any = None, m
     )
 
 
-__all__ = ["checked", "controls_of", "friendly"]
+__all__ = ["checked_text", "controls_of", "with_visitor_errors"]

@@ -1,4 +1,4 @@
-"""What a visitor can let the model watch: an upload, an example, a scene made on the spot, or a camera."""
+"""What the model can watch: an upload, an example, a random scene, or a camera."""
 
 import json
 import random
@@ -17,9 +17,9 @@ from ..data.world_clip import write_clip
 from ..decoding import iter_video_frames
 from ..loading.find import OWN_CHECKPOINT
 
-# what browsers play: container, codecs and pixel format
+# containers and codecs that browsers play
 PLAYABLE = {"mp4": {"h264", "vp9", "av1"}, "webm": {"vp8", "vp9", "av1"}}
-PREVIEW_FPS, PREVIEW_HEIGHT = 8, 480  # of a copy that is made where the browser cannot play the original
+PREVIEW_FPS, PREVIEW_HEIGHT = 8, 480  # of the copy for videos that browsers cannot play
 EXAMPLES = {
     "world": ("Shapes that come and go", "world.mp4"),
     "cup": ("A hand and a cup (real)", "cup.mp4"),
@@ -30,13 +30,14 @@ EXAMPLES = {
 class Clip:
     """
     Args:
-        id (`str`): hard to guess, names it to its visitor.
-        title (`str`), folder (`Path`): of the visitor's files; deleted with the clip.
-        path (`Path`, *optional*): what is watched; None for a camera.
-        shown (`Path`, *optional*): what the browser plays.
-        seconds (`float`, *optional*): of its length, where known.
-        truth (`list[tuple[float, str]]`, *optional*): what there is to narrate, with its time.
-        notice (`str`): something its visitor should know.
+        id (`str`): a secret id, known only to its visitor.
+        title (`str`): shown to the visitor.
+        folder (`Path`): folder for the visitor's files, deleted with the clip.
+        path (`Path`, *optional*): file that the model watches; None for a camera.
+        shown (`Path`, *optional*): file that the browser plays.
+        seconds (`float`, *optional*): duration, if known.
+        truth (`list[tuple[float, str]]`, *optional*): true narrations with their times.
+        notice (`str`): a note for the visitor.
     """
 
     id: str
@@ -70,7 +71,7 @@ def camera(clip_id: str, folder: Path) -> Clip:
 def example(clip_id: str, folder: Path, name: str) -> Clip:
     """Raises `ValueError` for an unknown name."""
     if name not in EXAMPLES:
-        raise ValueError(f"there is no example {name!r}, only {', '.join(EXAMPLES)}")
+        raise ValueError(f"there is no example {name!r}; the examples are {', '.join(EXAMPLES)}")
     title, file = EXAMPLES[name]
     path = OWN_CHECKPOINT / "media" / file
     truth = None
@@ -81,38 +82,38 @@ def example(clip_id: str, folder: Path, name: str) -> Clip:
 
 
 def scene(clip_id: str, folder: Path, seed: int | None = None) -> Clip:
-    """A stream of the world that nobody has seen, or that of a seed."""
+    """A stream of the procedural world, with a random seed by default."""
     seed = random.SystemRandom().randrange(10**6, 10**9) if seed is None else seed
     path, _ = write_clip(folder / "scene.mp4", seed)
     stream = world_stream(seed)
     return Clip(clip_id, f"Random scene {seed}", folder, path, path, stream.seconds, stream.narrations)
 
 
-def upload(clip_id: str, folder: Path, file: Path, name: str, most_seconds: float) -> Clip:
-    """A visitor's file, checked to be a video by decoding its first frame.
+def upload(clip_id: str, folder: Path, file: Path, name: str, max_seconds: float) -> Clip:
+    """A visitor's file. Its first frame is decoded to check that it is a video.
 
     Raises:
-        `ValueError`, `OSError`: naming the file by its own name, not by its path.
+        `ValueError`, `OSError`: for a file that is not a video; the message has the file's name, not its path.
     """
     path = folder / ("clip" + file.suffix.lower())
     try:
-        path.hardlink_to(file)  # the same upload may be another visitor's too
+        path.hardlink_to(file)  # other visitors may have made the same upload
     except OSError:
         shutil.copy(file, path)
     try:
         next(iter_video_frames(path, 1.0))
         seconds = video_duration(path)
-        shown = path if playable(path) else write_preview(path, folder / "preview.mp4", most_seconds)
+        shown = path if playable(path) else write_preview(path, folder / "preview.mp4", max_seconds)
     except (ValueError, OSError) as error:
         raise type(error)(str(error).replace(str(path), name)) from error
     notice = ""
-    if seconds is not None and seconds > most_seconds:
-        notice = f"Only the first {most_seconds / 60:g} minutes of it are watched."
+    if seconds is not None and seconds > max_seconds:
+        notice = f"The model watches only the first {max_seconds / 60:g} minutes."
     return Clip(clip_id, name, folder, path, shown, seconds, notice=notice)
 
 
 def playable(path: Path) -> bool:
-    """Whether browsers play the file as it is."""
+    """Whether browsers can play the file."""
     container, stream = open_container(path)
     with container:
         formats, codec = set(container.format.name.split(",")), stream.codec_context
@@ -121,14 +122,14 @@ def playable(path: Path) -> bool:
         return kind in formats and codec.name.removeprefix("lib") in PLAYABLE[kind] and not deep
 
 
-def write_preview(path: Path, preview: Path, most_seconds: float) -> Path:
-    """A small copy that any browser plays."""
+def write_preview(path: Path, preview: Path, max_seconds: float) -> Path:
+    """Write a small copy that any browser can play."""
     import av
 
     with av.open(str(preview), "w") as container:
         stream = None
         for image, seconds in iter_video_frames(path, PREVIEW_FPS):
-            if seconds > most_seconds:
+            if seconds > max_seconds:
                 break
             if stream is None:
                 scale = min(1.0, PREVIEW_HEIGHT / image.shape[0])

@@ -1,4 +1,4 @@
-"""One model watching one stream: the work of a session, in steps that can also be done by a process with a GPU.
+"""One model watching one stream: the steps of a session, which may also run in a separate process with a GPU.
 
 Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower.
 """
@@ -17,12 +17,12 @@ from .models import ZERO_GPU, Models, gpu
 
 @dataclass(frozen=True)
 class Controls:
-    """What a visitor may change while a stream runs, and how it opens. Defaults are the model's.
+    """What a visitor can change before and while a stream runs. The defaults are the model's.
 
     Args:
         keep_ratio (`float`, *optional*): in (0, 1].
         threshold (`float`): in [0, 1].
-        memory (`int`, *optional*): frames that are remembered.
+        memory (`int`, *optional*): frames to remember.
     """
 
     keep_ratio: float | None = None
@@ -32,12 +32,12 @@ class Controls:
 
 @dataclass(frozen=True)
 class Step:
-    """Work for one session: frames with their times, or a question.
+    """Input of one step of a session: frames with their times, or a question.
 
     Args:
         images (uint8 `[F, H, W, 3]`, *optional*): the frames.
-        times (`tuple[float, ...]`): of the frames, in seconds.
-        features (`[F, N, Dv]`, *optional*): of the frames, where another session has encoded them already.
+        times (`tuple[float, ...]`): times of the frames, seconds.
+        features (`[F, N, Dv]`, *optional*): features of the frames, if another session has encoded them.
     """
 
     controls: Controls
@@ -49,7 +49,8 @@ class Step:
 
 @dataclass(frozen=True)
 class Seen:
-    """A frame that was watched, the bytes of the cache after it, and milliseconds of the language model for it."""
+    """A watched frame, the size of the cache after it in bytes, and the language model's time for it in
+    milliseconds."""
 
     watched: WatchedFrame
     kv_bytes: int
@@ -57,16 +58,16 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Done:
-    """The result of a step: the frames that were watched, what was said, and the features of the frames."""
+class Result:
+    """The result of a step: the watched frames, the events, and the features of the frames."""
 
     seen: list[Seen]
     events: list[StreamEvent]
     features: torch.Tensor | None = None
 
 
-def take(session: StreamingSession, step: Step, on_piece: Callable[[str], None] | None = None) -> Done:
-    """Do a step. `on_piece` gets an answer as it grows."""
+def run_step(session: StreamingSession, step: Step, on_piece: Callable[[str], None] | None = None) -> Result:
+    """Run a step. `on_piece` is called with the answer so far."""
     session.keep_ratio, session.speak_threshold = step.controls.keep_ratio, step.controls.threshold
     if step.controls.memory not in (None, session.max_cached_frames):
         session.remember(step.controls.memory)
@@ -76,7 +77,7 @@ def take(session: StreamingSession, step: Step, on_piece: Callable[[str], None] 
             pieces.append(piece)
             if on_piece is not None:
                 on_piece("".join(pieces))
-        return Done([], [StreamEvent(session.time or 0.0, "answer", "".join(pieces), step.question)])
+        return Result([], [StreamEvent(session.time or 0.0, "answer", "".join(pieces), step.question)])
     features = session.encode(step.images) if step.features is None else step.features.to(session.model.device)
     seen, before = [], session.stats.seconds["language"]
     for watched in session.watch_encoded(features, list(step.times)):
@@ -84,27 +85,27 @@ def take(session: StreamingSession, step: Step, on_piece: Callable[[str], None] 
         seen.append(Seen(replace(watched, kept=kept), session.stats.kv_bytes, 0.0))
     spent = 1000 * (session.stats.seconds["language"] - before) / max(1, len(seen))
     seen = [replace(frame, milliseconds=spent) for frame in seen]
-    return Done(seen, [frame.watched.event for frame in seen if frame.watched.event is not None], features)
+    return Result(seen, [frame.watched.event for frame in seen if frame.watched.event is not None], features)
 
 
-MODELS: Models | None = None  # of this process, and of those it forks
+MODELS: Models | None = None  # for this process, and those forked from it
 
 
 @gpu
-def take_apart(path: Path, name: str, step: Step) -> Done:
-    """As `take`, on the session saved at `path`: on ZeroGPU a call is a process that leaves nothing on the GPU."""
+def run_saved_step(path: Path, name: str, step: Step) -> Result:
+    """`run_step` for the session saved at `path`. On ZeroGPU every call runs in its own process."""
     session = StreamingSession.load(path, MODELS.lanes[name], MODELS.processor)
-    done = take(session, step)
+    result = run_step(session, step)
     session.save(path)
-    return done if done.features is None else replace(done, features=done.features.cpu())
+    return result if result.features is None else replace(result, features=result.features.cpu())
 
 
 class Lane:
     """
     Args:
-        models (`Models`), name (`str`): which of its models.
-        controls (`Controls`), instruction (`str`, *optional*): that opens the stream.
-        folder (`Path`): for the session between calls, where these have no memory in common.
+        models (`Models`), name (`str`): the models, and which of them watches.
+        controls (`Controls`), instruction (`str`, *optional*): how the stream opens.
+        folder (`Path`): where the session is saved between calls on ZeroGPU.
     """
 
     def __init__(self, models: Models, name: str, controls: Controls, instruction: str | None, folder: Path):
@@ -118,7 +119,7 @@ class Lane:
             models.processor,
             speak_threshold=controls.threshold,
             keep_ratio=controls.keep_ratio,
-            max_cached_frames=controls.memory or models.most_frames,
+            max_cached_frames=controls.memory or models.max_frames,
         )
         if instruction:
             self._session.instruct(instruction)
@@ -126,12 +127,15 @@ class Lane:
             self._session = self._session.save(self._path)
 
     def step(self, step: Step, on_piece: Callable[[str], None] | None = None) -> Step:
-        """Do a step, and keep the result. Returns the step with the features of its frames, for another lane."""
-        with self.models.turns:
-            done = take_apart(self._path, self.name, step) if ZERO_GPU else take(self._session, step, on_piece)
-        self.seen += done.seen
-        self.events += done.events
-        return replace(step, features=done.features)
+        """Run a step, and store its result. Returns the step with the features of its frames, for another lane."""
+        with self.models.slots:
+            if ZERO_GPU:
+                result = run_saved_step(self._path, self.name, step)
+            else:
+                result = run_step(self._session, step, on_piece)
+        self.seen += result.seen
+        self.events += result.events
+        return replace(step, features=result.features)
 
 
 __all__ = ["Controls", "Lane", "Seen", "Step"]

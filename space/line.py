@@ -1,17 +1,17 @@
-"""Who may run and who waits: first come, first served."""
+"""The waiting line: first come, first served."""
 
 import threading
 import time
 
 
 class LineIsFull(Exception):
-    """Nobody else may wait."""
+    """There is no place left in the line."""
 
 
 class Line:
     """
-    The first `running` tickets run, the next `waiting` ones wait. Whoever is not heard of for `patience` seconds loses
-    the place, so that a closed page keeps nobody waiting.
+    The first `running` tickets run, and the next `waiting` ones wait. A ticket that does not call `place` for
+    `patience` seconds loses its place, so that a closed page does not block the line.
     """
 
     def __init__(self, running: int, waiting: int, patience: float, clock=time.monotonic):
@@ -20,11 +20,10 @@ class Line:
         self._heard: dict[str, float] = {}  # in order of arrival
 
     def place(self, ticket: str) -> int:
-        """0 if the ticket runs, else how many have to go before it does, itself included. Joins the line's end if it
-        has no place yet.
+        """The place of a ticket: 0 if it runs, 1 if it is the next to run, and so on. A new ticket joins at the end.
 
         Raises:
-            `LineIsFull`: if it had to join and there is no room.
+            `LineIsFull`: if a new ticket finds no place.
         """
         with self._lock:
             now = self._clock()

@@ -1,4 +1,4 @@
-"""The model that all visitors share, a dense twin on the same weights, and whose turn it is to compute."""
+"""The model that all visitors share, and a dense twin with the same weights."""
 
 import copy
 import os
@@ -13,18 +13,18 @@ from ..memory import frames_in_context
 try:
     import spaces
 
-    gpu = spaces.GPU  # outside of ZeroGPU it does nothing
+    gpu = spaces.GPU  # has no effect outside ZeroGPU
 except ImportError:
 
     def gpu(function):
         return function
 
 
-ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # a GPU only inside `gpu` functions, each a process of its own
+ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # only `gpu` functions have a GPU, each call in its own process
 
 
 def dense_twin(model):
-    """The model with every token in every layer, sharing all its weights."""
+    """A copy of the model without routing that shares all its weights."""
     shared = {id(tensor): tensor for tensor in (*model.parameters(), *model.buffers())}
     twin = copy.deepcopy(model, shared)
     twin.config.text_config.vision_routing = "full"
@@ -42,28 +42,28 @@ class Models:
         self.lanes = {"mod": model, "dense": dense_twin(model)}
         self.config, self.device = model.config, model.device
         self.fps = float(processor.video_processor.fps)
-        self.most_frames = frames_in_context(model.config)
+        self.max_frames = frames_in_context(model.config)
         self.default_keep_ratio = model.keep_ratio
-        self.turns = threading.Semaphore(1)
+        self.slots = threading.Semaphore(1)  # steps that may run at the same time
         if self.device.type == "cpu":
-            # streams gain more from a core each than from sharing all
+            # several streams are faster with one core each than with all cores for one
             torch.set_num_threads(1)
-            self.turns = threading.Semaphore(allowed_cores())
+            self.slots = threading.Semaphore(allowed_cores())
 
     @classmethod
     def load(cls, checkpoint: str | None = None) -> "Models":
-        """Of a folder or Hub id; the checkpoint that comes with the package if omitted."""
+        """Load a folder or Hub id, by default the checkpoint of the package."""
         return cls(*load_checkpoint(checkpoint))
 
     def warm_up(self) -> None:
-        """Let a first frame pass and a word be said, so that no visitor waits for what is set up on first use."""
+        """Watch two frames and say a word with each model, so that no visitor waits for lazy initialisation."""
         for model in self.lanes.values():
             session = model.stream(self.processor, max_new_tokens=2, speak_threshold=1.0)
             side = self.processor.video_processor.size["height"]
             session.push(torch.zeros(2, 3, side, side, dtype=torch.uint8))
 
     def describe(self) -> dict:
-        """What the page draws by: the grid of patches, the routed layers, and the ranges of the controls."""
+        """What the page needs to know: the grid of patches, the routed layers, and the ranges of the controls."""
         config, text = self.config, self.config.text_config
         grid = config.frame_token_pooled or (1, 1)
         return {
@@ -75,7 +75,7 @@ class Models:
             "layers": text.num_hidden_layers,
             "routed_layers": list(text.routed_layers),
             "keep_ratio": self.default_keep_ratio,
-            "most_frames": self.most_frames,
+            "max_frames": self.max_frames,
             "parameters": sum(p.numel() for p in self.lanes["mod"].parameters()),
             "device": self.device.type,
         }

@@ -1,6 +1,6 @@
-"""The page and the API, on gradio's server: `/narrate` and `/ask` for programs, and what the page calls.
+"""The page and its API on a gradio server: `/narrate` and `/ask` for programs, and the endpoints that the page calls.
 
-The page's calls are gradio endpoints too, that answer at once and queue nowhere: who may run is the line's to say.
+The page's endpoints return at once and do not use gradio's queue; `Line` decides which streams may run.
 """
 
 import inspect
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# nothing is sent anywhere
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr
@@ -20,13 +19,13 @@ from fastapi import HTTPException
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse
 
 from . import clips
-from .checks import checked, controls_of, friendly
+from .checks import checked_text, controls_of, with_visitor_errors
 from .models import Models
 from .settings import Settings
 from .stream import FORMATS, Stream
 from .visitors import Visitors
 
-# gradio puts what visitors upload here, each file in a folder of its own, and nobody else puts anything here
+# gradio stores uploads here, each in its own folder; the folder holds nothing else
 if folder := os.environ.get("GRADIO_TEMP_DIR"):
     os.makedirs(folder, exist_ok=True)
 UPLOADS = tempfile.TemporaryDirectory(prefix="videollm-mod-uploads-", dir=folder or None)
@@ -38,13 +37,13 @@ ASSETS = {
     **dict.fromkeys(("main.js", "calls.js", "stage.js", "charts.js", "log.js"), "text/javascript"),
 }
 WAIT_SECONDS = 0.5
-# the page needs nothing from elsewhere, and gets nothing
+# the page loads nothing from other sites
 POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'; base-uri 'none'"
 
 
 class Space:
     """
-    The server, and what it does for visitors.
+    The gradio server with all endpoints and routes.
 
     Args:
         models (`Models`), settings (`Settings`).
@@ -65,9 +64,9 @@ class Space:
             (self.stop, False),
         ):
             self.server.api(
-                friendly(function),
+                with_visitor_errors(function),
                 name=function.__name__,
-                description=" ".join(inspect.getdoc(function).split()),  # gradio itself leaves the parameters out
+                description=" ".join(inspect.getdoc(function).split()),  # gradio's default omits the parameters
                 queue=public,
                 concurrency_limit=None,
                 api_visibility="public" if public else "undocumented",
@@ -85,22 +84,22 @@ class Space:
         request: gr.Request = None,
     ) -> Iterator[dict[str, Any]]:
         """
-        Narrate a video, as fast as it goes.
+        Narrate a video as fast as possible.
 
-        Yields what was said so far each time it speaks; the last result holds everything: `events`, `stats`, and the
-        events as `vtt`, `srt` and `jsonl`. While others run first, `waiting` tells how many.
+        Yields the events so far whenever the model speaks. The last result has everything: `events`, `stats`, and the
+        events as `vtt`, `srt` and `jsonl`. While the stream waits in line, `waiting` is its place.
 
         Parameters:
-            video: a file, as `gradio_client.handle_file(path)` gives it.
-            instruction: what the stream opens with.
+            video: a file, as returned by `gradio_client.handle_file(path)`.
+            instruction: the opening instruction.
             keep_ratio: share of vision tokens that routed layers keep, above 0 and at most 1.
-            threshold: the model speaks after a frame where silence is less probable than this.
-            memory: frames that are remembered, at least 4.
-            compare: let the dense model watch too; its figures are in `stats`, its events in `dense_events`.
+            threshold: the model speaks when P(silence) is below this.
+            memory: frames to remember, at least 4.
+            compare: also run the dense model; its statistics are in `stats`, its events in `dense_events`.
         """
         controls = controls_of(self.models, keep_ratio, threshold, memory)
         clip = self._choose("upload", video, None)
-        stream = self.visitors.begin(clip, controls, checked(instruction, "instruction"), compare)
+        stream = self.visitors.begin(clip, controls, checked_text(instruction, "instruction"), compare)
         try:
             self._last = {session: last for session, last in self._last.items() if last in self.visitors.streams}
             self._last[request.session_hash] = stream.id
@@ -108,37 +107,37 @@ class Space:
                 yield {"stream": stream.id, "waiting": place, "events": [], "done": False}
                 self.visitors.stream(stream.id)
                 time.sleep(WAIT_SECONDS)
-            told = -1
+            num_events = -1
             while not stream.over:
                 stream.advance(float("inf"), controls)
                 self.visitors.stream(stream.id)
                 self.visitors.line.place(stream.id)
-                if len(stream.lanes["mod"].events) != told:
-                    told = len(stream.lanes["mod"].events)
-                    yield self._told(stream)
+                if len(stream.lanes["mod"].events) != num_events:
+                    num_events = len(stream.lanes["mod"].events)
+                    yield self._progress(stream)
             if stream.problem:
                 raise ValueError(stream.problem)
-            yield {**self._told(stream), **{name: stream.written(name) for name in FORMATS}, "done": True}
+            yield {**self._progress(stream), **{name: stream.export(name) for name in FORMATS}, "done": True}
         finally:
             self.visitors.line.leave(stream.id)
 
-    def _told(self, stream: Stream) -> dict[str, Any]:
-        told = {"stream": stream.id, "waiting": 0, "time": stream.time, "done": False, "stats": stream.stats()}
-        told["events"] = [vars(event) for event in stream.lanes["mod"].events]
+    def _progress(self, stream: Stream) -> dict[str, Any]:
+        progress = {"stream": stream.id, "waiting": 0, "time": stream.time, "done": False, "stats": stream.stats()}
+        progress["events"] = [vars(event) for event in stream.lanes["mod"].events]
         if stream.compare:
-            told["dense_events"] = [vars(event) for event in stream.lanes["dense"].events]
-        return told
+            progress["dense_events"] = [vars(event) for event in stream.lanes["dense"].events]
+        return progress
 
     def ask(self, question: str, stream: str = "", request: gr.Request = None) -> dict[str, Any]:
         """
-        Ask about a stream, while it runs or after; the answer becomes part of it.
+        Ask about a stream, while it runs or afterwards. The answer becomes part of the stream.
 
         Parameters:
-            question: in words that the model knows.
-            stream: the `stream` of a result of `/narrate`; this client's last one if omitted.
+            question: a question in words that the model knows.
+            stream: the `stream` of a result of `/narrate`, by default this client's last one.
         """
         stream = self.visitors.stream(stream or self._last.get(request.session_hash, ""))
-        return vars(stream.ask(checked(question, "question") or ""))
+        return vars(stream.ask(checked_text(question, "question") or ""))
 
     def choose(self, kind: str, value: Any = None, name: str = "") -> dict[str, Any]:
         """Choose what to watch: `kind` is `example`, `scene`, `upload` or `camera`."""
@@ -152,13 +151,13 @@ class Space:
         if kind == "camera":
             return self.visitors.add_clip(clips.camera)
         if kind != "upload":
-            raise ValueError(f"There is nothing to watch of the kind {kind!r}.")
+            raise ValueError(f"The kind must be example, scene, camera or upload, got {kind!r}.")
         path = Path(str((value or {}).get("path", "") if isinstance(value, dict) else value))
         if str(path) not in self._uploads() or not path.is_file():
             raise ValueError("There is no such upload. Please upload the video again.")
         size, limit = path.stat().st_size / 1e6, self.settings.upload_megabytes
         if size > limit:
-            raise ValueError(f"The video has {size:.0f} MB, up to {limit} MB can be uploaded.")
+            raise ValueError(f"The video has {size:.0f} MB. Uploads may have up to {limit} MB.")
         name = Path(name or (value.get("orig_name") if isinstance(value, dict) else None) or path.name).name
         return self.visitors.add_clip(clips.upload, path, name, self.settings.video_seconds)
 
@@ -168,12 +167,12 @@ class Space:
         return {str(path) for path in Path(UPLOADS.name).glob("*/*") if path.is_file()}
 
     def begin(self, clip: str, options: dict[str, Any]) -> dict[str, Any]:
-        """Begin to watch what was chosen."""
+        """Start to watch a clip."""
         controls = controls_of(self.models, *(options.get(name) for name in ("keep_ratio", "threshold", "memory")))
         stream = self.visitors.begin(
             self.visitors.clip(clip),
             controls,
-            checked(options.get("instruction"), "instruction"),
+            checked_text(options.get("instruction"), "instruction"),
             bool(options.get("compare")),
         )
         return {**self._view(stream, None), "waiting": self.visitors.line.place(stream.id)}
@@ -181,7 +180,7 @@ class Space:
     def advance(
         self, stream: str, seconds: float, options: dict[str, Any], known: dict[str, Any], picture: str | None = None
     ) -> dict[str, Any]:
-        """Take a stream to the time at which its video plays, with a picture if it is a camera."""
+        """Advance a stream to the time at which its video plays, or watch a picture of a camera."""
         found = self.visitors.stream(stream)
         if found.over:
             return self._view(found, known)
@@ -192,7 +191,7 @@ class Space:
         if found.clip.path is not None:
             more = found.advance(seconds, controls)
         elif picture is not None:
-            found.look(picture, seconds, controls)
+            found.watch_picture(picture, seconds, controls)
         if found.over:
             self.visitors.line.leave(stream)
         return {**self._view(found, known), "waiting": 0, "more": more}
@@ -239,12 +238,12 @@ class Space:
         def download(stream_id: str, name: str):
             stream, suffix = visitors.streams.get(stream_id), name.rpartition(".")[2]
             if stream is None:
-                raise HTTPException(404, "This stream is not here any more.")
+                raise HTTPException(404, "This stream no longer exists.")
             stem = Path(stream.clip.title).stem.replace(" ", "-") or "stream"
             headers = {"Content-Disposition": f'attachment; filename="{ascii_name(stem)}.{suffix}"'}
             if name in {f"narration.{format}" for format in FORMATS}:
                 kind = "text/vtt" if suffix == "vtt" else "text/plain"
-                return PlainTextResponse(stream.written(suffix), media_type=kind, headers=headers)
+                return PlainTextResponse(stream.export(suffix), media_type=kind, headers=headers)
             if name != "overlay.mp4":
                 raise HTTPException(404)
             try:
@@ -259,7 +258,7 @@ class Space:
             return RedirectResponse("assets/icon.svg")
 
     def launch(self, **options) -> tuple[Any, str, str]:
-        """Serve; see `gradio.Blocks.launch`."""
+        """Start the server; see `gradio.Blocks.launch`."""
         limit = f"{self.settings.upload_megabytes}mb"
         options = {"show_error": False, "max_file_size": limit, "ssr_mode": False, **options}
         return self.server.launch(_frontend=False, **options)
@@ -270,7 +269,7 @@ def ascii_name(name: str) -> str:
 
 
 def launch(checkpoint: str | None = None, **options) -> None:
-    """Load the model, and serve until interrupted."""
+    """Load the model and serve until interrupted."""
     models = Models.load(checkpoint)
     models.warm_up()
     Space(models, Settings.from_environment()).launch(**options)

@@ -1,4 +1,4 @@
-"""What whoever runs the Space can set, by environment variables."""
+"""The settings of the Space, read from environment variables."""
 
 import os
 from dataclasses import dataclass, fields
@@ -10,12 +10,12 @@ PREFIX = "VIDEOLLM_MOD_"
 class Settings:
     """
     Args:
-        running (`int`): streams that run at once; by default two a core.
-        waiting (`int`): streams that wait in line for one of these to end; more are turned away.
-        patience_seconds (`float`): a running or waiting stream whose page is silent for this long loses its place.
-        idle_seconds (`float`): what a visitor left behind is deleted after this long.
-        upload_megabytes (`int`), video_seconds (`float`), camera_seconds (`float`): how large an upload may be, and
-            how much of a video or camera is watched.
+        running (`int`): streams that run at the same time; by default two per core.
+        waiting (`int`): streams that may wait in line; more are turned away.
+        patience_seconds (`float`): a stream loses its place if its page sends nothing for this long.
+        idle_seconds (`float`): clips and streams that nobody uses are deleted after this long.
+        upload_megabytes (`int`): maximum size of an upload.
+        video_seconds (`float`), camera_seconds (`float`): how much of a video or camera the model watches.
     """
 
     running: int = 2 * (os.cpu_count() or 1)
@@ -28,10 +28,10 @@ class Settings:
 
     @classmethod
     def from_environment(cls, environment=os.environ) -> "Settings":
-        """Each field from the variable of its name, `VIDEOLLM_MOD_RUNNING` and so on.
+        """Read each field from the variable with its name, such as `VIDEOLLM_MOD_RUNNING`.
 
         Raises:
-            `ValueError`: for a value that is no positive number.
+            `ValueError`: for a value that is not a positive number.
         """
         given = {}
         for field in fields(cls):

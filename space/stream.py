@@ -1,7 +1,7 @@
-"""One visitor's stream: the clip or camera, the models that watch it, and all that came of it so far.
+"""One visitor's stream: the clip or camera, the models that watch it, and the results so far.
 
-Nothing here waits: a page asks for the stream to be taken to a time, as its video plays, and gets what is new. So
-pausing, seeking and stopping are the page's own business, and visitors take turns step by step.
+Nothing here waits. As its video plays, the page asks to advance the stream to a time, and gets the new results. So the
+page alone handles pausing, seeking and stopping, and visitors take turns step by step.
 """
 
 import base64
@@ -23,20 +23,20 @@ from .clips import Clip
 from .lane import Controls, Lane, Step
 from .models import Models
 
-FRAMES_A_CALL = 8  # of a video, so that a page is heard between them
-CAMERA_PIXELS = 1024  # a side at most; models see fewer
-SAME_FRAME = 0.25  # seconds
+FRAMES_PER_CALL = 8  # of a video, so that each call returns soon
+CAMERA_PIXELS = 1024  # maximum width and height of a camera's picture
+SAME_FRAME = 0.25  # seconds within which two times are the same frame
 FORMATS = ("vtt", "srt", "jsonl")
 
 
 class Stream:
     """
     Args:
-        id (`str`): hard to guess.
+        id (`str`): a secret id.
         models (`Models`), clip (`Clip`), controls (`Controls`).
-        instruction (`str`, *optional*): that opens the stream.
-        compare (`bool`): the dense twin watches too.
-        most_seconds (`float`): of the clip that are watched.
+        instruction (`str`, *optional*): the opening instruction.
+        compare (`bool`): whether the dense twin watches too.
+        max_seconds (`float`): how much of the clip to watch.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class Stream:
         controls: Controls,
         instruction: str | None = None,
         compare: bool = False,
-        most_seconds: float = 180.0,
+        max_seconds: float = 180.0,
     ):
-        self.id, self.models, self.clip, self.most_seconds = id, models, clip, most_seconds
+        self.id, self.models, self.clip, self.max_seconds = id, models, clip, max_seconds
         self.controls, self.compare, self.instruction = controls, compare, instruction
         self.lanes = {
             name: Lane(models, name, controls, instruction, clip.folder)
@@ -57,16 +57,16 @@ class Stream:
         }
         self.ended = self.stopped = False
         self.problem: str | None = None  # why the video ended early, if it did
-        self.answering: dict | None = None  # an answer that is being made
-        self.pictures: list[bytes] = []  # of a camera, as they came
+        self.answering: dict | None = None  # the answer that is being generated
+        self.pictures: list[bytes] = []  # of a camera, as JPEG
         self._source = None if clip.path is None else clip.frames(models.fps)
-        self._next: tuple[np.ndarray, float] | None = None  # decoded, and not due yet
-        self._turn, self._lock = False, threading.Lock()
+        self._next: tuple[np.ndarray, float] | None = None  # the next frame, decoded but not watched yet
+        self._reverse, self._lock = False, threading.Lock()
         self.touched = time.monotonic()
 
     @property
     def time(self) -> float:
-        """Seconds, of the last frame that was watched."""
+        """Time of the last watched frame, seconds."""
         seen = self.lanes["mod"].seen
         return seen[-1].watched.time if seen else 0.0
 
@@ -75,13 +75,13 @@ class Stream:
         return self.ended or self.stopped
 
     def advance(self, seconds: float, controls: Controls | None = None) -> bool:
-        """Watch the clip's frames that are due at `seconds`, `FRAMES_A_CALL` at most. True if more are due."""
-        if not self._lock.acquire(blocking=False):  # an answer is being made, or another call is at it
+        """Watch at most `FRAMES_PER_CALL` of the clip's frames up to `seconds`. Returns whether there are more."""
+        if not self._lock.acquire(blocking=False):  # an answer is being generated, or another call is watching
             return False
         try:
             self.controls = controls or self.controls
             block = []
-            while not self.over and len(block) < FRAMES_A_CALL:
+            while not self.over and len(block) < FRAMES_PER_CALL:
                 frame = self._peek()
                 if frame is None or frame[1] > seconds:
                     break
@@ -95,18 +95,18 @@ class Stream:
         finally:
             self._lock.release()
 
-    def look(self, picture: str, seconds: float, controls: Controls | None = None) -> None:
-        """Watch a camera's picture, a `data:` URL of a JPEG.
+    def watch_picture(self, picture: str, seconds: float, controls: Controls | None = None) -> None:
+        """Watch a camera's picture, a `data:` URL with a JPEG.
 
         Raises:
-            `ValueError`: if it is none.
+            `ValueError`: if it is not a JPEG, or too large.
         """
         encoded = picture.partition("base64,")[2]
         try:
             raw = base64.b64decode(encoded, validate=True)
             image = Image.open(io.BytesIO(raw), formats=("JPEG",))
             if max(image.size) > CAMERA_PIXELS:
-                raise ValueError(f"a picture may be {CAMERA_PIXELS} pixels wide and high, got {image.size}")
+                raise ValueError(f"a picture may be at most {CAMERA_PIXELS} pixels wide and high, got {image.size}")
             pixels = np.asarray(image.convert("RGB"))
         except (binascii.Error, OSError) as error:
             raise ValueError("the camera's picture cannot be read") from error
@@ -114,17 +114,17 @@ class Stream:
             self.controls = controls or self.controls
             if self.over:
                 return
-            if seconds >= self.most_seconds:
+            if seconds >= self.max_seconds:
                 self.ended = True
                 return
             self.pictures.append(raw)
             self._step(Step(self.controls, pixels[None], (max(float(seconds), self.time),)))
 
     def ask(self, question: str) -> StreamEvent:
-        """Ask after the last frame that was watched; the answer of the routed model.
+        """Ask a question after the last watched frame. Returns the answer of the routed model.
 
         Raises:
-            `ValueError`: for no question.
+            `ValueError`: for an empty question.
         """
         if not question or not question.strip():
             raise ValueError("Type a question first.")
@@ -142,7 +142,7 @@ class Stream:
             return self.lanes["mod"].events[-1]
 
     def stop(self) -> None:
-        """No further frame is watched. Questions still are answered."""
+        """Stop watching. Questions are still answered."""
         self.stopped = True
         with self._lock:
             self._close()
@@ -153,7 +153,7 @@ class Stream:
                 self._next = next(self._source, None)
             except (ValueError, OSError) as error:
                 self.problem = str(error).replace(str(self.clip.path), self.clip.title)
-            if self._next is None or self._next[1] >= self.most_seconds:
+            if self._next is None or self._next[1] >= self.max_seconds:
                 self.ended = True
                 self._close()
         return self._next
@@ -164,13 +164,13 @@ class Stream:
         self._source = self._next = None
 
     def _step(self, step: Step) -> None:
-        self._turn = not self._turn  # the first lane finds the caches of the processor cold
-        for lane in list(self.lanes.values())[:: 1 if self._turn else -1]:
+        self._reverse = not self._reverse  # alternate the order: the first model always finds cold CPU caches
+        for lane in list(self.lanes.values())[:: 1 if self._reverse else -1]:
             if not self.stopped:
                 step = lane.step(step)  # frames are encoded once
 
     def view(self, known: dict | None = None) -> dict:
-        """What a page shows, less what it says it has: `known` is `{lane: [frames, events]}`."""
+        """What the page shows, without what it has already. `known` is `{lane: [number of frames, of events]}`."""
         lanes = {}
         for name, lane in self.lanes.items():
             frames, events = (known or {}).get(name) or (0, 0)
@@ -182,14 +182,14 @@ class Stream:
         view = {"stream": self.id, "time": self.time, "lanes": lanes, "over": self.over, "problem": self.problem}
         view["answering"] = self.answering
         if self.over and self.clip.truth is not None:
-            view["truth"] = self.judged()
+            view["truth"] = self.score_narrations()
         return view
 
-    def judged(self) -> list[dict]:
-        """What there was to narrate until now, and whether it was said: `right`, at another time (`late`) or not at
-        all (`missed`); then what was said besides (`wrong`)."""
+    def score_narrations(self) -> list[dict]:
+        """Score narrations: true ones so far are `right`, `late` (said at another time) or `missed`, and all other
+        narrations of the model are `wrong`. In order of time."""
         said = [event for event in self.lanes["mod"].events if event.kind == "narration"]
-        judged = []
+        scored = []
         for seconds, text in self.clip.truth:
             if seconds > self.time + 1e-6:
                 continue
@@ -199,12 +199,12 @@ class Stream:
             if nearest is not None:
                 verdict = "right" if abs(nearest.time - seconds) <= SAME_FRAME else "late"
                 said.remove(nearest)
-            judged.append({"time": seconds, "text": text, "verdict": verdict})
-        judged += [{"time": event.time, "text": event.text, "verdict": "wrong"} for event in said]
-        return sorted(judged, key=lambda entry: entry["time"])
+            scored.append({"time": seconds, "text": text, "verdict": verdict})
+        scored += [{"time": event.time, "text": event.text, "verdict": "wrong"} for event in said]
+        return sorted(scored, key=lambda entry: entry["time"])
 
     def stats(self) -> dict:
-        """Of each model: frames, bytes of its cache, and milliseconds a frame of the language model."""
+        """For each model: frames, bytes of its cache, and milliseconds per frame of the language model."""
         return {
             name: {
                 "frames": len(lane.seen),
@@ -215,7 +215,7 @@ class Stream:
             if lane.seen
         }
 
-    def written(self, format: str) -> str:
+    def export(self, format: str) -> str:
         """The events as `vtt`, `srt` or `jsonl`."""
         file = io.StringIO()
         writer = file_writer(format, file)
@@ -225,14 +225,14 @@ class Stream:
         return file.getvalue()
 
     def write_overlay(self) -> Path:
-        """The video of what was kept, as `videollm-mod narrate --overlay` makes it.
+        """Write the overlay video, as `videollm-mod narrate --overlay` does.
 
         Raises:
-            `ValueError`: before a frame was watched.
+            `ValueError`: if no frame has been watched.
         """
         seen, events = list(self.lanes["mod"].seen), list(self.lanes["mod"].events)
         if not seen:
-            raise ValueError("There is nothing to show yet: no frame was watched.")
+            raise ValueError("There is nothing to show yet: the model has not watched a frame.")
         path = self.clip.folder / f"{self.id}.overlay.mp4"
         letterbox = bool(self.models.processor.video_processor.do_pad)
         video = OverlayVideo(path, self.models.config, self.models.fps, self.controls.threshold, letterbox)
@@ -250,7 +250,7 @@ class Stream:
             for raw in self.pictures:
                 yield np.asarray(Image.open(io.BytesIO(raw)).convert("RGB"))
         else:
-            with suppress(ValueError, OSError):  # where it broke off before, it does again
+            with suppress(ValueError, OSError):  # the same error as when it was watched
                 for image, _ in self.clip.frames(self.models.fps):
                     yield image
 

@@ -1,4 +1,4 @@
-"""Everything that visitors have here: clips, streams, places in line; and what happens to it when they go."""
+"""The visitors' clips, streams and places in line, and their deletion when visitors leave."""
 
 import logging
 import os
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 
 class Gone(ValueError):
-    """What was asked for is not here any more."""
+    """A clip or stream that no longer exists."""
 
 
 class Visitors:
     """
-    Clips and streams by ids that are too long to guess: who does not have the id can neither see nor disturb them.
+    Clips and streams by their secret ids: only a visitor who has the id can see or change them.
 
     Args:
         models (`Models`), settings (`Settings`).
-        uploads (`Callable[[], set[str]]`): gives the paths of all uploads, of which clips have links of their own.
+        uploads (`Callable[[], set[str]]`): returns the paths of all uploads; clips have their own links to them.
     """
 
     def __init__(self, models: Models, settings: Settings, uploads: Callable[[], set[str]] = set):
@@ -42,10 +42,10 @@ class Visitors:
         self._lock = threading.Lock()
         self._folder = tempfile.TemporaryDirectory(prefix="videollm-mod-space-")
         self._closed = threading.Event()
-        threading.Thread(target=self._sweep_again, daemon=True, name="sweep").start()
+        threading.Thread(target=self._sweep_forever, daemon=True, name="sweep").start()
 
     def add_clip(self, make, *arguments) -> Clip:
-        """`make(id, folder, *arguments)`, in a folder of its own."""
+        """Create a clip with `make(id, folder, *arguments)` in its own folder."""
         clip_id = secrets.token_urlsafe(16)
         folder = Path(self._folder.name) / clip_id
         folder.mkdir()
@@ -62,21 +62,21 @@ class Visitors:
         """Raises `Gone`."""
         clip = self.clips.get(clip_id)
         if clip is None:
-            raise Gone("This video is not here any more. Please choose it again.")
+            raise Gone("This video no longer exists. Please choose it again.")
         clip.touched = time.monotonic()
         return clip
 
     def begin(self, clip: Clip, controls: Controls, instruction: str | None, compare: bool) -> Stream:
-        """A new stream of the clip, at the end of the line.
+        """Create a stream of a clip at the end of the line.
 
         Raises:
-            `LineIsFull`: if nobody else may wait.
+            `LineIsFull`: if the line has no place left.
         """
         stream_id = secrets.token_urlsafe(16)
         self.line.place(stream_id)
-        most = self.settings.camera_seconds if clip.path is None else self.settings.video_seconds
+        max_seconds = self.settings.camera_seconds if clip.path is None else self.settings.video_seconds
         try:
-            stream = Stream(stream_id, self.models, clip, controls, instruction, compare, most)
+            stream = Stream(stream_id, self.models, clip, controls, instruction, compare, max_seconds)
         except BaseException:
             self.line.leave(stream_id)
             raise
@@ -88,12 +88,12 @@ class Visitors:
         """Raises `Gone`."""
         stream = self.streams.get(stream_id)
         if stream is None:
-            raise Gone("This stream has ended: it was left alone for too long. Please start again.")
+            raise Gone("This stream was deleted because it was idle for too long. Please start again.")
         stream.touched = stream.clip.touched = time.monotonic()
         return stream
 
     def sweep(self) -> None:
-        """Delete what nobody has touched for `idle_seconds`."""
+        """Delete what has been idle for `idle_seconds`."""
         limit = time.monotonic() - self.settings.idle_seconds
         with self._lock:
             streams = [stream for stream in self.streams.values() if stream.touched < limit]
@@ -114,12 +114,12 @@ class Visitors:
                 Path(upload).unlink(missing_ok=True)
                 uploads.discard(upload)
 
-    def _sweep_again(self) -> None:
+    def _sweep_forever(self) -> None:
         while not self._closed.wait(min(SWEEP_SECONDS, self.settings.idle_seconds)):
             try:
                 self.sweep()
             except Exception:
-                log.exception("what idle visitors left could not be deleted")
+                log.exception("could not delete idle clips and streams")
 
     def close(self) -> None:
         """Stop all streams and delete all files."""

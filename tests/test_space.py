@@ -1,4 +1,4 @@
-"""The Space without a browser: streams, visitors, the line, and the API for programs."""
+"""The Space without a browser: streams, visitors, the waiting line, and the API for programs."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def scene(tmp_path):
 
 
 def session(lane="mod", **options):
-    options = {"max_cached_frames": models().most_frames, **options}
+    options = {"max_cached_frames": models().max_frames, **options}
     started = models().lanes[lane].stream(models().processor, **options)
     started.instruct(INSTRUCTION)
     return started
@@ -55,7 +55,7 @@ def finish(stream: Stream) -> Stream:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_line_is_first_come_first_served_and_forgets_who_is_silent(seed):
+def test_line_is_first_come_first_served_and_drops_silent_tickets(seed):
     now, rng = [0.0], random.Random(seed)
     running, waiting = rng.randint(1, 3), rng.randint(2, 4)
     line = Line(running, waiting, patience=10, clock=lambda: now[0])
@@ -68,7 +68,7 @@ def test_line_is_first_come_first_served_and_forgets_who_is_silent(seed):
     assert line.place(tickets[running]) == 0
     now[0] += 6
     line.place(tickets[-1])
-    now[0] += 6  # all others were silent for 12 seconds
+    now[0] += 6  # all others have been silent for 12 seconds
     assert line.place("new") == max(0, 2 - running) and line.place(tickets[-1]) == 0
     assert line.place(tickets[0]) == max(0, 3 - running)  # back again, at the end
 
@@ -86,7 +86,7 @@ def test_settings_come_from_the_environment():
 # ---- streams
 
 
-def test_dense_twin_shares_weights_and_is_the_model_without_routing():
+def test_dense_twin_shares_weights_and_equals_model_without_routing():
     model = models().lanes["mod"]
     twin, frames = dense_twin(model), world_stream(11).frames()[:9]
     before = [watched.silence_probability for watched in session().watch(frames)]
@@ -114,8 +114,8 @@ def test_both_models_see_what_was_encoded_once(scene):
 
 
 @pytest.mark.parametrize("seed", [21])
-def test_stream_in_any_steps_is_one_session(scene, seed):
-    """However the page's calls fall, with a question in between and the dense twin beside it."""
+def test_stream_in_any_steps_equals_one_session(scene, seed):
+    """For any sequence of calls, with a question in between, and with the dense twin."""
     rng, clip = random.Random(seed), scene(seed)
     frames, times = decode_video(clip.path, models().fps)
     asked = rng.randrange(2, len(times) - 2)
@@ -124,7 +124,7 @@ def test_stream_in_any_steps_is_one_session(scene, seed):
     while stream.time < times[asked]:
         seconds = min(seconds + rng.uniform(0, 2.5), times[asked])
         stream.advance(seconds)
-        stream.advance(rng.uniform(0, seconds))  # a page that went back
+        stream.advance(rng.uniform(0, seconds))  # a page that seeks back
     assert stream.ask("How many objects are there?").kind == "answer"
     finish(stream)
     for lane in ("mod", "dense"):
@@ -137,13 +137,13 @@ def test_stream_in_any_steps_is_one_session(scene, seed):
         assert stream.lanes[lane].seen[-1].kv_bytes == one.stats.kv_bytes
     assert stream.stats()["mod"]["kv_bytes"] < stream.stats()["dense"]["kv_bytes"]
     said = [(event.time, event.text) for event in stream.lanes["mod"].events if event.kind == "narration"]
-    judged = stream.judged()
+    judged = stream.score_narrations()
     assert [(entry["time"], entry["text"]) for entry in judged if entry["verdict"] != "wrong"] == clip.truth
     right = [entry for entry in judged if entry["verdict"] == "right"]
     assert len(right) == len(set(said) & set(clip.truth)) >= 1
 
 
-def test_controls_count_from_the_next_frame_on(scene):
+def test_controls_take_effect_at_the_next_frame(scene):
     clip = scene(31)
     stream = Stream("id", models(), clip, Controls(), INSTRUCTION)
     stream.advance(2.0, Controls(keep_ratio=0.2))
@@ -157,7 +157,7 @@ def test_controls_count_from_the_next_frame_on(scene):
     assert all(row[1] is not None for row in stream.view({"mod": [9, 0]})["lanes"]["mod"]["frames"])
 
 
-def test_memory_that_is_changed_at_the_start_is_one_that_was_given():
+def test_memory_changed_at_the_start_equals_memory_given():
     frames = world_stream(41).frames()[:14]
     given, changed = session(max_cached_frames=6), session(max_cached_frames=30)
     changed.remember(6)
@@ -175,23 +175,23 @@ def jpeg(image: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def test_camera_pictures_are_watched_as_they_come(tmp_path):
+def test_camera_pictures_are_watched_as_they_arrive(tmp_path):
     world = world_stream(51)
-    stream = Stream("id", models(), clips.camera("c", tmp_path), Controls(), INSTRUCTION, most_seconds=6.0)
+    stream = Stream("id", models(), clips.camera("c", tmp_path), Controls(), INSTRUCTION, max_seconds=6.0)
     for image, seconds in zip(world.frames(height=192), world.frame_times(2.0), strict=True):
-        stream.look(jpeg(image), float(seconds))
+        stream.watch_picture(jpeg(image), float(seconds))
     assert stream.over and stream.time == 5.5
     said = [(event.time, event.text) for event in stream.lanes["mod"].events]
     assert said == [(seconds, text) for seconds, text in world.narrations if seconds < 6]
     assert len(decode_video(stream.write_overlay(), 2.0)[0]) == 12
     for wrong, why in {"": "cannot be read", "data:image/jpeg;base64,AAAA": "cannot be read"}.items():
         with pytest.raises(ValueError, match=why):
-            stream.look(wrong, 1.0)
+            stream.watch_picture(wrong, 1.0)
     with pytest.raises(ValueError, match="1024 pixels"):
-        stream.look(jpeg(np.zeros((8, 1100, 3), np.uint8)), 1.0)
+        stream.watch_picture(jpeg(np.zeros((8, 1100, 3), np.uint8)), 1.0)
 
 
-def test_downloads_are_what_was_said_and_kept(scene):
+def test_downloads_hold_the_events_and_kept_patches(scene):
     stream = Stream("id", models(), scene(61), Controls(), INSTRUCTION)
     with pytest.raises(ValueError, match="nothing to show yet"):
         stream.write_overlay()
@@ -199,15 +199,15 @@ def test_downloads_are_what_was_said_and_kept(scene):
     stream.ask("What is at the <center>?")
     finish(stream)
     events = stream.lanes["mod"].events
-    lines = [json.loads(line) for line in stream.written("jsonl").splitlines()]
+    lines = [json.loads(line) for line in stream.export("jsonl").splitlines()]
     assert [line["text"] for line in lines[:-1]] == [event.text for event in events] and "stats" in lines[-1]
-    assert stream.written("vtt").startswith("WEBVTT") and "&lt;center&gt;" in stream.written("vtt")
-    assert stream.written("srt").startswith("1\n") and all(event.text in stream.written("srt") for event in events)
+    assert stream.export("vtt").startswith("WEBVTT") and "&lt;center&gt;" in stream.export("vtt")
+    assert stream.export("srt").startswith("1\n") and all(event.text in stream.export("srt") for event in events)
     frames, _ = decode_video(stream.write_overlay(), models().fps)
     assert len(frames) >= len(stream.lanes["mod"].seen)
 
 
-def test_a_stopped_stream_watches_no_more_and_still_answers(scene):
+def test_stopped_stream_does_not_watch_but_still_answers(scene):
     stream = Stream("id", models(), scene(71), Controls(), INSTRUCTION)
     stream.advance(2.0)
     frames = len(stream.lanes["mod"].seen)
@@ -245,7 +245,7 @@ def test_uploads_are_checked_and_made_playable(tmp_path):
         assert str(tmp_path) not in str(caught.value)
 
 
-def test_what_is_left_alone_is_deleted_and_what_is_used_stays(tmp_path):
+def test_idle_streams_are_deleted_and_used_ones_stay(tmp_path):
     uploads = [tmp_path / name for name in ("old.mp4", "new.mp4")]
     kept = set(map(str, uploads))
     visitors = Visitors(models(), Settings(running=1, idle_seconds=100.0), lambda: kept)
@@ -273,7 +273,7 @@ def test_what_is_left_alone_is_deleted_and_what_is_used_stays(tmp_path):
 # ---- the server
 
 
-def test_page_and_files_are_served_with_a_policy_and_nothing_else():
+def test_only_page_and_assets_are_served_with_a_policy():
     _, url = serve()
     page = httpx.get(url)
     assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
@@ -288,7 +288,7 @@ def test_page_and_files_are_served_with_a_policy_and_nothing_else():
         assert f"{option['parameter_name']}: " in names["/narrate"]["description"]
 
 
-def test_bad_calls_get_one_sentence(tmp_path):
+def test_wrong_calls_get_one_sentence(tmp_path):
     _, url = serve()
     secret = tmp_path / "secret.mp4"
     write_clip(secret, 1)
@@ -296,24 +296,28 @@ def test_bad_calls_get_one_sentence(tmp_path):
     assert status == 200
     long = "x" * 301
     for name, data, message in [
-        ("choose", ["example", "nothing", ""], "There is no example 'nothing', only world, cup"),
-        ("choose", ["tape", None, ""], "There is nothing to watch of the kind 'tape'."),
+        ("choose", ["example", "nothing", ""], "There is no example 'nothing'; the examples are world, cup"),
+        ("choose", ["tape", None, ""], "The kind must be example, scene, camera or upload, got 'tape'."),
         ("choose", ["upload", {"path": str(secret)}, "x"], "There is no such upload. Please upload the video again."),
         ("choose", ["upload", "../../etc/passwd", "x"], "There is no such upload. Please upload the video again."),
         ("choose", ["upload", [1], "x"], "There is no such upload. Please upload the video again."),
-        ("begin", ["unknown", {}], "This video is not here any more. Please choose it again."),
+        ("begin", ["unknown", {}], "This video no longer exists. Please choose it again."),
         ("begin", [clip["clip"], {"keep_ratio": 0}], "The keep ratio must be above 0 and at most 1, got 0."),
         ("begin", [clip["clip"], {"threshold": "high"}], "The threshold must be a number, got 'high'."),
         ("begin", [clip["clip"], {"memory": 3}], "The memory must be between 4 and 33 frames, got 3."),
-        ("begin", [clip["clip"], {"instruction": long}], "The instruction may have 300 characters, this one has 301."),
-        ("advance", ["unknown", 0, {}, {}, None], "This stream has ended: it was left alone for too long."),
-        ("begin", [clip["clip"], 7], "Something went wrong here, not with you. Please start again."),
+        (
+            "begin",
+            [clip["clip"], {"instruction": long}],
+            "The instruction may have at most 300 characters, but has 301.",
+        ),
+        ("advance", ["unknown", 0, {}, {}, None], "This stream was deleted because it was idle for too long."),
+        ("begin", [clip["clip"], 7], "Something went wrong on the server. Please start again."),
     ]:
         status, answer = call(url, name, *data)
         assert status == 500 and answer.startswith(message), (name, data, answer)
 
 
-def test_an_upload_that_is_too_large_is_turned_away(tmp_path):
+def test_too_large_upload_is_refused(tmp_path):
     _, url = serve(upload_megabytes=1)
     path = tmp_path / "large.mp4"
     path.write_bytes(bytes(1_200_000))
@@ -321,7 +325,7 @@ def test_an_upload_that_is_too_large_is_turned_away(tmp_path):
         upload(url, path)
 
 
-def test_the_line_has_a_stated_limit_and_moves_on():
+def test_line_has_a_limit_and_moves_on():
     space, url = serve(running=1, waiting=1, patience_seconds=PATIENCE)
     assert httpx.get(f"{url}about.json").json()["limits"]["waiting"] == 1
     clip = call(url, "choose", "scene", 81, "")[1]["clip"]
@@ -337,7 +341,7 @@ def test_the_line_has_a_stated_limit_and_moves_on():
     assert len(space.visitors.line._heard) == 0
 
 
-def test_the_readme_example_runs(tmp_path, monkeypatch, capsys):
+def test_readme_example_runs(tmp_path, monkeypatch, capsys):
     import re
 
     _, url = serve()
@@ -369,13 +373,13 @@ def test_two_programs_do_not_share_a_stream(tmp_path):
         result = job.result(timeout=PATIENCE)
         said = [(event["time"], event["text"]) for event in result["events"]]
         assert set(said) <= set(world_stream(seed).narrations) and len(said) >= 3
-        for earlier in job.outputs():  # as they came
+        for earlier in job.outputs():  # in the order of arrival
             assert earlier["events"] == result["events"][: len(earlier["events"])]
         assert 0 < len(job.outputs()[0]["events"]) < len(said)
         assert result["stats"]["mod"]["kv_bytes"] < result["stats"]["dense"]["kv_bytes"]
         answer = client.predict("What happened last?", api_name="/ask")
         assert answer["text"] == world_stream(seed).narrations[-1][1]
-    with pytest.raises(AppError, match="left alone"):
+    with pytest.raises(AppError, match="idle for too long"):
         Client(url, verbose=False).predict("What happened last?", api_name="/ask")
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")

@@ -1,4 +1,4 @@
-"""How the Space starts: from the Hub, from the repository it lies in, and on ZeroGPU."""
+"""How the Space starts: from the Hub, from this repository, and on ZeroGPU."""
 
 import configparser
 import os
@@ -19,7 +19,7 @@ APP = ROOT / "space_app"
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_the_files_of_a_space():
+def test_space_has_its_files():
     head = yaml.safe_load((APP / "README.md").read_text(encoding="utf-8").split("---")[1])
     constraints = dict(re.findall(r"^(\S+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.M))
     assert head["sdk"] == "gradio" and head["sdk_version"] == constraints["gradio"] and head["app_file"] == "app.py"
@@ -44,7 +44,7 @@ def start(app, **environment) -> tuple[subprocess.Popen, str]:
 
 @pytest.fixture(scope="module")
 def pushed(tmp_path_factory):
-    """A Space's root away from the repository."""
+    """The files of a Space, outside the repository."""
     return shutil.copytree(APP, tmp_path_factory.mktemp("space") / "app") / "app.py"
 
 
@@ -55,14 +55,14 @@ def pushed(tmp_path_factory):
         ({"VIDEOLLM_MOD_MODEL": "a/b"}, "error: set VIDEOLLM_MOD_REVISION to the commit of a/b to run"),
     ],
 )
-def test_what_is_missing_is_said_at_once(pushed, environment, message):
+def test_missing_settings_are_reported_at_once(pushed, environment, message):
     process, _ = start(pushed, **environment)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1 and errors.startswith(message) and errors.count("\n") == 1
 
 
 def test_code_and_weights_come_from_the_pinned_revision(pushed, tmp_path):
-    """From the Hub's cache, since no Hub is reached here."""
+    """They come from the Hub's cache, since there is no connection to the Hub."""
     snapshot = tmp_path / "hub" / "models--someone--nano" / "snapshots" / REVISION
     snapshot.mkdir(parents=True)
     for item in ROOT.iterdir():
@@ -92,7 +92,7 @@ def answers(url: str) -> bool:
 
 
 def watch_in_processes_of_their_own(folder: str) -> dict:
-    """As on ZeroGPU: what is decorated runs in a process that ends with the call and takes its memory along."""
+    """As on ZeroGPU, a decorated function runs in its own process, whose memory is lost after the call."""
     import multiprocessing
     import pickle
     import types
@@ -120,7 +120,7 @@ def watch_in_processes_of_their_own(folder: str) -> dict:
 
 
 def watched(folder) -> dict:
-    """What a stream gives that is watched, asked and altered."""
+    """The results of a stream with frames, a question and changed controls."""
     from pathlib import Path
 
     from videollm_mod.space import clips
@@ -138,7 +138,7 @@ def watched(folder) -> dict:
     return {"events": events, "frames": frames}
 
 
-def test_zero_gpu_gives_what_one_process_gives(tmp_path):
+def test_zero_gpu_equals_one_process(tmp_path):
     (tmp_path / "one").mkdir()
     (tmp_path / "apart").mkdir()
     process = tmp_path / "process"

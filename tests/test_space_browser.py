@@ -1,4 +1,4 @@
-"""The Space's page in a real browser: headless Chromium, driven as a visitor would."""
+"""The Space's page in a real browser, headless Chromium, used like a visitor would."""
 
 import json
 import os
@@ -19,7 +19,7 @@ playwright = pytest.importorskip("playwright.sync_api", reason="pip install play
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 CUP = OWN_CHECKPOINT / "media" / "cup.mp4"
-PATIENCE = 600_000  # milliseconds: only what hangs takes so long
+PATIENCE = 600_000  # milliseconds, which only a hang takes
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -31,7 +31,7 @@ def chromium_is_there():
 
 @pytest.fixture(scope="module")
 def camera_clip(tmp_path_factory):
-    """A scene of the world as the picture of a camera: what the fake device plays over and over."""
+    """A scene of the world that the browser's fake camera plays in a loop."""
     path = tmp_path_factory.mktemp("camera") / "scene.mjpeg"
     with av.open(str(path), "w", format="mjpeg") as container:
         video = container.add_stream("mjpeg", rate=10)
@@ -110,23 +110,23 @@ def slide(page, name: str, value: float) -> None:
 
 
 def wait_until(page, condition: str) -> None:
-    """Playwright's own `wait_for_function` evaluates in the page, which the page's policy forbids."""
+    """Wait for a condition. Playwright's `wait_for_function` is forbidden by the page's content security policy."""
     end = clock.monotonic() + PATIENCE / 1000
     while not page.evaluate(condition):
         assert clock.monotonic() < end, f"never came true: {condition}\n{page.inner_text('main')}"
         page.wait_for_timeout(50)
 
 
-def test_a_real_clip_through_every_control(visit, tmp_path):
+def test_every_control_works_on_a_real_clip(visit, tmp_path):
     page = visit()
     upload(page, CUP)
     slide(page, "threshold", 1)
-    # slowly, so that there is a middle of the stream however long the steps below take
+    # slowly, so that the steps below happen in the middle of the stream
     page.evaluate("document.getElementById('video').playbackRate = 0.1")
     page.click("#start")
     page.wait_for_selector("#log li")
     assert page.inner_text("#start") == "Start again" and page.is_disabled("#start")
-    # a question in mid-stream is answered in the stream; pausing the video lets the model wait too
+    # a question during the stream is answered; pausing the video pauses the model
     page.fill("#question", "What is at the center?")
     page.press("#question", "Enter")
     page.evaluate("document.getElementById('video').pause()")
@@ -134,7 +134,7 @@ def test_a_real_clip_through_every_control(visit, tmp_path):
     assert "What is at the center?" in page.inner_text("#log li.answer")
     wait_until(page, "document.getElementById('status').textContent.startsWith('Paused')")
     assert not page.evaluate("document.getElementById('video').ended")
-    # each control counts from the next frame on
+    # each control takes effect at the next frame
     for name, value, shown in [
         ("keep-ratio", 0.5, "50 %: 5 of 10 tokens"),
         ("threshold", 0.4, "0.400"),
@@ -149,12 +149,12 @@ def test_a_real_clip_through_every_control(visit, tmp_path):
     page.click("#suggestions button >> nth=1")
     wait_until(page, "document.querySelectorAll('#log li.answer button:enabled').length == 2")
     wait_until(page, "document.querySelector('#layers figcaption').textContent.match(/[45] of 9 patches/)")
-    wait_until(page, "document.getElementById('status').textContent.startsWith('It has seen all')")
+    wait_until(page, "document.getElementById('status').textContent.startsWith('The model has watched everything')")
     for chart in ("speak", "bytes", "time"):
         drawn = page.eval_on_selector_all(f"#chart-{chart} polyline", "lines => lines.map(l => l.points.length)")
         assert drawn == [17, 17], (chart, drawn)
     assert re.search(r"MoD [\d.]+ [kM]B · dense [\d.]+ [kM]B, \d+ % less", page.inner_text("#chart-bytes"))
-    # choosing an entry goes to its time
+    # a click on an entry seeks to its time
     page.click("#log li >> nth=0")
     first = page.inner_text("#log li >> nth=0")
     wait_until(page, f"Math.abs(document.getElementById('video').currentTime - {float(first[2:6])}) < 0.1")
@@ -171,7 +171,7 @@ def test_a_real_clip_through_every_control(visit, tmp_path):
 
 
 def test_two_visitors_do_not_see_each_other(visit, tmp_path):
-    seeds = (111, 113)  # in whose streams no sentence is the same
+    seeds = (111, 113)  # whose streams have no sentence in common
     pages = [visit() for _ in seeds]
     for page, seed in zip(pages, seeds, strict=True):
         upload(page, write_clip(tmp_path / f"{seed}.mp4", seed)[0])
@@ -183,14 +183,14 @@ def test_two_visitors_do_not_see_each_other(visit, tmp_path):
         page.click("#ask button")
         page.wait_for_selector("#log li.answer button:enabled")
     for page, seed in zip(pages, seeds, strict=True):
-        page.evaluate("document.getElementById('stop').click()")  # if it still runs
+        page.evaluate("document.getElementById('stop').click()")  # if it is still running
         own, others = ({text for _, text in world_stream(s).narrations} for s in (seed, sum(seeds) - seed))
         narrated = {text for _, text in said(page)}
         assert narrated & own and not narrated & others
         assert len(page.query_selector_all("#log li.answer")) == 1
 
 
-def test_stop_is_at_once_and_start_begins_anew_with_the_truth_of_a_scene(visit):
+def test_stop_is_immediate_and_start_begins_again_with_ground_truth(visit):
     page = visit()
     page.click("#scene")
     wait_until(page, "document.getElementById('status').textContent.startsWith('Random scene')")
@@ -198,7 +198,7 @@ def test_stop_is_at_once_and_start_begins_anew_with_the_truth_of_a_scene(visit):
     page.uncheck("#compare")
     page.click("#start")
     page.wait_for_selector("#log li")
-    # at once: before the server has been asked anything
+    # immediately, before any call to the server
     assert page.evaluate(
         "(document.getElementById('stop').click(), document.getElementById('stop').disabled) "
         "&& document.getElementById('video').paused"
@@ -207,7 +207,7 @@ def test_stop_is_at_once_and_start_begins_anew_with_the_truth_of_a_scene(visit):
     before = log(page)
     page.fill("#question", "What happened last?")
     page.click("#ask button")
-    page.wait_for_selector("#log li.answer button:enabled")  # it still answers, and has said nothing else
+    page.wait_for_selector("#log li.answer button:enabled")  # it still answers, and says nothing else
     assert [line for line in log(page) if line in before] == before and len(log(page)) == len(before) + 1
     assert page.evaluate("document.getElementById('video').paused")
     page.click("#start")
@@ -217,10 +217,10 @@ def test_stop_is_at_once_and_start_begins_anew_with_the_truth_of_a_scene(visit):
     assert log(page)[0] == before[0]
     page.click("#stop")
     page.wait_for_selector("#truth:not([hidden])")
-    assert page.inner_text("#truth ol li >> nth=0").endswith("said")
+    assert page.inner_text("#truth ol li >> nth=0").endswith("right")
 
 
-def test_a_camera_is_watched_live(visit):
+def test_camera_is_watched_live(visit):
     page = visit()
     page.click("#camera")
     wait_until(page, "document.getElementById('status').textContent.startsWith('Your camera')")
@@ -231,13 +231,13 @@ def test_a_camera_is_watched_live(visit):
     page.click("#stop")
     narrated = {text for _, text in said(page)}
     assert narrated & {text for _, text in world_stream(101).narrations}
-    for index in range(2):  # to the picture of its time; an answer may have the same
+    for index in range(2):  # shows the picture of its time, which an answer may share
         page.click(f"#log li button >> nth={index}")
         time = page.inner_text(f"#log li button time >> nth={index}")
         wait_until(page, f"document.querySelector('#log [aria-current=true] time')?.textContent === '{time}'")
 
 
-def test_files_that_are_no_videos_and_calls_that_fail_are_explained(visit, tmp_path):
+def test_bad_files_and_failing_calls_are_explained(visit, tmp_path):
     page = visit(expect_errors=True)
     broken, large = tmp_path / "broken.mp4", tmp_path / "large.mp4"
     broken.write_bytes(CUP.read_bytes()[:4000])
@@ -247,21 +247,23 @@ def test_files_that_are_no_videos_and_calls_that_fail_are_explained(visit, tmp_p
     page.wait_for_selector("#problem:not([hidden])")
     assert "broken.mp4" in page.inner_text("#problem") and "Traceback" not in page.content()
     page.set_input_files("#file", large)
-    wait_until(page, "document.getElementById('problem').textContent.includes('101 MB; up to 100 MB')")
-    # the page goes on as if nothing had been
+    wait_until(
+        page, "document.getElementById('problem').textContent.includes('101 MB. Uploads may have up to 100 MB')"
+    )
+    # the page still works
     page.click("#examples button >> nth=0")
     wait_until(page, "!document.getElementById('start').disabled && document.getElementById('problem').hidden")
     page.click("#start")
     page.wait_for_selector("#log li")
-    # a stream that the server forgot
+    # a stream that the server has deleted
     space, _ = serve()
     for stream in list(space.visitors.streams):
         del space.visitors.streams[stream]
-    wait_until(page, "document.getElementById('problem').textContent.includes('left alone for too long')")
+    wait_until(page, "document.getElementById('problem').textContent.includes('idle for too long')")
     assert page.is_enabled("#start")
 
 
-def test_a_reload_in_mid_stream_goes_on_where_it_was(visit):
+def test_reload_continues_the_stream(visit):
     page = visit()
     page.click("#start")
     wait_until(page, "document.querySelectorAll('#log li').length >= 1")
@@ -280,7 +282,7 @@ def world_of_example() -> list[tuple[float, str]]:
     return [(turn["time"], turn["content"]) for turn in turns]
 
 
-# Of each text that is seen, its contrast with what is behind it; and of each control, whether it has a name.
+# the contrast of each visible text with its background, and whether each control has a name
 AUDIT = """() => {
   const channel = (c) => ((c /= 255) <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
   const parse = (text) => text.match(/[\\d.]+/g).map(Number);
@@ -317,7 +319,7 @@ AUDIT = """() => {
 
 
 @pytest.mark.parametrize("width", [390, 1440])
-def test_keyboard_alone_in_both_schemes(visit, width):
+def test_page_works_with_keyboard_alone_in_both_themes(visit, width):
     page = visit(width, "dark" if width == 390 else "light")
 
     def tab_to(selector):
@@ -353,7 +355,7 @@ def test_keyboard_alone_in_both_schemes(visit, width):
     assert page.evaluate(AUDIT) == []
     page.click("#theme")
     assert page.evaluate(AUDIT) == []
-    if folder := os.environ.get("SPACE_SCREENSHOTS"):  # to look at
+    if folder := os.environ.get("SPACE_SCREENSHOTS"):  # for inspection
         for theme in ("light", "dark"):
             page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
             page.screenshot(path=f"{folder}/{width}-{theme}.png", full_page=True)

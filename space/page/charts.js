@@ -1,13 +1,13 @@
-// Lines over the time of the stream, one for each model, drawn as SVG.
+// Line charts over the time of the stream, with one line per model, as SVG.
 
 const [WIDTH, HEIGHT, LEFT, BOTTOM, TOP] = [400, 150, 44, 20, 8];
-const LONGEST = 60; // seconds that are shown at once
+const LONGEST = 60; // seconds shown at once
 const NAMES = { mod: "MoD", dense: "dense" };
 
 export const median = (values) => values.toSorted((a, b) => a - b)[Math.floor(values.length / 2)];
 
 export class Chart {
-  // `value(frame)` of a frame's row; `format(number)`; `top(values)`: the upper end of the scale.
+  // `value(frame)`: the value of a frame's row; `format(number)`: a label; `top(values)`: the upper end of the scale.
   constructor(id, { value, format, top = (values) => 1.15 * Math.max(...values), now }) {
     this.figure = document.getElementById(id);
     Object.assign(this, { value, format, top, now });
@@ -73,7 +73,7 @@ export function makeCharts() {
       value: (frame) => 1 - frame[1],
       format: (value) => `${Math.round(100 * value)} %`,
       top: () => 1,
-      now: (lanes, names) => of(lanes, names, (frames) => `${Math.round(100 * (1 - frames.at(-1)[1]))} %`) + " · above the dashed line it speaks",
+      now: (lanes, names) => of(lanes, names, (frames) => `${Math.round(100 * (1 - frames.at(-1)[1]))} %`) + " · speaks above the dashed line",
     }),
     bytes: new Chart("chart-bytes", {
       value: (frame) => frame[3],

@@ -1,4 +1,4 @@
-// What was said: as a list to read and as marks on the timeline. Choosing an entry goes to its time.
+// The events, as a list and as marks on the timeline. A click on an entry seeks to its time.
 
 import { arrowKeys } from "./stage.js";
 
@@ -29,7 +29,7 @@ export class Log {
     this.subtitle.textContent = "\u00a0";
   }
 
-  // Events of both models; what both say at one time is one entry.
+  // Add events of a model. If both models say the same at the same time, it is one entry.
   add(lane, events) {
     if (!events.length) return;
     const follow = this.list.scrollHeight - this.list.scrollTop - this.list.clientHeight < 60;
@@ -44,7 +44,7 @@ export class Log {
     if (follow) this.list.scrollTop = this.list.scrollHeight;
   }
 
-  // How many entries of this lane say the same at this time already: a question may be asked twice at one time.
+  // The number of equal entries of this lane: a question may be asked twice at the same time.
   #count(lane, event) {
     return [...this.entries.values()].filter(
       ({ event: other, lanes }) => lanes.has(lane) && other.time === event.time && other.text === event.text && other.query === event.query
@@ -99,7 +99,7 @@ export class Log {
     mark.title = `${clock(event.time)}  ${event.text}`;
   }
 
-  // An answer that is being made.
+  // Show an answer that is being generated.
   answering(answer) {
     this.pending?.remove();
     this.pending = null;
@@ -112,7 +112,7 @@ export class Log {
     this.list.append(this.pending);
   }
 
-  // Where the video is, on a timeline of `seconds`; what was said there is the subtitle.
+  // Move the timeline of `seconds` to `time`, and show what was said there as the subtitle.
   at(time, seconds) {
     this.played.style.width = `${Math.min(100, (100 * time) / seconds)}%`;
     const entries = [...this.entries.values()];
@@ -126,17 +126,17 @@ export class Log {
     this.subtitle.className = `subtitle ${shown?.kind ?? ""}`;
   }
 
-  // The ground truth of a made scene, and how the model did.
+  // Show the ground truth of a scene, and the score of the model.
   truth(judged) {
     const box = document.getElementById("truth");
     box.hidden = !judged;
     if (!judged) return;
     const right = judged.filter(({ verdict }) => verdict === "right").length;
-    const true_ones = judged.filter(({ verdict }) => verdict !== "wrong").length;
-    const wrong = judged.length - true_ones;
+    const total = judged.filter(({ verdict }) => verdict !== "wrong").length;
+    const wrong = judged.length - total;
     document.getElementById("score").textContent =
-      `${right} of ${true_ones} said in the right words at the right moment` + (wrong ? `, and ${wrong} besides.` : ".");
-    const words = { right: "said", late: "other time", missed: "not said", wrong: "not true" };
+      `${right} of ${total} narrated with the right words at the right time` + (wrong ? `, and ${wrong} wrong.` : ".");
+    const words = { right: "right", late: "wrong time", missed: "missed", wrong: "wrong" };
     box.querySelector("ol").replaceChildren(
       ...judged.map(({ time, text, verdict }) => {
         const row = document.createElement("li");

@@ -1,4 +1,4 @@
-// What happens when: choosing, starting, stopping, asking. The server is taken to the time at which the video plays.
+// The page's actions: choose, start, stop, ask. While the video plays, the stream on the server is advanced to its time.
 
 import { call, kept, Refused, send } from "./calls.js";
 import { makeCharts } from "./charts.js";
@@ -6,7 +6,7 @@ import { clock, Log } from "./log.js";
 import { Stage } from "./stage.js";
 
 const [SOONEST, LATEST] = [20, 500]; // milliseconds between two calls while a video plays
-const TRIES = 5; // when the server cannot be reached
+const TRIES = 5; // calls before an unreachable server is reported
 const QUESTIONS = ["How many objects are there?", "What happened last?", "What is at the center?", "Where is the red circle?"];
 const $ = (id) => document.getElementById(id);
 const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
@@ -17,7 +17,7 @@ const stage = new Stage(about.model);
 const charts = makeCharts();
 const log = new Log((time) => { stage.seek(time); redraw(); });
 
-// ---- what is said to the visitor
+// ---- messages and buttons
 
 const say = (text) => { if ($("status").textContent !== text) $("status").textContent = text; };
 
@@ -65,7 +65,7 @@ async function choose(pressed, kind, value = null, name = "") {
     say(`${state.clip.title}. Press Start.`);
   } catch (error) {
     complain(error);
-    say("Choose something else, or try again.");
+    say("Choose another video, or try again.");
   }
 }
 
@@ -86,19 +86,19 @@ function show(clip) {
 }
 
 async function openCamera() {
-  if (!navigator.mediaDevices) throw new Refused("This browser gives no camera to this page: it must be served over https.");
+  if (!navigator.mediaDevices) throw new Refused("The camera is only available if this page is served over https.");
   try {
     await stage.watchCamera();
   } catch (error) {
-    const why = { NotAllowedError: "The camera was not allowed.", NotFoundError: "There is no camera." }[error.name];
-    throw new Refused(`${why ?? "The camera cannot be opened."} Allow it in the browser, or choose a video.`);
+    const why = { NotAllowedError: "Access to the camera was denied.", NotFoundError: "There is no camera." }[error.name];
+    throw new Refused(`${why ?? "The camera cannot be opened."} Allow access in the browser, or choose a video.`);
   }
 }
 
 async function upload(file) {
   const limit = about.limits.upload_megabytes;
   if (file.size > limit * 1e6) {
-    complain(new Refused(`${file.name} has ${Math.round(file.size / 1e6)} MB; up to ${limit} MB can be uploaded.`));
+    complain(new Refused(`${file.name} has ${Math.round(file.size / 1e6)} MB. Uploads may have up to ${limit} MB.`));
     return;
   }
   complain(null);
@@ -135,7 +135,7 @@ function take(view) {
   log.answering(view.answering);
   state.waiting = view.waiting ?? 0;
   state.over = view.over;
-  if (view.problem) complain(new Refused(`The video ends early: ${view.problem}`));
+  if (view.problem) complain(new Refused(`The video ended early: ${view.problem}`));
   if (view.truth) log.truth(view.truth);
   if (JSON.stringify(known()) !== before) redraw();
 }
@@ -168,7 +168,7 @@ async function start() {
   } catch (error) {
     if (state.running === token) finish();
     complain(error);
-    say("It did not start.");
+    say("The stream did not start.");
   }
 }
 
@@ -185,7 +185,7 @@ async function run(token) {
       tries = 0;
     } catch (error) {
       if (error instanceof Refused || ++tries > TRIES) throw error;
-      say("The connection broke. Trying again…");
+      say("The connection was lost. Trying again…");
       await sleep(500 * tries);
       continue;
     }
@@ -193,7 +193,7 @@ async function run(token) {
     take(view);
     if (view.over) return finish();
     if (view.waiting) {
-      say(`All places are taken: you are number ${view.waiting} in line. It starts by itself.`);
+      say(`All places are taken. You are number ${view.waiting} in line; the stream will start by itself.`);
       showButtons();
       await sleep(1000);
       continue;
@@ -229,7 +229,7 @@ function showClock(view) {
 
 function pause() {
   state.running = null;
-  say("Paused: the model waits with you. Play the video to go on.");
+  say("Paused. Play the video to continue.");
   showButtons();
 }
 
@@ -246,7 +246,7 @@ async function goOn() {
 function finish() {
   state.running = null;
   if (!state.clip?.camera || state.over) stage.video.pause();
-  say(state.over ? "It has seen all of it. Click an entry to go there, or ask on." : "Stopped.");
+  say(state.over ? "The model has watched everything. Click an entry to see that moment, or ask more." : "Stopped.");
   showButtons();
   redraw();
 }
@@ -279,7 +279,7 @@ async function ask(question) {
   }
 }
 
-// ---- the page itself
+// ---- setup
 
 function setTheme(theme) {
   document.documentElement.dataset.theme = theme;
@@ -327,7 +327,7 @@ function listen() {
     $("suggestions").append(button);
   }
   $("keep-ratio").value = about.model.keep_ratio;
-  $("memory").max = $("memory").value = about.model.most_frames;
+  $("memory").max = $("memory").value = about.model.max_frames;
   const tell = {
     "keep-ratio": (value) => `${Math.round(100 * value)} %: ${Math.ceil(Number((value * about.model.tokens).toFixed(6)))} of ${about.model.tokens} tokens`,
     threshold: (value) => Number(value).toFixed(3),
@@ -344,14 +344,14 @@ function listen() {
 function describe() {
   const { model, limits } = about;
   const million = (model.parameters / 1e6).toFixed(1);
-  $("limits").textContent = `Videos up to ${limits.upload_megabytes} MB; ${limits.video_seconds / 60} minutes of a video and ` +
-    `${limits.camera_seconds / 60} of a camera are watched. ${limits.running} streams run at once, ${limits.waiting} can wait.`;
-  $("layers-hint").textContent = `${model.routed_layers.length} of ${model.layers} layers are routed; bright patches were kept, dark ones passed by.`;
+  $("limits").textContent = `Uploads may have up to ${limits.upload_megabytes} MB. The model watches up to ${limits.video_seconds / 60} minutes of a video ` +
+    `and ${limits.camera_seconds / 60} minutes of a camera. ${limits.running} streams run at once, and ${limits.waiting} more can wait.`;
+  $("layers-hint").textContent = `${model.routed_layers.length} of ${model.layers} layers are routed. Bright patches were kept, dark ones were skipped.`;
   $("about").textContent = `This model has ${million} million parameters and runs on ${model.device === "cpu" ? "the CPU" : "a GPU"}. ` +
-    "It knows only a world of coloured shapes: what it says of other videos means nothing.";
+    "It was trained only on a world of coloured shapes; what it says about other videos is meaningless.";
 }
 
-// After a reload the stream is still there, where it was.
+// Restore the stream after a reload.
 async function restore() {
   const stream = kept.get();
   if (!stream) return false;
@@ -364,7 +364,7 @@ async function restore() {
     $("compare").checked = view.compare;
     take(view);
     stage.video.addEventListener("loadedmetadata", () => stage.seek(view.time), { once: true });
-    say(state.over ? "Here is what it saw." : state.clip.camera ? "The page was loaded anew: start the camera again." : "The page was loaded anew. Go on, or start again.");
+    say(state.over ? "The stream is finished." : state.clip.camera ? "The page was reloaded. Start the camera again." : "The page was reloaded. Continue, or start again.");
     showButtons();
     return true;
   } catch {

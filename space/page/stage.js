@@ -1,9 +1,9 @@
-// The video, the patches that were kept drawn over it, the routed layers beside it, and the timeline below.
+// The video with the kept patches drawn over it, and the thumbnails of the routed layers.
 
 const DIM = "6,7,11";
 const KEPT = "255,190,60";
 
-// The part of a w x h picture that a letterboxed or stretched model frame covers, in units of the picture.
+// The area that the model's frame covers, in pixels of a w x h picture. It is larger than the picture if letterboxed.
 function modelFrame(w, h, letterbox) {
   if (!letterbox) return { x: 0, y: 0, w, h };
   const side = Math.max(w, h);
@@ -17,8 +17,8 @@ export class Stage {
     this.canvas = document.getElementById("kept");
     this.timeline = document.getElementById("timeline");
     this.shade = document.getElementById("show-kept");
-    this.snapshots = []; // of a camera: { time, image }
-    this.frozen = null; // the time of the snapshot that is shown
+    this.snapshots = []; // pictures of a camera: { time, image }
+    this.frozen = null; // time of the snapshot on screen
     this.frames = [];
     this.layers = model.routed_layers.map((layer) => this.#thumbnail(layer));
     this.shade.addEventListener("change", () => this.draw());
@@ -66,7 +66,7 @@ export class Stage {
     this.frozen = null;
   }
 
-  // A JPEG of what the camera shows, small enough to be sent twice a second.
+  // A JPEG of the camera's picture, small enough to send twice a second.
   snapshot(time) {
     const scale = Math.min(1, 384 / Math.max(this.video.videoWidth, this.video.videoHeight));
     const canvas = document.createElement("canvas");
@@ -81,7 +81,7 @@ export class Stage {
     return this.frozen ?? this.video.currentTime;
   }
 
-  // To a time of a video; of a camera, to the picture of that time.
+  // Seek the video, or show the camera's picture of that time.
   seek(time) {
     if (this.video.srcObject || this.snapshots.length) {
       this.frozen = time;
@@ -109,7 +109,7 @@ export class Stage {
     const ratio = window.devicePixelRatio || 1;
     for (const side of ["width", "height"]) {
       const pixels = Math.round(box[side] * ratio);
-      if (this.canvas[side] !== pixels) this.canvas[side] = pixels; // which is slow, and clears it
+      if (this.canvas[side] !== pixels) this.canvas[side] = pixels; // setting it is slow, and clears the canvas
     }
     if (!w || !h || !box.width) return this.canvas.getContext("2d").reset();
     this.#drawOver(picture, Boolean(frozen), w, h, frame);
@@ -172,7 +172,7 @@ export class Stage {
   }
 }
 
-// One stop for the tab key in a group of buttons; arrows go from one to the next.
+// Make a group of buttons a single tab stop, with arrow keys to move between them.
 export function arrowKeys(container) {
   const items = () => [...container.querySelectorAll("button")];
   container.addEventListener("keydown", (event) => {

@@ -1,4 +1,4 @@
-"""The Space as tests serve it: one model a process, and as many servers of it as there are settings."""
+"""Servers of the Space for tests: one model per process, and one server per `Settings`."""
 
 from functools import cache
 
@@ -28,14 +28,14 @@ def serve(**settings) -> tuple[Space, str]:
 
 
 def call(url: str, name: str, *data):
-    """What the page does: `(status, what came back or the message)`."""
+    """Call an endpoint like the page does: `(status, result or message)`."""
     response = httpx.post(f"{url}gradio_api/run/{name}", json={"data": list(data)}, timeout=PATIENCE)
     body = response.json()
     return response.status_code, body["data"][0] if response.status_code == 200 else body["error"]
 
 
 def upload(url: str, path) -> str:
-    """The server's name of a file that was uploaded."""
+    """Upload a file, and return its path on the server."""
     with open(path, "rb") as file:
         response = httpx.post(f"{url}gradio_api/upload", files={"files": (path.name, file)}, timeout=PATIENCE)
     response.raise_for_status()
