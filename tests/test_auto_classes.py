@@ -1,4 +1,4 @@
-"""Once the package is imported, transformers' Auto classes load its checkpoints: no question, no remote code."""
+"""Once the package is imported, transformers' Auto classes load its checkpoints without remote code."""
 
 import json
 import shutil
@@ -12,7 +12,7 @@ OTHERS = ("AutoConfig", "AutoProcessor", "AutoTokenizer")
 
 
 def load_all(repo: str, folder: str, first: str) -> dict:
-    """The modules of what each Auto class loads, without leave to run code."""
+    """The modules of the classes that each Auto class loads without `trust_remote_code`."""
     if first == "package":
         import videollm_mod
 
@@ -49,7 +49,7 @@ def load_all(repo: str, folder: str, first: str) -> dict:
 
 
 @pytest.mark.parametrize("first", ["package", "Auto classes", "a class"])
-def test_auto_classes_know_the_package_whatever_is_imported_first(tmp_path, first):
+def test_auto_classes_are_registered_in_any_import_order(tmp_path, first):
     found = run_fresh(load_all, tmp_path / "process", ROOT, tmp_path / "saved", first, HF_HUB_OFFLINE="1")
     modules = found.pop("modules")
     assert modules.pop("AutoTokenizer").startswith("transformers.")
@@ -80,7 +80,7 @@ def load_trusting(folder: str) -> dict:
     return found
 
 
-def test_a_command_that_is_told_to_trust_runs_the_code_of_the_checkpoint(tmp_path):
+def test_trust_remote_code_runs_the_code_of_the_checkpoint(tmp_path):
     folder = tmp_path / "checkpoint"
     folder.mkdir()
     for file in (*ROOT.glob("*.py"), *ROOT.glob("*.json"), ROOT / "model.safetensors"):

@@ -1,4 +1,4 @@
-"""Models built from language models and vision towers as they come from elsewhere."""
+"""Models built from existing language models and vision towers."""
 
 import json
 
@@ -33,7 +33,7 @@ def frames(count: int, seed: int = 0) -> np.ndarray:
 
 @torch.no_grad()
 def assert_same_text(model, stock, ids: torch.Tensor) -> None:
-    """The language model's logits, of a head with more rows, so by another product; and its words, exactly."""
+    """The logits are close to the language model's, since the head has more rows; the generated words are equal."""
     known = stock.get_input_embeddings().weight.shape[0]
     assert_near(model(input_ids=ids).logits[..., :known], stock(input_ids=ids).logits)
     options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
@@ -42,7 +42,7 @@ def assert_same_text(model, stock, ids: torch.Tensor) -> None:
 
 @pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_text_is_the_language_models(tmp_path, name, tied):
+def test_text_logits_match_the_language_model(tmp_path, name, tied):
     llm = save_language_model(tmp_path / "llm", name, tie_word_embeddings=tied)
     model, processor = build(llm, save_tower(tmp_path / "vision"), mod_keep_ratio=0.3)
     stock, words = AutoModelForCausalLM.from_pretrained(llm), AutoTokenizer.from_pretrained(llm)
@@ -54,7 +54,7 @@ def test_text_is_the_language_models(tmp_path, name, tied):
 
 
 @pytest.mark.parametrize("name", TOKENIZERS)
-def test_tokens_say_what_the_chat_template_renders(tmp_path, name):
+def test_tokens_match_the_chat_template(tmp_path, name):
     llm = save_language_model(tmp_path / "llm", name)
     model, processor = build(llm, save_tower(tmp_path / "vision"))
     messages = [
@@ -77,8 +77,8 @@ def test_tokens_say_what_the_chat_template_renders(tmp_path, name):
 
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 1.0])
-def test_every_router_starts_to_learn(tmp_path, ratio):
-    """The last layer's too, which is routed and learns only from a frame's last token."""
+def test_every_router_gets_gradients(tmp_path, ratio):
+    """The last layer is routed too, and learns only from a frame's last token."""
     llm, tower = save_language_model(tmp_path / "llm", num_hidden_layers=4), save_tower(tmp_path / "vision")
     model, processor = build(llm, tower, mod_keep_ratio=ratio)
     assert model.config.text_config.routed_layers[-1] == 3 and model.config.text_config.mod_force_keep_last
@@ -93,8 +93,8 @@ def test_every_router_starts_to_learn(tmp_path, ratio):
 
 
 @pytest.mark.parametrize("kind", ["siglip_vision_model", "clip_vision_model", "siglip", "clip"])
-def test_the_tower_is_the_one_given(tmp_path, kind):
-    """Whole models and towers, from disk and as they are."""
+def test_vision_tower_keeps_its_weights(tmp_path, kind):
+    """Full models and bare towers, from disk and from memory."""
     llm, path = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision", kind)
     whole = AutoModel.from_pretrained(path)
     tower = getattr(whole, "vision_model", whole)
@@ -118,7 +118,7 @@ def inputs_with_frames(model, processor) -> dict:
 
 
 @torch.no_grad()
-def test_starts_dense_at_keep_ratio_1(tmp_path):
+def test_new_model_is_dense_at_keep_ratio_1(tmp_path):
     model, processor = build(
         save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision"), mod_keep_ratio=1.0
     )
@@ -128,21 +128,21 @@ def test_starts_dense_at_keep_ratio_1(tmp_path):
     model.config.text_config.vision_routing = "full"
     assert_near(model(**inputs).logits, routed)
     model.config.text_config.vision_routing = "mod"
-    model.keep_ratio = 0.4  # scores tie: the first tokens of each frame stay, and the last
+    model.keep_ratio = 0.4  # scores are tied: the first tokens of each frame are kept, and the last one
     kept = model(**inputs, output_router_scores=True).kept_indices[1]
     assert kept.tolist() == [[0, 4]] * 3
     assert (model(**inputs).logits - routed).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["mistral", "qwen2"])
-def test_other_families_that_llama_layers_compute(tmp_path, kind):
+def test_llama_like_families_are_supported(tmp_path, kind):
     options = {"sliding_window": None} if kind == "mistral" else {}
     llm = save_language_model(tmp_path / "llm", "no start", kind, **options)
     model, _ = build(llm, save_tower(tmp_path / "vision"))
     assert_same_text(model, AutoModelForCausalLM.from_pretrained(llm), torch.randint(5, 200, (2, 17)))
 
 
-def test_spare_rows_and_multiples(tmp_path):
+def test_spare_vocabulary_rows_and_multiples(tmp_path):
     llm, vision = save_language_model(tmp_path / "llm", spare=10), save_tower(tmp_path / "vision")
     stock, words = AutoModelForCausalLM.from_pretrained(llm), AutoTokenizer.from_pretrained(llm)
     model, processor = build(llm, vision)
@@ -150,11 +150,11 @@ def test_spare_rows_and_multiples(tmp_path):
     assert processor.video_token_id == len(words)
     model, _ = build(stock, vision, tokenizer=words, pad_to_multiple_of=64)
     assert model.lm_head.weight.shape[0] % 64 == 0
-    assert len(words) == processor.video_token_id  # the given tokenizer is left as it is
+    assert len(words) == processor.video_token_id  # the given tokenizer is not changed
     assert_same_text(model, stock, torch.randint(5, 200, (1, 9)))
 
 
-def test_rows_that_pad_the_vocabulary_are_never_said(tmp_path):
+def test_padding_rows_of_the_vocabulary_are_never_generated(tmp_path):
     llm, vision = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision")
     model, processor = build(llm, vision, pad_to_multiple_of=64)
     words = len(processor.tokenizer)
@@ -166,7 +166,7 @@ def test_rows_that_pad_the_vocabulary_are_never_said(tmp_path):
     assert sampler([], logits) == 7
 
 
-def test_refuses_what_it_can_not_build(tmp_path):
+def test_unsupported_components_are_refused(tmp_path):
     llm, vision = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision")
     window = save_language_model(tmp_path / "window", kind="mistral", sliding_window=8)
     for arguments, message in [
@@ -194,14 +194,14 @@ def load_elsewhere(path: str) -> dict:
         "processing_videollm_mod.VideoLLMMoDProcessor",
         "modeling_videollm_mod.VideoLLMMoDForConditionalGeneration",
     )
-    classes = (get_class_from_dynamic_module(reference, path) for reference in references)  # that the folder brings
+    classes = (get_class_from_dynamic_module(reference, path) for reference in references)  # from the folder
     processor, model = (own.from_pretrained(path) for own in classes)
     with torch.no_grad():
         logits = model(**inputs_with_frames(model, processor)).logits
     return {"logits": logits.tolist(), "ratio": model.keep_ratio, "class": type(model).__module__}
 
 
-def test_command_writes_a_hub_folder(tmp_path, capsys):
+def test_build_command_writes_a_hub_folder(tmp_path, capsys):
     llm, vision = save_language_model(tmp_path / "llm", "metaspace"), save_tower(tmp_path / "vision", "clip")
     output = tmp_path / "built"
     command = ["build", "--llm", str(llm), "--vision", str(vision), "--output", str(output), "--keep-ratio", "0.5"]
@@ -220,8 +220,8 @@ def test_command_writes_a_hub_folder(tmp_path, capsys):
     assert capsys.readouterr().err == f"error: `output` must be a new or empty folder, got {output}\n"
 
 
-def test_a_reply_ends_at_any_end_of_the_language_model(tmp_path):
-    """A chat model may have several, of which the tokenizer names one."""
+def test_reply_ends_at_any_eos_token_of_the_language_model(tmp_path):
+    """A chat model may have several, but the tokenizer names only one."""
     llm, vision = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision")
     stock, words = AutoModelForCausalLM.from_pretrained(llm), AutoTokenizer.from_pretrained(llm)
     other = words.convert_tokens_to_ids("a")
@@ -237,7 +237,7 @@ def test_a_reply_ends_at_any_end_of_the_language_model(tmp_path):
         assert session.state.pending == [words.eos_token_id]
 
 
-def test_refuses_language_models_whose_weights_or_angles_are_of_another_kind(tmp_path):
+def test_quantised_weights_and_dynamic_rope_are_refused(tmp_path):
     llm, vision = save_language_model(tmp_path / "llm"), save_tower(tmp_path / "vision")
     eight_bit = AutoModelForCausalLM.from_pretrained(
         llm, quantization_config=BitsAndBytesConfig(load_in_8bit=True), device_map={"": "cpu"}
@@ -252,8 +252,8 @@ def test_refuses_language_models_whose_weights_or_angles_are_of_another_kind(tmp
         build(save_language_model(tmp_path / "rope", rope_parameters=rope), vision)
 
 
-def test_refuses_a_placeholder_that_is_a_word(tmp_path):
-    """A tokenizer gives a new token the number of its tokens as id, whether that is free or not."""
+def test_gaps_in_the_token_ids_are_refused(tmp_path):
+    """A tokenizer's new token gets the number of tokens as its id, even if that id is taken."""
     llm, vision = save_language_model(tmp_path / "llm", spare=1), save_tower(tmp_path / "vision")
     file = tmp_path / "llm" / "tokenizer.json"
     content = json.loads(file.read_text())
@@ -265,7 +265,7 @@ def test_refuses_a_placeholder_that_is_a_word(tmp_path):
         build(llm, vision)
 
 
-def test_command_builds_on_a_tower_without_a_pooling_head(tmp_path, capsys):
+def test_build_command_accepts_a_tower_without_pooling_head(tmp_path, capsys):
     llm, vision = save_language_model(tmp_path / "llm"), tmp_path / "vision"
     SiglipVisionModel(SiglipVisionConfig(**TOWER, image_size=32, patch_size=8, vision_use_head=False)).save_pretrained(
         vision

@@ -1,4 +1,4 @@
-"""The checkpoint at the repository's root, free-running: what it says of streams it has not seen."""
+"""The checkpoint in the repository's root: what it says about streams that it was not trained on."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from videollm_mod.evaluation.free_running import Counts, match, watch_world
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_it_narrates_and_answers(checkpoint):
+def test_checkpoint_narrates_and_answers(checkpoint):
     counts = Counts()
     for seed in range(900_000, 900_008):
         counts += watch_world(*checkpoint, seed, num_questions=2).counts(2.0)
@@ -23,10 +23,10 @@ def test_it_narrates_and_answers(checkpoint):
     assert summary["exact"] >= 95
     assert summary["false"] <= 5
     assert summary["time_diff"] <= 0.1
-    assert summary["right"] >= 75  # of 16 questions
+    assert summary["right"] >= 75  # out of 16 questions
 
 
-def test_its_routers_are_trained_and_kept_in_float32(checkpoint):
+def test_routers_are_trained_and_in_float32(checkpoint):
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT)
     assert model.dtype == torch.bfloat16
     assert (ROOT / "model.safetensors").stat().st_size <= 25_000_000
@@ -38,8 +38,8 @@ def test_its_routers_are_trained_and_kept_in_float32(checkpoint):
     assert all(bias.abs().item() > 1e-4 for bias in biases)  # zero before training
 
 
-def test_a_session_is_the_conversation_in_one_pass(checkpoint):
-    """Silence, narrations and answers of a session are what one pass over its conversation predicts."""
+def test_session_equals_one_pass_over_the_conversation(checkpoint):
+    """Silence, narrations and answers of a session equal the predictions of one pass over its conversation."""
     model, processor = checkpoint
 
     stream = world_stream(17)
@@ -77,7 +77,7 @@ def test_a_session_is_the_conversation_in_one_pass(checkpoint):
 
 
 @pytest.mark.parametrize("sizes", [[1], [3, 1], [7], [16]])
-def test_frames_pushed_together_are_frames_pushed_one_by_one(checkpoint, sizes):
+def test_pushing_frames_together_equals_one_by_one(checkpoint, sizes):
     model, processor = checkpoint
 
     frames, times = world_stream(21).frames(height=96), world_stream(21).frame_times(2.0).tolist()
@@ -92,8 +92,8 @@ def test_frames_pushed_together_are_frames_pushed_one_by_one(checkpoint, sizes):
     assert_same_events(events, expected)
 
 
-def test_real_video_gives_well_formed_output(checkpoint):
-    """Noise that moves: nothing of the world, so what it says means nothing; but it ends its turns."""
+def test_real_video_gives_well_formed_events(checkpoint):
+    """Moving noise is not part of the world, so the text is meaningless, but every turn must end."""
     model, processor = checkpoint
     frames = np.random.default_rng(0).integers(0, 256, (12, 60, 90, 3), dtype=np.uint8)
     session = model.stream(processor, system_prompt="Watch.", max_new_tokens=20)
@@ -114,13 +114,13 @@ def test_real_video_gives_well_formed_output(checkpoint):
         ({"system_prompt": 5}, "`system_prompt` must be a string that is not empty, got 5"),
     ],
 )
-def test_wrong_options_are_named(checkpoint, options, message):
+def test_wrong_options_give_a_clear_error(checkpoint, options, message):
     model, processor = checkpoint
     with pytest.raises(ValueError, match=message):
         model.stream(processor, **options)
 
 
-def test_wrong_frames_times_and_questions_are_named_and_change_nothing(checkpoint):
+def test_wrong_input_gives_a_clear_error_and_changes_nothing(checkpoint):
     model, processor = checkpoint
     frames, session = np.zeros((2, 8, 8, 3), dtype=np.uint8), model.stream(processor)
     session.push(frames[:1], times=[3.0])
@@ -143,7 +143,7 @@ def test_wrong_frames_times_and_questions_are_named_and_change_nothing(checkpoin
     assert session.time == 3.0
 
 
-def test_times_start_at_zero_also_after_a_question(checkpoint):
+def test_times_start_at_zero_even_after_a_question(checkpoint):
     model, processor = checkpoint
     frames = np.zeros((2, 8, 8, 3), dtype=np.uint8)
     for before in (lambda s: None, lambda s: s.ask("What is at the left?"), lambda s: s.instruct("Narrate.")):
@@ -155,7 +155,7 @@ def test_times_start_at_zero_also_after_a_question(checkpoint):
         assert session.time == 1.0
 
 
-def test_matching_is_one_to_one_and_nearest_first():
+def test_matching_is_one_to_one_nearest_first():
     true = [(1.0, "a"), (2.0, "b"), (5.0, "a")]
     assert match(true, true, 0.25) == (3, 3, 0.0)
     assert match(true, [], 0.25) == (0, 0, 0.0)

@@ -1,4 +1,4 @@
-"""Times of frames where the clock of a recording jumps, or its length is not known."""
+"""Times of frames if a recording's timestamps jump, or its duration is unknown."""
 
 import itertools
 import json
@@ -20,7 +20,7 @@ WORLD = ROOT / "media" / "world.mp4"
 
 
 def joined(folder: Path, frames, clock: float) -> Path:
-    """Two recordings at 10 fps, the first of 8 seconds, joined; the clock of the second begins at `clock` seconds."""
+    """Two joined recordings at 10 fps, the first of 8 seconds; timestamps of the second start at `clock` seconds."""
     parts = []
     for index, (part, start) in enumerate(((frames[:80], 0.0), (frames[80:], clock))):
         times = [start + number / 10 for number in range(len(part))]
@@ -40,7 +40,7 @@ def test_duration_of_joined_recordings_is_that_of_the_decoded_frames(tmp_path, c
     assert times == [index / 2 for index in range(len(times))] and len(times) in (31, 32)
     steps = [time for _, time in iter_video_frames(path, None)]
     assert len(steps) == 155 and max(b - a for a, b in itertools.pairwise(steps)) < 0.2
-    assert video_duration(path) is None  # FFmpeg makes one up from the first and last timestamps
+    assert video_duration(path) is None  # FFmpeg estimates one from the first and last timestamps
     assert video_seconds(path) == measured_duration(path) == pytest.approx(15.5, abs=0.15)
 
 
@@ -76,7 +76,7 @@ def test_windows_place_a_reply_correctly_after_a_timestamp_reset(tmp_path):
 
 
 def test_unfinished_recordings_are_measured(tmp_path):
-    """As recordings in fragments, of which FFmpeg adds up the first, and those of browsers."""
+    """Fragmented recordings, of which FFmpeg sums up only the first fragments, and recordings made by browsers."""
     fragments = write_video(
         tmp_path / "a.mp4", moving(60, 32, 32), "libx264", movflags="frag_keyframe+empty_moov+default_base_moof"
     )

@@ -1,4 +1,4 @@
-"""Batches: packed rows equal separate ones, cuts and altered narrations equal the encoding of such conversations."""
+"""Batches: packed rows equal separate rows; truncation and augmentation equal encoding the changed conversation."""
 
 import random
 from itertools import pairwise
@@ -25,7 +25,7 @@ def processor(model_and_processor):
 
 
 def random_messages(rng: random.Random, turns: int = 6) -> list[dict]:
-    """Any order of turns, but no two streams in a row, which would be one."""
+    """Turns in any order, without two streams in a row, which would be one stream."""
     messages = [{"role": "system", "content": rng.choice(WORDS)}] if rng.random() < 0.5 else []
     for _ in range(turns):
         roles = (
@@ -40,7 +40,7 @@ def random_messages(rng: random.Random, turns: int = 6) -> list[dict]:
 
 
 def narrated(rng: random.Random, replies: int = 4) -> list[dict]:
-    """Streams with narrations between them, which all differ."""
+    """Streams with different narrations between them."""
     messages = [{"role": "user", "content": "Narrate."}]
     for index in range(replies):
         messages.append({"role": "stream", "num_frames": rng.randint(1, 4)})
@@ -85,7 +85,7 @@ def test_silence_after_the_last_frame_has_a_label(processor):
 
 
 def cut_messages(messages: list[dict], frames: int, replies: int) -> list[dict]:
-    """The first turns, with so many frames and other turns."""
+    """The first turns with the given numbers of frames and other turns."""
     kept = []
     for message in messages:
         if message["role"] == "stream":
@@ -108,13 +108,13 @@ def test_truncated_sequence_equals_encoding_of_truncated_messages(processor, see
     messages.append({"role": "stream", "num_frames": 3})
     example = example_of(messages, processor)
     all_frames, texts = len(example["video_features"]), sum(m["role"] != "stream" for m in messages)
-    # every place where turns and frames are whole, by brute force
+    # all places that cut no turn and no frame, by brute force
     prefixes = {}
     for frames in range(all_frames + 1):
         for replies in range(texts + 1):
             kept = cut_messages(messages, frames, replies)
             if kept and sum(m.get("num_frames", 0) for m in kept) == frames:
-                # a whole stream loses its end with the turn that follows; whether to speak there is not learned
+                # a stream loses its end together with the turn after it, so the decision to speak there has no label
                 parted = kept[-1] == messages[len(kept) - 1] and len(kept) < len(messages)
                 whole = encode_example(kept, processor)
                 row = processor.encode_conversation(kept)[:2] if parted else (whole["input_ids"], whole["labels"])
@@ -175,7 +175,7 @@ def test_packed_rows_equal_separate_rows(routing, seed):
 
 
 def test_first_token_of_an_example_has_no_label(processor):
-    """In a padded or packed row something stands before it that would be made to predict it."""
+    """In a padded or packed row, something precedes it that would otherwise learn to predict it."""
     example = {"input_ids": [9, 10], "labels": [9, 10], "video_features": torch.zeros(0, 5, 16)}
     longer = {**example, "input_ids": [9, 10, 11], "labels": [9, 10, 11]}
     assert StreamCollator(2)([example, longer])["labels"].tolist() == [[-100, -100, 10], [-100, 10, 11]]

@@ -1,4 +1,4 @@
-"""`videollm-mod extract`: features are those of the model, and a killed run ends as one that was not."""
+"""`videollm-mod extract`: features equal the model's, and interrupted runs resume to the same result."""
 
 import json
 import multiprocessing
@@ -27,7 +27,7 @@ NUM_VIDEOS = 6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A checkpoint, and videos of which some are used several times, at two rates."""
+    """A checkpoint, and videos, some of which are used several times at two rates."""
     folder = tmp_path_factory.mktemp("extract")
     model, processor = small_model()
     model.save_pretrained(folder / "model")
@@ -47,7 +47,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def assert_same_files(made: dict[str, bytes], whole: dict[str, bytes]) -> None:
-    """Each is that of `whole`, but for the last bits of features: they differ with the threads that make them."""
+    """Files are equal to those of `whole`, but for the last bits of features, which depend on the threads."""
     for name, data in made.items():
         if name.endswith(".safetensors"):
             assert_near(load(data)["video_features"], load(whole[name])["video_features"])
@@ -57,7 +57,7 @@ def assert_same_files(made: dict[str, bytes], whole: dict[str, bytes]) -> None:
 
 @pytest.fixture(scope="module")
 def whole(folder) -> dict[str, bytes]:
-    """What an uninterrupted run writes."""
+    """The output of an uninterrupted run."""
     extract(folder / "streams.jsonl", folder / "model", folder / "whole", batch_size=4)
     return contents(folder / "whole")
 
@@ -95,7 +95,7 @@ def test_extracted_features_equal_those_of_the_frames(folder, whole, tmp_path, m
 
 @pytest.mark.parametrize("seed", range(2))
 def test_run_killed_at_random_moments_resumes_to_the_same_result(folder, whole, seed):
-    """In the middle of a file, and between its last byte and its name."""
+    """Killed in the middle of a file, or between its last byte and its renaming."""
     rng, output, kills = random.Random(seed), folder / f"cut{seed}", 0
     kept: set[str] = set()
 
@@ -150,7 +150,7 @@ def test_changed_video_is_encoded_again(folder, tmp_path):
 
 
 def test_processes_split_the_videos(folder, whole, tmp_path):
-    """Two processes on one machine, as `accelerate launch` and `torchrun` start them."""
+    """Two processes on one machine, started like those of `accelerate launch` and `torchrun`."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
@@ -159,7 +159,7 @@ def test_processes_split_the_videos(folder, whole, tmp_path):
     logs = [tmp_path / f"{rank}.log" for rank in range(2)]
 
     def run(rank: int) -> None:
-        torch.set_num_threads(1)  # the threads of its parent are not there after a fork
+        torch.set_num_threads(1)  # a fork does not copy the threads of its parent
         PartialState._reset_state()  # a new process knows nothing of its parent's
         os.environ |= {**world, "RANK": str(rank), "LOCAL_RANK": str(rank)}
         sys.stderr = open(logs[rank], "w", buffering=1)  # noqa: SIM115 (of a process that ends)

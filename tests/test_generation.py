@@ -1,4 +1,4 @@
-"""Stock `generate` on streams: batches are their rows, frames follow their row, beams are an exhaustive search."""
+"""Stock `generate` on streams: a batch equals its rows, frames stay with their row, wide beams search exhaustively."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def generate(model, inputs, **options):
 
 
 def greedy_without_cache(model, inputs) -> list[int]:
-    """One token after the other, the whole stream fed anew each time."""
+    """Token by token, with a full pass over the stream for each."""
     inputs = dict(inputs)
     new = []
     for _ in range(NEW):
@@ -34,7 +34,7 @@ def greedy_without_cache(model, inputs) -> list[int]:
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
-def test_greedy_on_a_padded_batch_is_each_row_step_by_step(name):
+def test_greedy_batch_with_padding_equals_rows_step_by_step(name):
     model = tiny_model(list(ROUTINGS).index(name), **ROUTINGS[name])
     batch, rows = random_batch(model, 1, [2, 0, 3])
     together = generate(model, batch)
@@ -46,7 +46,7 @@ def test_greedy_on_a_padded_batch_is_each_row_step_by_step(name):
 
 @pytest.mark.parametrize("pixels", [False, True])
 @pytest.mark.parametrize("seed", range(3))
-def test_beams_on_a_padded_batch_are_beams_on_each_row(pixels, seed):
+def test_beam_search_with_padding_equals_beam_search_per_row(pixels, seed):
     model = tiny_model(seed)
     batch, rows = random_batch(model, seed, [2, 0, 3], pixels=pixels)
     options = {"num_beams": 3, "num_return_sequences": 2, "min_new_tokens": NEW}
@@ -55,7 +55,7 @@ def test_beams_on_a_padded_batch_are_beams_on_each_row(pixels, seed):
         assert torch.equal(together[2 * index : 2 * index + 2], generate(model, row, **options))
 
 
-def test_wide_beams_find_the_most_probable_continuation():
+def test_wide_beam_search_finds_the_most_probable_continuation():
     model = tiny_model(4)
     _, (row,) = random_batch(model, 4, [2])
     allowed = [t for t in range(60) if t not in (VIDEO, EOS)]
@@ -76,8 +76,8 @@ def test_wide_beams_find_the_most_probable_continuation():
     assert scores[found] == pytest.approx(scores[expected], abs=1e-4)
 
 
-def test_num_return_sequences_keep_each_rows_frames():
-    """With near-zero temperature every sample is the greedy continuation of its own row."""
+def test_num_return_sequences_keep_the_frames_of_each_row():
+    """With a temperature close to zero, every sample is the greedy continuation of its row."""
     model = tiny_model(5)
     batch, rows = random_batch(model, 5, [3, 1, 0])
     samples = generate(model, batch, do_sample=True, temperature=1e-4, num_return_sequences=3)
@@ -87,7 +87,7 @@ def test_num_return_sequences_keep_each_rows_frames():
             assert sample[: len(expected)] == expected
 
 
-def test_sampling_is_reproducible_and_never_says_a_placeholder():
+def test_sampling_is_reproducible_and_never_generates_a_placeholder():
     model = tiny_model(6)
     _, (row,) = random_batch(model, 6, [1])
     texts = []
@@ -99,7 +99,7 @@ def test_sampling_is_reproducible_and_never_says_a_placeholder():
     assert len(texts[0].unique()) > 30
 
 
-def test_without_cache_and_with_offloading_flag_and_own_cache():
+def test_generation_without_cache_with_offloading_and_with_own_cache():
     model = tiny_model(7)
     batch, _ = random_batch(model, 7, [2, 1])
     expected = generate(model, batch)
@@ -120,8 +120,8 @@ def test_without_cache_and_with_offloading_flag_and_own_cache():
     )
 
 
-def test_generation_goes_on_from_a_cache():
-    """A first answer, then more frames, then a second answer: as one prompt that holds all of it."""
+def test_generation_continues_from_a_cache():
+    """An answer, more frames and a second answer equal one prompt with all of it."""
     model = tiny_model(8)
     (_, (first,)), (_, (second,)) = random_batch(model, 80, [2]), random_batch(model, 81, [1])
     out = model.generate(**first, max_new_tokens=3, min_new_tokens=3, do_sample=False, return_dict_in_generate=True)
@@ -135,8 +135,8 @@ def test_generation_goes_on_from_a_cache():
     assert torch.equal(went_on, generate(model, at_once))
 
 
-def test_prompt_lookup_rolls_the_cache_back():
-    """Assisted decoding feeds guesses and crops the wrong ones off: the text stays the greedy one."""
+def test_prompt_lookup_rolls_back_the_cache():
+    """Assisted decoding feeds guesses and removes the wrong ones; the text remains the greedy one."""
     model = tiny_model(9)
     _, (row,) = random_batch(model, 9, [3])
     row["input_ids"] = torch.cat([row["input_ids"], torch.tensor([[20, 21, 22, 23, 20, 21]])], dim=1)
@@ -144,7 +144,7 @@ def test_prompt_lookup_rolls_the_cache_back():
     assert torch.equal(generate(model, row, max_new_tokens=20, prompt_lookup_num_tokens=3), expected)
 
 
-def test_beams_need_the_frames_of_their_placeholders():
+def test_beam_search_needs_the_frames_of_the_placeholders():
     model = tiny_model(10)
     batch, _ = random_batch(model, 10, [2, 1])
     batch["video_features"] = batch["video_features"][:2]
@@ -165,12 +165,12 @@ def test_beams_need_the_frames_of_their_placeholders():
         ({"cache_implementation": "paged"}, "continuous batching is not supported"),
     ],
 )
-def test_what_routed_layers_do_not_allow_is_refused(options, sentence):
+def test_options_unsupported_by_routed_layers_are_refused(options, sentence):
     model = tiny_model(11)
     _, (row,) = random_batch(model, 11, [2])
     with pytest.raises(ValueError, match=sentence):
         generate(model, row, **options)
-    if set(options) <= {"assistant_early_exit", "prefill_chunk_size"}:  # also as a configuration holds it
+    if set(options) <= {"assistant_early_exit", "prefill_chunk_size"}:  # also in a configuration
         config = GenerationConfig(**options, max_new_tokens=2)
         with pytest.raises(ValueError, match=sentence):
             model.generate(**row, generation_config=config)
@@ -179,7 +179,7 @@ def test_what_routed_layers_do_not_allow_is_refused(options, sentence):
 @pytest.mark.parametrize(
     "options", [{"max_new_tokens": NEW}, {"generation_config": GenerationConfig(max_new_tokens=NEW)}]
 )
-def test_the_models_own_configuration_may_name_the_cache(options):
+def test_generation_config_may_name_the_cache(options):
     model = tiny_model(12)
     _, (row,) = random_batch(model, 12, [2])
     expected = model.generate(**row, **options)
@@ -199,20 +199,20 @@ def test_continuous_batching_is_refused():
         model.init_continuous_batching()
 
 
-def test_an_assistants_drafts_change_nothing():
+def test_assisted_generation_equals_plain_generation():
     model = tiny_model(13)
     _, (row,) = random_batch(model, 13, [3])
     expected = generate(model, row, max_new_tokens=12)
-    for seed in (13, 14):  # one that is always right, and one that hardly ever is
+    for seed in (13, 14):  # one that is always right, and one that is almost never right
         assert torch.equal(generate(model, row, max_new_tokens=12, assistant_model=tiny_model(seed)), expected)
 
 
-def test_guidance_is_that_of_whole_passes():
+def test_guidance_equals_full_passes():
     model = tiny_model(15)
     batch, rows = random_batch(model, 15, [2, 1])
     scale, together = 1.5, generate(model, batch, guidance_scale=1.5, eos_token_id=-1)
     for row, found in zip(rows, together.tolist(), strict=True):
-        row, free = dict(row), row["input_ids"][:, -1:]  # the prompt without what guides: its last token alone
+        row, free = dict(row), row["input_ids"][:, -1:]  # the unguided prompt is the last token alone
         for token in found:
             guided, unguided = (
                 model(**inputs, use_cache=False).logits[0, -1].float().log_softmax(-1)
@@ -225,7 +225,7 @@ def test_guidance_is_that_of_whole_passes():
             row["input_ids"], free = torch.cat([row["input_ids"], new], 1), torch.cat([free, new], 1)
 
 
-def test_a_pipeline_takes_chats_with_videos_of_different_lengths_together():
+def test_pipeline_batches_chats_with_videos_of_different_lengths():
     model, processor = small_model()
     pipe = pipeline("image-text-to-text", model=model, processor=processor)
 

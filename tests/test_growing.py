@@ -1,4 +1,4 @@
-"""A cache that grows in place is one that is put together anew each time, whatever is done to it."""
+"""A cache that grows in place equals one that is concatenated at every step, whatever is done to it."""
 
 import random
 
@@ -12,8 +12,8 @@ from videollm_mod.cache import BUCKET, GrowingTensor, MoDCache
 
 @pytest.mark.parametrize("seed", range(8))
 @torch.no_grad()
-def test_any_sequence_of_changes_is_that_of_concatenation(seed):
-    """Appended to, shortened, shared and replaced at random; nobody's tensor is changed by what another does."""
+def test_any_sequence_of_changes_equals_concatenation(seed):
+    """Tensors are extended, shortened, shared and replaced at random; no owner changes another owner's tensor."""
     rng, dim = random.Random(seed), seed % 3
     held = [(GrowingTensor(dim), None, None)]  # what each owner has, and what it should have
     for step in range(120):
@@ -50,8 +50,8 @@ def test_frames_are_written_in_place():
 
 
 @pytest.mark.parametrize("name", ["learned", "full", "early exit", "layer skip"])
-def test_forks_and_rollbacks_of_a_cache_do_not_touch_each_other(name):
-    """Copies of one cache go on with streams of their own, each as if it had been alone."""
+def test_forks_and_rollbacks_do_not_affect_each_other(name):
+    """Copies of a cache continue with different streams, each as if it were alone."""
     model = tiny_model(1, **ROUTINGS[name])
     calls = [random_batch(model, seed, [2])[1][0] for seed in range(6)]
     rng = random.Random(name)

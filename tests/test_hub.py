@@ -1,6 +1,6 @@
 """The repository as a Hub model repository: Auto classes, where it loads from, what it saves.
 
-Loading is tried in new processes that cannot import the installed package, so only the repository's own files count.
+Loading runs in new processes that cannot import the installed package, so only the repository's files are used.
 """
 
 import ast
@@ -43,7 +43,7 @@ CHECKPOINT_FILES = [
 
 
 def code_files() -> dict[str, bytes]:
-    """The modules that a loaded model and processor are made of, by name."""
+    """Name -> source of the modules that a loaded model and processor consist of."""
     entries = {reference.split(".")[0] for reference in AUTO_MAP.values()}
     files = {ROOT / f"{entry}.py" for entry in entries}
     for file in tuple(files):
@@ -51,8 +51,8 @@ def code_files() -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in files}
 
 
-def test_loaders_find_all_that_the_code_imports():
-    """They read the text: `from .name import` is followed to its file, `from . import name` is not."""
+def test_hub_loader_finds_all_imports():
+    """The loader parses the source. It follows `from .name import`, but not `from . import name`."""
     files, names = code_files(), set()
     for source in files.values():
         for node in ast.walk(ast.parse(source)):
@@ -77,7 +77,7 @@ def logits_of(model, processor) -> list:
 
 
 def assert_same(actual: list, expected: list) -> None:
-    """In bfloat16, of other processes: within 1 % of the largest logit, which two roundings of it make."""
+    """In bfloat16 and in other processes: within 1 % of the largest logit, which is two rounding errors."""
     assert_near(torch.tensor(actual), torch.tensor(expected), 1e-2)
 
 
@@ -85,7 +85,7 @@ def assert_same(actual: list, expected: list) -> None:
 
 
 def load(repo: str):
-    """Model and processor of `repo`, from its own code only."""
+    """Model and processor of `repo`, loaded with its own code."""
     sys.modules["videollm_mod"] = None  # importing the installed package is an error from here on
     processor = transformers.AutoProcessor.from_pretrained(repo, trust_remote_code=True)
     model = transformers.AutoModelForImageTextToText.from_pretrained(repo, trust_remote_code=True)
@@ -152,7 +152,7 @@ def load_video_processor(repo: str) -> dict:
         public = type(transformers.AutoVideoProcessor.from_pretrained(repo, trust_remote_code=True)).__name__
     except ImportError as error:
         public = str(error)
-    # The same class by its own module, where transformers does not put an error in its place.
+    # the class from its own module, unless transformers replaces it by an error
     from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 
     video_processor = AutoVideoProcessor.from_pretrained(repo, trust_remote_code=True)
@@ -164,14 +164,14 @@ def load_video_processor(repo: str) -> dict:
 
 @pytest.fixture(scope="module")
 def from_folder(tmp_path_factory) -> tuple[dict, Path]:
-    """What a process elsewhere got from the repository's folder, and where it saved."""
+    """Results of a process that loads the repository's folder, and where it saved the model."""
     folder = tmp_path_factory.mktemp("hub") / "folder"
     return run_fresh(load_all_save_and_train, folder, ROOT), folder
 
 
 @pytest.fixture(scope="module")
 def from_hub_cache(tmp_path_factory) -> tuple[dict, Path]:
-    """The same from a hub cache, offline, by repository id."""
+    """The same from an offline Hub cache, by repository id."""
     base = tmp_path_factory.mktemp("hub")
     repository = base / "cache" / f"models--{HUB_ID.replace('/', '--')}"
     snapshot = repository / "snapshots" / COMMIT
@@ -187,12 +187,12 @@ def from_hub_cache(tmp_path_factory) -> tuple[dict, Path]:
 
 @pytest.fixture(scope="module")
 def from_package(tmp_path_factory) -> tuple[dict, Path]:
-    """The same from the installed package's own classes, in this process."""
+    """The same with the installed package's classes, in this process."""
     from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 
     folder = tmp_path_factory.mktemp("hub")
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT)
-    del model.config.auto_map  # a model made from a new configuration has none
+    del model.config.auto_map  # a model from a new configuration has none
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model.save_pretrained(folder / "saved")
     processor.save_pretrained(folder / "saved")
@@ -201,7 +201,7 @@ def from_package(tmp_path_factory) -> tuple[dict, Path]:
 
 @pytest.fixture(scope="module")
 def saved(from_folder, from_hub_cache, from_package, tmp_path_factory) -> dict[str, Path]:
-    """Every folder that was saved, moved elsewhere under another name."""
+    """Every saved folder, moved and renamed."""
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     sources = {
         "1-from.folder": from_folder[1] / "saved",
@@ -216,12 +216,12 @@ def assert_auto_maps(folder: Path) -> None:
     assert json.loads((folder / "config.json").read_text())["auto_map"] == AUTO_MAP
     config = json.loads((folder / "processor_config.json").read_text())
     assert config["processor_class"] == "VideoLLMMoDProcessor"
-    # AutoVideoProcessor looks no further than the nested part.
+    # AutoVideoProcessor reads only the nested part
     for part, name in ((config, "AutoProcessor"), (config["video_processor"], "AutoVideoProcessor")):
         assert part["auto_map"][name] == AUTO_MAP[name]
 
 
-def test_auto_maps_of_the_repository():
+def test_auto_maps_are_complete():
     assert_auto_maps(ROOT)
 
 
@@ -246,17 +246,17 @@ def test_package_and_hub_cache_give_the_same_logits_as_the_folder(from_folder, f
     assert_same(from_hub_cache[0]["logits"], from_folder[0]["logits"])
 
 
-def test_what_was_saved_loads_elsewhere_with_the_same_logits(saved, from_folder, tmp_path):
+def test_saved_folder_loads_elsewhere_with_the_same_logits(saved, from_folder, tmp_path):
     result, _ = from_folder
     loaded = run_fresh(load_each, tmp_path / "process", *saved.values())
     trained, before = torch.tensor(result["trained logits"]), torch.tensor(result["logits"])
-    assert (trained - before).abs().max() > 0.1 * before.abs().max()  # other weights are not within a rounding
+    assert (trained - before).abs().max() > 0.1 * before.abs().max()  # more than a rounding error
     assert_same(loaded.pop("4-trained"), result["trained logits"])
     for logits in loaded.values():
         assert_same(logits, result["logits"])
 
 
-def test_what_was_saved_carries_code_and_names_no_other_repository(saved):
+def test_saved_folder_has_its_code_and_names_no_other_repository(saved):
     for folder in saved.values():
         assert {file.name: file.read_bytes() for file in folder.glob("*.py")} == code_files()
         assert_auto_maps(folder)
@@ -264,7 +264,7 @@ def test_what_was_saved_carries_code_and_names_no_other_repository(saved):
             assert f"{HUB_ID}--" not in file.read_text(), file
 
 
-def test_weights_are_safetensors_only(saved):
+def test_weights_are_only_safetensors(saved):
     for folder in (ROOT, *saved.values()):
         assert (folder / "model.safetensors").is_file()
         others = {file.name for pattern in ("*.bin", "*.pkl", "*.ckpt", "*.h5") for file in folder.glob(pattern)}

@@ -1,4 +1,4 @@
-"""From `push_to_hub` through a hub, on this machine, to `from_pretrained` where only the model card's packages are."""
+"""`push_to_hub` to a local hub, then `from_pretrained` in an environment with only the packages of the model card."""
 
 import json
 import os
@@ -20,7 +20,7 @@ OPTIONAL = ("accelerate", "bitsandbytes", "datasets", "gguf", "gradio", "matplot
 
 
 def push(repo: str, *folders: str) -> dict:
-    """Push each folder's model and processor as one commit after the other; their hashes."""
+    """Push the model and processor of each folder as a commit, and return the hashes."""
     from huggingface_hub import HfApi
 
     from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
@@ -85,7 +85,7 @@ def write(path: str, frames) -> None:
 
 
 def call(python: Path, function, folder: Path, endpoint: str, *arguments: str) -> dict:
-    """The function in a new process of `python`, which may connect to this machine alone."""
+    """Call the function in a new process of `python` that may only connect to this machine."""
     folder.mkdir()
     clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
     clean |= {"HOME": str(folder), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
@@ -109,7 +109,7 @@ pathlib.Path("result.json").write_text(json.dumps(names[function](*{arguments!r}
 
 
 def command_line(package: str, *commands: str) -> dict:
-    """What the package's commands print without its extras."""
+    """What the commands print without the package's extras."""
     import contextlib
     import io
     import os
@@ -129,7 +129,7 @@ def command_line(package: str, *commands: str) -> dict:
 
 @pytest.fixture(scope="module")
 def round_trip(tmp_path_factory):
-    """`(hub, what was pushed, what was watched)`: two commits, of which the first is loaded."""
+    """`(hub, what was pushed, what was watched)`: two commits, the first of which is loaded."""
     from small_data import small_model
 
     folder = tmp_path_factory.mktemp("round-trip")
@@ -150,7 +150,7 @@ def round_trip(tmp_path_factory):
     return hub, pushed, watched | {"downloads": hub.served[pushing:]}
 
 
-def test_the_revision_that_was_asked_for_narrates(round_trip):
+def test_requested_revision_narrates(round_trip):
     hub, pushed, watched = round_trip
     first, last = pushed["commits"]
     assert first != last == hub.files(REPO, "main")[0]
@@ -160,7 +160,7 @@ def test_the_revision_that_was_asked_for_narrates(round_trip):
     assert (first, "model-00001-of-00003.safetensors") in watched["downloads"]
 
 
-def test_what_is_pushed_is_a_whole_repository(round_trip):
+def test_pushed_repository_is_complete(round_trip):
     hub, pushed, _ = round_trip
     files = hub.files(REPO, pushed["commits"][0])[1]
     assert {"config.json", "processor_config.json", "tokenizer.json", "README.md", "model.safetensors.index.json"} <= (
@@ -170,19 +170,19 @@ def test_what_is_pushed_is_a_whole_repository(round_trip):
     assert b"custom_code" in files["README.md"] and b"library_name: transformers" in files["README.md"]
 
 
-def test_the_pipeline_takes_a_video(round_trip):
+def test_pipeline_accepts_a_video(round_trip):
     assert round_trip[2]["piped"].strip().endswith(".")
 
 
-def test_it_says_what_to_install(round_trip):
+def test_error_names_the_extra_to_install(round_trip):
     messages = round_trip[2]["messages"]
     assert "peft" in messages["peft"].lower() and "install" in messages["peft"].lower()
     assert "pip install" in messages["bitsandbytes"]
 
 
-def test_the_commands_run_without_extras_or_name_them(round_trip):
+def test_commands_run_without_extras_or_name_them(round_trip):
     narrate, four_bit, train = round_trip[2]["commands"].values()
     assert narrate[0] == 0
     assert all(text in narrate[2] for _, text in world_stream(SEED).narrations)
-    assert four_bit[:2] == [2, "error: weights in 4 bit need bitsandbytes: pip install videollm-mod[quant]\n"]
+    assert four_bit[:2] == [2, "error: 4-bit weights need bitsandbytes: pip install videollm-mod[quant]\n"]
     assert train[:2] == [2, "error: No module named 'accelerate': pip install videollm-mod[train]\n"]

@@ -1,4 +1,4 @@
-"""The JSONL format: every fault of every line is found, and nothing is written where there is one."""
+"""The JSONL format: every fault of every line is found, and nothing is written if there is one."""
 
 import json
 import os
@@ -21,7 +21,7 @@ GOOD = {"video": "clips/a.mp4", "fps": 2.0, "turns": TURNS}
 
 
 def turned(**changes) -> dict:
-    """A good line whose second turn is changed; None takes a field away."""
+    """A valid line with a changed second turn; None removes a field."""
     turn = {name: value for name, value in {**TURNS[1], **changes}.items() if value is not None}
     return {**GOOD, "turns": [TURNS[0], turn, TURNS[2]]}
 
@@ -31,7 +31,7 @@ def without(*names: str, **changes) -> dict:
 
 
 TEXT = json.dumps(GOOD).encode()
-# kind -> (line, its faults: the field and a part of what is said about it)
+# kind -> (line, its faults: field and part of the message)
 BROKEN = {
     "no JSON": (TEXT[:-1], [("line", "not JSON")]),
     "single quotes": (TEXT.replace(b'"', b"'"), [("line", "not JSON")]),
@@ -182,7 +182,7 @@ def test_valid_file_has_no_faults(folder, capsys):
 
 
 def test_file_url_is_a_path(folder, tmp_path, capsys):
-    """Percent-encoded too; its times are checked like those of any other video."""
+    """It may be percent-encoded; its times are checked like those of any video."""
     video = write_video(tmp_path / "ü b%.mp4", num_frames=8, fps=4)
     lines = [{"video": video.as_uri(), "turns": [said(1.0, SEEN)]}, {**GOOD, "video": (tmp_path / "c.mp4").as_uri()}]
     file = write_lines(tmp_path / "address.jsonl", [lines[0]])
@@ -262,7 +262,7 @@ def test_features_with_another_rate_are_a_fault(folder):
 
 @pytest.mark.parametrize("name", ["-", "/dev/stdin", "<(cat)"])
 def test_pipe_is_validated(tmp_path, name):
-    """Media are looked for from the working directory, as a pipe lies nowhere."""
+    """Its paths are relative to the working directory."""
     line = {"video": "no.mp4", "turns": [{"time": 1, "role": "assistant", "content": "There."}]}
     command = f"cat | {sys.executable} -m videollm_mod.cli validate {name}"
     if name == "<(cat)":

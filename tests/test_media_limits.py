@@ -1,4 +1,4 @@
-"""Videos made to do harm: each is refused, or read in bounds, before much memory is given."""
+"""Malicious videos: each is refused or read within limits, before much memory is allocated."""
 
 import io
 import json
@@ -37,14 +37,14 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 
 def read_apart(path: Path) -> tuple[str, float]:
-    """What a process of its own makes of a file, and the MiB of memory it took beyond its start."""
+    """The outcome of reading a file in a new process, and the additional memory it used, in MiB."""
     done = subprocess.run([sys.executable, "-c", READ, path], capture_output=True, text=True, timeout=PATIENCE)
     outcome, kilobytes = done.stdout.strip().splitlines()
     return outcome, int(kilobytes) / 1024
 
 
 def bomb_png(path: Path, width: int, height: int) -> Path:
-    """A valid image of so many black pixels in a thousandth of their bytes."""
+    """A valid image of black pixels with a thousandth of their bytes."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -60,7 +60,7 @@ def bomb_png(path: Path, width: int, height: int) -> Path:
 
 
 def altered(path: Path, tag: bytes, offset: int, *values: int) -> Path:
-    """An MP4 with other 32 bit numbers at an offset from the name of its first box of a kind."""
+    """An MP4 with changed 32-bit numbers at an offset in the first box of a kind."""
     content = bytearray(path.read_bytes())
     struct.pack_into(f">{len(values)}I", content, content.index(tag) + 4 + offset, *values)
     path.write_bytes(content)
@@ -72,24 +72,24 @@ def clip(tmp_path) -> Path:
     return write_video(tmp_path / "a.mp4", moving(8, 48, 64), "mjpeg")
 
 
-def test_huge_frames_are_refused_before_they_are_decoded(tmp_path):
+def test_huge_frames_are_refused_before_decoding(tmp_path):
     outcome, megabytes = read_apart(bomb_png(tmp_path / "a.png", 20_000, 20_000))
     assert outcome.startswith("refused: cannot decode") and megabytes < 60
 
 
-def test_a_limit_of_pixels_can_be_set(clip):
+def test_pixel_limit_can_be_set(clip):
     assert len(list(iter_video_frames(clip))) == 2
     with pytest.raises(ValueError, match="cannot decode"):
         list(iter_video_frames(clip, limits=MediaLimits(pixels=48 * 64 - 1)))
 
 
 @pytest.mark.parametrize("size", [(1, 40_000), (40_000, 1)])
-def test_thin_frames(tmp_path, size):
+def test_thin_frames_are_scaled_down(tmp_path, size):
     (frame,) = [frame for frame, _ in iter_video_frames(bomb_png(tmp_path / "a.png", *size))]
     assert frame.size <= 3 * 4096 * 2304
 
 
-def test_an_index_of_more_samples_than_bytes_is_refused(clip):
+def test_index_with_more_samples_than_bytes_is_refused(clip):
     content = clip.read_bytes()
     altered(clip, b"stsz", 4, 1, 30_000_000)
     altered(clip, b"stsc", 8, 1, 30_000_000, 1)
@@ -103,7 +103,7 @@ def test_an_index_of_more_samples_than_bytes_is_refused(clip):
         check_index(clip, "clip", MediaLimits(samples=7))
 
 
-def test_an_index_of_many_fragments_is_refused(tmp_path):
+def test_index_with_too_many_fragments_is_refused(tmp_path):
     path = write_video(tmp_path / "a.mp4", moving(8, 48, 64), "libx264", movflags="frag_keyframe+empty_moov")
     check_index(path, "clip")
     altered(path, b"trun", 4, 2**31)
@@ -111,7 +111,7 @@ def test_an_index_of_many_fragments_is_refused(tmp_path):
         check_index(path, "clip")
 
 
-def test_recordings_that_are_cut_off_or_have_plain_sound_are_not_bombs(tmp_path, clip):
+def test_partial_recordings_and_pcm_audio_pass_the_index_check(tmp_path, clip):
     with av.open(str(tmp_path / "pcm.mov"), "w") as container:
         sound = container.add_stream("pcm_s16le", rate=48000)
         for _ in range(100):
@@ -128,7 +128,7 @@ def test_recordings_that_are_cut_off_or_have_plain_sound_are_not_bombs(tmp_path,
 @pytest.mark.parametrize(
     "loop", [b"\0\0\0\x08moov", b"\0\0\0\x08trak" * 500, b"\0\0\0\1moov" + b"\0" * 8, b"\0\0\0\0"]
 )
-def test_boxes_in_boxes_come_to_an_end(loop):
+def test_deeply_nested_boxes_terminate(loop):
     check_index(io.BytesIO(loop * 200), "boxes")
     nested = b""
     for _ in range(2000):
@@ -136,7 +136,7 @@ def test_boxes_in_boxes_come_to_an_end(loop):
     check_index(io.BytesIO(nested), "nested")
 
 
-def test_packets_without_frames_come_to_an_end(tmp_path):
+def test_packets_without_frames_terminate(tmp_path):
     path = tmp_path / "a.mkv"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25)
@@ -151,7 +151,7 @@ def test_packets_without_frames_come_to_an_end(tmp_path):
         list(iter_video_frames(path, limits=MediaLimits(packets=100)))
 
 
-def test_more_frames_than_allowed_are_refused_after_those_that_are(clip):
+def test_frames_beyond_the_limit_are_refused(clip):
     frames = iter_video_frames(clip, 1000, limits=MediaLimits(frames=5))
     assert [time for _, time in (next(frames) for _ in range(5))] == [0, 0.001, 0.002, 0.003, 0.004]
     with pytest.raises(ValueError, match="holds more than 5 frames at 1000 frames per second"):
@@ -161,18 +161,18 @@ def test_more_frames_than_allowed_are_refused_after_those_that_are(clip):
 
 
 @pytest.mark.parametrize("hours", [0.9, 50, 20_000])
-def test_a_frame_does_not_stay_for_ever(tmp_path, hours):
-    """However far apart timestamps are, frames are repeated for an hour at most."""
+def test_frame_has_a_maximum_duration(tmp_path, hours):
+    """Frames are repeated for at most an hour, however far apart timestamps are."""
     times = [index / 10 for index in range(8)] + [hours * 3600 + index / 10 for index in range(8)]
     path = write_video(tmp_path / "a.mkv", moving(16, 16, 16), "mjpeg", times=times)
     assert sum(1 for _ in iter_video_frames(path, 0.1)) <= 1 + hours * 360
     assert sum(1 for _ in iter_video_frames(path, 0.1)) <= 361
 
 
-def test_absurd_rates_and_durations(clip):
-    altered(clip, b"stts", 8, 2**31 - 1)  # ticks that each frame lasts
+def test_absurd_rates_and_durations_are_handled(clip):
+    altered(clip, b"stts", 8, 2**31 - 1)  # ticks per frame
     for box in (b"mdhd", b"mvhd"):
-        altered(clip, box, 12, 1, 2**31)  # ticks a second, and the duration
+        altered(clip, box, 12, 1, 2**31)  # ticks per second, and the duration
     assert video_duration(clip) is not None
     assert sum(1 for _ in iter_video_frames(clip, 0.1)) <= 8 * 0.1 * LIMITS.hold
     path = write_video(clip.with_name("a.mkv"), moving(3, 16, 16), "mjpeg")
@@ -184,13 +184,13 @@ MATRICES = [[0] * 9, [2**31 - 1] * 9, [2**31] * 9, [0x10000, 0x10000, 0, 0x10000
 
 
 @pytest.mark.parametrize("matrix", MATRICES)
-def test_matrices_that_turn_a_frame_nowhere(clip, matrix):
+def test_degenerate_rotation_matrices_are_ignored(clip, matrix):
     altered(clip, b"tkhd", 40, *matrix)
     assert len(list(iter_video_frames(clip))) == 2
 
 
-def test_a_file_can_not_open_addresses(tmp_path):
-    """A playlist that calls itself a video would else make this machine call others."""
+def test_file_cannot_open_urls(tmp_path):
+    """Otherwise a playlist with a video's name could make this machine connect to others."""
     import socket
     import threading
 
@@ -201,7 +201,7 @@ def test_a_file_can_not_open_addresses(tmp_path):
             try:
                 server.accept()[0].close()
                 called.set()
-            except OSError:  # shut down, and nobody has called
+            except OSError:  # shut down without a connection
                 pass
 
         thread = threading.Thread(target=wait)
@@ -220,7 +220,7 @@ def test_a_file_can_not_open_addresses(tmp_path):
     assert not called.is_set()
 
 
-def test_long_lines_and_texts_of_jsonl_are_faults(tmp_path, monkeypatch):
+def test_long_jsonl_lines_and_texts_are_faults(tmp_path, monkeypatch):
     from videollm_mod.data import jsonl
 
     path = tmp_path / "a.jsonl"
@@ -233,8 +233,8 @@ def test_long_lines_and_texts_of_jsonl_are_faults(tmp_path, monkeypatch):
     assert str(fault) == "1: line: it has more than 1000 bytes; one JSON object on one line"
 
 
-def test_closing_while_threads_decode_ends(tmp_path):
-    """Decoder threads that report an error used to wait for the interpreter, and it for them."""
+def test_closing_while_threads_decode_terminates(tmp_path):
+    """Decoder threads that report an error used to deadlock with the interpreter."""
     code = (
         "import av, sys; av.logging.set_level(av.logging.PANIC)\n"
         "from videollm_mod.decoding import iter_video_frames\n"
@@ -244,7 +244,7 @@ def test_closing_while_threads_decode_ends(tmp_path):
     assert done.returncode == 0
 
 
-def test_limits_are_what_is_said_of_them():
+def test_documented_limits_are_the_real_ones():
     said = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
     for name, value in vars(LIMITS).items():
         assert f"`{name}`" in said, name

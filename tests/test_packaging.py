@@ -1,4 +1,4 @@
-"""The repository as a Python package: what a wheel of it holds, and that it works away from the repository."""
+"""The repository as a Python package: the contents of its wheel, which works outside the repository."""
 
 import configparser
 import os
@@ -23,7 +23,7 @@ def command(*arguments: object, **options) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """A wheel built from a copy of the files that git has or would take, under another folder name."""
+    """A wheel built from a copy of the files that git tracks or would add, in a folder with another name."""
     base = tmp_path_factory.mktemp("wheel")
     listed = command("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT)
     for name in filter(None, listed.split("\0")):
@@ -39,7 +39,7 @@ def wheel(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def site(wheel, tmp_path_factory) -> Path:
-    """A folder with nothing but the installed wheel."""
+    """A folder with only the installed wheel."""
     site = tmp_path_factory.mktemp("site")
     command(sys.executable, "-m", "pip", "--quiet", "install", "--no-index", "--no-deps", "--target", site, wheel)
     return site
@@ -64,7 +64,7 @@ def test_wheel_holds_code_and_checkpoint_but_no_tests_and_benchmarks(wheel):
     assert not {name.split("/")[1] for name in names} & {"benchmarks", "build", "tests"}
 
 
-def test_every_folder_that_is_a_package_is_listed():
+def test_every_package_folder_is_listed():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = setup["options"]["packages"].split()

@@ -1,4 +1,4 @@
-"""A processor of another model is refused, wherever a model and a processor come together."""
+"""A processor of another model is refused wherever a model and a processor are combined."""
 
 import copy
 import json
@@ -16,7 +16,7 @@ WEIGHTS = ("model.safetensors", "config.json", "generation_config.json", "tokeni
 
 
 def rebuilt(processor, size=None, more_words=(), eos=None, **pieces) -> VideoLLMMoDProcessor:
-    """The processor with something else in it."""
+    """The processor with a changed attribute."""
     video_processor, tokenizer = copy.deepcopy(processor.video_processor), copy.deepcopy(processor.tokenizer)
     if size is not None:
         video_processor.size = {"height": size, "width": size}
@@ -39,7 +39,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("case", OTHERS)
-def test_what_differs_is_named(checkpoint, case):
+def test_differences_are_named(checkpoint, case):
     model, processor = checkpoint
     changes, sentence = OTHERS[case]
     with pytest.raises(ValueError, match=f"^`processor` is that of another model: .*its {sentence}"):
@@ -47,7 +47,7 @@ def test_what_differs_is_named(checkpoint, case):
     model.stream(rebuilt(processor))
 
 
-def test_another_models_processor_is_refused_with_all_that_differs(checkpoint, tmp_path):
+def test_processor_of_another_model_is_refused(checkpoint, tmp_path):
     model, processor = checkpoint
     _, other = small_model()
     everywhere = "tokens per frame is 5, the model's 10; its frame size is .32, 32., the model's .96, 96."
@@ -59,7 +59,7 @@ def test_another_models_processor_is_refused_with_all_that_differs(checkpoint, t
 
 
 @pytest.mark.parametrize("part", ["tokenizer", "video_processor"])
-def test_what_is_no_processor_is_refused(checkpoint, part):
+def test_non_processors_are_refused(checkpoint, part):
     model, processor = checkpoint
     wrong = getattr(processor, part)
     for begin in (model.stream, lambda other: StreamPool(model, other)):
@@ -67,7 +67,7 @@ def test_what_is_no_processor_is_refused(checkpoint, part):
             begin(wrong)
 
 
-def test_commands_refuse_a_folder_whose_processor_is_another(tmp_path):
+def test_commands_refuse_a_folder_with_another_processor(tmp_path):
     for name in WEIGHTS:
         shutil.copy(ROOT / name, tmp_path)
     options = json.loads((ROOT / "processor_config.json").read_text())

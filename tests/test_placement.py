@@ -1,5 +1,5 @@
-"""Where the weights lie and how the layers run: spread over memory and disk, over two processes, compiled, and with
-each attention of transformers. What comes out stays the same."""
+"""Placement and execution: weights offloaded to disk, split over two processes, compiled, and with each attention
+implementation of transformers. The results stay the same."""
 
 import os
 import subprocess
@@ -66,7 +66,7 @@ def test_device_map_auto(small, tmp_path, share):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa", "flex_attention"])
-def test_attention_implementations(small, implementation):
+def test_attention_implementations_agree(small, implementation):
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(
         small[2], attn_implementation=implementation, dtype=torch.float32
     )
@@ -76,16 +76,16 @@ def test_attention_implementations(small, implementation):
 
 
 @torch.no_grad()
-def test_compiled(small):
-    """With breaks in the graph where frames are counted. The backend runs what was traced as it stands."""
+def test_compiled_model_agrees(small):
+    """The graph breaks where frames are counted. The backend runs the traced graph without changes."""
     model, inputs = small_model(num_hidden_layers=2)[0].eval(), small[3]
     torch._dynamo.reset()
     assert_near(torch.compile(model, backend="eager")(**inputs).logits, model(**inputs).logits)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
 
 
-def test_split_over_two_processes(small, tmp_path):
-    """`tp_plan="auto"`, over gloo: each holds half of the layers, and both compute what one does."""
+def test_model_split_over_two_processes_agrees(small, tmp_path):
+    """`tp_plan="auto"` over gloo: each process holds half of each layer, and the results equal those of one."""
     model, _, folder, inputs = small
     save_file({name: value.contiguous() for name, value in inputs.items()}, tmp_path / "inputs")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]

@@ -1,4 +1,4 @@
-"""What a step knows of a cache from its last step is what it would find by looking at every layer again."""
+"""What a step remembers of a cache from the previous step equals what it would find by inspecting every layer."""
 
 import copy
 import random
@@ -108,7 +108,7 @@ def new_cache(layers: int = 2) -> tuple[MoDCache, np.ndarray]:
     return cache, counts
 
 
-def test_what_is_known_is_dropped_with_any_change():
+def test_remembered_places_are_dropped_on_any_change():
     def replace(name):
         return lambda layer: setattr(layer, name, getattr(layer, name).clone())
 
@@ -140,7 +140,7 @@ def test_what_is_known_is_dropped_with_any_change():
     assert cache._places is None
 
 
-def test_what_is_known_holds_no_tensor():
+def test_remembered_places_hold_no_tensor():
     places = Places(np.zeros((2, 5), np.int64))
     assert not any(isinstance(value, torch.Tensor) for value in vars(places).values())
     with torch.inference_mode():

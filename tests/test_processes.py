@@ -1,4 +1,4 @@
-"""Processes that start after torch has run: what the package starts is spawned, what users start is as README says."""
+"""Processes started after torch has run: the package spawns its own, and README tells users how to fork safely."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ def count(example):
 
 count({{}})
 torch.set_num_threads(2)
-torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # starts threads, which are not there after a fork
+torch.ones(1000, 1000) @ torch.ones(1000, 1000)  # starts threads, which a fork does not copy
 dataset = Dataset.from_dict({{"a": [0, 1]}}).map(count, num_proc=2, load_from_cache_file=False)
 assert dataset["count"][:] == [4, 4]
 """

@@ -1,4 +1,4 @@
-"""What SECURITY.md promises, watched from within processes of their own."""
+"""The promises of SECURITY.md, checked in separate processes."""
 
 import base64
 import inspect
@@ -46,7 +46,7 @@ def checkpoint():
 
 
 def watched() -> dict[str, list]:
-    """From here on, what this process does beside computing: events of the kinds above, and files it opens."""
+    """Record the side effects of this process: events of the kinds above, and the files it opens."""
     seen = {"events": [], "read": [], "written": []}
 
     def hook(event: str, arguments: tuple) -> None:
@@ -80,7 +80,7 @@ def import_classes() -> dict:
     return {**seen, "home": str(Path(videollm_mod.__file__).parent)}
 
 
-def test_importing_opens_nothing_but_its_own_files(tmp_path):
+def test_importing_opens_only_its_own_files(tmp_path):
     lines = [f"{name} = {globals()[name]}" for name in ("NETWORK", "PROCESSES", "WRITING")]
     lines += ["import json, os, sys", inspect.getsource(watched), "sys.dont_write_bytecode, seen = True, watched()"]
     lines += [
@@ -97,7 +97,7 @@ def test_importing_opens_nothing_but_its_own_files(tmp_path):
     assert outside == []
 
 
-def test_importing_its_classes_opens_nothing_but_code(tmp_path):
+def test_importing_classes_opens_only_code(tmp_path):
     result = run_fresh(import_classes, tmp_path / "classes")
     assert result["written"] == []
     assert [event for event in result["events"] if event[0] in NETWORK] == []
@@ -125,7 +125,7 @@ def narrate_a_secret(clip: str, output: str) -> dict:
     return {**seen, "code": code, "log": log.getvalue()}
 
 
-def test_no_frame_and_no_word_is_logged(tmp_path):
+def test_frames_and_texts_are_not_logged(tmp_path):
     clip, output = write_video(tmp_path / "a.mkv", moving(30, 48, 64), "mjpeg"), tmp_path / "out.jsonl"
     result = run_fresh(narrate_a_secret, tmp_path / "process", clip, output, HF_HUB_OFFLINE="1")
     assert result["code"] == 0 and "passport 4711" in output.read_text()
@@ -147,7 +147,7 @@ PLAIN = st.from_regex(r"[a-z0-9]{1,8}", fullmatch=True)
 
 @st.composite
 def addresses(draw) -> str:
-    """With secrets wherever cameras and servers take them: as user and password, folders, a query."""
+    """URLs with secrets wherever cameras and servers accept them: user and password, folders, query."""
     login = draw(st.sampled_from(["", f"{draw(PLAIN)}:{draw(SECRET)}@", f"{draw(SECRET)}:{draw(SECRET)}@"]))
     folders = draw(
         st.sampled_from(["", f"/{draw(PLAIN)}/{draw(SECRET)}", f"/user={draw(PLAIN)}_password={draw(SECRET)}"])
@@ -171,8 +171,8 @@ def addresses(draw) -> str:
 @example("nosuch://user:5ecret[4711@host/x")
 @example("nosuch:/user:5ecret4711@host/x")
 @example("crypto:nosuch://user:5ecret4711@host/x")
-def test_no_secret_of_an_address_is_shown(address):
-    """By errors of commands and of Python, whether or not the address can be opened."""
+def test_secrets_in_urls_are_not_shown(address):
+    """Neither in errors of commands nor of Python, whether or not the URL can be opened."""
     shown_texts = [source_name(address), shown(address), shown({"type": "video", "url": address})]
     for arguments in (
         ["narrate", address],
@@ -197,8 +197,8 @@ def test_no_secret_of_an_address_is_shown(address):
     assert [text for text in shown_texts if "5ec" in text or "711" in text] == []
 
 
-def test_a_stream_that_is_lost_shows_no_secret(tmp_path):
-    """What comes of it after it was found: PyAV's own errors hold the whole address."""
+def test_lost_stream_shows_no_secret(tmp_path):
+    """The stream is lost after it was opened; PyAV's errors contain the full URL."""
     path = write_video(tmp_path / "a.ts", moving(100, 48, 64), "mpeg2video", fps=20)
     server = FileServer(path, rounds=1)
     address = f"{server.url}/loop".replace("http://", "http://me:5ecret4711@")
@@ -211,7 +211,7 @@ def test_a_stream_that_is_lost_shows_no_secret(tmp_path):
     for text in (live.name, str(caught.value)):
         assert "5ecret" not in text and "me:" not in text
     live = open_live(address, 5.0)
-    live._came, live.give_up_after = True, 0.0  # it was there once
+    live._came, live.give_up_after = True, 0.0  # it existed before
     with pytest.raises(OSError, match="did not come back") as caught:
         list(live)
     assert "5ecret" not in str(caught.value) and "me:" not in str(caught.value)
@@ -220,7 +220,7 @@ def test_a_stream_that_is_lost_shows_no_secret(tmp_path):
 # --- what users type
 
 
-def test_texts_are_bounded_and_whole_characters(checkpoint):
+def test_texts_are_bounded_and_valid_unicode(checkpoint):
     model, processor = checkpoint
     session = model.stream(processor)
     for long in (session.ask, session.instruct, lambda text: model.stream(processor, system_prompt=text)):
@@ -239,7 +239,7 @@ def test_texts_are_bounded_and_whole_characters(checkpoint):
     assert session.stats.tokens == 0 and session.query is None
 
 
-def test_numbers_are_of_plain_digits(capfd, tmp_path):
+def test_numbers_have_only_ascii_digits(capfd, tmp_path):
     assert Query.parse("What?@1_0") == Query("What?@1_0") and Query.parse("What?@\u0661") == Query("What?@\u0661")
     assert plain_float("1e-3") == 0.001
     for arguments in (["--fps", "1_0"], ["--threshold", "0_1"], ["--max-cached-frames", "2_4"]):
@@ -248,20 +248,20 @@ def test_numbers_are_of_plain_digits(capfd, tmp_path):
         assert caught.value.code == 2 and "invalid" in capfd.readouterr().err
 
 
-def test_a_query_that_is_not_utf8_is_named():
+def test_query_that_is_not_utf8_gives_a_clear_error():
     command = [sys.executable, "-m", "videollm_mod.cli", "narrate", "x", "--query", b"caf\xe9?@2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: a `--query` must be text in UTF-8, got 'caf\\udce9?'\n"
 
 
-def test_a_message_can_not_steer_the_terminal(capfd):
+def test_message_cannot_control_the_terminal(capfd):
     assert cli.main(["narrate", "\x1b[2J\x07no\nsuch" + "x" * 5000]) == 2
     err = capfd.readouterr().err
     assert err.startswith("error: there is no video \\x1b[2J\\x07no such") and len(err) < 1100 and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_broken_off_amid_an_import_it_ends_after_it(number, code, tmp_path, monkeypatch):
+def test_signal_during_import_is_deferred(number, code, tmp_path, monkeypatch):
     (tmp_path / "fragile_extension.py").write_text(
         f"import signal\ntry:\n    signal.raise_signal({int(number)})\nexcept BaseException:\n    raise TypeError\n"
     )
@@ -283,7 +283,7 @@ def test_broken_off_amid_an_import_it_ends_after_it(number, code, tmp_path, monk
     assert handlers == [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
 
 
-def test_a_program_that_is_imported_itself_can_be_broken_off(tmp_path, monkeypatch):
+def test_importing_program_can_be_interrupted(tmp_path, monkeypatch):
     (tmp_path / "imported_program.py").write_text("from videollm_mod import cli\nended = cli.main([])\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(cli, "dispatch", lambda argv: (signal.raise_signal(signal.SIGINT), time.sleep(60)))
@@ -292,14 +292,14 @@ def test_a_program_that_is_imported_itself_can_be_broken_off(tmp_path, monkeypat
     assert imported_program.ended == 130
 
 
-def test_a_thread_can_run_a_command(monkeypatch):
+def test_thread_can_run_a_command(monkeypatch):
     monkeypatch.setattr(cli, "dispatch", lambda argv: 7)
     with ThreadPoolExecutor(1) as pool:
         assert pool.submit(cli.main, []).result() == 7
 
 
-def test_an_ignored_interrupt_stays_ignored(monkeypatch):
-    """As under nohup, or in the background of a script."""
+def test_ignored_interrupt_stays_ignored(monkeypatch):
+    """As under nohup, or in a script's background."""
     monkeypatch.setattr(cli, "dispatch", lambda argv: signal.raise_signal(signal.SIGINT))
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
@@ -309,13 +309,13 @@ def test_an_ignored_interrupt_stays_ignored(monkeypatch):
         signal.signal(signal.SIGINT, before)
 
 
-def test_broken_off_early_it_says_nothing():
+def test_early_interrupt_prints_nothing():
     rng = random.Random(3)
     code = "import sys; from videollm_mod.cli import main; print(flush=True); sys.exit(main())"
     command = [sys.executable, "-c", code, "narrate", ROOT / "media" / "world.mp4"]
     for _ in range(6):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        process.stdout.readline()  # the command is there, and begins
+        process.stdout.readline()  # the command has started
         time.sleep(rng.uniform(0.05, 0.8))
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=PATIENCE)
@@ -326,7 +326,7 @@ def test_broken_off_early_it_says_nothing():
 
 
 def test_damaged_files_are_read_or_refused(checkpoint, tmp_path):
-    """A few of the cases of `benchmarks/fuzz.py`, others than it reads."""
+    """A few cases of `benchmarks/fuzz.py`, different from those it reads."""
     (tmp_path / "originals").mkdir()
     (tmp_path / "plain.mp4").write_bytes(b"")
     originals = sorted(write_originals(tmp_path / "originals", *checkpoint))
@@ -341,7 +341,7 @@ def test_damaged_files_are_read_or_refused(checkpoint, tmp_path):
             assert read_case(tmp_path / original.name, *checkpoint) == "read"
 
 
-def test_a_forged_session_is_refused(checkpoint, tmp_path):
+def test_forged_session_file_is_refused(checkpoint, tmp_path):
     session = checkpoint[0].stream(checkpoint[1])
     session.push(moving(2, 48, 64))
     content = session.save(tmp_path / "a.safetensors").read_bytes()

@@ -1,4 +1,4 @@
-"""A part of a video taken by seeking is the frames that decoding from the beginning gives."""
+"""Seeking to a part of a video gives the same frames as decoding from the beginning."""
 
 import random
 from fractions import Fraction
@@ -13,7 +13,7 @@ from video_files import moving
 from videollm_mod import decoding
 
 KINDS = {
-    # name of the file, codec, its options, whether it can be sought
+    # file name, codec, options, whether seeking works
     "x264": ("a.mp4", "libx264", {"g": "12", "bf": "3"}, True),
     "open groups": ("a.mp4", "libx264", {"g": "10", "bf": "3", "x264-params": "open-gop=1:b-pyramid=normal"}, True),
     "x265": ("a.mp4", "libx265", {"x265-params": "keyint=12:open-gop=1:bframes=4:log-level=none"}, True),
@@ -27,7 +27,7 @@ KINDS = {
 
 
 def write(path, codec: str, options: dict, seed: int, variable: bool):
-    """120 frames at 10 fps, or at times of their own, which do not begin at 0."""
+    """120 frames at 10 fps, or at given times, which do not start at 0."""
     rng, time = random.Random(seed), 5000 * variable
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=10)

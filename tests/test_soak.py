@@ -1,4 +1,4 @@
-"""The soak in short (`benchmarks/soak.py`), and a process that is killed in the middle of a stream."""
+"""A short run of the soak test (`benchmarks/soak.py`), and a process killed in the middle of a stream."""
 
 import json
 import random
@@ -15,8 +15,8 @@ from videollm_mod.benchmarks import soak
 from videollm_mod.benchmarks.long_streams import held_scenes, nano
 
 
-def test_a_short_soak_and_one_in_two_parts(tmp_path, monkeypatch):
-    """Everything that may happen does; a run that is broken off and goes on ends at the same state."""
+def test_soak_in_one_or_two_parts(tmp_path, monkeypatch):
+    """All kinds of events occur, and an interrupted and resumed run ends in the same state."""
     monkeypatch.setattr(soak, "CHANCES", {**dict.fromkeys(soak.CHANCES, 0.4), "one_by_one": 0.15})
     parts = soak.Soak(*nano(), tmp_path / "parts")
     parts.run(120, row_every=40)
@@ -59,10 +59,10 @@ def load():
     return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
 
 
-def test_killed_at_any_moment_and_restored_says_the_same(tmp_path):
+def test_session_killed_and_restored_says_the_same(tmp_path):
     """Two streams of a pool, saved after every frame; the process is killed wherever it is, in a save too. What was
     saved is whole, and goes on to say what an undisturbed session says."""
-    rng = random.Random()  # wherever it is, what was saved has to be whole
+    rng = random.Random()  # wherever it is killed, the saved file must be complete
     code = WATCHES_UNTIL_KILLED.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     for _ in range(rng.randint(8, len(SCENES) - 5)):
@@ -75,7 +75,7 @@ def test_killed_at_any_moment_and_restored_says_the_same(tmp_path):
     for number, policy in enumerate(("window", "router")):
         session = StreamingSession.load(tmp_path / str(number), model, processor)
         frames, events = json.loads((tmp_path / f"{number}.json").read_text())
-        assert session.stats.frames - frames in (0, 1)  # killed between the session and the notes beside it
+        assert session.stats.frames - frames in (0, 1)  # killed between saving the session and the notes
         stream = pool.join(session)
         stream.push(SCENES[session.stats.frames :])
         said[stream] = (policy, session.stats.frames, events)

@@ -1,4 +1,4 @@
-"""JSONL streams as data sets: turns stand at their times, both styles agree, frames are the right ones."""
+"""JSONL streams as data sets: turns are placed at their times, streaming makes no difference, frames are right."""
 
 import random
 
@@ -48,7 +48,7 @@ def same(one: dict, other: dict) -> bool:
 
 @pytest.mark.parametrize("fps", [2.0, 3.0, 4.0, 7.3, 10.0])
 def test_turns_are_placed_as_in_the_world(fps):
-    """Also at rates with no frame at the time of a change. Questions at the first frame differ: they open here."""
+    """Even at rates without a frame at each change. Only questions at the first frame differ: here they open."""
     for seed in range(60):
         stream = world.world_stream(seed)
         times, turns = stream.frame_times(fps), [(time, 0, [said(time, text)]) for time, text in stream.narrations]
@@ -81,7 +81,7 @@ def test_turns_between_frames_and_at_the_ends():
         says("q", "user"),
         frames(3),
     ]
-    # an opening question is answered after a frame; what is said after the last frame comes at the end
+    # an opening question is answered after one frame; later turns come at the end
     assert conversation([said(1.0, "q", "user"), said(1.0, "a"), said(9.0, "n")], times) == [
         says("q", "user"),
         frames(1),
@@ -133,7 +133,7 @@ def test_part_of_a_video_has_the_same_frames(folder, processor):
     raw, times = decode_video(video, 2.0)
     exact = video_processor(torch.from_numpy(raw), return_tensors="pt")["pixel_values_videos"]
     rounded = video_processor(whole, return_tensors="pt")["pixel_values_videos"]
-    assert (exact - rounded).abs().max() <= 0.5 / 255 / 0.5 + 1e-6  # half a level of 255
+    assert (exact - rounded).abs().max() <= 0.5 / 255 / 0.5 + 1e-6  # half a level out of 255
     for start, end in [(0.0, 3.0), (0.4, 2.6), (1.5, 1.6), (1.6, 1.7), (2.0, None), (None, 0.1), (5.5, 9.0)]:
         first, stop = frame_range(2.0, start, end)
         wanted = (times >= (start or 0)) & (times < (end or np.inf))
@@ -145,7 +145,7 @@ def test_part_of_a_video_has_the_same_frames(folder, processor):
 
 
 def test_frame_range_handles_rounding():
-    """0.1 * 3 is 0.30000000000000004, and still frame 3 at 10 fps."""
+    """0.1 * 3 is 0.30000000000000004, but must be frame 3 at 10 fps."""
     assert frame_range(10.0, 0.1 * 3, 0.1 * 6) == (3, 6)
     for fps in (0.5, 2.0, 3.0, 29.97):
         for index in range(200):
@@ -215,9 +215,9 @@ def test_faults_are_named_before_examples_are_made(folder, processor):
         load_streams(file, processor)[0]
 
 
-@pytest.mark.parametrize("seed, fps", [(7, 2), (53, 4)])  # at 4 frames/s a short one: it learned 690 tokens at most
+@pytest.mark.parametrize("seed, fps", [(7, 2), (53, 4)])  # training streams have 690 tokens at most
 def test_bundled_checkpoint_narrates_a_clip_at_the_right_times(tmp_path, seed, fps):
-    """A clip, its truth and the tokens made from both agree: what is learned stands where the session speaks."""
+    """A clip, its ground truth and the tokens made from both agree: labels to speak are where the session speaks."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT).eval()
     _, truth = write_clip(tmp_path / "clip.mp4", seed=seed, fps=fps, height=128)

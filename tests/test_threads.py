@@ -1,4 +1,4 @@
-"""Threads by what is free: affinity, control groups, load, and what the environment says."""
+"""The number of threads, from affinity, control groups, load, and environment variables."""
 
 import os
 import subprocess
@@ -34,15 +34,15 @@ def machine(tmp_path, monkeypatch):
         ({}, 16),
         ({"allowed": 3}, 3),
         ({"load": 5.2, "running": 20}, 11),
-        ({"load": 5.2, "running": 1}, 16),  # of a command that has just ended
-        ({"load": 0.0, "running": 9}, 16),  # of others, that have just begun
+        ({"load": 5.2, "running": 1}, 16),  # from a command that has just ended
+        ({"load": 0.0, "running": 9}, 16),  # from other processes that have just started
         ({"load": 40.0, "running": 41}, 1),
         ({"cores": 2, "allowed": 2, "load": 2.1, "running": 3}, 1),
         ({"cores": 64, "allowed": 4, "load": 50.0, "running": 51}, 4),
         ({"cores": 64, "allowed": 4, "load": 62.0, "running": 63}, 2),
     ],
 )
-def test_cores_of_others_are_theirs(machine, options, free):
+def test_busy_cores_are_not_used(machine, options, free):
     assert machine(**options) == free
 
 
@@ -80,11 +80,11 @@ def test_cores_of_others_are_theirs(machine, options, free):
         ),
     ],
 )
-def test_a_quota_of_the_control_groups_holds(machine, files, free):
+def test_cgroup_quota_is_respected(machine, files, free):
     assert machine(files) == free
 
 
-def test_processes_of_one_machine_share_its_cores(machine, monkeypatch):
+def test_processes_on_one_machine_share_its_cores(machine, monkeypatch):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "5")
     assert machine() == 3
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "32")
@@ -92,7 +92,7 @@ def test_processes_of_one_machine_share_its_cores(machine, monkeypatch):
 
 
 @pytest.mark.parametrize(("named", "free", "threads"), [(None, 1, 1), (None, 64, 2), ("4", 1, 2), ("", 1, 1)])
-def test_what_the_environment_names_is_kept(monkeypatch, named, free, threads):
+def test_environment_variables_take_precedence(monkeypatch, named, free, threads):
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     if named is not None:
@@ -107,7 +107,7 @@ def test_what_the_environment_names_is_kept(monkeypatch, named, free, threads):
         torch.set_num_threads(before)
 
 
-def test_a_source_that_cannot_be_read_does_not_wait_for_torch():
+def test_unreadable_source_fails_before_torch_is_imported():
     program = "import sys; from videollm_mod import cli; cli.main(['narrate', 'no']); print('torch' in sys.modules)"
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
@@ -115,8 +115,8 @@ def test_a_source_that_cannot_be_read_does_not_wait_for_torch():
 
 
 @pytest.mark.parametrize("command", ["narrate", "train", "evaluate", "extract"])
-def test_commands_leave_busy_cores_alone(command):
-    """In a process of its own, where the affinity allows one core."""
+def test_commands_do_not_use_busy_cores(command):
+    """In a new process whose affinity allows one core."""
     program = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -129,7 +129,7 @@ cli.main(sys.argv[1:])
 print(torch.get_num_threads())
 """
     arguments = {
-        "narrate": [str(ROOT / "media" / "world.mp4"), "--device", "cuda:99"],  # fails once the source is open
+        "narrate": [str(ROOT / "media" / "world.mp4"), "--device", "cuda:99"],  # fails after the source is opened
         "evaluate": ["--task", "none"],
         "extract": ["no", "--model", "no", "--output", "no/no"],
     }

@@ -1,4 +1,4 @@
-"""Long streams cut into windows: whatever is said is learned once, with the frames and words of the whole stream."""
+"""Long streams cut into windows: each reply is learned once, with the frames and words of the full stream."""
 
 import math
 
@@ -10,7 +10,8 @@ from small_data import said, small_model, write_lines, write_video
 
 from videollm_mod.data.features import write_features
 from videollm_mod.data.streams import StreamExamples, load_streams
-from videollm_mod.training.train import TrainingConfig, streams
+from videollm_mod.training.config import TrainingConfig
+from videollm_mod.training.examples import stream_datasets
 
 FRAMES, STEP = 90, 6
 WORDS = ["It leaves.", "A red square appears.", "What is there?", "The blue cross moves to the top left."]
@@ -31,12 +32,12 @@ def features(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def setting(processor, features):
-    return {"processor": processor, "features": features}  # hypothesis prints what it is given
+    return {"processor": processor, "features": features}  # hypothesis prints its arguments
 
 
 @st.composite
 def lines(draw) -> dict:
-    """Turns on the grid of frames and off it, several at a time, up to a second beyond the end."""
+    """Turns at and between frames, several at a time, up to a second beyond the end."""
     start = draw(st.sampled_from([None, 0.0, 3.25, 10.0]))
     end = draw(st.sampled_from([None, 30.1, 45.0]))
     last = (end or FRAMES / 2) + 1.0
@@ -75,7 +76,7 @@ def test_every_reply_and_decision_is_learned_exactly_once(setting, line, max_tok
         own = [i for i, token in enumerate(example["input_ids"]) if token == processor.video_token_id][::5]
         frame = round(window["learned_from"] * 2) - first
         assert frame - begin <= max_tokens / 4 / STEP
-        # from there on it is the whole stream, token by token and label by label
+        # from there on it equals the full stream, token by token and label by label
         place, own_place = frame_at[frame], own[frame - begin]
         length = len(example["input_ids"]) - own_place
         assert example["input_ids"][own_place:] == ids[place : place + length]
@@ -125,7 +126,7 @@ def test_training_gets_windows_with_and_without_streaming(processor, tmp_path, m
     for streaming in (False, True):
         data = {"path": file, "streaming": streaming}
         config = TrainingConfig(output_dir="x", model="x", data=data, stream_stage={"max_tokens": 180})
-        examples = streams(config, processor, False)["train_dataset"]  # without end where they are read as a stream
+        examples = stream_datasets(config, processor, False)["train_dataset"]  # infinite if they are streamed
         loaded.append(list(examples if not streaming else examples.take(len(loaded[0]))))
     assert len(loaded[0]) == len(loaded[1]) > 4
     for one, other in zip(*loaded, strict=True):

@@ -1,4 +1,4 @@
-"""The procedural world: the same for a seed, and what is said of it is what is drawn."""
+"""The procedural world: a seed always gives the same stream, and the narrations match the pixels."""
 
 import hashlib
 import json
@@ -15,7 +15,7 @@ SEEDS = range(60)
 
 
 def test_seed_gives_the_same_stream_on_any_machine():
-    """The hash was made once; drawing uses only additions, products and comparisons."""
+    """The hash is fixed; drawing uses only additions, multiplications and comparisons."""
     digest = hashlib.sha256()
     for seed in (0, 1, 2, 12345):
         stream = world_stream(seed)
@@ -29,7 +29,7 @@ def test_seeds_give_different_streams():
 
 
 def named(stream, frame: np.ndarray) -> dict[str, str]:
-    """Place -> thing, read from the pixels alone: the colour by its value, the shape by the best-fitting mask."""
+    """Place -> object, read from the pixels alone: the colour by its value, the shape by the best-fitting mask."""
     height, width = frame.shape[:2]
     found = {}
     for colour, value in COLOURS.items():
@@ -57,7 +57,7 @@ def named(stream, frame: np.ndarray) -> dict[str, str]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_narrations_match_the_pixels(seed):
-    """A thing said to be at the top left is there, of its colour and shape; what left is gone."""
+    """An object said to be at the top left is there, with its colour and shape; an object that left is gone."""
     stream = world_stream(seed)
     frames, times = stream.frames(height=300), stream.frame_times(2.0)
     before = named(stream, frames[0])

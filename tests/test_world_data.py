@@ -1,4 +1,4 @@
-"""Streams of the world as data sets: as long as they say, with an end, and grouped by how long their tokens are."""
+"""Streams of the world as data sets: they have a length and an end, and are grouped by token count."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_world_data_set_ends_like_a_list(model_and_processor, cells):
 @pytest.mark.parametrize("strategy", ["group_by_length", "batch_rebalance"])
 @pytest.mark.parametrize("given", [False, True])
 def test_trainer_groups_streams_by_token_count(model_and_processor, tmp_path, strategy, given):
-    """With the processor, as `videollm-mod train` gives it, and without."""
+    """With the processor, as in `videollm-mod train`, and without."""
     model, processor = model_and_processor
     dataset = WorldStreams(WorldData(num_streams=COUNT), processor)
     arguments = TrainingArguments(

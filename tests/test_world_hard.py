@@ -1,4 +1,4 @@
-"""The hard level: the same for a seed, true of its pixels, and hard to say without following the past."""
+"""The hard level: a seed always gives the same stream, narrations match the pixels, and they need the past."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def test_seed_gives_the_same_stream_on_any_machine():
 
 
 def cells_of(frame: np.ndarray, grid: int) -> list[tuple[int, int, int, bool]]:
-    """`(row, column, kind, lit)` of what a frame shows, read from its pixels: whichever sprite is nearest."""
+    """`(row, column, kind, lit)` of each object in a frame, read from its pixels by the nearest sprite."""
     side = frame.shape[0] // grid
     bank = sprites(side).astype(int)
     found = []
@@ -47,7 +47,7 @@ def cells_of(frame: np.ndarray, grid: int) -> list[tuple[int, int, int, bool]]:
 
 
 def watched(stream, side: int = 16) -> list[tuple[int, int, int]]:
-    """What a stream's pixels alone tell: `(frame, first look, changes since)` of each thing that is lit."""
+    """Read from the pixels alone: `(frame, first look, changes since)` of each object that is lit."""
     first, depth, unmasked = {}, {}, []
     for index, frame in enumerate(stream.frames(height=side * stream.GRID)):
         there = {(row, column): (kind, lit) for row, column, kind, lit in cells_of(frame, stream.GRID)}
@@ -56,7 +56,7 @@ def watched(stream, side: int = 16) -> list[tuple[int, int, int]]:
             if lit:
                 assert left is None and right is None and len(there) == 1
                 unmasked.append((index, first[kind], depth[kind]))
-            elif left is not None:  # it is what the left one turned into
+            elif left is not None:  # the object that the left one turned into
                 assert right is None
                 before = left[0]
                 first.setdefault(before, before), depth.setdefault(before, 0)
@@ -78,7 +78,7 @@ def test_narrations_follow_from_the_pixels(level, seed):
 
 
 def test_most_narrations_need_two_or_more_changes():
-    """What separates deep from shallow models; in lessons every depth is as likely."""
+    """These separate deep from shallow models; in lessons every depth has the same probability."""
     for level, low, high in (("hard", 0.65, 0.8), ("hard_small", 0.65, 0.8), ("hard_lessons", 0.35, 0.55)):
         depths = [depth for seed in range(100) for depth in world_stream(seed, level).depths]
         assert set(depths) == {0, 1, 2, 3}
@@ -126,7 +126,7 @@ def test_two_consecutive_steps_identify_the_procedure():
 @pytest.mark.parametrize("seed", range(5))
 def test_task_answers_follow_from_pixels_and_procedures(level, seed):
     stream = world_stream(seed, level)
-    assert stream.narrations == ()  # the order would tell who is next
+    assert stream.narrations == ()  # the order would reveal who is next
     times, seen = stream.frame_times(2.0), watched(stream)
     examples = stream.examples()
     assert tuple(examples) == TASKS
@@ -159,7 +159,7 @@ def test_task_answers_follow_from_pixels_and_procedures(level, seed):
 
 @pytest.mark.parametrize("level", LEVELS + TASK_LEVELS)
 def test_levels_can_be_training_data(level):
-    """As `videollm-mod train` takes them: the shortest stream holds its questions, states say what came of what."""
+    """As for `videollm-mod train`: the shortest stream has room for its questions, and states encode the changes."""
     data = WorldData(level=level, first_seed=SPLITS["train"], num_streams=30, num_questions=3)
     grid = data.stream(0).GRID
     fine, pooled = (WorldCells(data, 8 * grid, (side, side)) for side in (grid, 2))
@@ -175,7 +175,7 @@ def test_levels_can_be_training_data(level):
                 expected[row * grid + column, kind] = LIT_UP if lit else THERE if left is None else TURNED + left[0]
             assert np.array_equal(labels, expected)
             assert labels.max() < NUM_STATES
-        # a coarser grid holds the same things, several in one cell
+        # a coarser grid has the same objects, several in one cell
         assert torch.equal(pooled[index]["labels"].amax(1), example["labels"].amax(1))
         assert pooled[index]["labels"].shape[1:] == (4, len(KINDS))
 
@@ -190,7 +190,7 @@ def test_lessons_ask_for_every_task(level):
         for time, question, answer in questions:
             (name,) = (name for name in stream.tasks(time) if stream.task(name, time) == (question, answer))
             asked[name] += 1
-        assert len(stream.questions(count=8)) == 8  # more than there are moments for tasks, in a short one
+        assert len(stream.questions(count=8)) == 8  # more than a short stream has moments for tasks
     assert asked.keys() == set(TASKS)
     assert min(asked.values()) > 0.07 * 450  # the last frame, where anticipation waits, is one question's
 

@@ -1,4 +1,4 @@
-"""The runner of table rows: its tensors are the processor's, its score is counted by hand, its runs repeat."""
+"""The runner of table rows: its tensors equal the processor's, its scores match values by hand, its runs repeat."""
 
 import json
 from argparse import Namespace
@@ -23,7 +23,7 @@ def small():
     return world_rows.build("dense", "hard_small", ARGS)
 
 
-def test_rows_differ_in_routing_and_tokens_only():
+def test_rows_differ_only_in_routing_and_tokens():
     for row, routing, tokens in (
         ("dense", "full", 50),
         ("mod_r1.0", "mod", 50),
@@ -39,7 +39,7 @@ def test_rows_differ_in_routing_and_tokens_only():
     assert model.config.text_config.mod_selection == "random" and model.config.text_config.mod_keep_ratio == 0.2
 
 
-def test_streams_are_what_the_processor_makes(small, tmp_path):
+def test_streams_equal_those_of_the_processor(small, tmp_path):
     model, processor = small
     groups = encoded_streams("hard_small", "validation", 12, processor, tmp_path)
     streams = Streams(groups, 10, model.config.video_token_id, "cpu")
@@ -66,7 +66,7 @@ def test_streams_are_what_the_processor_makes(small, tmp_path):
 
 
 class Oracle(torch.nn.Module):
-    """Knows every next token but those at `mistakes`, `{(ids of the row, position)}`."""
+    """A model that predicts every next token right except those at `mistakes`, `{(ids of the row, position)}`."""
 
     def __init__(self, mistakes: set, vocab_size: int):
         super().__init__()
@@ -81,7 +81,7 @@ class Oracle(torch.nn.Module):
         return SimpleNamespace(logits=torch.nn.functional.one_hot(known, self.vocab_size).float())
 
 
-def test_a_narration_is_exact_if_all_since_the_one_before_it_is_right(small, tmp_path):
+def test_narration_is_exact_if_all_since_the_previous_one_is_right(small, tmp_path):
     model, processor = small
     streams = Streams(
         encoded_streams("hard_small", "validation", 3, processor, tmp_path), 10, model.config.video_token_id, "cpu"
@@ -112,7 +112,7 @@ def test_a_narration_is_exact_if_all_since_the_one_before_it_is_right(small, tmp
         assert share == round(100 * (count - missed) / count, 3)
 
 
-def test_a_run_is_written_once_and_repeats(tmp_path, monkeypatch, capsys):
+def test_run_is_written_once_and_is_reproducible(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(world_rows, "PRETRAINING", ("hard_small", 2, 4))
     monkeypatch.setattr(world_rows, "STAGES", {"hard": ("hard", 2, 4)})
     command = "layer_skip --level hard --layers 2 --hidden 32 --streams 20 --curve-streams 2 --eval-streams 2"

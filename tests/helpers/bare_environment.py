@@ -1,4 +1,4 @@
-"""A Python environment in which a few packages and what they require can be imported, and no others."""
+"""A Python environment in which only a few packages and their requirements can be imported."""
 
 import os
 import sys
@@ -10,11 +10,11 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-NEEDED = ("transformers", "torch", "pillow", "av")  # what the model card asks for
+NEEDED = ("transformers", "torch", "pillow", "av")  # what the model card requires
 
 
 def required(names: tuple[str, ...]) -> set[str]:
-    """The packages themselves, and all that they require where no extra is asked for."""
+    """The packages themselves and their requirements without extras."""
     found, open_names = set(), [canonicalize_name(name) for name in names]
     while open_names:
         name = open_names.pop()

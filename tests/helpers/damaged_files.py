@@ -1,6 +1,6 @@
-"""Files that are damaged at random: videos of several containers, JSONL, saved sessions, and what reads them.
+"""Randomly damaged files (videos in several containers, JSONL, saved sessions), and code that reads them.
 
-Each case is known by its number alone. Reading it must end with success or with one clear error.
+A case is determined by its number. Reading it must succeed, or fail with one clear error.
 """
 
 import json
@@ -31,12 +31,12 @@ VIDEOS = {
     "a.gif": ("gif", {}),
     "raw.mkv": ("ffv1", {}),
 }
-LIMITS = MediaLimits(frames=60, hold=30.0)  # so that a case is quick, however long a video says it is
+LIMITS = MediaLimits(frames=60, hold=30.0)  # so that a case is quick whatever duration a video states
 EXTREMES = [0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1]
 
 
 def write_originals(folder: Path, model, processor) -> list[Path]:
-    """Files that are whole, of which a case is damaged."""
+    """Write the intact files that cases are made from."""
     videos = [
         write_video(folder / name, moving(8, 48, 64, seed=index), codec, **options)
         for index, (name, (codec, options)) in enumerate(VIDEOS.items())
@@ -54,7 +54,7 @@ def write_originals(folder: Path, model, processor) -> list[Path]:
 
 
 def damage(content: bytes, rng: random.Random) -> bytes:
-    """A few alterations, mostly where the headers are."""
+    """Change a few bytes, mostly in the headers."""
     content = bytearray(content)
     for _ in range(rng.choice([1, 1, 2, 4, 16, 64])):
         near = rng.choice([64, 512, 4096, len(content)])
@@ -80,7 +80,7 @@ def damage(content: bytes, rng: random.Random) -> bytes:
 
 
 def write_case(number: int, originals: list[Path], folder: Path) -> Path:
-    """The damaged file of a case; its name tells which original it comes from."""
+    """Write the damaged file of a case; its name tells the original."""
     rng = random.Random(number)
     original = originals[number % len(originals)]
     path = folder / original.name
@@ -89,10 +89,10 @@ def write_case(number: int, originals: list[Path], folder: Path) -> Path:
 
 
 def read_case(path: Path, model, processor) -> str:
-    """Do with the file what it is for: "read", or "refused" and why. All else it raises is a failure.
+    """Read a case's file. Returns "read", or "refused" with the reason; any other error is a failure.
 
     Raises:
-        `MemoryError`: also where FFmpeg was refused memory.
+        `MemoryError`: also if FFmpeg could not allocate memory.
     """
     try:
         if path.suffix == ".jsonl":

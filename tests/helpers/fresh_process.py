@@ -1,4 +1,4 @@
-"""Runs a function of a test file in a new Python process, as a user elsewhere would meet it."""
+"""Run a function of a test file in a new Python process, with a clean environment."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A model hub on this machine: as much of the Hub's HTTP interface as `push_to_hub` and `from_pretrained` speak."""
+"""A local model hub with the part of the Hub's HTTP interface that `push_to_hub` and `from_pretrained` use."""
 
 import base64
 import hashlib
@@ -10,7 +10,7 @@ from urllib.parse import unquote, urlsplit
 
 
 class Hub:
-    """Repositories as lists of commits; a commit is all files of the repository at that point, by path."""
+    """Repositories as lists of commits; a commit maps the paths of all files to their contents."""
 
     def __init__(self):
         self.repositories: dict[str, list[tuple[str, dict[str, bytes]]]] = {}
@@ -111,7 +111,7 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serve():
-    """Yields `(hub, url)` of a server that lives as long as the block."""
+    """Yield `(hub, url)` of a server that runs until the block ends."""
     hub = Hub()
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("HubHandler", (Handler,), {"hub": hub}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)

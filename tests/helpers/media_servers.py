@@ -1,4 +1,4 @@
-"""Real servers that tests and benchmarks watch, RTSP, and HTTP that sends a file over and over; and a slow watcher."""
+"""Real RTSP and HTTP servers for tests and benchmarks, and a slow session."""
 
 import http.server
 import socket
@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 SERVER = Path(__file__).with_name("rtsp_server.py")
-PYTHON = "/usr/bin/python3"  # Debian's, which sees gi
+PYTHON = "/usr/bin/python3"  # Debian's Python, which has gi
 NEEDS = (
     "needs an RTSP server: apt-get install gir1.2-gst-rtsp-server-1.0 python3-gi gstreamer1.0-plugins-base "
     "gstreamer1.0-plugins-good gstreamer1.0-plugins-bad gstreamer1.0-plugins-ugly"
@@ -21,10 +21,10 @@ def free_port() -> int:
 
 
 class RtspServer:
-    """A process that serves `url`; killed and started at will.
+    """A process that serves `url`, and can be killed and restarted.
 
     Raises:
-        `OSError`: if this machine has no such server.
+        `OSError`: if the server is not installed.
     """
 
     def __init__(self, fps: int = 10):
@@ -108,7 +108,7 @@ class FileServer:
             def handle(self):
                 try:
                     super().handle()
-                except OSError:  # whoever reads has enough of it
+                except OSError:  # the client has disconnected
                     self.close_connection = True
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)

@@ -1,6 +1,6 @@
-"""The routed forward, written as slowly and plainly as the method reads: one row, token by token, no batching.
+"""The routed forward pass in its simplest form: one row, token by token, without batching.
 
-It shares nothing with the fast path but the weights.
+It shares only the weights with the fast implementation.
 """
 
 import math

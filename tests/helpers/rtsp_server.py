@@ -1,6 +1,6 @@
-"""A real RTSP server, to be run by Debian's Python: `rtsp_server.py PORT FPS`.
+"""A real RTSP server, run with Debian's Python: `rtsp_server.py PORT FPS`.
 
-It serves a test picture at /stream, FPS frames per second; once it listens, it prints `ready`. It needs
+It serves a test picture at /stream with FPS frames per second, and prints `ready` once it listens. It needs
 gir1.2-gst-rtsp-server-1.0, python3-gi and the base, good, bad and ugly plugins of GStreamer.
 """
 

@@ -1,4 +1,4 @@
-"""Random streams with labels, and short runs of the Trainer on them, that the tests of training share."""
+"""Random streams with labels, and short Trainer runs on them, for several test files."""
 
 import random
 
@@ -8,7 +8,7 @@ from transformers import Trainer, TrainingArguments
 
 
 def stream_labels(batch: dict, seed: int) -> torch.Tensor:
-    """Ordinary labels: what follows each frame, and some words; -100 elsewhere."""
+    """Labels of the token after each frame and of some words; -100 elsewhere."""
     ids, rng = batch["input_ids"], random.Random(seed)
     labels = torch.full_like(ids, -100)
     for row, column in batch["attention_mask"].nonzero().tolist():
@@ -35,7 +35,7 @@ class Streams(torch.utils.data.Dataset):
 
 
 def collate(rows: list[dict]) -> dict:
-    """Left padding; frames of all rows one after the other, in row order."""
+    """Pad on the left; concatenate frames in row order."""
     length = max(row["input_ids"].shape[1] for row in rows)
     pad = lambda x, value: torch.nn.functional.pad(x, (length - x.shape[1], 0), value=value)  # noqa: E731
     return {
@@ -47,7 +47,7 @@ def collate(rows: list[dict]) -> dict:
 
 
 def fit(tmp_path, model, kind: type[Trainer] = Trainer, given: dict | None = None, **options) -> Trainer:
-    """Train `model` on `Streams` with a Trainer of a kind, which gets what is `given` besides."""
+    """Train `model` on `Streams` with a Trainer class, which gets `given` as additional arguments."""
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
         report_to=[],

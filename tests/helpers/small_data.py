@@ -1,4 +1,4 @@
-"""A small checkpoint, videos and JSONL files that the tests of data share."""
+"""A small checkpoint, videos and JSONL files for several test files."""
 
 import json
 from pathlib import Path
@@ -59,7 +59,7 @@ def write_video(path: Path, num_frames: int, fps: int = 4, size: tuple[int, int]
 
 
 def write_lines(path: Path, lines: list) -> Path:
-    """Values as JSON, bytes as they are, one a line."""
+    """Write one line per item: bytes as they are, other values as JSON."""
     raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
     path.write_bytes(b"".join(line + b"\n" for line in raw))
     return path

@@ -1,4 +1,4 @@
-"""Tiny language models, tokenizers and vision towers on disk, as they come from elsewhere."""
+"""Tiny stock language models, tokenizers and vision towers on disk."""
 
 from pathlib import Path
 
@@ -46,7 +46,7 @@ TEXT_TOWER = {**TOWER, "vocab_size": 20}
 
 
 def byte_level() -> PreTrainedTokenizerFast:
-    """As Llama 3's: no padding, a start that the tokenizer adds."""
+    """As Llama 3's: no pad token, and a start token that the tokenizer adds."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -59,7 +59,7 @@ def byte_level() -> PreTrainedTokenizerFast:
 
 
 def no_start() -> PreTrainedTokenizerFast:
-    """As Qwen2's: padding and no start."""
+    """As Qwen2's: a pad token, but no start token."""
     tokenizer = byte_level()
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=False)
     return PreTrainedTokenizerFast(
@@ -68,7 +68,7 @@ def no_start() -> PreTrainedTokenizerFast:
 
 
 def metaspace() -> PreTrainedTokenizerFast:
-    """As Llama 2's and TinyLlama's: words begin with a mark, texts too, and unknown characters are bytes."""
+    """As Llama 2's and TinyLlama's: words and texts start with a mark, and unknown characters become bytes."""
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     tokenizer.decoder = decoders.Sequence(

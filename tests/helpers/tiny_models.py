@@ -1,4 +1,4 @@
-"""Tiny random models and streams that the tests share."""
+"""Tiny random models and streams for several test files."""
 
 import random
 
@@ -69,7 +69,7 @@ def words(rng: random.Random, low: int, high: int) -> list[int]:
 
 
 def random_stream(rng: random.Random, num_frame_tokens: int, num_frames: int) -> list[int]:
-    """Ids of a prompt, then turns of frames and words in between, with separators where text may have them too."""
+    """Ids of a prompt, then frames and words in turn, with separator ids in the text too."""
     ids, left = [BOS, *words(rng, 1, 4), SEPARATOR, *words(rng, 0, 2)], num_frames
     while left:
         turn = rng.randint(1, left)
@@ -108,7 +108,7 @@ def random_batch(model, seed: int, frame_counts: list[int], pixels: bool = False
 
 
 def frame_cuts(ids: list[int], num_frame_tokens: int, rng: random.Random) -> list[int]:
-    """Random places to cut a stream, none of them inside a frame."""
+    """Random positions to cut a stream, none inside a frame."""
     inside = {
         i + offset
         for i in range(len(ids))
@@ -120,7 +120,7 @@ def frame_cuts(ids: list[int], num_frame_tokens: int, rng: random.Random) -> lis
 
 
 def run_in_pieces(model, inputs: dict, cuts: list[int], cache):
-    """Logits of one row, fed piece by piece."""
+    """Logits of one row, fed in pieces."""
     ids, per_frame = inputs["input_ids"], model.config.num_frame_tokens
     logits, start, frame = [], 0, 0
     for stop in cuts:
@@ -134,7 +134,7 @@ def run_in_pieces(model, inputs: dict, cuts: list[int], cache):
     return torch.cat(logits, dim=1)
 
 
-# every way to route, each with what makes it differ from the others
+# every kind of routing: name -> options
 ROUTINGS = {
     "learned": {},
     "output gate": {"mod_gate": "output"},

@@ -1,4 +1,4 @@
-"""Splits a checkpoint over the processes it is run in, and writes what each computed; run by tests/test_placement.py.
+"""Split a checkpoint over several processes, and write the results of each; run by tests/test_placement.py.
 
 torchrun --nproc_per_node 2 two_halves.py CHECKPOINT INPUTS OUTPUT
 """

@@ -1,4 +1,4 @@
-"""Trains as each YAML file given says, in one of several processes on CPUs; run by tests/test_distributed.py."""
+"""Train each given YAML configuration in one of several CPU processes; run by tests/test_distributed.py."""
 
 import json
 import sys
@@ -17,7 +17,7 @@ _init = AcceleratorState.__init__
 
 
 def _shard_on_cpu(self, *args, fsdp_plugin=None, **kwargs):
-    """accelerate turns FSDP on for GPUs only; everything under it works on CPUs too."""
+    """accelerate enables FSDP only on GPUs, but it works on CPUs too."""
     _init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
     if fsdp_plugin is not None and self.distributed_type == DistributedType.MULTI_CPU:
         self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, fsdp_plugin
@@ -25,7 +25,7 @@ def _shard_on_cpu(self, *args, fsdp_plugin=None, **kwargs):
 
 
 class Observer(TrainerCallback):
-    """What the trained parameters are, and the gradients of the routers."""
+    """Records the trained parameters and the gradients of the routers."""
 
     def __init__(self):
         self.routers, self.sharded, self.dtypes = {}, set(), set()

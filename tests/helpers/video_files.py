@@ -1,4 +1,4 @@
-"""Video files that tests make, in whatever container, codec, size and timing."""
+"""Write video files in any container, codec, size and timing."""
 
 import io
 from fractions import Fraction
@@ -11,7 +11,7 @@ PIXEL_FORMATS = {"mjpeg": "yuvj420p", "gif": "rgb8", "png": "rgb24", "ffv1": "bg
 
 
 class Unseekable(io.RawIOBase):
-    """A file that is only ever appended to, as a pipe or socket is: containers cannot write their duration."""
+    """An append-only file, like a pipe or socket: containers cannot write their duration."""
 
     def __init__(self, path: Path):
         self._file = open(path, "wb")  # noqa: SIM115
@@ -69,7 +69,7 @@ def write_video(
 
 
 def write_sound(path: Path, cover: bool = False) -> Path:
-    """Two seconds of silence, with the picture of an album if asked for."""
+    """Two seconds of silence, optionally with a cover picture."""
     with av.open(str(path), "w") as container:
         sound = container.add_stream("aac", rate=44100)
         if cover:

@@ -1,4 +1,4 @@
-"""Waiting for what happens, not for the clock: processes that are killed at a moment of their own, and conditions."""
+"""Wait for conditions instead of the clock, and kill processes at given points."""
 
 import gc
 import multiprocessing
@@ -10,11 +10,11 @@ from collections.abc import Callable
 import pytest
 import torch
 
-PATIENCE = 900  # seconds, which only what hangs takes, however busy the machine is
+PATIENCE = 900  # seconds, which only a hang takes, even on a busy machine
 
 
 def until(condition: Callable[[], object], what: str = "what is waited for") -> None:
-    """Return as soon as a condition holds."""
+    """Wait until a condition holds."""
     end = time.monotonic() + PATIENCE
     while not condition():
         if time.monotonic() > end:
@@ -42,7 +42,7 @@ def killed_in(run: Callable[[Callable[[], None]], None], count: int) -> bool:
 
     def child() -> None:
         reader.close()
-        torch.set_num_threads(1)  # the threads of its parent are not there after a fork
+        torch.set_num_threads(1)  # a fork does not copy the threads of its parent
         gc.freeze()  # nor is garbage to be freed that would wait for them
         run(come)
 
