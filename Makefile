@@ -5,8 +5,9 @@ CORE := .venv/.core
 INSTALLED := .venv/.installed
 BACKBONES := .venv/.backbones
 WITH_SPACE := .venv/.space
+WITH_DOCS := .venv/.docs
 
-.PHONY: demo space test test-backbones test-oldest test-newest lint format clean
+.PHONY: demo space docs picture test test-backbones test-oldest test-newest lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
@@ -15,6 +16,15 @@ demo: $(CORE)
 # the demo in a browser
 space: $(WITH_SPACE)
 	$(BIN)/python space_app/app.py
+
+# the pages of docs/ as a site, in build/site; the reference of the command line is generated from the parsers first
+docs: $(WITH_DOCS)
+	$(BIN)/python docs/command_line.py
+	$(BIN)/mkdocs build --quiet --strict
+
+# the animated picture of README.md, from a bundled clip
+picture: $(CORE)
+	HF_HUB_OFFLINE=1 $(BIN)/python docs/picture.py
 
 test: $(INSTALLED)
 	$(BIN)/pytest
@@ -51,6 +61,10 @@ $(BACKBONES): $(INSTALLED)
 
 $(WITH_SPACE): $(CORE)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[space]'
+	@touch $@
+
+$(WITH_DOCS): $(CORE)
+	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[docs]'
 	@touch $@
 
 $(CORE): setup.cfg pyproject.toml constraints.txt

@@ -1,14 +1,15 @@
 """A video of what the model saw: over each frame the patches that routed layers kept, below it what was said.
 
-Left the frame as the model sees it, letterboxed, with cells the brighter the more routed layers kept them; right one
-small frame a routed layer, cells it skipped dark; below the last narration, and the probability of silence against the
-threshold.
+On the left is the frame as the model sees it, letterboxed; the more routed layers kept a cell, the brighter it is. On
+the right are the cells that each routed layer kept, and the probability of silence over time. Below are that of this
+frame with the threshold, and what was said last.
 
 Shapes: H and W pixels, h x w grid of pooled patches, L routed layers, k tokens kept of the N of a frame.
 """
 
 import math
 import os
+from collections import deque
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -22,10 +23,13 @@ from .writers import one_line
 
 SIDE = 480  # pixels of the main frame
 PANEL = 320  # width of the panel of layers
-STRIP = 128  # height of the strip below
+STRIP = 144  # height of the strip below
+CURVE = 104  # height of the curve of silence below the panel of layers
+SHOWN_FRAMES = 32  # of that curve
 BACKGROUND, TEXT, FAINT, ACCENT, QUIET = (16, 18, 24), (240, 240, 240), (130, 135, 150), (255, 190, 60), (90, 170, 250)
+BORDER = (70, 74, 88)
 LONGEST = 400  # characters of a text of which the beginning is drawn
-SKIPPED = 0.25  # brightness of a cell that a layer skipped
+SKIPPED = 0.4  # brightness of a cell that a layer skipped
 
 
 def kept_cells(kept: np.ndarray, grid: tuple[int, int], has_class_token: bool) -> np.ndarray:
@@ -61,7 +65,9 @@ class OverlayVideo:
         self._last, self._unseen = None, False  # the last frame, and whether something was said since
         self.grid = tuple(config.frame_token_pooled or (1, 1))
         self.has_class_token, self.num_tokens = config.frame_token_cls, config.num_frame_tokens
-        self.threshold, self.caption, self.asked = speak_threshold, "", ""
+        self.threshold = speak_threshold
+        self._said = deque(maxlen=4)  # the last events, newest first
+        self._silence = deque(maxlen=SHOWN_FRAMES)  # of the last frames: probability of silence, whether it spoke
         self._fonts = {size: ImageFont.load_default(size) for size in (13, 16, 22)}
         self._av, self._path = av, path
         with readable_errors(str(path), "write"):
@@ -77,14 +83,15 @@ class OverlayVideo:
     def event(self, event: StreamEvent) -> None:
         """Show what was said from the next frame on; a narration belongs to the frame that brought it."""
         self._unseen = True
-        self.caption = one_line(event.text)[:LONGEST]
-        self.asked = one_line(event.query)[:LONGEST] if event.kind == "answer" else ""
+        if not self._said or event is not self._said[0]:
+            self._said.appendleft(event)
 
     def frame(self, image: np.ndarray, watched: WatchedFrame) -> None:
         """Add a frame, uint8 `[H, W, 3]`."""
         if watched.event is not None:
             self.event(watched.event)
         self._last, self._unseen = (image, watched), False
+        self._silence.append((watched.silence_probability, watched.event is not None))
         drawn = self._av.VideoFrame.from_ndarray(self.draw(image, watched), format="rgb24")
         with readable_errors(str(self._path), "write"):
             self._container.mux(self._stream.encode(drawn))
@@ -104,7 +111,9 @@ class OverlayVideo:
         canvas = Image.new("RGB", (SIDE + PANEL, SIDE + STRIP), BACKGROUND)
         canvas.paste(Image.fromarray(self._highlight(seen, list(layers.values()))), (0, 0))
         pen = ImageDraw.Draw(canvas)
+        pen.line((SIDE, 0, SIDE, SIDE, 0, SIDE), fill=BORDER)
         self._draw_layers(canvas, pen, seen, layers)
+        self._draw_curve(pen)
         self._draw_strip(pen, watched)
         return np.asarray(canvas)
 
@@ -114,41 +123,87 @@ class OverlayVideo:
             return seen
         share = np.mean([kept_cells(kept, self.grid, self.has_class_token) for kept in layers], axis=0)
         brightness = SKIPPED + (1 - SKIPPED) * np.sqrt(share)
-        return (seen * spread(brightness, SIDE)[:, :, None]).astype(np.uint8)
+        return outlined((seen * spread(brightness, SIDE)[:, :, None]).astype(np.uint8), share > 0, width=2)
 
     def _draw_layers(self, canvas, pen, seen: np.ndarray, layers: dict[int, np.ndarray]) -> None:
-        pen.text((SIDE + 12, 8), "tokens kept in each routed layer", font=self._fonts[13], fill=FAINT)
+        pen.text((SIDE + 12, 8), "tokens that each routed layer keeps", font=self._fonts[13], fill=FAINT)
         columns = max(1, math.ceil(math.sqrt(len(layers) / 1.7)))
-        size = min(150, (PANEL - 12) // columns - 8, (SIDE - 30) // max(1, math.ceil(len(layers) / columns)) - 24)
+        rows = max(1, math.ceil(len(layers) / columns))
+        size = min(150, (PANEL - 12) // columns - 8, (SIDE - CURVE - 30) // rows - 24)
         small = np.asarray(Image.fromarray(seen).resize((max(size, 8),) * 2))
         for number, (layer, kept) in enumerate(layers.items()):
             x, y = SIDE + 12 + number % columns * (size + 8), 30 + number // columns * (size + 24)
             cells = kept_cells(kept, self.grid, self.has_class_token)
             shade = spread(np.where(cells, 1.0, SKIPPED), len(small))[:, :, None]
-            canvas.paste(Image.fromarray((small * shade).astype(np.uint8)), (x, y))
+            canvas.paste(Image.fromarray(outlined((small * shade).astype(np.uint8), cells)), (x, y))
+            pen.rectangle((x - 1, y - 1, x + len(small), y + len(small)), outline=BORDER)
             class_token = self.has_class_token and 0 in kept
             label = f"{layer}: {len(kept)} of {self.num_tokens}{', class' if class_token else ''}"
             pen.text((x, y + len(small) + 2), label, font=self._fonts[13], fill=ACCENT if class_token else TEXT)
 
+    def _draw_curve(self, pen) -> None:
+        """The probability of silence after the last frames, with a dot where the model spoke."""
+        left, right, bottom = SIDE + 12, SIDE + PANEL - 12, SIDE - 8
+        pen.text(
+            (left, SIDE - CURVE + 2), "probability of silence, and the threshold", font=self._fonts[13], fill=FAINT
+        )
+
+        def height(probability: float) -> int:
+            return bottom - round((CURVE - 30) * probability)
+
+        points = [
+            (left + (right - left) * index // (SHOWN_FRAMES - 1), height(probability))
+            for index, (probability, _) in enumerate(self._silence)
+        ]
+        pen.line((left, height(0), right, height(0)), fill=BORDER)
+        pen.line((left, height(self.threshold), right, height(self.threshold)), fill=TEXT)
+        if len(points) > 1:
+            pen.line(points, fill=QUIET, width=2)
+        for (x, y), (_, spoke) in zip(points, self._silence, strict=True):
+            if spoke:
+                pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=ACCENT)
+
     def _draw_strip(self, pen, watched: WatchedFrame) -> None:
         y = SIDE + 10
-        pen.text((12, y), f"{watched.time:7.1f} s", font=self._fonts[16], fill=FAINT)
-        # how probable silence was, and the threshold below which the model speaks
-        left, width = 160, SIDE + PANEL - 160 - 12
+        pen.text((12, y), f"{watched.time:.1f} s", font=self._fonts[16], fill=FAINT)
+        # the probability of silence, and the threshold below which the model speaks
+        left, width = 130, SIDE + PANEL - 130 - 12
         speaks = watched.event is not None
         pen.rectangle((left, y + 3, left + width, y + 17), outline=FAINT)
         filled = left + round(width * watched.silence_probability)
         pen.rectangle((left, y + 3, filled, y + 17), fill=ACCENT if speaks else QUIET)
         mark = left + round(width * self.threshold)
         pen.line((mark, y - 2, mark, y + 22), fill=TEXT, width=2)
-        pen.text((left - 58, y + 3), "silence", font=self._fonts[13], fill=FAINT)
-        y += 32
-        if self.asked:
-            pen.text((12, y), fitted(pen, self.asked, self._fonts[16]), font=self._fonts[16], fill=FAINT)
-            y += 24
-        for line in wrapped(pen, self.caption, self._fonts[22])[:2]:
-            pen.text((12, y), line, font=self._fonts[22], fill=ACCENT if speaks else TEXT)
-            y += 28
+        pen.text((left - 52, y + 3), "silence", font=self._fonts[13], fill=FAINT)
+        y += 34
+        for index, event in enumerate(self._said):
+            size, colour = (22, ACCENT if speaks else TEXT) if index == 0 else (16, FAINT)
+            lines = wrapped(pen, words_of(event), self._fonts[size])[: 2 if index == 0 else 1]
+            if y + len(lines) * (size + 6) > SIDE + STRIP:
+                break
+            for line in lines:
+                pen.text((12, y), line, font=self._fonts[size], fill=colour)
+                y += size + 6
+
+
+def words_of(event: StreamEvent) -> str:
+    """What is shown of an event: its time, an answer after its question."""
+    text = one_line(event.text)[:LONGEST]
+    asked = f"{one_line(event.query)[:LONGEST]}  " if event.kind == "answer" else ""
+    return f"{event.time:.1f} s  {asked}{text}"
+
+
+def outlined(image: np.ndarray, cells: np.ndarray, width: int = 1) -> np.ndarray:
+    """uint8 `[side, side, 3]`, with the border of the area of `cells`, bool `[h, w]`, drawn inside of it."""
+    inside = spread(cells, len(image))
+    core = inside.copy()
+    for axis in (0, 1):
+        for shift in (width, -width):
+            core &= np.roll(inside, shift, axis)
+    core[:width] = core[-width:] = core[:, :width] = core[:, -width:] = False
+    image = image.copy()
+    image[inside & ~core] = ACCENT
+    return image
 
 
 def square(image: np.ndarray, side: int, letterbox: bool) -> np.ndarray:
