@@ -20,7 +20,7 @@ space: $(WITH_SPACE)
 # the pages of docs/ as a site, in build/site; the reference of the command line is generated from the parsers first
 docs: $(WITH_DOCS)
 	$(BIN)/python docs/command_line.py
-	$(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 # the animated picture of README.md, from a bundled clip
 picture: $(CORE)

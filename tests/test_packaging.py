@@ -133,13 +133,15 @@ def test_lower_bounds_are_the_oldest_releases_that_are_tested():
     for name, bound in bounds:
         tested = dict(pins)[name]
         assert Version(tested).release[: len(Version(bound).release)] == Version(bound).release, name
+    # for developers
     tools = {
         "hypothesis",
+        "mkdocs-material",
         "mypy",
         "playwright",
         "pytest",
         "pytest-xdist",
         "ruff",
         "transformers-mlinter",
-    }  # of the tests alone
+    }
     assert {line for line in lines if ">=" not in line} == tools

@@ -1,4 +1,4 @@
-"""Processes started after torch has run: the package spawns its own, and README tells users how to fork safely."""
+"""Processes that start after torch has run: the package spawns its own, and the docs tell users how to fork safely."""
 
 import re
 import subprocess
@@ -31,8 +31,10 @@ assert dataset["count"][:] == [4, 4]
 """
 
 
-def test_map_with_a_readme_function_does_not_hang(tmp_path):
-    assert "should begin with `torch.set_num_threads(1)`" in " ".join((ROOT / "README.md").read_text().split())
+def test_map_with_a_function_of_the_docs_does_not_hang(tmp_path):
+    assert "should begin with `torch.set_num_threads(1)`" in " ".join(
+        (ROOT / "docs" / "how-to" / "fine-tuning.md").read_text().split()
+    )
     environment = {"HF_DATASETS_CACHE": str(tmp_path), "PATH": ""}
     done = subprocess.run([sys.executable, "-c", MAPPED], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""The README's Python runs as it stands, one block after the other, in a folder with a video and the repository."""
+"""The README: its snippet and commands run, its numbers are those of the results, and it is what the Hub reads."""
 
 import contextlib
 import io
@@ -7,60 +7,132 @@ import re
 import shlex
 import shutil
 
+import pytest
 from fresh_process import ROOT
-from media_servers import FileServer
-from video_files import moving, write_video
+from pages import command_lines, python_blocks, run_blocks, text_of
+from PIL import Image
 
 from videollm_mod import cli
-from videollm_mod.data.world_clip import write_clip
+from videollm_mod.data.world import world_stream
+
+README = ROOT / "README.md"
+CLIP = ROOT / "media" / "world.mp4"
 
 
-def blocks() -> list[str]:
-    """Those that need no server: tests/test_space.py runs the one that does."""
-    found = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    return [block for block in found if "gradio_client" not in block]
+def result(name: str):
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
 
 
-def test_python_blocks_run_in_order(tmp_path, monkeypatch):
-    write_clip(tmp_path / "video.mp4", seed=3)
+def test_snippet_runs(tmp_path, monkeypatch):
+    (tmp_path / "media").mkdir()
+    shutil.copy(CLIP, tmp_path / "media")
     monkeypatch.chdir(tmp_path)
-    camera = FileServer(write_video(tmp_path / "a.ts", moving(40, 48, 64), "mpeg2video", fps=20), rounds=100)
-    replaced = {
-        'repo = "."': f"repo = {str(ROOT)!r}",
-        "rtsp://camera/stream": f"{camera.url}/loop",
-        "frame.time > 60": "frame.time > 1",
+    assert [note for note, _ in python_blocks(README)] == [None]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        run_blocks(README, {}, {'repo = "."': f"repo = {str(ROOT)!r}"})
+    assert all(f"{time:5.1f} s  {text}\n" in printed.getvalue() for time, text in world_stream(7).narrations)
+    assert "\nThree.\ncache: " in printed.getvalue()
+
+
+def test_commands_run(tmp_path):
+    demo, narrate = command_lines(README)
+    assert demo == "demo"  # tests/test_demo.py runs it
+    shutil.copy(CLIP, tmp_path / "VIDEO")
+    arguments = [str(tmp_path / word) if word.startswith("VIDEO") else word for word in shlex.split(narrate)]
+    assert cli.main(arguments) == 0
+    assert (tmp_path / "VIDEO.overlay.mp4").stat().st_size > 0
+
+
+def test_it_is_short_and_in_order():
+    text = text_of(README)
+    assert len(text.splitlines()) <= 220
+    assert re.findall(r"^## (.*)$", text, re.M) == [
+        "Why",
+        "Install",
+        "Load, watch, ask",
+        "Results",
+        "More",
+        "How it works",
+        "Limitations",
+        "Documentation",
+        "Licence and citation",
+    ]
+    tables = re.findall(r"^\| --- .*\n((?:\|.*\n)+)", text[: text.index("## More")], re.M)
+    assert len(tables) == 1 and len(tables[0].splitlines()) <= 8
+
+
+def test_picture_moves_and_is_small():
+    """Made by `make picture`."""
+    (path,) = (ROOT / name for name in re.findall(r"\((docs/images/\S+\.webp)\)", text_of(README)))
+    assert path.stat().st_size < 3 * 2**20
+    with Image.open(path) as picture:
+        assert picture.n_frames == 31
+
+
+def rows(of: str, **wanted) -> list[dict]:
+    return [row for row in result(of)["rows"] if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def numbers() -> dict[str, str]:
+    """Begin of a row or bullet of the README -> what the results say there."""
+    figures = {name: entry["value"] for name, entry in result("summary").items()}
+    summaries = [result(name)["summary"] for name in ("world_basic", "nano_hard_small", "nano_hard")]
+    held = [
+        next(row["p50_ms"] for row in rows("stream_llama3_8b", name="language", way=way, held=600))
+        for way in ("mod", "dense")
+    ]
+    recorded = [
+        next(row["per_second"] for row in rows("offline_llama3_8b", name="offline", way=way, tokens=10))
+        for way in ("mod", "dense")
+    ]
+    training = [figures[f"train_time_like_for_like_{size}"] for size in ("1200x10", "600x50")]
+    mod = re.search(r"^\| `mod` \|.*?\| (\d+\.\d+) \| [-+]", world_tables("hard"), re.M)[1]
+    deep = re.search(r"^\| `mod_interleaved_deep`: interleaved_deep \| (\d+\.\d+) \|", world_tables("hard"), re.M)[1]
+    return {
+        "- **Small cache.**": f" {figures['cache_ratio_10']:.3f} of the bytes",
+        "- **Faster training.**": f" {training[0]:.3f} of the time",
+        "- **Live.**": f" {figures['event_latency_s']:.2f} s in the median",
+        "- **No end.**": f" {figures['stream_growth_time']:.3f} times",
+        "| narrations exact": " / ".join(f"{summary['exact']:.2f}" for summary in summaries) + " %",
+        "| questions answered": " / ".join(f"{summary['right']:.1f}" for summary in summaries) + " %",
+        "| models of 4 layers: exact, dense": (
+            f"{figures['world_dense_exact']:.2f} / {mod} / {figures['world_random_exact']:.2f} %"
+        ),
+        "| models of 4 layers: exact, routed in the last": f"{deep} %",
+        "| cache of a frame": f"{figures['cache_ratio_10']:.3f} / {figures['cache_ratio_50']:.3f}",
+        "| LoRA step": " / ".join(f"{ratio:.3f}" for ratio in training),
+        "| one live frame": " / ".join(f"{ms:.2f}" for ms in held) + " ms",
+        "| recorded frames": " / ".join(f"{rate:,.0f}" for rate in recorded),
     }
-    names, printed = {}, io.StringIO()
-    assert len(blocks()) >= 5
-    with contextlib.redirect_stdout(printed):
-        for block in blocks():
-            for old, new in replaced.items():
-                block = block.replace(old, new)
-            exec(block, names)
-    camera.close()
-    from videollm_mod.data.world import world_stream
-
-    for time, text in world_stream(4242).narrations:
-        assert f"{time:5.1f} s  {text}" in printed.getvalue()
-    assert f"\n{world_stream(4242).narrations[-1][1]}\ncache: " in printed.getvalue()  # what happened last
 
 
-def test_the_commands_exist(tmp_path):
-    """Each `make` target and each `videollm-mod` command line of the README, its options too."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    targets = set(re.findall(r"\bmake ([a-z]+)", text))
-    assert targets >= {"demo", "test", "lint"}
-    assert all(re.search(rf"^{target}:", makefile, re.M) for target in targets)
-    shell = "\n".join(re.findall(r"^```bash\n(.*?)^```", text, re.M | re.S))
-    lines = re.findall(r"videollm-mod (narrate [^|#\n]*)", shell)
-    assert len(lines) == 6
-    for line in lines:
-        arguments = [str(tmp_path / word) if word.startswith("VIDEO") else word for word in shlex.split(line)]
-        if line.split()[1] == "VIDEO":
-            shutil.copy(write_clip(tmp_path / "clip.mp4", seed=3)[0], tmp_path / "VIDEO")
-            assert cli.main(arguments) == 0
-    assert (tmp_path / "VIDEO.srt").stat().st_size > 0 and (tmp_path / "VIDEO.overlay.mp4").stat().st_size > 0
+def world_tables(level: str) -> str:
+    """The part of a level."""
+    text = text_of(ROOT / "benchmarks" / "results" / "world_tables.md")
+    return text.partition(f"## `{level}`:")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("begin", list(numbers()))
+def test_numbers_are_those_of_the_results(begin):
+    (paragraph,) = re.findall(rf"^{re.escape(begin)}.*(?:\n  .*)*", text_of(README), re.M)
+    assert numbers()[begin] in " ".join(paragraph.split())
+
+
+def test_speed_is_that_of_the_results():
+    """A few cells of docs/benchmarks/speed.md."""
+    text = text_of(ROOT / "docs" / "benchmarks" / "speed.md")
+    for way in ("mod", "dense"):
+        held = [
+            rows("stream_llama3_8b", name="language", way=way, held=count)[0]["p50_ms"] for count in (100, 600, 3000)
+        ]
+        assert f"| {' / '.join(f'{ms:.2f}' for ms in held)} |" in text
+    figures = {name: entry["value"] for name, entry in result("summary").items()}
+    for begin, name in (
+        ("time, like for like", "train_time_like_for_like"),
+        ("time, beside all logits by the parts of transformers and peft, in no more memory", "train_time_vs_dense"),
+    ):
+        cells = " | ".join(f"{figures[f'{name}_{size}']:.3f}" for size in ("1200x10", "600x50"))
+        assert f"| {begin} | {cells} |" in text
 
 
 def test_fine_tuning_runs_as_its_readme_says(tmp_path, monkeypatch, capsys):
@@ -89,15 +161,12 @@ def test_fine_tuning_runs_as_its_readme_says(tmp_path, monkeypatch, capsys):
     assert "One." in capsys.readouterr().out  # the answer to the question, which the nano knows anyway
 
 
-def test_the_table_of_the_nano_is_that_of_the_committed_results():
-    def result(name: str):
-        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
-
+def test_table_of_the_checkpoint_is_that_of_its_results():
     def cells(begin: str) -> list[str]:
         line = next(line for line in lines if line.startswith(f"| {begin}"))
         return [cell.strip() for cell in line.strip("|").split("|")[1:]]
 
-    lines = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    lines = text_of(ROOT / "docs" / "benchmarks" / "checkpoint.md").splitlines()
     summaries = [result(name)["summary"] for name in ("world_basic", "nano_hard_small", "nano_hard")]
     later = [result(f"nano_later_{level}")["summary"] for level in ("basic", "hard_small", "hard")]
     for begin, cell in (

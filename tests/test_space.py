@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from comparing import PROBABILITY, assert_near, assert_same_events
 from fresh_process import ROOT
+from pages import python_blocks
 from PIL import Image
 from space_servers import call, models, serve, upload
 from video_files import moving, write_sound, write_video
@@ -341,12 +342,11 @@ def test_line_has_a_limit_and_moves_on():
     assert len(space.visitors.line._heard) == 0
 
 
-def test_readme_example_runs(tmp_path, monkeypatch, capsys):
+def test_example_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     import re
 
     _, url = serve()
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    (block,) = (b for b in re.findall(r"^```python\n(.*?)^```", text, re.M | re.S) if "gradio_client" in b)
+    ((_, block),) = python_blocks(ROOT / "docs" / "how-to" / "space.md")
     monkeypatch.chdir(tmp_path)
     _, truth = write_clip(tmp_path / "video.mp4", seed=3)
     address = re.search(r"http://[\d.:]+/?", block)[0]
