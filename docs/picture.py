@@ -21,8 +21,9 @@ def main() -> None:
         arguments = ["narrate", str(CLIP), "--fps", str(FPS), "--overlay", str(video)]
         if code := cli.main([*arguments, *(word for query in QUERIES for word in ("--query", query))]):
             raise SystemExit(code)
-        first, *others = (Image.fromarray(frame) for frame in decode_video(video, FPS)[0])
-    first.save(PICTURE, save_all=True, append_images=others, duration=round(1000 / FPS), loop=0, quality=80, method=6)
+        _, first, *others = (Image.fromarray(frame) for frame in decode_video(video, FPS)[0])  # the first is empty
+    durations = [round(1000 / FPS)] * len(others) + [2000]  # milliseconds; the last stays a while
+    first.save(PICTURE, save_all=True, append_images=others, duration=durations, loop=0, quality=80, method=6)
 
 
 if __name__ == "__main__":

@@ -95,9 +95,12 @@ def test_files_that_pages_name_exist(name):
 def test_every_page_is_in_the_navigation():
     navigation = yaml.safe_load(text_of(ROOT / "mkdocs.yml"))["nav"]
 
-    def pages(entries):
-        for entry in entries:
-            yield from [entry] if isinstance(entry, str) else pages(*entry.values())
+    def pages(entry):
+        if isinstance(entry, str):
+            yield entry
+        else:
+            for part in entry.values() if isinstance(entry, dict) else entry:
+                yield from pages(part)
 
     found = list(pages(navigation))
     assert sorted(found) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
