@@ -52,15 +52,13 @@ def row(action: argparse.Action) -> str | None:
     name = value if not action.option_strings else ", ".join(action.option_strings)
     if action.option_strings and action.nargs != 0:
         name += f" {value}"
-    default = "required" if action.required else default_of(action)
-    text = (action.help or "") % {**vars(action), "prog": ""}
-    return f"| `{cell(name)}` | {cell(default)} | {cell(text)} |"
-
-
-def default_of(action: argparse.Action) -> str:
-    if action.nargs == 0 or action.default in (None, [], argparse.SUPPRESS):
-        return ""
-    return f"`{action.default}`"
+    text, _, default = ((action.help or "") % {**vars(action), "prog": ""}).partition(" (default: ")
+    default, _, rest = default.rpartition(")")
+    if action.required:
+        default = "required"
+    elif not default and action.nargs != 0 and action.default not in (None, [], argparse.SUPPRESS):
+        default = f"{action.default}"
+    return f"| `{cell(name)}` | {cell(default)} | {cell(text + rest)} |"
 
 
 def cell(text: str) -> str:
