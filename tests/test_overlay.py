@@ -9,7 +9,19 @@ from fresh_process import ROOT
 
 from videollm_mod import StreamEvent, VideoLLMMoDConfig, VideoLLMMoDVideoProcessor, WatchedFrame
 from videollm_mod.decoding import decode_video
-from videollm_mod.narration.overlay import PANEL, SIDE, SKIPPED, STRIP, OverlayVideo, kept_cells, square
+from videollm_mod.narration.overlay import (
+    ACCENT,
+    CURVE,
+    PANEL,
+    QUIET,
+    SIDE,
+    SKIPPED,
+    STRIP,
+    OverlayVideo,
+    kept_cells,
+    outlined,
+    square,
+)
 
 CONFIG = VideoLLMMoDConfig.from_pretrained(ROOT)
 
@@ -36,6 +48,27 @@ def test_cells_are_bright_where_layers_kept_them(tmp_path, seed):
 def test_kept_cells_leave_the_class_token_out():
     assert kept_cells(np.array([0, 5]), (3, 3), True).nonzero() == (np.array([1]), np.array([1]))
     assert kept_cells(np.array([0, 5]), (2, 3), False).tolist() == [[True, False, False], [False, False, True]]
+
+
+def test_border_is_around_the_area_of_kept_cells():
+    cells = np.array([[True, True, False], [False] * 3, [False] * 3])
+    border = (outlined(np.zeros((30, 30, 3), np.uint8), cells, width=2) == ACCENT).all(-1)
+    inside = np.zeros((30, 30), bool)
+    inside[2:8, 2:18] = True
+    assert border[:10, :20][~inside[:10, :20]].all() and not border[inside].any()  # none between the two cells
+    assert not border[10:].any() and not border[:, 20:].any()
+
+
+@pytest.mark.parametrize("silence, half", [(0.95, 0), (0.05, 1)])
+def test_curve_is_high_where_silence_is_probable(tmp_path, silence, half):
+    overlay = OverlayVideo(tmp_path / "o.mp4", CONFIG, 2.0, 0.5)
+    for index in range(5):
+        overlay.frame(np.zeros((20, 20, 3), np.uint8), watched([[0]] * 4, float(index), silence))
+    area = overlay.draw(np.zeros((20, 20, 3), np.uint8), watched([[0]] * 4))[SIDE - CURVE + 20 : SIDE - 4, SIDE + 4 :]
+    overlay.close()
+    drawn = (area == QUIET).all(-1).sum(1)
+    halves = drawn[: len(drawn) // 2].sum(), drawn[len(drawn) // 2 :].sum()
+    assert halves[half] > 0 == halves[1 - half]
 
 
 @pytest.mark.parametrize("do_pad", [True, False])
