@@ -64,7 +64,8 @@ def circle_in(graph: dict[str, set[str]]) -> list[str]:
 def layers(text: str) -> list[list[str]]:
     """The entries of each row of the table: a file, a folder with a slash, or `*.py` for all other files of the
     root."""
-    rows = re.findall(r"^\| [^|]+ \| (`[^|]+`) \|", text.split("## Layers")[1], re.M)
+    section = text.split("## Layers")[1].partition("\n## ")[0]
+    rows = re.findall(r"^\| [^|]+ \| (`[^|]+`) \|", section, re.M)
     return [re.findall(r"`([^`]+)`", row) for row in rows]
 
 
