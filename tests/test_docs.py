@@ -92,6 +92,11 @@ def test_files_that_pages_name_exist(name):
         assert list(ROOT.glob(path)), f"{name}: {path}"
 
 
+def test_architecture_names_every_root_file():
+    table = text_of(DOCS / "architecture.md").partition("## Where things are")[2]
+    assert not [file.name for file in ROOT.glob("*.py") if f"`{file.name}`" not in table and file.stem != "__init__"]
+
+
 def test_every_page_is_in_the_navigation():
     navigation = yaml.safe_load(text_of(ROOT / "mkdocs.yml"))["nav"]
 
