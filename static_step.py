@@ -208,9 +208,9 @@ class StaticStep:
         self.slots = frames * (1 + shape.num_kept)  # of a routed layer
         self.heads = text.num_key_value_heads, text.head_dim
         # for each layer: the slots of one stream, or in a step of text the slots that one token takes
-        self.each = np.full(layers, tokens // streams if frames else 1)
+        self.slots_each = np.full(layers, tokens // streams if frames else 1)
         if frames:
-            self.each[list(shape.routed)] = self.slots // streams
+            self.slots_each[list(shape.routed)] = self.slots // streams
 
         def buffer(*size, dtype=dtype):
             return torch.zeros(size, dtype=dtype, device=device)
@@ -270,7 +270,7 @@ class StaticStep:
         bases = [cache.seen_tokens - number * shape.tokens for number, cache in enumerate(caches)]
         counts = [shape.tokens if shape.frames else len(own) for own in ids]
         self._caches, self._bases, self._counts = caches, bases + [0] * missing, counts + [0] * missing
-        self._added = np.outer(self.each, np.sign(self._counts) if shape.frames else self._counts)
+        self._added = np.outer(self.slots_each, np.sign(self._counts) if shape.frames else self._counts)
         self._places = [
             cache.reserve(added, self.heads, self.x.dtype, self.x.device)
             for cache, added in zip(caches, self._added.T, strict=False)
@@ -338,10 +338,10 @@ class StaticStep:
 
     def finish(self) -> None:
         """Let the caches hold what was written behind them."""
-        shape, apart = self.shape, self.model.config.num_frame_tokens + 1
+        shape, stride = self.shape, self.model.config.num_frame_tokens + 1
         for number, cache in enumerate(self._caches):
             base, count = cache.seen_tokens, self._counts[number]
-            ends = range(base + apart - 1, base + apart * shape.frames, apart)
+            ends = range(base + stride - 1, base + stride * shape.frames, stride)
             cache.advance_stream(count, ends, self.x.device)
             cache.lengthen(self._places[number], self._added[:, number])
 
@@ -445,20 +445,20 @@ class StaticLanguageModel:
                     groups.setdefault(parts[number][0][0], []).append(number)
                 for shape, members in groups.items():
                     lengths = {number: parts[number].pop(0)[1] for number in members}
-                    for chunk, own_shape in in_steps(shape, members):
+                    for chunk, own_shape in split_into_steps(shape, members):
                         own = []
                         for number in chunk:
                             cache, ids, features = streams[number]
                             own.append((cache, ids[done[number] :][: lengths[number]], features))
                             done[number] += lengths[number]
-                        found = self._take(own_shape, own, not all(parts[number] for number in chunk))
+                        found = self._run_streams(own_shape, own, not all(parts[number] for number in chunk))
                         for number, result in zip(chunk, found, strict=True):
                             results[number] = result
             if self._graphs.keys and not self._is_warm:
                 self._warm_up(streams[0][0], options)
             return results
 
-    def _take(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[Fed | None]:
+    def _run_streams(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[Fed | None]:
         """Run one step; returns results if it is the last one of a stream."""
         step = self._step(shape)
         caches, ids, features = ([own[item] for own in streams] for item in range(3))
@@ -566,7 +566,7 @@ def text_shape(tokens: int, options: tuple) -> Shape:
     return Shape(0, tokens, 0, *options[1:4], ())
 
 
-def in_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:
+def split_into_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:
     """The members of a group that share a step, and the shape of that step. Where it is captured, their number is
     rounded up to a power of two, so that there are few graphs."""
     most, steps = max(1, MOST_TOKENS // shape.tokens), []

@@ -1,4 +1,4 @@
-"""What differs between releases of transformers, such as the cache's name, and what is not documented by them."""
+"""What differs between releases of transformers, such as the cache's name, and what they do not document."""
 
 import importlib.util
 import inspect
@@ -19,13 +19,13 @@ HERE = f"transformers {__version__}"
 
 
 def parts_of(model, row):
-    """The three models that take a cache, with inputs for each."""
+    """The three models that take a cache, each with its inputs."""
     embeds = model.get_input_embeddings()(row["input_ids"])
     return [(model, row), (model.model, row), (model.model.language_model, {"inputs_embeds": embeds})]
 
 
 @pytest.mark.parametrize("part", range(3))
-def test_the_cache_goes_by_both_names(part):
+def test_the_cache_has_both_names(part):
     model = tiny_model(part)
     _, (row,) = random_batch(model, part, [3])
     model, inputs = parts_of(model, row)[part]
@@ -71,7 +71,7 @@ def test_arguments_that_nothing_reads_are_refused(part):
     assert torch.equal(output[0], expected) and output.hidden_states is not None
 
 
-def test_a_cache_that_is_given_in_training_is_entered_once():
+def test_a_cache_given_in_training_is_updated_once():
     model = tiny_model(4).train()
     _, (row,) = random_batch(model, 4, [2])
     expected = model(**row, cache=(cache := MoDCache(model.config))).logits
@@ -82,7 +82,7 @@ def test_a_cache_that_is_given_in_training_is_entered_once():
         assert torch.equal(layer.positions, same.positions)
 
 
-def test_checkpointing_goes_by_both_names():
+def test_checkpointing_has_both_names():
     model = tiny_model(5).train()
     for name in ("gradient_checkpointing", "activation_checkpointing"):
         if not hasattr(model, f"{name}_enable"):
@@ -103,8 +103,8 @@ def test_transformers_still_names_the_cache_as_assumed(owner):
     assert CACHE_NAME in names, f"{HERE} does not name the cache in {owner.__name__} `{CACHE_NAME}` as elsewhere"
 
 
-def test_a_release_without_what_cannot_be_done_without_is_named(monkeypatch):
-    """Where a name is gone, the import of the package says so."""
+def test_a_release_without_a_required_part_is_named(monkeypatch):
+    """If a name is missing, importing the package says so."""
 
     def load_again() -> None:
         spec = importlib.util.spec_from_file_location("compat_again", ROOT / "compat.py")
@@ -130,7 +130,7 @@ def test_transformers_still_captures_hidden_states():
     )
 
 
-def test_transformers_still_tells_each_layer_to_checkpoint(monkeypatch):
+def test_transformers_still_sets_gradient_checkpointing_on_layers(monkeypatch):
     """`set_recomputing` reads it from the layer's `gradient_checkpointing`."""
     told = []
     monkeypatch.setattr(
@@ -161,7 +161,7 @@ def test_transformers_processors_still_have(name, arguments):
 
 
 def test_a_processor_is_checked_and_loaded_by_its_own_class(checkpoint, monkeypatch):
-    """That transformers still asks what is overridden."""
+    """transformers still calls the methods that are overridden."""
     _, processor = checkpoint
     asked = []
     for name in ("check_argument_for_proper_class", "_get_arguments_from_pretrained"):

@@ -1,4 +1,4 @@
-"""On a GPU: the equalities of the CPU tests in float32, and bfloat16 close to float32. Skipped where there is none."""
+"""On a GPU: the equalities of the CPU tests in float32, and bfloat16 close to float32."""
 
 import copy
 import random
@@ -42,7 +42,7 @@ def relative_error(value: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
-def test_float32_in_batches_and_pieces_is_the_cpu(name):
+def test_float32_in_batches_and_pieces_equals_the_cpu(name):
     seed = list(ROUTINGS).index(name)
     model = tiny_model(seed, **ROUTINGS[name])
     batch, rows = random_batch(model, seed, [4, 0, 2])
@@ -60,7 +60,7 @@ def test_float32_in_batches_and_pieces_is_the_cpu(name):
 
 @pytest.mark.parametrize("name", ROUTINGS)
 def test_bfloat16_is_near_float32(name):
-    """With the same tokens kept: near-ties are decided by the controls, or by keeping all."""
+    """With the same tokens kept: the controls have no near-ties, and learned routing keeps all tokens."""
     options = ROUTINGS[name]
     if options.get("mod_selection", "learned") == "learned":
         options = {**options, "mod_keep_ratio": 1.0}
@@ -77,7 +77,7 @@ def test_bfloat16_is_near_float32(name):
         assert relative_error(run_in_pieces(model, row, cuts, MoDCache(model.config)), expected) < 3e-2
 
 
-def test_generation_with_and_without_offloading_is_the_cpu():
+def test_generation_with_and_without_offloading_equals_the_cpu():
     model = tiny_model(2)
     batch, _ = random_batch(model, 2, [3, 1])
     options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": PAD, "eos_token_id": EOS}
@@ -88,7 +88,7 @@ def test_generation_with_and_without_offloading_is_the_cpu():
         assert torch.equal(text.cpu(), expected)
 
 
-def test_gradients_are_the_cpus():
+def test_gradients_equal_the_cpus():
     model = tiny_model(3).train()
     batch, _ = random_batch(model, 3, [3, 2])
     gradients = []
@@ -102,8 +102,8 @@ def test_gradients_are_the_cpus():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_session_is_the_cpus_and_moves_between_devices(tmp_path, dtype):
-    """Blocks, one by one, forked, and saved on one device and restored on the other."""
+def test_a_session_equals_the_cpus_and_moves_between_devices(tmp_path, dtype):
+    """In blocks, frame by frame, forked, and saved on one device and restored on the other."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     stream = world_stream(71)
@@ -137,8 +137,8 @@ def test_narrate_runs_on_the_gpu(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("dtype", "near"), [(torch.float32, 1e-3), (torch.bfloat16, 0.1)])
-def test_a_pool_says_what_its_sessions_say_alone(dtype, near):
-    """Eight streams of the world that join one after the other, with a question each."""
+def test_a_pool_equals_its_sessions_alone(dtype, near):
+    """Eight streams of the world that join one by one, with a question each."""
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=dtype).cuda().eval()
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     question, expected = "What happened last?", []
@@ -158,7 +158,7 @@ def test_a_pool_says_what_its_sessions_say_alone(dtype, near):
 
 
 def wide_model(name: str, seed: int, dtype: torch.dtype):
-    """A random model for the kernels, routed as `ROUTINGS` says."""
+    """A random model for the kernels, with the routing `name` of `ROUTINGS`."""
     options = ROUTINGS[name]
     if dtype == torch.bfloat16 and options.get("mod_selection", "learned") == "learned":
         options = {**options, "mod_keep_ratio": 1.0}  # near-ties may fall either way
@@ -173,7 +173,7 @@ def wide_model(name: str, seed: int, dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
-def test_graphs_of_several_streams_are_each_alone(name, dtype):
+def test_graphs_of_several_streams_equal_each_alone(name, dtype):
     """In float32 each number is the model's. In bfloat16 a graph and a call both round, each in its own way: of 60
     logits either is by chance three times as far from float32 as the other. What a graph must not do is round more, so
     the mean square of all tensors of a kind is compared. On an H200 it is 0.87 to 1.11 times that of calls, and 1.9
@@ -206,8 +206,8 @@ def test_graphs_of_several_streams_are_each_alone(name, dtype):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
-def test_graphs_of_static_steps_are_the_model(name, dtype, tolerance):
-    """On streams with rollbacks and forks, each step once as it is and then as a graph, through growing caches."""
+def test_graphs_of_static_steps_equal_the_model(name, dtype, tolerance):
+    """On streams with rollbacks and forks and growing caches: each step first without, then with its graph."""
     seed = 10 + list(ROUTINGS).index(name)
     model = wide_model(name, seed, dtype)
     fast, why_not = static_language_model(model)
@@ -238,8 +238,8 @@ def test_graphs_of_static_steps_are_the_model(name, dtype, tolerance):
 
 
 @pytest.mark.parametrize("bounds", [{}, {"max_cached_frames": 6}, {"max_cached_frames": 6, "cache_policy": "router"}])
-def test_static_sessions_say_what_others_say(bounds):
-    """Frame by frame and in blocks, asked in between, with and without bounds; also after the model has moved."""
+def test_static_sessions_equal_others(bounds):
+    """Frame by frame and in blocks, with questions, with and without bounds; also after the model was moved."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval().cuda()
     stream = world_stream(73)
@@ -268,8 +268,8 @@ def test_static_sessions_say_what_others_say(bounds):
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("pooled", [(2, 2), None])
 @torch.no_grad()
-def test_the_fast_tower_and_its_graphs_are_the_tower(dtype, tolerance, pooled):
-    """Each number of frames as it is, captured, and replayed, with weights that change in between."""
+def test_the_static_tower_and_its_graphs_equal_the_tower(dtype, tolerance, pooled):
+    """Each number of frames without a graph, captured, and replayed, with weights that change in between."""
     vision = {"hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 2, "num_hidden_layers": 3}
     vision |= {"model_type": "siglip_vision_model", "image_size": 64, "patch_size": 16}
     config = tiny_config(pooled=pooled)
@@ -322,7 +322,7 @@ def test_a_live_source_takes_the_graphs_of_the_tower():
 
 
 @pytest.mark.parametrize("options", [{}, {"do_pad": False}, {"resample": 2}, {"size": {"height": 50, "width": 20}}])
-def test_pixels_on_the_gpu_are_the_cpus(options):
+def test_pixels_on_the_gpu_equal_the_cpus(options):
     processor = VideoLLMMoDVideoProcessor(**options)
     frames = torch.randint(0, 256, (20, 90, 160, 3), dtype=torch.uint8).movedim(-1, 1)
     torch.testing.assert_close(

@@ -1,7 +1,7 @@
-"""Fused parts of a training step are what plain torch makes of them, forwards and backwards.
+"""The fused operations of a training step equal plain torch, in the forward and the backward pass.
 
-What is around the kernels is tested everywhere, with kernels written in torch; the kernels themselves on a GPU, or
-without one by Triton's interpreter (`TRITON_INTERPRET=1`)."""
+The code around the kernels is tested everywhere, with kernels written in torch; the kernels themselves on a GPU, or in
+Triton's interpreter (`TRITON_INTERPRET=1`)."""
 
 import os
 from unittest import mock
@@ -20,7 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class TorchKernels:
-    """What `fused.Kernels` has, in torch."""
+    """`fused.Kernels` in torch."""
 
     @staticmethod
     def silu_product(gate, up):
@@ -67,7 +67,7 @@ class TorchKernels:
 
 @pytest.fixture(params=["torch", "triton"])
 def kernels(request, monkeypatch):
-    """The kernels that fused parts use from here on, a list of all names called, and how to do without."""
+    """Has the fused operations use these kernels. Returns the names of called kernels, and a switch for them."""
     if request.param == "torch":
         own = TorchKernels
     else:
@@ -93,7 +93,7 @@ def kernels(request, monkeypatch):
 
 
 def compare(function, inputs, kernels, **tolerance) -> None:
-    """`function` of `inputs`, and its gradients, with kernels and without."""
+    """Compare `function(*inputs)` and its gradients with and without kernels."""
     called, use = kernels
     made = []
     for active in (True, False):
@@ -114,7 +114,7 @@ TOLERANCES = {torch.float32: {"rtol": 1e-5, "atol": 1e-5}, torch.bfloat16: {"rto
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("shape", [(1, 1), (3, 70), (2, 3, 1500)])
-def test_the_product_of_an_mlp(kernels, shape, dtype):
+def test_silu_product(kernels, shape, dtype):
     torch.manual_seed(sum(shape))
     inputs = [torch.randn(shape, dtype=dtype, device=DEVICE) for _ in range(2)]
     compare(lambda gate, up: [fused.silu_product(gate, up)], inputs, kernels, **TOLERANCES[dtype])
@@ -122,7 +122,7 @@ def test_the_product_of_an_mlp(kernels, shape, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize(("batch", "rows", "heads", "groups", "head_dim"), [(2, 2, 4, 2, 16), (2, 1, 3, 1, 24)])
-def test_rotation(kernels, batch, rows, heads, groups, head_dim, dtype):
+def test_rotate(kernels, batch, rows, heads, groups, head_dim, dtype):
     torch.manual_seed(heads)
     angles = torch.randn(rows, 5, head_dim // 2, device=DEVICE).repeat(1, 1, 2)
     cos, sin = angles.cos().to(dtype), angles.sin().to(dtype)
@@ -131,7 +131,7 @@ def test_rotation(kernels, batch, rows, heads, groups, head_dim, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
-def test_scores_and_rows(kernels, dtype):
+def test_scores_and_scatter_rows(kernels, dtype):
     torch.manual_seed(3)
     x, new = (torch.randn(count, 1100, dtype=dtype, device=DEVICE) for count in (40, 24))
     rows = torch.randperm(40, device=DEVICE)[:24]
@@ -143,8 +143,8 @@ def test_scores_and_rows(kernels, dtype):
 
 
 @pytest.mark.parametrize("name", ["learned", "output gate", "all layers", "full"])
-def test_whole_steps(kernels, name):
-    """Two rows of different lengths, so that there are empty slots."""
+def test_whole_training_steps(kernels, name):
+    """With two rows of different lengths, so that there are empty slots."""
     called, use = kernels
     model, batch = trainable(3, LoraOptions(r=4, alpha=8), **ROUTINGS[name])
     model, batch = model.to(DEVICE), {key: value.to(DEVICE) for key, value in batch.items()}
@@ -159,7 +159,7 @@ def test_whole_steps(kernels, name):
         assert ({"scores", "scatter", "scatter_gradients"} <= set(called)) == (name != "full")
 
 
-def test_kernels_that_do_not_run_are_left_out(monkeypatch):
+def test_kernels_that_do_not_run_are_not_used(monkeypatch):
     """For example where Triton finds no C compiler, or where there is no Triton."""
     launch = mock.Mock()
     monkeypatch.setattr(fused.Kernels, "silu_product", launch)

@@ -1,4 +1,4 @@
-"""The routed forward against a naive one, against stock Llama, and against itself cut up and batched."""
+"""The routed forward against a naive one, against stock Llama, and against itself in pieces and in batches."""
 
 import copy
 import random
@@ -47,7 +47,7 @@ def stock_llama(model) -> LlamaForCausalLM:
 
 @pytest.mark.parametrize("name", ROUTINGS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_forward_is_the_naive_one_in_value_and_gradient(name, seed):
+def test_forward_and_gradients_match_a_naive_forward(name, seed):
     seed += 10 * list(ROUTINGS).index(name)
     shape = random.Random(seed).choice([{}, {"pooled": (1, 2), "cls": False}, {"pooled": (3, 2)}, {"pooled": None}])
     model = tiny_model(seed, num_hidden_layers=4, **shape, **ROUTINGS[name])
@@ -70,7 +70,7 @@ def test_forward_is_the_naive_one_in_value_and_gradient(name, seed):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_routing_off_is_stock_llama(seed):
+def test_without_routing_the_model_equals_stock_llama(seed):
     """With its own embeddings fed to a stock Llama, the dense model is that Llama."""
     model = tiny_model(seed, vision_routing="full", tie_word_embeddings=bool(seed % 2))
     llama = stock_llama(model)
@@ -86,7 +86,7 @@ def test_routing_off_is_stock_llama(seed):
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
-def test_text_alone_is_stock_llama(name):
+def test_text_only_equals_stock_llama(name):
     model = tiny_model(3, **ROUTINGS[name])
     llama = stock_llama(model)
     batch, _ = random_batch(model, 3, [0, 0, 0])
@@ -99,8 +99,8 @@ def test_text_alone_is_stock_llama(name):
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
 @pytest.mark.parametrize("name", ["learned", "random", "layer skip"])
-def test_packed_sequences_stay_apart(implementation, name):
-    """Positions that start anew mark packed sequences, as in stock Llama, in routed layers too."""
+def test_packed_sequences_do_not_see_each_other(implementation, name):
+    """Positions that restart mark packed sequences, as in stock Llama, in routed layers too."""
     model = tiny_model(4, **ROUTINGS[name])
     model.set_attn_implementation(implementation)
     _, rows = random_batch(model, 4, [2, 0, 1])
@@ -117,7 +117,7 @@ def test_packed_sequences_stay_apart(implementation, name):
 
 @pytest.mark.parametrize("name", ROUTINGS)
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-def test_padded_batch_is_each_row_alone(name, implementation):
+def test_padded_batch_equals_each_row_alone(name, implementation):
     seed = list(ROUTINGS).index(name)
     model = tiny_model(seed, **ROUTINGS[name])
     model.set_attn_implementation(implementation)
@@ -128,7 +128,7 @@ def test_padded_batch_is_each_row_alone(name, implementation):
         assert_near(logits[index, -len(expected) :], expected)
 
 
-def test_a_frame_under_padding_is_not_seen():
+def test_a_frame_under_padding_is_ignored():
     model = tiny_model(5)
     _, (row,) = random_batch(model, 5, [3])
     ids = row["input_ids"]
@@ -143,7 +143,7 @@ def test_a_frame_under_padding_is_not_seen():
 
 @pytest.mark.parametrize("vision", ["siglip_vision_model", "clip_vision_model"])
 @pytest.mark.parametrize("pooled, cls", [((2, 2), True), (None, True), ((3, 1), False)])
-def test_pixels_are_their_features(vision, pooled, cls):
+def test_pixels_equal_their_features(vision, pooled, cls):
     model = tiny_model(6, vision=vision, pooled=pooled, cls=cls)
     batch, _ = random_batch(model, 6, [2, 1], pixels=True)
     features = model.encode_frames(batch["pixel_values_videos"]).pooler_output
@@ -169,7 +169,7 @@ def test_frame_tokens_are_class_token_then_pooled_patches():
     torch.testing.assert_close(features[0, 1], tower[0, 1:].mean(0))
 
 
-def test_placeholders_without_frames_are_text_and_said_to_be(monkeypatch):
+def test_placeholders_without_frames_are_text_with_a_warning(monkeypatch):
     model, warnings = tiny_model(8), []
     monkeypatch.setattr(modeling_videollm_mod.logger, "warning_once", warnings.append)
     model(input_ids=torch.tensor([[FIRST_WORD]]))
@@ -180,7 +180,7 @@ def test_placeholders_without_frames_are_text_and_said_to_be(monkeypatch):
 
 
 def test_a_mask_may_hide_part_of_a_frame():
-    """Hidden vision tokens are seen by nobody, in routed layers too; the frame's selection stays."""
+    """No token sees hidden vision tokens, in routed layers either; the selection of the frame stays the same."""
     for name in ("full", "keep all"):
         model = tiny_model(8, **ROUTINGS[name])
         _, (row,) = random_batch(model, 8, [2])
@@ -196,7 +196,7 @@ def test_a_mask_may_hide_part_of_a_frame():
         )
 
 
-def test_embeddings_stand_for_ids():
+def test_embeddings_equal_their_ids():
     model = tiny_model(8)
     batch, _ = random_batch(model, 8, [2, 1])
     ids = batch.pop("input_ids")
@@ -205,7 +205,7 @@ def test_embeddings_stand_for_ids():
 
 
 def test_a_zero_router_at_keep_ratio_one_is_dense():
-    """Gate `residual` with weight and bias zero; and text that no frame precedes is dense at any ratio."""
+    """With the gate `residual` and zero weight and bias. Text with no frame before it is dense at any ratio."""
     model, dense = tiny_model(9, mod_keep_ratio=1), tiny_model(9, vision_routing="full")
     dense.load_state_dict(model.state_dict(), strict=False)
     for layer in model.model.language_model.layers:
@@ -229,7 +229,7 @@ def test_every_option_changes_the_output(name):
     assert (model(**batch).logits - other(**batch).logits).abs().max() > 1e-2
 
 
-def test_seed_of_the_random_control():
+def test_the_random_control_depends_on_its_seed():
     models = [tiny_model(11, mod_selection="random", mod_seed=seed) for seed in (0, 0, 1)]
     batch, _ = random_batch(models[0], 11, [4])
     kept = [model(**batch, output_router_scores=True).kept_indices[1] for model in models]
@@ -237,7 +237,7 @@ def test_seed_of_the_random_control():
     assert not torch.equal(kept[0], kept[2])
 
 
-def test_keep_ratio_at_run_time():
+def test_keep_ratio_can_be_set_at_run_time():
     model = tiny_model(12, pooled=(3, 3))
     batch, _ = random_batch(model, 12, [2])
     counts = []
@@ -266,8 +266,8 @@ def test_scores_stay_float32_in_half_precision():
 
 
 @torch.no_grad()
-def test_a_float32_model_goes_on_with_a_cache_under_autocast():
-    """Rotation makes queries float32 there and leaves values as they are."""
+def test_a_float32_model_continues_a_cache_under_autocast():
+    """There rotary embedding makes queries float32 and leaves values as they are."""
     model = tiny_model(13, mod_keep_ratio=1.0)
     _, (row,) = random_batch(model, 13, [4])
     cuts = frame_cuts(row["input_ids"][0].tolist(), model.config.num_frame_tokens, random.Random(13))
@@ -278,7 +278,7 @@ def test_a_float32_model_goes_on_with_a_cache_under_autocast():
 
 
 @pytest.mark.parametrize("masked", ["lower right", "padding"])
-def test_attention_in_groups_is_that_of_repeated_keys(masked):
+def test_grouped_attention_equals_repeated_keys(masked):
     for seed in range(20):
         torch.manual_seed(seed)
         ranges = (1, 4), (1, 4), (2, 9), (9, 90)
@@ -299,7 +299,7 @@ def test_attention_in_groups_is_that_of_repeated_keys(masked):
 
 
 @torch.no_grad()
-def test_where_torch_has_no_groups_on_a_cpu_transformers_attention_is_taken(monkeypatch):
+def test_old_torch_uses_transformers_attention_on_a_cpu(monkeypatch):
     model, calls = tiny_model(15), []
     ids, mask = torch.tensor([[5, 6, 7, 8]]), torch.tensor([[0, 1, 1, 1]])
     monkeypatch.setattr(
@@ -366,7 +366,7 @@ def test_frames_must_be_finite(value):
 
 
 @pytest.mark.parametrize("ids", [[7] + [VIDEO] * 4, [VIDEO] * 6, [VIDEO] * 3 + [SEPARATOR] + [VIDEO] * 2])
-def test_a_stream_must_not_break_inside_a_frame(ids):
+def test_a_call_must_not_end_inside_a_frame(ids):
     with pytest.raises(ValueError, match="`input_ids` break inside a frame: a frame is 5 consecutive"):
         tiny_model(17)(input_ids=torch.tensor([ids]), video_features=torch.zeros(1, 5, 16))
 
@@ -377,7 +377,7 @@ def test_a_frame_must_not_spread_over_rows():
         tiny_model(17)(input_ids=ids, video_features=torch.zeros(1, 5, 16))
 
 
-def test_other_wrong_arguments():
+def test_other_wrong_arguments_are_refused():
     model = tiny_model(18)
     ids = torch.tensor([[FIRST_WORD, FIRST_WORD]])
     with pytest.raises(ValueError, match="exactly one of `input_ids` and `inputs_embeds`"):
@@ -397,7 +397,7 @@ def test_other_wrong_arguments():
         dense(**batch)
 
 
-def test_options_are_checked_again_where_the_model_is_built():
+def test_building_the_model_checks_options_again():
     config = tiny_config()
     config.text_config.mod_keep_ratio = 2.0
     with pytest.raises(ValueError, match=r"`mod_keep_ratio` must be a number in \(0, 1\], got 2.0"):

@@ -1,4 +1,4 @@
-"""Whatever training recomputes and in whatever pieces it takes the loss, losses and gradients are the plain ones."""
+"""Losses and gradients do not depend on what training recomputes, or on the chunks of the loss."""
 
 import gc
 
@@ -56,7 +56,7 @@ def assert_same(got, expected, tolerance: float = TOLERANCE) -> None:
 
 @pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
 @pytest.mark.parametrize("routing", ["learned", "output gate", "all layers", "full", "early exit"])
-def test_gradients_are_those_of_keeping_everything(recompute, routing, monkeypatch):
+def test_gradients_equal_those_without_recomputing(recompute, routing, monkeypatch):
     monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
     seed = CHOICES.index(recompute) if recompute in CHOICES else 9
     model, batch = trainable(seed, **ROUTINGS[routing], attention_dropout=0.2)
@@ -70,7 +70,7 @@ def test_gradients_are_those_of_keeping_everything(recompute, routing, monkeypat
 
 @pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_gradients_of_adapters_are_those_of_keeping_everything(recompute, dropout):
+def test_gradients_of_adapters_equal_those_without_recomputing(recompute, dropout):
     model, batch = trainable(11, LoraOptions(r=4, alpha=8, dropout=dropout))
     plain = loss_and_gradients(model, batch)
     enable(model, recompute)
@@ -89,8 +89,8 @@ def operations(model, batch, recompute) -> int:
     return sum(count for name, count in run.items() if name.split(".")[-1] in ("mm", "addmm", "addmm_"))
 
 
-def test_the_last_product_of_what_is_recomputed_is_left_out(monkeypatch):
-    """No gradient needs it, and in an MLP it is a third of all."""
+def test_the_last_product_is_not_recomputed(monkeypatch):
+    """No gradient needs it, and in an MLP it is a third of the work."""
     monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
     model, batch = trainable(5, LoraOptions(r=2, alpha=4), vision_routing="full")
     text, tokens = model.config.text_config, batch["input_ids"].numel()
@@ -114,7 +114,7 @@ def test_the_last_product_of_what_is_recomputed_is_left_out(monkeypatch):
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_chunked_loss_is_the_whole_ones(seed, dtype, monkeypatch):
+def test_a_chunked_loss_equals_the_whole_one(seed, dtype, monkeypatch):
     torch.manual_seed(seed)
     rows, hidden, vocabulary = 37, 16, 50
     head = nn.Linear(hidden, vocabulary, bias=False, dtype=dtype)
@@ -137,7 +137,7 @@ def test_a_chunked_loss_is_the_whole_ones(seed, dtype, monkeypatch):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_the_models_loss_in_chunks_is_the_whole_one(seed, monkeypatch):
+def test_the_loss_of_the_model_in_chunks_equals_the_whole_one(seed, monkeypatch):
     model, batch = trainable(seed, LoraOptions(r=4, alpha=8))
     plain = loss_and_gradients(model, batch)
     monkeypatch.setattr(modeling_videollm_mod, "CHUNK_LOGITS", 3 * model.config.text_config.vocab_size)
@@ -155,7 +155,7 @@ class Biased(nn.Module):
 
 @pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"lora_dropout": 0.5}, {"use_rslora": True}], ids=str)
 @pytest.mark.parametrize("shape", [(7, 6), (2, 3, 6)])
-def test_our_lora_layer_is_pefts(options, shape):
+def test_lora_linear_equals_pefts_layer(options, shape):
     torch.manual_seed(0)
     model = get_peft_model(
         Biased(), LoraConfig(r=3, target_modules=["one", "two"], init_lora_weights=False, **options)
@@ -203,7 +203,7 @@ def test_the_vision_tower_recomputes_as_transformers_says():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_what_is_recomputed_is_not_kept(seed):
-    """Three maps share two results, of which, and of views of them, none is kept; gradients are the plain ones."""
+    """Three layers share two results. Neither these nor views of them are kept, and gradients stay the same."""
     torch.manual_seed(seed)
     norm = nn.LayerNorm(6)
     maps = nn.ModuleList(nn.Linear(3, 3) for _ in range(3))
@@ -249,8 +249,8 @@ def test_attention_without_a_mask_is_kept_without_a_checkpoint(routing, monkeypa
 
 @pytest.mark.parametrize("recompute", CHOICES)
 @pytest.mark.parametrize("padding", [True, False])
-def test_autocast_is_as_it_was_when_something_is_computed_again(recompute, padding):
-    """As the Trainer has it: frozen weights in bfloat16, adapters in float32, and the backward pass outside."""
+def test_recomputing_uses_the_autocast_of_the_forward_pass(recompute, padding):
+    """As in the Trainer: frozen weights in bfloat16, adapters in float32, the backward pass outside of autocast."""
     model, batch = trainable(6)
     model = add_lora(model.bfloat16(), LoraOptions(r=4, alpha=8)).train()
     for name, parameter in model.named_parameters():
@@ -277,7 +277,7 @@ def test_autocast_is_as_it_was_when_something_is_computed_again(recompute, paddi
 
 
 class Made(TorchDispatchMode):
-    """All storages that operations made, also those that only a graph holds, but for those of `others`."""
+    """All storages that operations allocate, also those that only a graph holds, except those of `others`."""
 
     def __init__(self, others):
         super().__init__()
@@ -300,8 +300,8 @@ class Made(TorchDispatchMode):
 @pytest.mark.parametrize("padding", [True, False])
 @pytest.mark.parametrize("adapted", [True, False])
 @pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
-def test_nothing_of_a_step_outlives_it(recompute, adapted, padding, monkeypatch):
-    """Nor of one that ends before its backward pass, as where memory does not suffice; without the collector."""
+def test_no_tensor_outlives_its_step(recompute, adapted, padding, monkeypatch):
+    """Nor a step that ends before its backward pass, as when memory runs out. Without the garbage collector."""
     monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
     model, batch = trainable(7)
     if adapted:  # in the dtype of their layers, so that they compute as `LoraLinear` does

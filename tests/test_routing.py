@@ -1,4 +1,4 @@
-"""Which tokens are kept, on all small cases; and where frames and separators are found."""
+"""Which tokens are kept, in all small cases, and where frames and separators are found."""
 
 import itertools
 import math
@@ -21,7 +21,7 @@ from videollm_mod.routing import (
 
 
 @given(st.floats(0.001, 1), st.integers(1, 200))
-def test_tokens_kept_are_at_least_one_and_the_ratio_rounded_up(ratio, n):
+def test_kept_tokens_are_the_ratio_rounded_up_and_at_least_one(ratio, n):
     k = num_kept_tokens(ratio, n)
     assert 1 <= k <= n
     assert k >= ratio * n - 1e-5
@@ -52,7 +52,7 @@ def test_uniform_is_evenly_spread():
         assert kept[1].tolist() == [math.floor((j + 0.5) * n / k) for j in range(k)]
 
 
-def test_random_is_the_written_hash_and_spreads_evenly():
+def test_random_is_the_documented_hash_and_spreads_evenly():
     frames = torch.zeros(3000, 10)
     numbers = torch.arange(3000)
     priority = random_priority(frames, numbers, layer_idx=5, seed=7)
@@ -82,7 +82,7 @@ def layout_of(rows: list[str], n: int, **options) -> StreamLayout:
     return StreamLayout.of(is_vision, is_separator, n, valid=None if valid.all() else valid, **options)
 
 
-def test_a_separator_follows_a_frame_and_nothing_else():
+def test_only_a_separator_id_after_a_frame_is_a_separator():
     layout = layout_of([",,vv,vv,,wvvvv,"], 2)
     assert layout.num_frames == 4
     assert layout.is_separator[0].nonzero().flatten().tolist() == [4, 7, 14]
@@ -90,7 +90,7 @@ def test_a_separator_follows_a_frame_and_nothing_else():
     assert layout.frame_numbers.tolist() == [0, 1, 2, 3]
 
 
-def test_what_came_before_is_told_by_earlier_calls():
+def test_the_layout_continues_that_of_earlier_calls():
     after, seen = torch.tensor([True, False, True]), torch.tensor([5, 0, 7])
     layout = layout_of([",vv,vv", "..,wvv", "...,vv"], 2, frames_seen=seen, after_frame=after)
     assert layout.is_separator.nonzero().tolist() == [[0, 0], [0, 3], [2, 3]]
@@ -112,7 +112,7 @@ def test_previous_token_skips_padding(row, before):
 
 
 @pytest.mark.parametrize("rows", [["v"], ["vwv"], ["wvvv"], ["wv", "vw"], ["vvw", "wwv"]])
-def test_broken_frames_are_refused(rows):
+def test_incomplete_frames_are_refused(rows):
     with pytest.raises(ValueError, match="break inside a frame: a frame is 2 consecutive"):
         layout_of(rows, 2)
 

@@ -14,7 +14,7 @@ from videollm_mod.static_vision import StaticVision
 
 
 def parts(model) -> dict:
-    """Of either kind of graph: what knows whether it is current, and modules that it depends on, by owner and name."""
+    """For each kind of graph: its owner, which knows whether it is current, and the modules it depends on."""
     language, tower = model.model.language_model, model.model.vision_tower
     of_language = [(model, "lm_head"), (model.model, "language_model"), (model.model, "connector")]
     of_language += [(language.layers[1], "mlp"), (language.layers[2].self_attn, "q_proj"), (language, "norm")]
@@ -24,7 +24,7 @@ def parts(model) -> dict:
 
 
 @pytest.mark.parametrize("kind", ["language", "vision"])
-def test_changes_are_noticed(kind):
+def test_changes_of_the_model_are_noticed(kind):
     model = tiny_model(5)
     graphs, places = parts(model)[kind]
     assert graphs.is_current and len(places) > 3
@@ -62,7 +62,7 @@ def test_changes_are_noticed(kind):
 
 
 @pytest.mark.parametrize("kind", ["language", "vision"])
-def test_a_weight_that_is_gone_is_noticed(kind):
+def test_a_removed_weight_is_noticed(kind):
     model = tiny_model(6)
     graphs, places = parts(model)[kind]
     owner, name = places[-1]

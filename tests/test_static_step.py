@@ -1,4 +1,4 @@
-"""The static step is the model: in plain torch here, as Triton kernels and CUDA graphs in `test_cuda`."""
+"""Static steps equal the model: in plain torch here, as Triton kernels and CUDA graphs in `test_cuda`."""
 
 import copy
 import gc
@@ -55,8 +55,8 @@ def calls_of(row: dict, per_frame: int) -> list[tuple[list[int], torch.Tensor | 
 
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
-def test_static_steps_are_the_model(name):
-    """Any stream, in steps, in the model's own calls, and in turns of both, with rollbacks and forks between."""
+def test_static_steps_equal_the_model(name):
+    """A stream in steps, in calls of the model, and in both by turns, with rollbacks and forks in between."""
     seed = list(ROUTINGS).index(name)
     model, rng = tiny_model(seed, **ROUTINGS[name]), random.Random(seed)
     fast, per_frame = StaticLanguageModel(model, PlainOps), model.config.num_frame_tokens
@@ -95,8 +95,8 @@ def test_static_steps_are_the_model(name):
 
 
 def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
-    """Streams of a model in common steps beside each stream's own calls, of this model and others that `near` gets to
-    see: they come and go, hold different numbers of tokens, are forked, and bring text of different lengths and
+    """Compare streams that share steps with calls of each stream alone, of this model and of others, which `near` gets
+    too. Streams come and go, hold different numbers of tokens, are forked, and add texts of different lengths and
     different numbers of frames."""
     model = models[0]
     rng, per_frame, vision = random.Random(seed), model.config.num_frame_tokens, model.config.vision_config.hidden_size
@@ -145,14 +145,14 @@ def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
 
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
-def test_static_steps_of_several_streams_are_each_alone(name):
+def test_static_steps_of_several_streams_equal_each_alone(name):
     seed = 50 + list(ROUTINGS).index(name)
     model = tiny_model(seed, **ROUTINGS[name])
     check_streams_together([model], StaticLanguageModel(model, PlainOps), seed)
 
 
 @torch.no_grad()
-def test_a_stream_with_features_that_are_no_numbers_is_the_only_one_to_know():
+def test_infinite_features_of_one_stream_do_not_affect_the_others():
     model = tiny_model(7)
     good, bad = torch.randn(1, 5, 16), torch.full((1, 5, 16), torch.inf)
     ids = [5, *[VIDEO] * 5]
@@ -164,7 +164,7 @@ def test_a_stream_with_features_that_are_no_numbers_is_the_only_one_to_know():
 
 
 @torch.no_grad()
-def test_a_keep_ratio_of_the_call_counts():
+def test_the_keep_ratio_of_a_call_is_used():
     model = tiny_model(3)
     fast = StaticLanguageModel(model, PlainOps)
     ids, features = [5, *[VIDEO] * 5], torch.randn(1, 5, 16)
@@ -180,8 +180,8 @@ def test_a_keep_ratio_of_the_call_counts():
 
 
 @torch.no_grad()
-def test_options_that_change_between_steps_count():
-    """Also in place, and those that are out of range are named each time."""
+def test_changed_options_apply_to_the_next_step():
+    """Also if they change in place. Options that are out of range are named each time."""
     model = tiny_model(8, mod_layers=[1, 3])
     fast, text = StaticLanguageModel(model, PlainOps), model.config.text_config
     ids, features = [5, *[VIDEO] * 5], torch.randn(1, 5, 16)
@@ -213,7 +213,7 @@ def test_options_that_change_between_steps_count():
 
 
 @torch.no_grad()
-def test_features_that_are_no_numbers_are_named():
+def test_nan_features_are_refused():
     model = tiny_model(4)
     features = torch.randn(2, 5, 16)
     features[1, 3, 2] = torch.nan
@@ -221,7 +221,7 @@ def test_features_that_are_no_numbers_are_named():
         StaticLanguageModel(model, PlainOps).feed(MoDCache(model.config), [5, *[VIDEO] * 5] * 2, features, None)
 
 
-def test_a_model_that_changed_is_noticed():
+def test_a_changed_model_is_noticed():
     model = tiny_model(5)
     fast = StaticLanguageModel(model, PlainOps)
     assert fast.is_current
@@ -253,8 +253,8 @@ def test_a_model_is_copied_and_freed_with_its_steps():
     assert reference() is None
 
 
-def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
-    """As where a kernel cannot be compiled: what the text before the frame wrote is taken back."""
+def test_sessions_call_the_model_if_steps_fail(monkeypatch):
+    """For example if a kernel does not compile. The cache is rolled back to before the text of the frame."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     frames = world_stream(41).frames(height=96)[:6]
@@ -278,7 +278,7 @@ def test_steps_that_do_not_run_leave_the_session_to_the_model(monkeypatch):
 
 
 def watch_in_a_pool(pool, videos, options: list[dict], question: str, asked_after: int) -> dict:
-    """The events of each stream. They join one after the other, and each is asked once so many frames were pushed."""
+    """The events of each stream. Streams join one by one, and each is asked after `asked_after` frames."""
     said = {}
     for own, video in zip(options, videos, strict=True):
         stream = pool.join(**own)
@@ -295,9 +295,9 @@ def watch_in_a_pool(pool, videos, options: list[dict], question: str, asked_afte
 
 
 @pytest.mark.parametrize("kind", ["static", "failing"])
-def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, kind):
-    """Streams that join one after the other and leave, asked in between, bounded or not; and where steps fail, they
-    are taken back in every stream."""
+def test_a_pool_in_static_steps_equals_its_sessions_alone(monkeypatch, kind):
+    """Streams that join one by one and leave, are asked in between, and are bounded or not. If a step fails, every
+    stream is rolled back."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     options = [{}, {"max_cached_frames": 6}, {"max_cached_frames": 5, "cache_policy": "router"}, {}, {}]
@@ -327,7 +327,7 @@ def test_a_pool_in_static_steps_says_what_its_sessions_say_alone(monkeypatch, ki
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_what_is_made_in_inference_mode_is_for_sessions_outside_of_it_too(monkeypatch, static):
+def test_steps_built_in_inference_mode_work_outside_of_it(monkeypatch, static):
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     fast = StaticLanguageModel(model, PlainOps)
@@ -348,8 +348,8 @@ def test_what_is_made_in_inference_mode_is_for_sessions_outside_of_it_too(monkey
 @needs_triton
 @pytest.mark.parametrize("seed", range(24))
 @torch.no_grad()
-def test_routing_by_the_kernel_is_the_plain_part(monkeypatch, seed):
-    """Of one frame and many, short and long, with scores that tie or are no numbers, in turns of any length."""
+def test_the_routing_kernel_equals_plain_torch(monkeypatch, seed):
+    """For one frame and several, short and long, with ties and NaN, and loops over columns of any size."""
     kernels = pytest.importorskip("videollm_mod.static_kernels")
     rng, device = random.Random(seed), "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(seed)
@@ -398,7 +398,7 @@ def test_kernels_have_stages_in_any_shared_memory(monkeypatch, kilobytes, dtype)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [60, 5000])
 @torch.no_grad()
-def test_the_probability_by_the_kernel_is_the_plain_part(monkeypatch, size, dtype):
+def test_the_probability_kernel_equals_plain_torch(monkeypatch, size, dtype):
     kernels = pytest.importorskip("videollm_mod.static_kernels")
     monkeypatch.setattr(kernels, "PROBABILITY", (1024, 4))
     torch.manual_seed(size)
@@ -410,3 +410,28 @@ def test_the_probability_by_the_kernel_is_the_plain_part(monkeypatch, size, dtyp
         kernels.Kernels.token_probability(logits, 7, made[0])
         PlainOps.token_probability(logits, 7, made[1])
         torch.testing.assert_close(*made, equal_nan=True)
+
+
+@needs_triton
+@pytest.mark.parametrize("name", ["Kernels", "CublasKernels"])
+@torch.no_grad()
+def test_steps_by_kernels_equal_plain_torch(name):
+    """Without graphs: text, a frame, and frames of two streams."""
+    kernels = pytest.importorskip("videollm_mod.static_kernels")
+    size = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    model = tiny_model(3, **size, num_hidden_layers=2).to("cuda" if torch.cuda.is_available() else "cpu")
+    features = torch.randn(2, 1, 5, 16).to(model.device)
+    frame, made = [START, *[VIDEO] * 5], []
+    for ops in (PlainOps, getattr(kernels, name)):
+        static, caches = StaticLanguageModel(model, ops), [MoDCache(model.config) for _ in range(2)]
+        results = static.feed_together([(caches[0], [7, 8, 9, *frame], features[0])], None)
+        results += static.feed_together(
+            [(cache, frame, own) for cache, own in zip(caches, features, strict=True)], None
+        )
+        made.append((results, caches))
+    (results, caches), (expected, expected_caches) = made
+    for result, other in zip(results, expected, strict=True):
+        assert_near(result.logits, other.logits)
+        assert_near(result.silence, other.silence)
+    for cache, other in zip(caches, expected_caches, strict=True):
+        assert_same_cache(cache, other)

@@ -1,4 +1,4 @@
-"""From frames to features on a GPU: what is faster there is the same as what it stands for. Its parts run here."""
+"""From frames to features as on a GPU: equal to the processor and the tower. The parts run on a CPU here."""
 
 import os
 import random
@@ -41,7 +41,7 @@ def siglip(seed: int, **options):
     "options", [{}, {"num_attention_heads": 4, "hidden_size": 32}, {"image_size": 30}, {"vision_use_head": False}]
 )
 @torch.no_grad()
-def test_the_fast_tower_is_the_tower(seed, options):
+def test_the_static_tower_equals_the_tower(seed, options):
     tower = siglip(seed, **options)
     assert is_plain_siglip(tower)
     size = tower.config.image_size
@@ -59,8 +59,8 @@ def test_the_fast_tower_is_the_tower(seed, options):
 @pytest.mark.parametrize("width", [16, 24, 130])
 @pytest.mark.parametrize("rows", [1, 2, 4])
 @torch.no_grad()
-def test_the_kernel_is_the_plain_part(width, rows):
-    """Also where rows are no power of two wide, and do not fill the last program."""
+def test_the_kernel_equals_plain_torch(width, rows):
+    """Also if the width is no power of two, and if rows do not fill the last program."""
     pytest.importorskip("triton")
     torch.manual_seed(width)
     norm, x, more = torch.nn.LayerNorm(width, eps=1e-3), torch.randn(3, 7, width), torch.randn(3, 7, width)
@@ -87,7 +87,7 @@ def test_towers_of_another_kind_keep_their_own_forward():
 
 @pytest.mark.parametrize("seed", range(2))
 @torch.no_grad()
-def test_features_of_the_fast_tower_are_the_models(seed):
+def test_features_of_the_static_tower_equal_the_models(seed):
     model = tiny_model(seed)
     pixels = torch.randn(3, 3, 24, 24)
     vision = StaticVision(model)
@@ -98,7 +98,7 @@ def test_features_of_the_fast_tower_are_the_models(seed):
     assert_near(features, expected)
 
 
-def test_a_fast_tower_that_does_not_run_is_left():
+def test_the_towers_own_forward_is_used_if_kernels_fail():
     model, pixels = tiny_model(0), torch.randn(3, 3, 24, 24)
     vision, broken = StaticVision(model), mock.Mock(**{"embed.side_effect": RuntimeError("no compiler")})
     vision._ops = broken
@@ -110,7 +110,7 @@ def test_a_fast_tower_that_does_not_run_is_left():
 
 @pytest.mark.parametrize("mode", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("sizes", [((72, 128), (22, 38)), ((9, 31), (40, 17)), ((30, 30), (30, 7)), ((1, 5), (3, 1))])
-def test_resizing_by_products_is_resizing(mode, sizes):
+def test_resizing_by_matrix_products_equals_interpolate(mode, sizes):
     old, new = sizes
     frames = torch.randint(0, 256, (2, *old, 3)).movedim(-1, 1).float()
     expected = interpolate(frames, new, mode=mode, antialias=True)
@@ -119,8 +119,8 @@ def test_resizing_by_products_is_resizing(mode, sizes):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_pixels_by_products_are_the_processors(seed):
-    """Frames of any size, larger and smaller than what they become, in either layout and with any options."""
+def test_pixels_by_products_equal_the_processors(seed):
+    """Frames of any size, larger and smaller than the result, in either memory layout and with any options."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     size = {"height": rng.choice((24, 50)), "width": rng.choice((24, 20, 61))}
@@ -139,7 +139,7 @@ def test_pixels_by_products_are_the_processors(seed):
         torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
 
 
-def test_pixels_by_products_name_what_is_wrong():
+def test_pixels_by_products_refuse_wrong_options():
     frames = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     processor = VideoLLMMoDVideoProcessor()
     options = {name: getattr(processor, name) for name in FRAME_OPTIONS}
@@ -152,7 +152,7 @@ def test_pixels_by_products_name_what_is_wrong():
 @pytest.mark.parametrize(
     "counts", [[30], [15], [16], [1] * 20, [5, 12, 3], [8, 8], [40, 1], [3, 40], [7, 8], [32] * 8]
 )
-def test_pieces_are_all_frames_in_order(counts):
+def test_pieces_hold_all_frames_in_order(counts):
     steps = [Encode(mock.Mock(), mock.Mock(), torch.full((count, 1), index)) for index, count in enumerate(counts)]
     for device in ("cpu", "cuda"):
         pieces = in_pieces(steps, torch.device(device))
@@ -217,7 +217,7 @@ def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame(checkpo
 
 
 @pytest.mark.parametrize("change", ["parameter", "data", "module", "hook", "state"])
-def test_graphs_are_left_when_the_tower_is_another(change):
+def test_graphs_are_out_of_date_when_the_tower_changes(change):
     model = tiny_model(0)
     vision, tower = StaticVision(model), model.model.vision_tower
     assert vision.is_current
@@ -239,7 +239,7 @@ def test_graphs_are_left_when_the_tower_is_another(change):
 
 
 def is_the_callers(frames: torch.Tensor, array: np.ndarray, first: int) -> bool:
-    """Whether frames are those of an array from a number on, in its memory, in one piece: brought in one copy."""
+    """Whether `frames` share the memory of `array`, from frame `first` on, contiguously: one copy moves them."""
     start = array.ctypes.data + first * array[0].nbytes
     rows = frames.movedim(1, -1) if array.shape[-1] == 3 else frames
     return frames.data_ptr() == start and rows.is_contiguous()
@@ -277,8 +277,8 @@ def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(checkpoint, count, l
     assert_same_events(events, model.stream(processor).push(array))
 
 
-def test_frames_of_several_streams_meet_on_the_gpu(checkpoint):
-    """Each is brought as it is, and pixels are those of each alone."""
+def test_frames_of_several_streams_are_joined_on_the_gpu(checkpoint):
+    """Each is copied as it is, and the pixels equal those of each alone."""
     model, processor = checkpoint
     videos = [torch.from_numpy(world_stream(seed).frames(height=96)[:5]).movedim(-1, 1) for seed in range(3)]
     steps, came = [Encode(model, processor.video_processor, video) for video in videos], []
