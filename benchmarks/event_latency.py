@@ -1,10 +1,9 @@
-"""Seconds from the arrival of a frame to the event it brought, of a stream that a real RTSP server sends on loopback.
+"""Seconds from the arrival of a frame to its event, for a live stream from an RTSP server on this machine.
 
     python benchmarks/event_latency.py
 
-The nano watches a test picture at 2 frames a second, on two threads, and is told to speak after each frame: every
-frame brings an event, which is the most work that a stream can be. A second run is slowed down so that the model can
-not keep up, at 10 frames a second.
+The packaged model watches a test picture at 2 frames per second on two threads, and speaks after every frame, which is
+the most work that a stream can be. In a second run at 10 frames per second, it is slowed down until it cannot keep up.
 """
 
 import argparse
@@ -23,7 +22,7 @@ from media_servers import RtspServer, Slow
 
 
 def measure(model, processor, url: str, fps: float, frames: int, delay: float) -> dict:
-    """Statistics of a `LiveWatch` after so many frames."""
+    """Statistics of a `LiveWatch` after `frames` frames."""
     session = model.stream(processor, speak_threshold=1.0, max_cached_frames=24)
     with LiveWatch(Slow(session, delay), open_live(url, fps)) as live:
         for count, _ in enumerate(live, 1):

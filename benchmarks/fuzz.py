@@ -1,10 +1,10 @@
-"""Damaged files by the thousand: videos of several containers, JSONL and saved sessions, each read to its end.
+"""Read thousands of damaged files to their ends: videos in several containers, JSONL files and saved sessions.
 
     python benchmarks/fuzz.py --cases 2400
 
-Processes of their own read them, with a limit on memory and on the time of a case. A failure is an error of any other
-kind than the two that name a bad input, a process that dies, a case that takes too long, memory that is refused, or
-memory that is not given back.
+Separate processes read the files, with limits on memory and on the time per case. A case fails if it raises an error
+other than the two that name bad input, if the process dies, if it takes too long, if memory runs out, or if memory is
+not released.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from pathlib import Path
 
 from videollm_mod.bench.record import RESULTS, summarise, surroundings, write_result
 
-SECONDS = 60.0  # of a case; a whole one takes less than one
+SECONDS = 60.0  # per case; an intact file takes less than one
 MEMORY = 3 * 2**30  # bytes of address space beyond what the checkpoint and torch take
 GROWTH = 16 * 2**20  # bytes from the first half of a process's cases to the second
 
@@ -31,14 +31,14 @@ sys.path.append(str(RESULTS.parent.parent / "tests" / "helpers"))
 
 
 def resident() -> int:
-    """Bytes, after what is free was given back."""
+    """Resident memory in bytes, after free memory was returned to the system."""
     gc.collect()
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def worker(connection, folder: str) -> None:
-    """Read cases by their numbers until None comes, answering each with what came of it and the memory held."""
+    """Read the cases whose numbers arrive, until None. Answer each with its outcome and the resident memory."""
     import torch
     from damaged_files import read_case, write_case
 
@@ -67,7 +67,7 @@ def worker(connection, folder: str) -> None:
 
 
 class Slot:
-    """A process that is started again whenever it dies or takes too long."""
+    """A process that is restarted whenever it dies or takes too long."""
 
     def __init__(self, folder: Path):
         self.folder, self.process = folder, None
@@ -100,7 +100,8 @@ class Slot:
         return "?", outcome
 
     def growth(self) -> int:
-        """Bytes from the first to the second half of the cases of its longest process, after some to warm up."""
+        """Growth in bytes from the first to the second half of the cases of its longest process, without the first
+        20."""
         held = max(self.held, key=len, default=[])[20:]
         half = len(held) // 2
         return round(sum(held[half:]) / max(1, len(held) - half) - sum(held[:half]) / max(1, half)) if half else 0

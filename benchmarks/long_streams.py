@@ -1,4 +1,4 @@
-"""Streams without end for benchmarks on a CPU: scenes of the world, each held for a while, again and again."""
+"""Endless streams for benchmarks on a CPU: scenes of the procedural world, repeated."""
 
 import ctypes
 import hashlib
@@ -17,8 +17,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def nano() -> tuple:
-    """The packaged model in float32 and its processor, on one thread; what its vision tower gave for a picture is
-    remembered, since it looks at one frame at a time and what it costs cannot grow."""
+    """The packaged model in float32 and its processor, on one thread. The features of each picture are cached: the
+    vision tower sees one frame at a time, so its cost cannot grow."""
     torch.set_num_threads(1)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     encode, seen = model.encode_frames, {}
@@ -38,7 +38,7 @@ def nano() -> tuple:
 
 
 def scenes(count: int, seed: int = 0) -> np.ndarray:
-    """uint8 `[count, 96, 96, 3]`: one event lies between each scene and the next."""
+    """uint8 `[count, 96, 96, 3]`: successive scenes, one event apart."""
     drawn = []
     while sum(map(len, drawn)) < count:
         drawn.append(world_stream(seed).drawn(96))
@@ -47,22 +47,22 @@ def scenes(count: int, seed: int = 0) -> np.ndarray:
 
 
 def held_scenes(count: int, hold: int, seed: int = 0) -> np.ndarray:
-    """uint8 `[count * hold, 96, 96, 3]`: each scene on screen for `hold` frames."""
+    """uint8 `[count * hold, 96, 96, 3]`: each scene is shown for `hold` frames."""
     return scenes(count, seed).repeat(hold, axis=0)
 
 
 def rss_bytes() -> int:
-    """Memory of this process that is resident now."""
+    """Resident memory of this process."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def held_bytes() -> int:
-    """Of them, those in use: what glibc keeps for later is given back first. Frames of many sizes leave it gaps."""
+    """Resident memory after glibc has returned what it keeps for later; frames of many sizes leave gaps."""
     ctypes.CDLL("libc.so.6").malloc_trim(0)
     return rss_bytes()
 
 
 def blocks(frames: np.ndarray, size: int):
-    """Blocks of `size` frames of a stream that repeats `frames`, without end; the size divides their number."""
+    """Endless blocks of `size` frames from a stream that repeats `frames`. `size` must divide their number."""
     return cycle(np.split(frames, len(frames) // size))

@@ -1,7 +1,7 @@
-"""Streams of the world for `nano_run`: made once by many processes, then batches from tensors on the device.
+"""Streams of the procedural world for `nano_run`: made once by many processes, then kept on the device for batches.
 
-Shapes: F frames of all streams, E of them that differ, N vision tokens per frame, Dv hidden size of the vision tower,
-B streams of a batch, T tokens of its longest.
+Shapes: F frames of all streams, E distinct frames, N vision tokens per frame, Dv hidden size of the vision tower, B
+streams of a batch, T tokens of its longest stream.
 """
 
 import os
@@ -16,7 +16,7 @@ from ..data.turns import encode_example
 from ..data.world import conversation, world_stream
 from ..data.world_hard import split_seeds
 
-CHUNK = 64  # streams that a process makes at a time
+CHUNK = 64  # streams that a process makes together
 
 
 class Chunks(Dataset):
@@ -60,7 +60,7 @@ class Chunks(Dataset):
 
 @dataclass
 class StreamBank:
-    """All streams. Frames stay in chunks, for together they may not fit twice."""
+    """All streams. Frames stay in chunks, since memory may not hold them twice."""
 
     device: str
     pad_token_id: int
@@ -88,16 +88,17 @@ class StreamBank:
         return bank
 
     def pictures(self, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """uint8 frames `[E, 3, H, W]` of the first `count` chunks, and states `[E, h * w, kinds]` in their cells."""
+        """uint8 frames `[E, 3, H, W]` of the first `count` chunks, and the states `[E, h * w, kinds]` of their
+        cells."""
         return tuple(torch.cat([chunk[name] for chunk in self.chunks[:count]]) for name in ("frames", "states"))
 
     def encode(self, encode) -> None:
-        """Keep the features of all frames, by `encode(frames)`, instead of the frames."""
+        """Replace all frames by their features, `encode(frames)`."""
         self.features = torch.cat([encode(chunk.pop("frames")) for chunk in self.chunks])
 
     def epoch(self, batch_size: int, rng: np.random.Generator):
-        """Batches of all streams in random order. Those of a batch are of one length, which needs no mask; only what
-        is left of each length is padded."""
+        """Batches of all streams in random order. The streams of a batch have the same length, so no mask is needed.
+        Only the remainders of each length are padded."""
         order = rng.permutation(len(self.tokens))
         order = order[np.argsort(self.tokens[order], kind="stable")]
         batches, left = [], []
@@ -111,7 +112,7 @@ class StreamBank:
             yield self.batch(batches[index])
 
     def batch(self, streams: np.ndarray) -> dict[str, torch.Tensor]:
-        """Inputs of the model, rows padded on the left. streams: int64 `[B]`."""
+        """Inputs of the model for `streams`, int64 `[B]`, padded on the left."""
         tokens, frames = self.tokens[streams], self.num_frames[streams]
         place = np.arange(tokens.max()) - (tokens.max() - tokens)[:, None]
         valid = torch.from_numpy(place >= 0).to(self.device)

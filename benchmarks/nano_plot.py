@@ -1,9 +1,9 @@
-"""The curves of the checkpoint's run: its loss, and the tokens it says wrong of each level.
+"""Plot the training of the packaged checkpoint: its loss, and the tokens it predicts wrongly at each level.
 
     python -m videollm_mod.benchmarks.nano_plot
 
-Reads `results/nano_training.json`: `parts`, the `result.json` of each part of the run that made the checkpoint, and
-`adamw`, that of a first part with AdamW in place of Muon. Writes `results/nano_curves.png`.
+It reads `results/nano_training.json`: `parts` has the `result.json` of each part of the training, and `adamw` that of
+a first part with AdamW instead of Muon. It writes `results/nano_curves.png`.
 """
 
 import json
@@ -19,7 +19,7 @@ SHOWN = {"basic": "tab:green", "hard_small": "tab:blue", "hard": "tab:red", "har
 
 
 def curve(parts: list[dict]) -> list[dict]:
-    """The entries of the streams' stage, their steps counted over all parts."""
+    """The log of the streams' stage, with steps counted over all parts."""
     entries, before = [], 0
     for part in parts:
         own = [entry for entry in part["log"] if entry["stage"] == "stream"]
@@ -38,10 +38,10 @@ def draw(training: dict):
         for level, color in SHOWN.items():
             values = [max(100 - entry["right_tokens"][level], 1e-3) for entry in entries]
             wrong.plot(steps, values, style, color=color, label=level if entries is muon else None)
-    for axes, title in ((loss, "loss, nats a token"), (wrong, "tokens said wrong, % (dotted: AdamW)")):
+    for axes, title in ((loss, "loss, nats per token"), (wrong, "wrong tokens, % (dotted: AdamW)")):
         for part in range(1, len(training["parts"])):
             axes.axvline(curve(training["parts"][:part])[-1]["step"], color="gray", linewidth=0.6)
-        axes.set(yscale="log", xlabel="steps of 128 streams (lines: the next part begins)", title=title)
+        axes.set(yscale="log", xlabel="steps of 128 streams (vertical lines: start of a part)", title=title)
         axes.grid(alpha=0.3)
         axes.legend()
     return figure

@@ -1,14 +1,14 @@
-"""Train a checkpoint for all levels of the world and their tasks against the clock.
+"""Train a checkpoint on all levels of the world and their tasks, within a given time.
 
     torchrun --nproc-per-node 3 -m videollm_mod.benchmarks.nano_run --part 1/2 --seconds 500 --output ONE
     torchrun --nproc-per-node 3 -m videollm_mod.benchmarks.nano_run --part 2/2 --begin ONE/nano --output TWO
 
-As `videollm-mod train` does it in two stages: the vision tower learns to name what is in a frame, then the language
-model learns the streams. But all streams are made before, and all frames are encoded once, so that a step takes what
-the language model takes; and each stage lasts for so many seconds: its learning rate and its keep ratio follow the
-clock and not the number of steps. Each process has streams of its own, on a GPU of its own; so has each part of a run
-that is cut into several. The output gets `result.json`, and the checkpoint as `nano.tar` in parts of 15 MiB:
-`cat nano.tar.* | tar x`. `nano_scores` says what it knows.
+As in `videollm-mod train`, the vision tower first learns to name what is in a frame, and then the language model
+learns the streams. Unlike there, all streams are made and all frames are encoded in advance, so that a step takes only
+the time of the language model. Each stage lasts a number of seconds, and learning rate and keep ratio follow the clock
+instead of the steps. Each process has its own streams and its own GPU, and each part of a run has its own streams. The
+output folder gets `result.json`, and the checkpoint as `nano.tar` in pieces of 15 MiB: `cat nano.tar.* | tar x`.
+`nano_scores` evaluates it.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from ..training.vision_stage import CellClassifier
 from .nano_data import Chunks, StreamBank
 from .nano_scores import load
 
-LEVELS = {  # shares of streams: most of the level that takes longest to learn
+LEVELS = {  # shares of the streams; the level that takes longest to learn has the largest
     "basic": 2.0, "hard_small": 1.0, "hard_small_lessons": 0.5, "hard_small_tasks_lessons": 0.5,
     "hard": 4.0, "hard_lessons": 2.0, "hard_tasks_lessons": 1.0,
 }  # fmt: skip
@@ -65,10 +65,10 @@ MODEL = {
     },
 }
 FPS, QUESTIONS = 2.0, 3
-ELASTIC, WARMUP = (0.1, 1.0), 0.5  # the recipe of the tables' `mod_elastic_output_warmup`
-VISION_SHARE = 0.12  # of the seconds
-VISION_CHUNKS = 400  # whose frames the tower learns from
-TICKS = 1_000_000  # of a stage, as steps of its schedule
+ELASTIC, WARMUP = (0.1, 1.0), 0.5  # as in the row `mod_elastic_output_warmup` of the tables
+VISION_SHARE = 0.12  # of the time
+VISION_CHUNKS = 400  # of which the tower sees the frames
+TICKS = 1_000_000  # steps of a stage's schedule
 LR = 1e-3
 CHECKED = 128  # validation streams of each level
 SAVING = 8.0  # seconds
@@ -79,7 +79,7 @@ def autocast(device: str):
 
 
 class Team:
-    """The processes of a run; alone if it was not begun by torchrun."""
+    """The processes of a run; just one if torchrun did not start it."""
 
     def __init__(self, device: str):
         self.rank, self.size = (
@@ -93,7 +93,7 @@ class Team:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device == "cuda" else "gloo")
 
     def agree(self, value: float) -> float:
-        """The first process's value, in all of them."""
+        """Broadcast the value of the first process to all."""
         if self.size == 1:
             return value
         agreed = torch.tensor(value, dtype=torch.float64)
@@ -105,7 +105,7 @@ class Team:
         if self.size == 1:
             return
         for parameter in parameters:
-            if parameter.grad is None:  # of routers, where all is kept
+            if parameter.grad is None:  # of routers, when every token is kept
                 parameter.grad = torch.zeros_like(parameter)
         gradients = torch.cat([parameter.grad.flatten() for parameter in parameters])
         dist.all_reduce(gradients.div_(self.size))
@@ -118,7 +118,7 @@ class Team:
 
 
 class Optimizers:
-    """Several as one, each with parameters of its own."""
+    """Several optimizers as one, each with its own parameters."""
 
     def __init__(self, *optimizers: torch.optim.Optimizer):
         self.optimizers = optimizers
@@ -141,18 +141,18 @@ def adamw(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
 
 
 def muon_and_adamw(model) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices in layers, AdamW for what looks words up, for routers and for vectors. With AdamW alone
-    as much takes over twice the time, four times the steps (`nano_training.json`)."""
+    """Muon for the matrices in layers, and AdamW for embeddings, routers and vectors. AdamW alone needs over twice the
+    time and four times the steps for the same result (`nano_training.json`)."""
     looked_up = {id(model.get_input_embeddings().weight), id(model.lm_head.weight)}
     trained = [p for p in model.parameters() if p.requires_grad]
-    inner = [p for p in trained if p.dim() == 2 and len(p) > 1 and id(p) not in looked_up]  # a router's has one row
+    inner = [p for p in trained if p.dim() == 2 and len(p) > 1 and id(p) not in looked_up]  # routers have one row
     known = {id(p) for p in inner}
-    muon = torch.optim.Muon(inner, lr=LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")  # of torch 2.9
+    muon = torch.optim.Muon(inner, lr=LR, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")  # since torch 2.9
     return [muon, adamw([p for p in trained if id(p) not in known])]
 
 
 class Clock:
-    """One stage: `progress` goes in `seconds` from the start to the end of a span of 0 to 1."""
+    """One stage: in `seconds`, `progress` goes from the start to the end of a span within 0 to 1."""
 
     def __init__(self, name: str, seconds: float, optimizers: list, team: Team, log: list, span=(0.0, 1.0)):
         self.name, self.seconds, self.team, self.log, self.span = name, seconds, team, log, span
@@ -168,7 +168,7 @@ class Clock:
         return self.passed >= 1
 
     def step(self, loss: torch.Tensor, check=None, **about) -> None:
-        """Warm-up over a twentieth of the time, also of a later part, whose optimizer is new; a cosine in all."""
+        """A warm-up over a twentieth of the time, also in later parts, whose optimizer is new; then a cosine."""
         loss.backward()
         self.team.average_gradients(self.optimizer.parameters)
         torch.nn.utils.clip_grad_norm_(self.optimizer.parameters, 1.0)
@@ -217,8 +217,8 @@ def encode_all(model, processor, bank: StreamBank) -> None:
 
 @torch.no_grad()
 def right_tokens(model, banks: dict[str, StreamBank]) -> dict[str, float]:
-    """Of each level the percent of the tokens to be said that the model says after true ones; the end of a frame is a
-    token too."""
+    """For each level, the percentage of tokens that the model predicts correctly after the true ones, including the
+    decisions at the ends of frames."""
     model.eval()
     found = {}
     for level, bank in banks.items():
@@ -259,7 +259,7 @@ def run(args) -> None:
     started, team = time.monotonic(), Team(args.device)
     args.device, args.output = team.device, args.output.resolve()
     args.output.mkdir(parents=True, exist_ok=True)
-    # streams have many lengths, and cuDNN makes a new plan for each, which takes longer than a step
+    # streams have many lengths, and cuDNN's plan for each takes longer to make than a step
     torch.backends.cuda.enable_cudnn_sdp(False)
     part, parts = args.part
     result = {"command": args.command, **surroundings(), "processes": team.size, "levels": LEVELS, "model": MODEL}
@@ -314,19 +314,19 @@ def part_of(text: str) -> tuple[int, int]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=Path, default=Path("runs/nano"))
-    parser.add_argument("--seconds", type=float, default=500, help="for all of it, or this part")
+    parser.add_argument("--seconds", type=float, default=500, help="time of the run, or of this part (default: 500)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=128, help="streams per process and step (default: 128)")
+    parser.add_argument("--streams", type=int, default=16_000, help="training streams of a level whose share is 1")
     parser.add_argument(
-        "--batch-size", type=int, default=128, help="streams of a process and step, and a quarter of its frames"
+        "--part", type=part_of, default=(1, 1), metavar="P/N", help="part P of a run that is cut into N parts"
     )
-    parser.add_argument("--streams", type=int, default=16_000, help="of a level to learn from whose share is 1")
-    parser.add_argument("--part", type=part_of, default=(1, 1), metavar="P/N", help="of a run that is cut into N")
-    parser.add_argument("--begin", type=Path, help="the checkpoint of the part before")
-    parser.add_argument("--workers", type=int, help="processes that make streams; by default one a core")
+    parser.add_argument("--begin", type=Path, help="checkpoint of the part before")
+    parser.add_argument("--workers", type=int, help="processes that make streams (default: one per core)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.part[0] > 1 and args.begin is None:
-        parser.error("--part after the first goes on from --begin, the checkpoint of the part before")
+        parser.error("--part after the first needs --begin, the checkpoint of the part before")
     if args.streams < 2 or args.batch_size < 1:
         parser.error("--streams must be at least 2, --batch-size at least 1")
     args.command = " ".join(["python -m videollm_mod.benchmarks.nano_run", *(sys.argv[1:] if argv is None else argv)])

@@ -1,11 +1,12 @@
-"""Teach the checkpoint's tower to see in frames of any size what it sees in those drawn at its own.
+"""Teach the vision tower of a checkpoint to see frames of any size as it sees frames drawn at its own size.
 
     python -m videollm_mod.benchmarks.nano_scales --begin FOLDER --output FOLDER --minutes 12
 
-It learned from frames that were drawn at the size it takes. Those of a file are scaled down to it, and things so small
-as in the hard level then look otherwise. Here a copy of the tower sees scaled frames and learns to give the features
-that the tower gave of the same frames unscaled; nothing else is changed, so that the language model need not learn
-again. Two CPU cores will do. `--score` only counts the exact narrations of the hard level by the size of its frames.
+The tower learned from frames that were drawn at its input size. Frames of a file are scaled to that size, which
+changes the look of small things, such as those of the hard level. Here a copy of the tower sees scaled frames and
+learns to produce the features that the tower produces for the same frames unscaled. Nothing else changes, so the
+language model need not be trained again. Two CPU cores suffice. `--score` only counts exact narrations of the hard
+level by frame size.
 """
 
 import argparse
@@ -24,19 +25,19 @@ from .nano_run import Clock, Team
 from .nano_scores import load, narrations
 
 LEVELS = {"hard": 0.6, "hard_small": 0.2, "basic": 0.2}
-SIZES = (None, 112, 128, 160, 192, 256, 320, 384, 512)  # pixels of a side; None: as the tower takes them
+SIZES = (None, 112, 128, 160, 192, 256, 320, 384, 512)  # pixels per side; None is the size of the tower
 SCORED = (96, 128, 384)
 LR, BATCH = 3e-4, 32
 HELD_OUT = 6  # streams of each level
 
 
 def frames_of(seed: int, level: str, size: int) -> torch.Tensor:
-    """uint8 `[E, 3, size, size]`, those that differ."""
+    """The distinct frames of a stream: uint8 `[E, 3, size, size]`."""
     return torch.from_numpy(world_stream(seed, level).drawn(size)).permute(0, 3, 1, 2)
 
 
 def pairs(seed: int, level: str, size: int, processor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pixel values of a stream's frames as scaled from `size`, and as drawn."""
+    """Pixel values of a stream's frames: scaled from `size`, and drawn at the size of the tower."""
     own = processor.video_processor.size["height"]
     return tuple(
         processor.video_processor(frames_of(seed, level, side), return_tensors="pt")["pixel_values_videos"].squeeze(0)
@@ -45,7 +46,7 @@ def pairs(seed: int, level: str, size: int, processor) -> tuple[torch.Tensor, to
 
 
 def distance(found: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Squared error of features `[E, N, Dv]`, relative to how they differ from frame to frame and token to token."""
+    """Squared error of features `[E, N, Dv]`, relative to their variance over frames and tokens."""
     return (found - wanted).square().mean() / wanted.var(dim=(0, 1)).mean()
 
 
@@ -69,7 +70,7 @@ def errors(student, teacher, processor) -> dict[str, float]:
 
 
 def exact(model, processor, streams: int) -> dict[str, float]:
-    """Percent of the narrations of test streams of `hard`, by the size at which their frames are drawn."""
+    """Percentage of exact narrations on test streams of `hard`, by the size of the drawn frames."""
     seeds = split_seeds("test", streams)
     return {str(x): round(narrations(model.eval(), processor, "hard", seeds, height=x)["exact"], 2) for x in SCORED}
 
@@ -110,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/nano_scales"))
     parser.add_argument("--minutes", type=float, default=12)
     parser.add_argument(
-        "--score", type=int, metavar="STREAMS", help="learn nothing, count exact narrations of so many"
+        "--score", type=int, metavar="STREAMS", help="do not train; count exact narrations of this many streams"
     )
     args = parser.parse_args(argv)
     args.command = f"python -m videollm_mod.benchmarks.nano_scales --begin FOLDER --minutes {args.minutes:g}"

@@ -1,9 +1,9 @@
-"""What a checkpoint knows of the world, in half a minute on a GPU: narrations on its own words, and answers.
+"""Scores of a checkpoint on the procedural world, in half a minute on a GPU: narrations on its own words, and answers.
 
     python -m videollm_mod.benchmarks.nano_scores runs/nano/final --json scores.json
 
-Many streams go side by side (`evaluation.lockstep`), none of which was trained on. Procedures are asked for as
-`videollm-mod evaluate` does, an answer counts if it is right to the letter.
+Many unseen streams run side by side (`evaluation.lockstep`). Questions about procedures are those of `videollm-mod
+evaluate`. Only exact answers count.
 """
 
 import argparse
@@ -26,13 +26,13 @@ from ..processing_videollm_mod import VideoLLMMoDProcessor
 
 NARRATED = ("basic", "hard_small", "hard")
 PROCEDURES = ("hard_small", "hard")
-AT_ONCE = 64  # answers
-MAX_NEW_TOKENS = 160  # twenty actions have some 110
+AT_ONCE = 64  # answers in a batch
+MAX_NEW_TOKENS = 160  # twenty actions take about 110
 
 
 def narrations(model, processor, level: str, seeds: range, fps: float = FPS, height: int | None = None) -> dict:
-    """`Counts.summary` of streams narrated side by side, without a prompt or a question; of frames drawn at `height`
-    pixels, by default as many as the model takes."""
+    """`Counts.summary` of streams narrated side by side, without prompts or questions. Frames are drawn at `height`
+    pixels (default: the size that the model takes)."""
     streams = [world_stream(seed, level) for seed in seeds]
     height = height or processor.video_processor.size["height"]
     drawn = [torch.from_numpy(s.frames(fps, height)) for s in streams]
@@ -54,7 +54,7 @@ def narrations(model, processor, level: str, seeds: range, fps: float = FPS, hei
 
 
 def right(model, processor, examples: list[tuple[list[dict], torch.Tensor]]) -> float:
-    """Percent of examples, `(messages that end with the true answer, frames)`, that are answered to the letter."""
+    """Percentage of examples, `(messages that end with the true answer, frames)`, that are answered exactly."""
     count = 0
     for first in range(0, len(examples), AT_ONCE):
         part = examples[first : first + AT_ONCE]
@@ -66,7 +66,7 @@ def right(model, processor, examples: list[tuple[list[dict], torch.Tensor]]) -> 
 
 
 def question(processor, level: str, seed: int, fps: float = FPS) -> tuple[list[dict], torch.Tensor]:
-    """A stream up to the answer to its one question, with the true narrations before."""
+    """A stream up to the answer to its only question, with true narrations before it."""
     stream = world_stream(seed, level)
     messages = conversation(stream, fps, num_questions=1)
     (asked,) = stream.questions(fps, 1)
@@ -126,7 +126,9 @@ def load(folder: Path, device: str, keep_ratio: float | None = None):
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="a checkpoint")
-    parser.add_argument("--streams", type=int, default=100, help="of each level, and of each task")
+    parser.add_argument(
+        "--streams", type=int, default=100, help="streams of each level and of each task (default: 100)"
+    )
     parser.add_argument("--keep-ratio", type=float)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")

@@ -1,14 +1,14 @@
-"""Frames a second of eight streams in a pool against one stream alone, on one model.
+"""Frames per second of eight streams in a pool against a single stream, on one model.
 
     python -m videollm_mod.benchmarks.pool --geometry llama3-8b
 
-Weights and frames are random: what a frame costs does not depend on what the numbers are. Two ways of watching:
-`live`, where every stream gets its next frame only after the one before it, as from cameras; and `backlog`, where all
-frames are there and go through the model in blocks. The streams never speak. One stream alone is a `StreamingSession`
-without a pool. Each figure is the best of the repeats, after a warm-up.
+Weights and frames are random, which does not change what a frame costs. There are two ways of watching: `live`, where
+every stream gets its next frame only after the one before, as from cameras, and `backlog`, where all frames are
+available and go through the model in blocks. The streams never speak. A single stream is a `StreamingSession` without
+a pool. Each figure is the best of the repeats, after a warm-up.
 
-`tick_ms` is where the time of a live frame of each stream goes: the stages as the device takes them, and the rest, in
-which it has nothing to do.
+`tick_ms` shows where the time of one live frame of each stream goes: the stages, as timed on the device, and the rest,
+in which the device is idle.
 """
 
 import argparse
@@ -30,8 +30,8 @@ def frames_of(seed: int, count: int) -> np.ndarray:
 
 
 def watch(model, processor, way: str, count: int, args) -> tuple[float, list]:
-    """Seconds that `count` streams in a pool, or one session alone, take for `args.frames` frames each, after
-    `args.before` that are in their caches; and what the sessions count."""
+    """Seconds that `count` streams in a pool, or one session alone, take for `args.frames` frames each, with
+    `args.before` frames in their caches; and the counters of the sessions."""
     sessions = [model.stream(processor, speak_threshold=0.0) for _ in range(count)]
     for session in sessions:
         fill(session, args.before)
@@ -49,7 +49,7 @@ def watch(model, processor, way: str, count: int, args) -> tuple[float, list]:
 
 
 def split_of(seconds: float, stats: list, frames: int) -> dict:
-    """Milliseconds of each stage, of a frame of every stream."""
+    """Milliseconds of each stage for one frame of every stream."""
     stages = {name: sum(own.seconds[name] for own in stats) for name in stats[0].seconds}
     stages = {"all": seconds, **stages, "rest": seconds - sum(stages.values())}
     return {name: round(1000 * value / frames, 3) for name, value in stages.items()}
@@ -60,7 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--geometry", default="nano", choices=NAMES)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--before", type=int, default=160, help="frames in each cache when the clock starts")
-    parser.add_argument("--frames", type=int, default=48, help="frames of each stream that are timed")
+    parser.add_argument("--frames", type=int, default=48, help="timed frames of each stream")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> None:
             watch(model, processor, way, count, args)  # warm-up, also of the allocator
         rates, splits = {count: [] for count in counts}, {}
         for _ in range(args.repeats):
-            for count in counts:  # in turn, so that other work on the machine meets both
+            for count in counts:  # in turn, so that other load on the machine affects both
                 seconds, stats = watch(model, processor, way, count, args)
                 rates[count].append(round(count * args.frames / seconds, 3))
                 if rates[count][-1] == max(rates[count]):

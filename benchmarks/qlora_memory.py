@@ -1,9 +1,9 @@
-"""Peak GPU memory of the recipe for cards of 24 GB: QLoRA of an 8B model on streams of 600 frames of 10 tokens.
+"""Peak GPU memory of the recipe for 24 GB GPUs: QLoRA of an 8B model on streams of 600 frames of 10 tokens.
 
     python benchmarks/qlora_memory.py
 
-Random weights are written as a checkpoint, then loaded and trained for a few steps as `videollm-mod train
-training/configs/qlora_24gb.yaml` does it, in a process that may not take more memory than `--limit` GiB.
+A checkpoint of random weights is written, then loaded and trained for a few steps as `videollm-mod train
+training/configs/qlora_24gb.yaml` does, in a process that may use at most `--limit` GiB.
 """
 
 import argparse
@@ -30,7 +30,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def memory() -> dict[str, float]:
-    """Peaks so far, in GiB: what tensors took, and what the allocator held for them."""
+    """Peaks so far in GiB: of tensors, and of what the allocator reserved for them."""
     if not torch.cuda.is_available():
         return {"allocated_gib": 0.0, "reserved_gib": 0.0}
     return {
@@ -40,8 +40,9 @@ def memory() -> dict[str, float]:
 
 
 class RouterGradients(TrainerCallback):
-    """At each step the largest entry of every router's gradient: of these the smallest, and that of the last layer,
-    which is exactly 0 where that layer keeps no frame's last token (`tests/test_training.py` shows why)."""
+    """At each step, the largest entry of each router's gradient. The smallest of these is recorded, and that of the
+    last layer, which is 0 if that layer does not keep the last token of a frame (`tests/test_training.py` shows
+    why)."""
 
     def __init__(self):
         self.smallest, self.of_last_layer = [], []
@@ -54,7 +55,7 @@ class RouterGradients(TrainerCallback):
 
 
 def train(checkpoint: str, frames: int, steps: int, limit: float) -> dict:
-    """Load and train as the recipe says, and return what it took."""
+    """Load and train as in the recipe, and return the memory and time."""
     cuda = torch.cuda.is_available()
     if cuda:
         total = torch.cuda.get_device_properties(0).total_memory
@@ -85,10 +86,12 @@ def main() -> None:
     parser.add_argument("--geometry", choices=GEOMETRIES, default="llama3-8b")
     parser.add_argument("--frames", type=int, default=600)
     parser.add_argument("--steps", type=int, default=4)
-    parser.add_argument("--limit", type=float, default=22.0, help="GiB that the training process may take")
+    parser.add_argument(
+        "--limit", type=float, default=22.0, help="GiB that the training process may use (default: 22)"
+    )
     parser.add_argument("--make", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.make:  # a process of its own, so that nothing of it counts
+    if arguments.make:  # in a separate process, so that its memory does not count
         random_model(arguments.geometry, "cuda" if torch.cuda.is_available() else "cpu").save_pretrained(
             arguments.make
         )

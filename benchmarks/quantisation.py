@@ -1,11 +1,11 @@
-"""Weights in 8 bit and NF4 against bfloat16: memory at the geometry of an 8B model, and narration by the nano.
+"""8-bit and NF4 weights against bfloat16: memory at the geometry of an 8B model, and narrations of the packaged model.
 
     python benchmarks/quantisation.py memory     # on a GPU; writes a checkpoint of 17 GB to a temporary folder
     python benchmarks/quantisation.py quality    # on a GPU, or slowly on a CPU
 
-Each measures one half of `results/quantisation.json` and leaves the other as it is; both print the table. Memory is
-`get_memory_footprint()` and, on a GPU, what torch had allocated once the model was there. In each precision the nano
-watches the same unseen streams frame by frame on its own past words.
+Each command measures one half of `results/quantisation.json`, keeps the other half, and prints the table. Memory is
+`get_memory_footprint()` and, on a GPU, what torch had allocated after loading. In each precision, the model watches
+the same unseen streams frame by frame on its own words.
 """
 
 import argparse
@@ -75,7 +75,7 @@ def quality(args) -> dict:
 
 
 def table(result: dict) -> str:
-    """Of what is measured so far, as Markdown."""
+    """The measurements so far as a Markdown table."""
     lines = [
         "| weights | memory, 8B geometry | of bfloat16 | nano: narrations exact | answers right |",
         "|" + " --- |" * 5,

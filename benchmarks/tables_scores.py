@@ -1,6 +1,6 @@
-"""What the tables hold of a level's runs: scores of each row's seeds at its best learning rate, paired differences.
+"""Scores of a level for the tables: each row's seeds at its best learning rate, and paired differences.
 
-Scores are dicts `seed -> value`, so that two rows are only ever compared on seeds that both have.
+Scores are dicts `seed -> value`, so that two rows are compared only on seeds that both have.
 """
 
 import math
@@ -13,7 +13,7 @@ from scipy import stats
 from .tables_runs import SEEDS, Runs, best_rate, lacking_rates
 from .world_rows import ROWS
 
-MIN_SEEDS = 3  # a row with fewer is marked, and is in no figure
+MIN_SEEDS = 3  # a row with fewer is marked and has no figure
 
 Score = Callable[[dict], float]
 Scores = dict[int, float]
@@ -21,7 +21,7 @@ Scores = dict[int, float]
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean difference over `n` paired seeds, and the ends of its 95 % t-interval; None from one seed."""
+    """Mean difference over `n` paired seeds, and its 95 % t-interval, which is None for one seed."""
 
     n: int
     mean: float
@@ -30,13 +30,13 @@ class Difference:
 
     @property
     def shown(self) -> bool:
-        """Whether the interval is there and leaves zero out."""
+        """Whether there is an interval, and it excludes zero."""
         return self.low is not None and (self.low > 0 or self.high < 0)
 
 
 def difference(a: Scores, b: Scores) -> Difference | None:
-    """Of `a` minus `b`; None without a common seed."""
-    # scores have few digits; what is beyond is noise of floats, that could pass for a difference
+    """Of `a` minus `b`, or None without a common seed."""
+    # scores have few digits; more would be rounding noise, which could look like a difference
     pairs = [round(a[seed] - b[seed], 9) for seed in sorted(a.keys() & b.keys())]
     if not pairs:
         return None
@@ -48,7 +48,7 @@ def difference(a: Scores, b: Scores) -> Difference | None:
 
 
 def varies(row: str) -> bool:
-    """Whether the row keeps more than its own ratio while it learns, so that its training FLOPs are not known."""
+    """Whether the row keeps more than its own ratio during training, so that its training FLOPs are unknown."""
     return ROWS[row].warmup > 0 or ROWS[row].elastic is not None
 
 
@@ -94,7 +94,7 @@ class Level:
         return best_rate(self.runs, row, self.name)
 
     def of(self, row: str) -> dict[int, dict]:
-        """Runs of the row at its best rate, `seed -> run`; none while its sweep is incomplete."""
+        """Runs of the row at its best rate, `seed -> run`; empty while its sweep is incomplete."""
         rate = self.rate(row)
         there = {key[2]: run for key, run in self.runs.items() if key[0] == row and key[3] == rate}
         return dict(sorted(there.items()))
@@ -110,7 +110,7 @@ class Level:
         return difference(self.scores(a, score), self.scores(b, score))
 
     def lacks(self, row: str) -> str | None:
-        """What the row lacks, in words; None if it is complete."""
+        """What is missing from the row, in words, or None."""
         if rates := lacking_rates(self.runs, row, self.name):
             return f"learning rates {', '.join(f'{rate:g}' for rate in rates)} of seed 0"
         seeds = [str(seed) for seed in SEEDS if seed not in self.of(row)]
@@ -121,12 +121,12 @@ class Level:
         return [row for row in rows if len(self.of(row)) < MIN_SEEDS]
 
     def unknown(self) -> list[str]:
-        """Rows of runs that `world_rows` does not have, so no table either."""
+        """Rows of runs that `world_rows`, and therefore every table, does not have."""
         return sorted({key[0] for key in self.runs} - ROWS.keys())
 
     def best(self, rows: tuple[str, ...]) -> str | None:
-        """Of `rows`, the one with the most exact narrations on validation streams, over the seeds that all of them
-        have; None if a row has too few."""
+        """The one of `rows` with the most exact narrations on validation streams, over the seeds that all of them
+        have, or None if a row has too few."""
         common = set.intersection(*(set(self.of(row)) for row in rows))
         if len(common) < MIN_SEEDS:
             return None

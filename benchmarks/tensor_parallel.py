@@ -1,10 +1,10 @@
-"""An 8B model split over two GPUs with `tp_plan="auto"` against one GPU: time per frame, and that the logits agree.
+"""An 8B model on two GPUs with `tp_plan="auto"` against one GPU: time per frame, and agreement of the logits.
 
     python benchmarks/tensor_parallel.py
 
-Random weights are written once; one process, then two, load them and watch the same random features: blocks of 16
-frames until `--frames` are in the cache, then frame by frame. Logits are compared with every token kept, since scores
-of random routers lie so close that rounding changes who is kept.
+Random weights are written once. One process, then two, load them and watch the same random features: blocks of 16
+frames until the cache holds `--frames`, then frame by frame. Logits are compared with every token kept, since the
+scores of random routers are so close that rounding changes the selection.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from videollm_mod.bench.geometries import BOS, GEOMETRIES, SEPARATOR, START, VID
 from videollm_mod.bench.record import summarise, surroundings, write_result
 from videollm_mod.bench.streams import random_model
 
-BLOCK = 16  # frames, as a session takes them where many come together
+BLOCK = 16  # frames
 WARM_UP = 4
 
 
@@ -53,7 +53,7 @@ class Clock:
 
 @torch.no_grad()
 def work(args) -> None:
-    """One process of one run; the first one writes what it measured."""
+    """One process of a run; the first process writes the measurements."""
     distributed = int(os.environ.get("WORLD_SIZE", "1")) > 1
     cuda = torch.cuda.is_available()
     where = {"device_map": {"": 0}} if cuda else {}
@@ -111,15 +111,17 @@ def launch(args, processes: int, checkpoint: str) -> tuple[dict, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", choices=GEOMETRIES, default="llama3-8b")
-    parser.add_argument("--frames", type=int, default=960, help="in the cache before frames come one by one")
-    parser.add_argument("--steps", type=int, default=60, help="frames that come one by one")
+    parser.add_argument(
+        "--frames", type=int, default=960, help="frames in the cache before single frames are timed (default: 960)"
+    )
+    parser.add_argument("--steps", type=int, default=60, help="single frames to time (default: 60)")
     parser.add_argument("--keep-ratio", type=float, default=0.2)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
         return work(args)
-    # 17 GB are written and read twice: in memory where there is enough
+    # 17 GB are written and read twice, in memory if there is enough
     memory = Path("/dev/shm")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as checkpoint:
         model = random_model(args.geometry, "cuda" if torch.cuda.is_available() else "cpu")

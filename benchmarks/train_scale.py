@@ -1,10 +1,10 @@
-"""Training on two GPUs against one: samples a second under DDP, and that losses agree with one GPU and with FSDP2.
+"""Training on two GPUs against one: samples per second under DDP, and agreement of the losses with one GPU and FSDP2.
 
     python benchmarks/train_scale.py
 
-LoRA of the paper's rank on random weights of Llama-3-8B's geometry, bfloat16, gradient checkpointing; a sample is a
-stream of 600 frames of 10 tokens, given as features; one sample a GPU and step. One and two GPUs take turns, each in
-fresh processes of the HF Trainer.
+It trains LoRA of the paper's rank on random weights of Llama-3-8B's geometry, in bfloat16 with gradient checkpointing.
+A sample is a stream of 600 frames of 10 tokens, given as features, with one sample per GPU and step. One and two GPUs
+take turns, each in new processes of the HF Trainer.
 """
 
 import argparse
@@ -31,7 +31,7 @@ WARM_UP = 4  # steps that are not timed
 
 
 class StepClock(TrainerCallback):
-    """When each optimizer step was done on the device, in seconds."""
+    """The time in seconds at which the device finished each optimizer step."""
 
     def __init__(self):
         self.times = []
@@ -43,7 +43,7 @@ class StepClock(TrainerCallback):
 
 
 def work(arguments: argparse.Namespace) -> None:
-    """One process of one run; the first one writes what was measured."""
+    """One process of a run; the first process writes the measurements."""
     options = TrainingArguments(
         output_dir=str(Path(arguments.worker).parent / "trainer"),
         max_steps=arguments.steps,
@@ -74,13 +74,13 @@ def work(arguments: argparse.Namespace) -> None:
 
 
 def launch(arguments: argparse.Namespace, processes: int, steps: int, *options: str) -> dict:
-    """Run `processes` workers and return what the first one measured."""
+    """Run `processes` workers and return the measurements of the first."""
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder) / "result.json"
         shared = ["--geometry", arguments.geometry, "--frames", arguments.frames, "--steps", steps]
         command = [__file__, *shared, "--worker", result, *options]
         environment = dict(os.environ)
-        if processes == 1:  # as one would on one GPU: no process group, no DDP around the model
+        if processes == 1:  # as usual on one GPU: without a process group and DDP
             environment["CUDA_VISIBLE_DEVICES"] = "0"
         else:
             command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *command]
@@ -116,7 +116,7 @@ def main() -> None:
             run = launch(arguments, processes, arguments.steps)
             run["samples_per_second"] = processes / statistics.fmean(run["seconds_per_step"][WARM_UP - 1 :])
             runs[str(processes)].append(run)
-            path = write_result("train_scale", result)  # what is measured is kept, whatever becomes of the rest
+            path = write_result("train_scale", result)  # keep what is measured if the rest fails
             print(f"{processes} GPU: {run['samples_per_second']:.3f} samples/s", flush=True)
     rates = {n: statistics.median(run["samples_per_second"] for run in runs[n]) for n in runs}
     result |= {"samples_per_second": rates, "ddp_speedup_2": rates["2"] / rates["1"]}

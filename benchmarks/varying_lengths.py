@@ -1,12 +1,12 @@
-"""Seconds of training steps on streams of one length and of many, with cuDNN's attention and without.
+"""Seconds per training step on streams of one length and of many lengths, with cuDNN's attention and without.
 
     python -m videollm_mod.benchmarks.varying_lengths --geometry llama3-8b --json FILE
 
-Where cuDNN is torch's first choice for attention, as on Hopper GPUs, it makes a plan for every length and kind of
-layer that it has not met. Streams of one length pay for that once, streams that differ pay again at each step. The
-model is MoD with LoRA, random weights, every layer computed again in the backward pass, frames of 10 tokens.
+Where cuDNN is torch's first choice for attention, as on Hopper GPUs, it makes a plan for every new length and kind of
+layer. Streams of one length pay for that once; streams of different lengths pay at every step. The model is MoD with
+LoRA, random weights, and every layer recomputed in the backward pass, with frames of 10 tokens.
 
-Each list of `seconds` is of steps that follow one another; the first of a list also holds what is done once.
+Each list of `seconds` has successive steps. The first step of a list also includes one-time work.
 """
 
 import argparse
@@ -23,7 +23,7 @@ TOKENS, STEPS, LONG_STEPS = 10, 7, 3
 
 
 def seconds_of(bench: Bench, lengths: Iterable[int], cudnn: bool) -> list[float]:
-    """Of a training step on a stream of so many frames, for each of `lengths`."""
+    """Seconds of a training step on a stream of each of `lengths` frames."""
     before, seconds = torch.backends.cuda.cudnn_sdp_enabled(), []
     torch.backends.cuda.enable_cudnn_sdp(cudnn)
     try:
@@ -36,8 +36,8 @@ def seconds_of(bench: Bench, lengths: Iterable[int], cudnn: bool) -> list[float]
 
 
 def rows(bench: Bench, frames: int, long_frames: int) -> list[dict]:
-    """What is measured. Of many lengths no step's has been met before: with cuDNN they are above `frames`, without it
-    below, by as much."""
+    """All measurements. With many lengths, the length of every step is new: with cuDNN they are above `frames`, and
+    without it below by the same amounts."""
     found = []
 
     def measure(about: str, lengths: list[int], cudnn: bool) -> None:
@@ -57,9 +57,11 @@ def rows(bench: Bench, frames: int, long_frames: int) -> list[dict]:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", default="llama3-8b", choices=GEOMETRIES)
-    parser.add_argument("--frames", type=int, default=200, help="of a stream; many lengths lie around it")
-    parser.add_argument("--long-frames", type=int, default=1200, help="of a long stream")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="for the result")
+    parser.add_argument(
+        "--frames", type=int, default=200, help="frames of a stream; many lengths are around it (default: 200)"
+    )
+    parser.add_argument("--long-frames", type=int, default=1200, help="frames of a long stream (default: 1200)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="result file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.frames < 2 * STEPS or args.long_frames < 1:

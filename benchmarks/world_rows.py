@@ -1,11 +1,11 @@
-"""One row of the tables: a small model learns a hard level of the world, and its exact narrations are counted.
+"""One row of the tables: train a small model on a hard level of the world, and count its exact narrations.
 
     python -m videollm_mod.benchmarks.world_rows dense --level hard --seed 0
 
-As the paper's rows all start from one pretrained language model, so all rows of a seed start from one dense model that
-learned few cells (`PRETRAINING`); then each learns the level with its own routing. That model and the streams are made
-once and kept in `--data`. A run writes one JSON file, and is not run again if it is there. Rows run side by side on
-one card, as processes of their own; there the CUDA MPS server keeps them from waiting for each other's time slices.
+The rows of the paper all start from one pretrained language model. Likewise, all rows of a seed start from one dense
+model that was trained on few cells (`PRETRAINING`), and then train on the level with their own routing. That model and
+the streams are made once and kept in `--data`. A run writes one JSON file and is skipped if that exists. Rows run in
+parallel on one GPU, each in its own process; the CUDA MPS server avoids that they wait for each other's time slices.
 """
 
 import argparse
@@ -33,13 +33,13 @@ from .world_scores import autocast, exact_narrations, self_conditioned, streamin
 
 @dataclass(frozen=True)
 class Row:
-    """What a row changes: options of the text config, and how it is trained."""
+    """What differs between rows: options of the text config and of training."""
 
     routing: dict
     only_class_token: bool = False
-    frozen: bool = False  # routers as they were initialised
+    frozen: bool = False  # routers stay as initialised
     warmup: float = 0.0  # share of each stage in which the keep ratio falls from 1 to its value
-    elastic: tuple[float, float] | None = None  # a keep ratio drawn from here each step
+    elastic: tuple[float, float] | None = None  # range of a keep ratio that is drawn at each step
 
 
 ELASTIC = (0.1, 1.0)
@@ -67,7 +67,7 @@ ROWS = {
     "mod_elastic_output": Row(mod(mod_gate="output"), elastic=ELASTIC),
     "mod_elastic_warmup": Row(mod(), elastic=ELASTIC, warmup=0.5),
     "mod_elastic_output_warmup": Row(mod(mod_gate="output"), elastic=ELASTIC, warmup=0.5),
-    # what elastic training gives to a choice that nobody learned
+    # elastic training with a selection that is not learned
     **{f"{chosen}_elastic": Row(mod(mod_selection=chosen), elastic=ELASTIC) for chosen in ("random", "uniform")},
 }
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
@@ -80,8 +80,8 @@ STAGES = {"hard_small": ("hard_small", 500, 128), "hard": ("hard", 700, 64)}
 
 
 def build(name: str, level: str, args):
-    """A model without vision layers, so that seeing is left to the language model: each patch goes straight through
-    the connector. Its processor knows the words of every level."""
+    """A model without vision layers: each patch goes straight through the connector, so the language model has to see.
+    Its processor knows the words of every level."""
     grid, row, said = grid_of(level), ROWS[name], training_texts()
     model, processor = initialise(
         {
@@ -107,7 +107,7 @@ def build(name: str, level: str, args):
                 "patch_size": CELL,
             },
         },
-        [*said, *["\nUser: \nAssistant:"] * len(said)],  # the headers are words too
+        [*said, *["\nUser: \nAssistant:"] * len(said)],  # the headers need tokens too
         vocab_size=400,
         seed=args.seed,
     )
@@ -119,14 +119,14 @@ def build(name: str, level: str, args):
 
 
 def stage_data(level: str, processor, args) -> list:
-    """Streams to learn from, lessons beside them, and streams for the curve."""
+    """Training streams, lessons, and streams for the curve."""
     wanted = ((level, "train", args.streams), (f"{level}_lessons", "train", args.streams))
     wanted = (*wanted, (level, "validation", args.curve_streams))
     return [encoded_streams(*which, processor, args.data) for which in wanted]
 
 
 def train(model, processor, row: Row, stage: tuple[str, int, int], lr: float, args) -> list[dict]:
-    """AdamW with warm-up and cosine; the curve: loss and score on validation streams, whole steps."""
+    """Train with AdamW, warm-up and cosine. Return the curve: loss, and score on validation streams."""
     level, steps, batch_size = stage
     rng, text_config = np.random.default_rng(args.seed), model.config.text_config
     placeholder = (model.config.num_frame_tokens, model.config.video_token_id, args.device)
@@ -181,7 +181,7 @@ def train(model, processor, row: Row, stage: tuple[str, int, int], lr: float, ar
 
 
 def flops_per_stream(model, streams: Streams, bank: torch.Tensor) -> float:
-    """Floating-point operations of matrix products, forward and backward, as torch counts them, over one batch."""
+    """Floating-point operations per stream, forward and backward, as torch counts them for matrix products."""
     ids, labels, codes, _ = next(streams.batches(32))
     with FlopCounterMode(display=False) as counter:
         model(input_ids=ids, labels=labels, pixel_values_videos=pixels(bank, codes), use_cache=False).loss.backward()
@@ -202,7 +202,7 @@ def pretrained_path(folder: Path, seed: int, layers: int = LAYERS, hidden: int =
 
 
 def pretrained(args) -> dict[str, torch.Tensor]:
-    """Weights of the dense model that all rows of a seed start from; trained by the first that asks."""
+    """Weights of the dense model that all rows of a seed start from. The first caller trains it."""
     path = pretrained_path(args.data, args.seed, args.layers, args.hidden)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
@@ -210,7 +210,7 @@ def pretrained(args) -> dict[str, torch.Tensor]:
         if not path.exists():
             level = PRETRAINING[0]
             model, processor = build("dense", level, args)
-            stage_data(level, processor, args)  # made by forked processes, so before the card is in use
+            stage_data(level, processor, args)  # made by other processes, before the GPU is in use
             curve = train(model.to(args.device).train(), processor, ROWS["dense"], PRETRAINING, PRETRAINING_LR, args)
             weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
             weights.pop("lm_head.weight", None)  # the embedding
@@ -226,7 +226,7 @@ def run(args) -> dict:
     known = pretrained(args)
     model, processor = build(args.row, args.level, args)
     stage_data(args.level, processor, args)
-    own = model.state_dict()  # a finer grid has other positions, all else goes on
+    own = model.state_dict()  # a finer grid has other positions; the rest is the same
     missing = model.load_state_dict({n: v for n, v in known.items() if v.shape == own[n].shape}, strict=False)
     assert all("expert" in n or n == "lm_head.weight" or known[n].shape != own[n].shape for n in missing.missing_keys)
     curve = train(model.to(args.device).train(), processor, row, stage, args.lr, args)
@@ -237,7 +237,7 @@ def run(args) -> dict:
         if split == "validation":
             flops = flops_per_stream(model.train(), streams, bank)
             model.eval()
-        only_exact = split == "validation"  # by which rates and options are chosen
+        only_exact = split == "validation"  # which chooses rates and options
         result[split] = (exact_narrations if only_exact else scores)(model, streams, bank, processor)
     if row.elastic:
         for ratio in ELASTIC_RATIOS:
@@ -268,18 +268,22 @@ def path_of(folder: Path, row: str, level: str, seed: int, lr: float) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("row", choices=[*ROWS, "pretrained"], help="`pretrained` makes what the others start from")
+    parser.add_argument(
+        "row", choices=[*ROWS, "pretrained"], help="name of a row; `pretrained` makes the model that all start from"
+    )
     parser.add_argument("--level", default="hard_small", choices=STAGES)
     parser.add_argument("--layers", type=int, default=LAYERS)
     parser.add_argument("--hidden", type=int, default=HIDDEN)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--lr", type=float, default=1e-3)
-    parser.add_argument("--streams", type=int, default=STREAMS, help="to learn from, and as many lessons")
+    parser.add_argument("--streams", type=int, default=STREAMS, help="training streams, and as many lessons")
     parser.add_argument("--curve-streams", type=int, default=150)
-    parser.add_argument("--eval-streams", type=int, default=640, help="of eight narrations each")
+    parser.add_argument(
+        "--eval-streams", type=int, default=640, help="evaluation streams, of eight narrations each (default: 640)"
+    )
     parser.add_argument("--data", type=Path, default=Path("runs/world_rows"))
     parser.add_argument("--output", type=Path, default=Path("runs/tables"))
-    parser.add_argument("--save", type=Path, help="a folder for the checkpoint")
+    parser.add_argument("--save", type=Path, help="folder to save the checkpoint to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     if args.row == "pretrained":
@@ -291,7 +295,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     result = run(args)
     args.output.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{os.getpid()}.part")  # another program may have begun the same run
+    part = path.with_suffix(f".{os.getpid()}.part")  # another program may have started the same run
     part.write_text(json.dumps(result) + "\n", encoding="utf-8")
     part.replace(path)
     print(path.stem, json.dumps(result["test"]))

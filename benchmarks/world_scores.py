@@ -1,4 +1,4 @@
-"""Scores of one model on encoded streams of the hard level: with the true words before, and on its own words."""
+"""Scores of a model on encoded streams of the hard levels, after the true words and on its own words."""
 
 import numpy as np
 import torch
@@ -16,8 +16,9 @@ def autocast(device: torch.device):
 
 @torch.no_grad()
 def exact_narrations(model, streams: Streams, bank: torch.Tensor, processor, batch_size: int = 128) -> dict:
-    """Teacher-forced. A narration is exact if, since the one before it, every silent decision, the decision to speak,
-    and every token of the reply was the likeliest; timed if the decisions were. In percent, and exact by depth."""
+    """Teacher-forced percentages, also by depth. A narration is exact if, since the previous one, every silent
+    decision, the decision to speak and every token of the reply was the most likely. It is timed if the decisions
+    were."""
     eos = processor.tokenizer.eos_token_id
     decisions = torch.tensor([processor.stream_end_ids[0], processor.frame_separator_token_id], device=bank.device)
     exact, timed, depth = [], [], []
@@ -28,7 +29,7 @@ def exact_narrations(model, streams: Streams, bank: torch.Tensor, processor, bat
         wrong = (target != -100) & (logits[:, :-1].argmax(-1) != target)
         decides = torch.isin(target, decisions)
         ends = (target == eos).long()
-        turn = ends.cumsum(1) - ends  # which narration each label leads to
+        turn = ends.cumsum(1) - ends  # the narration that each label belongs to
         for i in range(depths.shape[1]):
             exact.append(~(wrong & (turn == i)).any(1))
             timed.append(~(wrong & decides & (turn == i)).any(1))
@@ -55,18 +56,18 @@ def streaming_metrics(model, streams: Streams, bank: torch.Tensor, processor, ba
 
 
 def true_narrations(ids: list[int], labels: list[int], processor) -> Said:
-    """What is said in one encoded stream, `ids` and `labels` `[T]`."""
+    """The narrations of an encoded stream with `ids` and `labels` `[T]`."""
     header = len(processor.assistant_header_ids)
     said = []
     for turn in forced_turns(ids, labels, processor):
-        if any(turn.speak):  # positions of a reply are those that predict it
+        if any(turn.speak):  # the positions that predict the reply
             words = tuple(ids[position + 1] for position in turn.reply[header:-1])
             said.append((turn.first_frame + turn.frames - 1, words))
     return said
 
 
 def self_conditioned(model, streams: Streams, bank: torch.Tensor, processor) -> dict:
-    """On its own words: precision, recall and F1 at IoU 0.5, and narrations that are exact in frame and words."""
+    """On its own words: precision, recall and F1 at IoU 0.5, and narrations with the exact frame and words."""
     rows = [row for group in streams.groups for row in zip(*group, strict=True)]
     num_frames = torch.tensor([len(codes) for _, _, codes, _ in rows], device=bank.device)
     padded = torch.nn.utils.rnn.pad_sequence([codes for _, _, codes, _ in rows], batch_first=True)
@@ -86,7 +87,7 @@ def self_conditioned(model, streams: Streams, bank: torch.Tensor, processor) -> 
     counts = sum(map(len, said)), sum(map(len, true))
     return {
         **{name: round(value, 3) for name, value in precision_recall_f1(matched, *counts).items()},
-        "worded_f1": round(precision_recall_f1(worded, *counts)["f1"], 3),  # matched, and the same words
+        "worded_f1": round(precision_recall_f1(worded, *counts)["f1"], 3),  # matched with the same words
         "exact": round(100 * exact / max(1, counts[1]), 3),
         "said": counts[0],
         "true": counts[1],
