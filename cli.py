@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> int:
     given = sys.argv[1:] if argv is None else argv
     try:
         with raising_on_signals(main):
-            return run(given)
+            return dispatch(given)
     except BrokenPipeError:  # whoever read the output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
 
 
-def run(argv: list[str]) -> int:
+def dispatch(argv: list[str]) -> int:
     parser = build_parser()
     arguments = vars(parser.parse_args(argv))
     command = arguments.pop("run", None)

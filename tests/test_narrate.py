@@ -316,7 +316,7 @@ def test_a_dash_is_standard_output(run, tmp_path, monkeypatch, clip):
 def test_a_name_that_begins_with_a_dash_is_explained(run, tmp_path, monkeypatch, clip):
     monkeypatch.chdir(tmp_path)
     shutil.copy(clip, "-vid.mp4")
-    hint = "; a name that begins with - is given as ./-vid.mp4, or after --\n"
+    hint = "; write a name that begins with - as ./-vid.mp4, or after --\n"
     for arguments in (["-vid.mp4"], ["a.mp4", "-vid.mp4"], ["a.mp4", "--overlay", "-vid.mp4"]):
         code, _, err = run(*arguments)
         assert code == 2 and is_one_line(err) and err.endswith(hint)
