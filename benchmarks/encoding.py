@@ -18,8 +18,8 @@ import torch
 from ..bench.geometries import NAMES
 from ..bench.record import commit
 from ..bench.watching import build, synchronise
-from ..narration.live import WAITING, LiveWatch
-from ..narration.live_source import LiveCounts, LiveFrame
+from ..sources.live import WAITING, LiveWatch
+from ..sources.live_source import LiveCounts, LiveFrame
 from .record import surroundings, write_result
 
 WARM_UP = 3  # calls: the second captures a graph

@@ -10,8 +10,8 @@ from space_servers import models
 
 from videollm_mod import steps
 from videollm_mod.data.world import world_stream
-from videollm_mod.narration.live import LiveWatch
-from videollm_mod.narration.live_source import LiveCounts, LiveFrame
+from videollm_mod.sources.live import LiveWatch
+from videollm_mod.sources.live_source import LiveCounts, LiveFrame
 from videollm_mod.space import clips
 from videollm_mod.space.lane import Controls
 from videollm_mod.space.stream import Stream
