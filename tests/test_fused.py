@@ -8,7 +8,7 @@ from unittest import mock
 
 import pytest
 import torch
-from test_recomputing import assert_same, enable, loss_and_gradients, trainable
+from gradients import assert_same, enable, loss_and_gradients, trainable
 from tiny_models import ROUTINGS
 from transformers.models.llama.modeling_llama import rotate_half
 

@@ -15,6 +15,7 @@ import torch
 import transformers
 from comparing import assert_near
 from fresh_process import ROOT, run_fresh
+from repository import CHECKPOINT_FILES
 from transformers.dynamic_module_utils import get_relative_import_files
 from transformers.utils import is_torchvision_available
 
@@ -31,15 +32,6 @@ AUTO_MAP = MODEL_AUTO_MAP | {
 }
 HUB_ID = "some-one/video.llm-mod"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-CHECKPOINT_FILES = [
-    "config.json",
-    "generation_config.json",
-    "processor_config.json",
-    "chat_template.jinja",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "model.safetensors",
-]
 
 
 def code_files() -> dict[str, bytes]:

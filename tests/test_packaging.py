@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from fresh_process import ROOT, run_fresh
 from packaging.version import Version
+from repository import CHECKPOINT_FILES
 
 import videollm_mod
 
@@ -47,19 +48,8 @@ def site(wheel, tmp_path_factory) -> Path:
 
 def test_wheel_holds_code_and_checkpoint_but_no_tests_and_benchmarks(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("videollm_mod/")}
-    expected = {f"videollm_mod/{file.name}" for file in ROOT.glob("*.py")} | {
-        f"videollm_mod/{name}"
-        for name in (
-            "config.json",
-            "generation_config.json",
-            "processor_config.json",
-            "chat_template.jinja",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "model.safetensors",
-            "py.typed",
-        )
-    }
+    code = {file.name for file in ROOT.glob("*.py")}
+    expected = {f"videollm_mod/{name}" for name in (*code, *CHECKPOINT_FILES, "py.typed")}
     assert expected <= names
     assert not {name.split("/")[1] for name in names} & {"benchmarks", "build", "tests"}
 
