@@ -6,8 +6,12 @@ INSTALLED := .venv/.installed
 BACKBONES := .venv/.backbones
 WITH_SPACE := .venv/.space
 WITH_DOCS := .venv/.docs
+# tests of a file stay together, since they share models and servers; more processes need more memory than they save time
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
+QUICK := modeling routing cache generation processing streaming collator windows metrics teacher_forced \
+	static_step static_vision static_graphs fused decoding layers packaging
 
-.PHONY: demo space docs picture test test-backbones test-oldest test-newest lint format clean
+.PHONY: demo space docs picture test test-quick test-backbones test-oldest test-newest lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
@@ -27,7 +31,11 @@ picture: $(CORE)
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/picture.py
 
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(BIN)/pytest $(SIDE_BY_SIDE)
+
+# the model, the cache, kernels and data in a minute, for the work at hand
+test-quick: $(INSTALLED)
+	$(BIN)/pytest -q $(SIDE_BY_SIDE) $(QUICK:%=tests/test_%.py)
 
 # on the weights of SmolLM2, which come in a Python package of 93 MB
 test-backbones: $(BACKBONES)
@@ -44,6 +52,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python .ci/model_lint.py
+	bash .ci/types
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
