@@ -8,7 +8,6 @@ k of them kept, K tokens that enter a routed layer, D hidden size.
 
 import copy
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import nn
@@ -39,7 +38,7 @@ from .compat import (
 )
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .fused import rotate, silu_product
-from .recomputing import run_blocks, set_recomputing, units
+from .recomputing import run_blocks, run_layers, set_recomputing
 from .routing import FrameRouter, LayerExpert, StreamLayout
 
 # Full names, with and without a head around the model. LayerExperts are no plain `nn.Linear`, so none is quantised.
@@ -419,15 +418,14 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
                 f"`cache` must be a MoDCache, got {type(cache).__name__}: routed layers hold different tokens, and "
                 "only a MoDCache knows which"
             )
-        batch_size, length = inputs_embeds.shape[:2]
         own_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
         if layout is None:
             valid = None if own_mask is not None else valid_tokens(attention_mask, inputs_embeds, cache)
-            nothing = torch.zeros(batch_size, length, dtype=torch.bool, device=inputs_embeds.device)
-            layout = StreamLayout.of(nothing, nothing, num_frame_tokens=1, valid=valid)
+            nowhere = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
+            layout = StreamLayout.of(nowhere, nowhere, num_frame_tokens=1, valid=valid)
         segments = None
         if position_ids is not None and attention_mask is None and cache is None:
-            position_ids = position_ids.expand(batch_size, -1)
+            position_ids = position_ids.expand(len(inputs_embeds), -1)
             segments = packed_segments(position_ids)
             if segments is not None and layout.num_frames:
                 layout = layout.of_segments(segments)
@@ -443,22 +441,19 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         if cache is not None:
             cache.advance(position_ids, layout.valid, layout.ends_frame if layout.num_frames else None)
 
-        hidden_states = inputs_embeds
-        position_embeddings = self.rotary_emb(hidden_states, position_ids=position_ids)
-        arguments = {
-            "attention_mask": own_mask,
-            "position_ids": position_ids,
-            "cache": cache,
-            "position_embeddings": position_embeddings,
-            "use_cache": use_cache,
-            "router": router,
-            "segments": segments,
+        hidden_states = run_layers(
+            self.layers[: self.config.num_hidden_layers],
+            inputs_embeds,
+            recomputes=recomputes and cache is None,
+            attention_mask=own_mask,
+            position_ids=position_ids,
+            cache=cache,
+            position_embeddings=self.rotary_emb(inputs_embeds, position_ids=position_ids),
+            use_cache=use_cache,
+            router=router,
+            segments=segments,
             **kwargs,
-        }
-        for unit, recomputed in units(self.layers[: self.config.num_hidden_layers], recomputes and cache is None):
-            run = partial(run_layers, unit, **arguments)
-            hidden_states = unit[0].checkpoint(run, hidden_states) if recomputed else run(hidden_states)
-
+        )
         layers = range(len(self.layers))
         return VideoLLMMoDModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
@@ -466,12 +461,6 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             kept_indices=tuple(router.kept.get(i) for i in layers) if output_router_scores else None,
             **{CACHE_NAME: cache},
         )
-
-
-def run_layers(layers: list[VideoLLMMoDDecoderLayer], hidden_states: torch.Tensor, **arguments) -> torch.Tensor:
-    for layer in layers:
-        hidden_states = layer(hidden_states, **arguments)
-    return hidden_states
 
 
 def valid_tokens(

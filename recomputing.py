@@ -22,7 +22,7 @@ Routing frees memory, and a choice that keeps more turns that memory into time.
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 
 import torch
@@ -63,9 +63,23 @@ def set_recomputing(layers: list, options: dict, recompute: str | dict[str, int]
         layer.checkpoint = partial(checkpoint, **{"use_reentrant": False, **options})
 
 
-def units(layers: list, recomputes: bool) -> list[tuple[list, bool]]:
-    """The layers in groups of one, or with `recomputes` of two consecutive `"pairs"`, each with whether only the
-    group's input is kept."""
+def run_layers(layers: Iterable, hidden_states: torch.Tensor, recomputes: bool, **arguments) -> torch.Tensor:
+    """All layers, one after the other. With `recomputes` only the input of `"layer"` and of two consecutive `"pairs"`
+    is kept; the other choices concern the parts of a layer, see `run_blocks`.
+
+    Args:
+        layers (`VideoLLMMoDDecoderLayer`s), hidden_states (`[B, T, D]`).
+        arguments: of each layer.
+    """
+    for group in _groups(layers, recomputes):
+        run = partial(_run_group, group, **arguments)
+        keeps_input_only = len(group) == 2 or (recomputes and group[0].recompute == "layer")
+        hidden_states = group[0].checkpoint(run, hidden_states) if keeps_input_only else run(hidden_states)
+    return hidden_states
+
+
+def _groups(layers: Iterable, recomputes: bool) -> list[list]:
+    """The layers one by one, and with `recomputes` consecutive `"pairs"` two by two."""
     groups = []
     for layer in layers:
         mates = recomputes and layer.recompute == "pairs" and groups and len(groups[-1]) == 1
@@ -73,7 +87,13 @@ def units(layers: list, recomputes: bool) -> list[tuple[list, bool]]:
             groups[-1].append(layer)
         else:
             groups.append([layer])
-    return [(group, len(group) == 2 or (recomputes and group[0].recompute == "layer")) for group in groups]
+    return groups
+
+
+def _run_group(layers: list, hidden_states: torch.Tensor, **arguments) -> torch.Tensor:
+    for layer in layers:
+        hidden_states = layer(hidden_states, **arguments)
+    return hidden_states
 
 
 def run_blocks(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
@@ -126,7 +146,7 @@ def chunk_mlp(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> tor
 STRATEGIES = {
     "pairs": chunk_mlp,
     "entered": keep_entered,
-    "layer": keep_all,  # the model keeps the layer's input only, see `units`
+    "layer": keep_all,  # inside of a checkpoint of the whole layer, see `run_layers`
     "attention": keep_attention,
     "mlp": recompute_mlp,
     "activation": keep_activation,
@@ -280,4 +300,4 @@ def _first(tensor: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-__all__ = ["CHOICES", "choices_of_layers", "run_blocks", "set_recomputing", "units"]
+__all__ = ["CHOICES", "choices_of_layers", "run_blocks", "run_layers", "set_recomputing"]
