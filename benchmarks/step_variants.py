@@ -1,9 +1,9 @@
-"""Which way of making a static step is fastest, and whether each part of it is right, on this GPU.
+"""On this GPU: whether each operation of a static step is right, and which variant of it is fastest.
 
     python -m videollm_mod.benchmarks.step_variants --geometry llama3-8b --seconds 280 --output FOLDER
 
-Everything is written as it is measured (`step_variants.json`, `step_variants.txt`), what fails is noted and the rest
-goes on, and nothing is begun after the time is up. Of the weights, only their size matters, so they are random.
+Each result is written at once (`step_variants.json`, `step_variants.txt`). A failure is noted and the rest continues,
+and nothing is started after the time is up. Weights are random, since only their size matters.
 """
 
 import argparse
@@ -27,7 +27,7 @@ SEPARATOR, START = 4, 5
 
 
 class Log:
-    """What is known so far, on the screen and in two files."""
+    """The results so far, on the screen and in two files."""
 
     def __init__(self, folder: Path, seconds: float):
         self.folder, self.end = folder, time.perf_counter() + seconds
@@ -49,7 +49,7 @@ class Log:
 
     def attempt(self, name: str, function, needs: float = 5.0):
         if time.perf_counter() + needs > self.end:
-            self.keep(name, "no time was left")
+            self.keep(name, "no time left")
             return None
         try:
             value = function()
@@ -71,7 +71,7 @@ def check_parts(model, kernels, frames: int) -> dict:
 
 
 def check_layer(model, kernels, frames: int, routed: bool) -> dict:
-    """Each part by itself beside plain torch: relative errors, or what went wrong."""
+    """Each operation compared with plain torch: its relative errors, or what went wrong."""
     text, device, dtype = model.config.text_config, model.device, model.dtype
     kept = 2
     tokens = frames * (model.config.num_frame_tokens + 1)
@@ -103,7 +103,7 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
             outputs.append([t.clone() for t in result(step, caches[name].layers[number])])
         for a, b in zip(own["plain"].__dict__.items(), own["fast"].__dict__.items(), strict=False):
             if isinstance(a[1], torch.Tensor) and a[0] not in ("control", "table", "ids"):
-                b[1].copy_(a[1])  # so that each part begins from the same
+                b[1].copy_(a[1])  # so that each operation has the same inputs
         return [error(a, b) for b, a in zip(*outputs, strict=True)]
 
     def room(layer_cache, name):
@@ -157,9 +157,9 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
 
 
 def check_stream(dtype: torch.dtype, **options) -> dict:
-    """A stream of frames, words and blocks in static steps, with and without graphs, beside the model as it is.
+    """A stream of frames, words and blocks in static steps, with and without graphs, compared with the model.
 
-    In bfloat16 nearly equal scores may fall either way, so all tokens are kept there."""
+    In bfloat16 nearly equal scores may be ordered either way, so all tokens are kept there."""
     if dtype == torch.bfloat16:
         options = {"mod_keep_ratio": 1.0, **options}
     model = random_model("middle", "cuda", dtype=dtype, **options).eval()
@@ -191,7 +191,7 @@ def check_stream(dtype: torch.dtype, **options) -> dict:
 
 
 def milliseconds(function, repeats: int) -> dict:
-    """p50 and p95 of calls, each timed on the device."""
+    """p50 and p95 of single calls, timed on the device."""
     for _ in range(3):
         function()
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
@@ -205,7 +205,7 @@ def milliseconds(function, repeats: int) -> dict:
 
 
 def captured(function):
-    """A call of the function as one graph."""
+    """One call of the function as a graph."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.no_grad(), torch.cuda.stream(stream):
@@ -218,7 +218,7 @@ def captured(function):
 
 
 def prepared(model, kernels, frames_held: int, frames: int = 1, tokens: int = 1) -> StaticStep:
-    """A step on a stream that holds so many frames; without frames, one of `tokens` of text."""
+    """A step on a stream that holds `frames_held` frames. With frames = 0, a step of `tokens` of text."""
     text, per_frame = model.config.text_config, model.config.num_frame_tokens
     routed = text.routed_layers if text.vision_routing == "mod" else ()
     shape = Shape(frames, frames * (per_frame + 1), 2, "residual", "learned", False, routed)
@@ -239,7 +239,7 @@ def time_step(model, kernels, held: int, frames: int = 1, tokens: int = 1, repea
 
 
 def time_eager(model, held: int, repeats: int = 10) -> dict:
-    """The model as it is; every call starts at the same length."""
+    """The model without static steps; every call starts at the same length."""
     cache, per_frame = filled_cache(model, held), model.config.num_frame_tokens
     ids = torch.tensor([[SEPARATOR] + [VIDEO] * per_frame], device="cuda")
     features = torch.randn(1, per_frame, model.config.vision_config.hidden_size, device="cuda", dtype=model.dtype)
@@ -274,8 +274,9 @@ CANDIDATES = {  # as `static_kernels.TILES`
 
 
 def sweep_products(model, log: Log) -> dict:
-    """Microseconds a layer of each product with several tiles, the fastest of which stays: of all tokens of a frame,
-    and of a routed layer's slots; over all layers, so that no weight stays in a cache. Of `lm_head`, of one call."""
+    """Microseconds per layer of each product with several tiles, of which the fastest stays set: for all tokens of a
+    frame, and for the slots of a routed layer. All layers are timed, so that no weight stays in a cache; of `lm_head`,
+    one call."""
     step, kernels = prepared(model, static_kernels.Kernels, 100), static_kernels.Kernels
     layers, found = model.model.language_model.layers, {}
     rotary = [p[0] for p in model.model.language_model.rotary_emb(step.x[None], step.offsets[None])]
@@ -321,8 +322,8 @@ def attention_of(step: StaticStep, layers, slots: int) -> None:
 
 
 def sweep_attention(model, held: int) -> dict:
-    """Microseconds a layer of the attention of a frame, and of its kept tokens. The keys are those of one layer, which
-    for few frames stay in the cache of the processor."""
+    """Microseconds per layer of attention for a frame, and for its kept tokens. The keys are those of one layer; those
+    of few frames stay in the GPU's cache."""
     step, found = prepared(model, static_kernels.Kernels, held), {}
     layers = model.model.language_model.layers
     for slots in (step.shape.tokens, 3):
@@ -335,7 +336,7 @@ def sweep_attention(model, held: int) -> dict:
                     found[name] = round(milliseconds(graph.replay, 10)["p50"] * 1000 / len(layers), 2)
                 except Exception as problem:
                     found[name] = str(problem)[:80]
-    # the best for a whole frame, whose time is the larger
+    # the best for a whole frame, which takes longer
     own = {k: v for k, v in found.items() if isinstance(v, float) and k.startswith(f"{step.shape.tokens} ")}
     best = min(own, key=own.get)
     static_kernels.SPLITS = int(best.split(", ")[1].split()[0])
@@ -344,7 +345,7 @@ def sweep_attention(model, held: int) -> dict:
 
 
 def kernel_table(model, held: int) -> dict:
-    """Microseconds of a step by kernel."""
+    """Microseconds of each kernel of a step."""
     step = prepared(model, static_kernels.Kernels, held)
     with torch.no_grad():
         step.forward()
@@ -361,7 +362,7 @@ def kernel_table(model, held: int) -> dict:
 
 
 def bandwidth() -> dict:
-    """Bytes a second: copied (read and written), and read alone."""
+    """Terabytes per second: copied (read and written), and read only."""
     source = torch.empty(2**31, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
     copied = 2 * source.numel() / milliseconds(lambda: target.copy_(source), 10)["p50"] * 1e3
@@ -371,7 +372,7 @@ def bandwidth() -> dict:
 
 
 def bytes_of_step(model, held: int) -> int:
-    """That a frame has to read: weights, keys and values."""
+    """Bytes that a frame has to read: weights, keys and values."""
     text = model.config.text_config
     weights = sum(p.numel() * p.element_size() for p in model.model.language_model.layers.parameters())
     weights += model.lm_head.weight.numel() * model.lm_head.weight.element_size()
@@ -390,19 +391,30 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     log = Log(args.output, args.seconds)
     log.attempt("bandwidth", bandwidth)
+    check(log)
+    measure(log, args.geometry)
+    log.say("done")
+
+
+def check(log: Log) -> None:
+    """Compare operations and streams with plain torch."""
     model = random_model("middle", "cuda").eval()
     for frames, kernels in (
         (1, static_kernels.Kernels),
         (4, static_kernels.Kernels),
         (15, static_kernels.CublasKernels),
     ):
-        check = functools.partial(check_parts, model, kernels, frames)
-        log.attempt(f"parts, {frames} frames, {kernels.__name__}", check)
+        parts = functools.partial(check_parts, model, kernels, frames)
+        log.attempt(f"parts, {frames} frames, {kernels.__name__}", parts)
     for dtype, options in ((torch.bfloat16, {}), (torch.bfloat16, {"vision_routing": "full"}), (torch.float32, {})):
         log.attempt(f"stream {dtype} {options}", functools.partial(check_stream, dtype, **options), 20)
-    model = random_model(args.geometry, "cuda").eval()
+
+
+def measure(log: Log, geometry: str) -> None:
+    """Time steps and their kernels, and choose tiles."""
     torch.cuda.empty_cache()
-    log.say("the model is there")
+    model = random_model(geometry, "cuda").eval()
+    log.say("the model is built")
     text = model.config.text_config
     ways = {"mod": "mod", "dense": "full"}
 
@@ -425,7 +437,7 @@ def main(argv: list[str] | None = None) -> None:
             if isinstance(found, dict):
                 rate = bytes_of_step(model, held) / found["p50"] * 1e3 / 1e12
                 share = rate / log.result["bandwidth"]["read_TB_s"]
-                log.keep(f"read, {way}, {held} frames", f"{rate:.3f} TB/s, {100 * share:.0f}% of what can be read")
+                log.keep(f"read, {way}, {held} frames", f"{rate:.3f} TB/s, {100 * share:.0f}% of the bandwidth")
     text.vision_routing = "mod"
     log.attempt("kernels, mod, 600 frames", lambda: kernel_table(model, 600))
     log.attempt("kernels, mod, 3000 frames", lambda: kernel_table(model, 3000))
@@ -436,7 +448,7 @@ def main(argv: list[str] | None = None) -> None:
     log.attempt("32 tokens, 3000 frames", lambda: time_step(model, static_kernels.Kernels, 3000, frames=0, tokens=32))
     for frames in (15, 30):
         log.attempt(f"{frames} frames a step", lambda f=frames: time_step(model, static_kernels.CublasKernels, 600, f))
-    each("model as it is", lambda held: time_eager(model, held), (600,))
+    each("model without static steps", lambda held: time_eager(model, held), (600,))
     pixels = torch.randn(30, 3, 384, 384, device="cuda", dtype=torch.bfloat16)
     for count in (1, 15, 30):
 
@@ -445,7 +457,6 @@ def main(argv: list[str] | None = None) -> None:
             return milliseconds(graph.replay, 10)
 
         log.attempt(f"vision tower, {count} frames", vision)
-    log.say("done")
 
 
 if __name__ == "__main__":
