@@ -20,7 +20,7 @@ from .tables_scores import (
 )
 from .world_rows import ELASTIC_RATIOS, ROWS
 
-# ways to train a model that keeps two of ten vision tokens; the best by validation streams is "the MoD row"
+# ways to train a model that keeps two of ten vision tokens; the best one on validation streams is "our best"
 RECIPES = ("mod", "mod_elastic", "mod_warmup", "mod_output", "mod_none", "mod_keep_last", "mod_elastic_output")
 RECIPES += ("mod_elastic_warmup", "mod_elastic_output_warmup")
 INSERTIONS = {"mod_all": "all", "mod_all_deep": "all_deep"}
@@ -53,7 +53,7 @@ class Page:
 
     def __init__(self, level: Level):
         self.level, self.best = level, level.best(RECIPES)
-        self.learned = list(dict.fromkeys(("mod", self.best or "mod")))  # the paper's row, and our best
+        self.learned = list(dict.fromkeys(("mod", self.best or "mod")))  # the row of the paper, and our best
 
     def named(self, row: str) -> str:
         count = len(self.level.of(row))
@@ -78,7 +78,7 @@ class Page:
         return self.at_least(row, number(own / dense if own and dense else None, 3))
 
     def at_least(self, row: str, cell: str) -> str:
-        """FLOPs are counted at the row's keep ratio, also of rows that keep more while they learn."""
+        """FLOPs are counted at the row's keep ratio, which is a lower bound if a row keeps more during training."""
         return f"> {cell}" if varies(row) and cell != "missing" else cell
 
     def rate(self, row: str) -> str:
@@ -86,7 +86,7 @@ class Page:
         return "missing" if rate is None else f"{rate:g}"
 
     def table(self, rows, columns: dict[str, Callable[[str], str]], names: dict[str, str] | None = None) -> list[str]:
-        """A line a row; `names` says what a row stands for in this table."""
+        """One line per row; `names` describes the rows of this table."""
         named = [self.named(row) + (f": {names[row]}" if names else "") for row in rows]
         lines = [[name] + [cell(row) for cell in columns.values()] for row, name in zip(rows, named, strict=True)]
         return markdown(["row", *columns], lines)
@@ -127,7 +127,7 @@ class Page:
             *self.table(
                 rows,
                 {
-                    "GFLOP a stream": self.flops,
+                    "GFLOP per stream": self.flops,
                     "of `dense`": self.relative_flops,
                     "seconds": self.mean(lambda run: run["training_seconds"], 0),
                 },
@@ -142,15 +142,15 @@ class Page:
         return {"exact, %": self.mean(exact), **{f"minus `{other}`": self.minus(other, exact) for other in others}}
 
     def table_2(self) -> list[str]:
-        columns = {**self.against("dense", "mod"), "GFLOP a stream": self.flops}
+        columns = {**self.against("dense", "mod"), "GFLOP per stream": self.flops}
         return ["### Table 2: which layers route", "", *self.table(list(INSERTIONS), columns, INSERTIONS)]
 
     def table_3(self) -> list[str]:
         learned = {f"`{row}` minus it": self.from_minus(row, exact) for row in self.learned}
         ratios = {row: f"r={ratio:g}" for ratio, row in RATIOS.items()}
-        columns = {**self.against("dense"), "GFLOP a stream": self.flops}
+        columns = {**self.against("dense"), "GFLOP per stream": self.flops}
         return [
-            "### Table 3: who is kept, and how many",
+            "### Table 3: which tokens are kept, and how many",
             "",
             *self.table([*CONTROLS, *self.learned], {**self.against("dense"), **learned}),
             *self.table(list(ratios), columns, ratios),
@@ -159,13 +159,13 @@ class Page:
     def ours(self) -> list[str]:
         names = {"mod": "gate `residual`, nothing forced, no warm-up", "mod_output": "gate `output`"}
         names |= {"mod_none": "gate `none`", "mod_keep_last": "decision token always kept"}
-        names |= {"mod_warmup": "keep ratio falls from 1", "mod_elastic": "a keep ratio drawn each step"}
-        names |= {"mod_elastic_output": "drawn each step, gate `output`"}
-        names |= {"mod_elastic_warmup": "falls from 1 to the one drawn each step"}
+        names |= {"mod_warmup": "keep ratio falls from 1", "mod_elastic": "a keep ratio drawn at each step"}
+        names |= {"mod_elastic_output": "drawn at each step, gate `output`"}
+        names |= {"mod_elastic_warmup": "falls from 1 to the one drawn at each step"}
         names |= {"mod_elastic_output_warmup": "both of these"}
         columns = {**self.against("dense", "mod"), "self-conditioned F1 with the words, %": self.mean(worded_f1)}
         columns["validation exact, %"] = self.mean(lambda run: run["validation"]["exact"])
-        chosen = f"Best by validation: `{self.best}`." if self.best else "Best by validation: not to be said yet."
+        chosen = f"Best by validation: `{self.best}`." if self.best else "Best by validation: not known yet."
         return ["### Ours", "", *self.table(list(RECIPES), columns, names), chosen, "", *self.elastic()]
 
     def elastic(self) -> list[str]:
@@ -178,30 +178,30 @@ class Page:
         header = [
             "exact, %, teacher-forced",
             "`mod_elastic` at this ratio",
-            "trained at this alone",
+            "trained at this ratio only",
             "difference",
         ]
-        return ["Elastic training against one ratio at a time:", "", *markdown(header, lines)]
+        return ["Elastic training against training at a single ratio:", "", *markdown(header, lines)]
 
     def targets(self) -> list[str]:
-        """Each target with the interval of what it is about: reached or missed where all of it is on one side."""
+        """Each target with its interval: it is reached or missed if the whole interval is on one side."""
         wanted = [("dense", other, exact, 15) for other in ("early_exit", "layer_skip", "class_token")]
         if self.best:
             wanted += [(self.best, "dense", score, -0.5) for score in (exact, worded_f1)]
             wanted += [(self.best, other, exact, 5) for other in ("random", "uniform")]
-        # which layers route is a choice too: here at the price of fewer operations saved
+        # routing fewer layers is also a choice, which saves fewer operations
         wanted += [("mod_interleaved_deep", "dense", score, -0.5) for score in (exact, worded_f1)]
         lines = []
         for row, other, score, bound in wanted:
             found = self.level.difference(row, other, score)
             what = f"`{row}` minus `{other}`, {'exact' if score is exact else 'self-conditioned F1 with the words'}"
-            interval = in_words(found).replace(", not shown", "")  # that is about zero, not about this bound
+            interval = in_words(found).replace(", not shown", "")  # this refers to zero, not to the bound
             lines.append([what, f"{bound:+g} or more", interval, verdict(found, bound)])
         return ["### Targets", "", *markdown(["difference", "target", "found", "verdict"], lines)]
 
     def missing(self) -> list[str]:
         lacks = [f"- `{row}`: {what}" for row in ROWS if (what := self.level.lacks(row))]
-        unknown = [f"- in no table, for `world_rows` has no such row: `{row}`" for row in self.level.unknown()]
+        unknown = [f"- in no table, since `world_rows` has no such row: `{row}`" for row in self.level.unknown()]
         return ["### Missing", "", *(lacks + unknown or ["Nothing."]), ""]
 
     def lines(self) -> list[str]:
@@ -210,7 +210,7 @@ class Page:
 
 
 def of_both(levels: list[Level]) -> list[str]:
-    """Rows beside the paper's and a frozen router's, by each seed's mean over the levels, which have one start."""
+    """Rows against the paper's row and a frozen router, by each seed's mean over the levels, which share a start."""
     rows = [*dict.fromkeys((*RECIPES[1:], *INSERTIONS, "frozen"))]
     rows.remove("mod")
 

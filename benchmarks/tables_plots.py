@@ -1,4 +1,4 @@
-"""The pictures of the tables, each with a column a level: means as lines or bars, seeds as dots."""
+"""The plots of the tables, with one column per level: means as lines or bars, seeds as dots."""
 
 from statistics import mean
 
@@ -16,12 +16,12 @@ COLOURS = {
     "early_exit": "tab:purple",
     "class_token": "tab:gray",
 }
-BEST, OTHER = "deeppink", "tab:blue"  # our best row where it is not `mod`; MoD rows beside
+BEST, OTHER = "deeppink", "tab:blue"  # our best row, if it is not `mod`; other MoD rows
 Bests = dict[Level, str | None]
 
 
 def _coloured(best: str | None, *left_out: str) -> dict[str, str]:
-    """The rows that a crowded panel shows, each with its colour."""
+    """The rows that a crowded panel shows, with their colours."""
     rows = {row: colour for row, colour in COLOURS.items() if row not in left_out}
     return rows if best in (None, *rows) else {**rows, best: BEST}
 
@@ -32,7 +32,7 @@ def _panels(rows: int, levels: Bests, width: float, height: float):
 
 
 def draw_exact(levels: Bests) -> Figure:
-    """Exact narrations of every row, best on top."""
+    """Exact narrations of every row, the best at the top."""
     figure, panels = _panels(1, levels, 6, 6)
     first = next(iter(levels))
     rows = sorted(ROWS, key=lambda row: (first.mean(row, exact) is not None, first.mean(row, exact) or 0))
@@ -60,7 +60,7 @@ def draw_exact(levels: Bests) -> Figure:
 
 
 def draw_depth(levels: Bests) -> Figure:
-    """Exact narrations by the number of changes that have to be followed."""
+    """Exact narrations by the number of changes to follow."""
     figure, panels = _panels(1, levels, 6, 4.5)
     for panel, (level, best) in zip(panels[0], levels.items(), strict=True):
         for row, colour in _coloured(best).items():
@@ -82,7 +82,7 @@ def draw_depth(levels: Bests) -> Figure:
 
 
 def draw_curves(levels: Bests) -> Figure:
-    """Exact narrations on validation streams over a run: against steps above, against training FLOPs below."""
+    """Exact narrations on validation streams during training, against steps (top) and training FLOPs (bottom)."""
     figure, panels = _panels(2, levels, 6, 3.8)
     for column, (level, best) in zip(panels.T, levels.items(), strict=True):
         for row, colour in _coloured(best, "class_token").items():
@@ -92,7 +92,7 @@ def draw_curves(levels: Bests) -> Figure:
             steps = [point["step"] for point in runs[0]["curve"]]
             flops = [step * runs[0]["stage"][2] * runs[0]["flops_per_stream"] / 1e15 for step in steps]
             curves = [[point["exact"] for point in run["curve"]] for run in runs]
-            # of rows that keep more while they learn, the training FLOPs are not known
+            # training FLOPs are unknown for rows that keep more during training
             for panel, across in zip(column, (steps,) if varies(row) else (steps, flops), strict=False):
                 panel.plot(across, [mean(points) for points in zip(*curves, strict=True)], color=colour, label=row)
                 for curve in curves:
@@ -110,7 +110,7 @@ def draw_curves(levels: Bests) -> Figure:
 
 
 def _legend(figure: Figure, panels) -> None:
-    """One for all panels, below them."""
+    """One legend for all panels, below them."""
     lines = {}
     for panel in panels.flat:
         for line, name in zip(*panel.get_legend_handles_labels(), strict=True):

@@ -1,4 +1,4 @@
-"""The tables as one Markdown file, with plots and the figures of `summary.json`, from nothing but the raw runs."""
+"""Write the tables as one Markdown file, with plots and the figures of `summary.json`, from the raw runs only."""
 
 import subprocess
 from pathlib import Path
@@ -10,26 +10,26 @@ from .tables_plots import draw_curves, draw_depth, draw_exact
 from .tables_runs import RATES, SEEDS, collect, path_of_level
 from .tables_scores import MIN_SEEDS, Level, Score, exact, worded_f1
 
-LEVELS = {"hard": "1+7x7 tokens a frame, the headline", "hard_small": "1+3x3 tokens a frame"}
+LEVELS = {"hard": "1+7x7 tokens per frame, the main result", "hard_small": "1+3x3 tokens per frame"}
 COMMAND = "python -m videollm_mod.benchmarks.tables report"
 INTRODUCTION = f"""# The tables of the hard level
 
-Rows of `benchmarks/world_rows.py`, trained by `python -m videollm_mod.benchmarks.tables run --level LEVEL`. This file,
-its pictures and the `world_*` figures of `summary.json` are written by
-`{COMMAND}`. Every number comes from the raw runs in `tables/LEVEL.jsonl`, a run
-a line.
+The models have 4 layers; the tables say nothing about deeper ones. The rows are those of `benchmarks/world_rows.py`,
+trained by `python -m videollm_mod.benchmarks.tables run --level LEVEL`. Every number comes from the raw runs in
+`tables/LEVEL.jsonl`, with one run per line. This file, its plots and the `world_*` figures of `summary.json` are
+written by `{COMMAND}`.
 
-- All rows of a seed start from one dense model (`pretraining`) and learn the level for as many steps and streams.
+- All rows of a seed start from one dense model (`pretraining`) and train on the level for the same steps and streams.
 - The learning rate of a row is the best of {", ".join(f"{rate:g}" for rate in RATES)} by exact narrations on the
   validation streams of seed 0. The tables hold the test streams, as means over {len(SEEDS)} seeds at that rate.
 - A row with fewer than {MIN_SEEDS} seeds is marked with their number.
-- Differences are paired by seed, in points, with a 95 % t-interval over seeds: "not shown" where it includes zero, or,
-  among the targets, where it includes the target. Intervals are of single comparisons, none widened for their number.
-- Exact: in percent of narrations, every silent decision since the one before, the decision to speak and every token
-  of the reply is the likeliest; self-conditioned, the same frame and the same words. F1 matches segments at IoU 0.5;
-  "with the words" counts a match only where the words are the same.
-- FLOPs are those of matrix products of one stream, forward and backward, at the row's own keep ratio; "> " marks rows
-  that keep more while they learn. Seconds are of training beside other runs on one card, so they compare little.
+- Differences are paired by seed, in points, with a 95 % t-interval over seeds. "Not shown" means that the interval
+  includes zero or, in the table of targets, the target. Intervals are not widened for the number of comparisons.
+- Exact is the percentage of narrations for which every silent decision since the previous one, the decision to speak
+  and every token of the reply is the most likely. Self-conditioned, it needs the same frame and the same words. F1
+  matches segments at IoU 0.5; "with the words" counts a match only if the words are the same.
+- FLOPs are those of the matrix products of one stream, forward and backward, at the row's own keep ratio; "> " marks
+  rows that keep more during training. Seconds depend on other runs on the same GPU, so they are hard to compare.
 """
 
 
@@ -47,14 +47,14 @@ def recipe_in_words(level: Level) -> str:
 
 
 def commit() -> str:
-    """Of the code that reports; empty outside of a repository."""
+    """The commit of the running code; empty outside a repository."""
     here = Path(__file__).resolve().parent
     asked = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     return asked.stdout.strip()
 
 
 def write_figures(level: Level, folder: Path, source: str) -> str:
-    """Means over the seeds that all rows needed have, into `folder/summary.json`. Returns what was done, in words."""
+    """Enter means over the seeds that all needed rows have into `folder/summary.json`. Return a sentence about it."""
     needed = ["dense", "layer_skip", "early_exit", "class_token", "random", "uniform", *RECIPES]
     if few := level.too_few(needed):
         return f"No figures for `summary.json`: fewer than {MIN_SEEDS} seeds of {', '.join(f'`{x}`' for x in few)}."
@@ -81,14 +81,14 @@ def write_figures(level: Level, folder: Path, source: str) -> str:
 
 
 def report(runs_folder: Path) -> None:
-    """Write `world_tables.md`, its plots and figures beside `runs_folder`.
+    """Write `world_tables.md`, its plots and its figures next to `runs_folder`.
 
     Raises:
         `FileNotFoundError`: if there are no runs.
-        `ValueError`: if runs of a level are of several recipes; then nothing is written.
+        `ValueError`: if the runs of a level have different recipes; then nothing is written.
     """
     if not runs_folder.is_dir():
-        raise FileNotFoundError(f"no runs: {runs_folder} is no folder")
+        raise FileNotFoundError(f"no runs: {runs_folder} is not a folder")
     levels = [Level(name, collect(runs_folder, name)) for name in LEVELS]
     there, folder = [level for level in levels if level.runs], runs_folder.parent
     if not there:

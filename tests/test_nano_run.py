@@ -1,4 +1,4 @@
-"""The run against the clock: batches of its bank, a run from end to end, and scores as the sessions' own."""
+"""Training the packaged checkpoint within a given time: its batches, a short run, and its scores."""
 
 import itertools
 import json
@@ -23,8 +23,8 @@ from videollm_mod.data.world_data import WorldCells, WorldData, WorldStreams
 from videollm_mod.data.world_hard import SPLITS
 
 
-def test_batches_are_the_collators(monkeypatch):
-    """Whatever the order: the rows, and the features of each frame, as `videollm-mod train` gets them."""
+def test_batches_match_those_of_the_collator(monkeypatch):
+    """In any order, rows and features of frames are those of `videollm-mod train`."""
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     levels = {"basic": CHUNK + 3, "hard_small_tasks_lessons": 5}
     chunks = Chunks(levels, processor, (3, 3), fps=2.0, num_questions=3)
@@ -67,7 +67,7 @@ needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="the ru
 
 @pytest.fixture
 def small_run(tmp_path, monkeypatch):
-    """`main` of a small model and few streams, on the CPU, with a folder for what it leaves."""
+    """`main` for a small model and few streams on the CPU, with an output folder."""
     small = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 4}
     vision = {**nano_run.MODEL["vision_config"], **small, "num_hidden_layers": 1}
     text = {**nano_run.MODEL["text_config"], **small, "num_key_value_heads": 2, "num_hidden_layers": 2}
@@ -87,7 +87,7 @@ def small_run(tmp_path, monkeypatch):
 
 
 @needs_muon
-def test_a_run_leaves_a_checkpoint_and_its_log(small_run):
+def test_a_run_writes_a_checkpoint_and_a_log(small_run):
     result, folder = small_run("whole", "--seconds", "12")
     for stage in ("vision", "stream"):
         own = [entry for entry in result["log"] if entry["stage"] == stage]
@@ -106,7 +106,7 @@ def test_a_run_leaves_a_checkpoint_and_its_log(small_run):
 
 
 @needs_muon
-def test_a_part_goes_on_where_the_one_before_ended(small_run, monkeypatch):
+def test_a_part_continues_the_one_before(small_run, monkeypatch):
     seeds = []
     whole = nano_data.world_stream
     monkeypatch.setattr(
@@ -136,7 +136,7 @@ def test_each_parameter_has_one_optimizer():
 
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "2", "a/b", "/2"])
-def test_a_part_that_cannot_be_is_refused(text, capsys):
+def test_an_invalid_part_is_refused(text, capsys):
     with pytest.raises(SystemExit):
         nano_run.main(["--part", text])
     assert f"must be like 1/2, got {text!r}" in capsys.readouterr().err
@@ -144,10 +144,10 @@ def test_a_part_that_cannot_be_is_refused(text, capsys):
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [(["--part", "2/2"], "goes on from --begin"), (["--streams", "1"], "--streams must be at least 2"),
+    [(["--part", "2/2"], "after the first needs --begin"), (["--streams", "1"], "--streams must be at least 2"),
      (["--batch-size", "0"], "--batch-size at least 1")],
 )  # fmt: skip
-def test_a_run_that_cannot_be_is_refused(options, said, capsys):
+def test_invalid_options_of_a_run_are_refused(options, said, capsys):
     with pytest.raises(SystemExit):
         nano_run.main(options)
     assert said in capsys.readouterr().err
@@ -166,7 +166,7 @@ torch.save([layer.weight, layer.weight.grad, layer.bias.grad, team.agree(0.25 + 
 """
 
 
-def test_processes_have_the_same_weights_and_the_mean_of_their_gradients(tmp_path):
+def test_processes_share_weights_and_average_gradients(tmp_path):
     (tmp_path / "one.py").write_text(ONE_OF_TWO)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     subprocess.run([*torchrun, "one.py"], cwd=tmp_path, check=True)
@@ -192,8 +192,8 @@ def test_the_learning_rate_follows_the_clock(span, passed, share):
     assert (clock.log != []) == (passed == 1)
 
 
-def test_a_checkpoint_that_knows_the_world_scores_so():
-    """That streams narrated side by side say what sessions say is for `test_lockstep.py` to show."""
+def test_the_packaged_checkpoint_scores_well():
+    """`test_lockstep.py` shows that streams narrated side by side equal sessions."""
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype="float32").eval()
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     shortest = min(range(100), key=lambda seed: (world_stream(seed).seconds, len(world_stream(seed).narrations)))
@@ -206,7 +206,7 @@ def test_a_checkpoint_that_knows_the_world_scores_so():
     assert right(model, processor, wrong) == 0
 
 
-def test_scaled_frames_change_the_tower_alone(tmp_path, monkeypatch):
+def test_scaled_frames_change_only_the_tower(tmp_path, monkeypatch):
     monkeypatch.setattr(nano_scales, "HELD_OUT", 1)
     monkeypatch.setattr(nano_scales, "BATCH", 4)
     nano_scales.main(["--begin", str(ROOT), "--output", str(tmp_path), "--minutes", "0.02"])

@@ -1,4 +1,4 @@
-"""The page that plans: its arithmetic by hand, and no number that is not from a result."""
+"""The page of `bench plan`: its arithmetic is worked out by hand, and all its numbers come from results."""
 
 import json
 import re
@@ -32,7 +32,7 @@ def test_arithmetic():
     assert plan_arithmetic.frames_held(10**9, 10**10, 8, 10**6) == 0
 
 
-def test_tokens_of_a_sample_are_those_of_the_random_streams():
+def test_sample_tokens_match_the_random_streams():
     for frames in (20, 45):
         sample = RandomStreams(random_model("tiny", "cpu", 10).config, frames)[0]["input_ids"]
         counted, known = plan_arithmetic.sample_tokens(
@@ -129,7 +129,7 @@ def test_the_page_is_made_of_results(tmp_path):
     assert "GPU of a test" in page and "These measurements are missing" not in page
 
 
-def test_rows_of_other_code_are_said(tmp_path):
+def test_rows_of_several_commits_are_named(tmp_path):
     results(tmp_path)
     assert "several commits" not in page_of(tmp_path)
     rows = [{**row, "commit": commit} for row, commit in zip(rows_of_growth(), ("a1", "b2", "b2"), strict=True)]
@@ -147,7 +147,7 @@ def test_other_results_make_another_page(tmp_path):
 
 
 @pytest.mark.parametrize("gone", ["stream", "offline", "pool", "growth", "memory", "scale"])
-def test_what_is_missing_is_named_with_its_command(tmp_path, gone, capsys):
+def test_missing_results_are_named_with_their_commands(tmp_path, gone, capsys):
     (tmp_path / "all").mkdir(), (tmp_path / "some").mkdir()
     results(tmp_path / "all")
     results(tmp_path / "some", **{gone: None})
@@ -158,14 +158,14 @@ def test_what_is_missing_is_named_with_its_command(tmp_path, gone, capsys):
     assert "These measurements are missing" in page and "These measurements are missing" not in whole
 
 
-def test_files_of_another_form_are_missing_too(tmp_path):
+def test_files_of_another_format_count_as_missing(tmp_path):
     results(tmp_path, pool={"ways": {}}, stream={"rows": []}, scale={"samples_per_second": {}, "sample": "of words"})
     page = page_of(tmp_path)
     assert row(page, "in pools")[0] == "?" and row(page, "tokens per hour")[0] == "?"
     assert row(page, "without a pool")[0] == "65" and "CPU cores" not in page
 
 
-def test_without_any_result_there_is_a_page(tmp_path):
+def test_a_page_is_written_without_any_result(tmp_path):
     page = page_of(tmp_path)
     assert all(f"`{command}`" in page for command in COMMANDS)
     assert all(set(row(page, name)) == {"?"} for name in ("in pools", "from features", "tokens per hour"))
@@ -183,8 +183,8 @@ def test_the_commands_exist():
             assert (ROOT / "benchmarks" / f"{name}.py").exists()
 
 
-def test_the_page_of_the_repository_is_that_of_its_results():
-    """Run `videollm-mod bench plan` after new results."""
+def test_the_page_of_the_repository_matches_its_results():
+    """If this fails after new results, run `videollm-mod bench plan`."""
     written = page(read(RESULTS), plan.sizes(), growth_rows(RESULTS))
     assert plan.PAGE.read_text(encoding="utf-8") == written
     assert all((plan.PAGE.parent / link).exists() for link in re.findall(r"\]\((\.\./[^)]*)\)", written))
@@ -196,13 +196,13 @@ def test_results_that_are_not_a_folder_are_named(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("content", ['{"end_to_end_fps": {"value": 3', "[1]"])
-def test_a_summary_that_is_none_is_named(tmp_path, content, capsys):
+def test_an_invalid_summary_is_named(tmp_path, content, capsys):
     (tmp_path / "summary.json").write_text(content)
     assert cli.main(["bench", "plan", "--results", str(tmp_path), "--output", str(tmp_path / "page.md")]) == 2
     assert f"error: {tmp_path / 'summary.json'} " in capsys.readouterr().err
 
 
-def test_a_result_of_another_form_counts_as_missing(tmp_path):
+def test_a_result_without_its_fields_counts_as_missing(tmp_path):
     entry = {"value": 3.0, "source": "benchmarks/results/stream.json", "command": "none"}
     (tmp_path / "summary.json").write_text(json.dumps({"end_to_end_fps": entry}))
     (tmp_path / "stream.json").write_text("{}")

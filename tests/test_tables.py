@@ -1,4 +1,4 @@
-"""The tables of the hard level: runs that are started and kept, and scores counted by hand."""
+"""The tables of the hard levels: which runs are started and kept, and scores worked out by hand."""
 
 import json
 import os
@@ -41,7 +41,7 @@ def run_of(row: str, level: str, seed: int, lr: float, exact=50.0, validation=50
 
 
 def write(folder, *runs: dict) -> None:
-    """As `world_rows` does: a run is there whole, or not at all."""
+    """Write a run as `world_rows` does, whole or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     for run in runs:
         path = world_rows.path_of(folder, *key_of(run))
@@ -61,7 +61,7 @@ def every_row(level: str, exact: dict[str, list[float]], seeds=SEEDS) -> list[di
     return runs
 
 
-def test_the_rate_of_a_row_is_chosen_before_its_other_seeds():
+def test_the_rate_of_a_row_is_chosen_before_its_other_seeds_run():
     rows = ["dense", "mod"]
     assert tables.wanted({}, "hard", rows) == [(row, "hard", 0, lr) for lr in RATES for row in rows]
     runs = [run_of("mod", "hard", 0, lr, validation=x) for lr, x in zip(RATES, (80, 90, 85), strict=True)]
@@ -86,7 +86,7 @@ def test_a_run_waits_for_the_model_it_starts_from(tmp_path):
     "given, count, cards",
     [(None, 2, ["0", "1"]), ("3,5", 2, ["3", "5"]), ("1,-1,0", 1, ["1"]), ("", 0, [""]), (None, 0, [""])],
 )
-def test_a_run_gets_one_of_the_cards_that_were_given(given, count, cards, tmp_path, monkeypatch):
+def test_a_run_gets_one_of_the_given_gpus(given, count, cards, tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
@@ -129,7 +129,7 @@ def forked(function, *args):
     return process
 
 
-def test_collectors_lose_nothing_side_by_side_or_killed(tmp_path):
+def test_collectors_lose_nothing_in_parallel_or_when_killed(tmp_path):
     rows, written = ("dense", "mod", "random", "uniform"), RawValue("i", 0)
     workers = [forked(write_and_collect, tmp_path, row, range(25), written) for row in rows]
     for worker in workers:
@@ -159,7 +159,7 @@ def start_writer(job, card, args) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-S", "-c", WRITER, world_rows.path_of(args.output, *job), text])
 
 
-def test_killed_and_side_by_side_nothing_is_lost(tmp_path, monkeypatch):
+def test_programs_lose_nothing_in_parallel_or_when_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "start", start_writer)
     output = tmp_path / "tables"
     for seed in SEEDS:
@@ -195,7 +195,7 @@ def test_killed_and_side_by_side_nothing_is_lost(tmp_path, monkeypatch):
     assert [path.name for path in output.iterdir()] == ["hard.jsonl"]
 
 
-def test_a_difference_is_that_of_paired_seeds():
+def test_differences_are_paired_by_seed():
     found = difference({0: 11.0, 1: 12.0, 2: 13.0, 7: 0.0}, {0: 10.0, 1: 10.0, 2: 10.0, 8: 99.0})
     assert (found.n, found.mean) == (3, 2.0)
     half = 4.302653 / 3**0.5  # 97.5 % quantile of t with two degrees of freedom, by a printed table; deviation 1
@@ -253,7 +253,7 @@ def test_the_report_of_all_rows(tmp_path):
     assert cells(page, first, "`mod_output`, our best")[-2] == "98.50"
     assert cells(page, "### Table 2", "`mod`: inter")[0] == cells(page, "### Table 3", "`mod`: r=0.2")[0] == "98.00"
     assert cells(page, "### Ours", "`mod_elastic`")[2] == "-48.00 [-48.00, -48.00]"  # minus mod
-    # elastic training, 50 - r at each ratio, beside 50
+    # elastic training, 50 - r at each ratio, next to 50
     assert cells(page, "Elastic training", "r=0.3") == ["49.70", "50.00", "-0.30 [-0.30, -0.30]"]
     # 39, 38, 37, 38, 33: mean 37, deviation 2.3452, half 2.912
     found = ["+15 or more", "+37.00 [+34.09, +39.91]", "reached"]
@@ -284,19 +284,19 @@ def test_the_report_of_all_rows(tmp_path):
     assert "70, 71, 72, 73, 74" in summary["world_random_exact"]["source"]
 
 
-def test_of_both_levels_each_seed_is_one_pair(tmp_path):
+def test_each_seed_of_both_levels_is_one_pair(tmp_path):
     write(tmp_path / "tables", *every_row("hard", EXACT), *every_row("hard_small", EXACT | {"frozen": [60] * 5}))
     tables_report.report(tmp_path / "tables")
     page = (tmp_path / "world_tables.md").read_text()
     dense = sum(EXACT["dense"]) / 5
     assert cells(page, "## Both levels", "`frozen`")[0].startswith(f"{(50 + 60) / 2 - dense:+.2f} [")
-    assert cells(page, "## Both levels", "`mod_none`")[2] == "-5.00 [-5.00, -5.00]"  # 50 beside 55, in every seed
+    assert cells(page, "## Both levels", "`mod_none`")[2] == "-5.00 [-5.00, -5.00]"  # 50 against 55 for every seed
     write(tmp_path / "one" / "tables", *every_row("hard", EXACT))
     tables_report.report(tmp_path / "one" / "tables")
     assert "Both levels" not in (tmp_path / "one" / "world_tables.md").read_text()
 
 
-def test_what_is_missing_is_named_and_makes_no_figures(tmp_path, capsys):
+def test_missing_runs_are_named_and_have_no_figures(tmp_path, capsys):
     runs = every_row("hard", EXACT)
     lacking = {("uniform", 2), ("uniform", 3), ("uniform", 4), ("mod_none", 4)}
     runs = [run for run in runs if (run["row"], run["seed"]) not in lacking]
@@ -342,7 +342,7 @@ def test_runs_of_two_recipes_are_refused(what, old, tmp_path, monkeypatch, capsy
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
-def test_no_runs_are_one_line(tmp_path, monkeypatch, capsys):
+def test_a_folder_without_runs_gives_one_error_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["tables", "report", "--output", str(tmp_path / "none")])
     with pytest.raises(SystemExit) as stopped:
         tables.main()
