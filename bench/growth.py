@@ -21,7 +21,7 @@ from .growth_cases import FRAMES, MIDDLE, WORKING_BYTES, cache_bytes, cases, key
 from .growth_plot import plot
 from .record import enter, header, write
 from .streams import random_model
-from .watching import WARM_UP, as_it_is, summary, synchronise
+from .watching import WARM_UP, configured, summary, synchronise
 
 BLOCK_TOKENS, BLOCK_FRAMES = 4096, 256  # at most, of a block of recorded frames
 
@@ -71,7 +71,7 @@ def measure(model, case: dict, repeats: int, total: int) -> dict:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     try:
-        with as_it_is(model, dense=case["way"] == "dense"):
+        with configured(model, dense=case["way"] == "dense"):
             ratio = case["keep_ratio"]
             caches = [filled_cache(model, case["frames"], ratio) for _ in range(case["batch"])]
             row["stream"], why_not_static = advance(model, caches, ratio, 1, repeats)

@@ -9,7 +9,7 @@ import torch
 from ..cache import MoDCache
 from ..static_step import static_language_model
 from .record import enter, header, write
-from .watching import as_it_is, build, clock, stock, summary
+from .watching import build, clock, configured, stock, summary
 
 
 def blocks(model, frames: int, count: int, repeats: int, static: bool = True) -> dict:
@@ -59,7 +59,7 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
         ):
             if time.perf_counter() > end:
                 break
-            with as_it_is(model, dense):
+            with configured(model, dense):
                 row = {"name": "offline", "way": way, "tokens": tokens, "block": block, "blocks": count}
                 row |= measure(model, block, count, repeats)
             result["rows"].append(row)

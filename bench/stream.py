@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .record import enter, header, write
-from .watching import as_it_is, build, decode, end_to_end, first_token, generation, joined, language, stock
+from .watching import build, configured, decode, end_to_end, first_token, generation, joined, language, stock
 
 # as published by their authors, for other machines
 PUBLISHED = [
@@ -44,7 +44,7 @@ class Rows:
         parts = {way: [] for way in ways}
         for turn in range(TURNS if len(ways) > 1 else 1):
             for way in ways[:: -1 if turn % 2 else 1]:
-                with as_it_is(self.model, way != "mod", static):
+                with configured(self.model, way != "mod", static):
                     parts[way].append(measure(self.model, *arguments))
         for way, found in parts.items():
             found = {"name": name, "way": way if static else f"{way}, as it is", **about, **joined(found, **about)}

@@ -49,8 +49,8 @@ def build(geometry: str, device: torch.device, tokens: int = 10):
 
 
 @contextlib.contextmanager
-def as_it_is(model, dense: bool = False, static: bool = True):
-    """The model as it is. With `dense`, every token enters every layer; without `static`, it uses no CUDA graphs."""
+def configured(model, dense: bool = False, static: bool = True):
+    """With `dense`, every token enters every layer of the model. Without `static`, sessions use no CUDA graphs."""
     text = model.config.text_config
     routing, off = text.vision_routing, (lambda model: (None, "switched off"))
     text.vision_routing = "full" if dense else routing

@@ -8,7 +8,7 @@ import torch
 from videollm_mod import cli
 from videollm_mod.bench import geometries, stream
 from videollm_mod.bench.filled import fill
-from videollm_mod.bench.watching import as_it_is, build
+from videollm_mod.bench.watching import build, configured
 
 
 def test_stream_measures_every_stage(tmp_path, monkeypatch, capsys):
@@ -51,7 +51,7 @@ def test_offline_measures_frames_of_both_sizes(tmp_path):
 def test_a_filled_session_is_as_large_as_one_that_has_watched():
     model, processor = build("tiny", torch.device("cpu"))
     for dense in (False, True):
-        with as_it_is(model, dense):
+        with configured(model, dense):
             filled, watched = (model.stream(processor, speak_threshold=0.0) for _ in range(2))
             fill(filled, 5)
             features = torch.randn(5, 10, model.config.vision_config.hidden_size)

@@ -21,7 +21,7 @@ from videollm_mod.bench.growth_cases import (
     layer_lengths,
 )
 from videollm_mod.bench.streams import random_model
-from videollm_mod.bench.watching import as_it_is
+from videollm_mod.bench.watching import configured
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
 
 
@@ -31,7 +31,7 @@ from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
 def test_counted_bytes_match_a_cache(dense, frames, ratio):
     model = random_model("tiny", "cpu", dtype=torch.float32).eval()
     text = model.config.text_config
-    with as_it_is(model, dense):
+    with configured(model, dense):
         cache = filled_cache(model, frames, ratio)
     lengths = layer_lengths(text, frames, 10, ratio, routed=not dense)
     assert lengths == [layer.get_seq_length() for layer in cache.layers]
