@@ -93,16 +93,21 @@ def teacher_forced(model, processor, batches: list[dict], device: str) -> float:
     return 100 * exact / narrations
 
 
-def learn(row: str, folder: Path, args, steps: int | None) -> dict:
-    """Train adapters and write them, for `steps`, or else for `args.seconds`."""
-    base = str(folder / row)
-    processor = VideoLLMMoDProcessor.from_pretrained(base)
+def with_new_adapters(base: str, args):
+    """The model with new adapters, and all else frozen but connector and LayerExperts, ready to train."""
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(base).to(args.device)
     torch.manual_seed(args.seed)
     model = add_lora(model, LoraOptions(args.rank, 2 * args.rank))
     model.get_base_model().model.vision_tower.requires_grad_(False)
     freeze_unreached(model, given_features=True)
-    model.train()
+    return model.train()
+
+
+def learn(row: str, folder: Path, args, steps: int | None) -> dict:
+    """Train adapters and write them, for `steps`, or else for `args.seconds`."""
+    base = str(folder / row)
+    processor = VideoLLMMoDProcessor.from_pretrained(base)
+    model = with_new_adapters(base, args)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=args.lr, betas=(0.9, 0.98), weight_decay=0.0)
     collate = StreamCollator(processor.tokenizer.pad_token_id)
