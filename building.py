@@ -1,7 +1,8 @@
-"""A VideoLLM-MoD from a language model and a vision tower that exist: `from_components`.
+"""Builds a VideoLLM-MoD from a pretrained language model and a pretrained vision tower: `from_components`.
 
-The language model keeps every weight; only the connector, the LayerExperts and the placeholder's embedding are new.
-With its LayerExperts at zero the model is the given language model for text, at any keep ratio, and dense at ratio 1.
+The language model keeps all of its weights; only the connector, the LayerExperts and the embedding of the placeholder
+are new. The LayerExperts are zero at first: then the model computes the same as the given language model for text, at
+any keep ratio, and is dense at ratio 1.
 """
 
 import copy
@@ -14,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokeni
 from transformers.image_processing_base import ImageProcessingMixin
 
 from .configuration_videollm_mod import VISION_MODEL_TYPES, VideoLLMMoDConfig, VideoLLMMoDTextConfig
+from .containers import check_count
 from .processing_videollm_mod import VideoLLMMoDProcessor
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
@@ -21,7 +23,7 @@ TEXT_FIELDS = {field.name for field in dataclasses.fields(VideoLLMMoDTextConfig)
 MOD_OPTIONS = set(VideoLLMMoDTextConfig.__annotations__) - {"model_type", "base_config_key"}
 FRAME_OPTIONS = {"frame_token_cls", "frame_token_pooled", "stream_loss_weight"}
 PIECE_OPTIONS = {"video_token", "frame_separator", "stream_start", "stream_end"}
-# Layers that a Llama layer computes exactly: Mistral without its window, and Qwen2, whose one bias less is a zero.
+# Types whose layers a Llama layer can compute exactly: Mistral without its window, and Qwen2 with a zero output bias.
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
@@ -41,11 +43,11 @@ def build(
     if unknown:
         known = ", ".join(sorted(MOD_OPTIONS | FRAME_OPTIONS | PIECE_OPTIONS))
         raise ValueError(f"unknown option {unknown[0]!r}; options are {known}")
-    if pad_to_multiple_of is not None and (not isinstance(pad_to_multiple_of, int) or pad_to_multiple_of < 1):
-        raise ValueError(f"`pad_to_multiple_of` must be a positive integer, got {pad_to_multiple_of!r}")
+    if pad_to_multiple_of is not None:
+        check_count("`pad_to_multiple_of`", pad_to_multiple_of)
     if isinstance(llm, PreTrainedModel) and tokenizer is None:
-        raise ValueError("`tokenizer` is needed where `llm` is a model and not an id or path")
-    for name, source in (("llm", llm), ("vision", vision)):  # before the Hub is asked for either
+        raise ValueError("`tokenizer` is needed if `llm` is a model and not an id or path")
+    for name, source in (("llm", llm), ("vision", vision)):  # both before anything is downloaded
         if not isinstance(source, PreTrainedModel):
             check_source(name, source)
     tower_source, vision = vision, load_tower(vision, dtype)
@@ -60,8 +62,8 @@ def build(
     video_token_id = tokenizer.convert_tokens_to_ids(mod_options.get("video_token", "<v>"))
     rows = max(llm.get_input_embeddings().weight.shape[0], len(tokenizer))
     rows += -rows % (pad_to_multiple_of or 1)
-    # Where scores tie, as at zero, the first tokens of a frame are kept. A routed last layer learns from a frame's
-    # last token alone, since only that one predicts anything: without it such a layer's router would never start.
+    # With equal scores, as at first, a layer keeps the first tokens of a frame. If the last layer is routed, it learns
+    # only from the last token of a frame, the only one that predicts: without that token its router would not learn.
     text_options = {"mod_force_keep_last": True}
     text_options |= {name: mod_options[name] for name in MOD_OPTIONS & set(mod_options)}
     frames = VideoLLMMoDConfig(
@@ -86,17 +88,22 @@ def build(
     model = model_class.from_pretrained(
         None, config=config, state_dict=joined_weights(config, llm, vision), dtype=llm.dtype
     )
-    model.generation_config = copy.deepcopy(llm.generation_config)
-    new = range(llm.get_input_embeddings().weight.shape[0], rows)  # rows that no token has are never said
-    model.generation_config.suppress_tokens = sorted(
-        {*(llm.generation_config.suppress_tokens or ()), video_token_id, *new}
-    )
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    # the model never says the placeholder, nor new rows without a token
+    never = {video_token_id, *range(llm.get_input_embeddings().weight.shape[0], rows)}
+    model.generation_config = generation_config_of(llm, never, tokenizer.pad_token_id)
     return model.eval(), processor
 
 
+def generation_config_of(llm, never: set[int], pad_token_id: int):
+    """The language model's generation config, with more tokens that are never said."""
+    config = copy.deepcopy(llm.generation_config)
+    config.suppress_tokens = sorted({*(config.suppress_tokens or ()), *never})
+    config.pad_token_id = pad_token_id
+    return config
+
+
 def check_source(name: str, source) -> None:
-    """Raise `FileNotFoundError` if the argument `name` is neither a folder nor looks like an id on the Hub."""
+    """Raise `FileNotFoundError` if the argument `name` is no folder and does not look like an id on the Hub."""
     is_id = re.fullmatch(r"[\w.-]*\w[\w.-]*(/[\w.-]+)?", str(source))
     if not is_id and not Path(source).expanduser().is_dir():
         raise FileNotFoundError(f"`{name}` must be a folder or the id of a model on the Hub: {source} is no folder")
@@ -106,7 +113,7 @@ def read_config(name: str, source, **options):
     """The configuration of a checkpoint, the argument `name`.
 
     Raises:
-        `OSError`: if it is no folder, and cannot be loaded from the Hub.
+        `OSError`: if it is no folder and cannot be loaded from the Hub.
     """
     check_source(name, source)
     try:
@@ -118,29 +125,30 @@ def read_config(name: str, source, **options):
 
 
 def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:
-    """The causal language model `llm` names, or is. Raises `ValueError` where Llama layers would not compute it."""
+    """The causal language model `llm`, loaded if it is an id or path. Raises `ValueError` if Llama layers would not
+    compute the same."""
     given = isinstance(llm, PreTrainedModel)
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
     config = llm.config if given else read_config("llm", llm, **options)
     if config.model_type not in TEXT_MODEL_TYPES:
         raise ValueError(
-            f"`llm` is of the type {config.model_type!r}; its layers must be those of a Llama, which holds for "
-            f"{', '.join(TEXT_MODEL_TYPES)}"
+            f"`llm` is of the type {config.model_type!r}; supported are {', '.join(TEXT_MODEL_TYPES)}, whose layers "
+            "are those of a Llama"
         )
     windowed = config.model_type == "mistral" or getattr(config, "use_sliding_window", False)
     if windowed and getattr(config, "sliding_window", None) is not None:
         raise ValueError(
-            f"`llm` attends within a sliding window of {config.sliding_window} tokens, which routed layers do not"
+            f"`llm` has a sliding window of {config.sliding_window} tokens, which routed layers do not support"
         )
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(
-            "`llm` is quantised; give it in full precision, and quantise what is built with `quantization_config`"
+            "`llm` is quantised; pass it in full precision, and load the built model with `quantization_config`"
         )
     rope_type = (config.rope_parameters or {}).get("rope_type", "default")
     if rope_type in ("dynamic", "longrope"):
         raise ValueError(
             f"`llm` has rotary embeddings of the rope_type {rope_type!r}, which change with the length of a stream, "
-            "while the keys of a cache stay; up to `max_position_embeddings` 'dynamic' is the same as 'default'"
+            "while cached keys do not; up to `max_position_embeddings` 'dynamic' equals 'default'"
         )
     if not given:
         return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, **options)
@@ -150,7 +158,7 @@ def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:
 
 
 def load_tower(vision, dtype) -> PreTrainedModel:
-    """The vision tower `vision` names, is, or holds: of a SigLIP or CLIP model, its vision half."""
+    """The vision tower `vision`, loaded if it is an id or path; of a SigLIP or CLIP model, its vision part."""
     given = isinstance(vision, PreTrainedModel)
     config = vision.config if given else read_config("vision", vision)
     config = getattr(config, "vision_config", config)
@@ -166,7 +174,7 @@ def load_tower(vision, dtype) -> PreTrainedModel:
 
 
 def load_tokenizer(tokenizer, llm, gguf_file: str | None, video_token: str):
-    """A tokenizer of its own, with the placeholder as a special token; what it makes of other text stays the same."""
+    """A copy of the tokenizer with the placeholder as a special token. Other text is tokenised as before."""
     if tokenizer is None or isinstance(tokenizer, str) or hasattr(tokenizer, "__fspath__"):
         options = {} if gguf_file is None or tokenizer is not None else {"gguf_file": gguf_file}
         tokenizer = AutoTokenizer.from_pretrained(llm if tokenizer is None else tokenizer, **options)
@@ -181,12 +189,12 @@ def load_tokenizer(tokenizer, llm, gguf_file: str | None, video_token: str):
         words = tokenizer.get_vocab()
         tokenizer.add_special_tokens({"additional_special_tokens": [video_token]}, replace_extra_special_tokens=False)
         taken = [word for word, i in words.items() if i == tokenizer.convert_tokens_to_ids(video_token)]
-        if taken:  # a new token gets the number of tokens as its id, which is another's where ids have gaps
+        if taken:  # the id of a new token is the number of tokens, which is in use if ids have gaps
             raise ValueError(
                 f"the ids of `tokenizer` have gaps: `video_token` {video_token!r} would get the id of {taken[0]!r}; "
-                "name a special token that it has and that no text uses as `video_token`"
+                "pass one of its special tokens that no text uses as `video_token`"
             )
-    tokenizer.chat_template = None  # the processor's is another, and a folder holds one
+    tokenizer.chat_template = None  # a folder holds one template, that of the processor
     return tokenizer
 
 
@@ -198,8 +206,8 @@ def routed_config(config, **options) -> VideoLLMMoDTextConfig:
 
 
 def joined_weights(config: VideoLLMMoDConfig, llm, vision) -> dict[str, torch.Tensor]:
-    """Weights of both under the names of the joined model. New rows of embeddings are drawn as a new model's are, and
-    the connector is left to be; LayerExperts are zero, where every gate is 1."""
+    """The weights of both under the names of the joined model. New rows of embeddings are drawn as in a new model, the
+    connector is left out, and LayerExperts are zero, so that every gate is 1."""
     weights = {f"model.vision_tower.{name}": value for name, value in vision.state_dict().items()}
     text = config.text_config
     for name, value in llm.state_dict().items():
@@ -221,7 +229,7 @@ def joined_weights(config: VideoLLMMoDConfig, llm, vision) -> dict[str, torch.Te
 
 
 def pixel_options(source, config) -> dict:
-    """How the tower's pixels are normalised: as its checkpoint says, else as its family has it."""
+    """Options of the video processor: those of the tower's checkpoint, else the defaults of its family."""
     clip = config.model_type == "clip_vision_model"
     values = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD} if clip else {}
     if not isinstance(source, PreTrainedModel):

@@ -1,7 +1,7 @@
 """Configuration of VideoLLM-MoD: the routed Llama (`text_config`), the vision tower, and what joins them.
 
-Only what a user chooses is stored; everything derived (tokens per frame, indices of routed layers, tokens kept)
-is computed from it.
+Only options are stored; everything derived from them (tokens per frame, indices of routed layers, tokens kept) is
+computed.
 """
 
 import math
@@ -10,7 +10,9 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 
-# Fields of several types are `Any` below and checked here: `strict` says one sentence for each type they may have.
+from .containers import is_number, is_whole
+
+# Fields of several types are `Any` below and are checked here, since `strict` writes one sentence per type.
 VISION_ROUTINGS = ("mod", "full", "early_exit", "layer_skip")
 MOD_LAYERS = ("interleaved", "all", "all_deep", "interleaved_deep")
 MOD_SELECTIONS = ("learned", "uniform", "random")
@@ -26,7 +28,7 @@ AUTO_MAP = {
     "AutoVideoProcessor": "video_processing_videollm_mod.VideoLLMMoDVideoProcessor",
 }
 IGNORE_INDEX = -100  # label of a token that nothing learns to predict
-# a file that names more is wrong, and would take all memory
+# larger numbers in a file are an error, and would use all memory
 MAX_LAYERS = 1000
 MAX_FRAME_TOKENS = 10_000
 
@@ -37,8 +39,8 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def check_keep_ratio(name: str, value: float) -> None:
-    """Raise `ValueError` unless `value` is a number in (0, 1]. `bool` is not a number here."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+    """Raise `ValueError` unless `value` is a number in (0, 1]."""
+    if not is_number(value) or not 0 < value <= 1:
         raise ValueError(f"`{name}` must be a number in (0, 1], got {value!r}")
 
 
@@ -63,17 +65,17 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         mod_layers (`str` or `list[int]`): which layers route under `"mod"`. `"interleaved"`: odd indices (the paper's
             choice, section 3.3); `"all"`; `"all_deep"`: index >= 2; `"interleaved_deep"`: odd and >= 3; or indices.
         mod_keep_ratio (`float`): share of each frame's vision tokens that a routed layer keeps, in (0, 1].
-        mod_selection (`str`): `"learned"`: the highest scores of the layer's LayerExpert; `"uniform"` and `"random"`:
-            controls that do not look at the tokens and use no gate.
+        mod_selection (`str`): `"learned"`: the tokens with the highest scores of the layer's LayerExpert; `"uniform"`
+            and `"random"`: baselines that ignore the tokens and use no gate.
         mod_gate (`str`): how a kept token's score enters its output, `"residual"`, `"output"` or `"none"`.
         mod_force_keep_last (`bool`): always keep the last token of a frame, whose output decides whether to speak.
-            Without it the router of the model's last layer learns only from frames whose last token it keeps.
+            Without it, a router in the last layer learns only from frames whose last token it keeps.
         mod_seed (`int`): seed of `mod_selection="random"`.
         early_exit_layer (`int`): first layer that skips vision tokens under `vision_routing="early_exit"`.
 
     Raises:
-        `ValueError`: for a value outside the above, naming it.
-        `huggingface_hub.errors.StrictDataclassError`: for a value of another type, as all configurations do.
+        `ValueError`: for a value that is not allowed, naming it.
+        `huggingface_hub.errors.StrictDataclassError`: for a value of another type, as in all configurations.
     """
 
     model_type = "videollm_mod_text"
@@ -93,8 +95,8 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         self.check_routing()
 
     def check_routing(self) -> None:
-        """Raise `ValueError` for routing options out of range. Called again where a model is built, since attributes
-        can be set."""
+        """Raise `ValueError` for routing options out of range. Called again when a model is built, since attributes
+        may have been set."""
         check_choice("vision_routing", self.vision_routing, VISION_ROUTINGS)
         check_choice("mod_selection", self.mod_selection, MOD_SELECTIONS)
         check_choice("mod_gate", self.mod_gate, MOD_GATES)
@@ -114,7 +116,7 @@ class VideoLLMMoDTextConfig(LlamaConfig):
             choices = ", ".join(map(repr, MOD_LAYERS))
             raise ValueError(f"`mod_layers` must be one of {choices} or a list of layers, got {self.mod_layers!r}")
         for index in self.mod_layers:
-            if isinstance(index, bool) or not isinstance(index, int) or not 0 <= index < self.num_hidden_layers:
+            if not is_whole(index) or not 0 <= index < self.num_hidden_layers:
                 raise ValueError(
                     f"`mod_layers` must hold layer indices in [0, {self.num_hidden_layers}), got {index!r} in "
                     f"{list(self.mod_layers)}"
@@ -140,13 +142,13 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         frame_token_cls (`bool`): a frame starts with its class token (SigLIP `pooler_output`, CLIP
             `last_hidden_state[:, 0]`).
         frame_token_pooled (`[h, w]` or `None`): grid to which a frame's patches are average-pooled, at most theirs.
-        video_token_id (`int`): id of the placeholder that stands for one vision token.
+        video_token_id (`int`): id of the placeholder for one vision token.
         frame_separator_token_id (`int`): id of the token between two frames of a stream; predicting it after a frame
             means to stay silent.
-        stream_loss_weight (`float`): weight of the loss where the predicting token is a frame's last.
+        stream_loss_weight (`float`): weight of the loss at the last token of each frame.
 
     Raises:
-        `ValueError`: for a value outside the above, naming it.
+        `ValueError`: for a value that is not allowed, naming it.
     """
 
     model_type = "videollm_mod"
@@ -186,18 +188,16 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             vision_model_type = options.pop("model_type", "siglip_vision_model")
             check_choice("vision_config.model_type", vision_model_type, VISION_MODEL_TYPES)
             self.vision_config = AutoConfig.for_model(vision_model_type, **options)
-        # One switch decides tying; the text config is where a Llama keeps it.
+        # Embeddings are tied if either config says so; a Llama keeps this option in the text config.
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)
         self.check_frames()
 
     def check_frames(self) -> None:
-        """Raise `ValueError` for frame options out of range. Called again where a model is built."""
+        """Raise `ValueError` for frame options out of range. Called again when a model is built."""
         pooled = self.frame_token_pooled
         if pooled is not None and (
-            not isinstance(pooled, list | tuple)
-            or len(pooled) != 2
-            or any(isinstance(x, bool) or not isinstance(x, int) or x < 1 for x in pooled)
+            not isinstance(pooled, list | tuple) or len(pooled) != 2 or any(not is_whole(x) or x < 1 for x in pooled)
         ):
             raise ValueError(f"`frame_token_pooled` must be two positive integers [h, w] or None, got {pooled}")
         if pooled is None and not self.frame_token_cls:
@@ -220,12 +220,12 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 f"`video_token_id` and `frame_separator_token_id` must differ, both are {self.video_token_id}"
             )
         weight = self.stream_loss_weight
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight < math.inf:
+        if not is_number(weight) or not 0 <= weight < math.inf:
             raise ValueError(f"`stream_loss_weight` must be finite and >= 0, got {weight!r}")
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As in transformers, with every Auto class mapped to the code that is saved beside the weights; transformers
-        maps only the class being saved, and leaves the others to the repository they were loaded from."""
+        """As in transformers, with every Auto class mapped to the code that is saved beside the weights. transformers
+        maps only the class being saved, and leaves the others mapped to the repository that they came from."""
         self.auto_map = dict(AUTO_MAP)
         return super().save_pretrained(save_directory, **kwargs)
 

@@ -1,6 +1,6 @@
-"""Opening a video: what an address or a file is called, which of its streams is taken, and what it may ask for.
+"""Opening a video: the names of files and addresses, the choice of its stream, and limits of its size.
 
-`MediaLimits` are checked before anything is decoded, so that a small file cannot take much memory or time.
+`MediaLimits` are checked before anything is decoded, so that a small file cannot use much memory or time.
 """
 
 import io
@@ -15,15 +15,15 @@ from numbers import Integral, Real
 from typing import Any
 
 MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
-OLDEST_AV = 18  # of PyAV: those before read colours wrongly or lack what is needed
-AHEAD = (250, 2**26)  # packets of a video stream, and bytes of all, in which to look for a better one
+OLDEST_AV = 18  # release of PyAV: older ones read colours wrongly or lack features
+AHEAD = (250, 2**26)  # packets of a video stream, and bytes of all streams, that are read to choose a stream
 INDEXED = ("mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm")  # containers in which a key frame can be found by its time
-# groups: the scheme (also nested, or with one slash, as a `Path` has it), the rest, and its host, path and query
+# groups: the scheme (also nested, or with one slash, as in a `Path`), the rest, and its host, path and query
 SCHEME = r"(?:[a-z][\w+.-]*:)+//|[a-z][\w+.-]+:/"
 ADDRESS = re.compile(rf"({SCHEME})(([^/?#]*)([^?#]*)(.*))", re.IGNORECASE | re.DOTALL)
 
 
-# boxes of an MP4 that hold others
+# boxes of an MP4 that contain other boxes
 NESTED = {b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"edts", b"udta", b"mvex"}
 MAX_DEPTH = 16
 
@@ -31,15 +31,15 @@ MAX_DEPTH = 16
 @dataclass(frozen=True)
 class MediaLimits:
     """
-    Bounds of what is decoded; give others where yours are.
+    Limits of what is decoded. Pass other limits where your videos need them.
 
     Args:
-        pixels (`int`): of a frame as it is coded. FFmpeg refuses larger ones before it allocates them.
-        frames (`float`): of one recording, at the rate asked for, frames repeated while one stays on screen included.
-        num_bytes (`int`): of all frames together where a whole video becomes one array.
-        packets (`int`): of video in which at least one frame must come, and a hundred times as many of all streams.
+        pixels (`int`): of a coded frame. FFmpeg refuses larger frames before it allocates them.
+        frames (`float`): of one recording at the requested rate, including those that repeat the frame on screen.
+        num_bytes (`int`): of all frames together, where a whole video becomes one array.
+        packets (`int`): of video without a frame, or a hundred times as many of all streams.
         hold (`float`): seconds that a frame may stay on screen.
-        samples (`int`): that the index of one track of an MP4 may list.
+        samples (`int`): in the index of one track of an MP4.
     """
 
     pixels: int = 8192 * 8192
@@ -54,10 +54,10 @@ LIMITS = MediaLimits()
 
 
 def check_index(source, name: str, limits: MediaLimits = LIMITS) -> None:
-    """Refuse an MP4 whose tables claim more samples than it has bytes: FFmpeg would allocate the whole index.
+    """Refuse an MP4 whose index claims more samples than the file has bytes: FFmpeg would allocate all of it.
 
     Args:
-        source (path or binary file object): that can be sought; of others nothing is read.
+        source (path or binary file object): is not read if it cannot be sought.
 
     Raises:
         `ValueError`: naming the claim.
@@ -79,7 +79,7 @@ def _check_boxes(file, size: int, name: str, limits: MediaLimits) -> None:
     claimed, plain_sound = 0, False
     ends, position = [size], 0
     while True:
-        while position + 8 > ends[-1]:  # the end of a box, and of all that end there
+        while position + 8 > ends[-1]:  # the end of a box, and of its parents that end there too
             position = ends.pop()
             if not ends:
                 return
@@ -96,18 +96,18 @@ def _check_boxes(file, size: int, name: str, limits: MediaLimits) -> None:
         if length < body or not all(32 <= byte < 127 or byte == 0xA9 for byte in tag):
             if len(ends) == 1:
                 return
-            position = ends[-1]  # what FFmpeg cannot read of a box it leaves out
+            position = ends[-1]  # FFmpeg skips the rest of a box that it cannot read
             continue
         values = header[body:]
         if tag == b"trak":
             plain_sound = False
         elif tag == b"stts" and len(values) >= 16:
-            plain_sound = struct.unpack_from(">I4xI", values, 4) == (1, 1)  # uncompressed, which is indexed by chunks
+            plain_sound = struct.unpack_from(">I4xI", values, 4) == (1, 1)  # uncompressed sound is indexed by chunks
         elif tag in (b"stsz", b"trun") and len(values) >= 12 and not plain_sound:
             (count,) = struct.unpack_from(">I", values, 8 if tag == b"stsz" else 4)
             claimed += count
             if claimed > size or count > limits.samples:
-                raise ValueError(f"{name} lists {count} samples in {size} bytes: it is damaged, or made to do harm")
+                raise ValueError(f"{name} lists {count} samples in {size} bytes: it is damaged or malicious")
         end = min(position + length, ends[-1])
         if tag in NESTED and len(ends) < MAX_DEPTH:
             ends.append(end)
@@ -117,35 +117,45 @@ def _check_boxes(file, size: int, name: str, limits: MediaLimits) -> None:
 
 
 def shown(value: Any) -> str:
-    """`repr` on one line of at most 80 characters, an address in it as `source_name` gives it, or cut off."""
+    """`repr` on one line of at most 80 characters. An address in it is shown as by `source_name`, or cut off."""
     is_address = isinstance(value, str | os.PathLike) and ADDRESS.fullmatch(str(value))
     text = repr(source_name(value)) if is_address else re.sub(rf"((?i:{SCHEME})).*", r"\1…", repr(value))
     text = " ".join(text.split())
     return text if len(text) <= 80 else text[:77] + "..."
 
 
+def is_whole(value: Any) -> bool:
+    """Whether `value` is a whole number. `bool` is not a number here."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether `value` is a real number. `bool` is not a number here."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
 def check_count(name: str, value: Any, minimum: int = 1) -> None:
-    """Raise `ValueError` unless `value` is a whole number >= `minimum`. `bool` is not a number here."""
-    if isinstance(value, bool) or not isinstance(value, Integral) or value < minimum:
-        raise ValueError(f"{name} must be a whole number >= {minimum}, got {shown(value)}")
+    """Raise `ValueError` unless `value` is a whole number of at least `minimum`."""
+    if not is_whole(value) or value < minimum:
+        raise ValueError(f"{name} must be a whole number of at least {minimum}, got {shown(value)}")
 
 
 def check_fps(name: str, value: Any) -> None:
     """Raise `ValueError` unless `value` is a finite number > 0."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 < value < math.inf:
+    if not is_number(value) or not 0 < value < math.inf:
         raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
 
 
 def is_video_source(video: Any) -> bool:
-    """Whether `video` is something to decode: a path, a URL or a binary file object."""
+    """Whether `video` has to be decoded: a path, a URL or a binary file object."""
     return isinstance(video, str | os.PathLike) or hasattr(video, "read")
 
 
 def pyav():
-    """PyAV.
+    """The module `av`, imported.
 
     Raises:
-        `ImportError`: without it, or where it is too old.
+        `ImportError`: without PyAV, or if it is too old.
     """
     try:
         import av
@@ -164,15 +174,14 @@ def av_release(av) -> int:
 def open_container(source, limits: MediaLimits = LIMITS, **options):
     """An `av` container and its video stream, for `iter_video_frames` and `video_duration`.
 
-    Of several video streams it is the default one, else the first; a still picture, or a stream that is announced and
-    does not come, only if there is no other. A file may name other files, as playlists do, but no address: those are
-    opened for URLs only.
+    Of several video streams it takes the default one, else the first. A still picture, or a stream without packets, is
+    taken only if there is no other. A file may refer to other files, as playlists do, but not to addresses; only a URL
+    may refer to addresses.
 
     Raises:
         `OSError`: if the source cannot be read.
-        `ValueError`: if it holds no video, or more than the limits allow. A cover picture is none, nor is a text that
-            could be drawn.
-        `ImportError`: without PyAV, or with an old one.
+        `ValueError`: if it holds no video, or more than the limits allow. Cover pictures and text are no videos.
+        `ImportError`: without PyAV, or if it is too old.
     """
     av = pyav()
     if isinstance(source, str | os.PathLike):
@@ -181,18 +190,12 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     if isinstance(source, str):
         if not options and "://" not in source:
             demuxer["protocol_whitelist"] = "file,crypto,data"
-            if not os.path.exists(source):
-                raise FileNotFoundError(f"there is no video {name}")
-            source = os.path.abspath(source)  # FFmpeg takes what stands before a colon for a protocol
-            if os.path.isdir(source):
-                raise IsADirectoryError(f"{name} is a directory, not a video")
-            if not os.path.getsize(source) and os.path.isfile(source):
-                raise ValueError(f"{name} is empty")
+            source = checked_file(source, name)
     elif hasattr(source, "seekable") and source.seekable():
-        source.seek(0)  # a file may be read before, as to count frames
+        source.seek(0)  # the file may have been read before, such as to count frames
     check_index(source, name, limits)
-    demuxer |= {"max_pixels": str(limits.pixels), **options.pop("options", {})}  # while it is looked at
-    if av_release(av) < 19:  # from then on names and tags of any encoding are read
+    demuxer |= {"max_pixels": str(limits.pixels), **options.pop("options", {})}  # for probing
+    if av_release(av) < 19:  # later releases read names and tags of any encoding
         options["metadata_errors"] = "replace"
     try:
         with readable_errors(name):
@@ -200,8 +203,35 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     except ValueError as error:
         if is_manifest(source, name):
             advice = f"make one file of it, as by `ffmpeg -i {name} -c copy video.mp4`"
-            raise ValueError(f"{name} is of DASH, which PyAV cannot read: {advice}") from error
+            raise ValueError(f"{name} is a DASH manifest, which PyAV cannot read: {advice}") from error
         raise
+    container, stream = choose_stream(av, container, name)
+    if stream.codec_context.name == "webp" and is_animated_webp(beginning(source)):
+        container.close()
+        advice = "take PyAV 19 (Python 3.12 or newer), or convert it, as by `magick a.webp a.gif`"
+        raise ValueError(f"{name} is an animated WebP, which PyAV {av.__version__} cannot decode: {advice}")
+    stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # for decoding
+    # every thread decodes a frame of its own, and these use most of the memory of a large video
+    large = stream.width * stream.height > MAX_PIXELS
+    stream.thread_type, stream.thread_count = ("NONE", 1) if large else ("AUTO", 0)
+    return container, stream
+
+
+def checked_file(path: str, name: str) -> str:
+    """The absolute path of a video file. Raises an error if there is none, or it is a directory or empty."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no video {name}")
+    path = os.path.abspath(path)  # FFmpeg takes what stands before a colon for a protocol
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"{name} is a directory, not a video")
+    if not os.path.getsize(path) and os.path.isfile(path):
+        raise ValueError(f"{name} is empty")
+    return path
+
+
+def choose_stream(av, container, name: str) -> tuple:
+    """The video stream of an open container, and the container, which may have been read ahead. Closes it and raises
+    `ValueError` if it holds no video that can be decoded."""
     pictures = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     streams = [stream for stream in container.streams.video if not stream.disposition & pictures]
     if not streams or container.format.name == "tty":
@@ -217,19 +247,11 @@ def open_container(source, limits: MediaLimits = LIMITS, **options):
     if stream.codec_context is None:
         container.close()
         raise ValueError(f"cannot decode {name}: there is no decoder for its video")
-    if stream.codec_context.name == "webp" and is_animated_webp(beginning(source)):
-        container.close()
-        advice = "take PyAV 19 (Python 3.12 or newer), or convert it, as by `magick a.webp a.gif`"
-        raise ValueError(f"{name} is an animated WebP, which PyAV {av.__version__} cannot decode: {advice}")
-    stream.codec_context.options = {"max_pixels": str(limits.pixels)}  # while it is decoded
-    # frames in work, one a thread, are the largest part of the memory that a large video takes
-    large = stream.width * stream.height > MAX_PIXELS
-    stream.thread_type, stream.thread_count = ("NONE", 1) if large else ("AUTO", 0)
     return container, stream
 
 
 def beginning(source) -> bytes:
-    """The first bytes of a file; none of what cannot be sought."""
+    """The first bytes of a file; empty for a source that cannot be sought."""
     if isinstance(source, str):
         if not os.path.isfile(source):
             return b""
@@ -248,12 +270,12 @@ def is_animated_webp(content: bytes) -> bool:
 
 
 def is_manifest(source, name: str) -> bool:
-    """Whether a source is what lists the parts of a DASH stream, which only some builds of FFmpeg can read."""
+    """Whether a source is the manifest of a DASH stream, which only some builds of FFmpeg can read."""
     return b"<MPD" in beginning(source) or ("://" in name and re.split("[?#]", name)[0].lower().endswith(".mpd"))
 
 
 class ReadAhead:
-    """An `av` container that has been looked into: the packets that were read come once more, then the rest."""
+    """An `av` container whose first packets were read: it yields these again, then the rest."""
 
     def __init__(self, container):
         self._container, self._packets = container, []
@@ -268,11 +290,11 @@ class ReadAhead:
         self._container.close()
 
     def moving(self, streams: list):
-        """The first of the streams that is more than one picture, as far as is seen within `AHEAD`; else one that is a
-        picture, else the first."""
+        """The first of the streams that has more than one packet within `AHEAD`; else one that has a packet, else the
+        first."""
         seen, num_bytes = dict.fromkeys((stream.index for stream in streams), 0), 0
         for packet in self._container.demux():
-            if not packet.size:  # that marks the end
+            if not packet.size:  # marks the end
                 continue
             self._packets.append(packet)
             num_bytes += packet.size
@@ -299,8 +321,8 @@ class ReadAhead:
 
 @contextmanager
 def opened(container, stream) -> Iterator[None]:
-    """Close them in the end, whatever is still being decoded: a decoder's thread that reports an error waits for the
-    interpreter, which would wait for the thread."""
+    """Close the container at the end, also while it decodes. The decoder is flushed first: a thread of it that reports
+    an error waits for the interpreter, which would wait for the thread."""
     try:
         yield
     finally:
@@ -311,7 +333,7 @@ def opened(container, stream) -> Iterator[None]:
 
 @contextmanager
 def readable_errors(name: str, doing: str = "decode") -> Iterator[None]:
-    """Turn what FFmpeg says into an `OSError` or `ValueError` that names the file."""
+    """Turn errors of FFmpeg into an `OSError` or `ValueError` that names the file."""
     import av
 
     try:
@@ -320,13 +342,14 @@ def readable_errors(name: str, doing: str = "decode") -> Iterator[None]:
         if "max pixel count" in str(error.log):
             raise ValueError(f"cannot {doing} {name}: its frames have too many pixels for `MediaLimits`") from error
         kind = OSError if isinstance(error, OSError) else ValueError
-        cause = None if "://" in str(error.filename) else error  # it shows the whole address
+        cause = None if "://" in str(error.filename) else error  # the error would show the whole address
         raise kind(f"cannot {doing} {name}: {error.strerror}") from cause
 
 
 def source_name(source) -> str:
-    """What to call a source: its path, or its file's name. Of an address only what holds no secret, as far as can be
-    known: the host, and the last part of its path where that looks like the name of a file or is short and alone."""
+    """The name of a source in messages: its path, or the name of a file object. Of an address only the parts that
+    should hold no secret: the host, and the last part of its path if that looks like a file name or is short and the
+    only part."""
     if not isinstance(source, str | os.PathLike):
         return str(getattr(source, "name", source))
     source = os.fspath(source)
@@ -345,10 +368,10 @@ def source_name(source) -> str:
 
 
 def local_path(source: str) -> str:
-    """The path that a `file://` address stands for; any other source as it is.
+    """The path of a `file://` address; any other source is returned as it is.
 
     Raises:
-        `ValueError`: if it is of another machine.
+        `ValueError`: if the address is on another machine.
     """
     from urllib.request import url2pathname  # slow to import
 
@@ -361,8 +384,8 @@ def local_path(source: str) -> str:
 
 
 def video_duration(source, **options) -> float | None:
-    """Seconds that the container states for its video, or None where it does not, as in a recording that was never
-    finished, or where FFmpeg makes them up, as of a transport stream. Raises as `open_container`."""
+    """The duration in seconds that the container states for its video. None if it states none, such as an unfinished
+    recording, or if FFmpeg estimates it, such as for a transport stream. Raises as `open_container`."""
     container, stream = open_container(source, **options)
     with container:
         return stated_duration(container, stream)
@@ -376,13 +399,13 @@ def has_flag(container, *names: str) -> bool:
 
 
 def stated_duration(container, stream) -> float | None:
-    """`video_duration` of what is open already."""
-    fragments = container.format.name == INDEXED[0] and not stream.frames  # of which FFmpeg adds up the first
+    """`video_duration` of an open container."""
+    fragments = container.format.name == INDEXED[0] and not stream.frames  # FFmpeg counts only the first one
     if fragments or has_flag(container, "ts_discont", "no_timestamps"):
         return None
     if stream.duration is not None:
         return float(stream.duration * stream.time_base)
-    start = float((stream.start_time or 0) * stream.time_base)  # what follows are times of the end
+    start = float((stream.start_time or 0) * stream.time_base)  # the values below are end times
     tag = re.fullmatch(r"(\d{1,9}):(\d{1,9}):(\d{1,9}(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # of Matroska
     if tag:
         return int(tag[1]) * 3600 + int(tag[2]) * 60 + float(tag[3]) - start
@@ -396,7 +419,9 @@ __all__ = [
     "MediaLimits",
     "check_count",
     "check_fps",
+    "is_number",
     "is_video_source",
+    "is_whole",
     "open_container",
     "shown",
     "source_name",

@@ -1,4 +1,4 @@
-"""Messages as users write them, checked and brought to one form."""
+"""Conversations: messages as users write them, checked and normalised, and the spans of their tokens."""
 
 import json
 import re
@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from .containers import check_count, check_fps, shown
 
-MAX_TEXT = 20_000  # characters of one message: far more than a model reads, far less than what fills a memory
+MAX_TEXT = 20_000  # characters of one message: far more than a model can use, too few to fill the memory
 ROLES = ("system", "user", "assistant", "stream")
-# Runs of white space with a line break of any kind in them.
+# runs of white space that contain a line break of any kind
 LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
@@ -54,16 +54,16 @@ class EncodedConversation(NamedTuple):
 
 
 def clean_text(text: str) -> str:
-    """Text as it enters a sequence: stripped, and a run of white space with a line break in it is one space.
+    """Text as it is tokenised: stripped, with a space in place of each run of white space that has a line break.
 
-    So no line of a message can look like the header of another one.
+    So no line of a message can look like the header of another message.
     """
     text = text.encode("utf-8", "replace").decode()  # lone surrogates, as from undecodable command lines
     return LINE_BREAKS.sub(" ", text).strip()
 
 
 def check_text(name: str, text: Any) -> None:
-    """Raise `ValueError` unless `text` is a string of whole characters, not empty and of at most `MAX_TEXT`."""
+    """Raise `ValueError` unless `text` is a valid string that is not empty and has at most `MAX_TEXT` characters."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"{name} must be a string that is not empty, got {shown(text)}")
     if len(text) > MAX_TEXT:
@@ -75,11 +75,11 @@ def check_text(name: str, text: Any) -> None:
 
 
 def read_conversation(conversation: Any, name: str = "conversation") -> list[dict]:
-    """Check messages and bring them to one form.
+    """Check messages and normalise them.
 
     Args:
         conversation: messages, see `VideoLLMMoDProcessor.apply_chat_template`.
-        name (`str`): what errors call it.
+        name (`str`): its name in errors.
 
     Returns:
         `{"role": "system"|"user"|"assistant", "content": str, "learn": bool}` with clean text, and
@@ -151,7 +151,7 @@ def read_blocks(content: Any, role: str, where: str) -> tuple[list[str], list[Ma
 
 
 def check_continuation(turns: list[dict], add_generation_prompt: bool, continue_final_message: bool) -> None:
-    """Raise `ValueError` if a final message is to be continued that is no reply, or a new one begun as well."""
+    """Raise `ValueError` if the final message is to be continued but is no reply, or if a new one is begun as well."""
     if continue_final_message and (add_generation_prompt or turns[-1]["role"] != "assistant"):
         raise ValueError(
             "`continue_final_message` needs a reply as the last message and no `add_generation_prompt`, got the role "
@@ -160,24 +160,24 @@ def check_continuation(turns: list[dict], add_generation_prompt: bool, continue_
 
 
 def tokenizer_of_pieces(tokenizer):
-    """The tokenizer, or one like it that puts no space before a text, as SentencePiece's Llama 2 and TinyLlama do.
+    """The tokenizer, or a copy that does not add a space before a text, as those of Llama 2 and TinyLlama do.
 
-    A stream is made of pieces tokenised one by one; with such a space each would begin with a token that the language
-    model never met there, and a separator could be two tokens.
+    The pieces of a stream are tokenised one by one. With such a space each would begin with a token that the language
+    model has never seen there, and a separator could be two tokens.
     """
     backend = json.loads(tokenizer.backend_tokenizer.to_str())
     normalizer, pre_tokenizer = _without_space(backend["normalizer"]), _without_space(backend["pre_tokenizer"])
     if (normalizer, pre_tokenizer) == (backend["normalizer"], backend["pre_tokenizer"]):
         return tokenizer
     backend |= {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
-    from tokenizers import Tokenizer  # commands check text before anything slow is imported
+    from tokenizers import Tokenizer  # slow to import, and commands check text before
     from transformers import PreTrainedTokenizerFast
 
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)))
 
 
 def _without_space(step: dict | None) -> dict | None:
-    """A normaliser or pre-tokeniser, as tokenizers writes it, without what adds a space."""
+    """A normaliser or pre-tokeniser, in the JSON of tokenizers, without the part that adds a space."""
     if step is None or step["type"] == "Prepend":
         return None
     if step["type"] == "Sequence":

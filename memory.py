@@ -1,9 +1,8 @@
-"""What a session forgets of a long stream, so that its cache stays small and its positions within the trained range.
+"""Which tokens of a long stream a session forgets, so that its cache stays small and positions stay in range.
 
-A session has a budget of frames, of bytes, or of both. The prompt, which is all that comes before the first frame, and
-the last text stay. Of the frames a session keeps the
-last ones whole; older vision tokens leave by policy, in every layer that holds them. What stays moves together: its
-positions become consecutive again, and its keys are turned by the difference.
+A session has a budget of frames, of bytes, or of both. It keeps the prompt, which is everything before the first
+frame, the last text, and the last frames whole. Older vision tokens leave by policy, in every layer that holds them.
+The remaining tokens are renumbered: their positions become consecutive again, and their keys are rotated accordingly.
 
 Shapes: N vision tokens per frame, M tokens of the stream that are cached, at positions 0 .. M-1.
 """
@@ -14,32 +13,33 @@ import torch
 
 from .cache import MoDCache
 from .configuration_videollm_mod import check_choice
+from .containers import check_count, is_whole
 
 POLICIES = ("window", "router")
-ROOM = 4  # a full memory lets go of its `ROOM`-th part at once: what stays is moved rarely
-TEXT_SHARE = 6  # of a budget of bytes, a sixth each for the prompt, for text and for what is about to be read
+ROOM = 4  # a full memory drops a quarter at once, so that tokens are rarely renumbered
+TEXT_SHARE = 6  # a budget of bytes has a sixth each for the prompt, for later text and for pending text
 FEWEST_WORDS = 48  # tokens of text that a session must be able to keep
-LONGEST_TURN = 256  # tokens of text that may come at once, or as many as a session keeps of it, if these are more
+LONGEST_TURN = 256  # tokens of text that may be pending, or as many as the text budget, whichever is more
 PROMPT, TEXT, SEPARATOR, VISION = range(4)
 FIELDS = ("kinds", "frames", "scores")
 
 
 class StreamMemory:
     """
-    Keeps account of the tokens that the cache of one stream holds, and lets some of them leave.
+    Tracks the tokens that the cache of one stream holds, and decides which of them leave.
 
-    The prompt stays, as far as it fits into the budget of text; beyond that it is text as any other.
+    The prompt stays as far as it fits into the budget of text; the rest of it is treated as other text.
 
     Args:
-        max_frames (`int`, *optional*): frames whose vision tokens the cache may hold, or as many tokens under
-            `"router"`; and as many tokens of text after the prompt, of which the oldest leave.
+        max_frames (`int`, *optional*): frames to remember: the cache holds at most the vision tokens of so many
+            frames, and as many tokens of text after the prompt, of which the oldest leave.
         num_frame_tokens (`int`): N.
-        policy (`str`): `"window"`: the oldest frames leave. `"router"`: the latter half of what may stay stays whole;
-            of what is older, the tokens that the LayerExperts scored lowest leave first, so a frame fades patch by
+        policy (`str`): `"window"`: the oldest frames leave. `"router"`: the newer half of the budget is kept whole; of
+            older frames the tokens with the lowest LayerExpert scores leave first, so that a frame fades patch by
             patch.
-        max_bytes (`int`, *optional*): what the cache may take at any time; the vision tokens get what the text leaves.
-        token_bytes (`int`): of a token that every layer holds.
-        turn_tokens (`int`): the longest turn that the model may speak after a frame, for which room is kept.
+        max_bytes (`int`, *optional*): largest size of the cache; vision tokens get what text does not use.
+        token_bytes (`int`): size of a token that every layer holds.
+        turn_tokens (`int`): tokens of the longest reply, for which room is kept.
 
     Raises:
         `ValueError`: for another policy, fewer than 4 frames, or bytes that hold too little.
@@ -60,22 +60,21 @@ class StreamMemory:
         self.frame_bytes = (num_frame_tokens + 1) * token_bytes  # with the separator before it
         self.resize(max_frames)
         self.forgotten = 0  # tokens that have left
-        # of the token at each position: what it is, the number of its frame (-1: none yet), and its score
+        # for the token at each position: its kind, the number of its frame (-1: none yet), and its score
         self.kinds = torch.empty(0, dtype=torch.uint8)
         self.frames = torch.empty(0, dtype=torch.long)
         self.scores = torch.empty(0)
 
     def resize(self, max_frames: int | None) -> None:
-        """Hold another number of frames; what is too much leaves when room is next made."""
+        """Change the number of frames to remember. Tokens beyond it leave when room is next made."""
         budgets = []
         if max_frames is not None:
-            if isinstance(max_frames, bool) or not isinstance(max_frames, int) or max_frames < ROOM:
-                raise ValueError(f"`max_cached_frames` must be a whole number of at least {ROOM}, got {max_frames!r}")
+            check_count("`max_cached_frames`", max_frames, minimum=ROOM)
             budgets.append(max_frames * self.num_frame_tokens)
         if self.max_bytes is not None:
             fewest = max(TEXT_SHARE * FEWEST_WORDS * self.token_bytes, ROOM * ROOM * self.frame_bytes)
             fewest += self.turn_tokens * self.token_bytes
-            if isinstance(self.max_bytes, bool) or not isinstance(self.max_bytes, int) or self.max_bytes < fewest:
+            if not is_whole(self.max_bytes) or self.max_bytes < fewest:
                 raise ValueError(
                     f"`max_cached_bytes` must be a whole number of at least {fewest} for this model, got "
                     f"{self.max_bytes!r}"
@@ -86,25 +85,25 @@ class StreamMemory:
 
     @property
     def most_bytes(self) -> int:
-        """What the cache takes at most."""
+        """Largest size that the cache can reach."""
         if self.max_bytes is not None:
             return self.max_bytes
-        # a separator stays with the last token of its frame, of text the prompt and the turns
+        # a separator stays as long as any token of its frame
         per_frame = self.num_frame_tokens + (self.num_frame_tokens if self.policy == "router" else 1)
         text = 2 * self.text_budget + self.most_pending + self.turn_tokens
         return (self.max_frames * per_frame + text) * self.token_bytes
 
     @property
     def most_pending(self) -> int:
-        """Tokens of text that may wait to be read together with what comes next."""
+        """Largest number of pending tokens of text."""
         return self.text_budget if self.max_bytes is not None else max(self.text_budget, LONGEST_TURN)
 
     def copy(self) -> "StreamMemory":
-        """Another account of the same; nothing here writes into a tensor."""
+        """An independent copy. Tensors are shared, since nothing here writes into them."""
         return copy.copy(self)
 
     def record(self, ids: torch.Tensor, video_token_id: int, separator_token_id: int, scores: torch.Tensor | None):
-        """Note tokens that the cache has taken in. ids: int64 `[T]`; scores: of the frames among them, `[F, N]`."""
+        """Record tokens that were added to the cache. ids: int64 `[T]`; scores: `[F, N]` of the frames among them."""
         is_vision = ids == video_token_id
         last = int(self.frames[-1]) if len(self.frames) else -1
         begins = is_vision.long().cumsum(0).sub(1).div(self.num_frame_tokens, rounding_mode="floor")
@@ -122,19 +121,19 @@ class StreamMemory:
         self.scores = torch.cat([self.scores, worth])
 
     def rollback(self, position: int) -> None:
-        """Forget that tokens from `position` on were ever taken in."""
+        """Remove the records of all tokens from `position` on."""
         for name in FIELDS:
             setattr(self, name, getattr(self, name)[:position])
 
     def room(self, held_bytes: int = 0, pending: int = 0) -> int:
-        """Frames that may come before some have to leave; 0 too where there is too much text.
+        """Frames that can be added before some have to leave; 0 also when there is too much text.
 
         Args:
             held_bytes (`int`): of the cache.
             pending (`int`): tokens of text that come before the next frame.
         """
         if int((self.kinds == TEXT).sum()) + pending > self.text_budget:
-            return 0  # what is pending counts: it comes with the next frame, and others may be fed together with that
+            return 0  # pending text counts, since it is fed together with the next frames
         rooms = []
         if self.max_frames is not None:
             rooms.append(self.max_frames - -(-int((self.kinds == VISION).sum()) // self.num_frame_tokens))
@@ -144,14 +143,14 @@ class StreamMemory:
 
     @staticmethod
     def _after(limit: int) -> int:
-        """How much stays of what has reached its limit."""
+        """How much is kept when the limit is reached."""
         return limit - max(1, limit // ROOM)
 
     def leaving(self, sizes: torch.Tensor | None = None, pending: int = 0) -> torch.Tensor:
         """bool `[M]`: which tokens leave now.
 
         Args:
-            sizes (`int64 [M]`): bytes that each token takes in the cache; needed with `max_bytes`.
+            sizes (`int64 [M]`): bytes of each token in the cache; needed with `max_bytes`.
             pending (`int`): tokens of text that come before the next frame.
         """
         is_vision = self.kinds == VISION
@@ -171,8 +170,8 @@ class StreamMemory:
         return leaving | (self.kinds == SEPARATOR) & ~torch.isin(self.frames, stay)
 
     def _leaving_vision(self, sizes: torch.Tensor, limit: int, whole: int) -> torch.Tensor:
-        """bool `[M]`: vision tokens that leave, so that what stays has no more than the limit; under `"router"` the
-        newest frames of size `whole` together stay as they are. sizes: int64 `[M]`."""
+        """bool `[M]`: vision tokens that leave, so that the others take no more than the limit. Under `"router"` the
+        newest frames, up to the size `whole` together, are kept whole. sizes: int64 `[M]`."""
         is_vision, leaving = self.kinds == VISION, torch.zeros_like(self.kinds, dtype=torch.bool)
         held, number = self.frames.unique(return_inverse=True)  # ascending
         of_frame = torch.zeros(len(held), dtype=torch.long).index_add_(0, number, sizes)
@@ -186,7 +185,7 @@ class StreamMemory:
         return leaving
 
     def make_room(self, cache: MoDCache, rotary_embedding, pending: int = 0) -> None:
-        """Let tokens leave the cache, and this account."""
+        """Remove tokens from the cache, and from these records."""
         sizes = None if self.max_bytes is None else cache.token_bytes()
         leaving = self.leaving(sizes, pending)
         cache.forget(leaving, KeyTurner(rotary_embedding))
@@ -196,13 +195,13 @@ class StreamMemory:
 
 
 def frames_in_context(config) -> int:
-    """The `max_frames` with which a stream stays within `max_position_embeddings`, whatever its length."""
+    """The `max_frames` with which a stream of any length stays within `max_position_embeddings`."""
     per_frame = 2 * config.num_frame_tokens + 1  # its tokens, as many of text, and a separator
     return max(ROOM, config.text_config.max_position_embeddings // per_frame)
 
 
 class KeyTurner:
-    """Moves keys to earlier positions: turns each by its difference, against the sense of the rotary embedding.
+    """Moves keys to earlier positions, by rotating each backwards by the difference.
 
     Args:
         rotary_embedding (`LlamaRotaryEmbedding`): whose angles are proportional to the position.
@@ -214,7 +213,7 @@ class KeyTurner:
     def __init__(self, rotary_embedding):
         if rotary_embedding.rope_type in ("dynamic", "longrope"):
             raise ValueError(
-                f"`max_cached_frames` needs rotary embeddings that are the same at any length, got the rope_type "
+                f"`max_cached_frames` needs rotary embeddings that do not depend on the length, got the rope_type "
                 f"{rotary_embedding.rope_type!r}"
             )
         self.rotary_embedding = rotary_embedding
@@ -222,7 +221,7 @@ class KeyTurner:
     def __call__(self, keys: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
         """keys `[B, heads, L, head_dim]`, distance int64 `[L]` -> keys of the tokens at `position - distance`."""
         cos, sin = self.rotary_embedding(keys.float(), distance[None])
-        scaling = self.rotary_embedding.attention_scaling  # once is enough
+        scaling = self.rotary_embedding.attention_scaling  # the keys are scaled already
         cos, sin = cos[:, None] / scaling, sin[:, None] / scaling
         first, second = keys.float().chunk(2, dim=-1)
         turned = keys.float() * cos - torch.cat([-second, first], dim=-1) * sin

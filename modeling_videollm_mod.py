@@ -20,7 +20,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .cache import MoDCache
 from .compat import CACHE_NAME, EitherCacheName, takes_either_cache_name
-from .configuration_videollm_mod import VideoLLMMoDConfig, check_keep_ratio
+from .configuration_videollm_mod import IGNORE_INDEX, VideoLLMMoDConfig, check_keep_ratio
 from .generation import StreamGenerationMixin
 from .modeling_text import (
     VideoLLMMoDModelOutputWithPast,
@@ -415,7 +415,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         )
         hidden_states = outputs.last_hidden_state
         if labels is not None and shift_labels is None:
-            shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORED)[:, 1:]
+            shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
         loss = logits = None
         if shift_labels is not None:
             loss = self.stream_loss(hidden_states, shift_labels, layout.ends_frame, num_items_in_batch)
@@ -451,7 +451,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
                 f"`labels` must be {list(hidden_states.shape[:2])}, one per token, got {list(shift_labels.shape)}"
             )
         shift_labels = shift_labels.to(hidden_states.device)
-        learned = (shift_labels != IGNORED).flatten().nonzero().squeeze(-1)
+        learned = (shift_labels != IGNORE_INDEX).flatten().nonzero().squeeze(-1)
         targets = shift_labels.flatten()[learned]
         hidden_states = hidden_states.flatten(0, 1).index_select(0, learned)
         losses = head_losses(self.lm_head, hidden_states, targets, self.vocab_size)

@@ -38,9 +38,9 @@ NEEDED = (
 
 
 def check_pair(model, processor, name: str = "`processor`") -> None:
-    """Raise `ValueError` if the processor is none for streams, or that of another model, naming all that differs.
+    """Raise `ValueError` if the processor is not one for streams, or belongs to another model, naming all differences.
 
-    Both may be of classes that the Hub's loader made anew, so they are known by what they hold.
+    It checks attributes, since the Hub's loader may have made the classes of both anew.
     """
     if missing := [needed for needed in NEEDED if not hasattr(processor, needed)]:
         raise ValueError(
@@ -49,11 +49,11 @@ def check_pair(model, processor, name: str = "`processor`") -> None:
         )
     differing = [f"its {what} is {own}, the model's {wanted}" for what, own, wanted in differences(model, processor)]
     if differing:
-        raise ValueError(f"{name} is that of another model: {'; '.join(differing)}")
+        raise ValueError(f"{name} belongs to another model: {'; '.join(differing)}")
 
 
 def differences(model, processor) -> list[tuple[str, object, object]]:
-    """`(what, the processor's, the model's)` of all in which they do not fit together."""
+    """`(what, the processor's, the model's)` for everything in which they differ."""
     config, video_processor, tokenizer = model.config, processor.video_processor, processor.tokenizer
     text, side = config.text_config, config.vision_config.image_size
     pairs = [
@@ -82,20 +82,21 @@ TEMPLATE_CONSTANTS = ("num_frame_tokens", "video_token", "frame_separator", "str
 
 class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
     r"""
-    Interleaves frames and text into one sequence, built from pieces that are tokenised one by one:
+    Interleaves frames and text into one sequence, from pieces that are tokenised one by one:
 
         <bos>SYSTEM\n
         \nUser: QUESTION
         \n[<v>*n,<v>*n,<v>*n]
         \nAssistant: REPLY<eos>
 
-    Message text cannot forge this structure: special tokens in it are tokenised as text, line breaks become spaces.
+    The text of a message cannot imitate this structure: special tokens in it are tokenised as text, and line breaks
+    become spaces.
 
     Args:
         video_processor (`VideoLLMMoDVideoProcessor`).
-        tokenizer: a fast tokenizer with an end-of-sequence token. It gets a padding token (the end of sequence) if it
-            has none, and pads on the left.
-        chat_template (`str`, *optional*): renders the same text where no tokens are asked for.
+        tokenizer: a fast tokenizer with an end-of-sequence token, which is also its padding token if it has none. It
+            pads on the left.
+        chat_template (`str`, *optional*): renders the same sequence as text.
         num_frame_tokens (`int`): vision tokens per frame, `n`.
         video_token (`str`): the special token that stands for one vision token.
         frame_separator (`str`): one token between frames; predicting it means to stay silent.
@@ -107,7 +108,7 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
             (`list[int]`): the other pieces: `<v>*n`, `"\n["`, `"]"`, `"\nUser:"`, `"\nAssistant:"`, `"\n"`.
 
     Raises:
-        `ValueError`: for a tokenizer or pieces that do not fit together, naming what is missing.
+        `ValueError`: for a tokenizer and pieces that do not fit together, naming what is missing.
     """
 
     own_video_processor = VideoLLMMoDVideoProcessor
@@ -123,7 +124,7 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         stream_start="[",
         stream_end="]",
     ):
-        # Beside this file, unless it is remote code; then the repository's template is passed.
+        # The template lies beside this file, unless this is remote code; then the repository's template is passed.
         template_file = Path(__file__).with_name("chat_template.jinja")
         if chat_template is None and template_file.exists():
             chat_template = template_file.read_text(encoding="utf-8")
@@ -174,7 +175,7 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
-        # transformers leaves on the object what it wrote to the file; a processor loaded from there has none
+        # transformers leaves `auto_map` on the object; a processor that is loaded from the file has none
         self.__dict__.pop("auto_map", None)
         return files
 
@@ -184,18 +185,18 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
 
     @property
     def model_input_names(self) -> list[str]:
-        """Tokens first: by the first name the Trainer measures how long an example is."""
+        """Tokens first, since the Trainer takes the length of an example from the first name."""
         return sorted(super().model_input_names, key=lambda name: name != "input_ids")
 
     def encode_text(self, text: str, prefix: str = " ") -> list[int]:
-        """Token ids of a message's text behind `prefix`; whatever is typed stays text."""
+        """Token ids of a message's text after `prefix`. Special tokens in it are tokenised as text."""
 
         def encode(part: str) -> list[int]:
             return self.piece_tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
 
         text = prefix + clean_text(text)
         ids = encode(text)
-        # A vocabulary may spell a special token out of ordinary ones; not so one character at a time.
+        # A tokenizer may merge ordinary characters into a special token, but not when it gets one at a time.
         structure = {self.video_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
         if not structure.isdisjoint(ids):
             ids = [token_id for character in text for token_id in encode(character) if token_id not in structure]
@@ -279,11 +280,11 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         **kwargs,
     ) -> str | list[str] | list[list[int]] | np.ndarray | torch.Tensor | BatchFeature:
         r"""
-        The sequence of one conversation (a list of messages) or of a batch of them (a list of lists).
+        Encode one conversation (a list of messages) or a batch of them (a list of lists).
 
         Messages are `{"role": "system"|"user"|"assistant", "content": str or list of text blocks}` and
         `{"role": "stream", "content": [{"type": "video", "video": ..., "fps": 2.0}]}`, where `video` is a path, URL,
-        file, array, tensor or list of frames. `fps` is the rate at which it is decoded; arrays are taken whole.
+        file, array, tensor or list of frames. `fps` is the rate at which it is decoded; arrays are used completely.
         With `{"role": "stream", "num_frames": int}` the frames are given to the model separately. A video block in a
         user turn is a stream before its text. `"learn": False` in a message leaves it out of the labels; on a stream a
         number limits them to its first frames.
@@ -291,19 +292,19 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         A stream ends when a message follows or `add_generation_prompt=True`; otherwise it stays open.
 
         Args:
-            chat_template (`str`, *optional*): with a template of your own, all is left to
-                `ProcessorMixin.apply_chat_template`.
+            chat_template (`str`, *optional*): your own template, rendered by `ProcessorMixin.apply_chat_template`.
             add_generation_prompt (`bool`): end an open stream, and begin the assistant's turn.
-            continue_final_message (`bool`): leave the last reply without its end of sequence.
-            tokenize (`bool`): tokens instead of text. In the text a video block is one placeholder, a slot of
-                `processor(text=..., videos=...)`.
+            continue_final_message (`bool`): omit the end of sequence after the last reply.
+            tokenize (`bool`): return tokens instead of text. In the text a video block is one placeholder, to be
+                filled by `processor(text=..., videos=...)`.
             return_tensors (`str`, *optional*): `"pt"` or `"np"`; lists otherwise.
             return_dict (`bool`): a `BatchFeature` instead of the input ids alone: `input_ids` and `attention_mask`
                 `[B, T]`, and `pixel_values_videos` `[F, 3, H, W]`, the frames of all conversations in order.
-            return_labels (`bool`): `labels` `[B, T]` too, see `encode_conversation`.
-            return_assistant_tokens_mask (`bool`): `assistant_masks` `[B, T]` too.
-            processor_kwargs (`dict`), kwargs: of the tokenizer (`padding`, by default to the longest, `padding_side`,
-                `max_length`, `truncation`, ...) and of the video processor (`fps`, `num_frames`, `size`, ...).
+            return_labels (`bool`): also return `labels` `[B, T]`, see `encode_conversation`.
+            return_assistant_tokens_mask (`bool`): also return `assistant_masks` `[B, T]`.
+            processor_kwargs (`dict`), kwargs: options of the tokenizer (`padding`, by default to the longest row,
+                `padding_side`, `max_length`, `truncation`, ...) and of the video processor (`fps`, `num_frames`,
+                `size`, ...).
 
         Raises:
             `ValueError`: naming the message or argument and its value.
@@ -416,18 +417,18 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         return data
 
     def __call__(self, text: str | list[str] | None = None, videos: Any = None, **kwargs) -> BatchFeature:
-        """Tokenise text as it is, one placeholder per video in it, and preprocess the videos.
+        """Tokenise text that has one placeholder for each video, and preprocess the videos.
 
-        Only here a typed placeholder is more than text: a slot, which becomes the placeholders of the video's frames
-        with separators between them. A beginning of sequence in the text is not added again.
+        Only here a placeholder in text is more than text: it is replaced by the placeholders of the video's frames,
+        with separators between them. No beginning of sequence is added to text that begins with one.
 
         Args:
-            text (`str` or `list[str]`): with `video_token` where a video goes, usually between `[` and `]`.
+            text (`str` or `list[str]`): with `video_token` in the place of a video, usually between `[` and `]`.
             videos: one or several, nested per text or not: paths, URLs, files, arrays, tensors or lists of frames.
-            kwargs: of the tokenizer and the video processor.
+            kwargs: options of the tokenizer and the video processor.
 
         Raises:
-            `ValueError`: if the numbers of slots and videos differ, and as the video processor.
+            `ValueError`: if the numbers of placeholders and videos differ, and as the video processor.
         """
         bos, texts = self.tokenizer.bos_token, text if isinstance(text, list | tuple) else [text]
         if bos and "text_kwargs" not in kwargs and all(str(sample).startswith(bos) for sample in texts):
@@ -459,13 +460,13 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         super().validate_inputs(text=text, videos=videos, **kwargs)
 
     def _process_videos(self, videos: list[torch.Tensor], **kwargs) -> tuple[BatchFeature, list[str]]:
-        # Loaded and sampled before, since the numbers of frames make the text.
+        # The videos are loaded and sampled already, since the text depends on their numbers of frames.
         kwargs |= {"do_sample_frames": False, "input_data_format": "channels_first"}
         processed = self.video_processor(videos, **kwargs)
         return processed, [self.replace_video_token(processed, i, num_frames=len(x)) for i, x in enumerate(videos)]
 
     def replace_video_token(self, video_inputs: Mapping, video_idx: int, num_frames: int = 1, **kwargs) -> str:
-        """What a video's slot becomes: its frames' placeholders, with separators between them."""
+        """The text in place of a video: the placeholders of its frames, with separators between them."""
         return self.frame_separator.join([self.video_token * self.num_frame_tokens] * num_frames)
 
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass, field, fields, replace
+from operator import methodcaller
 from pathlib import Path
 from typing import NamedTuple
 
@@ -180,7 +181,8 @@ def save_session(session, path: str | os.PathLike) -> Path:
             "seen_tokens": cache.seen_tokens,
             "frames_forgotten": cache.frames_forgotten,
             "tokens_forgotten": 0 if memory is None else memory.forgotten,
-        }
+        },
+        default=methodcaller("item"),  # numbers of numpy
     )
     metadata = {"format": FORMAT, "version": str(VERSION), "content": content}
     metadata["checksum"] = checksum(tensors, content)

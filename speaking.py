@@ -1,22 +1,23 @@
-"""The speaking rule: after each frame the model says how probable silence is, and below a threshold it speaks.
+"""The speaking rule: after each frame the model predicts how probable silence is, and below a threshold it speaks.
 
-What comes out are events, of which each watched frame has one or none.
+Each watched frame has at most one event, which holds what the model said after it.
 
 Shapes: V vocabulary, N vision tokens per frame, k of them kept.
 """
 
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # commands read the threshold, and must not wait for torch
+from .containers import is_number
+
+if TYPE_CHECKING:  # commands read the threshold, and should not wait for torch
     import torch
 
-DEFAULT_THRESHOLD = 0.725  # of the probability of silence, as in VideoLLM-online
+DEFAULT_THRESHOLD = 0.725  # the model speaks when P(silence) is below this, as in VideoLLM-online
 
 
 def silence_probability(logits: "torch.Tensor", separator_token_id: int) -> "torch.Tensor":
-    """Probability of the frame separator, which means to stay silent, as the token after a frame.
+    """Probability that the token after a frame is the frame separator, which means silence.
 
     Args:
         logits (`[..., V]`): of a frame's last token.
@@ -34,7 +35,7 @@ def speaks(silence: "torch.Tensor", threshold: float) -> "torch.Tensor":
 
 
 def check_threshold(name: str, value: float) -> None:
-    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 1:
+    if not is_number(value) or not 0 <= value <= 1:
         raise ValueError(f"`{name}` must be in [0, 1], got {value!r}")
 
 
@@ -44,10 +45,10 @@ class StreamEvent:
 
     Args:
         time (`float`): of the last frame before it, in seconds.
-        kind (`str`): `"narration"`, said by itself, or `"answer"`, said because it was asked.
+        kind (`str`): `"narration"` for what the model said on its own, `"answer"` for the reply to a question.
         text (`str`): what it said.
-        query (`str`, *optional*): the question or instruction that was current.
-        silence_probability (`float`, *optional*): of that frame; None for answers.
+        query (`str`, *optional*): the last question or instruction.
+        silence_probability (`float`, *optional*): P(silence) after that frame; None for answers.
     """
 
     time: float
@@ -59,13 +60,13 @@ class StreamEvent:
 
 @dataclass(frozen=True)
 class WatchedFrame:
-    """What the model thought of one frame.
+    """The result of watching one frame.
 
     Args:
         time (`float`): of the frame, in seconds.
-        silence_probability (`float`): how probable silence was after it.
-        kept (`tuple`): one entry a layer: int64 `[k]`, which of the frame's N tokens the layer kept, ascending, or
-            None where it kept all by design.
+        silence_probability (`float`): P(silence) after it.
+        kept (`tuple`): for each layer the indices of the frame's N tokens that it kept, int64 `[k]`, ascending; None
+            for a layer that keeps all tokens by design.
         event (`StreamEvent`, *optional*): what the model said after it.
     """
 

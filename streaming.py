@@ -24,7 +24,7 @@ from transformers.utils import logging
 
 from .cache import MoDCache
 from .configuration_videollm_mod import check_keep_ratio
-from .containers import is_video_source
+from .containers import check_count, is_video_source
 from .conversation import check_text
 from .decoding import iter_video_frames
 from .generation import TokenSampler
@@ -120,8 +120,7 @@ class StreamingSession:
     ):
         check_pair(model, processor)
         check_threshold("speak_threshold", speak_threshold)
-        if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
-            raise ValueError(f"`max_new_tokens` must be a whole number of at least 1, got {max_new_tokens!r}")
+        check_count("`max_new_tokens`", max_new_tokens)
         if keep_ratio is not None:
             check_keep_ratio("keep_ratio", keep_ratio)
         if system_prompt is not None:

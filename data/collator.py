@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from ..configuration_videollm_mod import IGNORE_INDEX
+from ..containers import check_count
 from .augmentation import ReplyAugmentation
 from .turns import check_turns, clip
 
@@ -45,8 +46,7 @@ class StreamCollator:
 
     def __post_init__(self):
         if self.max_tokens is not None:
-            if isinstance(self.max_tokens, bool) or not isinstance(self.max_tokens, int) or self.max_tokens < 1:
-                raise ValueError(f"`max_tokens` must be a whole number of at least 1, got {self.max_tokens!r}")
+            check_count("`max_tokens`", self.max_tokens)
             if self.processor is None:
                 raise ValueError(
                     f"`max_tokens` ({self.max_tokens}) needs a `processor`, which knows where a frame ends"

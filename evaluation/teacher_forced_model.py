@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import torch
 
 from ..cache import MoDCache
-from ..processing_videollm_mod import IGNORE_INDEX
+from ..configuration_videollm_mod import IGNORE_INDEX
 from ..speaking import DEFAULT_THRESHOLD, silence_probability
 from .teacher_forced import TurnScores, num_following, score_turn, wants_to_speak
 

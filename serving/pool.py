@@ -1,16 +1,17 @@
-"""Many streams on one model in one process: what their sessions want of it is done together, one forward a tick.
+"""Many streams on one model in one process: a tick carries out one step of every session in a single forward.
 
-Every session of a pool is an ordinary `StreamingSession` with a cache of its own, and what it says is what it would
-say alone. In a tick each session that has something to do gets one step: a block of frames as `push` would feed them,
-or one token of what it says. On a GPU those that are of one shape, such as a frame of each, make one static step
-(`static_step`); elsewhere the tokens of all lie in one row, in which each session attends to its own cache
-(`PackedCache`). So the weights are read once for all.
+Every session of a pool is an ordinary `StreamingSession` with its own cache, and says the same as it would say alone.
+In a tick each session that has work gets one step: a block of frames as `push` would feed them, or one token of a
+reply. On a GPU the steps of one shape, such as a frame of each stream, become one static step (`static_step`);
+elsewhere the tokens of all streams form one row, in which each stream attends to its own cache (`PackedCache`). So the
+weights are read once for all streams.
 """
 
 import os
 from collections import deque
 from pathlib import Path
 
+from ..containers import check_count
 from ..processing_videollm_mod import check_pair
 from ..speaking import StreamEvent, WatchedFrame
 from ..steps import Encode, Feed, Step, carry_out_together
@@ -18,15 +19,15 @@ from ..streaming import StreamingSession, check_text
 
 
 class PooledStream:
-    """One stream of a `StreamPool`, which makes it: what is pushed and asked here waits for the pool's ticks.
+    """One stream of a `StreamPool`, made by `StreamPool.join`: its frames and questions wait for the pool's ticks.
 
-    What it holds at any time is counted in `session.stats`; `waiting` are the frames that were not watched yet.
+    `session.stats` counts what was watched so far, `waiting` the frames that were not.
     """
 
     def __init__(self, pool: "StreamPool", session: StreamingSession):
         self.pool, self.session = pool, session
         self._work = deque()  # ("frames", frames, times), ("instruct", text) or ("ask", question), in order
-        self._doing = None  # the session's code, where it waits for a step
+        self._doing = None  # generator of the session, while it waits for a step
         self._step: Step | None = None
         self._said = ""  # of the answer being made
         self._events: list[StreamEvent] = []
@@ -38,11 +39,11 @@ class PooledStream:
 
     @property
     def busy(self) -> bool:
-        """Whether a tick would do something for this stream."""
+        """Whether the stream has work for a tick."""
         return bool(self._work)
 
     def push(self, frames, times: list[float] | None = None) -> None:
-        """Frames to be watched after all that was pushed and asked before; as `StreamingSession.push`.
+        """Queue frames after everything that was pushed and asked before; as `StreamingSession.push`.
 
         Raises:
             `ValueError`: as there.
@@ -58,13 +59,13 @@ class PooledStream:
                     "call `tick` before pushing more"
                 )
             if len(block):
-                work.append(("frames", block.clone(), its_times))  # the caller may go on to write into its array
+                work.append(("frames", block.clone(), its_times))  # the caller may reuse its array
         if work:
             self._work += work
             self._last_time = work[-1][2][-1]
 
     def ask(self, question: str) -> None:
-        """A question after the frames pushed so far; its answer is an event of a later tick."""
+        """Queue a question after the frames pushed so far; its answer is an event of a later tick."""
         self._check_member()
         check_text("question", question)
         self._work.append(("ask", question))
@@ -76,12 +77,12 @@ class PooledStream:
         self._work.append(("instruct", text))
 
     def save(self, path: str | os.PathLike) -> Path:
-        """Write the session as it is after what came out of it so far; frames that wait are not part of it."""
+        """Save the session after the events that came out of it so far; waiting frames are not saved."""
         self._settle()
         return self.session.save(path)
 
     def fork(self) -> StreamingSession:
-        """A session outside of the pool that goes on from what came out of this one so far."""
+        """A session outside of the pool that continues after the events that came out of this one so far."""
         self._settle()
         return self.session.fork()
 
@@ -101,8 +102,8 @@ class PooledStream:
                 self._doing = self.session.answering()
 
     def _advance(self, until_boundary: bool = False) -> None:
-        """Let the session's code go on to its next step, or to the end of the work at hand. With `until_boundary` stop
-        where a frame or an answer is complete."""
+        """Run the generator of the session up to its next step, or to the end of the queued work. With
+        `until_boundary` stop when a frame or an answer is complete."""
         while self._work:
             try:
                 if self._doing is None:
@@ -128,59 +129,59 @@ class PooledStream:
                 return
 
     def _take(self, watched: WatchedFrame) -> None:
-        """A frame that is part of the stream from now on."""
+        """Account for a frame that is part of the stream from now on."""
         kind, frames, times = self._work[0]
         self._work[0] = (kind, frames[1:], times[1:])
         if watched.event is not None:
             self._events.append(watched.event)
 
     def _abandon(self) -> None:
-        """After a failure: frames that were not watched wait again, a question that failed is gone."""
+        """After a failure, keep the frames that were not watched, and drop a question that failed."""
         self._doing = self._step = None
         if self._work and self._work[0][0] != "frames":
             self._work.popleft()
 
     def _settle(self) -> None:
-        """Bring the frame or answer at hand to its end, alone, and leave the session between two frames."""
+        """Complete the current frame or answer without the pool, so that the session is between two frames."""
         while self._step is not None:
             step, self._step = self._step, None
             if isinstance(step, Encode):
-                break  # nothing was begun
+                break  # no frame was begun
             carry_out_together([step])
             self._advance(until_boundary=True)
         self._step = None
         if self._doing is not None:
-            self._doing.close()  # takes back what was fed ahead
+            self._doing.close()  # rolls back frames that were fed ahead
             self._doing = None
 
 
 class StreamPool:
     """
-    Sessions on one model whose steps are done together. It belongs to one thread.
+    Sessions on one model whose steps are carried out together. Use it from one thread.
 
     Args:
         model (`VideoLLMMoDForConditionalGeneration`), processor (`VideoLLMMoDProcessor`).
-        max_cached_bytes (`int`, *optional*): what the caches of all streams may take together. A stream is then let in
-            only if it is bounded and the most that it may ever hold fits beside what the others may.
-        max_waiting_frames (`int`): frames of one stream that may wait.
+        max_cached_bytes (`int`, *optional*): limit of all caches together. Then a stream can join only if its session
+            is bounded, and its largest size fits beside the largest sizes of the others.
+        max_waiting_frames (`int`): most frames of one stream that may wait.
 
     Raises:
-        `ValueError`: for an argument out of range, or a processor that is not the model's.
+        `ValueError`: for an argument out of range, or the processor of another model.
     """
 
     def __init__(self, model, processor, max_cached_bytes: int | None = None, max_waiting_frames: int = 256):
         for name, value in (("max_cached_bytes", max_cached_bytes), ("max_waiting_frames", max_waiting_frames)):
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+            if value is not None:
+                check_count(f"`{name}`", value)
         check_pair(model, processor)
         self.model, self.processor = model, processor
         self.max_cached_bytes, self.max_waiting_frames = max_cached_bytes, max_waiting_frames
         self.streams: list[PooledStream] = []
-        self._said: list[tuple[PooledStream, StreamEvent]] = []  # where a tick failed, by the streams that did not
+        self._said: list[tuple[PooledStream, StreamEvent]] = []  # events for the next tick, if one has failed
 
     @property
     def free_bytes(self) -> int | None:
-        """Bytes that no stream may claim; None where the pool has no cap."""
+        """Bytes that are left for other streams; None if the pool has no limit."""
         if self.max_cached_bytes is None:
             return None
         return self.max_cached_bytes - sum(stream.session.most_bytes for stream in self.streams)
@@ -190,12 +191,12 @@ class StreamPool:
         return {stream.session.keep_ratio or self.model.keep_ratio for stream in self.streams}
 
     def join(self, session: StreamingSession | None = None, **options) -> PooledStream:
-        """Let a stream in, at any time: a session of this model that exists already, such as a restored one, or a new
-        one with the options of `StreamingSession`. From now on it is used through what is returned.
+        """Add a stream, at any time: an existing session of this model, such as a restored one, or a new one with the
+        options of `StreamingSession`. From now on use it through the returned stream.
 
         Raises:
-            `ValueError`: for a session of another model, one that is in the pool already, one that keeps another share
-                of vision tokens than the others, or one without bounds where the pool has a cap.
+            `ValueError`: for a session of another model, one that is in the pool already, one with another
+                `keep_ratio` than the others, or one without bounds if the pool has a limit.
             `RuntimeError`: if it does not fit into the memory that is left.
         """
         if session is None:
@@ -225,8 +226,8 @@ class StreamPool:
         return stream
 
     def leave(self, stream: PooledStream) -> StreamingSession:
-        """Take a stream out, at any time. Its session goes on alone from what came out of it so far, with what it said
-        since the last tick in the next one; frames that wait are dropped.
+        """Remove a stream, at any time. Its session continues alone after the events that came out of it so far.
+        Events since the last tick come with the next one, and waiting frames are dropped.
 
         Raises:
             `ValueError`: if it is not in the pool.
@@ -239,15 +240,15 @@ class StreamPool:
         return stream.session
 
     def tick(self) -> list[tuple[PooledStream, StreamEvent]]:
-        """One step for every stream that has something to do.
+        """Carry out one step of every stream that has work.
 
         Returns:
-            What was said, each with its stream; of one stream in order.
+            The events, each with its stream; those of one stream are in order.
 
         Raises:
-            what went wrong in a step: the streams that it befell are at their last frame and what they watch waits
-            again; what others said comes with the next tick.
-            `ValueError`: if streams keep different shares of vision tokens, since the model's was changed.
+            the error of a step: its streams are at their last frame, and their other frames wait again. The events of
+            the other streams come with the next tick.
+            `ValueError`: if streams have different keep ratios, since the model's was changed.
         """
         if len(ratios := self._keep_ratios) > 1:
             raise ValueError(
@@ -270,7 +271,7 @@ class StreamPool:
         return said
 
     def run(self) -> list[tuple[PooledStream, StreamEvent]]:
-        """Tick until nothing waits; all that was said."""
+        """Tick until no work is left; returns all events."""
         said = []
         while any(stream.busy for stream in self.streams):
             said += self.tick()
@@ -282,7 +283,7 @@ class StreamPool:
             stream._step = None
             try:
                 stream._advance()
-            except BaseException as error:  # an interrupt too befell all of them
+            except BaseException as error:  # an interrupt fails all of them
                 errors.append(error)
 
 

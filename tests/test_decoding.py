@@ -146,7 +146,7 @@ def test_all_eight_orientations(tmp_path, monkeypatch, name):
 
 
 @pytest.mark.parametrize("number, seen", [(1, "rg bw"), (3, "wb gr"), (6, "br wg"), (8, "gw rb")])
-def test_a_photograph_that_says_how_it_was_held(tmp_path, number, seen):
+def test_the_orientation_of_a_photograph(tmp_path, number, seen):
     exif = Image.Exif()
     exif[0x0112], exif[0x010F] = number, "Camera"
     Image.fromarray(four_corners(64, 96)).save(tmp_path / "a.jpg", exif=exif)
@@ -175,7 +175,7 @@ def test_pixels_that_are_not_square(tmp_path, name, codec, size, shape, seen):
     assert [frame.image.shape for frame in live] == [(*seen, 3)] * 2
 
 
-def test_pixels_that_only_the_container_says_are_not_square(tmp_path):
+def test_pixel_shape_stated_only_by_the_container(tmp_path):
     path = write(tmp_path / "a.mp4", [four_corners(96, 48)] * 5)
     frames, _ = decode_video(with_matrix(path, 2, 0, 0, 1))  # twice as wide
     assert frames.shape == (2, 96, 96, 3) and corners(frames[0]) == "rg bw"
@@ -192,7 +192,7 @@ def test_pixels_that_are_not_square_in_a_turned_large_video_that_is_sought(tmp_p
 
 
 @pytest.mark.parametrize("second", [((96, 96), "2/1"), ((48, 96), "1/1"), ((192, 96), "4/1")])
-def test_a_picture_that_grows_wider_midway_gets_bars(tmp_path, second):
+def test_a_video_that_gets_wider_midway_gets_bars(tmp_path, second):
     """A broadcast changes from a narrow to a wide picture: what is square stays square."""
     size, shape = second
     parts = [((96, 96), "1/1"), (size, shape)]
@@ -208,7 +208,7 @@ def test_a_picture_that_grows_wider_midway_gets_bars(tmp_path, second):
 
 
 @pytest.mark.parametrize("shape", ["1/1000", "1000/1"])
-def test_pixels_of_absurd_shape_are_taken_for_square(tmp_path, shape):
+def test_pixels_of_absurd_shape_are_treated_as_square(tmp_path, shape):
     assert decode_video(write(tmp_path / "a.mkv", [four_corners(32, 32)], pixel_shape=shape))[0].shape == (
         1,
         32,
@@ -282,7 +282,7 @@ def without(path: Path, source: Path, *numbers: int) -> Path:
     return path
 
 
-def test_an_announced_track_of_a_transport_stream_that_does_not_come(tmp_path):
+def test_an_announced_track_without_packets_is_not_chosen(tmp_path):
     path = without(tmp_path / "a.ts", tracks(tmp_path / "whole.ts", (0, 20, 20)), 0x101)
     for source in (path, Pipe(path)):
         frames, _ = decode_video(source)
@@ -339,7 +339,9 @@ def test_one_webp_picture(tmp_path):
 def test_dash_is_named(tmp_path):
     path = tmp_path / "a.mpd"
     path.write_text('<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011"></MPD>')
-    with pytest.raises(ValueError, match=r"a\.mpd is of DASH, which PyAV cannot read: .* `ffmpeg -i .*a\.mpd -c copy"):
+    with pytest.raises(
+        ValueError, match=r"a\.mpd is a DASH manifest, which PyAV cannot read: .* `ffmpeg -i .*a\.mpd -c copy"
+    ):
         decode_video(path)
 
 

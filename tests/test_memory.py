@@ -28,7 +28,7 @@ def world(seeds) -> tuple[np.ndarray, list[float]]:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_turned_keys_are_keys_of_the_earlier_position(seed):
+def test_rotated_keys_equal_keys_of_the_earlier_position(seed):
     torch.manual_seed(seed)
     rotary = tiny_model(seed).model.language_model.rotary_emb
     keys = torch.randn(1, 2, 9, 8)
@@ -93,7 +93,7 @@ def test_layer_0_keys_are_those_of_the_shorter_stream(checkpoint):
     assert session.stats.tokens == shorter.stats.tokens + 2 * 11
 
 
-def test_tokens_are_known_for_what_they_are():
+def test_tokens_are_recorded_by_kind():
     memory = StreamMemory(8, 3)
     prompt, frame = [0, 9, SEPARATOR], [VIDEO] * 3
     first = [*prompt, 5, *frame, SEPARATOR, *frame]
@@ -118,7 +118,7 @@ def filled(policy: str, frames: int, seed: int = 0) -> StreamMemory:
     return memory
 
 
-def test_a_window_lets_the_oldest_frames_leave():
+def test_window_policy_drops_the_oldest_frames():
     memory = filled("window", 8)
     assert memory.room() == 0
     leaving = memory.leaving()
@@ -126,7 +126,7 @@ def test_a_window_lets_the_oldest_frames_leave():
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_router_lets_the_lowest_scores_of_old_frames_leave(seed):
+def test_router_policy_drops_the_lowest_scores_of_old_frames(seed):
     memory = filled("router", 8, seed)
     leaving = memory.leaving()
     vision = leaving & (memory.kinds == VISION)
@@ -138,7 +138,7 @@ def test_a_router_lets_the_lowest_scores_of_old_frames_leave(seed):
         assert (leaving[(memory.frames == frame) & (memory.kinds == GAP)] == gone).all()
 
 
-def test_text_beyond_its_budget_leaves_but_never_the_prompt():
+def test_text_beyond_its_budget_is_dropped_but_never_the_prompt():
     memory = filled("window", 2)
     memory.record(torch.full((25,), 9), VIDEO, SEPARATOR, None)
     assert memory.text_budget == 24 and memory.room() == 0
@@ -149,7 +149,7 @@ def test_text_beyond_its_budget_leaves_but_never_the_prompt():
 
 @pytest.mark.parametrize("bound", ["frames", "bytes", "both"])
 @pytest.mark.parametrize("policy", ["window", "router"])
-def test_nothing_changes_while_all_fits(checkpoint, policy, bound):
+def test_nothing_changes_while_everything_fits(checkpoint, policy, bound):
     frames, times = world([81])
     bounds = {"frames": {"max_cached_frames": len(frames)}, "bytes": {"max_cached_bytes": 8 << 20}}
     bounds["both"] = bounds["frames"] | bounds["bytes"]
@@ -196,7 +196,7 @@ def test_bytes_are_never_exceeded(seed, tmp_path):
     assert_same_events(restored.push(rest), sessions[0].push(rest))
 
 
-def test_what_can_never_fit_is_refused():
+def test_budgets_that_are_too_small_are_refused():
     model, processor = small_model(0)
     with pytest.raises(ValueError, match="`max_cached_bytes` must be a whole number of at least [0-9]+ for"):
         model.stream(processor, max_cached_bytes=1000)
@@ -231,7 +231,7 @@ def test_a_bounded_session_is_the_same_however_it_is_fed(checkpoint, policy, tmp
 
 
 @pytest.mark.parametrize("policy", ["window", "router"])
-def test_a_bounded_session_stays_true_and_small(checkpoint, policy):
+def test_a_bounded_session_stays_accurate_and_small(checkpoint, policy):
     """Six times as long as any stream in training, where an unbounded one has lost itself (tests/test_narrate.py)."""
     session = checkpoint[0].stream(checkpoint[1], max_cached_frames=16, cache_policy=policy)
     session.instruct("Narrate what happens.")
@@ -248,7 +248,7 @@ def test_a_bounded_session_stays_true_and_small(checkpoint, policy):
     assert max(held) <= 16 * 10 * 2 + 16 + 40  # frames, as much text, separators, the prompt and one turn
 
 
-def test_a_stream_longer_than_the_model_was_made_for_is_warned_of_once(caplog):
+def test_too_long_a_stream_warns_once(caplog):
     model, processor = small_model(max_position_embeddings=100)
     frames = torch.zeros(20, 3, 32, 32, dtype=torch.uint8)  # of 5 tokens and a separator: 120 and more
 

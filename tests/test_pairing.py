@@ -42,7 +42,7 @@ OTHERS = {
 def test_differences_are_named(checkpoint, case):
     model, processor = checkpoint
     changes, sentence = OTHERS[case]
-    with pytest.raises(ValueError, match=f"^`processor` is that of another model: .*its {sentence}"):
+    with pytest.raises(ValueError, match=f"^`processor` belongs to another model: .*its {sentence}"):
         model.stream(rebuilt(processor, **changes))
     model.stream(rebuilt(processor))
 

@@ -110,12 +110,12 @@ def test_each_says_what_it_says_alone(checkpoint, seed):
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**9), count=st.integers(1, 5))
-def test_each_says_what_it_says_alone_however_they_come(checkpoint, seed, count):
+def test_each_says_what_it_says_alone_in_any_order(checkpoint, seed, count):
     play(checkpoint, random.Random(seed), count, threshold(checkpoint))
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
-def test_a_packed_row_is_each_stream_alone(name):
+def test_a_packed_row_equals_each_stream_alone(name):
     """Caches, logits and kept tokens, in every way to route, at different points of their streams; every layer holds
     another number of tokens for each."""
     seed = list(ROUTINGS).index(name)
@@ -147,7 +147,7 @@ def test_a_packed_row_is_each_stream_alone(name):
             assert_same_cache(cache, other)
 
 
-def test_a_tick_is_one_forward_and_gives_every_stream_a_step(checkpoint):
+def test_a_tick_is_one_forward_with_a_step_of_every_stream(checkpoint):
     model, processor = checkpoint
     pool = StreamPool(model, processor)
     streams = [pool.join(speak_threshold=0.0) for _ in range(8)]
@@ -195,7 +195,7 @@ def test_memory_has_a_cap(checkpoint):
         first.push(images(0, 1))
 
 
-def test_what_can_not_be_is_refused(checkpoint):
+def test_invalid_members_are_refused(checkpoint):
     model, processor = checkpoint
     pool = StreamPool(model, processor, max_waiting_frames=10)
     stream = pool.join()
@@ -216,7 +216,7 @@ def test_what_can_not_be_is_refused(checkpoint):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_pooled_stream_is_saved_and_goes_on_anywhere(checkpoint, seed, tmp_path):
+def test_a_saved_pooled_stream_continues_anywhere(checkpoint, seed, tmp_path):
     """At any tick, in the middle of a reply too: what was said until then and after it is what it says alone."""
     model, processor = checkpoint
     rng, speaks_below = random.Random(seed), threshold(checkpoint)
@@ -273,7 +273,7 @@ def test_a_failed_tick_loses_nothing(checkpoint):
         assert_same_events(events[stream], alone(checkpoint, [("push", images(index, 20))], options))
 
 
-def test_a_keep_ratio_that_changes_under_some_streams_is_refused():
+def test_a_keep_ratio_changed_for_some_streams_is_refused():
     model, processor = small_model(0)
     pool = StreamPool(model, processor)
     own, models = pool.join(keep_ratio=model.keep_ratio, speak_threshold=0.0), pool.join(speak_threshold=0.0)

@@ -325,7 +325,7 @@ def test_tokenizers_that_do_not_fit():
         processor_of(byte_tokenizer(), stream_end=",]")
     with pytest.raises(ValueError, match="end-of-sequence"):
         processor_of(byte_tokenizer(eos_token=None))
-    with pytest.raises(ValueError, match="`num_frame_tokens` must be a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match="`num_frame_tokens` must be a whole number of at least 1, got 0"):
         processor_of(byte_tokenizer(), num_frame_tokens=0)
     with pytest.raises(ValueError, match="`stream_start`.* known tokens"):
         words = Tokenizer(models.WordLevel({"</s>": 0, "?": 1}, unk_token="?"))

@@ -76,5 +76,5 @@ def test_seeking_does_not_decode_from_the_beginning(monkeypatch):
 
 
 def test_wrong_frame_numbers_give_a_clear_error():
-    with pytest.raises(ValueError, match="`first` must be a whole number >= 0, got -1"):
+    with pytest.raises(ValueError, match="`first` must be a whole number of at least 0, got -1"):
         next(decoding.iter_video_frames("x.mp4", 2.0, -1))

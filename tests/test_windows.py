@@ -113,7 +113,7 @@ def test_content_that_does_not_fit_gives_a_clear_error(processor, features, tmp_
     for streaming in (False, True):
         with pytest.raises(ValueError, match=r"a\.jsonl:1: the frame at 2 seconds .* tokens, `max_tokens` is 90"):
             list(load_streams(file, processor, max_tokens=90, streaming=streaming))
-    with pytest.raises(ValueError, match="`max_tokens` must be a whole number >= 1, got 0"):
+    with pytest.raises(ValueError, match="`max_tokens` must be a whole number of at least 1, got 0"):
         load_streams(file, processor, max_tokens=0)
 
 
