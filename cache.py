@@ -1,8 +1,8 @@
-"""The key-value cache of a routed model: every layer holds its own tokens and knows where in the stream they stood.
+"""The key-value cache of a routed model: every layer holds its own tokens and their positions in the stream.
 
-Routed layers hold fewer keys than dense ones, so no length of a layer says how far the stream is. The cache counts
-for itself: `seen_tokens` columns so far, `next_position` of each row; and each layer stores, beside its keys and
-values, the positions of what it holds. Rollback, reordering and batches with padding work from those positions.
+Routed layers hold fewer keys than dense ones, so the length of a layer is not the length of the stream. The cache
+counts that itself: `seen_tokens` columns so far, and `next_position` of each row. Each layer stores the positions of
+its tokens beside their keys and values; rollback, reordering and batches with padding use those positions.
 
 Shapes: B batch, L tokens a layer holds, T tokens of a call, E frames of the longest row.
 """
@@ -15,73 +15,73 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-BUCKET = 64  # rooms are multiples of this
-SPARE = 8  # a new room is larger than what it must hold by its `SPARE`-th part
-changes = itertools.count(1)  # of all rooms there are
+BUCKET = 64  # the sizes of rooms are multiples of this
+SPARE = 8  # a new room is larger than needed by one part in `SPARE`
+changes = itertools.count(1)  # numbers of the changes of all rooms
 
 
 def room_for(length: int) -> int:
-    """Slots of a new room that must hold `length` of them."""
+    """Slots of a new room for `length` tokens."""
     return -(-(length + length // SPARE + 1) // BUCKET) * BUCKET
 
 
 class GrowingTensor:
-    """The room behind one tensor that its owner holds as an ordinary attribute.
+    """The preallocated buffer (the room) behind a tensor that its owner holds as an ordinary attribute.
 
-    What the owner holds is `view`, the filled part of the room. If it holds anything else, because it, or somebody
-    else, has put another tensor there, the next `append` takes that one over into a new room. So every other operation
-    may treat the tensor as its own and knows nothing of rooms.
+    The owner holds `view`, the filled part of the room. If the attribute holds another tensor, because it was
+    replaced, the next `append` copies that tensor into a new room. So all other operations can replace the tensor
+    without knowing of rooms.
 
     Args:
-        dim (`int`): along which it grows.
+        dim (`int`): the dimension along which the tensor grows.
     """
 
     def __init__(self, dim: int):
         self.dim = dim
         self.room: torch.Tensor | None = None
         self.view: torch.Tensor | None = None
-        self.shared = 0  # slots before this one are seen by others, and are not written again
+        self.shared = 0  # slots before this one are visible to copies, and are not written again
         self.changed = 0  # number of the change that made the view
 
     def append(self, held: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
-        """What is held followed by `new`, which becomes what is to be held."""
+        """`held` followed by `new`; the owner has to hold the result."""
         if held is None or held.numel() == 0:
-            return new  # one call may be all: it costs nothing more
+            return new  # there may be only one call, which then needs no room
         if torch.is_grad_enabled():
-            return torch.cat([held, new], dim=self.dim)  # a gradient may need what was there, as it was
+            return torch.cat([held, new], dim=self.dim)  # a gradient may need the old tensor unchanged
         held = self.reserve(held, new.shape[self.dim])
         start = held.shape[self.dim]
         self.room.narrow(self.dim, start, new.shape[self.dim]).copy_(new)
         return self.lengthen(start + new.shape[self.dim])
 
     def reserve(self, held: torch.Tensor, more: int) -> torch.Tensor:
-        """Have room for `more` slots behind what is held; returns what is to be held."""
+        """Make room for `more` slots after `held`; the owner has to hold the result."""
         length = held.shape[self.dim]
         stop = length + more
         ours = held is self.view and length >= self.shared and stop <= self.room.shape[self.dim]
         if not ours or (self.room.is_inference() and not torch.is_inference_mode_enabled()):
             shape = list(held.shape)
             shape[self.dim] = room_for(stop)
-            self.room = self.view = None  # frees what nobody holds, before more is taken
+            self.room = self.view = None  # free the old room before allocating the new one
             self.room, self.shared = held.new_empty(shape), 0
             self.room.narrow(self.dim, 0, length).copy_(held.detach())
             return self.lengthen(length)
         return held
 
     def lengthen(self, length: int) -> torch.Tensor:
-        """The first `length` slots of the room as what is to be held, whoever has written them."""
+        """The first `length` slots of the room; the owner has to hold the result."""
         self.view, self.changed = self.room.narrow(self.dim, 0, length), next(changes)
         return self.view
 
     def shorten(self, held: torch.Tensor, length: int) -> torch.Tensor:
-        """The first `length` slots of what is held."""
+        """The first `length` slots of `held`; the owner has to hold the result."""
         if held is self.view:
             return self.lengthen(length)
         return held.narrow(self.dim, 0, length)
 
     def share(self) -> "GrowingTensor":
-        """For a copy of the owner that holds the same tensor: it takes a room of its own once it appends, while the
-        owner goes on here behind what both see."""
+        """For a copy of the owner that holds the same tensor. The copy gets a room of its own when it appends; the
+        owner continues in this room, after the slots that both see."""
         if self.view is not None:
             self.shared = max(self.shared, self.view.shape[self.dim])
         return GrowingTensor(self.dim)
@@ -97,22 +97,22 @@ class MoDCacheLayer(DynamicLayer):
     def __init__(self):
         super().__init__()
         self.positions: torch.Tensor | None = None
-        self.padded = False  # some slot is padding: kept as a bool so that the common case needs no look at the device
+        self.padded = False  # whether some slot is padding; a bool, so that the common case does not sync the device
         self._leave_rooms()
 
     def _leave_rooms(self) -> None:
-        """What is held goes on without the room behind it, whose memory is free again."""
+        """Keep the tensors but not the rooms behind them, whose memory is freed."""
         self.rooms = {"keys": GrowingTensor(2), "values": GrowingTensor(2), "positions": GrowingTensor(1)}
 
     def record(self, positions: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor | None:
-        """Note the tokens whose keys and values the next `update` brings.
+        """Record the tokens whose keys and values come with the next `update`.
 
         Args:
             positions (`int64 [B, K]`): their positions in the stream.
             valid (`bool [B, K]`, *optional*): False where a slot is padding.
 
         Returns:
-            bool `[B, L + K]`, which of all keys are tokens, or None when all are.
+            bool `[B, L + K]`, which of all keys are tokens; None if all are.
         """
         if valid is not None:
             positions = positions.masked_fill(~valid, PADDING)
@@ -121,13 +121,13 @@ class MoDCacheLayer(DynamicLayer):
         return self.positions >= 0 if self.padded else None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Hold nothing yet, of the shape and on the device of what comes."""
+        """Start empty, with the shape and device of the given keys and values."""
         self.device = key_states.device
         self.keys, self.values = key_states[:, :, :0], value_states[:, :, :0]
         self.is_initialized = True
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args, **kwargs):
-        """As in `DynamicLayer`: take in `[B, heads, K, head_dim]`, and return all keys and values."""
+        """As in `DynamicLayer`: add `[B, heads, K, head_dim]`, and return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self.keys = self.rooms["keys"].append(self.keys, key_states)
@@ -135,8 +135,8 @@ class MoDCacheLayer(DynamicLayer):
         return self.keys, self.values
 
     def reserve(self, more: int, heads: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
-        """Have room for `more` tokens of one row behind what is held, for somebody else to write, who then calls
-        `lengthen`. heads: number and head_dim."""
+        """Make room for `more` tokens of one row. The caller writes them, and then calls `lengthen`. heads: number and
+        head_dim."""
         if not self.is_initialized:
             empty = torch.empty((1, heads[0], 0, heads[1]), dtype=dtype, device=device)
             self.lazy_initialization(empty, empty)
@@ -146,18 +146,18 @@ class MoDCacheLayer(DynamicLayer):
             setattr(self, name, room.reserve(getattr(self, name), more))
 
     def lengthen(self, more: int) -> None:
-        """Hold what was written into the room."""
+        """Add `more` tokens that were written into the room."""
         length = self.get_seq_length() + more
         self.keys, self.values, self.positions = (room.lengthen(length) for room in self.rooms.values())
 
     @property
     def place(self) -> list[int]:
-        """Addresses of the rooms of keys, values and positions, tokens held, and tokens there is room for."""
+        """Addresses of the rooms of keys, values and positions, number of tokens held, and capacity."""
         rooms = [room.room for room in self.rooms.values()]
         return [*(room.data_ptr() for room in rooms), self.keys.shape[2], rooms[0].shape[2]]
 
     def unchanged_since(self, change: int) -> bool:
-        """Whether it holds what lies in its rooms, and those are as they were at a change of that number."""
+        """Whether the layer holds the views of its rooms, and none has changed since the change of that number."""
         rooms = self.rooms
         keys, values, positions = rooms["keys"], rooms["values"], rooms["positions"]
         return (
@@ -183,7 +183,7 @@ class MoDCacheLayer(DynamicLayer):
         if self.positions is None or self.positions.shape[1] == 0:
             return
         dropped = self.positions >= limits[:, None]
-        # slots are in order, so a row keeps those before its first dropped one
+        # slots are in order, so a row keeps those before the first that it drops
         slots = torch.arange(dropped.shape[1], device=dropped.device).expand_as(dropped)
         length = int(slots.masked_fill(~dropped, dropped.shape[1]).amin(1).max())
         self.shorten(length)
@@ -210,13 +210,13 @@ class MoDCacheLayer(DynamicLayer):
         self._leave_rooms()
 
     def offload(self) -> None:
-        """Waits for the copy: one that does not block is not complete when memory that is not pinned is read again."""
+        """Move to the CPU. Waits for the copy, as a non-blocking copy to unpinned memory may be read too early."""
         if self.is_initialized:
             self.keys, self.values = self.keys.cpu(), self.values.cpu()
         self._leave_rooms()
 
     def prefetch(self) -> None:
-        """Runs on the stream of the cache, while attention reads what comes on the default one."""
+        """As in `DynamicLayer`, on the stream of the cache, while attention reads on the default stream."""
         super().prefetch()
         if self.is_initialized and self.device.type == "cuda":
             for tensor in (self.keys, self.values):
@@ -229,7 +229,7 @@ class MoDCacheLayer(DynamicLayer):
 
 
 class Places:
-    """Where the layers of a cache lie, as it was after a change; no tensor is held.
+    """Where the layers of a cache were in memory after a change. It holds no tensors.
 
     Args:
         table (`int64 [layers, 5]`): each layer's `place`.
@@ -240,13 +240,13 @@ class Places:
         self.in_inference_mode = torch.is_inference_mode_enabled()
 
     def __reduce__(self):
-        return type(None), ()  # a copy of the cache lies elsewhere
+        return type(None), ()  # a copy of the cache is elsewhere in memory
 
     def have_room(self, layers: list[MoDCacheLayer], counts: np.ndarray) -> bool:
-        """Whether nothing has changed, and the layers have room for as many more tokens: then `reserve` would do
-        nothing in any of them."""
+        """Whether nothing has changed, and the layers have room for `counts` more tokens: then `reserve` is a no-op in
+        all of them."""
         if self.in_inference_mode and not torch.is_inference_mode_enabled():
-            return False  # some rooms may be written in that mode alone
+            return False  # some rooms can only be written in inference mode
         if (self.table[:, 3] + counts > self.table[:, 4]).any():
             return False
         return all(layer.unchanged_since(self.change) for layer in layers)
@@ -254,7 +254,7 @@ class Places:
 
 class MoDCache(Cache):
     """
-    Cache of a `VideoLLMMoDTextModel`; the model makes one where none is given.
+    Cache of a `VideoLLMMoDTextModel`, which makes one if none is given.
 
     Attributes:
         seen_tokens (`int`): columns processed so far, padding included: what `get_seq_length()` returns.
@@ -262,8 +262,8 @@ class MoDCache(Cache):
         frame_ends (`int64 [B, E]` or None): positions of the frames' last tokens, -1 where a row has fewer.
 
     Args:
-        config (`VideoLLMMoDTextConfig`, or a config that holds one): gives the number of layers.
-        offloading (`bool`): keep layers on the CPU while they wait, as `DynamicCache(offloading=True)` does.
+        config (`VideoLLMMoDTextConfig`, or a config that holds one): for the number of layers.
+        offloading (`bool`): keep layers that are not in use on the CPU, as `DynamicCache(offloading=True)`.
     """
 
     def __init__(self, config, offloading: bool = False):
@@ -279,7 +279,7 @@ class MoDCache(Cache):
         self._places: Places | None = None  # after `lengthen`
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens seen, the same for every layer; `layers[i].get_seq_length()` is how many layer `i` holds."""
+        """Tokens seen, the same for every layer; layer `i` holds `layers[i].get_seq_length()` of them."""
         return self.seen_tokens
 
     @property
@@ -299,7 +299,7 @@ class MoDCache(Cache):
         return sum(t.numel() * t.element_size() for t in tensors)
 
     def token_bytes(self) -> torch.Tensor:
-        """int64 [seen_tokens], on the CPU: bytes that each token of a single stream takes in all layers together."""
+        """int64 [seen_tokens] on the CPU: bytes of each token of a single stream, over all layers."""
         sizes = torch.zeros(self.seen_tokens, dtype=torch.long)
         for layer in self.layers:
             if layer.is_initialized and layer.keys.shape[2]:
@@ -333,8 +333,8 @@ class MoDCache(Cache):
             self.frame_ends = torch.cat([self.frame_ends, ends], dim=1)
 
     def advance_stream(self, count: int, frame_ends: range, device: torch.device) -> None:
-        """As `advance`, for one stream without padding, of `count` tokens that go on from the last. frame_ends:
-        positions of the last tokens of the frames among them. Nothing here waits for the device."""
+        """As `advance`, for one stream without padding, and `count` tokens after the last one. frame_ends: positions
+        of the last tokens of the frames among them. Does not wait for the device."""
         if self.frame_ends is None or frame_ends:
             start, step = frame_ends.start, frame_ends.step
             ends = torch.arange(start, start + step * len(frame_ends), step, device=device)[None]
@@ -345,11 +345,11 @@ class MoDCache(Cache):
     def reserve(
         self, counts: np.ndarray, heads: tuple[int, int], dtype: torch.dtype, device: torch.device
     ) -> np.ndarray:
-        """Have room for more tokens of one row, `counts` of each layer, as `MoDCacheLayer.reserve`.
+        """Make room for more tokens of one row, `counts` for each layer, as `MoDCacheLayer.reserve`.
 
         Returns:
-            int64 [layers, 5]: of each layer the `place`. It costs next to nothing where all that has happened to the
-            cache since its last `lengthen` was `advance_stream`.
+            int64 [layers, 5]: the `place` of each layer. It is cheap if `advance_stream` was the only change of the
+            cache since the last `lengthen`.
         """
         known = self._places
         if known is not None and known.have_room(self.layers, counts):
@@ -359,7 +359,7 @@ class MoDCache(Cache):
         return np.array([layer.place for layer in self.layers])
 
     def lengthen(self, places: np.ndarray, counts: np.ndarray) -> None:
-        """Hold what was written into the rooms. places: what `reserve` returned."""
+        """Add the tokens that were written into the rooms. places: as returned by `reserve`."""
         for layer, count in zip(self.layers, counts.tolist(), strict=True):
             layer.lengthen(count)
         places = places.copy()
@@ -402,7 +402,7 @@ class MoDCache(Cache):
         return len(self.next_position) == len(devices) == 1 and not any(layer.padded for layer in self.layers)
 
     def _rollback_stream(self, position: int) -> None:
-        """As `rollback`, where positions ascend in every layer: how many stay is asked of the device once for all."""
+        """As `rollback`, for positions that ascend in every layer. Asks the device once how many tokens stay."""
         held = [layer for layer in self.layers if layer.positions is not None]
         device = held[0].positions.device
         counts = [(layer.positions < position).sum() for layer in held]
@@ -417,12 +417,12 @@ class MoDCache(Cache):
             layer.shorten(length)
 
     def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
-        """Let tokens of a single stream leave every layer that holds them, and close the gaps: those that stay get the
-        positions 0, 1, 2, ... in their order.
+        """Remove tokens of a single stream from every layer that holds them. The remaining tokens are renumbered: they
+        get the positions 0, 1, 2, ... in their order.
 
         Args:
-            leaving (`bool [M]`): of the tokens at positions 0 .. M-1, all that were seen.
-            turn (`Callable`): gives keys `[1, heads, L, head_dim]` moved back by int64 `[L]` positions.
+            leaving (`bool [M]`): for each token that was seen, at positions 0 .. M-1, whether it leaves.
+            turn (`Callable`): moves keys `[1, heads, L, head_dim]` back by int64 `[L]` positions.
 
         Raises:
             `ValueError`: for several streams or another number of tokens.
@@ -442,7 +442,7 @@ class MoDCache(Cache):
         self.next_position = torch.full_like(self.next_position, self.seen_tokens)
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last `-tokens_to_remove` tokens of every row (negative or 0, as transformers calls it)."""
+        """Forget the last `-tokens_to_remove` tokens of every row. It is negative or 0, as in transformers."""
         if tokens_to_remove > 0:
             raise ValueError(
                 f"`tokens_to_remove` must be negative or 0, got {tokens_to_remove}; `rollback(position)` keeps the "
@@ -462,7 +462,7 @@ class MoDCache(Cache):
             layer.select_rows(indices)
 
     def copy(self) -> "MoDCache":
-        """Another cache that holds the same tokens, in the same tensors until one of the two takes in more."""
+        """An independent cache of the same tokens. Both share tensors until one of them changes."""
         other = copy.copy(self)
         other.layers = [layer.copy() for layer in self.layers]
         return other
@@ -482,20 +482,21 @@ class MoDCache(Cache):
 
 
 class PackedCacheLayer:
-    """One layer of several streams' caches; `lengths` are the tokens that this call brings to each."""
+    """One layer of the caches of several streams."""
 
     def __init__(self, layers: list[MoDCacheLayer]):
         self.layers = layers
 
     def record(self, positions: torch.Tensor, lengths: list[int]) -> None:
-        """Note the tokens whose keys and values come next. positions: int64 `[1, sum of lengths]`."""
+        """Record the tokens whose keys and values come next. positions: int64 `[1, sum(lengths)]`; lengths: tokens of
+        each stream."""
         for layer, own in zip(self.layers, positions.split(lengths, dim=1), strict=True):
             layer.record(own, None)
 
 
 class PackedCache:
-    """The caches of several streams, one row each, for a call that brings the tokens of all in one row, stream after
-    stream. The caches go on as if each had had a call of its own.
+    """The caches of several streams, of one row each, for a forward whose single row holds the tokens of all of them,
+    stream after stream. Afterwards the caches are as if each stream had had its own forward.
 
     Args:
         caches (`list[MoDCache]`): A caches of one row.
@@ -525,7 +526,7 @@ class PackedCache:
         return torch.cat([torch.zeros(1, dtype=torch.long, device=device) if x is None else x.long() for x in values])
 
     def advance(self, positions: torch.Tensor, valid: None = None, ends_frame: torch.Tensor | None = None) -> None:
-        """As `MoDCache.advance`, of one row `[1, T]` that holds all streams."""
+        """As `MoDCache.advance`, for one row `[1, T]` that holds all streams."""
         ends = [None] * len(self.caches) if ends_frame is None else ends_frame.split(self.lengths, dim=1)
         for cache, own, own_ends in zip(self.caches, positions.split(self.lengths, dim=1), ends, strict=True):
             cache.advance(own, None, own_ends)

@@ -1,4 +1,4 @@
-"""From a video file, URL or camera to frames as they are meant to be seen, and their times."""
+"""From a video file, URL or camera to upright frames and their times."""
 
 import math
 import struct
@@ -22,36 +22,36 @@ from .containers import (
 )
 
 DEFAULT_FPS = 2.0
-HIGHEST_RATE = 1000.0  # frames per second that a container may state; with more its clock is not believed
+HIGHEST_RATE = 1000.0  # frames per second that a container may state; a higher rate is ignored
 CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
-CLOCK_JUMP = 10.0  # seconds from frame to frame that are a jump of the clock where the format says that it may
-MAX_PIXEL_SHAPE = 16  # times as wide as high, or the other way; of others a pixel is taken for square
+CLOCK_JUMP = 10.0  # seconds between frames that count as a jump of the clock, in formats whose clock may jump
+MAX_PIXEL_SHAPE = 16  # ratio of a pixel's sides; pixels of a larger ratio are treated as square
 
 
 def limited_size(width: int, height: int) -> tuple[int, int]:
-    """Width and height of at most `MAX_PIXELS` together."""
+    """Width and height, scaled down to at most `MAX_PIXELS` pixels."""
     scale = min(1.0, math.sqrt(MAX_PIXELS / (width * height)))
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
 class Upright:
-    """Pixels of decoded frames as they are meant to be seen: square, turned and mirrored as their metadata say, all of
-    the size of the first and of at most `MAX_PIXELS`. A frame of another shape gets black bars."""
+    """Converts decoded frames to upright images: with square pixels, rotated and mirrored according to their metadata,
+    and of the size of the first frame, which has at most `MAX_PIXELS`. A frame of another shape gets black bars."""
 
     def __init__(self):
-        self._size: tuple[int, int] | None = None  # width and height of what comes out
+        self._size: tuple[int, int] | None = None  # width and height of the images
         self._codec, self._stated = None, None
 
     def begin(self, stream) -> None:
-        """What comes next are frames of this stream. The shape of pixels that a container states is that of the whole
-        stream; where it states none, the codec does, and may change it midway."""
+        """Prepare for the frames of this stream. If the container states the shape of pixels, it holds for the whole
+        stream; otherwise the codec states it, and may change it midway."""
         self._codec, self._stated = stream.codec_context, stream.sample_aspect_ratio
         if self._stated == self._codec.sample_aspect_ratio:
             self._stated = None
 
     def see(self, frame) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
-        """Width and height of an `av.VideoFrame` in square pixels, not turned yet, and its `orientation`. The first is
-        the measure of all."""
+        """Width and height of an `av.VideoFrame` in square pixels, before rotation, and its `orientation`. The first
+        frame decides the size of all images."""
         shape = self._codec.sample_aspect_ratio if self._stated is None else self._stated
         shape = float(shape) if shape else 1.0
         wide = frame.width * shape if 1 / MAX_PIXEL_SHAPE <= shape <= MAX_PIXEL_SHAPE else frame.width
@@ -61,13 +61,13 @@ class Upright:
         return size, turned
 
     def __call__(self, frame) -> np.ndarray:
-        """uint8 `[H, W, 3]` of an `av.VideoFrame`."""
+        """The image uint8 `[H, W, 3]` of an `av.VideoFrame`."""
         size, (transposed, mirrored, upside_down) = self.see(frame)
         room = self._size[:: -1 if transposed else 1]
         scales = [space / side for space, side in zip(room, size, strict=True)]
         fitting = tuple(max(1, round(side * min(scales))) for side in size)
-        size = room if max(scales) <= 1.02 * min(scales) else fitting  # what differs by less differs by rounding
-        # threads of a scaler that is freed in a forked process, as of a data loader, are waited for for ever
+        size = room if max(scales) <= 1.02 * min(scales) else fitting  # smaller differences come from rounding
+        # freeing a scaler in a forked process, such as a data loader, would wait forever for its threads
         pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], threads=1)
         pixels = pixels.transpose(1, 0, 2) if transposed else pixels
         pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
@@ -78,11 +78,11 @@ class Upright:
 
 
 def orientation(frame) -> tuple[bool, bool, bool]:
-    """Whether an `av.VideoFrame` is to be transposed, and then mirrored from left to right, and upside down: the one
-    of eight ways nearest to its display matrix. What is coded at `(x, y)` is shown at `(a x + c y, b x + d y)`."""
+    """Whether to transpose an `av.VideoFrame`, and then to mirror it horizontally and vertically: the one of the eight
+    orientations that is nearest to its display matrix, which maps `(x, y)` to `(a x + c y, b x + d y)`."""
     try:
         matrix = frame.side_data.get("DISPLAYMATRIX")
-    except ValueError:  # PyAV 18 gives none of them where it does not know one, as the EXIF of photographs
+    except ValueError:  # PyAV 18 fails if there is side data that it does not know, such as EXIF
         return ((False, False, False), (True, False, True), (False, True, True), (True, True, False))[
             round(frame.rotation / 90) % 4
         ]
@@ -95,7 +95,7 @@ def orientation(frame) -> tuple[bool, bool, bool]:
 
 
 def measured_duration(source, limits: MediaLimits = LIMITS, **options) -> float:
-    """Seconds that a video lasts, by decoding all of it. Raises as `iter_video_frames`."""
+    """The duration of a video in seconds, measured by decoding all of it. Raises as `iter_video_frames`."""
     container, stream = open_container(source, limits, **options)
     name = source_name(source)
     with opened(container, stream), readable_errors(name):
@@ -112,17 +112,16 @@ def iter_video_frames(
 ) -> Iterator[tuple[np.ndarray, float]]:
     """Decode a video as a stream: for i = first, first + 1, ... the frame on screen `i / fps` seconds after its start.
 
-    Timestamps decide, so any frame rate will do, a variable one too: a frame that stays on screen is repeated; see
-    `FrameClock` for those that cannot be right. Frames are turned, mirrored and scaled to square pixels as their
-    metadata say. One frame is held at a time, and a frame of more than `MAX_PIXELS` is scaled down to that, aspect
-    kept.
+    Sampling goes by timestamps, so the video may have any frame rate, also a variable one; a frame that stays on
+    screen is repeated. `FrameClock` handles wrong timestamps. Frames are rotated, mirrored and scaled to square pixels
+    according to their metadata. Only one frame is held at a time; a frame of more than `MAX_PIXELS` is scaled down.
 
     Args:
         source (`str`, `os.PathLike` or binary file object): path, URL or file.
         fps (`float`, *optional*): frames per second; `None` gives every frame at its own time.
-        first (`int`): number of the first frame at that rate. What lies before is skipped where the container allows
-            it; the frames are the same as if it were decoded.
-        limits (`MediaLimits`): what the source may ask for.
+        first (`int`): index of the first frame at that rate. Earlier frames are skipped without decoding if the
+            container allows it; the result is the same.
+        limits (`MediaLimits`): limits of what is decoded.
         options: passed to `av.open`, such as `format="v4l2"` for a camera.
 
     Yields:
@@ -149,11 +148,11 @@ def iter_video_frames(
 
 
 def seek(container, stream, seconds: float) -> tuple[float, Upright] | None:
-    """Go to the last key frame that is shown `seconds` after a video's first frame or before.
+    """Seek to the last key frame that is shown at most `seconds` after the first frame of a video.
 
     Returns:
-        The time stamp of the first frame in seconds, and an `Upright` that has seen it; None if the frames from there
-        on might differ from those that are decoded from the beginning.
+        The timestamp of the first frame in seconds, and an `Upright` that has seen it; None if the frames from there
+        on could differ from those decoded from the beginning.
     """
     import av
 
@@ -167,7 +166,7 @@ def seek(container, stream, seconds: float) -> tuple[float, Upright] | None:
             return None
         upright.see(head)
         wanted = head.pts + int(seconds / stream.time_base)
-        for earlier in (0, 1, 4, 16):  # seconds: containers are sought by when frames are decoded, not shown
+        for earlier in (0, 1, 4, 16):  # seconds: containers seek by decoding time, not by presentation time
             target = max(head.pts, wanted - int(earlier / stream.time_base))
             container.seek(target, stream=stream)
             key = next(container.demux(stream)).pts
@@ -176,7 +175,7 @@ def seek(container, stream, seconds: float) -> tuple[float, Upright] | None:
         else:
             return None
         container.seek(target, stream=stream)
-        # frames that refer to what lies before the key frame come before it, and are not shown
+        # frames before the key frame may refer to earlier ones, and are not shown
         frame = next((frame for frame in container.decode(stream) if frame.pts is None or frame.pts >= key), None)
         if frame is None or frame.pts != key or not frame.key_frame or frame.is_corrupt:
             return None
@@ -195,13 +194,13 @@ def sample_container(
     first: int = 0,
     origin: tuple[float, Upright] | None = None,
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """`iter_video_frames` of what is open already, and maybe sought; it is closed in the end."""
+    """`iter_video_frames` of an open container, which may have been sought. Closes it at the end."""
     with opened(container, stream), readable_errors(name):
         frames = _sample_frames(container, stream, fps, name, limits, first, origin)
         for index, frame in enumerate(frames):
             if index >= limits.frames:
                 at = "" if fps is None else f" at {fps:g} frames per second"
-                raise ValueError(f"{name} holds more than {limits.frames} frames{at}, the most that are taken")
+                raise ValueError(f"{name} holds more than {limits.frames} frames{at}, the limit of a recording")
             yield frame
 
 
@@ -209,7 +208,7 @@ def decoded_frames(container, stream, name: str, limits: MediaLimits = LIMITS) -
     """The `av.VideoFrame`s of a stream.
 
     Raises:
-        `ValueError`: where packets come that hold none, on and on.
+        `ValueError`: after too many packets without a frame.
     """
     own = others = 0
     for packet in container.demux():
@@ -223,7 +222,7 @@ def decoded_frames(container, stream, name: str, limits: MediaLimits = LIMITS) -
         else:
             others += 1
         if own > limits.packets or others > 100 * limits.packets:
-            raise ValueError(f"{name} holds {own + others} packets without a frame, more than are taken")
+            raise ValueError(f"{name} holds {own + others} packets without a frame, more than the limit")
 
 
 def frame_seconds(frame, stream) -> float | None:
@@ -233,26 +232,26 @@ def frame_seconds(frame, stream) -> float | None:
 
 
 def usual_step(stream, limits: MediaLimits = LIMITS) -> float:
-    """Seconds from frame to frame as the container states them, if that can be believed."""
+    """Seconds between frames as the container states them; 1/25 if that is implausible."""
     rate = float(stream.average_rate or stream.guessed_rate or 25)
     return 1 / rate if 1 / limits.hold <= rate <= HIGHEST_RATE else 1 / 25
 
 
 class FrameClock:
-    """Seconds from a video's first frame on for each of its frames, never going back.
+    """Gives each frame of a video its time, in seconds after the first frame, which never decreases.
 
-    A missing timestamp continues at the average rate, and so does one that goes back by more than a second or jumps by
-    more than an hour (in transport streams and the like by 10 seconds), as where recordings were joined: what follows
-    goes by the clock that was set anew.
+    Without a timestamp the time continues at the average rate. So it does where a timestamp goes back by more than a
+    second or jumps by more than an hour (in transport streams and the like by 10 seconds), such as in joined
+    recordings; the timestamps after it then count from there.
 
     Args:
-        begin (`float`, *optional*): the time stamp of the first frame, where that is not the first one to come.
+        begin (`float`, *optional*): the timestamp of the first frame, if decoding begins at a later one.
     """
 
     def __init__(self, container, stream, limits: MediaLimits = LIMITS, begin: float | None = None):
         self._stream, self._begin, self._sought = stream, begin, begin is not None
         self.step, self.time, self.last = usual_step(stream, limits), 0.0, None
-        self._hold = limits.hold  # what is longer between two frames is a jump
+        self._hold = limits.hold  # a longer time between two frames is a jump
         self._jump = min(limits.hold, CLOCK_JUMP) if has_flag(container, "ts_discont") else limits.hold
 
     def __call__(self, frame) -> float:
@@ -315,16 +314,16 @@ def _sample_frames(
 def decode_video(
     source, fps: float | None = DEFAULT_FPS, num_frames: int | None = None, limits: MediaLimits = LIMITS
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Frames of a video as from `iter_video_frames`, and their times. Only sampled frames are kept in memory.
+    """The frames of a video as from `iter_video_frames`, and their times. Only sampled frames are kept in memory.
 
     Args:
-        num_frames (`int`, *optional*): instead of `fps`, this many frames evenly spread; they are counted first.
+        num_frames (`int`, *optional*): this many evenly spaced frames, instead of `fps`. The video is decoded twice.
 
     Returns:
         `(uint8 [F, H, W, 3], float64 [F] seconds)`.
 
     Raises:
-        as `iter_video_frames`; `ValueError` too for no frames at all or fewer than `num_frames`.
+        as `iter_video_frames`; `ValueError` also if the video has no frames or fewer than `num_frames`.
     """
     wanted = None
     if num_frames is not None:

@@ -1,7 +1,7 @@
 """How tokens are generated: stock `generate` on streams, and the sampler of a session's replies.
 
-`generate` has to be told which frames belong to which row, which cache holds them, and which of its ways routed layers
-do not allow.
+`generate` needs to know which frames belong to which row, which cache holds them, and which generation modes routed
+layers do not support.
 
 Only public parts of `GenerationMixin` are overridden.
 
@@ -17,10 +17,11 @@ from transformers import BatchFeature, GenerationConfig, GenerationMixin, Logits
 from .cache import MoDCache
 from .compat import CACHE_NAME, rename_cache
 
-UNSUPPORTED = {"guidance_scale": 1, "stop_strings": None, "max_time": None, "penalty_alpha": 0}  # and what is plain
+# options that a stream does not support, with the value that means unused
+UNSUPPORTED = {"guidance_scale": 1, "stop_strings": None, "max_time": None, "penalty_alpha": 0}
 FRAMES = ("pixel_values_videos", "video_features")
 _DRAFTS = "drafts can come from an `assistant_model`, or from the prompt (`prompt_lookup_num_tokens`)"
-_ELSEWHERE = "its code is not in transformers itself, and not made for layers that hold different tokens"
+_ELSEWHERE = "its code is not part of transformers, and not made for layers that hold different tokens"
 REFUSED = {
     "assistant_early_exit": _DRAFTS,
     "use_mtp": _DRAFTS,
@@ -38,8 +39,8 @@ PAGED = (
 
 
 def check_options(*sources: dict) -> None:
-    """Raise `ValueError` for an option of `generate` that is refused. sources: options by name, which override those
-    that come after."""
+    """Raise `ValueError` for an option of `generate` that is not supported. sources: options by name; earlier ones
+    override later ones."""
     options = {name: value for source in reversed(sources) for name, value in source.items() if value is not None}
     if options.get("cache_implementation") == "paged":
         raise ValueError(PAGED)
@@ -51,18 +52,18 @@ def check_options(*sources: dict) -> None:
 
 
 def without_cache(generation_config: GenerationConfig) -> GenerationConfig:
-    """The same configuration, with a cache that is given instead of made."""
+    """The same configuration for a cache that is passed to `generate`."""
     generation_config = copy.deepcopy(generation_config)
     generation_config.cache_implementation = None
     return generation_config
 
 
 class StreamInputs(BatchFeature):
-    """What a processor makes of conversations.
+    """The inputs that a processor makes from conversations.
 
-    A pipeline enters the chat that they were made of as `text`, and puts the inputs of several chats together by
-    padding their second dimension, row by row. So frames `[F, 3, H, W]` become a row where `text` is entered,
-    `[1, F, 3, H, W]`, which `generate` takes and `forward` does not.
+    A pipeline adds the chat that they were made from as `text`, and batches several chats by padding the second
+    dimension of their inputs. So when `text` is added, frames `[F, 3, H, W]` become a row `[1, F, 3, H, W]`, which
+    `generate` accepts and `forward` does not.
     """
 
     def __setitem__(self, name: str, value) -> None:
@@ -73,10 +74,10 @@ class StreamInputs(BatchFeature):
 
 
 def frames_of_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
-    """Frames `[F, 3, H, W]` of rows `[B, P, 3, H, W]` that hold their `counts` last ones, padded on the left.
+    """Frames `[F, 3, H, W]` of rows `[B, P, 3, H, W]` that are padded on the left; row `i` holds `counts[i]` frames.
 
     Raises:
-        `ValueError`: if there are more rows or fewer, or a row is too short.
+        `ValueError`: if the number of rows differs, or a row is too short.
     """
     if len(rows) != len(counts) or max(counts, default=0) > rows.shape[1]:
         raise ValueError(
@@ -87,8 +88,8 @@ def frames_of_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
 
 
 class FramesOfRows:
-    """The frames of a batch, told apart by row. `generate` repeats tensors along dimension 0 for beams and several
-    answers, and would give a row the frames of another; it passes this on untouched.
+    """The frames of a batch, grouped by row. For beams and several sequences `generate` repeats tensors along
+    dimension 0, which would mix up the frames of rows; it does not touch other objects.
 
     Args:
         frames (`[F, ...]`): of all rows, in row order.
@@ -99,7 +100,7 @@ class FramesOfRows:
         self.frames, self.counts = frames, counts
 
     def of_batch(self, batch_size: int) -> torch.Tensor:
-        """`[F', ...]`: frames of a batch in which each row stands `batch_size / rows` times in succession."""
+        """`[F', ...]`: frames of a batch that repeats each row `batch_size / rows` times in succession."""
         repeats = batch_size // len(self.counts)
         if repeats == 1:
             return self.frames
@@ -111,12 +112,12 @@ class StreamGenerationMixin(GenerationMixin):
 
     def generate(self, inputs=None, generation_config=None, *args, **kwargs):
         """As `GenerationMixin.generate`, for `input_ids` or `inputs_embeds` with placeholders and the frames of all
-        rows, `pixel_values_videos` or `video_features`. `pixel_values_videos` may be `[B, P, 3, H, W]` too, padded on
-        the left as pipelines do. The cache may be given as `cache` or `past_key_values`.
+        rows, `pixel_values_videos` or `video_features`. `pixel_values_videos` may also be `[B, P, 3, H, W]`, padded on
+        the left as pipelines do. The cache can be passed as `cache` or `past_key_values`.
 
         Raises:
-            `ValueError`: if frames and placeholders do not match, or for a way to generate that routed layers do not
-                allow, naming the option.
+            `ValueError`: if frames and placeholders do not match, or for an option that routed layers do not support,
+                naming it.
         """
         kwargs = rename_cache(kwargs, CACHE_NAME)
         config = self.generation_config if generation_config is None else generation_config
@@ -132,7 +133,7 @@ class StreamGenerationMixin(GenerationMixin):
                     f'`cache_implementation` must be "dynamic" or "offloaded", got {implementation!r}: routed layers '
                     "hold different tokens, which only a MoDCache can do"
                 )
-            # a given cache would contradict it, in the model's own configuration too, whose values fill gaps
+            # transformers refuses it beside a cache, also in the model's own configuration, which fills gaps
             if generation_config is not None:
                 generation_config = without_cache(generation_config)
             if self.generation_config.cache_implementation is not None:
@@ -141,7 +142,7 @@ class StreamGenerationMixin(GenerationMixin):
             kwargs[CACHE_NAME] = MoDCache(self.config, offloading=implementation == "offloaded")
         input_ids = kwargs.get("input_ids") if inputs is None else inputs
         cache = kwargs.get(CACHE_NAME)
-        seen = 0 if cache is None else cache.get_seq_length()  # columns whose frames the cache holds
+        seen = 0 if cache is None else cache.get_seq_length()  # the cache holds the frames of these columns
         for name in FRAMES:
             if isinstance(kwargs.get(name), torch.Tensor):
                 kwargs[name] = self._of_rows(name, kwargs[name], input_ids, kwargs.get("inputs_embeds"), seen)
@@ -168,7 +169,7 @@ class StreamGenerationMixin(GenerationMixin):
     def prepare_inputs_for_generation(self, input_ids, inputs_embeds=None, is_first_iteration=False, **kwargs):
         cache = kwargs.get(CACHE_NAME)
         if cache is not None and cache.get_seq_length() == 0 and inputs_embeds is None:
-            is_first_iteration = True  # assisted decoding does not say so, and an empty cache needs the frames
+            is_first_iteration = True  # assisted decoding does not set it, and an empty cache needs the frames
         # after the prefill the cache holds the frames
         needs_frames = is_first_iteration or not kwargs.get("use_cache", True)
         for name in FRAMES:
@@ -183,24 +184,24 @@ class StreamGenerationMixin(GenerationMixin):
 
 class TokenSampler:
     """
-    Chooses tokens one at a time, with the score processors of transformers' `generate`. They see the tokens of the
-    reply alone: a penalty for repeating them does not fall on what an earlier narration said.
+    Chooses tokens one at a time, with the score processors of transformers' `generate`. They see only the tokens of
+    the reply, so a repetition penalty ignores earlier narrations.
 
     Args:
         model, processor: of the session.
-        generation_config (`GenerationConfig`, *optional*): greedy if omitted. Samples are drawn from a generator of
-            the sampler's own, seeded by torch's default one, so that a copy draws the same.
+        generation_config (`GenerationConfig`, *optional*): greedy if omitted. The sampler draws from its own
+            generator, seeded by torch's default one, so that a copy draws the same tokens.
 
     Attributes:
         ends (`frozenset[int]`): tokens that end a reply: the tokenizer's end of sequence, and those of the model's
             `generation_config`, of which a chat model may have several.
 
     Raises:
-        `ValueError`: for another type, beams, several sequences, or an option that takes more than scores.
+        `ValueError`: for another type, beams, several sequences, or an option that needs more than scores.
     """
 
     def __init__(self, model, processor, generation_config: GenerationConfig | None = None):
-        # a placeholder stands for a frame that was given, never for a word; nor do rows of the vocabulary that pad it
+        # the model never says a placeholder, nor a row that only pads the vocabulary
         never = {processor.video_token_id, *(model.generation_config.suppress_tokens or ())}
         self.suppressed = torch.tensor(sorted(never), device=model.device)
         eos = processor.tokenizer.eos_token_id
@@ -213,7 +214,7 @@ class TokenSampler:
             raise ValueError(f"`generation_config` must be a GenerationConfig, got {generation_config!r}")
         if (generation_config.num_beams or 1) != 1 or (generation_config.num_return_sequences or 1) != 1:
             raise ValueError(
-                "`generation_config` must have one beam and one sequence: a stream goes on from one reply"
+                "`generation_config` must have one beam and one sequence: a stream continues from one reply"
             )
         for name, plain in UNSUPPORTED.items():
             if getattr(generation_config, name, None) not in (None, plain):
@@ -227,7 +228,7 @@ class TokenSampler:
             self.generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
 
     def copy(self) -> "TokenSampler":
-        """A sampler that draws what this one would draw next."""
+        """An independent sampler that draws the same tokens as this one."""
         other = copy.copy(self)
         if self.generator is not None:
             other.generator = torch.Generator()
@@ -235,10 +236,10 @@ class TokenSampler:
         return other
 
     def __call__(self, said: list[int], logits: torch.Tensor) -> int:
-        """The token after the tokens `said` of a reply. logits: `[V]` of any dtype.
+        """The next token of a reply whose tokens so far are `said`. logits: `[V]` of any dtype.
 
         Raises:
-            `ValueError`: if they are no numbers, as from weights that are none.
+            `ValueError`: if they are not finite, as with damaged weights.
         """
         logits = logits.float()
         if not logits.isfinite().all():
@@ -254,16 +255,16 @@ class TokenSampler:
 
 
 def score_processors(model, generation_config: GenerationConfig) -> LogitsProcessorList:
-    """The score processors that `generate` makes of a configuration for text without a prompt, by a way to generate
-    that hands them out."""
+    """The score processors that `generate` makes from a configuration for text without a prompt. A custom generation
+    method returns them."""
 
     def hand_out(model, input_ids, logits_processor, *args, **kwargs):
         return logits_processor
 
     alone = copy.copy(model)  # the same weights
-    alone.generation_config = generation_config  # nothing comes from the model's own
+    alone.generation_config = generation_config  # without the options of the model's own
     no_prompt = torch.zeros(1, 1, model.config.text_config.hidden_size, dtype=model.dtype, device=model.device)
-    with warnings.catch_warnings(action="ignore"):  # that there is no prompt, and of lengths, which a session sees to
+    with warnings.catch_warnings(action="ignore"):  # of a missing prompt, and of lengths, which the session limits
         return alone.generate(inputs_embeds=no_prompt, generation_config=generation_config, custom_generate=hand_out)
 
 

@@ -34,7 +34,6 @@ from .streaming import StreamingSession
 logger = logging.get_logger(__name__)
 
 CHUNK_LOGITS = 2**26  # logits that exist at a time: 0.25 GiB in float32
-IGNORED = -100  # label of a token that is not to be learned
 TAGS = ["custom_code", "video", "streaming", "mixture-of-depths"]  # in the model card that `push_to_hub` writes
 
 

@@ -23,17 +23,17 @@ from .decoding import DEFAULT_FPS, decode_video
 
 LOADING_OPTIONS = ("fps", "num_frames", "do_sample_frames", "input_data_format")
 IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
-PIXELS_AT_ONCE = 16 * 1280 * 720  # of frames that are float32 at full resolution at the same time
-# of what is done with each frame
+PIXELS_AT_ONCE = 16 * 1280 * 720  # pixels that are held as float32 at full resolution
+# options of what is done with each frame
 FRAME_OPTIONS = ("do_resize", "size", "resample", "do_pad", "do_rescale", "rescale_factor", "do_normalize")
 FRAME_OPTIONS += ("image_mean", "image_std")
-INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers of resampling filters
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by the numbers of PIL's resampling filters
 
 
 def channels_first(frames: torch.Tensor, input_data_format: str | None = None) -> torch.Tensor:
     """`[F, 3, H, W]` from `[F, H, W, 3]` or `[F, 3, H, W]`.
 
-    Without `input_data_format` the axis of size 3 is the channels, the last one where both are (`[F, 3, H, 3]`).
+    Without `input_data_format` the channels are the axis of size 3; if both are (`[F, 3, H, 3]`), the last one.
     """
     axes = {"channels_last": -1, "channels_first": 1}
     for name in axes if input_data_format is None else [str(getattr(input_data_format, "value", input_data_format))]:
@@ -46,8 +46,8 @@ def channels_first(frames: torch.Tensor, input_data_format: str | None = None) -
 def flatten_videos(videos: Any, depth: int = 0) -> list:
     """The videos of a batch, nested or not, as a flat list.
 
-    A list of frames is one video. A list of strings is a list of paths, but within another list it is one video whose
-    frames are image files if all are named so, and in a list of samples (`depth` 2) whatever they are named.
+    A list of frames is one video. A list of strings is a list of paths. Within another list, however, it is one video
+    of image files if all have such names; in a list of samples (`depth` 2) it is always one video of image files.
     """
     if is_video_source(videos):
         return [videos]
@@ -63,7 +63,7 @@ def flatten_videos(videos: Any, depth: int = 0) -> list:
 
 
 def is_named_image(item: Any) -> bool:
-    """Whether `item` is the path or URL of an image, going by its name."""
+    """Whether `item` is a path or URL with the name of an image."""
     return isinstance(item, str | os.PathLike) and os.fspath(item).partition("?")[0].lower().endswith(IMAGE_NAMES)
 
 
@@ -78,14 +78,14 @@ def read_image(source: str):
         raise FileNotFoundError(f"there is no image {source}")
     try:
         return load_image(source)
-    except (ValueError, OSError) as error:  # that an address cannot be reached is one too
+    except (ValueError, OSError) as error:  # also for an address that cannot be reached
         reason = "" if is_name else f" ({' '.join(str(error).split())})"
         kind = OSError if isinstance(error, OSError) else ValueError
         raise kind(f"{shown(source)} is no image, as each of a list of frames must be{reason}") from error
 
 
 def stack_frames(frames: list) -> torch.Tensor:
-    """One tensor of a list of frames: 3-dimensional arrays, PIL images, or paths or URLs of images."""
+    """One tensor from a list of frames: 3-dimensional arrays, PIL images, or paths or URLs of images."""
     tensors = []
     for frame in frames:
         if isinstance(frame, str | os.PathLike):
@@ -101,26 +101,26 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     r"""
     Turns frames into `pixel_values_videos`, in plain torch on the frames' device; torchvision is not needed.
 
-    Frames are `[F, H, W, 3]` or `[F, 3, H, W]` (see `channels_first`), whole numbers from 0 to 255 or floats from 0
-    to 1. They are resized to `size`, rescaled to 0 to 1, and normalised. With `do_rescale=False` values are taken as
-    they are.
+    Frames are `[F, H, W, 3]` or `[F, 3, H, W]` (see `channels_first`), integers from 0 to 255 or floats from 0 to 1.
+    They are resized to `size`, rescaled to the range 0 to 1, and normalised. With `do_rescale=False` any range is
+    allowed.
 
     Args:
         size (`dict`, defaults to 384 x 384): `{"height": int, "width": int}`.
         do_pad (`bool`, defaults to `True`): letterbox: keep the aspect ratio and pad with black on both sides.
-            Otherwise the frame is stretched.
+            Otherwise frames are stretched.
         resample (`int`, defaults to 3): 2 bilinear, 3 bicubic (as SigLIP and CLIP), both antialiased.
         fps (`float`, defaults to 2.0): frames per second at which files and URLs are decoded. Arrays and lists of
-            frames are taken as sampled unless `do_sample_frames=True`.
+            frames count as sampled already, unless `do_sample_frames=True`.
         do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in `transformers`. The factor
-            is that of whole numbers.
+            applies to integers.
 
     Returns (called with `videos`):
         `pixel_values_videos`, float32 `[F, 3, height, width]`: the frames of all videos, one after another.
 
     Raises:
         `ValueError`: for no frames, another shape, values that are not finite or out of range, or an option that is
-        not supported.
+            not supported.
     """
 
     resample = 3
@@ -148,8 +148,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         """Frames of one video, `[F, 3, H, W]` of its own dtype; a path, URL or file is decoded.
 
         Args:
-            fps, num_frames: decode at `fps` (the processor's own when neither is given), or `num_frames` frames evenly
-                spread over the video.
+            fps, num_frames: decode at `fps`, or this many evenly spaced frames; at the processor's fps by default.
             do_sample_frames: `False` without these two decodes every frame.
         """
         if is_video_source(video):
@@ -167,7 +166,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
                 )
             video = stack_frames(video)
         if isinstance(video, np.ndarray) and video.dtype.kind in "biuf":
-            # torch has no negative strides and wants memory that it may write to.
+            # torch has no negative strides, and needs writable memory.
             video = torch.from_numpy(np.require(video, requirements=["C", "W"]))
         if not isinstance(video, torch.Tensor):
             raise ValueError(f"a video must be a path, URL, file, numbers or a list of frames, got {shown(video)}")
@@ -184,7 +183,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         if options["num_frames"] is not None:
             kwargs.setdefault("fps", None)  # for transformers, which refuses both
         videos = [self.load_video(video, **options) for video in videos]
-        # transformers would guess these from shapes, and fails for frames of 1 or 3 pixels.
+        # transformers would guess these from shapes, which fails for frames of 1 or 3 pixels.
         kwargs |= {"input_data_format": "channels_first", "do_convert_rgb": False}
         if kwargs.get("video_metadata") is None:
             kwargs["video_metadata"] = [
@@ -193,8 +192,8 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         return super().preprocess(videos, **kwargs)
 
     def to_pixels(self, frames: torch.Tensor) -> torch.Tensor:
-        """What `preprocess` makes of one video `[F, 3, H, W]` with the processor's own options, which are not checked
-        anew: for streams, frame by frame."""
+        """As `preprocess` of one video `[F, 3, H, W]` with the processor's own options, but without checking them, for
+        streams that come frame by frame. Returns float32 `[F, 3, height, width]`."""
         options = {name: getattr(self, name) for name in FRAME_OPTIONS}
         if not hasattr(options["size"], "height"):
             options["size"] = SizeDict(**options["size"])
@@ -258,17 +257,17 @@ def in_chunks(frames: torch.Tensor) -> tuple[torch.Tensor, ...]:
 
 
 @functools.lru_cache(16)
-@torch.inference_mode(False)  # others may want gradients through what is kept
+@torch.inference_mode(False)  # cached tensors may be used with gradients later
 def of_channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
-    """float32 `[3 or 1, 1, 1]`. Kept, since bringing it to a GPU waits for all that the GPU has yet to do."""
+    """float32 `[3 or 1, 1, 1]`. Cached, since copying it to a GPU waits for all work of the GPU."""
     return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 @functools.lru_cache(16)
 @torch.inference_mode(False)
 def resizing(old: int, new: int, black: tuple[int, int], mode: str, device: torch.device) -> torch.Tensor:
-    """float32 `[black + new + black, old]`: resizing is linear, so it is what it makes of the identity, with rows of
-    zeros for what is black before and after."""
+    """The matrix of resizing, float32 `[black + new + black, old]`: resizing is linear, so this is the resized
+    identity matrix, with rows of zeros for the black bars."""
     matrix = interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True)[0, 0]
     return pad(matrix, (0, 0, *black)).to(device)
 
@@ -276,7 +275,7 @@ def resizing(old: int, new: int, black: tuple[int, int], mode: str, device: torc
 @functools.lru_cache(16)
 @torch.inference_mode(False)
 def scale_and_shift(factor: float, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
-    """Rescaling and normalising as one product and one sum: float32 `[3 or 1, 1, 1]` each."""
+    """Rescaling and normalising as one factor and one summand, float32 `[3 or 1, 1, 1]` each."""
     mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
     return (factor / std).float().to(device), (-mean / std).float().to(device)
 
@@ -290,8 +289,8 @@ def resize_frames(frames: torch.Tensor, size: Any, resample: int, do_pad: bool) 
 
 
 def placed(old_size: tuple[int, int], size: Any, resample: int, do_pad: bool) -> tuple[tuple[int, int], ...]:
-    """The size (height, width) that frames get within `size`, and how much black lies before and after them on each of
-    the two axes."""
+    """The size (height, width) of resized frames within `size`, and the widths of the black bars before and after them
+    on each of the two axes."""
     if not (size.height and size.width):
         raise ValueError(f"`size` must be {{'height': int, 'width': int}}, got {shown(size)}")
     if resample not in INTERPOLATIONS:
@@ -315,9 +314,8 @@ def pixels_by_products(
     image_std: Any,
     **kwargs,
 ) -> torch.Tensor:
-    """What `_preprocess_frames` makes of uint8 frames that are resized and rescaled, but for rounding. On a GPU the
-    launches are what takes time for a frame, and here they are five: the black around a frame is zeros in the matrices
-    that resize it."""
+    """As `_preprocess_frames` of uint8 frames that are resized and rescaled, up to rounding. It has only five kernel
+    launches, which take most of the time of a frame on a GPU; zeros in the resizing matrices make the black bars."""
     new_size, *black = placed(frames.shape[-2:], size, resample, do_pad)
     rows, columns = (
         resizing(*sides, INTERPOLATIONS[resample], frames.device)

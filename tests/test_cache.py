@@ -37,7 +37,7 @@ def test_any_cuts_at_frame_boundaries_give_one_pass(name, implementation):
         assert cache.num_frames.tolist() == [5]
 
 
-def test_a_piece_of_vision_alone_leaves_an_early_exit_layer_with_nothing_to_do():
+def test_a_call_of_vision_tokens_only_skips_an_early_exit_layer():
     model = tiny_model(1, vision_routing="early_exit", early_exit_layer=1)
     cache = MoDCache(model.config)
     frame = {"input_ids": torch.full((1, 5), VIDEO), "video_features": torch.randn(1, 5, 16)}
@@ -62,7 +62,7 @@ def test_routed_layers_hold_only_what_they_kept(ratio, kept):
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
-def test_rollback_to_a_position_is_never_having_gone_on(name):
+def test_rollback_equals_never_having_continued(name):
     seed = 20 + list(ROUTINGS).index(name)
     model = tiny_model(seed, **ROUTINGS[name])
     _, (row,) = random_batch(model, seed, [4])
@@ -82,7 +82,7 @@ def test_rollback_to_a_position_is_never_having_gone_on(name):
         assert_near(model(**rest, past_key_values=cache).logits, model(**row).logits[:, cut:])
 
 
-def test_rows_roll_back_each_to_its_own_position():
+def test_each_row_rolls_back_to_its_own_position():
     model = tiny_model(3)
     batch, rows = random_batch(model, 3, [3, 0, 2])
     ends = batch["attention_mask"].sum(1)
@@ -98,7 +98,7 @@ def test_rows_roll_back_each_to_its_own_position():
 
 
 @pytest.mark.parametrize("name", ["learned", "random", "early exit", "layer skip"])
-def test_a_padded_batch_streams_on_as_each_row_alone(name):
+def test_a_padded_batch_continues_as_each_row_alone(name):
     """Rows with different numbers of frames in every call, some with none."""
     model = tiny_model(4, **ROUTINGS[name])
     calls = [random_batch(model, 40 + i, counts) for i, counts in enumerate([[2, 0, 1], [0, 3, 1], [1, 0, 0]])]
@@ -112,7 +112,7 @@ def test_a_padded_batch_streams_on_as_each_row_alone(name):
     assert cache.next_position.tolist() == [int(c.next_position) for c in alone]
 
 
-def test_a_mask_over_all_seen_tokens_is_one_over_the_new_ones():
+def test_a_mask_over_all_tokens_equals_one_over_the_new_tokens():
     model = tiny_model(5)
     first, _ = random_batch(model, 50, [1, 2])
     second, _ = random_batch(model, 51, [2, 0])
@@ -141,7 +141,7 @@ def test_rows_are_reordered_repeated_and_selected():
             assert_near(logits[index], expected[row])
 
 
-def test_crop_takes_tokens_off_the_end_and_reset_all_of_them():
+def test_crop_removes_the_last_tokens_and_reset_all():
     model = tiny_model(7)
     batch, _ = random_batch(model, 7, [2, 3])
     cache = model(**batch).past_key_values

@@ -70,7 +70,7 @@ def test_a_video_is_sampled_at_the_sessions_rate(checkpoint, kind):
     assert len(session.push(str(path))) >= 7 and session.time == 2 * times[-1] + 2.5  # goes on after what was
 
 
-def test_a_video_that_can_not_be_pushed(checkpoint, tmp_path):
+def test_a_video_that_cannot_be_pushed(checkpoint, tmp_path):
     session = checkpoint[0].stream(checkpoint[1])
     with pytest.raises(FileNotFoundError, match="there is no video"):
         session.watch(str(tmp_path / "a.mp4"))
@@ -80,7 +80,7 @@ def test_a_video_that_can_not_be_pushed(checkpoint, tmp_path):
 
 
 @pytest.mark.parametrize("seed", [31, 32, 33])
-def test_blocks_are_one_by_one(checkpoint, seed):
+def test_blocks_equal_single_frames(checkpoint, seed):
     """Also where the model speaks after many frames, so that blocks are cut and doubled again."""
     frames, times = clip(seed)
     frames, times = np.concatenate([frames, frames]), [*times, *(times[-1] + 0.5 + time for time in times)]
@@ -116,7 +116,7 @@ def test_watched_frames_tell_what_each_layer_kept(checkpoint):
 
 
 @pytest.mark.parametrize("seed", [35, 36])
-def test_fork_and_original_go_on_alike_and_apart(checkpoint, seed):
+def test_fork_and_original_are_independent(checkpoint, seed):
     frames, times = clip(seed)
     cut = random.Random(seed).randrange(1, len(frames))
     whole = checkpoint[0].stream(checkpoint[1])
@@ -140,7 +140,7 @@ def restore_and_go_on(path: str, seed: str, cut: str) -> dict:
     return {"events": [vars(event) for event in events], "stats": {**session.stats, "seconds": None}}
 
 
-def test_saved_and_restored_in_another_process_is_uninterrupted(checkpoint, tmp_path):
+def test_restored_in_another_process_it_continues_as_uninterrupted(checkpoint, tmp_path):
     seed = 37
     frames, times = clip(seed)
     cut = 7
@@ -298,7 +298,7 @@ def test_answers_come_token_by_token(checkpoint):
 
 
 @pytest.mark.parametrize("how", ["close", "push", "fork", "never begun"])
-def test_a_cancelled_answer_is_what_was_heard_of_it(checkpoint, how):
+def test_a_cancelled_answer_ends_with_its_last_piece(checkpoint, how):
     """The stream then holds the words that came out, as if the answer had ended there."""
     model, processor = checkpoint
     frames, times = clip(42)
@@ -322,7 +322,7 @@ def test_a_cancelled_answer_is_what_was_heard_of_it(checkpoint, how):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_a_watch_that_is_left_stays_at_its_last_frame(checkpoint, stop):
+def test_closing_watch_early_keeps_the_watched_frames(checkpoint, stop):
     frames, times = clip(43)
     session, other = (checkpoint[0].stream(checkpoint[1]) for _ in range(2))
     for count, _ in enumerate(session.watch(frames, times), start=1):
@@ -358,7 +358,7 @@ def test_a_failed_call_leaves_no_trace(checkpoint, failing_layer, after):
 
 
 @pytest.mark.parametrize("failing_call", [2, 3, 5])
-def test_a_failure_while_it_speaks_takes_the_frame_back(checkpoint, failing_call):
+def test_a_failure_while_speaking_rolls_the_frame_back(checkpoint, failing_call):
     model, processor = checkpoint
     frames, times = clip(44)
     session, other, calls = model.stream(processor), model.stream(processor), []
@@ -396,7 +396,7 @@ main()
 """
 
 
-def test_a_loop_that_is_left_is_closed_at_once(checkpoint):
+def test_leaving_a_loop_closes_it_at_once(checkpoint):
     code = LEAVES_A_LOOP.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count("Error") == 0, done.stderr
@@ -407,7 +407,7 @@ def test_a_loop_that_is_left_is_closed_at_once(checkpoint):
     assert session.cache.num_frames.tolist() == [3]  # not only at the next call
 
 
-def test_times_are_the_same_to_the_last_bit(checkpoint):
+def test_times_are_bitwise_equal(checkpoint):
     model, processor = checkpoint
     frames = np.zeros((9, 8, 8, 3), np.uint8)
     processor.video_processor.fps = 3.0
@@ -449,7 +449,7 @@ def test_reset_is_a_new_session(checkpoint):
 
 
 @pytest.mark.parametrize("keep_ratio", [0.1, 0.5, 1.0])
-def test_sessions_have_keep_ratios_of_their_own(checkpoint, keep_ratio):
+def test_sessions_have_their_own_keep_ratio(checkpoint, keep_ratio):
     model, processor = checkpoint
     frames, times = clip(46)
     session, plain = model.stream(processor, keep_ratio=keep_ratio, speak_threshold=0), model.stream(processor)
@@ -490,7 +490,7 @@ def test_greedy_generation_config_is_the_default(checkpoint):
     assert_same_events(checkpoint[0].stream(checkpoint[1], generation_config=config).push(frames, times), expected)
 
 
-def test_sampling_is_reproducible_and_goes_on_after_fork_and_load(checkpoint, tmp_path):
+def test_sampling_is_reproducible_and_continues_after_fork_and_load(checkpoint, tmp_path):
     config = GenerationConfig(do_sample=True, temperature=3.0, max_new_tokens=12)
     frames, times = clip(49)
     texts = set()
