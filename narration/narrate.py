@@ -3,34 +3,28 @@
 import math
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from time import perf_counter
-from typing import TYPE_CHECKING
 
 import numpy as np
-from tqdm import tqdm
 
 from ..loading.find import find_checkpoint
 from ..sources.source import Source, open_source
 from .options import NarrateOptions, Query, stated_fps
-from .writers import OutputFile, file_writer
+from .outputs import Outputs
 
-if TYPE_CHECKING:  # torch is slow to import, and an error should come at once
-    from ..sources.live import LiveWatch
-    from ..speaking import StreamEvent
-
-BLOCK_FRAMES = 16  # of a recorded video that are pushed together
+BLOCK_FRAMES = 16  # frames of a recorded video that are watched together, at most
 BLOCK_PIXELS = 16 * 1920 * 1080
 
 
 class Narration:
     """
-    Lets a session watch a source, asks it questions at their times, and hands on what comes out.
+    Lets a session watch a source, asks questions at their times, and passes on events and frames.
 
     Args:
         session (`StreamingSession`), source (`Source`).
-        fps (`float`): of the source's frames.
-        queries (`list[Query]`): instructions, put before everything, and questions with their times.
+        fps (`float`): frames per second of the source.
+        queries (`list[Query]`): instructions, which come first, and questions with their times.
         on_event (`Callable[[StreamEvent], None]`): called with each event as it is made.
         on_frame (`Callable`): called with each frame, uint8 `[H, W, 3]`, and its `WatchedFrame`.
     """
@@ -40,7 +34,7 @@ class Narration:
     ):
         self.session, self.source, self.fps = session, source, fps
         self.on_event, self.on_frame = on_event, on_frame
-        self.decode_seconds = 0.0
+        self.decode_seconds, self._start = 0.0, perf_counter()
         self._failure: Exception | None = None
         for query in queries:
             if query.time is None:
@@ -48,11 +42,11 @@ class Narration:
         self._questions = sorted((q for q in queries if q.time is not None), key=lambda q: q.time)
 
     def run(self) -> None:
-        """Until the source ends and the last question is answered.
+        """Narrate until the source has ended and the last question is answered.
 
         Raises:
-            `ValueError`, `OSError`: as the source and the session do, after everything that was decoded has been
-                watched; `ValueError` too if the source ended long before its stated duration.
+            `ValueError`, `OSError`: from the source and the session, after all decoded frames have been watched.
+            `ValueError`: if the source ended long before its stated duration.
         """
         block: list[tuple[np.ndarray, float]] = []
         time = 0.0
@@ -72,12 +66,23 @@ class Narration:
         self._ask_until(float("inf"))
         self._check_end(time)
 
+    def stats(self) -> dict:
+        """The session's statistics so far, with the seconds of decoding and of everything."""
+        found = dict(self.session.stats)
+        seconds = {"decode": self.decode_seconds, **found["seconds"], "all": perf_counter() - self._start}
+        keep_ratio = self.session.keep_ratio
+        return {
+            **found,
+            "seconds": seconds,
+            "keep_ratio": self.session.model.keep_ratio if keep_ratio is None else keep_ratio,
+        }
+
     def _decoded(self) -> Iterator[tuple[np.ndarray, float]]:
         while True:
             start = perf_counter()
             try:
                 frame = next(self.source.frames, None)
-            except (ValueError, OSError) as error:  # after what was decoded has been watched
+            except (ValueError, OSError) as error:  # raised once the decoded frames have been watched
                 frame, self._failure = None, error
             self.decode_seconds += perf_counter() - start
             if frame is None:
@@ -105,14 +110,24 @@ class Narration:
 
 
 class LiveNarration(Narration):
-    """The same of a live source, until it ends or is broken off. `watch` (`LiveWatch`): of the session and source."""
+    """
+    Narrates a live source until it ends or is interrupted.
 
-    def __init__(self, watch: "LiveWatch", queries: list[Query], on_event: Callable, on_frame: Callable):
-        super().__init__(watch.session, Source("", iter(())), watch.source.fps, queries, on_event, on_frame)
-        self.live = watch
+    Args:
+        when_behind (`str`): `"drop"` or `"wait"`, see `LiveWatch`; the others as of `Narration`.
+    """
+
+    def __init__(self, *args, when_behind: str = "drop"):
+        super().__init__(*args)
+        from ..sources.live import LiveWatch
+
+        self.live = LiveWatch(self.session, self.source.live, when_behind)
+
+    def stats(self) -> dict:
+        return {**super().stats(), "live": self.live.stats}
 
     def run(self) -> None:
-        """Raises as the stages of `LiveWatch` do, after everything before has been watched."""
+        """Raises what a stage of `LiveWatch` raised, after the frames before it have been watched."""
         with self.live:
             for block in self.live.blocks():
                 while block:
@@ -129,7 +144,7 @@ class LiveNarration(Narration):
 
 @contextmanager
 def readable_memory_errors() -> Iterator[None]:
-    """Say in one sentence that the device is full, where torch says much."""
+    """Replace torch's long message about a full device by one sentence that says what helps."""
     import torch
 
     try:
@@ -141,107 +156,66 @@ def readable_memory_errors() -> Iterator[None]:
 
 
 def narrate(options: NarrateOptions, load: Callable = NarrateOptions.load, echo: Callable | None = None) -> dict:
-    """Narrate `options.source` as the options say; returns the statistics of the last line of `jsonl`.
+    """Narrate `options.source`.
 
     Args:
         load (`Callable[[NarrateOptions], tuple]`): returns `(model, processor)`.
-        echo (`Callable[[StreamEvent], None]`, *optional*): called with each event too.
+        echo (`Callable[[StreamEvent], None]`, *optional*): called with each event, besides writing it.
+
+    Returns:
+        The statistics, as in the last line of the format `jsonl`.
 
     Raises:
-        `ValueError`, `OSError`, `ImportError`, `MemoryError`: naming what is wrong; what was written before is whole.
+        `ValueError`, `OSError`, `ImportError`, `MemoryError`: naming what is wrong; files that were begun stay whole.
     """
     options.check()
     queries = options.parsed_queries()
     quiet_decoder()
     if options.output is None and sys.stdout is None:
         raise OSError("there is no standard output to write to; give `--output`")
-    # a source that cannot be read is known before a model is loaded, and before an output is begun
+    # the source is opened first: if it cannot be read, no model is loaded and no output begun
     fps = options.fps or stated_fps(find_checkpoint(options.model).base)
     source = open_source(options.source, fps, options.when_behind, options.limits)
     with readable_memory_errors():
         model, processor = load(options)
+        session = open_session(options, model, processor)
+        letterbox = processor.video_processor.do_pad
+        with Outputs(options, source, model.config, letterbox, fps, echo) as outputs:
+            arguments = (session, source, fps, queries, outputs.event, outputs.frame)
+            if source.live is None:
+                narration = Narration(*arguments)
+            else:
+                narration = LiveNarration(*arguments, when_behind=options.when_behind or "drop")
+            try:
+                narration.run()
+            except BaseException:
+                if source.live is not None:  # a live stream usually ends by an interrupt
+                    outputs.finish(narration.stats())
+                raise
+            stats = narration.stats()
+            outputs.finish(stats)
+            return stats
+
+
+def open_session(options: NarrateOptions, model, processor):
+    """A `StreamingSession` with the options of the command."""
     from ..memory import frames_in_context  # as slow to import as the model
 
-    session = model.stream(
+    return model.stream(
         processor,
         speak_threshold=options.threshold,
         keep_ratio=options.keep_ratio,
         max_cached_frames=options.max_cached_frames or frames_in_context(model.config),
     )
 
-    with ExitStack() as stack:
-        stack.enter_context(readable_memory_errors())
-        file = sys.stdout
-        if options.output is not None:
-            file = stack.enter_context(OutputFile(options.output))
-        writer = file_writer(options.output_format, file)
-        stack.callback(writer.close)
-        overlay = None
-        if options.overlay is not None:
-            from .overlay import OverlayVideo
-
-            overlay = OverlayVideo(
-                options.overlay, model.config, fps, options.threshold, processor.video_processor.do_pad
-            )
-            stack.callback(overlay.close)
-        bar = stack.enter_context(progress_bar(source))
-
-        def on_event(event: "StreamEvent") -> None:
-            with bar.external_write_mode():
-                writer.event(event)
-                if echo is not None:
-                    echo(event)
-            if overlay is not None:
-                overlay.event(event)
-
-        def on_frame(image: np.ndarray, watched) -> None:
-            writer.reached(watched.time)
-            if overlay is not None:
-                overlay.frame(image, watched)
-            bar.update(min(watched.time + 1 / fps, source.duration or math.inf) - bar.n)
-
-        start, live = perf_counter(), None
-        if source.live is None:
-            narration = Narration(session, source, fps, queries, on_event, on_frame)
-        else:
-            from ..sources.live import LiveWatch
-
-            live = LiveWatch(session, source.live, options.when_behind or "drop")
-            narration = LiveNarration(live, queries, on_event, on_frame)
-
-        def stats() -> dict:
-            found = dict(session.stats)
-            found["seconds"] = {"decode": narration.decode_seconds, **found["seconds"], "all": perf_counter() - start}
-            found["keep_ratio"] = model.keep_ratio if options.keep_ratio is None else options.keep_ratio
-            return found if live is None else found | {"live": live.stats}
-
-        try:
-            narration.run()
-        except BaseException:
-            if live is not None:  # which most often ends by being broken off
-                writer.close(stats())
-            raise
-        result = stats()
-        writer.close(result)
-        return result
-
 
 def quiet_decoder() -> None:
-    """FFmpeg's own messages go nowhere: what matters of them comes back as an error."""
+    """Silence FFmpeg's own messages: what matters comes back as an error."""
     try:
         import av
     except ImportError:
-        return  # said by the source that needs it
+        return  # the source that needs it says so
     av.logging.set_level(av.logging.PANIC)
-
-
-def progress_bar(source: Source) -> tqdm:
-    """Of seconds of the stream, on standard error, if somebody looks at it."""
-    layout = "{desc}: {n:.1f} s, {elapsed} passed"
-    if source.duration:
-        layout = "{desc}: {percentage:3.0f}%|{bar}| {n:.1f} of {total:.1f} s, {elapsed} passed, {remaining} left"
-    name = source.name if len(source.name) <= 40 else "…" + source.name[-39:]
-    return tqdm(total=source.duration, desc=name, disable=None, bar_format=layout, dynamic_ncols=True)
 
 
 __all__ = ["Narration", "narrate"]

@@ -13,9 +13,9 @@ from ..conversation import check_text
 from ..data.files import STANDARD
 from ..decoding import DEFAULT_FPS
 from ..loading.options import ModelOptions
+from ..sources.live import WHEN_BEHIND
 
 FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".vtt": "vtt", ".srt": "srt"}
-WHEN_BEHIND = ("drop", "wait")
 MAX_FPS = 1000.0
 
 
@@ -87,7 +87,7 @@ class NarrateOptions(ModelOptions):
         Literal["text", "jsonl", "vtt", "srt"] | None,
         "format of the events (default: by the ending of --output, else text)",
     ] = None
-    output: Annotated[Path | None, "file for the events, - for standard output (the default)"] = None
+    output: Annotated[Path | None, "file for the events, or - (default: standard output)"] = None
     overlay: Annotated[
         Path | None,
         "also write a video that shows the kept tokens, P(silence) and the events",
