@@ -16,11 +16,10 @@ import numpy as np
 import torch
 
 from ..bench.geometries import NAMES
-from ..bench.record import commit
+from ..bench.record import commit, surroundings, write_result
 from ..bench.watching import build, synchronise
 from ..sources.live import WAITING, LiveWatch
 from ..sources.live_source import LiveCounts, LiveFrame
-from .record import surroundings, write_result
 
 WARM_UP = 3  # calls: the second captures a graph
 
