@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from .options import add_command
 
 KEEP_RATIO = "share of vision tokens that routed layers keep (default: 0.2)"
-LAYERS = "interleaved (the default), all, all_deep or interleaved_deep"
+LAYERS = "layers that route: interleaved, all, all_deep or interleaved_deep (default: interleaved)"
 
 
 @dataclass(kw_only=True)
@@ -19,7 +19,7 @@ class BuildOptions:
         str | None, "name of a GGUF file in the folder of the language model", {"metavar": "NAME"}
     ] = None
     mod_keep_ratio: Annotated[float | None, KEEP_RATIO, {"flag": "--keep-ratio", "metavar": "R"}] = None
-    mod_layers: Annotated[str | None, f"layers that route: {LAYERS}", {"metavar": "LAYERS"}] = None
+    mod_layers: Annotated[str | None, LAYERS, {"metavar": "LAYERS"}] = None
     no_class_token: Annotated[
         bool, "leave out the class token of each frame, as for a tower without a pooling head"
     ] = False
@@ -40,7 +40,7 @@ class ConvertOptions:
     )
     mod: Annotated[bool, "add routers (default: every layer sees every token)"] = False
     mod_keep_ratio: Annotated[float | None, KEEP_RATIO, {"flag": "--keep-ratio", "metavar": "R"}] = None
-    mod_layers: Annotated[str | None, f"layers that route: {LAYERS}", {"metavar": "LAYERS"}] = None
+    mod_layers: Annotated[str | None, LAYERS, {"metavar": "LAYERS"}] = None
 
 
 def add(commands) -> None:

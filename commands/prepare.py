@@ -15,13 +15,15 @@ class PrepareOptions:
     dataset: Annotated[str, "ego4d, goalstep, coin or egoexo4d"]
     annotations: Annotated[Path, "the JSON file of the data set"]
     _: KW_ONLY
-    task: Annotated[str, "narration, chat, lta, step, task, next, procedure, ..."]
+    task: Annotated[
+        str, "narration, chat, lta, step, task, next, procedure, procedure+ or keystep, depending on the data set"
+    ]
     videos: Annotated[Path, "folder of the videos", {"metavar": "FOLDER"}]
     output: Annotated[Path, "the JSONL file, or - for standard output", {"metavar": "FILE.jsonl"}]
     subset: Annotated[
         str | None, "only this subset: train, val or test; for COIN training, testing, test or validation"
     ] = None
-    missing: Annotated[str, "stop when videos are missing (the default), or skip them"] = "stop"
+    missing: Annotated[str, "when videos are missing, stop or skip them (default: stop)"] = "stop"
     camera: Annotated[
         str | None, "for egoexo4d, a camera such as cam01 (default: the first egocentric view of each take)"
     ] = None

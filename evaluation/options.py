@@ -17,12 +17,12 @@ class EvaluateOptions(ModelOptions):
         `ValueError`, `OSError`, `ImportError`: from `check`, naming the option.
     """
 
-    task: Annotated[str, "narration, chat, step, task, next, procedure, lta, ..."]
+    task: Annotated[str, "narration, chat, step, task, next, procedure, procedure+, lta or keystep"]
     data: Annotated[
         Path | None, "streams, as `prepare` writes them (default: the procedural world)", {"metavar": "FILE.jsonl"}
     ] = None
-    level: Annotated[str | None, "level of the procedural world: basic (the default), hard or hard_small"] = None
-    split: Annotated[str | None, "split of the world's seeds: validation (the default), test or train"] = None
+    level: Annotated[str | None, "level of the procedural world: basic, hard or hard_small (default: basic)"] = None
+    split: Annotated[str | None, "split of the world's seeds: train, validation or test (default: validation)"] = None
     first_seed: Annotated[int | None, "first seed of the world, instead of --split", {"metavar": "SEED"}] = None
     questions: Annotated[int | None, "questions asked in each stream of the world (default: 1)", {"metavar": "N"}] = (
         None

@@ -1,4 +1,4 @@
-"""`videollm-mod demo`: two clips that come with the package, narrated, with subtitles and an overlay video each."""
+"""`videollm-mod demo`: narrates the two clips of the package, with subtitles and an overlay video each."""
 
 import json
 import sys
@@ -15,19 +15,19 @@ from .writers import file_writer
 
 CLIPS = {
     "world.mp4": (
-        "a stream of the world that this checkpoint has learned, though not this stream",
+        "a stream of the procedural world; the checkpoint has learned other streams of it",
         ["How many objects are there?@6", "What happened last?@9.5"],
     ),
     "cup.mp4": (
-        "a real clip: of such things this checkpoint knows nothing, it says the few words it has",
+        "a real clip; the checkpoint has never seen such things and says the few words it knows",
         ["What is at the center?@4"],
     ),
 }
 
 
 def demo(output: Path) -> None:
-    """Narrate the bundled clips, printing events as they come, and write subtitles, `NAME.srt`, and the overlay video,
-    `NAME.overlay.mp4`, of each to the folder `output`, which is made.
+    """Narrate the clips of the package, print their events, and write subtitles (`NAME.srt`) and an overlay video
+    (`NAME.overlay.mp4`) of each to the folder `output`, which is created.
 
     Raises:
         `OSError`: if a file cannot be written.
@@ -54,12 +54,12 @@ def demo(output: Path) -> None:
 
 
 def compared(truth: Path, events: list[StreamEvent]) -> str:
-    """How many narrations are those of the clip's ground truth."""
+    """How many narrations agree with the ground truth of the clip."""
     turns = json.loads(truth.read_text(encoding="utf-8"))["turns"]
     true = [(turn["time"], turn["content"]) for turn in turns]
     said = [(event.time, event.text) for event in events if event.kind == "narration"]
     exact = sum(any(text == words and abs(time - when) <= 0.25 for when, words in said) for time, text in true)
-    return f"the same words at the same frame as the truth: {exact} of {len(true)}; besides these {len(said) - exact}"
+    return f"narrations equal to the ground truth: {exact} of {len(true)}; other narrations: {len(said) - exact}"
 
 
 __all__ = ["demo"]

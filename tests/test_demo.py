@@ -21,7 +21,7 @@ def test_the_demo_narrates_both_clips(tmp_path, capsys):
     truth = json.loads((ROOT / "media" / "world.jsonl").read_text())["turns"]
     for turn in truth:
         assert f"{turn['time']:8.1f} s  {turn['content']}\n" in printed
-    assert f"the same words at the same frame as the truth: {len(truth)} of {len(truth)}; besides these 0" in printed
+    assert f"narrations equal to the ground truth: {len(truth)} of {len(truth)}; other narrations: 0" in printed
     assert printed.count("routing over") == printed.count("  cache  ") == printed.count("  language model  ") == 2
     for name, frames in {"world": 31, "cup": 17}.items():
         assert len(decode_video(tmp_path / "demo" / f"{name}.overlay.mp4", 2)[0]) == frames
@@ -31,8 +31,8 @@ def test_the_demo_narrates_both_clips(tmp_path, capsys):
         assert shown == len(said) > 0
 
 
-def test_the_world_clip_is_its_seed():
-    """What media/README.md says it was made with."""
+def test_the_world_clip_is_made_from_its_seed():
+    """As media/README.md states."""
     truth = json.loads((ROOT / "media" / "world.jsonl").read_text())["turns"]
     assert [(turn["time"], turn["content"]) for turn in truth] == world_stream(7).narrations
     frames, _ = decode_video(ROOT / "media" / "world.mp4", 2)
