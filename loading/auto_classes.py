@@ -1,8 +1,8 @@
-"""Makes this package known to the Auto classes of transformers, as soon as they are there.
+"""Registers this package with the Auto classes of transformers when these are imported.
 
-`import videollm_mod` must not wait for transformers and torch, and the Auto classes are asked for later or never. So
-imports of both packages are watched: once a module with Auto classes is there, and no module is half imported any
-more, the module of this package that belongs to it is imported, and the two are brought together.
+`import videollm_mod` must not import transformers and torch, and the Auto classes may be imported later or never. So
+imports of both packages are watched. Once a module of Auto classes has been imported, and no watched import is still
+under way, the matching module of this package is imported and registered.
 """
 
 import sys
@@ -31,7 +31,7 @@ MODEL_OF = {
 
 
 def register(auto: ModuleType, own: ModuleType) -> None:
-    """Bring a module of transformers and the one of ours that belongs to it together."""
+    """Register the classes of `own`, a module of this package, with the Auto classes of `auto`."""
     config = import_module(OWN[CONFIGURATION]).VideoLLMMoDConfig
     if auto.__name__ == CONFIGURATION:
         auto.AutoConfig.register(config.model_type, config, exist_ok=True)
@@ -45,17 +45,17 @@ def register(auto: ModuleType, own: ModuleType) -> None:
 
 
 class Watcher(MetaPathFinder):
-    """Finds what others find, and brings modules together after their import."""
+    """Finds modules through the other finders, and registers after their import."""
 
     def __init__(self):
-        self._under_way: set[str] = set()  # watched modules that are half imported
+        self._under_way: set[str] = set()  # watched modules whose import is under way
         self._registered: set[str] = set()
         self._searched: set[str] = set()
 
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] not in ("transformers", PACKAGE) or name in self._searched:
             return None
-        self._searched.add(name)  # others may ask all finders too
+        self._searched.add(name)  # another finder may also ask all finders
         try:
             others = (finder for finder in sys.meta_path if finder is not self and hasattr(finder, "find_spec"))
             spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target))), None)
@@ -74,7 +74,7 @@ class Watcher(MetaPathFinder):
         self.settle()
 
     def settle(self) -> None:
-        """Register with the Auto classes that are there, if nothing is half imported."""
+        """Register with the Auto classes that are imported, unless an import is still under way."""
         for auto, own in OWN.items():
             if not self._under_way and auto in sys.modules and auto not in self._registered:
                 self._registered.add(auto)
@@ -82,7 +82,7 @@ class Watcher(MetaPathFinder):
 
 
 class WatchedLoader(Loader):
-    """The loader of a module that is watched; it leaves no trace of itself in the module."""
+    """The loader of a watched module; it leaves no trace in the module."""
 
     def __init__(self, loader: Loader, watcher: Watcher):
         self._loader, self._watcher = loader, watcher
@@ -99,7 +99,7 @@ class WatchedLoader(Loader):
 
 
 def register_on_import() -> None:
-    """Register with the Auto classes that are imported, and with the others once they are."""
+    """Register with the Auto classes that are imported already, and with the others when they are."""
     watcher = Watcher()
     sys.meta_path.insert(0, watcher)
     watcher.settle()

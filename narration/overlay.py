@@ -1,4 +1,4 @@
-"""A video of what the model saw: over each frame the patches that routed layers kept, below it what was said.
+"""A video of what the model saw: the patches that routed layers kept, and below them what the model said.
 
 On the left is the frame as the model sees it, letterboxed; the more routed layers kept a cell, the brighter it is. On
 the right are the cells that each routed layer kept, and the probability of silence over time. Below are that of this
@@ -28,12 +28,12 @@ CURVE = 104  # height of the curve of silence below the panel of layers
 SHOWN_FRAMES = 32  # of that curve
 BACKGROUND, TEXT, FAINT, ACCENT, QUIET = (16, 18, 24), (240, 240, 240), (130, 135, 150), (255, 190, 60), (90, 170, 250)
 BORDER = (70, 74, 88)
-LONGEST = 400  # characters of a text of which the beginning is drawn
+LONGEST = 400  # characters; longer texts are cut
 SKIPPED = 0.4  # brightness of a cell that a layer skipped
 
 
 def kept_cells(kept: np.ndarray, grid: tuple[int, int], has_class_token: bool) -> np.ndarray:
-    """bool `[h, w]`: which cells of the grid are among the kept tokens. kept: int `[k]`, indices of the N tokens."""
+    """Which cells of the grid a layer kept, bool `[h, w]`; `kept`: int `[k]`, indices of the N tokens."""
     cells = np.zeros(grid[0] * grid[1], dtype=bool)
     index = kept - int(has_class_token)
     cells[index[index >= 0]] = True
@@ -41,21 +41,21 @@ def kept_cells(kept: np.ndarray, grid: tuple[int, int], has_class_token: bool) -
 
 
 def spread(cells: np.ndarray, side: int) -> np.ndarray:
-    """`[h, w]` to `[side, side]`, each value over its cell."""
+    """Enlarge `[h, w]` to `[side, side]`; each value fills its cell."""
     rows, columns = (np.arange(side) * count // side for count in cells.shape)
     return cells[rows][:, columns]
 
 
 class OverlayVideo:
     """
-    An H.264 video in fragments of a second: whatever is written of it plays, also after a kill.
+    An H.264 video in fragments of one second, so that even the file of a killed process plays.
 
     Args:
         path: of an .mp4 file.
         config (`VideoLLMMoDConfig`): of the model.
-        fps (`float`): of the frames to come.
-        speak_threshold (`float`): drawn beside the probability of silence.
-        letterbox (`bool`): the model sees frames padded to a square, not stretched.
+        fps (`float`): frames per second.
+        speak_threshold (`float`): marked on the bar of the probability of silence.
+        letterbox (`bool`): frames are padded to a square, not stretched.
     """
 
     def __init__(self, path: Path, config, fps: float, speak_threshold: float, letterbox: bool = True):
@@ -77,11 +77,11 @@ class OverlayVideo:
             self._stream = self._container.add_stream("libx264", rate=rate)
             self._stream.width, self._stream.height = SIDE + PANEL, SIDE + STRIP
             self._stream.pix_fmt = "yuv420p"
-            # a key frame a second, and no frames held back
+            # one key frame per second, and no frames held back
             self._stream.options = {"crf": "20", "preset": "veryfast", "tune": "zerolatency", "g": str(math.ceil(fps))}
 
     def event(self, event: StreamEvent) -> None:
-        """Show what was said from the next frame on; a narration belongs to the frame that brought it."""
+        """Show an event from the next frame on."""
         self._unseen = True
         if not self._said or event is not self._said[0]:
             self._said.appendleft(event)
@@ -97,7 +97,7 @@ class OverlayVideo:
             self._container.mux(self._stream.encode(drawn))
 
     def close(self) -> None:
-        """End the video; what was said after the last frame is shown over it once more."""
+        """End the video; an event after the last frame is shown on a copy of that frame."""
         if self._unseen and self._last is not None:
             self.frame(self._last[0], replace(self._last[1], event=None))
         with readable_errors(str(self._path), "write"):
@@ -118,7 +118,7 @@ class OverlayVideo:
         return np.asarray(canvas)
 
     def _highlight(self, seen: np.ndarray, layers: list[np.ndarray]) -> np.ndarray:
-        """The main frame: full brightness where every routed layer kept a cell, `SKIPPED` where none did."""
+        """The main frame: fully bright where every routed layer kept a cell, `SKIPPED` where none did."""
         if not layers:
             return seen
         share = np.mean([kept_cells(kept, self.grid, self.has_class_token) for kept in layers], axis=0)
@@ -207,7 +207,7 @@ def outlined(image: np.ndarray, cells: np.ndarray, width: int = 1) -> np.ndarray
 
 
 def square(image: np.ndarray, side: int, letterbox: bool) -> np.ndarray:
-    """uint8 `[H, W, 3]` to `[side, side, 3]`, placed as the video processor places it: aspect kept, or stretched."""
+    """Make uint8 `[H, W, 3]` `[side, side, 3]`, padded or stretched as the video processor does it."""
     height, width = image.shape[:2]
     scale = side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale))) if letterbox else (side, side)
@@ -217,14 +217,14 @@ def square(image: np.ndarray, side: int, letterbox: bool) -> np.ndarray:
 
 
 def fitted(pen, text: str, font) -> str:
-    """`text`, cut to the width of the strip."""
+    """Cut `text` to the width of the strip."""
     while text and pen.textlength(text, font=font) > SIDE + PANEL - 24:
         text = text[:-4].rstrip() + "…"
     return text
 
 
 def wrapped(pen, text: str, font) -> list[str]:
-    """`text` in lines as wide as the strip."""
+    """Break `text` into lines as wide as the strip."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()

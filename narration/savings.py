@@ -1,4 +1,4 @@
-"""What routing saves on a clip: the same frames, watched once routed and once by a dense model, side by side."""
+"""What routing saves on a clip: the same frames are watched with routing and by the dense model."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ ROUNDS = 10
 class Savings:
     """
     Args:
-        frames (`int`): watched in silence.
+        frames (`int`): how many were watched.
         kept, tokens (`int`): vision tokens of a frame that a routed layer keeps, and all of them.
         routed_layers, layers (`int`).
-        bytes, dense_bytes (`int`): of the cache after these frames.
-        seconds, dense_seconds (`float`): of the language model over them: the fastest of `ROUNDS` runs in turns.
+        bytes, dense_bytes (`int`): size of the cache after these frames.
+        seconds, dense_seconds (`float`): time in the language model, the fastest of `ROUNDS` alternating runs.
     """
 
     frames: int
@@ -47,9 +47,9 @@ def compared(value: float, dense: float) -> str:
 
 
 def measure_savings(model, processor, frames: np.ndarray, keep_ratio: float | None = None) -> Savings:
-    """Watch `frames` (uint8 `[F, H, W, 3]`) routed and dense (`vision_routing="full"`: every token in every layer).
+    """Watch `frames` (uint8 `[F, H, W, 3]`) with routing and dense (`vision_routing="full"`).
 
-    The model never speaks here, so that both do the same work; it is left as it was.
+    The model never speaks here, so that both do the same work. Its configuration is restored at the end.
     """
     text = model.config.text_config
     routing, seconds, held = text.vision_routing, {"mod": [], "full": []}, {}

@@ -1,4 +1,4 @@
-"""Events as text, JSON lines or subtitles, written so that a file is whole at any moment."""
+"""Writers of events as text, JSON lines or subtitles. A file holds whole events at any moment."""
 
 import html
 import json
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:  # torch is slow to import, and an error should come at once
     from ..speaking import StreamEvent
 
-CUE_SECONDS = 4.0  # that a subtitle stays, unless another comes
+CUE_SECONDS = 4.0  # how long a subtitle stays, unless another one comes
 
 
 class EventWriter(ABC):
-    """Writes events in order of time; what is written is flushed, a whole event at a time.
+    """Writes events in order of time, one whole event at a time, and flushes each.
 
     Args:
-        write (`Callable[[str], None]`): takes whole lines and hands them on at once.
+        write (`Callable[[str], None]`): writes whole lines at once.
     """
 
     def __init__(self, write: Callable[[str], None]):
@@ -25,13 +25,13 @@ class EventWriter(ABC):
 
     @abstractmethod
     def event(self, event: "StreamEvent") -> None:
-        """Something was said."""
+        """Write an event."""
 
     def reached(self, time: float) -> None:  # noqa: B027 -- not every format waits for anything
-        """The stream is at `time`, in seconds, and no event before it will come."""
+        """Take note that the stream is at `time` (seconds): no earlier event will come."""
 
     def close(self, stats: dict | None = None) -> None:  # noqa: B027
-        """The stream has ended, or was broken off (without `stats`)."""
+        """End the output; without `stats` the stream was interrupted."""
 
 
 class TextWriter(EventWriter):
@@ -43,7 +43,7 @@ class TextWriter(EventWriter):
 
 
 class JsonLinesWriter(EventWriter):
-    """One object an event, in the last line `{"stats": {...}}`."""
+    """One JSON object per event; the last line is `{"stats": {...}}`."""
 
     def event(self, event: "StreamEvent") -> None:
         self._write(json.dumps(vars(event), ensure_ascii=False) + "\n")
@@ -54,8 +54,8 @@ class JsonLinesWriter(EventWriter):
 
 
 class SubtitleWriter(EventWriter):
-    """Cues that last until the next event, `CUE_SECONDS` at most; events of one time share a cue. A cue is written
-    when its end is known."""
+    """Cues last until the next event, but at most `CUE_SECONDS`; events of the same time share a cue. A cue is written
+    once its end is known."""
 
     decimal_mark = "."
 
@@ -65,7 +65,7 @@ class SubtitleWriter(EventWriter):
 
     @abstractmethod
     def escape(self, text: str) -> str:
-        """`text` so that a player shows it as it is."""
+        """Escape `text` so that a player shows it unchanged."""
 
     def event(self, event: "StreamEvent") -> None:
         if event.time > self._start:
@@ -86,7 +86,7 @@ class SubtitleWriter(EventWriter):
         if not self._lines:
             return
         start, end = (self._stamp(t) for t in (self._start, min(time, self._start + CUE_SECONDS)))
-        if start != end:  # closer than a millisecond
+        if start != end:  # unless they round to the same millisecond
             self._number += 1
             self._write("\n".join([str(self._number), f"{start} --> {end}", *self._lines]) + "\n\n")
             self._lines = []
@@ -112,7 +112,7 @@ LOOKALIKES = str.maketrans("<>{}", "\u2039\u203a()")
 
 
 class SrtWriter(SubtitleWriter):
-    """SubRip, which knows no escapes: players read tags and arrows in it, so these are broken up."""
+    """SubRip. It has no escapes and players read tags and arrows in it, so look-alikes replace their characters."""
 
     decimal_mark = ","
 
@@ -128,7 +128,7 @@ def one_line(text: str) -> str:
 
 
 class OutputFile:
-    """A file that holds whole writes only: of one that fails, as where the disk is full, nothing stays."""
+    """A file that holds whole writes only: a write that fails, on a full disk for example, leaves nothing behind."""
 
     def __init__(self, path: os.PathLike):
         self.path, self._file, self._whole = path, open(path, "wb", buffering=0), 0  # noqa: SIM115
@@ -140,7 +140,7 @@ class OutputFile:
         self._file.close()
 
     def write(self, text: str) -> None:
-        """Raises `OSError`, and again whenever something more is written after a failure."""
+        """Raises `OSError`, and again for every later write after a failure."""
         rest = memoryview(text.encode("utf-8", "replace"))
         try:
             while rest:
@@ -153,21 +153,21 @@ class OutputFile:
         self._whole += len(text.encode("utf-8", "replace"))
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing: the file is not buffered."""
 
 
 def file_writer(format: str, file: TextIO) -> EventWriter:
-    """A writer of `format` (one of `WRITERS`) into an open file: text in its own encoding, with `?` for what that does
-    not have, and the other formats in UTF-8, which they are by definition."""
+    """A writer of `format` (one of `WRITERS`) into an open file. Text takes the encoding of the file, with `?` for
+    characters that it lacks; the other formats are UTF-8 by definition."""
     encoding = (getattr(file, "encoding", None) if format == "text" else None) or "utf-8"
-    binary = None if format == "text" else getattr(file, "buffer", None)  # without the line ends of Windows too
+    binary = None if format == "text" else getattr(file, "buffer", None)  # this also avoids the line ends of Windows
 
     def write(text: str) -> None:
         content = text.encode(encoding, "replace")
         if binary is None:
             file.write(content.decode(encoding))
         else:
-            file.flush()  # what others wrote before
+            file.flush()  # what was written before as text
             binary.write(content)
         file.flush()
 

@@ -1,5 +1,5 @@
-"""What a web server sends without saying how long it is. FFmpeg does not tell its end from a connection that breaks
-off before it, and its releases take either for the other."""
+"""The body of an HTTP answer of unknown length. FFmpeg cannot tell its end from a broken connection, and releases of
+FFmpeg differ in which of the two they assume."""
 
 import base64
 from http.client import HTTPException
@@ -10,30 +10,30 @@ from ..containers import source_name
 
 
 class HttpBody:
-    """A file to be read once: at its end as HTTP has it, the last chunk or the server's hanging up, it is empty.
+    """A file that is read once. It is empty after the end that HTTP defines: the last chunk, or a closed connection.
 
     Args:
-        address (`str`): `http://` or `https://`, maybe with a user and password.
-        timeout (`float`): seconds in which the server must say something.
+        address (`str`): `http://` or `https://`, with or without a user and password.
+        timeout (`float`): seconds in which the server must send something.
 
     Raises:
-        `OSError`: if it does not, or the connection breaks off.
+        `OSError`: if the server sends nothing, or the connection breaks.
     """
 
     def __init__(self, address: str, timeout: float):
         self.name, parts = source_name(address), urlsplit(address)
         user, at, host = parts.netloc.rpartition("@")
         request = Request(parts._replace(netloc=host, fragment="").geturl(), headers={"User-Agent": "videollm-mod"})
-        if at:  # for this server only, wherever it redirects to
+        if at:  # for this server only, not for one that it redirects to
             login = base64.b64encode(unquote(user).encode()).decode("ascii")
             request.add_unredirected_header("Authorization", f"Basic {login}")
         try:
             self._response, self._broken = urlopen(request, timeout=timeout), False
         except (OSError, ValueError, HTTPException):
-            raise OSError(f"cannot open {self.name}") from None  # some show parts of the address
+            raise OSError(f"cannot open {self.name}") from None  # the original error may show parts of the address
 
     def read(self, size: int) -> bytes:
-        if self._broken:  # FFmpeg tries again, though PyAV has the error
+        if self._broken:  # FFmpeg tries again, although PyAV has the error already
             return b""
         try:
             return self._response.read1(size)

@@ -1,7 +1,7 @@
-"""Watching a live source: decoding, encoding and the language model work side by side, and no one waits for the model.
+"""Watches a live source: decoding, encoding and the language model run side by side, and the source never waits.
 
-Between the stages a few frames wait at most. Where the model falls behind, the frame that has waited longest is
-dropped for each new one, so what is said is about what is there now.
+At most a few frames wait between two stages. When the model falls behind, each new frame replaces the one that has
+waited longest, so that the model speaks about what is there now.
 """
 
 import threading
@@ -14,11 +14,11 @@ import numpy as np
 
 from .live_source import LiveFrame, LiveSource
 
-WAITING = 4  # frames before a stage at most
-REMEMBERED = 10_000  # latencies, of which percentiles are taken
+WAITING = 4  # frames that may wait before a stage
+REMEMBERED = 10_000  # latencies from which percentiles are taken
 JOIN_SECONDS = 1.0
 WHEN_BEHIND = {
-    "drop": "where the model falls behind, the frame that has waited longest is dropped",
+    "drop": "when the model falls behind, the frame that has waited longest is dropped",
     "wait": "the source waits for the model",
 }
 
@@ -27,8 +27,8 @@ class WaitingRoom:
     """A queue of bounded length between two threads.
 
     Args:
-        places (`int`): items that may wait.
-        drop (`bool`): where it is full, the oldest item makes room; else whoever puts one waits.
+        places (`int`): how many items may wait.
+        drop (`bool`): when the queue is full, drop the oldest item; otherwise `put` waits.
     """
 
     def __init__(self, places: int, drop: bool):
@@ -36,7 +36,7 @@ class WaitingRoom:
         self._items, self._end, self._changed = deque(), None, threading.Condition()
 
     def put(self, item) -> bool:
-        """False if nobody wants it any more."""
+        """Add an item; False after the end."""
         with self._changed:
             while len(self._items) >= self.places and self._end is None and not self.drop:
                 self._changed.wait()
@@ -55,7 +55,7 @@ class WaitingRoom:
                 self._changed.wait()
 
     def take(self) -> list:
-        """All that waits, at least one item; none after the end. Raises what the other side failed with."""
+        """All items that wait, at least one; none after the end. Raises the error of the other side."""
         with self._changed:
             while not self._items and self._end is None:
                 self._changed.wait()
@@ -67,7 +67,7 @@ class WaitingRoom:
             return items
 
     def end(self, error: BaseException | None = None) -> None:
-        """No more will come, since that side ended or failed; what waits can still be taken."""
+        """Say that no more items will come; what waits can still be taken."""
         with self._changed:
             if self._end is None:
                 self._end = {"error": error}
@@ -76,8 +76,8 @@ class WaitingRoom:
 
 class LiveWatch:
     """
-    A session that watches a live source. Iterating gives each `LiveFrame` with its `WatchedFrame`; in between the
-    session may be asked.
+    A session that watches a live source. Iterating gives each `LiveFrame` with its `WatchedFrame`; the session may be
+    asked questions in between.
 
         with LiveWatch(model.stream(processor, max_cached_frames=24), open_live("rtsp://...", fps=2.0)) as live:
             for frame, watched in live:
@@ -111,17 +111,16 @@ class LiveWatch:
         self._decoded.end()
         self._encoded.end()
         for thread in self._threads:
-            thread.join(JOIN_SECONDS)  # one that waits for the network ends by itself
+            thread.join(JOIN_SECONDS)  # a thread that waits for the network ends by itself
 
     def __iter__(self) -> Iterator[tuple[LiveFrame, object]]:
         for block in self.blocks():
             yield from self.watch(block)
 
     def blocks(self) -> Iterator[list[LiveFrame]]:
-        """Encoded frames, all that wait at a time.
+        """Encoded frames: each block is all that wait.
 
-        Raises:
-            what a stage failed with, after the frames before it.
+        Raises the error of a stage, after the frames before it.
         """
         while blocks := self._encoded.take():
             yield from blocks
@@ -131,7 +130,7 @@ class LiveWatch:
         import torch
 
         done = 0
-        while done < len(block):  # again where the session was asked something in between, which breaks it off
+        while done < len(block):  # a question in between ends `watch_encoded`, so it may have to be called again
             rest = block[done:]
             features = torch.stack([frame.features for frame in rest])
             for watched in self.session.watch_encoded(features, [frame.time for frame in rest]):
@@ -144,7 +143,7 @@ class LiveWatch:
 
     @property
     def stats(self) -> dict:
-        """Counts of the source (`LiveCounts`), frames dropped and why, and seconds from a frame to what came of it."""
+        """Counts of the source (`LiveCounts`), dropped frames, and the latency in seconds of frames and events."""
         return {
             "when_behind": WHEN_BEHIND[self.when_behind],
             "dropped": {"behind": self._decoded.dropped},
@@ -165,7 +164,7 @@ class LiveWatch:
     def _stage(self, work: Callable[[], None], output: WaitingRoom) -> None:
         try:
             work()
-        except BaseException as error:  # to be raised where the session is
+        except BaseException as error:  # it is raised in the thread of the session
             output.end(error)
         else:
             output.end()
@@ -189,7 +188,7 @@ class LiveWatch:
 
 
 def percentiles(seconds: list[float]) -> dict[str, float] | None:
-    """Median, 95th percentile and largest, None of nothing."""
+    """Median, 95th percentile and maximum; None if there are no values."""
     if not seconds:
         return None
     median, high, largest = np.percentile(seconds, [50, 95, 100]).tolist()

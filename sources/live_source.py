@@ -1,4 +1,4 @@
-"""A camera or network stream: decoded as it comes, sampled by its timestamps, opened again when it breaks off."""
+"""A camera or network stream: it is decoded as it arrives, sampled by its timestamps, and reopened when it breaks."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ import numpy as np
 from ..containers import check_fps, opened, readable_errors
 from ..decoding import CLOCK_JITTER, Upright, frame_seconds
 
-FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0  # seconds before another attempt to connect; doubled with each
+FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0  # seconds before the next attempt to connect; doubled each time
 GIVE_UP_AFTER = 300.0  # seconds without a frame
-AHEAD = 10.0  # seconds by which timestamps may run ahead of the clock on the wall
+AHEAD = 10.0  # seconds by which timestamps may run ahead of real time
 MOST_CORRUPT = 1000  # packets in a row
 
 
@@ -22,8 +22,8 @@ class LiveFrame:
     Args:
         image: uint8 `[H, W, 3]`.
         time (`float`): seconds of the stream.
-        arrived (`float`): `perf_counter()` when it was decoded.
-        features (`torch.Tensor`, *optional*): `[N, Dv]`, once it has been encoded.
+        arrived (`float`): `perf_counter()` when the frame was decoded.
+        features (`torch.Tensor`, *optional*): `[N, Dv]`, once the frame has been encoded.
     """
 
     image: np.ndarray
@@ -37,12 +37,12 @@ class LiveCounts:
     """What happened to a live source so far.
 
     Args:
-        decoded, sampled (`int`): frames; those sampled are meant for the model.
+        decoded, sampled (`int`): frames; the sampled ones go to the model.
         corrupt (`int`): packets that could not be decoded.
-        missing, repeated, reversed, jumps (`int`): timestamps that were not there, the same again, a little earlier,
-            or somewhere else; time then goes on by the clock on the wall, or for the second and third stands still.
-        gaps (`int`), gap_seconds (`float`): times at which nothing came though the connection held.
-        connections_lost, attempts_failed (`int`), seconds_lost (`float`).
+        missing, jumps (`int`): timestamps that were absent or far off; time then follows the wall clock.
+        repeated, reversed (`int`): timestamps that were the same again or a little earlier; time then stands still.
+        gaps (`int`), gap_seconds (`float`): pauses of the stream while the connection held.
+        connections_lost, attempts_failed (`int`), seconds_lost (`float`): of the connection.
     """
 
     decoded: int = 0
@@ -60,28 +60,28 @@ class LiveCounts:
 
 
 class LiveClock:
-    """Seconds of the stream for each frame, never going back: by timestamps as long as they can be believed.
+    """Gives each frame a time in seconds that never goes back; it follows the timestamps while they are plausible.
 
     Args:
-        counts (`LiveCounts`): where oddities are counted.
-        gap (`float`): seconds between two frames that are called a gap.
+        counts (`LiveCounts`): counts implausible timestamps.
+        gap (`float`): seconds between two frames from which on they count as a gap.
     """
 
     def __init__(self, counts: LiveCounts, gap: float):
         self.counts, self.gap = counts, gap
         self.time: float | None = None
         self._start = self._arrived = 0.0
-        self._offset: float | None = None  # of timestamps to the stream's time
+        self._offset: float | None = None  # timestamp minus time of the stream
 
     def reconnected(self) -> None:
         self._offset = None
 
     def elapsed(self, now: float) -> float:
-        """Seconds of the wall since the first frame."""
+        """Seconds of real time since the first frame."""
         return now - self._start
 
     def __call__(self, seconds: float | None, arrived: float) -> float:
-        """The time of a frame with the timestamp `seconds`, which arrived at `arrived` of any clock."""
+        """The time of a frame with the timestamp `seconds` that arrived at `arrived`, by any clock."""
         if self.time is None:
             self.time, self._start, self._arrived = 0.0, arrived, arrived
             self.counts.missing += seconds is None
@@ -114,19 +114,21 @@ class LiveClock:
 @dataclass
 class LiveSource:
     """
-    Iterating over it gives `LiveFrame`s as they come, until `stop()` or its end.
+    Iterating gives `LiveFrame`s as they arrive, until `stop()` or the end of the stream.
 
     Args:
         name (`str`): for messages.
-        connect (`Callable`): opens it and returns the container and its video stream; raises `OSError`, `ValueError`.
-        fps (`float`): frames per second that are sampled.
-        reconnect (`bool`): open it again when it fails, once a frame has come.
-        endless (`bool`): unless it states its length, its end is a failure too, as where a camera was switched off.
-        paced (`bool`): it may come faster than time passes, as a file on a server does, and is held back.
+        connect (`Callable`): opens the source and returns the container and its video stream; may raise `OSError` or
+            `ValueError`.
+        fps (`float`): frames per second to sample.
+        reconnect (`bool`): reopen the source when it fails, once a frame has arrived.
+        endless (`bool`): the end of a source that does not state its length is a failure too, as when a camera is
+            switched off.
+        paced (`bool`): hold frames back that arrive faster than real time, as from a file on a server.
         give_up_after (`float`): seconds without a frame.
 
     Raises:
-        `OSError`, `ValueError`: if it cannot be opened at first, or does not come back.
+        `OSError`, `ValueError`: if the source cannot be opened at first, or does not come back.
     """
 
     name: str
@@ -141,14 +143,14 @@ class LiveSource:
     def __post_init__(self):
         check_fps("`fps`", self.fps)
         self._stopped, self._upright, self._came = threading.Event(), Upright(), False
-        self._ends = False  # a clean end of the connection is the end
+        self._ends = False  # whether a clean end of the connection is the end of the stream
         self._clock = LiveClock(self.counts, gap=max(1.0, 2 / self.fps))
 
     def probe(self) -> None:
-        """See whether there is a frame now, and hang up.
+        """Check that the source has a frame now, and close it.
 
         Raises:
-            `OSError`, `ValueError`: if not.
+            `OSError`, `ValueError`: if it has none.
         """
         if next(self._decoded(), None) is None:
             raise ValueError(f"there is no frame in {self.name}")
@@ -156,7 +158,7 @@ class LiveSource:
         self.counts.decoded = 0
 
     def stop(self) -> None:
-        """End the iteration, at the latest when a read that waits has timed out."""
+        """End the iteration, at the latest when the current read times out."""
         self._stopped.set()
 
     def __iter__(self) -> Iterator[LiveFrame]:
@@ -170,7 +172,7 @@ class LiveSource:
                         self.counts.seconds_lost += monotonic() - last_seen
                         failure = None
                     last_seen, self._came = monotonic(), True
-                    # timestamps are not exact; but a frame that is nearer to its time may come
+                    # timestamps are inexact: take a frame a little early, unless the next one may be closer
                     if before is None or time >= due - min(0.25 / self.fps, (time - before) / 2):
                         due = (round(time * self.fps) + 1) / self.fps
                         if self.paced:
@@ -196,23 +198,23 @@ class LiveSource:
             self._clock.reconnected()
 
     def _decoded(self) -> Iterator[tuple]:
-        """Frames of one connection and their timestamps in seconds, None where there is none."""
+        """Frames of one connection with their timestamps in seconds, None for a missing one."""
         import av
 
         container, stream = self.connect()
         self._upright.begin(stream)
-        corrupt, hls = 0, container.format.name == "hls"  # a playlist that is not renewed ends without an error
+        corrupt, hls = 0, container.format.name == "hls"  # a playlist that is not updated ends without an error
         unstamped = (
             container.format.name == "mpjpeg"
-        )  # pictures one after the other, which FFmpeg counts as 25 a second
+        )  # single pictures, to which FFmpeg gives timestamps of 25 per second
         self._ends = is_recording(container, stream) or not (self.endless or hls)
         with opened(container, stream), readable_errors(self.name):
-            if hls and self._ends and self.counts.decoded:  # it has been completed
+            if hls and self._ends and self.counts.decoded:  # the playlist is complete now
                 return
             for packet in container.demux(stream):
                 try:
                     frames = packet.decode()
-                except av.InvalidDataError:  # such as lost packets; the next key frame mends it
+                except av.InvalidDataError:  # from lost packets for example; decoding recovers at the next key frame
                     self.counts.corrupt += 1
                     corrupt += 1
                     if corrupt > MOST_CORRUPT:
@@ -225,11 +227,13 @@ class LiveSource:
 
 
 def is_recording(container, stream) -> bool:
-    """Whether it is known how long an open container is: in bytes, or as it states in seconds."""
-    timed, sized = container.duration is not None, (container.size or 0) > 0  # None, or negative, where it is unknown
-    if container.format.name == "hls":  # of which the size is that of the playlist
+    """Whether the length of an open container is known, in bytes or in seconds."""
+    timed, sized = container.duration is not None, (container.size or 0) > 0  # None or negative if unknown
+    if container.format.name == "hls":  # its size is that of the playlist
         return timed
-    if container.format.name.startswith("mov,") and not stream.frames:  # in fragments, of which it adds up the first
+    if (
+        container.format.name.startswith("mov,") and not stream.frames
+    ):  # fragmented: the duration is that of the first fragments
         return sized
     return sized or timed
 

@@ -1,4 +1,4 @@
-"""Where the frames come from: a file, a URL, a camera, or standard input."""
+"""Opens a source of frames: a file, a URL, a camera, or standard input."""
 
 import itertools
 import math
@@ -23,8 +23,8 @@ from ..decoding import iter_video_frames, sample_container
 from .http_body import HttpBody
 from .live_source import LiveSource, is_recording
 
-TIMEOUT = 8.0  # seconds in which a network source must answer
-PROMPT = {"analyzeduration": "300000", "fflags": "nobuffer"}  # FFmpeg looks at 0.3 s of it before it gives frames
+TIMEOUT = 8.0  # seconds within which a network source must answer
+PROMPT = {"analyzeduration": "300000", "fflags": "nobuffer"}  # FFmpeg analyses 0.3 s before it gives frames
 FILE_SERVERS = ("http://", "https://", "ftp://", "ftps://", "sftp://")
 CAMERAS = {"linux": ("v4l2", "/dev/video{}"), "darwin": ("avfoundation", "{}"), "win32": ("dshow", "video={}")}
 
@@ -36,9 +36,9 @@ class Source:
     Args:
         name (`str`): for messages.
         frames: iterator over `(uint8 [H, W, 3], seconds)`.
-        duration (`float`, *optional*): seconds, as the container states it.
-        live (`LiveSource`, *optional*): instead of the frames.
-        one_by_one (`bool`): frames come slowly and are not gathered.
+        duration (`float`, *optional*): seconds, as stated by the container.
+        live (`LiveSource`, *optional*): a live source, which replaces `frames`.
+        one_by_one (`bool`): frames come slowly and are not gathered into blocks.
     """
 
     name: str
@@ -49,19 +49,19 @@ class Source:
 
 
 def open_source(source: str, fps: float, when_behind: str | None = None, limits: MediaLimits = LIMITS) -> Source:
-    """Open a path, a URL, `webcam:N`, or `-`: any container that needs no seeking, such as what
-    `ffmpeg -i FILE -f yuv4mpegpipe -` writes.
+    """Open a path, a URL, `webcam:N`, or `-` for standard input, which takes any container that needs no seeking, such
+    as the output of `ffmpeg -i FILE -f yuv4mpegpipe -`.
 
-    Cameras and network streams are live. So is what a web server sends without saying how long it is, in bytes or
-    seconds, and standard input where frames may be dropped; otherwise it waits for the model, as a file does.
+    Cameras and network streams are live. So is a file on a web server that does not state its length, and standard
+    input with `when_behind="drop"`; otherwise standard input waits for the model, as a file does.
 
     Args:
-        when_behind (`str`, *optional*): `"drop"` or `"wait"`, what will be asked of a live source.
-        limits (`MediaLimits`): of a recording.
+        when_behind (`str`, *optional*): `"drop"` or `"wait"`, see `LiveWatch`.
+        limits (`MediaLimits`): limits of a recording.
 
     Raises:
-        `OSError`: if it cannot be reached or read.
-        `ValueError`: if there is no video in it, or frames of a recording are to be dropped.
+        `OSError`: if the source cannot be reached or read.
+        `ValueError`: if it holds no video, or if frames of a recording are to be dropped.
     """
     source = local_path(source)
     name, frames, duration, live = source_name(source), None, None, None
@@ -76,7 +76,7 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
     elif of_server(source):
         container, stream = open_address(source, limits)
         if is_recording(container, stream):
-            hls = container.format.name == "hls"  # which knows the sum of its parts
+            hls = container.format.name == "hls"  # a playlist, whose duration is the sum of its parts
             duration = container.duration / 1e6 if hls else stated_duration(container, stream)
             frames = sample_container(container, stream, fps, name, limits)
         else:
@@ -88,18 +88,18 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
         duration = video_duration(source, limits=limits)
         frames = iter_video_frames(source, fps, limits=limits)
     if live is None and when_behind == "drop":
-        raise ValueError(f"{name} is a recording, of which no frames are dropped")
+        raise ValueError(f"{name} is a recording; no frames of a recording are dropped")
     if live is not None:
-        live.probe()  # it is opened anew once there is a model to watch it
+        live.probe()  # it is opened again once the model is loaded
         return Source(name, iter(()), live=live)
     return Source(name, itertools.chain([next(frames)], frames), duration, one_by_one=source == "-")
 
 
 def open_live(source: str, fps: float, reconnect: bool = True) -> LiveSource:
-    """A camera, `webcam:N`, or the URL of a stream, as a `LiveSource`; it is opened when frames are taken from it.
+    """A `LiveSource` of a camera, `webcam:N`, or of the URL of a stream. It is opened when frames are taken from it.
 
     Raises:
-        `ValueError`: if it is neither.
+        `ValueError`: if `source` is neither.
     """
     name = source_name(source)
     if source.startswith("webcam:"):
@@ -116,12 +116,12 @@ def open_live(source: str, fps: float, reconnect: bool = True) -> LiveSource:
 
 
 def of_server(source: str) -> bool:
-    """Whether it is an address of a server of files, which may be recordings, and end when they end."""
+    """Whether the address is that of a file server: its files may be recordings, and their end is the end."""
     return source.lower().startswith(FILE_SERVERS)
 
 
 def open_address(source: str, limits: MediaLimits = LIMITS) -> tuple:
-    """As `open_container`, of a URL."""
+    """`open_container` for a URL."""
     container, stream = open_container(source, limits, **network_options(source))
     whole = (container.size or 0) > 0 or container.format.name in ("hls", "dash")
     if whole or not source.lower().startswith(("http://", "https://")):
@@ -129,18 +129,21 @@ def open_address(source: str, limits: MediaLimits = LIMITS) -> tuple:
     container.close()
     try:
         body = HttpBody(source, TIMEOUT)
-    except OSError:  # a way to log in, or a certificate, that only FFmpeg takes
+    except OSError:  # a login or certificate that only FFmpeg accepts
         return open_container(source, limits, **network_options(source))
     return open_container(body, limits)
 
 
 def network_options(source: str) -> dict:
-    """What `av.open` is given for a URL."""
+    """Options of `av.open` for a URL."""
     options = {}
     if source.startswith("rtsp"):
         options = {"rtsp_transport": "tcp", **PROMPT}
     elif source.lower().startswith(("http://", "https://")):
-        options = {"reconnect": "1", "reconnect_delay_max": "4"}  # where a download of known length is cut off
+        options = {
+            "reconnect": "1",
+            "reconnect_delay_max": "4",
+        }  # continue a download of known length that was cut off
     return {"timeout": TIMEOUT, "options": options}
 
 

@@ -1,4 +1,4 @@
-"""Live sources: real servers that are slow, break off and come back, and clocks that lie."""
+"""Live sources: real servers that are slow, disconnect and come back, and timestamps that are wrong."""
 
 import io
 import json
@@ -62,7 +62,7 @@ def serve():
 # --- real servers
 
 
-def test_a_stream_goes_on_after_its_server_was_killed(checkpoint, rtsp, monkeypatch):
+def test_a_stream_continues_after_its_server_was_killed(checkpoint, rtsp, monkeypatch):
     monkeypatch.setattr(source, "TIMEOUT", 4.0)
     session = checkpoint[0].stream(checkpoint[1], speak_threshold=1.0, max_cached_frames=8, max_new_tokens=4)
     times, killed = [], None
@@ -72,7 +72,7 @@ def test_a_stream_goes_on_after_its_server_was_killed(checkpoint, rtsp, monkeypa
             times.append(frame.time)
             if len(times) == 5:
                 rtsp.kill()
-                # two attempts that fail, and the pauses between them, which make up 0.75 seconds; the next is 1 more
+                # two failed attempts, with pauses of 0.75 seconds in all; the next pause is 1 second
                 until(lambda: live.source.counts.attempts_failed >= 2, "another attempt to connect")
                 rtsp.start()
                 killed = len(times)
@@ -80,11 +80,11 @@ def test_a_stream_goes_on_after_its_server_was_killed(checkpoint, rtsp, monkeypa
                 break
     stats = live.stats
     assert times == sorted(times) and stats["connections_lost"] >= 1 and stats["seconds_lost"] >= 1
-    assert max(np.diff(times)) >= 0.9  # the time that was lost is time of the stream too
+    assert max(np.diff(times)) >= 0.9  # lost time counts as time of the stream
     assert stats["latency"]["event"]["count"] == len(times)
 
 
-def test_a_slow_model_sees_fewer_frames_but_new_ones(checkpoint, rtsp):
+def test_a_slow_model_sees_fewer_but_recent_frames(checkpoint, rtsp):
     session = Slow(checkpoint[0].stream(checkpoint[1], speak_threshold=0.0, max_cached_frames=8), 0.2)
     seen, waiting = [], []
     with LiveWatch(session, source.open_source(rtsp.url, 10.0).live) as live:
@@ -99,10 +99,10 @@ def test_a_slow_model_sees_fewer_frames_but_new_ones(checkpoint, rtsp):
     assert stats["sampled"] >= len(seen) + stats["dropped"]["behind"]
     # `WAITING` frames each at most: decoded, in the encoder, encoded, and before the session
     assert max(waiting) <= 4 * WAITING
-    assert seen == sorted(seen) and seen[-1] > 4  # it has kept up with the stream
+    assert seen == sorted(seen) and seen[-1] > 4  # it keeps up with the stream
 
 
-def test_the_command_ends_with_statistics_when_broken_off(rtsp, tmp_path):
+def test_an_interrupted_live_narration_ends_with_statistics(rtsp, tmp_path):
     output = tmp_path / "out.jsonl"
     command = [*COMMAND, rtsp.url, "--output", output, "--threshold", "1", "--query", "What is there?@0.5"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -132,7 +132,7 @@ def test_a_file_looped_over_http_plays_in_real_time(checkpoint, tmp_path, serve)
             if frame.time > 6:
                 break
     stats = live.stats
-    assert time.monotonic() - start > 5  # as long as it lasts, though it was all there at once
+    assert time.monotonic() - start > 5  # real time, although the whole file was there at once
     assert times == sorted(times) and stats["connections_lost"] >= 1
     assert stats["jumps"] + stats["reversed"] >= 2  # where the file begins again
     assert server.requests >= 3
@@ -160,7 +160,7 @@ def test_a_recording_over_http_is_watched_in_full(checkpoint, tmp_path, serve, p
 
 
 def watch(source: str, checkpoint, folder) -> tuple[list, dict]:
-    """`[(time, text)]` and the statistics of a source, of which no frame is dropped."""
+    """`[(time, text)]` and the statistics of a source; no frame is dropped."""
     events = []
     options = NarrateOptions(source=source, output=folder / "o.jsonl", fps=2.0, when_behind="wait")
     stats = narrate(options, load=lambda _: checkpoint, echo=events.append)
@@ -179,7 +179,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_what_ends_is_watched_to_its_end_and_no_further(checkpoint, tmp_path, serve, name, monkeypatch):
+def test_a_stream_that_ends_is_watched_to_its_end(checkpoint, tmp_path, serve, name, monkeypatch):
     unpaced = lambda *args, **options: LiveSource(*args, **options | {"paced": False})  # noqa: E731
     monkeypatch.setattr(source, "LiveSource", unpaced)
     file, codec, path, live = ENDS[name]
@@ -196,14 +196,14 @@ def test_what_ends_is_watched_to_its_end_and_no_further(checkpoint, tmp_path, se
         assert stats["live"]["connections_lost"] == 0 and stats["live"]["decoded"] == 24
 
 
-def test_a_list_of_parts_is_as_long_as_its_parts(tmp_path, serve):
+def test_a_playlist_is_as_long_as_its_segments(tmp_path, serve):
     options = {"hls_time": "1", "hls_list_size": "0", "hls_playlist_type": "vod"}
     file = write_video(tmp_path / "a.m3u8", moving(40, 48, 64), "libx264", fps=10, audio="aac", **options)
     assert source.open_source(f"{serve(file).url}/a.m3u8", 2.0).duration == pytest.approx(4, abs=0.2)
 
 
-def test_an_unfinished_list_of_parts_is_live_until_it_is_finished(tmp_path, serve):
-    """It ends for the decoder as soon as no new part comes; only another look at it tells why."""
+def test_an_unfinished_playlist_is_live_until_it_is_complete(tmp_path, serve):
+    """Decoding ends when no new segment comes; only the playlist, read again, tells whether it is complete."""
     options = {"hls_time": "1", "hls_list_size": "0", "hls_playlist_type": "event"}
     file = write_video(tmp_path / "a.m3u8", moving(40, 48, 64), "libx264", fps=10, g="10", **options)
     whole = file.read_text()
@@ -234,10 +234,12 @@ def test_a_file_address_is_a_path(checkpoint, tmp_path):
         NarrateOptions(source=path.as_uri(), output=path).check()
 
 
-def test_a_server_that_breaks_off_is_asked_again(tmp_path, serve, monkeypatch):
-    """Chunks that end without the last one, which is empty."""
+def test_a_broken_download_is_continued(tmp_path, serve, monkeypatch):
+    """The chunks end without the empty last one."""
     monkeypatch.setattr(live_source, "FIRST_DELAY", 0.01)
-    path = write_video(tmp_path / "a.ts", moving(100, 48, 64), "mpeg2video", fps=20)  # FFmpeg looks at less first
+    path = write_video(
+        tmp_path / "a.ts", moving(100, 48, 64), "mpeg2video", fps=20
+    )  # more than FFmpeg analyses at first
     server, seen = serve(path, rounds=1), []
     live = source.open_live(f"{server.url}/loop", 5.0)
     live.paced = False
@@ -248,13 +250,13 @@ def test_a_server_that_breaks_off_is_asked_again(tmp_path, serve, monkeypatch):
     assert len(seen) > 40 and live.counts.attempts_failed == 0 and server.requests == 2 * 3
 
 
-def test_only_servers_of_files_have_an_end():
+def test_only_streams_of_file_servers_may_end():
     assert source.open_live("rtmp://127.0.0.1/live", 2.0).endless
     assert source.open_live("rtsp://127.0.0.1/live", 2.0).endless
     assert not source.open_live("https://127.0.0.1/live", 2.0).endless
 
 
-def test_an_address_shows_no_password(tmp_path):
+def test_messages_do_not_show_passwords(tmp_path):
     with pytest.raises(OSError, match=r"rtsp://127.0.0.1:9/x") as caught:
         source.open_source("rtsp://me:secret@127.0.0.1:9/x", 2.0)
     assert "secret" not in str(caught.value) and "me:" not in str(caught.value)
@@ -276,7 +278,7 @@ def test_standard_input_waits_for_the_model_unless_told_to_drop(checkpoint, tmp_
 # --- what is asked for
 
 
-def test_cameras_are_opened_through_the_systems_driver(monkeypatch):
+def test_cameras_are_opened_with_the_driver_of_the_system(monkeypatch):
     asked = []
     monkeypatch.setattr(source, "open_container", lambda address, **options: asked.append((address, options)))
     for platform, name in (("linux", "/dev/video3"), ("darwin", "3"), ("win32", "video=3")):
@@ -290,8 +292,8 @@ def test_cameras_are_opened_through_the_systems_driver(monkeypatch):
         source.open_live("a.mp4", 2.0)
 
 
-def test_no_frame_of_a_recording_is_dropped():
-    with pytest.raises(ValueError, match="is a recording, of which no frames are dropped"):
+def test_frames_of_a_recording_are_never_dropped():
+    with pytest.raises(ValueError, match="is a recording; no frames of a recording are dropped"):
         source.open_source(str(ROOT / "media" / "world.mp4"), 2.0, when_behind="drop")
     with pytest.raises(ValueError, match="`--when-behind` must be drop or wait, got 'skip'"):
         NarrateOptions(source="x", when_behind="skip").check()
@@ -313,7 +315,7 @@ def test_time_never_goes_back_whatever_the_timestamps(stamps, data):
     assert counts.missing == sum(seconds is None for seconds in stamps)
 
 
-def test_oddities_of_timestamps_are_counted():
+def test_implausible_timestamps_are_counted():
     counts = LiveCounts()
     clock = LiveClock(counts, gap=1.0)
     stamps = [100.0, 100.5, 100.5, 100.3, 101.0, None, 102.0, 105.0, 50.0, 50.5, 99_999.0, 99_999.5]
@@ -327,18 +329,18 @@ def test_oddities_of_timestamps_are_counted():
 # --- stages
 
 
-def test_encoded_frames_are_the_frames(checkpoint):
+def test_watching_features_equals_watching_frames(checkpoint):
     frames, times = world_stream(63).frames(2, 96), world_stream(63).frame_times(2).tolist()
     model, processor = checkpoint
     one, other = model.stream(processor), model.stream(processor)
     features = LiveWatch(one, None).encode([LiveFrame(image, 0.0, 0.0) for image in frames])
     watched = list(one.watch_encoded(features, times))
     events = [w.event for w in watched if w.event]
-    assert_same_events(events, other.push(frames, times))  # in batches of its own
+    assert_same_events(events, other.push(frames, times))  # in other batches
     assert events != []
 
 
-def test_questions_in_between_lose_no_frame(checkpoint):
+def test_questions_between_frames_lose_no_frame(checkpoint):
     frames, times = world_stream(64).frames(2, 96), world_stream(64).frame_times(2).tolist()
     model, processor = checkpoint
     one, other = model.stream(processor), model.stream(processor)
@@ -357,7 +359,7 @@ def test_questions_in_between_lose_no_frame(checkpoint):
     assert [(e.time, e.kind, e.text) for e in events] == [(e.time, e.kind, e.text) for e in expected]
 
 
-def test_a_full_room_drops_what_waited_longest():
+def test_a_full_queue_drops_its_oldest_item():
     room = WaitingRoom(3, drop=True)
     for item in range(10):
         assert room.put(item)
@@ -369,7 +371,7 @@ def test_a_full_room_drops_what_waited_longest():
         room.take()
 
 
-def test_a_stage_that_fails_is_heard_of(checkpoint, monkeypatch):
+def test_an_error_in_a_stage_is_raised(checkpoint, monkeypatch):
     rng = random.Random(5)
     images = [np.full((8, 8, 3), rng.randrange(256), np.uint8) for _ in range(3)]
 
@@ -387,7 +389,7 @@ def test_a_stage_that_fails_is_heard_of(checkpoint, monkeypatch):
     with pytest.raises(OSError, match="cable"), LiveWatch(session, Fails(), "wait") as live:
         for frame, _ in live:
             seen.append(frame.time)
-    assert seen == [0.0, 0.5, 1.0]  # all that came before has been watched
+    assert seen == [0.0, 0.5, 1.0]  # the frames before the error have been watched
 
     session = checkpoint[0].stream(checkpoint[1])
     monkeypatch.setattr(
@@ -415,11 +417,11 @@ def test_a_source_that_does_not_come_back_is_given_up(monkeypatch):
     lost._came = True
     with pytest.raises(OSError, match="camera did not come back for 0.35 seconds: connection refused"):
         list(lost)
-    assert lost.counts.attempts_failed == 3  # after the one that was lost
+    assert lost.counts.attempts_failed == 3  # after the lost connection
 
 
-def test_pictures_without_timestamps_go_by_the_wall(tmp_path):
-    """What cameras send as `multipart/x-mixed-replace` has none; FFmpeg makes up 25 pictures a second."""
+def test_pictures_without_timestamps_follow_the_wall_clock(tmp_path):
+    """`multipart/x-mixed-replace` of cameras has no timestamps; FFmpeg makes them up, 25 per second."""
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(picture := io.BytesIO(), "jpeg")
     head = f"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: {len(picture.getvalue())}\r\n\r\n"
     (tmp_path / "camera").write_bytes((head.encode() + picture.getvalue() + b"\r\n") * 3)
