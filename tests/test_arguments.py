@@ -1,4 +1,4 @@
-"""What a stage may say to transformers' Trainer: it is done right, or refused by name before a model is loaded."""
+"""Options of a stage for the Trainer of transformers work, or are refused by name before a model is loaded."""
 
 import json
 
@@ -88,7 +88,7 @@ def test_wrong_arguments_of_a_stage_are_named(tmp_path, monkeypatch, options, me
         ("model: y\nlora: {rank: 3}", "did you mean alpha, dropout, r?"),
     ],
 )
-def test_the_command_names_them_in_one_line(tmp_path, capsys, monkeypatch, content, message):
+def test_the_command_reports_them_in_one_line(tmp_path, capsys, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     path = tmp_path / "a.yaml"
     path.write_text(f"output_dir: {tmp_path / 'run'}\n{content}")
@@ -98,7 +98,7 @@ def test_the_command_names_them_in_one_line(tmp_path, capsys, monkeypatch, conte
     assert not (tmp_path / "run").exists()
 
 
-def test_options_are_merged_and_read_as_they_were_meant(tmp_path):
+def test_options_of_a_stage_are_merged_and_converted(tmp_path):
     file = tmp_path / "accelerate.json"
     file.write_text(json.dumps({"even_batches": False}))
     for given in ({"even_batches": False}, str(file)):
@@ -107,7 +107,7 @@ def test_options_are_merged_and_read_as_they_were_meant(tmp_path):
         assert (made.save_strategy, made.learning_rate, made.eval_strategy) == ("no", 0.001, "no")
 
 
-def test_validation_evaluates_and_keeps_what_it_evaluated(tmp_path):
+def test_validation_saves_where_it_evaluates(tmp_path):
     own = {"data": {"path": "a.jsonl", "validation": 0.1}}
     made = arguments_of(tmp_path, {"per_device_train_batch_size": 3}, **own)
     assert (made.eval_strategy, made.eval_steps, made.save_steps) == ("steps", 0.25, 0.25)
@@ -128,15 +128,15 @@ def test_a_push_that_cannot_succeed_is_refused_first(tmp_path):
 
 @pytest.mark.parametrize("kind", [Trainer, StreamTrainer])
 @pytest.mark.parametrize("name", LABELS_TAKEN)
-def test_no_trainer_takes_the_labels_from_the_model(tmp_path, kind, name):
-    """It would learn a loss of its own: of unshifted labels, without `stream_loss_weight`."""
+def test_options_that_take_the_labels_from_the_model_are_refused(tmp_path, kind, name):
+    """The Trainer would compute another loss, with unshifted labels and without `stream_loss_weight`."""
     value = LABELS_TAKEN[name]
     given, options = ({name: value}, {}) if callable(value) else ({}, {name: value})
     with pytest.raises(ValueError, match=name):
         fit(tmp_path, tiny_model(0), kind, given, max_steps=1, per_device_train_batch_size=2, **options)
 
 
-def test_columns_that_are_made_on_the_fly_are_not_taken_out(tmp_path):
+def test_columns_made_on_the_fly_are_kept(tmp_path):
     with pytest.raises(ValueError, match="`remove_unused_columns` must be False"):
         StreamTrainer(tiny_model(0), TrainingArguments(str(tmp_path), use_cpu=True, report_to=[]))
 
@@ -157,8 +157,8 @@ def test_columns_that_are_made_on_the_fly_are_not_taken_out(tmp_path):
     ],
     ids=lambda options: next(iter(options)),
 )
-def test_what_is_not_refused_leaves_the_loss_as_it_is(tmp_path, options):
-    """The loss of a step without learning, in training and in evaluation, is the model's own."""
+def test_options_that_are_not_refused_keep_the_loss(tmp_path, options):
+    """Without learning, the loss in training and in evaluation is the loss of the model."""
     steps = {"max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "learning_rate": 0.0}
     steps |= {"train_sampling_strategy": "sequential", **options}
     model = tiny_model(3)
@@ -167,7 +167,7 @@ def test_what_is_not_refused_leaves_the_loss_as_it_is(tmp_path, options):
     with torch.no_grad():
         expected = model(**collate(Streams(model).rows[:4])).loss.item()
     (logged,) = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
-    if "neftune_noise_alpha" in options:  # it is there to change the loss, in training alone
+    if "neftune_noise_alpha" in options:  # it changes the loss in training, on purpose
         assert logged != pytest.approx(expected, rel=1e-4)
     else:
         assert logged == pytest.approx(expected, rel=1e-5)

@@ -1,4 +1,4 @@
-"""What goes wrong beside the video: memory, disk, the checkpoint. One clear error, and what was written stays."""
+"""Failures of memory, disk and checkpoint are one clear error, and files that were begun stay whole."""
 
 import copy
 import json
@@ -48,7 +48,7 @@ def is_one_line(err: str) -> bool:
 
 
 def fails_after(model, calls: int):
-    """Make the forward of a model run out of memory after so many calls."""
+    """Let the forward of a model run out of memory after `calls` calls."""
     forward, left = model.forward, [calls]
 
     def limited(*args, **kwargs):
@@ -76,7 +76,7 @@ def test_out_of_memory_keeps_what_was_written(checkpoint, clip, tmp_path, monkey
 
 
 @pytest.mark.parametrize("calls", [0, 3, 8])
-def test_a_session_goes_on_after_it_was_out_of_memory(checkpoint, calls):
+def test_a_session_continues_after_running_out_of_memory(checkpoint, calls):
     model, processor = checkpoint
     frames, times = world_stream(65).frames(2, 96), world_stream(65).frame_times(2).tolist()
     expected = model.stream(processor).push(frames, times)
@@ -92,8 +92,8 @@ def test_a_session_goes_on_after_it_was_out_of_memory(checkpoint, calls):
 
 
 @pytest.mark.parametrize("name, room", [("out.jsonl", 450), ("out.srt", 130), ("o.mp4", 30_000)])
-def test_a_disk_that_is_full_keeps_whole_events(clip, tmp_path, name, room):
-    """The limit of a file's size stands for the disk: a write stops in the middle."""
+def test_a_full_disk_keeps_whole_events(clip, tmp_path, name, room):
+    """A limit of the file size acts as a full disk: a write stops in the middle."""
     output = tmp_path / ("out.jsonl" if name == "o.mp4" else name)
     command = [sys.executable, "-m", "videollm_mod.cli", "narrate", str(clip), "--output", str(output)]
     if name == "o.mp4":
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_keeps_whole_events(clip, tmp_path, name, room):
         assert text.endswith("\n\n") and all(len(cue.splitlines()) >= 3 for cue in text.strip().split("\n\n"))
 
 
-def test_a_truncated_or_altered_weights_file_is_one_error(folder):
+def test_damaged_weights_are_one_error(folder):
     weights, rng = (ROOT / "model.safetensors").read_bytes(), random.Random(7)
     header = int.from_bytes(weights[:8], "little")
     sizes = [0, 5, 8, 100, header + 8, len(weights) - 1, *(rng.randrange(len(weights)) for _ in range(3))]
@@ -126,7 +126,7 @@ def test_a_truncated_or_altered_weights_file_is_one_error(folder):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_weight_that_is_no_number_is_named(folder, seed):
+def test_a_weight_that_is_not_finite_is_named(folder, seed):
     rng = random.Random(seed)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT)
     name, weight = rng.choice(list(model.named_parameters()))
@@ -136,7 +136,7 @@ def test_a_weight_that_is_no_number_is_named(folder, seed):
         loading.load_checkpoint(folder, device="cpu")
 
 
-def test_an_answer_of_no_numbers_is_an_error(checkpoint):
+def test_scores_that_are_not_finite_are_an_error(checkpoint):
     model, processor = checkpoint
     session = model.stream(processor)
     session.push(np.zeros((1, 32, 48, 3), np.uint8))
@@ -158,7 +158,7 @@ def places(value, path=()):
 
 @pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
 def test_any_option_of_a_wrong_type_loads_or_is_an_error(folder, name):
-    """Many may hold anything, such as versions; those that may not are named before anything runs."""
+    """Some options, such as versions, may hold anything; other wrong values are refused before anything runs."""
     config, rng, refused = json.loads((ROOT / name).read_text()), random.Random(name), 0
     fields = list(places(config))
     for field in rng.sample(fields, min(12, len(fields))):

@@ -38,12 +38,12 @@ def test_a_list_of_image_files_is_one_video(processor, images):
     assert len(two["pixel_values_videos"]) == 5
 
 
-def test_paths_of_videos_are_as_many_videos(processor):
+def test_each_path_of_a_list_of_videos_is_a_video(processor):
     clips = [str(ROOT / "media" / "world.mp4")] * 2
     assert len(processor(text="[<v>][<v>]", videos=[clips], fps=0.1)["pixel_values_videos"]) == 4
 
 
-def test_what_is_no_image_in_a_list_of_images_is_named(processor, images, tmp_path):
+def test_a_file_that_is_not_an_image_is_named(processor, images, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"^there is no image .*gone\.png$"):
         processor.apply_chat_template(messages([images[0], str(tmp_path / "gone.png")]), tokenize=True)
     clip = str(ROOT / "media" / "world.mp4")

@@ -1,4 +1,4 @@
-"""A file or folder that is not there is named, by every command and for every argument."""
+"""Every command names the file or folder that is missing, whichever argument it was given to."""
 
 import pytest
 from fresh_process import ROOT
@@ -36,7 +36,7 @@ def tower(tmp_path_factory, checkpoint):
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_what_is_not_there_is_named(command, tower, tmp_path, monkeypatch, capsys):
+def test_a_missing_file_or_folder_is_named(command, tower, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     write_lines(tmp_path / "there.jsonl", [{}])
     assert cli.main([word.format(root=ROOT, tower=tower) for word in command.split()]) == 2
@@ -46,6 +46,6 @@ def test_what_is_not_there_is_named(command, tower, tmp_path, monkeypatch, capsy
     assert [path.name for path in tmp_path.iterdir()] == ["there.jsonl"]
 
 
-def test_what_is_wrong_with_a_file_stands_behind_its_name(tmp_path, capsys):
+def test_an_error_begins_with_the_name_of_the_file(tmp_path, capsys):
     assert cli.main(["train", str(tmp_path)]) == 2
     assert capsys.readouterr().err == f"error: {tmp_path}: is a directory\n"

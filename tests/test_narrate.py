@@ -1,4 +1,4 @@
-"""`videollm-mod narrate`: any video that decodes, every format, every kind of bad input, killed at any moment."""
+"""`videollm-mod narrate`: videos of all kinds, every format, every kind of bad input, and interruptions."""
 
 import gc
 import io
@@ -51,7 +51,7 @@ def run(monkeypatch, capfd, checkpoint):
     def call(*arguments, own_checkpoint=True):
         if own_checkpoint:
             monkeypatch.setattr(loading, "load_checkpoint", load)
-        capfd.readouterr()  # what encoders said while the test made its videos
+        capfd.readouterr()  # drop what encoders printed while the test made its videos
         try:
             code = cli.main(["narrate", *map(str, arguments)])
         except SystemExit as exit_:
@@ -90,7 +90,7 @@ VIDEOS = {
 
 
 @pytest.mark.parametrize("name", VIDEOS)
-def test_containers_codecs_and_rates(run, tmp_path, name):
+def test_containers_codecs_and_rates_are_narrated(run, tmp_path, name):
     file, codec, options = VIDEOS[name]
     height, width = random.Random(name).choice([(48, 64), (120, 90), (240, 426)])
     path = write_video(tmp_path / file, moving(12, height, width), codec, **options)
@@ -107,7 +107,7 @@ def test_containers_codecs_and_rates(run, tmp_path, name):
 @pytest.mark.parametrize(
     "file, codec, seed", [("w.webm", "libvpx-vp9", 61), ("w.avi", "mpeg4", 63), ("w.mkv", "libx265", 61)]
 )
-def test_a_world_clip_is_narrated_truly_in_any_codec(run, tmp_path, file, codec, seed):
+def test_a_world_clip_is_narrated_correctly_in_any_codec(run, tmp_path, file, codec, seed):
     stream = world_stream(seed)
     options = {"seekable": False} if file.endswith("webm") else {}
     path = write_video(tmp_path / file, stream.frames(8, 192), codec, fps=8, **options)
@@ -117,7 +117,7 @@ def test_a_world_clip_is_narrated_truly_in_any_codec(run, tmp_path, file, codec,
 
 
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 200), (333, 77), (720, 1280)])
-def test_sizes(run, tmp_path, height, width):
+def test_frames_of_any_size_are_narrated(run, tmp_path, height, width):
     path = write_video(tmp_path / "a.mkv", moving(3, height, width), "ffv1")
     code, _, err = run(path, "--overlay", tmp_path / "o.mp4")
     assert (code, err) == (0, "")
@@ -158,7 +158,7 @@ def test_a_video_that_starts_late_is_not_cut_off(run, tmp_path, file, codec):
 def test_a_clock_that_jumps_goes_on_at_the_average_rate(tmp_path, jump):
     times = [index / 10 for index in range(30)] + [2.9 + jump + index / 10 for index in range(1, 31)]
     path = write_video(tmp_path / "jump.mkv", moving(60, 48, 64), "mjpeg", times=times) if jump > 0 else None
-    if path is None:  # containers sort or refuse it: two recordings joined as they are
+    if path is None:  # no container writes such timestamps: join two recordings byte by byte
         parts = [write_video(tmp_path / f"{i}.ts", moving(30, 48, 64), "mpeg2video", fps=25) for i in range(2)]
         path = tmp_path / "joined.ts"
         path.write_bytes(b"".join(part.read_bytes() for part in parts))
@@ -168,7 +168,7 @@ def test_a_clock_that_jumps_goes_on_at_the_average_rate(tmp_path, jump):
     assert found == [index / 5 for index in range(len(found))] and abs(len(found) / 5 - expected) <= 0.4
 
 
-def test_names_that_look_like_protocols(run, tmp_path, monkeypatch, clip):
+def test_file_names_that_look_like_urls_are_files(run, tmp_path, monkeypatch, clip):
     monkeypatch.chdir(tmp_path)
     shutil.copy(clip, "http:a part 1.mp4")
     code, lines, err = run("http:a part 1.mp4", "--overlay", "file:o.mp4", "--output", "c:out.srt")
@@ -176,7 +176,7 @@ def test_names_that_look_like_protocols(run, tmp_path, monkeypatch, clip):
     assert len(decode_video("file:o.mp4", 2)[0]) > 10 and Path("c:out.srt").stat().st_size > 0
 
 
-def test_the_checkpoints_own_rate_is_taken_also_from_a_pipe(tmp_path, clip):
+def test_a_pipe_is_sampled_at_the_rate_of_the_checkpoint(tmp_path, clip):
     folder = broken_checkpoint("whole", tmp_path / "checkpoint")
     config = json.loads((folder / "processor_config.json").read_text())
     config["video_processor"]["fps"] = 4.0
@@ -191,7 +191,7 @@ def test_the_checkpoints_own_rate_is_taken_also_from_a_pipe(tmp_path, clip):
 
 
 @pytest.mark.parametrize("closed", ["<&-", ">&-"])
-def test_closed_streams_are_one_line(clip, closed):
+def test_closed_standard_streams_are_one_error_line(clip, closed):
     source_name = "-" if closed == "<&-" else clip
     command = " ".join([*map(str, COMMAND), str(source_name), closed])
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
@@ -215,8 +215,8 @@ def test_events_are_those_of_a_session(run, clip, checkpoint):
     assert last["stats"]["kv_bytes"] == session.stats.kv_bytes and last["stats"]["keep_ratio"] == 0.5
 
 
-def test_long_streams_stay_true(run, tmp_path):
-    """Twice the length of any stream in training and more: by default the model forgets what it cannot overlook."""
+def test_long_streams_are_narrated_correctly(run, tmp_path):
+    """More than twice as long as any stream in training: by default the model forgets what exceeds its context."""
     streams, frames, expected, start = [world_stream(seed) for seed in range(5000, 5006)], [], [], 0.0
     for stream in streams:
         frames.append(stream.frames(2, 192))
@@ -238,7 +238,7 @@ def test_long_streams_stay_true(run, tmp_path):
     assert held[short] < held[bounded] < held[unbounded] / 2
 
 
-def test_standard_input(clip):
+def test_standard_input_is_narrated_as_a_file(clip):
     # an .mp4 keeps its index at the end, which a pipe cannot wait for
     with av.open(str(clip)) as read, av.open(str(clip.with_suffix(".ts")), "w") as write:
         stream = write.add_stream_from_template(read.streams.video[0])
@@ -253,8 +253,8 @@ def test_standard_input(clip):
     assert [(event["time"], event["text"]) for event in said[:-1]] == truth(60)
 
 
-def test_only_a_block_of_frames_is_held(monkeypatch):
-    """However long the video: frames are let go once they have been watched."""
+def test_only_a_block_of_frames_is_held_in_memory(monkeypatch):
+    """Frames are freed once they have been watched, however long the video is."""
     alive, most = weakref.WeakSet(), 0
 
     class Frame(np.ndarray):
@@ -307,7 +307,7 @@ def test_queries_are_asked_at_their_times(run, clip, checkpoint):
     assert [e["time"] for e in events] == sorted(e["time"] for e in events)
 
 
-def test_a_dash_is_standard_output(run, tmp_path, monkeypatch, clip):
+def test_a_dash_means_standard_output(run, tmp_path, monkeypatch, clip):
     monkeypatch.chdir(tmp_path)
     code, lines, err = run(clip, "--output", "-", "--format", "jsonl")
     assert (code, err) == (0, "") and "stats" in json.loads(lines[-1]) and list(tmp_path.iterdir()) == []
@@ -332,8 +332,8 @@ LOCALES = {
 
 @pytest.mark.parametrize("locale", LOCALES)
 @pytest.mark.parametrize("format", ["text", "jsonl", "vtt", "srt"])
-def test_output_is_utf8_or_replaces_what_cannot_be_shown(monkeypatch, capfdbinary, checkpoint, locale, format):
-    """In this process, of which only the streams are made as Python makes them there."""
+def test_unprintable_characters_are_replaced_in_text_only(monkeypatch, capfdbinary, checkpoint, locale, format):
+    """In this process, with standard output as Python opens it in that locale."""
     ask = "import sys; print(sys.stdout.encoding, sys.stdout.errors)"
     encoding, errors = subprocess.run(
         [sys.executable, "-c", ask], env={**os.environ, **LOCALES[locale]}, capture_output=True, text=True
@@ -353,7 +353,7 @@ def test_output_is_utf8_or_replaces_what_cannot_be_shown(monkeypatch, capfdbinar
         assert "在哪里?" in written.decode("utf-8") and b"\r" not in written
 
 
-def test_a_fault_is_printed_on_any_console(tmp_path):
+def test_faults_are_printed_on_any_console(tmp_path):
     file = tmp_path / "在.jsonl"
     file.write_text(
         '{"video": "在哪里.mp4", "turns": [{"time": 1, "role": "assistant", "content": "There."}]}\n', "utf-8"
@@ -365,7 +365,7 @@ def test_a_fault_is_printed_on_any_console(tmp_path):
         assert done.stderr.startswith(b"error: 1 fault in ") and done.stderr.count(b"\n") == 1
 
 
-def test_what_a_query_is():
+def test_queries_are_parsed():
     assert Query.parse("What?@3") == Query("What?", 3.0)
     assert Query.parse("What @home?@0.5") == Query("What @home?", 0.5)
     assert Query.parse("Write to a@b.c") == Query("Write to a@b.c")
@@ -408,7 +408,7 @@ def test_a_player_reads_the_subtitles(run, clip, tmp_path, format):
         assert "Is 1 &lt; 2 &amp; 3 --&gt; 4?" in path.read_text()
 
 
-def test_text_is_for_people(run, clip):
+def test_text_shows_times_questions_and_answers(run, clip):
     code, lines, _ = run(clip, "--query", "How many objects are there?@2")
     assert code == 0
     assert any(line.startswith("     1.5 s  [How many objects are there?] ") for line in lines)
@@ -416,7 +416,7 @@ def test_text_is_for_people(run, clip):
     assert [line for line in lines if line in narrated][-2:] == narrated[-2:]
 
 
-def test_the_outputs_name_tells_the_format(run, clip, tmp_path):
+def test_the_ending_of_the_output_selects_the_format(run, clip, tmp_path):
     starts = {"a.vtt": "WEBVTT", "a.srt": "1\n00:", "a.jsonl": '{"time"', "a.txt": "     "}
     for name, start in starts.items():
         assert run(clip, "--output", tmp_path / name)[0] == 0
@@ -429,7 +429,7 @@ def test_the_outputs_name_tells_the_format(run, clip, tmp_path):
 
 
 def cut_off(clip: Path, path: Path) -> Path:
-    """The first half of a video with its index in front: what was decoded until then is narrated."""
+    """The first half of a video with its index in front: the part that can be decoded is narrated."""
     whole = write_video(path.with_name("whole.mp4"), decode_video(clip, 10)[0], "mjpeg", movflags="faststart")
     path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     return path
@@ -481,15 +481,15 @@ def is_one_line(err: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_broken_videos_are_one_line(run, tmp_path, clip, kind):
+def test_broken_videos_are_one_error_line(run, tmp_path, clip, kind):
     output = tmp_path / "out.jsonl"
     code, lines, err = run(make_broken(kind, tmp_path, clip), "--output", output)
     assert code == 2 and lines == [] and is_one_line(err) and BROKEN[kind] in err
-    if kind == "cut off":  # what was narrated until then stays, as far as it is true
+    if kind == "cut off":  # the narrations before the cut stay
         events = [json.loads(line) for line in output.read_text().splitlines()]
         assert [(e["time"], e["text"]) for e in events][:1] == truth(60)[:1]
     else:
-        assert not output.exists()  # nor would an older one have been overwritten
+        assert not output.exists()  # so an older file would not have been overwritten either
 
 
 ARGUMENTS = {
@@ -530,7 +530,7 @@ ARGUMENTS = {
 
 
 @pytest.mark.parametrize("arguments", ARGUMENTS)
-def test_wrong_arguments_are_one_line(run, tmp_path, monkeypatch, clip, arguments):
+def test_wrong_arguments_are_one_error_line(run, tmp_path, monkeypatch, clip, arguments):
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("configured").mkdir()
@@ -552,14 +552,14 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_sources_out_of_reach_are_one_line(run, name):
+def test_unreachable_sources_are_one_error_line(run, name):
     if name == "webcam:0" and Path("/dev/video0").exists():
         pytest.skip("this machine has a camera")
     code, _, err = run(name)
     assert code == 2 and is_one_line(err) and SOURCES[name] in err
 
 
-def test_a_server_that_never_answers_is_given_up(run, monkeypatch):
+def test_a_server_that_never_answers_times_out(run, monkeypatch):
     monkeypatch.setattr(source, "TIMEOUT", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as server:
         threading.Thread(target=server.accept, daemon=True).start()
@@ -616,20 +616,20 @@ CHECKPOINTS = {
 
 
 @pytest.mark.parametrize("kind", CHECKPOINTS)
-def test_broken_checkpoints_are_one_line(run, tmp_path, clip, kind):
+def test_broken_checkpoints_are_one_error_line(run, tmp_path, clip, kind):
     folder = broken_checkpoint(kind, tmp_path / "checkpoint")
     code, lines, err = run(clip, "--model", folder, own_checkpoint=False)
     assert code == 2 and lines == [] and err.startswith("error: ") and err.count("\n") == 1
     assert CHECKPOINTS[kind] in err
 
 
-def test_a_hub_id_that_can_not_be_had_is_one_line(clip):
-    """The hub is asked once, and by the HTTP library once more where it hangs up, as here."""
+def test_an_unreachable_hub_id_is_one_error_line(clip):
+    """The Hub is asked once, and a second time by the HTTP library when it hangs up, as here."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         asked = []
 
         def hang_up():
-            with suppress(OSError):  # closed in the end
+            with suppress(OSError):  # the server is closed at the end
                 while True:
                     asked.append(server.accept()[0].close())
 
@@ -645,7 +645,7 @@ def test_a_hub_id_that_can_not_be_had_is_one_line(clip):
     assert done.returncode == 2 and is_one_line(done.stderr) and "which is offline" in done.stderr
 
 
-def test_broken_code_of_a_checkpoint_is_one_line(run, tmp_path, clip):
+def test_broken_code_of_a_checkpoint_is_one_error_line(run, tmp_path, clip):
     folder = broken_checkpoint("truncated", tmp_path / "checkpoint")
     for file in ROOT.glob("*.py"):
         shutil.copy(file, folder)
@@ -653,16 +653,16 @@ def test_broken_code_of_a_checkpoint_is_one_line(run, tmp_path, clip):
     assert code == 2 and lines == [] and is_one_line(err)
 
 
-def test_four_bit_narrates(run, clip):
+def test_a_model_in_4_bit_narrates(run, clip):
     pytest.importorskip("bitsandbytes", reason="--load-in-4bit needs bitsandbytes")
     code, lines, err = run(clip, "--load-in-4bit", "--format", "jsonl", own_checkpoint=False)
     assert (code, err) == (0, "")
     *events, last = map(json.loads, lines)
     assert last["stats"]["frames"] == int(2 * world_stream(60).seconds)
-    assert {(e["time"], e["text"]) for e in events} & set(truth(60))  # not quite what it was, but still of the world
+    assert {(e["time"], e["text"]) for e in events} & set(truth(60))  # less exact, but still narrations of the world
 
 
-def test_weights_that_are_not_finite_are_one_line(run, tmp_path, clip):
+def test_weights_that_are_not_finite_are_one_error_line(run, tmp_path, clip):
     folder = broken_checkpoint("whole", tmp_path / "checkpoint")
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT)
     model.model.language_model.layers[2].mlp.up_proj.weight.data[3, 5] = torch.nan
@@ -671,7 +671,7 @@ def test_weights_that_are_not_finite_are_one_line(run, tmp_path, clip):
     assert code == 2 and lines == [] and is_one_line(err) and "nan or infinity" in err
 
 
-def test_a_folder_with_the_checkpoint_is_the_default(run, tmp_path, clip):
+def test_the_default_model_is_the_checkpoint_of_the_package(run, tmp_path, clip):
     folder = broken_checkpoint("whole", tmp_path / "checkpoint")
     shutil.copy(ROOT / "chat_template.jinja", folder)
     for arguments in ([], ["--model", folder]):
@@ -680,8 +680,8 @@ def test_a_folder_with_the_checkpoint_is_the_default(run, tmp_path, clip):
         assert lines == [f"{time:8.1f} s  {text}" for time, text in truth(60)]
 
 
-def test_nothing_else_is_printed_by_a_process_of_its_own(tmp_path, clip):
-    """No traceback and no chatter of libraries, which write past Python's streams."""
+def test_a_fresh_process_prints_only_events(tmp_path, clip):
+    """No traceback and no messages of libraries, which bypass Python's streams."""
     path = make_broken("cut off", tmp_path, clip)
     done = subprocess.run([*COMMAND, path, "--overlay", tmp_path / "o.mp4"], capture_output=True, text=True)
     assert done.returncode == 2 and is_one_line(done.stderr)
@@ -697,7 +697,7 @@ def start(clip: Path, folder: Path, *arguments) -> ForkedCommand:
 
 
 def readable(folder: Path, name: str) -> int:
-    """Check what a killed process left; how many events there are."""
+    """Check the file that a killed process left, and return its number of events."""
     if (folder / "o.mp4").exists() and (folder / "o.mp4").stat().st_size > 5000:
         assert len(decode_video(folder / "o.mp4", 2)[0]) > 0
     if not (folder / name).exists():
@@ -712,7 +712,7 @@ def readable(folder: Path, name: str) -> int:
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.srt", "out.vtt"])
-def test_killed_at_any_moment_what_is_written_is_whole(tmp_path, clip, name):
+def test_a_killed_process_leaves_whole_files(tmp_path, clip, name):
     rng, counts = random.Random(name), []
     for attempt in range(3):
         folder = tmp_path / str(attempt)
@@ -728,7 +728,7 @@ def test_killed_at_any_moment_what_is_written_is_whole(tmp_path, clip, name):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_told_to_stop_it_ends_its_files(tmp_path, clip, number):
+def test_a_signal_ends_the_files_properly(tmp_path, clip, number):
     process = start(clip, tmp_path, "--output", tmp_path / "out.vtt", "--fps", 30)
     until(lambda: (tmp_path / "out.vtt").exists() and (tmp_path / "out.vtt").stat().st_size >= 60, "the first event")
     process.send_signal(number)
@@ -739,7 +739,7 @@ def test_told_to_stop_it_ends_its_files(tmp_path, clip, number):
     assert 0 < frames < 30 * world_stream(60).seconds
 
 
-def test_a_reader_that_has_enough_is_no_error(clip):
+def test_a_closed_pipe_is_not_an_error(clip):
     process = subprocess.Popen([*COMMAND, clip], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     process.stdout.readline()
     process.stdout.close()
@@ -748,7 +748,7 @@ def test_a_reader_that_has_enough_is_no_error(clip):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a device without room")
-def test_a_full_disk_is_one_line(run, clip):
+def test_a_full_disk_is_one_error_line(run, clip):
     code, _, err = run(clip, "--output", "/dev/full")
     assert code == 2 and is_one_line(err) and "No space left" in err
 
@@ -763,7 +763,7 @@ def test_options_are_checked_before_anything_is_loaded(monkeypatch, clip):
         narrate.narrate(NarrateOptions(source="nowhere.mp4"), load=refuse)
 
 
-def test_what_was_decoded_before_a_fault_is_watched(checkpoint):
+def test_frames_decoded_before_an_error_are_watched(checkpoint):
     frames, times = world_stream(62).frames(2, 96), world_stream(62).frame_times(2).tolist()
 
     def fails():

@@ -1,4 +1,4 @@
-"""The overlay video shows what the model saw, which patches each routed layer kept, and what was said."""
+"""The overlay video shows what the model saw, which patches each routed layer kept, and what the model said."""
 
 import random
 
@@ -45,7 +45,7 @@ def test_cells_are_bright_where_layers_kept_them(tmp_path, seed):
     overlay.close()
 
 
-def test_kept_cells_leave_the_class_token_out():
+def test_kept_cells_ignore_the_class_token():
     assert kept_cells(np.array([0, 5]), (3, 3), True).nonzero() == (np.array([1]), np.array([1]))
     assert kept_cells(np.array([0, 5]), (2, 3), False).tolist() == [[True, False, False], [False, False, True]]
 
@@ -73,7 +73,7 @@ def test_curve_is_high_where_silence_is_probable(tmp_path, silence, half):
 
 @pytest.mark.parametrize("do_pad", [True, False])
 @pytest.mark.parametrize("height, width", [(30, 90), (90, 30), (64, 64)])
-def test_the_frame_lies_where_the_processor_puts_it(do_pad, height, width):
+def test_the_frame_is_placed_as_the_processor_places_it(do_pad, height, width):
     frame = np.full((height, width, 3), 255, np.uint8)
     processor = VideoLLMMoDVideoProcessor(size={"height": 96, "width": 96}, do_pad=do_pad, do_normalize=False)
     pixels = processor(torch.from_numpy(frame)[None], return_tensors="pt")["pixel_values_videos"][0, 0]
@@ -81,20 +81,28 @@ def test_the_frame_lies_where_the_processor_puts_it(do_pad, height, width):
 
 
 @pytest.mark.parametrize("fps", [0.5, 2.0, 29.97])
-def test_the_video_has_a_frame_for_each_watched(tmp_path, fps):
+def test_the_video_has_one_frame_per_watched_frame(tmp_path, fps):
     overlay = OverlayVideo(tmp_path / "o.mp4", CONFIG, fps, 0.725)
     event = StreamEvent(0.0, "narration", "A red circle appears " * 8, None, 0.1)
     for index in range(7):
         shade = np.full((48, 64, 3), 20 + 30 * index, np.uint8)
         overlay.frame(shade, watched([[0, 1]] * 4, index / fps, index / 7, event if index == 2 else None))
-    overlay.event(StreamEvent(1.0, "answer", "Two.", "How many?"))  # after the last frame, which is shown once more
+    overlay.event(StreamEvent(1.0, "answer", "Two.", "How many?"))  # after the last frame, which is then shown again
     overlay.close()
     frames, times = decode_video(tmp_path / "o.mp4", fps)
     assert len(frames) == 8
     np.testing.assert_allclose(times, np.arange(8) / fps)
     strips = frames[:, SIDE + 40 :].reshape(8, -1).astype(int)
     changed = (np.abs(np.diff(strips, axis=0)) > 60).mean(1) > 0.005
-    assert changed.tolist() == [False, True, True, False, False, False, True]  # said at 2, no longer new at 3
+    assert changed.tolist() == [
+        False,
+        True,
+        True,
+        False,
+        False,
+        False,
+        True,
+    ]  # the event of 2 s is no longer new at 3 s
 
 
 def test_models_without_routed_layers_or_patches_are_drawn(tmp_path):
