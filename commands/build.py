@@ -12,6 +12,8 @@ LAYERS = "layers that route: interleaved, all, all_deep or interleaved_deep (def
 
 @dataclass(kw_only=True)
 class BuildOptions:
+    """The options of `videollm-mod build`."""
+
     llm: Annotated[str, "folder or Hub id of the language model: Llama, SmolLM2, TinyLlama, Mistral or Qwen2"]
     vision: Annotated[str, "folder or Hub id of the vision tower: SigLIP, SigLIP 2 of fixed resolution or CLIP"]
     output: Annotated[Path, "a new or empty folder", {"metavar": "FOLDER"}]
@@ -28,6 +30,8 @@ class BuildOptions:
 
 @dataclass
 class ConvertOptions:
+    """The options of `videollm-mod convert`."""
+
     kind: Annotated[Literal["videollm-online"], "the project that the checkpoint comes from"]
     path: Annotated[Path, "folder of the adapter"]
     _: KW_ONLY

@@ -10,6 +10,8 @@ from .threads import share_cores
 
 @dataclass(kw_only=True)
 class DemoOptions:
+    """The options of `videollm-mod demo`."""
+
     output: Annotated[Path, "folder for subtitles and overlay videos (default: demo)", {"metavar": "FOLDER"}] = Path(
         "demo"
     )

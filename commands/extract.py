@@ -11,6 +11,8 @@ from .threads import share_cores
 
 @dataclass
 class ExtractOptions:
+    """The options of `videollm-mod extract`."""
+
     file: Annotated[Path, "a JSONL file of streams"]
     _: KW_ONLY
     model: Annotated[str, "folder or Hub id of a checkpoint"]

@@ -9,6 +9,8 @@ from .options import add_command
 
 @dataclass
 class MergeOptions:
+    """The options of `videollm-mod merge`."""
+
     adapter: Annotated[Path, "folder of the adapter: `final/` of a training run with `lora`"]
     _: KW_ONLY
     output: Annotated[Path, "a new or empty folder", {"metavar": "FOLDER"}]

@@ -12,6 +12,8 @@ from .options import add_command
 
 @dataclass
 class PrepareOptions:
+    """The options of `videollm-mod prepare`."""
+
     dataset: Annotated[str, "ego4d, goalstep, coin or egoexo4d"]
     annotations: Annotated[Path, "the JSON file of the data set"]
     _: KW_ONLY

@@ -10,6 +10,8 @@ from .threads import share_cores
 
 @dataclass
 class TrainOptions:
+    """The options of `videollm-mod train`."""
+
     config: Annotated[Path, "YAML file; training/configs holds examples"]
 
 

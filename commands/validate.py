@@ -10,6 +10,8 @@ from .options import add_command
 
 @dataclass
 class ValidateOptions:
+    """The options of `videollm-mod validate`."""
+
     file: Annotated[Path, "a JSONL file, or - for standard input"]
 
 

@@ -9,6 +9,8 @@ from .options import add_command
 
 @dataclass(kw_only=True)
 class WorldOptions:
+    """The options of `videollm-mod world`."""
+
     seed: Annotated[int, "number of the stream"]
     output: Annotated[Path, "the video; its ground truth goes beside it as .jsonl", {"metavar": "FILE.mp4"}]
     level: Annotated[str, "basic, hard or hard_small (default: basic)"] = "basic"
