@@ -136,6 +136,23 @@ def summarise(options: EvaluateOptions, results: list[dict], categories, source)
     return summarise_answers(options.task, results, categories, source.answers)
 
 
+def run_batches(options: EvaluateOptions, state, model, processor, source, results: Results) -> None:
+    """Evaluate this process's batches that have no results yet."""
+    size = 1 if options.self_conditioned else options.batch_size  # a session watches one stream
+    batches = [range(first, min(first + size, len(source))) for first in range(0, len(source), size)]
+    own = batches[state.process_index :: state.num_processes]
+    todo = [batch for batch in own if not results.done.keys() >= set(batch)]
+    total, left = sum(map(len, own)), sum(map(len, todo))
+    show = {"desc": "streams", "total": total, "initial": total - left, "disable": not state.is_main_process}
+    if state.num_processes > 1:
+        show["desc"] = f"streams of process 1 of {state.num_processes}"
+    with tqdm(**show) as progress:
+        for batch in todo:
+            found = evaluate_batch(options, model, processor, [source[index] for index in batch])
+            results.add([{"index": index, **result} for index, result in zip(batch, found, strict=True)])
+            progress.update(len(batch))
+
+
 def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     """Evaluate a checkpoint, or resume an interrupted run with the same `json`: the results of single streams are kept
     next to it in `NAME.streams.jsonl`. Under `accelerate launch` or `torchrun` the batches are split over processes.
@@ -177,20 +194,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     source.open(model, processor)
     state.wait_for_everyone()
 
-    size = 1 if options.self_conditioned else options.batch_size  # a session watches one stream
-    batches = [range(first, min(first + size, len(source))) for first in range(0, len(source), size)]
-    own = batches[state.process_index :: state.num_processes]
-    todo = [batch for batch in own if not results.done.keys() >= set(batch)]
-    total, left = sum(map(len, own)), sum(map(len, todo))
-    show = {"desc": "streams", "total": total, "initial": total - left, "disable": not state.is_main_process}
-    if state.num_processes > 1:
-        show["desc"] = f"streams of process 1 of {state.num_processes}"
-    with tqdm(**show) as progress:
-        for batch in todo:
-            found = evaluate_batch(options, model, processor, [source[index] for index in batch])
-            results.add([{"index": index, **result} for index, result in zip(batch, found, strict=True)])
-            progress.update(len(batch))
-
+    run_batches(options, state, model, processor, source, results)
     done = {}
     for gathered in gather_object([results.done]):
         done |= gathered
@@ -205,10 +209,16 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         "device": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}",
         **surroundings("accelerate", "pycocoevalcap"),
     }
-    if options.plot is not None and result["speaking"] is None:
+    write_result(options, result)
+    return result
+
+
+def write_result(options: EvaluateOptions, result: dict) -> None:
+    """Write the result and the plot to the files of `options`; a plot that cannot be drawn is noted in the result."""
+    plots = options.plot is not None
+    if plots and result["speaking"] is None:
         result["note"] = f"{options.plot} is not drawn: the streams have no decision to speak or to stay silent"
     if options.json is not None:
         write_whole(options.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    if options.plot is not None and result["speaking"] is not None:
+    if plots and result["speaking"] is not None:
         plot_speaking(result["speaking"]["sweep"], result["speaking"]["calibration"], options.plot)
-    return result
