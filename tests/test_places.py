@@ -24,7 +24,7 @@ def frames_of(model, rng: random.Random, count: int) -> tuple[list[int], torch.T
 
 
 class Watched(StaticLanguageModel):
-    """Counts the steps of which nothing had to be looked up, and compares each table with the layers."""
+    """Counts the steps that remember all places, and compares each table with the layers."""
 
     known = 0
 
@@ -47,8 +47,8 @@ class Watched(StaticLanguageModel):
 @pytest.mark.parametrize("seed", range(6))
 @torch.no_grad()
 def test_any_interleaving_of_steps_and_other_changes(seed):
-    """Streams that share steps, alone and together, with rollbacks, forks, copies, what memories forget, the model's
-    own calls and inference mode between, beside caches that know only the model's calls."""
+    """Streams in static steps, alone and together, with rollbacks, forks, copies, eviction, the model's own calls and
+    inference mode in between, are compared with caches that only the model's calls fill."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
     names = [name for name in ("learned", "full") if name in ROUTINGS]
@@ -100,7 +100,7 @@ def test_any_interleaving_of_steps_and_other_changes(seed):
 
 
 def new_cache(layers: int = 2) -> tuple[MoDCache, np.ndarray]:
-    """A cache with 3 tokens, of which it knows where they lie."""
+    """A cache with 3 tokens that remembers their places."""
     cache = MoDCache(mock.Mock(**{"get_text_config.return_value": mock.Mock(num_hidden_layers=layers)}))
     counts = np.full(layers, 3)
     cache.lengthen(cache.reserve(counts, HEADS, DTYPE, DEVICE), counts)

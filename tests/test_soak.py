@@ -60,8 +60,8 @@ def load():
 
 
 def test_session_killed_and_restored_says_the_same(tmp_path):
-    """Two streams of a pool, saved after every frame; the process is killed wherever it is, in a save too. What was
-    saved is whole, and goes on to say what an undisturbed session says."""
+    """Two streams of a pool are saved after every frame, and the process is killed at any moment, even during a save.
+    The saved files are complete, and continue like an undisturbed session."""
     rng = random.Random()  # wherever it is killed, the saved file must be complete
     code = WATCHES_UNTIL_KILLED.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)

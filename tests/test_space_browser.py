@@ -57,8 +57,8 @@ def browser(camera_clip):
 
 @pytest.fixture
 def visit(browser):
-    """`visit(width, scheme, query)`: a page of a new visitor, ready to use. At the end nothing may have failed in it,
-    and nothing may have been asked of any other server."""
+    """`visit(width, scheme, query)`: the page of a new visitor, ready to use. Checks at the end that nothing failed
+    and no other server was contacted."""
     _, url = serve()
     contexts, wrong = [], []
 

@@ -115,8 +115,8 @@ def test_batch_with_cache_equals_single_streams_without(routing):
 
 
 class Scripted:
-    """A model that sees in each frame how probable silence is after it, and gives each word of a reply a probability
-    of a half, which is the likeliest but for one wrong word."""
+    """A model that reads P(silence) from each frame, and gives each word of a reply a probability of one half, the
+    highest except for one wrong word."""
 
     def __init__(self, processor, wrong_word: str | None = None):
         self.processor, self.device = processor, torch.device("cpu")

@@ -109,8 +109,8 @@ def routers_of(model) -> dict[int, torch.nn.Module]:
 
 
 def test_last_layers_router_learns_from_frames_whose_last_token_it_keeps():
-    """After the last layer tokens meet no more, and of a frame's tokens only the last predicts anything. So it is the
-    routing, not a fault of LoRA or 4 bit, when the gradient is exactly 0 because no such token was kept."""
+    """After the last layer tokens no longer interact, and only the last token of a frame predicts anything. So a
+    gradient of exactly 0, because no such token was kept, is due to routing, not to LoRA or 4 bit."""
     found = {True: [], False: []}
     for seed in range(24):
         model = tiny_model(seed, num_hidden_layers=4).train()

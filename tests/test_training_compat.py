@@ -1,5 +1,4 @@
-"""The undocumented interfaces that `training/compat.py` uses still exist, and nothing else uses undocumented ones.
-taken."""
+"""The undocumented interfaces that `training/compat.py` uses still exist, and nothing else uses undocumented ones."""
 
 import re
 

@@ -1,9 +1,9 @@
-"""What other kernels compute, compared: floats within a stated tolerance, all else exactly.
+"""Compare results of different kernels: floats within a stated tolerance, everything else exactly.
 
-A sum is rounded in another way in another batch, in pieces, by other threads and on another processor. One product of
-matrices is then off by some units of the last place, 1e-7 of its largest terms in float32, and the layers of the
-models here make up to 2e-5 of it (tried with 1e-6 of noise on every product). What is wrong moves results by
-far more: one word of the prompt by 8 % of a probability, one position by 30 % of the largest logit.
+Sums are rounded differently in another batch, in pieces, with other threads and on another processor. A matrix product
+then differs by a few units in the last place, 1e-7 of its largest terms in float32, and the layers of the models here
+turn this into up to 2e-5 (measured with 1e-6 of noise on every product). Real faults change results far more: one
+wrong word in the prompt by 8 % of a probability, one wrong position by 30 % of the largest logit.
 """
 
 from dataclasses import is_dataclass

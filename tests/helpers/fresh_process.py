@@ -12,9 +12,9 @@ ROOT = HELPERS.parents[1]
 
 
 def run_fresh(function: Callable[..., dict], folder: Path, *arguments: object, **environment: str) -> dict:
-    """Call `function(*arguments)`, arguments turned to `str`, in a new process, and return the dict that it returns.
+    """Call `function(*arguments)` in a new process, with arguments converted to `str`, and return the dict it returns.
 
-    The process starts in `folder` with empty caches of its own there and no `PYTHONPATH`, and may open no connection.
+    The process starts in `folder`, with its own empty caches there and no `PYTHONPATH`, and cannot open connections.
 
     Raises:
         `AssertionError`: with what the process printed, if it fails.

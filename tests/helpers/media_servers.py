@@ -122,7 +122,7 @@ class FileServer:
 
 
 class Slow:
-    """A session that takes its time over each frame."""
+    """A session that is slow for each frame."""
 
     def __init__(self, session, seconds: float):
         self._session, self.seconds = session, seconds

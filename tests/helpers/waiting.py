@@ -23,11 +23,10 @@ def until(condition: Callable[[], object], what: str = "what is waited for") -> 
 
 
 def killed_in(run: Callable[[Callable[[], None]], None], count: int) -> bool:
-    """Call `run(come)` in a process of its own, which stops where it calls `come()` for the `count`-th time, and is
-    killed there.
+    """Call `run(come)` in a new process, which is killed when it calls `come()` for the `count`-th time.
 
     Returns:
-        `bool`: whether it came there; if not, it has ended, and without an error.
+        `bool`: whether it was killed; otherwise it has ended without an error.
     """
     reader, writer = multiprocessing.Pipe(duplex=False)
     left = count
