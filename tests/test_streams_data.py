@@ -191,7 +191,7 @@ def test_missing_videos_are_an_error_or_left_out(folder, processor, streaming):
     assert all(map(same, kept, load_streams(there, processor, streaming=streaming)))
     assert len(kept) == 2
     gone = write_lines(folder / "gone.jsonl", lines[:1])
-    with pytest.raises(FileNotFoundError, match="1 files"):
+    with pytest.raises(FileNotFoundError, match="names 1 missing file"):
         load_streams(gone, processor, streaming=streaming, missing="skip")
     with pytest.raises(ValueError, match="`missing` must be one of 'stop', 'skip', got 'no'"):
         load_streams(there, processor, missing="no")
