@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from ..containers import local_path, shown
+from ..containers import is_number, local_path, shown
 from ..conversation import MAX_TEXT, clean_text
 from .features import read_metadata
 from .frames import video_seconds
@@ -42,7 +42,7 @@ def check_keys(item: JsonObject, prefix: str, known: tuple[str, ...]) -> Iterato
 
 def is_seconds(value: Any) -> bool:
     try:
-        return not isinstance(value, bool) and isinstance(value, int | float) and 0 <= float(value) < math.inf
+        return is_number(value) and 0 <= float(value) < math.inf
     except OverflowError:
         return False
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+from ..containers import is_number
 from .lane import Controls
 from .line import LineIsFull
 from .models import Models
@@ -60,7 +61,7 @@ def controls_of(models: Models, keep_ratio: Any = None, threshold: Any = None, m
         `ValueError`: for a control that is out of range.
     """
     for name, value in {"keep ratio": keep_ratio, "threshold": threshold, "memory": memory}.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if value is not None and not is_number(value):
             raise ValueError(f"The {name} must be a number, got {value!r}.")
     if keep_ratio is not None and not 0 < keep_ratio <= 1:
         raise ValueError(f"The keep ratio must be above 0 and at most 1, got {keep_ratio:g}.")

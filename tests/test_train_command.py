@@ -148,7 +148,7 @@ def test_incomplete_checkpoint_is_ignored(tmp_path):
         ("output_dir: x\nmodel: y\nworld: {levels: basic}", "`world` of .* 'levels'; did you mean level"),
         ("output_dir: x\nmodel: y\nstream_stage: {max_step: 3}", "`stream_stage` of .*; did you mean max_steps"),
         ("output_dir: x\nmodel: y\nlora: {rank: 3}", "`lora` of .* 'rank'; did you mean"),
-        ("output_dir: x\nmodel: y\nlora: {r: 0}", "`r` of `lora` must be a positive integer, got 0"),
+        ("output_dir: x\nmodel: y\nlora: {r: 0}", "`r` of `lora` must be a whole number of at least 1, got 0"),
         ("output_dir: x\nmodel: y\nlora: {}\nvision_stage: {}", "cannot be used with `lora`"),
         ("output_dir: x\nmodel: {text_config: {}}\nlora: {}", "`lora` needs a checkpoint as `model`"),
         ("output_dir: x\nmodel: y\nquantize: 4bit", "`quantize` needs `lora`"),

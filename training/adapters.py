@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from ..containers import check_count, is_number
 from ..data.files import written_whole
 from ..loading.adapters import with_adapter
 from ..loading.find import base_of
@@ -29,12 +30,9 @@ class LoraOptions:
 
     def __post_init__(self):
         for name in ("r", "alpha"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` of `lora` must be a positive integer, got {value!r}")
-        dropout = self.dropout
-        if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` of `lora` must be in [0, 1), got {dropout!r}")
+            check_count(f"`{name}` of `lora`", getattr(self, name))
+        if not is_number(self.dropout) or not 0 <= self.dropout < 1:
+            raise ValueError(f"`dropout` of `lora` must be in [0, 1), got {self.dropout!r}")
 
 
 def add_lora(model: VideoLLMMoDForConditionalGeneration, options: LoraOptions, train_vision_tower: bool = False):

@@ -14,6 +14,7 @@ from huggingface_hub import HfApi
 from transformers import TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
+from ..containers import is_number
 from ..recomputing import choices_of_layers
 from .refused import refuse
 
@@ -108,11 +109,11 @@ def convert(where: str, field: str, value: Any) -> Any:
     if not fits(value, hints):
         wanted = list(dict.fromkeys(NAMES.get(get_origin(hint) or hint, "text") for hint in hints))
         raise ValueError(f"`{field}` of {where} must be {' or '.join(wanted)}, got {value!r}")
-    least, is_number = MINIMUM.get(field), isinstance(value, int | float) and not isinstance(value, bool)
-    if is_number and not math.isfinite(value):
+    minimum = MINIMUM.get(field)
+    if is_number(value) and not math.isfinite(value):
         raise ValueError(f"`{field}` of {where} must be a finite number, got {value!r}")
-    if is_number and least is not None and value < least and (field, value) != ("max_steps", -1):
-        raise ValueError(f"`{field}` of {where} must be at least {least}, got {value!r}")
+    if is_number(value) and minimum is not None and value < minimum and (field, value) != ("max_steps", -1):
+        raise ValueError(f"`{field}` of {where} must be at least {minimum}, got {value!r}")
     return value
 
 

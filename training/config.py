@@ -11,6 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments
 
 from ..configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig, check_keep_ratio
+from ..containers import check_count, is_number
 from ..data.world_data import WorldData
 from .adapters import LoraOptions
 from .arguments import stage_arguments
@@ -123,9 +124,7 @@ class TrainingConfig:
         self._check_stream_stage(self.stream_stage or {})
 
     def _check_data(self) -> None:
-        count = self.world.get("validation", 1)
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"`validation` of `world` must be a whole number of at least 1, got {count!r}")
+        check_count("`validation` of `world`", self.world.get("validation", 1))
         if self.data is None:
             self.world_data()
         if not isinstance(self.data, dict):
@@ -160,9 +159,8 @@ class TrainingConfig:
 
     def _check_early_stopping(self, name: str) -> None:
         patience, threshold = self.early_stopping(name) or (1, 0.0)
-        if isinstance(patience, bool) or not isinstance(patience, int) or patience < 1:
-            raise ValueError(f"`early_stopping_patience` must be a whole number of at least 1, got {patience!r}")
-        if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold >= 0:
+        check_count("`early_stopping_patience`", patience)
+        if not is_number(threshold) or not threshold >= 0:
             raise ValueError(f"`early_stopping_threshold` must be a number of at least 0, got {threshold!r}")
 
     def _check_stream_stage(self, stage: dict) -> None:
@@ -170,14 +168,11 @@ class TrainingConfig:
             value = stage.get(name, False)
             if not isinstance(value, bool):
                 raise ValueError(f"`{name}` must be true or false, got {value!r}")
-        for name, minimum in (("keep_ratio_warmup_steps", 0), ("max_tokens", 1)):
-            value = stage.get(name, minimum)
-            if name == "max_tokens" and value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
-                raise ValueError(f"`{name}` must be a whole number of at least {minimum}, got {value!r}")
+        check_count("`keep_ratio_warmup_steps`", stage.get("keep_ratio_warmup_steps", 0), 0)
+        if stage.get("max_tokens") is not None:
+            check_count("`max_tokens`", stage["max_tokens"])
         share = self.augmentation
-        if isinstance(share, bool) or not isinstance(share, int | float) or not 0 <= share <= 1:
+        if not is_number(share) or not 0 <= share <= 1:
             raise ValueError(f"`augmentation` must be in [0, 1], got {share!r}")
         elastic = stage.get("elastic_keep_ratio")
         if elastic is None:
