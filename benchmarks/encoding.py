@@ -1,4 +1,4 @@
-"""Frames a second of the vision tower, by each way to it, in one run: a live source, a session and the plain model.
+"""Frames per second of the vision tower in one run: through a live source, a session, and the plain model.
 
     python -m videollm_mod.benchmarks.encoding --geometry llama3-8b
 
@@ -81,10 +81,10 @@ def main(argv: list[str] | None = None) -> None:
             rates[name].append(round(args.calls * args.at_once / (time.perf_counter() - start), 2))
     for name, found in rates.items():
         print(f"{name}: {max(found)} frames a second")
-    command = f"python -m videollm_mod.benchmarks.encoding --geometry {args.geometry}"
+    command = f"python -m videollm_mod.benchmarks.encoding --geometry {args.geometry} --at-once {args.at_once}"
     sizes = {name: getattr(args, name) for name in ("geometry", "at_once", "calls", "height", "width", "device")}
     result = {"command": command, "commit": commit(), **surroundings(), **sizes, "frames_per_second": rates}
-    write_result(f"encoding_{args.geometry.replace('-', '_')}", result)
+    write_result(f"encoding_{args.geometry.replace('-', '_')}_{args.at_once}", result)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fresh_process import ROOT
-from test_encoding import Pictures
+from picture_source import Pictures
 from test_static_step import STATIC, calls_of, check_streams_together, watch_in_a_pool
 from tiny_models import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_config, tiny_model
 
@@ -303,7 +303,7 @@ def test_a_live_source_takes_the_graphs_of_the_tower():
 
     def count(vision, pixels):
         features = call(vision, pixels)
-        by_graph.append(len(pixels) if len(pixels) in vision._graphs else 0)
+        by_graph.append(len(pixels) if len(pixels) in vision._graphs.keys else 0)
         return features
 
     session, features = model.stream(processor, max_new_tokens=4), []

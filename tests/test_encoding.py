@@ -1,35 +1,17 @@
 """Frames are encoded in one place, whoever watches them: `static_vision.encode`, which has the tower's CUDA graphs."""
 
-import time
-
-import numpy as np
 import pytest
 import torch
 from comparing import assert_near, assert_same_events
+from picture_source import Pictures
 from space_servers import models
 
 from videollm_mod import steps
 from videollm_mod.data.world import world_stream
 from videollm_mod.sources.live import LiveWatch
-from videollm_mod.sources.live_source import LiveCounts, LiveFrame
 from videollm_mod.space import clips
 from videollm_mod.space.lane import Controls
 from videollm_mod.space.stream import Stream
-
-
-class Pictures:
-    """A live source of given pictures, two a second."""
-
-    counts = LiveCounts()
-
-    def __init__(self, images: np.ndarray):
-        self.images = images
-
-    def __iter__(self):
-        yield from (LiveFrame(image, index / 2, time.perf_counter()) for index, image in enumerate(self.images))
-
-    def stop(self):
-        pass
 
 
 @pytest.fixture
