@@ -6,12 +6,14 @@ Shapes: `F` frames, `N` vision tokens per frame, `Dv` hidden size of the vision 
 import hashlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from .files import written_whole
+
+if TYPE_CHECKING:  # files are validated without waiting for torch
+    import torch
 
 TENSOR = "video_features"
 # All metadata in one entry: safetensors writes several entries in an order that changes from run to run.
@@ -30,6 +32,8 @@ FIELDS = {
 def model_fingerprint(model, video_processor) -> str:
     """Hash of everything that determines the features of a frame: the vision tower's weights, the tokens per frame and
     the preprocessing. Weights are hashed in bfloat16, so the dtype in which a checkpoint is loaded does not matter."""
+    import torch
+
     digest = hashlib.sha256()
     for name, value in sorted(model.model.vision_tower.state_dict().items()):
         digest.update(name.encode())
@@ -46,8 +50,10 @@ def model_fingerprint(model, video_processor) -> str:
     return digest.hexdigest()
 
 
-def write_features(path: str | Path, features: torch.Tensor, metadata: dict) -> None:
+def write_features(path: str | Path, features: "torch.Tensor", metadata: dict) -> None:
     """Write features `[F, N, Dv]` and their metadata (`FIELDS`) atomically."""
+    from safetensors.torch import save
+
     with written_whole(path) as partial:
         partial.write_bytes(save({TENSOR: features.contiguous()}, {ENTRY: json.dumps(metadata, sort_keys=True)}))
 
@@ -62,7 +68,7 @@ def read_metadata(path: str | Path) -> dict:
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     try:
-        with safe_open(path, framework="pt") as file:
+        with safe_open(path, framework="numpy") as file:
             metadata, shape = (file.metadata() or {}).get(ENTRY), None
             if TENSOR in file.keys():  # noqa: SIM118 (not a mapping)
                 shape = file.get_slice(TENSOR).get_shape()
@@ -78,7 +84,7 @@ def read_metadata(path: str | Path) -> dict:
     return metadata
 
 
-def read_features(path: str | Path, first: int = 0, stop: int | None = None) -> torch.Tensor:
+def read_features(path: str | Path, first: int = 0, stop: int | None = None) -> "torch.Tensor":
     """Features `[F, N, Dv]` of the frames `first <= i < stop`; only these are read from the file.
 
     Raises:

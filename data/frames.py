@@ -9,13 +9,15 @@ Shapes: `F` frames, `H` and `W` pixels of the processor's size.
 import math
 from collections.abc import Iterator
 from itertools import islice
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
 from ..containers import video_duration
 from ..decoding import iter_video_frames, measured_duration
-from ..video_processing_videollm_mod import resize_frames
+
+if TYPE_CHECKING:  # files are validated without waiting for torch
+    import torch
 
 TOLERANCE = 1e-6  # seconds or frames: times such as 0.1 * 3 count as multiples of the frame interval
 
@@ -34,7 +36,7 @@ def frame_range(fps: float, start: float | None = None, end: float | None = None
 
 def iter_frames(
     video: str, fps: float, video_processor, first: int = 0, stop: int | None = None, batch_size: int = 16
-) -> Iterator[torch.Tensor]:
+) -> Iterator["torch.Tensor"]:
     """Decode the frames `first <= i < stop` of a video, `batch_size` at a time.
 
     Yields:
@@ -43,6 +45,10 @@ def iter_frames(
     Raises:
         as `iter_video_frames`.
     """
+    import torch
+
+    from ..video_processing_videollm_mod import resize_frames
+
     count = None if stop is None else max(0, stop - first)
     frames = islice((frame for frame, _ in iter_video_frames(video, fps, first)), count)
     while batch := list(islice(frames, batch_size)):
@@ -55,12 +61,14 @@ def iter_frames(
 
 def read_frames(
     video: str, fps: float, video_processor, first: int = 0, stop: int | None = None, batch_size: int = 16
-) -> torch.Tensor:
+) -> "torch.Tensor":
     """All frames that `iter_frames` yields, uint8 `[F, 3, H, W]`.
 
     Raises:
         `ValueError`: if there are none; and as `iter_video_frames`.
     """
+    import torch
+
     chunks = list(iter_frames(video, fps, video_processor, first, stop, batch_size))
     if not chunks:
         raise ValueError(f"{video} ends before {first / fps} seconds, where the part to read starts")

@@ -260,6 +260,15 @@ def test_features_with_another_rate_are_a_fault(folder):
     )
 
 
+def test_validation_does_not_wait_for_torch(tmp_path):
+    file = write_lines(tmp_path / "a.jsonl", [{"video": "no.mp4", "turns": TURNS}])
+    program = f"import sys; from videollm_mod import cli; cli.main(['validate', {str(file)!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", program + "; print('torch' in sys.modules)"], capture_output=True, text=True
+    )
+    assert "there is no file" in done.stdout and done.stdout.endswith("False\n"), done.stderr
+
+
 @pytest.mark.parametrize("name", ["-", "/dev/stdin", "<(cat)"])
 def test_pipe_is_validated(tmp_path, name):
     """Its paths are relative to the working directory."""
