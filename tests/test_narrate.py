@@ -20,7 +20,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from forked import ForkedCommand
+from forked import ForkedProcess, forked_command
 from fresh_process import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -692,8 +692,8 @@ def test_a_fresh_process_prints_only_events(tmp_path, clip):
 # --- broken off
 
 
-def start(clip: Path, folder: Path, *arguments) -> ForkedCommand:
-    return ForkedCommand(["narrate", clip, "--overlay", folder / "o.mp4", *arguments])
+def start(clip: Path, folder: Path, *arguments) -> ForkedProcess:
+    return forked_command("narrate", clip, "--overlay", folder / "o.mp4", *arguments)
 
 
 def readable(folder: Path, name: str) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from comparing import assert_same_cache, assert_same_events
+from forked import ForkedProcess
 from fresh_process import ROOT, run_fresh
 from safetensors.torch import save_file
 from transformers import GenerationConfig
@@ -253,26 +254,20 @@ def test_states_of_other_models_and_places_are_refused(checkpoint, tmp_path):
         session.save(tmp_path)
 
 
-SAVES_FOREVER = """
-import sys
-sys.path += {tests!r}
-from test_session import clip, load
-model, processor = load()
-session = model.stream(processor)
-frames, times = clip(40)
-session.push(frames[:4], times[:4])
-while True:
-    session.save({path!r})
-    print("saved", flush=True)
-"""
-
-
 def test_a_process_killed_while_saving_leaves_a_whole_state(checkpoint, tmp_path):
     path = tmp_path / "s"
-    code = SAVES_FOREVER.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")], path=str(path))
     frames, times = clip(40)
+    session = checkpoint[0].stream(checkpoint[1])
+    session.push(frames[:4], times[:4])
+
+    def save_forever() -> None:
+        while True:
+            session.save(path)
+            sys.stdout.write("saved\n")
+            sys.stdout.flush()
+
     for saves in (1, 3, 2):  # while it saves for the time after that
-        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+        process = ForkedProcess(save_forever)
         assert [process.stdout.readline() for _ in range(saves)] == ["saved\n"] * saves
         process.kill()
         process.wait()

@@ -1,4 +1,4 @@
-"""Commands in processes of their own that need not import torch and transformers again: forked from the test's."""
+"""Processes that need not import torch and transformers again, because they are forked from the test's own."""
 
 import gc
 import io
@@ -7,48 +7,41 @@ import signal
 import subprocess
 import sys
 import traceback
-from collections.abc import Iterable
-from pathlib import Path
+from collections.abc import Callable
+from functools import partial
 
 import torch
 
 from videollm_mod import cli
 
 
-class ForkedCommand:
+class ForkedProcess:
     """
-    `videollm-mod` with `arguments`, as a process that can be signalled, killed and read from, like a
-    `subprocess.Popen` whose output and errors are text from pipes.
+    `run()` in a process of its own, which can be signalled, killed and read from, like a `subprocess.Popen` whose
+    output and errors are text from pipes. `run` returns the exit code, or None for 0.
 
     Args:
-        arguments: of the command line.
         stdin (file, *optional*): what it reads; nothing if omitted.
-        folder (`Path`, *optional*): in which it runs.
-        environment (`dict[str, str]`, *optional*): variables to change.
     """
 
-    def __init__(self, arguments: Iterable, stdin=None, folder: Path | None = None, environment: dict | None = None):
+    def __init__(self, run: Callable[[], int | None], stdin=None):
         self.returncode: int | None = None
-        self.arguments = [str(argument) for argument in arguments]
         read_out, write_out = os.pipe()
         read_err, write_err = os.pipe()
         source = os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin.fileno()
         self.pid = os.fork()
         if self.pid == 0:
-            self._run(source, write_out, write_err, folder, environment or {})
+            self._run(run, source, write_out, write_err)
         for descriptor in (write_out, write_err, *([source] if stdin is None else [])):
             os.close(descriptor)
         self.stdout, self.stderr = (os.fdopen(read, encoding="utf-8") for read in (read_out, read_err))
 
-    def _run(self, source: int, out: int, err: int, folder: Path | None, environment: dict) -> None:
+    def _run(self, run: Callable[[], int | None], source: int, out: int, err: int) -> None:
         code = 1
         try:
             for number, descriptor in enumerate((source, out, err)):
                 os.dup2(descriptor, number)
             os.closerange(3, 256)
-            if folder is not None:
-                os.chdir(folder)
-            os.environ.update(environment)
             signal.signal(signal.SIGINT, signal.default_int_handler)
             torch.set_num_threads(1)  # the threads of its parent are not there after a fork
             gc.freeze()  # nor is garbage to be freed that would wait for them
@@ -59,7 +52,7 @@ class ForkedCommand:
             )
             sys.__stdout__, sys.__stderr__ = sys.stdout, sys.stderr
             try:
-                code = cli.main(self.arguments)
+                code = run() or 0
             except SystemExit as end:
                 code = end.code
             sys.stdout.flush()
@@ -67,6 +60,9 @@ class ForkedCommand:
             traceback.print_exc()
         finally:
             os._exit(code if isinstance(code, int) else bool(code))
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
     def send_signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -90,8 +86,13 @@ class ForkedCommand:
         return out, err
 
 
-def run_forked(arguments: Iterable, **options) -> subprocess.CompletedProcess:
-    """As `subprocess.run` with text captured."""
-    process = ForkedCommand(arguments, **options)
+def forked_command(*arguments: object, **options) -> ForkedProcess:
+    """`videollm-mod` with these arguments."""
+    return ForkedProcess(partial(cli.main, list(map(str, arguments))), **options)
+
+
+def run_forked(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """As `subprocess.run` of `videollm-mod` with text captured."""
+    process = forked_command(*arguments, **options)
     out, err = process.communicate()
-    return subprocess.CompletedProcess(process.arguments, process.returncode, out, err)
+    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
