@@ -2,7 +2,7 @@
 
 import torch
 
-from ..configuration_videollm_mod import VideoLLMMoDConfig
+from ..configuration_videollm_mod import IGNORE_INDEX, VideoLLMMoDConfig
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from .geometries import BOS, END, EOS, FIRST_WORD, SEPARATOR, START, VIDEO, config_values
 
@@ -28,11 +28,11 @@ def random_tokens(
 ) -> tuple[list[int], list[int]]:
     """Ids and labels `[T]` of a stream with a reply of `words` random words after every 20th frame and at the end. The
     labels are those that the processor would make."""
-    ids, labels = [BOS], [-100]
+    ids, labels = [BOS], [IGNORE_INDEX]
 
     def say(tokens: list[int], learned: bool) -> None:
         ids.extend(tokens)
-        labels.extend(tokens if learned else [-100] * len(tokens))
+        labels.extend(tokens if learned else [IGNORE_INDEX] * len(tokens))
 
     for first in range(0, frames, FRAMES_PER_REPLY):
         turn = min(FRAMES_PER_REPLY, frames - first)

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..configuration_videollm_mod import IGNORE_INDEX
 from ..data.turns import encode_example
 from ..data.world import conversation, world_stream
 from ..data.world_hard import split_seeds
@@ -46,7 +47,7 @@ class Chunks(Dataset):
             ids, labels = example["input_ids"], example["labels"]
             shown, frames = stream.shown(self.fps), stream.drawn(self.processor.video_processor.size["height"])
             parts["ids"].append(np.array(ids, dtype=np.int16))
-            parts["labels"].append(np.array([-100, *labels[1:]], dtype=np.int16))
+            parts["labels"].append(np.array([IGNORE_INDEX, *labels[1:]], dtype=np.int16))
             parts["tokens"].append([len(ids)])
             parts["shown"].append(shown)
             parts["counts"].append([(len(shown), len(frames))])
@@ -120,7 +121,7 @@ class StreamBank:
         rows = np.arange(frames.sum()) + (self.first_frame[streams] - (np.cumsum(frames) - frames)).repeat(frames)
         return {
             "input_ids": torch.where(valid, self.ids[place], self.pad_token_id),
-            "labels": torch.where(valid, self.labels[place], -100),
+            "labels": torch.where(valid, self.labels[place], IGNORE_INDEX),
             "attention_mask": None if valid.all() else valid.long(),
             "video_features": self.features[torch.from_numpy(self.shown[rows]).to(self.device)].float(),
         }

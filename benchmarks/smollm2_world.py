@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.bench.record import RESULTS, summarise, surroundings, write_result
+from videollm_mod.configuration_videollm_mod import IGNORE_INDEX
 from videollm_mod.data.collator import StreamCollator
 from videollm_mod.data.world_data import WorldData, WorldStreams
 from videollm_mod.evaluation.free_running import Counts, watch_world
@@ -83,7 +84,7 @@ def teacher_forced(model, processor, batches: list[dict], device: str) -> float:
         labels = inputs.pop("labels")[:, 1:]
         with autocast(device):
             said = model(**inputs).logits[:, :-1].argmax(-1)
-        wrong, ends = (labels != -100) & (said != labels), (labels == eos).long()
+        wrong, ends = (labels != IGNORE_INDEX) & (said != labels), (labels == eos).long()
         turn = ends.cumsum(1) - ends  # the narration that each label belongs to
         for number in range(int(ends.sum(1).max())):
             there = ends.sum(1) > number

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from ..configuration_videollm_mod import IGNORE_INDEX
 from ..data.world_streams import FPS, Streams, pixels
 from ..evaluation.lockstep import Said, narrate_in_lockstep
 from ..evaluation.self_conditioned import best_pairs, precision_recall_f1, segments
@@ -26,7 +27,7 @@ def exact_narrations(model, streams: Streams, bank: torch.Tensor, processor, bat
         with autocast(ids.device):
             logits = model(input_ids=ids, pixel_values_videos=pixels(bank, codes)).logits
         target = labels[:, 1:]
-        wrong = (target != -100) & (logits[:, :-1].argmax(-1) != target)
+        wrong = (target != IGNORE_INDEX) & (logits[:, :-1].argmax(-1) != target)
         decides = torch.isin(target, decisions)
         ends = (target == eos).long()
         turn = ends.cumsum(1) - ends  # the narration that each label belongs to
