@@ -6,6 +6,7 @@ bytes are those of the geometry's attention heads.
 
 import torch
 
+from ..cache import MoDCache
 from ..configuration_videollm_mod import VideoLLMMoDConfig
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from .geometries import SEPARATOR, SMALL_TOWER, VIDEO, config_values
@@ -18,13 +19,13 @@ def held_tokens(geometry: str, frames: int, tokens: int, keep_ratio: float, chun
     narrow |= {"num_attention_heads": 1, "num_key_value_heads": 1}
     values |= {"text_config": {**values["text_config"], **narrow}, "vision_config": SMALL_TOWER}
     model = VideoLLMMoDForConditionalGeneration(VideoLLMMoDConfig(**values)).eval()
-    frame, cache = [VIDEO] * tokens + [SEPARATOR], None
+    frame, cache = [VIDEO] * tokens + [SEPARATOR], MoDCache(model.config)
     with torch.inference_mode():
         for first in range(0, frames, chunk):
             count = min(chunk, frames - first)
             features = torch.randn(count, tokens, SMALL_TOWER["hidden_size"])
             inputs = torch.tensor([frame * count])
-            cache = model.model(input_ids=inputs, video_features=features, cache=cache, use_cache=True).cache
+            model.model(input_ids=inputs, video_features=features, cache=cache, use_cache=True)
     return [layer.get_seq_length() for layer in cache.layers]
 
 

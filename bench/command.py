@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -30,7 +31,10 @@ class BenchOptions:
         `ValueError`: for an invalid `json` or `minutes`.
     """
 
-    geometry: Annotated[Literal[NAMES], "size of the model; its weights are random (default: llama3-8b)"] = "llama3-8b"
+    geometry: Annotated[
+        Literal[NAMES],  # type: ignore[valid-type]  # mypy does not know the value of NAMES
+        "size of the model; its weights are random (default: llama3-8b)",
+    ] = "llama3-8b"
     json: Annotated[Path | None, "result file; a plot is written next to it", {"metavar": "FILE.json"}] = None
     minutes: Annotated[float, "start no measurement after this many minutes (default: 30)", {"metavar": "M"}] = 30.0
 
@@ -178,7 +182,7 @@ def plan(options: PlanOptions) -> None:
     bench(**vars(options))
 
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, tuple[type, Callable[..., None], str]] = {
     "train": (TrainOptions, train, "a training step with LoRA in bfloat16 on streams of random frames"),
     "memory": (MemoryOptions, memory, "memory of the cache and of training against the length of the stream"),
     "stream": (StreamOptions, stream, "watching a live stream: frame by frame, in blocks, and with questions"),

@@ -60,7 +60,7 @@ def config_values(name: str, tokens: int = 10, **mod_options) -> dict:
     side = math.isqrt(tokens - 1) if tokens > 0 else -1
     if side * side != tokens - 1:
         raise ValueError(f"`tokens` must be 1 more than a square, as 1, 10 or 50 are, got {tokens}")
-    values = {"frame_token_pooled": [side, side] if side else None, "video_token_id": VIDEO}
+    values: dict = {"frame_token_pooled": [side, side] if side else None, "video_token_id": VIDEO}
     values["frame_separator_token_id"] = SEPARATOR
     if name == "nano":
         stored = json.loads((Path(__file__).parent.parent / "config.json").read_text(encoding="utf-8"))

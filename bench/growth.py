@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..cache import MoDCache
-from ..steps import Feed, carry_out_together
+from ..steps import Feed, Step, carry_out_together
 from .filled import filled_cache
 from .growth_cases import FRAMES, MIDDLE, WORKING_BYTES, cache_bytes, cases, key_of, layer_lengths
 from .growth_plot import plot
@@ -41,15 +41,15 @@ def advance(model, caches: list[MoDCache], keep_ratio: float, frames: int, repea
     size = (frames, config.num_frame_tokens, config.vision_config.hidden_size)
     features, end = torch.randn(size, device=device, dtype=model.dtype), caches[0].get_seq_length()
     for _ in range(WARM_UP + repeats):
-        steps = [Feed(model, cache, ids, features, keep_ratio) for cache in caches]
+        steps: list[Step] = [Feed(model, cache, ids, features, keep_ratio) for cache in caches]
         synchronise(device)
         start = time.perf_counter()
         carry_out_together(steps)
         synchronise(device)
         seconds.append(time.perf_counter() - start)
-        for step in steps:
+        for step, cache in zip(steps, caches, strict=True):
             why_not_static = step.result().why_not_static
-            step.cache.rollback(end)
+            cache.rollback(end)
     found = {"frames": frames, **summary(seconds[WARM_UP:], frames * len(caches))}
     found["ms_per_frame"] = round(found["p50_ms"] / frames / len(caches), 4)
     return found, why_not_static

@@ -7,7 +7,7 @@ from ..configuration_videollm_mod import num_kept_tokens
 
 FRAMES, TOKENS = (100, 300, 600, 1200, 2400, 4800, 9600, 20_000), (1, 10, 50, 101)
 BATCHES, KEEP_RATIOS = (1, 2, 4, 8, 16), (0.1, 0.2, 0.5, 1.0)
-MIDDLE = {"frames": 600, "tokens": 10, "batch": 1, "keep_ratio": 0.2}  # of a size that does not vary
+MIDDLE: dict = {"frames": 600, "tokens": 10, "batch": 1, "keep_ratio": 0.2}  # of a size that does not vary
 WORKING_BYTES = 2 * 2**30  # an upper bound for what a step takes besides weights and caches
 
 

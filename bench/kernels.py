@@ -37,7 +37,8 @@ def kernel_times(function: Callable, device: str) -> tuple[dict[str, float], lis
     with torch.profiler.profile(activities=activities) as profiler:
         function()
         synchronise(device)
-    kinds, kernels = defaultdict(float), []
+    kinds: dict[str, float] = defaultdict(float)
+    kernels: list[tuple[float, int, str]] = []
     for event in profiler.key_averages():
         on_device = getattr(event, "self_device_time_total", 0) if device != "cpu" else event.self_cpu_time_total
         is_kernel = device == "cpu" or "cuda" in str(event.device_type).lower()

@@ -43,8 +43,8 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
         minutes (`float`): no row is started after this time.
     """
     place, end = torch.device(device), time.perf_counter() + 60 * minutes
-    result = {**header(), "geometry": geometry, "device": device, "rows": []}
-    found = {}
+    result: dict = {**header(), "geometry": geometry, "device": device, "rows": []}
+    found: dict[str, float] = {}
     for tokens, block in ((10, 256), (50, 128)):
         block = min(block, frames)
         if geometry == "nano" and tokens != 10:
@@ -60,7 +60,7 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
             if time.perf_counter() > end:
                 break
             with configured(model, dense):
-                row = {"name": "offline", "way": way, "tokens": tokens, "block": block, "blocks": count}
+                row: dict = {"name": "offline", "way": way, "tokens": tokens, "block": block, "blocks": count}
                 row |= measure(model, block, count, repeats)
             result["rows"].append(row)
             write(json, result)

@@ -8,16 +8,17 @@ from .kernels import kernel_times
 from .step import Bench
 
 
-def routing_seconds(bench: Bench) -> dict[str, float]:
+def routing_seconds(bench: Bench) -> dict:
     """Seconds of all routed layers of a step without their attention and MLP: of the kernels on the device, and by the
-    clock. In a real step, the host launches these kernels while the device is busy with others."""
+    clock. In a real step, the host launches these kernels while the device is busy with others. With them, the
+    `kernels` that take longest, as of `kernel_times`."""
     model, text = bench.model, bench.model.config.text_config
     text.vision_routing = "mod"
     layout = model.model.lay_out(bench.inputs["input_ids"])
     length = bench.inputs["input_ids"].shape[1]
-    options = {"device": bench.device, "dtype": model.dtype}
-    tokens = torch.randn(1, length, text.hidden_size, **options, requires_grad=True)
-    angles = torch.randn(1, length, text.head_dim, **options)
+    device, dtype = bench.device, model.dtype
+    tokens = torch.randn(1, length, text.hidden_size, device=device, dtype=dtype, requires_grad=True)
+    angles = torch.randn(1, length, text.head_dim, device=device, dtype=dtype)
     gradient = torch.randn_like(tokens)
     layers = model.model.language_model.layers
     model.train()

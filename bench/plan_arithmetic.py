@@ -45,10 +45,15 @@ def feature_bytes(hours: float, width: int) -> float:
 
 
 def sample_tokens(sample: str) -> tuple[int, int]:
-    """Tokens and frames of a training sample (`RandomStreams`), from its description."""
-    frames, tokens, words, every = map(
-        int, re.match(r"(\d+) frames of (\d+) tokens, a reply of (\d+) words after every (\d+)th", sample).groups()
-    )
+    """Tokens and frames of a training sample (`RandomStreams`), from its description.
+
+    Raises:
+        `ValueError`: for another description.
+    """
+    found = re.match(r"(\d+) frames of (\d+) tokens, a reply of (\d+) words after every (\d+)th", sample)
+    if found is None:
+        raise ValueError(f"the sample must be described as `RandomStreams` does, got {sample!r}")
+    frames, tokens, words, every = map(int, found.groups())
     replies = math.ceil(frames / every)
     # one token after each frame, a start and an end for each reply, and one token at the start of the sequence
     return 1 + frames * (tokens + 1) + replies * (1 + words + 1), frames

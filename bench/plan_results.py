@@ -93,7 +93,8 @@ def read(folder: Path) -> dict[str, Measured]:
         try:
             value = entry["value"] if wanted.find is None else wanted.find(raw)
             gpus = ", ".join(dict.fromkeys(raw["machine"]["gpus"])) or "arithmetic"
-        except (KeyError, StopIteration, AttributeError, TypeError):  # an older format, or a row is missing
+        # an older format, or a row is missing
+        except (KeyError, StopIteration, AttributeError, TypeError, ValueError):
             continue
         found[name] = Measured(value, gpus, entry["source"])
     return found
@@ -109,8 +110,10 @@ def result_of(figure: str, folder: Path) -> tuple[dict, dict] | None:
     """The summary's entry of a figure, and the content of the file that it comes from."""
     path = folder / "summary.json"
     entry = loaded(path).get(figure) if path.exists() else None
-    file = None if entry is None else folder / Path(entry["source"]).name
-    return (entry, loaded(file)) if file is not None and file.exists() else None
+    if entry is None:
+        return None
+    file = folder / Path(entry["source"]).name
+    return (entry, loaded(file)) if file.exists() else None
 
 
 def loaded(path: Path) -> dict:

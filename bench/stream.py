@@ -41,15 +41,15 @@ class Rows:
         """A row of each way. Two ways take turns, since the speed of a machine varies over time."""
         if time.perf_counter() > self.end:
             return
-        parts = {way: [] for way in ways}
+        parts: dict[str, list[dict]] = {way: [] for way in ways}
         for turn in range(TURNS if len(ways) > 1 else 1):
             for way in ways[:: -1 if turn % 2 else 1]:
                 with configured(self.model, way != "mod", static):
                     parts[way].append(measure(self.model, *arguments))
         for way, found in parts.items():
-            found = {"name": name, "way": way if static else f"{way}, as it is", **about, **joined(found, **about)}
-            self.result["rows"].append(found)
-            shown = {key: value for key, value in found.items() if key != "raw_ms"}
+            row = {"name": name, "way": way if static else f"{way}, as it is", **about, **joined(found, **about)}
+            self.result["rows"].append(row)
+            shown = {key: value for key, value in row.items() if key != "raw_ms"}
             print(*(f"{key}={value}" for key, value in shown.items()), flush=True)
         write(self.json, self.result)
         if self.model.device.type == "cuda":

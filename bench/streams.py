@@ -10,7 +10,12 @@ FRAMES_PER_REPLY = 20
 
 
 def random_model(
-    geometry: str, device: str, tokens: int = 10, dtype: torch.dtype = torch.bfloat16, seed: int = 0, **mod_options
+    geometry: str,
+    device: str | torch.device,
+    tokens: int = 10,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+    **mod_options,
 ) -> VideoLLMMoDForConditionalGeneration:
     """A model in `dtype`, its routers in float32, made on `device`."""
     config = VideoLLMMoDConfig(**config_values(geometry, tokens, **mod_options))

@@ -106,7 +106,7 @@ def pick(found: dict[Way, dict]) -> dict[str, Way]:
     fits = {way: entry for way, entry in found.items() if entry["seconds"]}
     if REFERENCE not in fits or STOCK not in fits:
         return {}
-    picked = {"stock": STOCK, "reference": REFERENCE}
+    picked: dict[str, Way | None] = {"stock": STOCK, "reference": REFERENCE}
 
     def best(key, routed: bool, memory: float = float("inf"), seconds: float = float("inf")) -> Way | None:
         chosen = [
@@ -120,15 +120,14 @@ def pick(found: dict[Way, dict]) -> dict[str, Way]:
         return min(chosen, key=lambda way: fits[way][key][0] if key == "seconds" else fits[way][key], default=None)
 
     memory = fits[REFERENCE]["peak_gib"]
-    picked["fast"] = best("seconds", routed=True, memory=memory)
+    picked["fast"] = fast = best("seconds", routed=True, memory=memory)
     picked["small"] = best("peak_gib", routed=True, seconds=0.615 * fits[STOCK]["seconds"][0])
     picked["small, ours"] = best("peak_gib", routed=True, seconds=0.615 * fits[REFERENCE]["seconds"][0])
     picked["dense"] = best("seconds", routed=False, memory=memory)
-    if picked["fast"] is not None:  # both recompute the same
-        picked["alike"] = Way(routed=False, recompute=picked["fast"].recompute)
+    if fast is not None:  # both recompute the same
+        picked["alike"] = Way(routed=False, recompute=fast.recompute)
         picked["alike, layer"], picked["alike, MoD, layer"] = Way(routed=False), Way(routed=True)
-    picked = {role: way for role, way in picked.items() if way is not None and (way in fits or way not in found)}
-    return picked
+    return {role: way for role, way in picked.items() if way is not None and (way in fits or way not in found)}
 
 
 def take_turns(
@@ -178,8 +177,8 @@ def figures(rows: dict[str, dict], shape: str) -> dict[str, float]:
     """The ratios for which both rows were measured."""
     out = {}
     for name, (above, below, of_memory) in RATIOS.items():
-        sides = [rows.get(role) for role in (above, below)]
-        if not all(side and side["seconds"] for side in sides):
+        sides = [rows[role] for role in (above, below) if rows.get(role, {}).get("seconds")]
+        if len(sides) < 2:
             continue
         values = [side["peak_gib"] if of_memory else statistics.median(side["seconds"]) for side in sides]
         if values[1]:

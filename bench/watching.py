@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from itertools import islice
 from unittest import mock
 
 import numpy as np
@@ -138,6 +139,7 @@ def first_token(model, processor, held: int, repeats: int) -> dict:
     """From a question to the first token of its answer."""
     session = session_of(model, processor, held)
     before = session.state.mark()
+    times: list[float] = []
 
     def call(index):
         session.instruct(QUESTION)
@@ -147,7 +149,6 @@ def first_token(model, processor, held: int, repeats: int) -> dict:
         tokens.close()
         session.state.rollback(before)
 
-    times = []
     for index in range(WARM_UP + repeats):
         synchronise(model.device)
         start = time.perf_counter()
@@ -168,8 +169,8 @@ def generation(model, processor, held: int, repeats: int) -> dict:
 def stock_llama(model) -> LlamaForCausalLM:
     """The Llama of transformers with the same weights."""
     text = model.config.text_config
-    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
-    names += ("num_key_value_heads", "head_dim", "rope_parameters", "max_position_embeddings", "rms_norm_eps")
+    names = ["vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"]
+    names += ["num_key_value_heads", "head_dim", "rope_parameters", "max_position_embeddings", "rms_norm_eps"]
     config = LlamaConfig(**{name: getattr(text, name) for name in names})
     config._attn_implementation = "sdpa"
     with torch.device("meta"):
@@ -187,7 +188,8 @@ def stock(model, held: int, repeats: int, frames: int = 1) -> dict:
     cache = DynamicCache(config=llama.config)
     shape = (1, text.num_key_value_heads, held * per_frame, text.head_dim)
     for layer in range(text.num_hidden_layers if held else 0):
-        cache.update(*(torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2)), layer)
+        keys, values = (torch.randn(shape, device=model.device, dtype=model.dtype) for _ in range(2))
+        cache.update(keys, values, layer)
     embeds = torch.randn(1, frames * per_frame, text.hidden_size, device=model.device, dtype=model.dtype)
 
     @torch.no_grad()
@@ -203,11 +205,8 @@ def decode(repeats: int, folder) -> dict:
     from ..decoding import iter_video_frames
 
     path = write_clip(folder / "clip.mp4", seed=0, height=384)[0]
-    seconds, frames, start = [], iter_video_frames(path, fps=None), time.perf_counter()
+    seconds, frames, start = [], islice(iter_video_frames(path, fps=None), repeats), time.perf_counter()
     for frame, _ in frames:
         seconds.append(time.perf_counter() - start)
         start, size = time.perf_counter(), frame.shape[:2]
-        if len(seconds) == repeats:
-            break
-    frames.close()
     return {**summary(seconds[1:]), "frame_size": list(size)}
