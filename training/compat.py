@@ -4,9 +4,14 @@ Tested with transformers 5.17.0, 5.23.0 and 5.24.0, with peft 0.19.1 and 0.21.2,
 release removes one of these parts, tests/test_training_compat.py fails and names it.
 """
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import nn
 from transformers import TrainingArguments
+
+if TYPE_CHECKING:  # an extra, which some of these functions do without
+    from peft.tuners.lora import LoraLayer
 
 
 def train_on_one_gpu(arguments: TrainingArguments) -> None:
@@ -15,7 +20,7 @@ def train_on_one_gpu(arguments: TrainingArguments) -> None:
     arguments._n_gpu = 1
 
 
-def is_plain(layer: nn.Module, adapter: str) -> bool:
+def is_plain(layer: "LoraLayer", adapter: str) -> bool:
     """Whether an adapter of peft's layer is a product of two matrices and nothing else. Only `lora_variant` and
     `lora_bias` of the layer say so."""
     return adapter in layer.lora_A and adapter not in layer.lora_variant and not layer.lora_bias[adapter]

@@ -7,6 +7,8 @@ backward pass needs is saved before the large product, so a checkpoint of a bloc
 compute that product again.
 """
 
+from typing import cast
+
 import torch
 from peft.tuners.lora import Linear
 from torch import nn
@@ -61,7 +63,7 @@ class LoraLinear(Linear):
     """Equal to peft's layer, which still computes everything but one plain adapter on a plain layer."""
 
     def forward(self, x: torch.Tensor, *args, **kwargs) -> torch.Tensor:
-        base, name = self.get_base_layer(), self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        base, name = self.get_base_layer(), self.active_adapters[0] if len(self.active_adapters) == 1 else ""
         plain = (
             not (args or kwargs or self.disable_adapters or self.merged)
             and is_plain(self, name)
@@ -70,18 +72,19 @@ class LoraLinear(Linear):
             and type(base.weight) is nn.Parameter  # neither sharded nor quantised
             and base.weight.dtype == x.dtype
             and not base.weight.requires_grad
-            and computes_in(x.dtype, self.lora_A[name].weight.dtype, x.device.type)
+            and computes_in(x.dtype, cast(nn.Linear, self.lora_A[name]).weight.dtype, x.device.type)
         )
         if not plain:
             return super().forward(x, *args, **kwargs)
-        down, up = (adapters[name].weight.to(x.dtype) for adapters in (self.lora_A, self.lora_B))
+        parts = (base, self.lora_A[name], self.lora_B[name])
+        weight, down, up = (cast(nn.Linear, part).weight.to(x.dtype) for part in parts)
         tokens = x.flatten(0, -2)
         if torch.is_grad_enabled() and (tokens.requires_grad or down.requires_grad or up.requires_grad):
             middle = _LoraDown.apply(tokens, down, up, self.scaling[name])
-            result = _LoraUp.apply(middle, tokens, down, up, self.scaling[name], base.weight)
+            result = _LoraUp.apply(middle, tokens, down, up, self.scaling[name], weight)
         else:
             update = nn.functional.linear(nn.functional.linear(tokens, down) * self.scaling[name], up)
-            result = update.addmm_(tokens, base.weight.t())
+            result = update.addmm_(tokens, weight.t())
         if base.bias is not None:
             result = result + base.bias
         return result.unflatten(0, x.shape[:-1])
