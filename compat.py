@@ -5,6 +5,7 @@ fails and names it.
 """
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import fields
 from functools import lru_cache, wraps
@@ -19,8 +20,8 @@ from transformers.video_processing_utils import BaseVideoProcessor
 
 # The name of the key-value cache in arguments and outputs: transformers 5.24 changed it.
 CACHE_NAMES = ("cache", "past_key_values")
-CACHE_NAME = next((name for name in CACHE_NAMES if name in {f.name for f in fields(BaseModelOutputWithPast)}), None)
-if CACHE_NAME is None:
+CACHE_NAME = next((name for name in CACHE_NAMES if name in {f.name for f in fields(BaseModelOutputWithPast)}), "")
+if not CACHE_NAME:
     raise ImportError(f"outputs of transformers {__version__} name the cache neither `cache` nor `past_key_values`")
 try:
     from transformers.utils.output_capturing import capture_outputs
@@ -29,6 +30,7 @@ except ImportError as error:
 OTHER_CACHE_NAME = next(name for name in CACHE_NAMES if name != CACHE_NAME)
 # Releases after 5.17 call gradient checkpointing "activation checkpointing".
 CHECKPOINTING_RENAMED = hasattr(PreTrainedModel, "activation_checkpointing_enable")
+CHECKPOINTING_NAME = "activation_checkpointing" if CHECKPOINTING_RENAMED else "gradient_checkpointing"
 
 
 def rename_cache(arguments: dict[str, Any], name: str) -> dict[str, Any]:
@@ -54,12 +56,14 @@ def takes_either_cache_name(function: Callable) -> Callable:
     signature = inspect.signature(function)
     parameters = list(signature.parameters.values())
     alias = inspect.Parameter("past_key_values", inspect.Parameter.KEYWORD_ONLY, default=None)
-    wrapper.__signature__ = signature.replace(parameters=[*parameters[:-1], alias, parameters[-1]])  # before **kwargs
+    parameters = [*parameters[:-1], alias, parameters[-1]]  # before **kwargs
+    wrapper.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # not in the stubs
     return wrapper
 
 
-class EitherCacheName:
-    """Mixin for a `ModelOutput` with the field `CACHE_NAME`: the other name reads and writes the same cache."""
+class EitherCacheName(OrderedDict):
+    """Mixin for a `ModelOutput` (an `OrderedDict`) with the field `CACHE_NAME`: the other name reads and writes the
+    same cache."""
 
     def __getitem__(self, key):
         return super().__getitem__(CACHE_NAME if key == OTHER_CACHE_NAME else key)
@@ -131,13 +135,16 @@ class ProcessorWithoutTorchvision(ProcessorMixin):
     def options_of_parts(self, **kwargs) -> dict[str, dict]:
         """The keyword arguments of a call and the defaults, as `text_kwargs` and `videos_kwargs`."""
         return self._merge_kwargs(
-            self.valid_processor_kwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs
+            self.valid_processor_kwargs,  # type: ignore[arg-type]  # annotated as an instance, but it takes the class
+            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+            **kwargs,
         )
 
 
 __all__ = [
     "CACHE_NAME",
     "CACHE_NAMES",
+    "CHECKPOINTING_NAME",
     "CHECKPOINTING_RENAMED",
     "EitherCacheName",
     "ProcessorWithoutTorchvision",

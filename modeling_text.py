@@ -7,7 +7,9 @@ k of them kept, K tokens that enter a routed layer, D hidden size.
 """
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -26,10 +28,11 @@ from transformers.models.llama.modeling_llama import (
     eager_attention_forward,
 )
 
-from .cache import MoDCache
+from .cache import MoDCache, PackedCache
 from .compat import (
     CACHE_NAME,
     CACHE_NAMES,
+    CHECKPOINTING_NAME,
     CHECKPOINTING_RENAMED,
     EitherCacheName,
     capture_outputs,
@@ -44,7 +47,7 @@ from .routing import FrameRouter, LayerExpert, StreamLayout
 # Full names, with and without a head around the model. LayerExperts are no plain `nn.Linear`, so none is quantised.
 FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
 # with `enable_gqa`, torch 2.8 repeats keys on a CPU and then takes its slowest kernel
-GROUPS_ON_CPU = torch.__version__ >= (2, 9)
+GROUPS_ON_CPU = torch.__version__ >= "2.9"
 
 
 def keeping_precision(quantization_config):
@@ -136,23 +139,25 @@ class VideoLLMMoDAttention(LlamaAttention):
     """Llama's attention. Where one row holds the tokens of several streams, they share the projections, which read the
     weights, and each stream attends to its own cache."""
 
+    config: VideoLLMMoDTextConfig
+
     def forward(
         self,
         hidden_states: torch.Tensor,
         position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
         attention_mask: torch.Tensor | None = None,
-        cache: MoDCache | None = None,
+        cache: MoDCache | PackedCache | None = None,
         lengths: list[int] | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """lengths: tokens of each stream in `hidden_states` `[1, T, D]`. `cache` is then a `PackedCache`."""
+        """lengths: tokens of each stream in `hidden_states` `[1, T, D]`, for a `PackedCache`."""
         queries, keys, values = self.project(hidden_states, position_embeddings)
-        if lengths is None:
+        if not isinstance(cache, PackedCache):
             if cache is not None:
                 keys, values = cache.update(keys, values, self.layer_idx)
             attended, weights = self.attend_to(queries, keys, values, attention_mask, **kwargs)
             return self.o_proj(attended), weights
-        attended = []
+        parts = []
         split = zip(
             cache.layers[self.layer_idx].layers,
             *(tensor.split(lengths, dim=2) for tensor in (queries, keys, values)),
@@ -164,8 +169,8 @@ class VideoLLMMoDAttention(LlamaAttention):
                 continue
             all_keys, all_values = own_cache.update(own_keys, own_values)
             mask = causal_mask(self.config, own, all_keys.shape[2], None, None)
-            attended.append(self.attend_to(own_queries, all_keys, all_values, mask, **kwargs)[0])
-        return self.o_proj(torch.cat(attended, dim=1)), None
+            parts.append(self.attend_to(own_queries, all_keys, all_values, mask, **kwargs)[0])
+        return self.o_proj(torch.cat(parts, dim=1)), None
 
     def attend(
         self,
@@ -190,7 +195,9 @@ class VideoLLMMoDAttention(LlamaAttention):
         attended, weights = attend(self, queries, keys, values, attention_mask, **options)
         return attended.flatten(2), weights
 
-    def project(self, hidden_states: torch.Tensor, position_embeddings) -> tuple[torch.Tensor, ...]:
+    def project(
+        self, hidden_states: torch.Tensor, position_embeddings
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Queries, keys and values, `[B, heads, T, head_dim]`."""
         shape = (*hidden_states.shape[:2], -1, self.head_dim)
         queries, keys, values = (
@@ -224,7 +231,10 @@ class VideoLLMMoDRMSNorm(LlamaRMSNorm):
 class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
     """A Llama decoder layer. If it is routed, only the tokens that the router chooses enter its two blocks."""
 
-    recompute, checkpoint = "none", None  # see `recomputing`
+    self_attn: VideoLLMMoDAttention
+    mlp: VideoLLMMoDMLP
+    recompute = "none"  # see `recomputing`, which also sets `checkpoint`
+    checkpoint: Callable[..., torch.Tensor]
 
     def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
         # not LlamaDecoderLayer's own `__init__`, which would build and initialise another attention
@@ -242,10 +252,11 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
         self,
         hidden_states: torch.Tensor,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
-        cache: MoDCache | None = None,
-        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
-        router: FrameRouter | None = None,
+        position_ids: torch.Tensor | None = None,
+        cache: MoDCache | PackedCache | None = None,
+        *,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor],
+        router: FrameRouter,
         segments: torch.Tensor | None = None,
         **kwargs,
     ) -> torch.Tensor:
@@ -264,8 +275,8 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
                 return hidden_states  # every token skips this layer
             entered, tokens = route.enter(hidden_states)
             valid, lengths = route.valid, route.lengths
-            position_embeddings = tuple(map(route.gather, position_embeddings))
-            position_ids = None if cache is None else route.gather(position_ids)
+            position_embeddings = route.gather(position_embeddings[0]), route.gather(position_embeddings[1])
+            position_ids = None if cache is None or position_ids is None else route.gather(position_ids)
             segments = None if segments is None else route.gather(segments)
 
         arguments = {
@@ -308,9 +319,9 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
     """Quantisation while loading applies to the layers of the language model only, unless its configuration lists the
     modules to leave out."""
 
-    config: VideoLLMMoDConfig
+    config: VideoLLMMoDConfig  # type: ignore[assignment]  # LlamaPreTrainedModel annotates Llama's
     base_model_prefix = "model"
-    input_modalities = ("video", "text")
+    input_modalities = ["video", "text"]
     _no_split_modules = ["VideoLLMMoDDecoderLayer"]
     _skip_keys_device_placement = list(CACHE_NAMES)
     _can_compile_fullgraph = False
@@ -322,7 +333,9 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
             quantization_config = keeping_precision(quantization_config)
         return super().from_pretrained(*args, quantization_config=quantization_config, **kwargs)
 
-    def activation_checkpointing_enable(self, activation_checkpointing_kwargs: dict | None = None, **kwargs) -> None:
+    def activation_checkpointing_enable(  # type: ignore[override]  # the options in `kwargs` differ between releases
+        self, activation_checkpointing_kwargs: dict | None = None, **kwargs
+    ) -> None:
         """As in transformers, whose older releases call it `gradient_checkpointing_enable`, with one more option:
         `activation_checkpointing_kwargs` may say what to `recompute`, see `recomputing`.
 
@@ -334,19 +347,12 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
         if recompute is not None and options.get("use_reentrant"):
             raise ValueError("`recompute` needs `use_reentrant=False`")
         options.setdefault("use_reentrant", False)
-        parent = super()
-        enable = (
-            parent.activation_checkpointing_enable if CHECKPOINTING_RENAMED else parent.gradient_checkpointing_enable
-        )
+        enable = getattr(super(), f"{CHECKPOINTING_NAME}_enable")
         enable(options, **kwargs)
         set_recomputing(self._decoder_layers(), options, recompute)
 
     def activation_checkpointing_disable(self) -> None:
-        parent = super()
-        if CHECKPOINTING_RENAMED:
-            parent.activation_checkpointing_disable()
-        else:
-            parent.gradient_checkpointing_disable()
+        getattr(super(), f"{CHECKPOINTING_NAME}_disable")()
         set_recomputing(self._decoder_layers(), {}, None)
 
     if not CHECKPOINTING_RENAMED:
@@ -364,8 +370,8 @@ class VideoLLMMoDPreTrainedModel(LlamaPreTrainedModel):
 class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
     """A `LlamaModel` with routed layers and a `MoDCache`. Without frames it is a plain Llama in every mode."""
 
-    config: VideoLLMMoDTextConfig
-    input_modalities = ("text",)
+    config: VideoLLMMoDTextConfig  # type: ignore[assignment]  # the other models have the whole configuration
+    input_modalities = ["text"]
 
     def __init__(self, config: VideoLLMMoDTextConfig):
         config.check_routing()
@@ -390,7 +396,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         self,
         input_ids: torch.LongTensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         cache: MoDCache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -455,11 +461,12 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             **kwargs,
         )
         layers = range(len(self.layers))
+        named_cache: dict[str, Any] = {CACHE_NAME: cache}
         return VideoLLMMoDModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             router_scores=tuple(router.scores.get(i) for i in layers) if output_router_scores else None,
             kept_indices=tuple(router.kept.get(i) for i in layers) if output_router_scores else None,
-            **{CACHE_NAME: cache},
+            **named_cache,
         )
 
 

@@ -8,6 +8,7 @@ D hidden size of the language model, Dv of the vision tower, V vocabulary.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -218,12 +219,12 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         self, token_id: int, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.Tensor:
         """bool `[B, T]`: where a token is; among embeddings it is found by its own embedding."""
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
-        if input_ids is not None:
+        if input_ids is not None and inputs_embeds is None:
             return input_ids == token_id
-        embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
-        return (inputs_embeds == embedding).all(-1)
+        if inputs_embeds is not None and input_ids is None:
+            embedding = self.get_input_embeddings()(torch.tensor(token_id, device=inputs_embeds.device))
+            return (inputs_embeds == embedding).all(-1)
+        raise ValueError("give exactly one of `input_ids` and `inputs_embeds`")
 
     def lay_out(
         self,
@@ -248,7 +249,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         if attention_mask is not None and attention_mask.dim() != 4:
             valid = valid_tokens(attention_mask, is_vision, cache)
         is_separator_id = self.tokens_with_id(config.frame_separator_token_id, input_ids, inputs_embeds)
-        seen = {
+        seen: dict[str, Any] = {
             "frames_seen": getattr(cache, "num_frames", None),
             "after_frame": getattr(cache, "after_frame", None),
         }

@@ -24,10 +24,14 @@ import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+if TYPE_CHECKING:  # the model imports this file
+    from .modeling_text import VideoLLMMoDDecoderLayer as Layer
 
 CHUNK_TOKENS = 4096  # that go at a time through what follows attention, where it is computed again
 
@@ -47,7 +51,7 @@ def choices_of_layers(recompute: str | dict[str, int], num_layers: int) -> list[
     return [choice for choice, count in counts.items() for _ in range(count)]
 
 
-def set_recomputing(layers: list, options: dict, recompute: str | dict[str, int] | None) -> None:
+def set_recomputing(layers: "list[Layer]", options: dict, recompute: str | dict[str, int] | None) -> None:
     """Set what each of `layers` recomputes. Without `recompute` it is what transformers has just set, the layer's
     own `gradient_checkpointing`.
 
@@ -72,15 +76,15 @@ def run_layers(layers: Iterable, hidden_states: torch.Tensor, recomputes: bool, 
         arguments: of each layer.
     """
     for group in _groups(layers, recomputes):
-        run = partial(_run_group, group, **arguments)
+        run: Callable[..., torch.Tensor] = partial(_run_group, group, **arguments)
         keeps_input_only = len(group) == 2 or (recomputes and group[0].recompute == "layer")
         hidden_states = group[0].checkpoint(run, hidden_states) if keeps_input_only else run(hidden_states)
     return hidden_states
 
 
-def _groups(layers: Iterable, recomputes: bool) -> list[list]:
+def _groups(layers: Iterable, recomputes: bool) -> "list[list[Layer]]":
     """The layers one by one, and with `recomputes` consecutive `"pairs"` two by two."""
-    groups = []
+    groups: list[list[Layer]] = []
     for layer in layers:
         mates = recomputes and layer.recompute == "pairs" and groups and len(groups[-1]) == 1
         if mates and groups[-1][0].recompute == "pairs":
@@ -90,13 +94,13 @@ def _groups(layers: Iterable, recomputes: bool) -> list[list]:
     return groups
 
 
-def _run_group(layers: list, hidden_states: torch.Tensor, **arguments) -> torch.Tensor:
+def _run_group(layers: "list[Layer]", hidden_states: torch.Tensor, **arguments) -> torch.Tensor:
     for layer in layers:
         hidden_states = layer(hidden_states, **arguments)
     return hidden_states
 
 
-def run_blocks(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+def run_blocks(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
     """The attention and MLP blocks of a decoder layer in training, without a cache, recomputing what
     `layer.recompute` says.
 
@@ -107,22 +111,22 @@ def run_blocks(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> to
     return STRATEGIES[layer.recompute](layer, hidden_states, **attention)
 
 
-def keep_all(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+def keep_all(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
     return layer.mlp_block(layer.attention_block(hidden_states, **attention))
 
 
-def keep_activation(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+def keep_activation(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
     hidden_states = _attention_block_without_norm(layer, hidden_states, **attention)
     with recomputed(layer.post_attention_layernorm, hidden_states) as normed:
         gate, up = layer.mlp.gate_proj(normed), layer.mlp.up_proj(normed)
     return hidden_states + layer.checkpoint(layer.mlp.down, gate, up)
 
 
-def recompute_mlp(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+def recompute_mlp(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
     return layer.checkpoint(layer.mlp_block, _attention_block_without_norm(layer, hidden_states, **attention))
 
 
-def keep_attention(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+def keep_attention(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
     # adapters may use dropout; with a mask, keys and values may be repeated for all heads first
     drops = any(isinstance(module, nn.Dropout) and module.p > 0 for module in layer.self_attn.modules())
     if drops or attention["attention_mask"] is not None:
@@ -132,12 +136,12 @@ def keep_attention(layer: nn.Module, hidden_states: torch.Tensor, **attention) -
     return in_chunks(layer.checkpoint, partial(_after_attention, layer), hidden_states, attended)
 
 
-def keep_entered(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+def keep_entered(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
     after = partial(in_chunks, layer.checkpoint, partial(_after_attention, layer))
     return without_last_part(layer.checkpoint, partial(_attend, layer, **attention), after, hidden_states)
 
 
-def chunk_mlp(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+def chunk_mlp(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
     """For a pair of layers, which is itself recomputed as a whole."""
     attended = _attend(layer, hidden_states, **attention)
     return in_chunks(layer.checkpoint, partial(_after_attention, layer), hidden_states, attended)
@@ -155,19 +159,19 @@ STRATEGIES = {
 CHOICES = tuple(STRATEGIES)
 
 
-def _attention_block_without_norm(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+def _attention_block_without_norm(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
     """`layer.attention_block`, which does not keep the result of the norm."""
     with recomputed(layer.input_layernorm, hidden_states) as normed:
         attended = layer.self_attn(normed, **attention)[0]
     return hidden_states + attended
 
 
-def _attend(layer: nn.Module, hidden_states: torch.Tensor, **attention) -> torch.Tensor:
+def _attend(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
     """The attention block up to the output projection."""
     return layer.self_attn.attend(layer.input_layernorm(hidden_states), **attention)[0]
 
 
-def _attend_without_projections(layer: nn.Module, hidden_states, position_embeddings, **attention) -> torch.Tensor:
+def _attend_without_projections(layer: "Layer", hidden_states, position_embeddings, **attention) -> torch.Tensor:
     """`_attend`, which keeps its input and its result, and computes queries, keys and values again. It takes less of
     the host's time than a checkpoint that tells attention from other operations."""
 
@@ -179,7 +183,7 @@ def _attend_without_projections(layer: nn.Module, hidden_states, position_embedd
         return layer.self_attn.attend_to(*projected, **attention)[0]
 
 
-def _after_attention(layer: nn.Module, hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+def _after_attention(layer: "Layer", hidden_states: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
     """The rest of the layer: output projection, residual, MLP block."""
     return layer.mlp_block(hidden_states + layer.self_attn.o_proj(attended))
 
@@ -191,7 +195,8 @@ class _Recomputation:
     def __init__(self, function: Callable, hidden_states: torch.Tensor):
         self.function, self.hidden_states = function, hidden_states.detach()
         self.saved = self.loaded = 0
-        self.results, device = None, hidden_states.device.type
+        self.results: tuple[torch.Tensor, ...] | None = None
+        device = hidden_states.device.type
         # the backward pass runs outside of the forward pass's autocast
         self.autocast = device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .configuration_videollm_mod import check_keep_ratio, num_kept_tokens
+from .configuration_videollm_mod import VideoLLMMoDTextConfig, check_keep_ratio, num_kept_tokens
 from .fused import kernels_for, scatter_gated, scatter_rows
 
 GATE_STRENGTH = 0.2  # p-MoD (arXiv 2412.04449): a kept token's update is scaled by 1 + 0.2 * tanh(score)
@@ -229,12 +229,14 @@ class Route:
             processed (`[B, K, D]`): the layer's output for `entered`.
         """
         entered, processed = entered.flatten(0, 1), processed.flatten(0, 1)
-        if self.gate is not None and self.mod_gate != "none":
+        gate, expert = self.gate, self.expert
+        if gate is not None and expert is not None and self.mod_gate != "none":
             if torch.is_grad_enabled() and kernels_for(tokens, entered, processed) is not None:
-                return self._scatter_gated(tokens.flatten(0, 1), entered, processed).view_as(tokens)
-            kept, gate = processed.index_select(0, self.vision_slots), self.gate
+                gated = self._scatter_gated(tokens.flatten(0, 1), entered, processed, gate, expert)
+                return gated.view_as(tokens)
+            kept = processed.index_select(0, self.vision_slots)
             if torch.is_grad_enabled():  # with its gradient
-                gate = self.expert(entered, self.vision_slots, gate)
+                gate = expert(entered, self.vision_slots, gate)
             if self.mod_gate == "residual":  # x + (1 + g) * (y - x) written as y + g * (y - x): exact where g = 0
                 change = GATE_STRENGTH * gate.tanh()[:, None] * (kept - entered.index_select(0, self.vision_slots))
                 processed = processed.index_add(0, self.vision_slots, change.to(processed.dtype))
@@ -243,18 +245,25 @@ class Route:
                 processed = processed.index_copy(0, self.vision_slots, gated)
         return _Scatter.apply(tokens.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(tokens)
 
-    def _scatter_gated(self, tokens: torch.Tensor, entered: torch.Tensor, processed: torch.Tensor) -> torch.Tensor:
+    def _scatter_gated(
+        self,
+        tokens: torch.Tensor,
+        entered: torch.Tensor,
+        processed: torch.Tensor,
+        gate: torch.Tensor,
+        expert: LayerExpert,
+    ) -> torch.Tensor:
         if self.mod_gate == "residual":
-            tanh = self.gate.tanh()
+            tanh = gate.tanh()
             strength, slope = GATE_STRENGTH * tanh, GATE_STRENGTH * (1 - tanh * tanh)
             factors = torch.stack([1 + strength, -strength, slope, -slope])
         else:
-            sigmoid, zeros = self.gate.sigmoid(), torch.zeros_like(self.gate)
+            sigmoid, zeros = gate.sigmoid(), torch.zeros_like(gate)
             factors = torch.stack([sigmoid, zeros, sigmoid * (1 - sigmoid), zeros])
         targets = self.index.flatten()
         if self.filled is not None:
             targets = torch.full_like(targets, -1).index_copy(0, self.filled, targets[self.filled])
-        weight, bias = self.expert.weight.float(), self.expert.bias.float()
+        weight, bias = expert.weight.float(), expert.bias.float()
         return scatter_gated(
             tokens, entered, processed, weight, bias, targets, self.vision_numbers, self.vision_slots, factors
         )
@@ -301,12 +310,12 @@ class FrameRouter:
     """Routes one call. The slots are laid out once; each routed layer then chooses the tokens for them."""
 
     layout: StreamLayout
-    config: object  # VideoLLMMoDTextConfig
+    config: VideoLLMMoDTextConfig
     keep_ratio: float | None = None  # of this call; the config's if None
     scores: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> float32 [F, N]
     kept: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> int64 [F, k], ascending
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         self.config.check_routing()
         if self.keep_ratio is None:
             self.keep_ratio = self.config.mod_keep_ratio
@@ -337,7 +346,7 @@ class FrameRouter:
         shift = torch.arange(batch_size, device=width.device)[:, None] * num_slots + num_slots - ends[:, -1:]
         first_slot = (ends - width + shift).flatten()
 
-        self._shape = (batch_size, num_slots)
+        self._shape, self._num_kept = (batch_size, num_slots), num_kept
         self._index = torch.zeros(batch_size * num_slots, dtype=torch.long, device=width.device)
         text = enters.flatten().nonzero().squeeze(-1)
         self._index[first_slot[text]] = text
@@ -385,8 +394,7 @@ class FrameRouter:
     @torch.no_grad()
     def _choose(self, layer_idx: int, expert: LayerExpert | None, hidden_states: torch.Tensor) -> None:
         scores, priority = self._score(layer_idx, expert, hidden_states)
-        num_kept = self._vision_slots.numel() // self.layout.num_frames
-        self.kept[layer_idx] = select_tokens(priority, num_kept, self.config.mod_force_keep_last)
+        self.kept[layer_idx] = select_tokens(priority, self._num_kept, self.config.mod_force_keep_last)
         if scores is not None:
             self.scores[layer_idx] = scores
 
@@ -394,7 +402,7 @@ class FrameRouter:
         """Scores `[F, N]` for the gate (None for the controls), and the priority `[F, N]` to select by."""
         frames, selection = self.layout.frames, self.config.mod_selection
         if selection == "uniform":
-            return None, uniform_priority(frames, num_kept_tokens(self.keep_ratio, frames.shape[1]))
+            return None, uniform_priority(frames, self._num_kept)
         if selection == "random":
             return None, random_priority(frames, self.layout.frame_numbers, layer_idx, self.config.mod_seed)
         if expert is None:

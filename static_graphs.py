@@ -7,6 +7,7 @@ A graph holds the addresses of weights and buffers. It saves the host's time of 
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import repeat
 from operator import getitem, itemgetter
 
@@ -45,7 +46,6 @@ class Graphs:
         self._graphs: dict[Hashable, Graph] = {}  # least recently used first
         self._seen: set[Hashable] = set()
         self._lock = threading.Lock()
-        self._pool = self._stream = None
         self._last_use: torch.cuda.Event | None = None
         self.why_not: str | None = None  # graphs cannot be captured here
 
@@ -106,15 +106,19 @@ class Graphs:
         """Capture nothing from now on."""
         self.why_not = f"a graph cannot be captured: {first_line(error)}"
 
+    @cached_property
+    def _pool_and_stream(self) -> tuple:
+        """Blocks of a pool are reused only on the stream that they were allocated on."""
+        return torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+
     def _capture(self, function: Callable, inputs: tuple[torch.Tensor, ...]) -> Graph:
-        if self._pool is None:  # blocks of a pool are reused only on the stream that they were allocated on
-            self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+        pool, stream = self._pool_and_stream
         graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
-        self._stream.wait_stream(current)
-        with torch.cuda.stream(self._stream):
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
             function(*inputs)  # kernels are compiled, and libraries allocate workspaces, outside of the graph
-        current.wait_stream(self._stream)
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
+        current.wait_stream(stream)
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             outputs = function(*inputs)
         return Graph(graph, inputs, outputs)
 
@@ -138,8 +142,9 @@ class Unchanged:
         self._known_children = [dict(children) for children in self._children]
         places = [(own, name) for own in (module._parameters for module in modules) for name in own]
         weights = [(own, name) for own, name in places if own[name] is not None]
-        self._owners, self._names = [own for own, _ in weights], [name for _, name in weights]
-        self._next_hook = None  # torch's counter of hooks when these modules were last searched for any
+        self._owners: list[dict] = [own for own, _ in weights]
+        self._names = [name for _, name in weights]
+        self._next_hook: int | None = None  # torch's counter of hooks when these modules were last searched for any
         self._known_addresses, self._known_forwards = self._addresses(), self._forwards()
 
     def _forwards(self) -> list:

@@ -283,8 +283,8 @@ class StaticStep:
         table[:, :, 6] = self._added
         self.control.copy_(control, non_blocking=on_gpu)
         if features:
-            features = features[0] if len(features) == 1 else torch.cat(features)
-            self.features[: len(features)].copy_(features)
+            joined = features[0] if len(features) == 1 else torch.cat(features)
+            self.features[: len(joined)].copy_(joined)
 
     def forward(self, attend=None) -> None:
         """Run the step, from the buffers into the buffers.
@@ -435,7 +435,8 @@ class StaticLanguageModel:
             per_frame = self._model().config.num_frame_tokens
             options = self._options(keep_ratio, per_frame)
             parts = [self._split(ids, features, per_frame, options) for _, ids, features in streams]
-            done, results = [0] * len(streams), [None] * len(streams)
+            results: dict[int, Fed] = {}
+            done = [0] * len(streams)
             while any(parts):
                 # frames are the last of a stream's parts: they wait until all other streams have read their text too
                 due = [number for number, own in enumerate(parts) if own and not own[0][0].frames]
@@ -452,13 +453,12 @@ class StaticLanguageModel:
                             own.append((cache, ids[done[number] :][: lengths[number]], features))
                             done[number] += lengths[number]
                         found = self._run_streams(own_shape, own, not all(parts[number] for number in chunk))
-                        for number, result in zip(chunk, found, strict=True):
-                            results[number] = result
+                        results.update(zip(chunk, found, strict=False))
             if self._graphs.keys and not self._is_warm:
                 self._warm_up(streams[0][0], options)
-            return results
+            return [results[number] for number in range(len(streams))]
 
-    def _run_streams(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[Fed | None]:
+    def _run_streams(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[Fed]:
         """Run one step; returns results if it is the last one of a stream."""
         step = self._step(shape)
         caches, ids, features = ([own[item] for own in streams] for item in range(3))
@@ -467,7 +467,7 @@ class StaticLanguageModel:
         try:
             step.prepare(caches, ids, features if shape.frames else None)
             self._run(step)
-            results = step.results() if is_last else [None] * len(streams)
+            results = step.results() if is_last else []
             step.finish()  # while the device is at work
         finally:
             step.drop()
@@ -563,7 +563,7 @@ class StaticLanguageModel:
 
 
 def text_shape(tokens: int, options: tuple) -> Shape:
-    return Shape(0, tokens, 0, *options[1:4], ())
+    return replace(Shape(0, tokens, *options), num_kept=0, routed=())
 
 
 def split_into_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:

@@ -56,8 +56,8 @@ class PlainTowerOps:
     @staticmethod
     def attend(attention, qkv: torch.Tensor) -> torch.Tensor:
         """Attention `[F, P, Dv]` over the result of `project_qkv`."""
-        heads = qkv.unflatten(2, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
-        attended = nn.functional.scaled_dot_product_attention(*heads, scale=attention.scale)
+        queries, keys, values = qkv.unflatten(2, (3, attention.num_heads, attention.head_dim)).permute(2, 0, 3, 1, 4)
+        attended = nn.functional.scaled_dot_product_attention(queries, keys, values, scale=attention.scale)
         return attended.transpose(1, 2).flatten(2)
 
     @staticmethod
