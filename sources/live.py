@@ -9,10 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .live_source import LiveFrame, LiveSource
+
+if TYPE_CHECKING:  # torch is slow to import
+    from ..speaking import WatchedFrame
 
 WAITING = 4  # frames that may wait before a stage
 REMEMBERED = 10_000  # latencies from which percentiles are taken
@@ -33,14 +37,16 @@ class WaitingRoom:
 
     def __init__(self, places: int, drop: bool):
         self.places, self.drop, self.dropped = places, drop, 0
-        self._items, self._end, self._changed = deque(), None, threading.Condition()
+        self._items: deque = deque()
+        self._ended, self._changed = False, threading.Condition()
+        self._error: BaseException | None = None  # of the side that puts items
 
     def put(self, item) -> bool:
         """Add an item; False after the end."""
         with self._changed:
-            while len(self._items) >= self.places and self._end is None and not self.drop:
+            while len(self._items) >= self.places and not self._ended and not self.drop:
                 self._changed.wait()
-            if self._end is not None:
+            if self._ended:
                 return False
             if len(self._items) >= self.places:
                 self._items.popleft()
@@ -51,26 +57,26 @@ class WaitingRoom:
 
     def wait_until_empty(self) -> None:
         with self._changed:
-            while self._items and self._end is None:
+            while self._items and not self._ended:
                 self._changed.wait()
 
     def take(self) -> list:
         """All items that wait, at least one; none after the end. Raises the error of the other side."""
         with self._changed:
-            while not self._items and self._end is None:
+            while not self._items and not self._ended:
                 self._changed.wait()
             items = list(self._items)
             self._items.clear()
             self._changed.notify_all()
-            if not items and self._end.get("error") is not None:
-                raise self._end["error"]
+            if not items and self._error is not None:
+                raise self._error
             return items
 
     def end(self, error: BaseException | None = None) -> None:
         """Say that no more items will come; what waits can still be taken."""
         with self._changed:
-            if self._end is None:
-                self._end = {"error": error}
+            if not self._ended:
+                self._ended, self._error = True, error
             self._changed.notify_all()
 
 
@@ -95,7 +101,7 @@ class LiveWatch:
         self._decoded = WaitingRoom(WAITING, drop=when_behind == "drop")
         self._encoded = WaitingRoom(1, drop=False)
         self._encode_seconds = 0.0
-        self._latencies = {"event": deque(maxlen=REMEMBERED), "frame": deque(maxlen=REMEMBERED)}
+        self._latencies: dict[str, deque[float]] = {name: deque(maxlen=REMEMBERED) for name in ("event", "frame")}
         self._threads = [
             threading.Thread(target=self._stage, args=stage, name=f"live {stage[0].__name__}", daemon=True)
             for stage in ((self._decode, self._decoded), (self._encode, self._encoded))
@@ -113,7 +119,7 @@ class LiveWatch:
         for thread in self._threads:
             thread.join(JOIN_SECONDS)  # a thread that waits for the network ends by itself
 
-    def __iter__(self) -> Iterator[tuple[LiveFrame, object]]:
+    def __iter__(self) -> "Iterator[tuple[LiveFrame, WatchedFrame]]":
         for block in self.blocks():
             yield from self.watch(block)
 
@@ -125,7 +131,7 @@ class LiveWatch:
         while blocks := self._encoded.take():
             yield from blocks
 
-    def watch(self, block: list[LiveFrame]) -> Iterator[tuple[LiveFrame, object]]:
+    def watch(self, block: list[LiveFrame]) -> "Iterator[tuple[LiveFrame, WatchedFrame]]":
         """Let the session see frames of `blocks()`, in order."""
         import torch
 

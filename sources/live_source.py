@@ -4,11 +4,15 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from time import monotonic, perf_counter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..containers import check_fps, opened, readable_errors
 from ..decoding import CLOCK_JITTER, Upright, frame_seconds
+
+if TYPE_CHECKING:  # it is slow to import
+    import torch
 
 FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0  # seconds before the next attempt to connect; doubled each time
 GIVE_UP_AFTER = 300.0  # seconds without a frame
@@ -23,13 +27,13 @@ class LiveFrame:
         image: uint8 `[H, W, 3]`.
         time (`float`): seconds of the stream.
         arrived (`float`): `perf_counter()` when the frame was decoded.
-        features (`torch.Tensor`, *optional*): `[N, Dv]`, once the frame has been encoded.
+        features (`torch.Tensor`): `[N, Dv]`, set once the frame has been encoded.
     """
 
     image: np.ndarray
     time: float
     arrived: float
-    features: object = None
+    features: "torch.Tensor" = field(init=False, repr=False)
 
 
 @dataclass

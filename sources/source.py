@@ -64,7 +64,8 @@ def open_source(source: str, fps: float, when_behind: str | None = None, limits:
         `ValueError`: if it holds no video, or if frames of a recording are to be dropped.
     """
     source = local_path(source)
-    name, frames, duration, live = source_name(source), None, None, None
+    name, duration, live = source_name(source), None, None
+    frames: Iterator[tuple[np.ndarray, float]] = iter(())
     if source == "-":
         if sys.stdin is None:
             raise OSError("standard input is closed")
