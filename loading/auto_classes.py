@@ -47,7 +47,7 @@ def register(auto: ModuleType, own: ModuleType) -> None:
 class Watcher(MetaPathFinder):
     """Finds modules through the other finders, and registers after their import."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._under_way: set[str] = set()  # watched modules whose import is under way
         self._registered: set[str] = set()
         self._searched: set[str] = set()
@@ -94,6 +94,7 @@ class WatchedLoader(Loader):
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
+        assert module.__spec__ is not None  # the import system has set it
         module.__spec__.loader = module.__loader__ = self._loader
         self._watcher.execute(self._loader, module)
 

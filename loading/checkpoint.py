@@ -41,16 +41,16 @@ def load_checkpoint(
     silence_loading()
     if adapter is not None:
         logging.getLogger(__name__).warning(f"{adapter} is an adapter, its base model is {base}")
-    model, processor = load_base(base, weights_options(device, dtype, load_in_4bit), trust_remote_code)
+    loaded, processor = load_base(base, weights_options(device, dtype, load_in_4bit), trust_remote_code)
     if adapter is not None:
         from .adapters import with_adapter
 
-        model = with_adapter(model, adapter, merged=not load_in_4bit)
-    check_finite(adapter or base, model)
-    check_processor(base, processor, model)
+        loaded = with_adapter(loaded, adapter, merged=not load_in_4bit)
+    check_finite(adapter or base, loaded)
+    check_processor(base, processor, loaded)
     if not load_in_4bit:
-        model = model.to(device)
-    return model.eval(), processor
+        loaded = loaded.to(device)
+    return loaded.eval(), processor
 
 
 def choose_device(name: str):
@@ -120,7 +120,7 @@ def load_base(base: str, options: dict, trust_remote_code: bool):
     return model, processor
 
 
-def own_classes() -> tuple[type, type]:
+def own_classes() -> tuple:
     """This package's classes of model and processor."""
     from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
     from ..processing_videollm_mod import VideoLLMMoDProcessor
@@ -128,7 +128,7 @@ def own_classes() -> tuple[type, type]:
     return VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 
 
-def remote_classes(base: str, config: Path) -> tuple[type, type]:
+def remote_classes(base: str, config: Path) -> tuple:
     """The classes that a checkpoint brings, or the Auto classes where it brings none. The Auto classes alone would not
     do: this package has registered its own classes with them."""
     from transformers import AutoModelForImageTextToText, AutoProcessor
