@@ -79,10 +79,10 @@ def quotas(root: Path) -> Iterator[float]:
                 try:
                     if mount:
                         names = ("cpu.cfs_quota_us", "cpu.cfs_period_us")
-                        quota, period = (int((folder / name).read_text()) for name in names)
+                        words = [(folder / name).read_text() for name in names]
                     else:
-                        quota, period = (folder / "cpu.max").read_text().split()
-                        quota, period = math.inf if quota == "max" else int(quota), int(period)
+                        words = (folder / "cpu.max").read_text().split()
+                    quota, period = (math.inf if word == "max" else int(word) for word in words)
                 except (OSError, ValueError):  # inside a container, the path may be the host's
                     continue
                 if 0 < quota < math.inf and period > 0:
