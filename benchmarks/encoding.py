@@ -80,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
                 synchronise(device)
             rates[name].append(round(args.calls * args.at_once / (time.perf_counter() - start), 2))
     for name, found in rates.items():
-        print(f"{name}: {max(found)} frames a second")
+        print(f"{name}: {max(found)} frames per second")
     command = f"python -m videollm_mod.benchmarks.encoding --geometry {args.geometry} --at-once {args.at_once}"
     sizes = {name: getattr(args, name) for name in ("geometry", "at_once", "calls", "height", "width", "device")}
     result = {"command": command, "commit": commit(), **surroundings(), **sizes, "frames_per_second": rates}

@@ -71,7 +71,7 @@ ROWS = {
     **{f"{chosen}_elastic": Row(mod(mod_selection=chosen), elastic=ELASTIC) for chosen in ("random", "uniform")},
 }
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
-# (level, steps, streams a step): among 50 tokens a frame nothing is found in two minutes, unless few came first
+# (level, steps, streams per step): among 50 tokens per frame nothing is found in two minutes, unless few came first
 PRETRAINING, PRETRAINING_LR = ("hard_small", 4000, 128), 1e-3
 LAYERS, HIDDEN = 4, 128
 STREAMS = 20_000  # to learn from, and as many lessons
