@@ -51,9 +51,9 @@ class OtherModelError(ValueError):
 
 @dataclass
 class StreamExamples:
-    """Makes the example of a line: `input_ids` and `labels` (`list[int]`), and uint8 `frames` `[F, 3, H, W]` or
-    `video_features` `[F, N, Dv]`. With `max_tokens`, lines are first cut into `windows`. With `skipped`, an unusable
-    line is recorded there, and its example is `blank`."""
+    """Makes the example of a line: `input_ids` and `labels` (`list[int]`), `turns` (`list[Turn]`), and uint8 `frames`
+    `[F, 3, H, W]` or `video_features` `[F, N, Dv]`. With `max_tokens`, lines are first cut into `windows`. With
+    `skipped`, an unusable line is recorded there, and its example is `blank`."""
 
     path: str
     processor: object
