@@ -2,7 +2,7 @@
 
     python benchmarks/event_latency.py
 
-The packaged model watches a test picture at 2 frames per second on two threads, and speaks after every frame, which is
+The bundled model watches a test picture at 2 frames per second on two threads, and speaks after every frame, which is
 the most work that a stream can be. In a second run at 10 frames per second, it is slowed down until it cannot keep up.
 """
 

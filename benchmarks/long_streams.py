@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def nano() -> tuple:
-    """The packaged model in float32 and its processor, on one thread. The features of each picture are cached: the
+    """The bundled model in float32 and its processor, on one thread. The features of each picture are cached: the
     vision tower sees one frame at a time, so its cost cannot grow."""
     torch.set_num_threads(1)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()

@@ -1,4 +1,4 @@
-"""Plot the training of the packaged checkpoint: its loss, and the tokens it predicts wrongly at each level.
+"""Plot the training of the bundled checkpoint: its loss, and the tokens it predicts wrongly at each level.
 
     python -m videollm_mod.benchmarks.nano_plot
 

@@ -1,4 +1,4 @@
-"""8-bit and NF4 weights against bfloat16: memory at the geometry of an 8B model, and narrations of the packaged model.
+"""8-bit and NF4 weights against bfloat16: memory at the geometry of an 8B model, and narrations of the bundled model.
 
     python benchmarks/quantisation.py memory     # on a GPU; writes a checkpoint of 17 GB to a temporary folder
     python benchmarks/quantisation.py quality    # on a GPU, or slowly on a CPU

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.recall
 
-The packaged model watches streams of the world. Nothing changes after the last event, and at each age the model is
+The bundled model watches streams of the world. Nothing changes after the last event, and at each age the model is
 asked "What happened last?", the only question of its training whose evidence lies in the past. There are two ways:
 `narrating`, where it can also read its own narration of the event, and `silent`, where it never speaks and has only
 the vision tokens of the past frames. Only exact answers count. In training, the last event is at most a few seconds

@@ -4,7 +4,7 @@
     python benchmarks/smollm2_world.py --gguf FILE     # or from a file
     python benchmarks/smollm2_world.py --draw          # only plots an existing result
 
-Both models are built with `build_folder` on the packaged model's vision tower, which stays frozen; connector,
+Both models are built with `build_folder` on the bundled model's vision tower, which stays frozen; connector,
 LayerExperts and adapters are trained. The dense model trains for `--seconds`, MoD for the same number of steps. Then
 the adapters are merged, and both models narrate unseen streams on their own words.
 """

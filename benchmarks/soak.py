@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.soak
 
-The packaged model runs on a CPU, with bounds on frames and bytes. Blocks of frames have random gaps, repeated or
+The bundled model runs on a CPU, with bounds on frames and bytes. Blocks of frames have random gaps, repeated or
 reversed times, odd sizes, or shapes that are not frames. Input that cannot be watched must be refused without a trace.
 At random, a block is also watched frame by frame by a fork: events must be the same, none lost and none doubled. Give
 the command again to continue an interrupted run from its last saved session.

@@ -1,4 +1,4 @@
-"""How soon the Space speaks, and how many visitors it can serve, on this machine with the packaged checkpoint.
+"""How soon the Space speaks, and how many visitors it can serve, on this machine with the bundled checkpoint.
 
     python -m videollm_mod.benchmarks.space_load
 

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python -m videollm_mod.benchmarks.stream_growth --policy window
 
-The packaged model on a CPU watches the same 1,000 frames again and again, ten scenes of 100 frames each, and narrates
+The bundled model on a CPU watches the same 1,000 frames again and again, ten scenes of 100 frames each, and narrates
 the changes. After every 1,000 frames, the processor time of the process, its resident memory and the bytes of the
 cache are recorded. Other load on the machine changes the time per frame over an hour. At the end, the sessions that
 were saved at both points therefore watch the same 1,000 frames in turn, several times, in one process.

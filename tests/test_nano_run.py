@@ -1,4 +1,4 @@
-"""Training the packaged checkpoint within a given time: its batches, a short run, and its scores."""
+"""Training the bundled checkpoint within a given time: its batches, a short run, and its scores."""
 
 import itertools
 import json
@@ -192,7 +192,7 @@ def test_the_learning_rate_follows_the_clock(span, passed, share):
     assert (clock.log != []) == (passed == 1)
 
 
-def test_the_packaged_checkpoint_scores_well():
+def test_the_bundled_checkpoint_scores_well():
     """`test_lockstep.py` shows that streams narrated side by side equal sessions."""
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype="float32").eval()
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
