@@ -212,15 +212,15 @@ class Feed(Step):
     @staticmethod
     def _static(steps: list["Feed"], device: torch.device) -> tuple[dict["Feed", Fed], str | None]:
         """Carry out those that can be static steps of the model; with them, why there are none on a GPU."""
-        fast, why_not = static_language_model(steps[0].model)
+        static, why_not = static_language_model(steps[0].model)
         if device.type != "cuda":
             why_not = None  # elsewhere a plain forward is as fast
-        chosen = [] if fast is None else [step for step in steps if len(step.ids) <= MOST_TOKENS]
+        chosen = [] if static is None else [step for step in steps if len(step.ids) <= MOST_TOKENS]
         streams = [(step.cache, step.ids, step.features) for step in chosen]
         before, found = [cache.get_seq_length() for cache, _, _ in streams], []
         try:
             if chosen:
-                found = fast.feed_together(streams, chosen[0].keep_ratio)
+                found = static.feed_together(streams, chosen[0].keep_ratio)
         except StepsUnavailable as error:
             chosen, why_not = [], str(error)
             for (cache, _, _), length in zip(streams, before, strict=True):

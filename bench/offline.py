@@ -18,17 +18,17 @@ def blocks(model, frames: int, count: int, repeats: int, static: bool = True) ->
     ids = ([config.frame_separator_token_id] + [config.video_token_id] * config.num_frame_tokens) * frames
     size = (frames, config.num_frame_tokens, config.vision_config.hidden_size)
     features = torch.randn(size, device=model.device, dtype=model.dtype)
-    fast, why_not = static_language_model(model) if static else (None, "switched off")
+    static_model, why_not = static_language_model(model) if static else (None, "switched off")
     inputs = {"input_ids": torch.tensor([ids], device=model.device), "video_features": features}
 
     @torch.no_grad()
     def call(index):
         cache = MoDCache(config)
         for _ in range(count):
-            if fast is None:
+            if static_model is None:
                 model(**inputs, cache=cache, logits_to_keep=1)
             else:
-                fast.feed(cache, ids, features, None)
+                static_model.feed(cache, ids, features, None)
 
     return {**summary(clock(call, model.device, repeats), frames * count), "why_not_static": why_not}
 

@@ -134,9 +134,9 @@ def remote_classes(base: str, config: Path) -> tuple:
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    brought = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {})
+    auto_map = json.loads(config.read_text(encoding="utf-8")).get("auto_map", {})
     auto_classes = AutoModelForImageTextToText, AutoProcessor
-    references = [brought.get(auto_class.__name__) for auto_class in auto_classes]
+    references = [auto_map.get(auto_class.__name__) for auto_class in auto_classes]
     model_class, processor_class = (
         auto_class if reference is None else get_class_from_dynamic_module(reference, base)
         for auto_class, reference in zip(auto_classes, references, strict=True)
