@@ -2,7 +2,7 @@
 
 import math
 import struct
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -109,7 +109,7 @@ def measured_duration(source, limits: MediaLimits = LIMITS, **options) -> float:
 
 def iter_video_frames(
     source, fps: float | None = DEFAULT_FPS, first: int = 0, limits: MediaLimits = LIMITS, **options
-) -> Iterator[tuple[np.ndarray, float]]:
+) -> Generator[tuple[np.ndarray, float], None, None]:
     """Decode a video as a stream: for i = first, first + 1, ... the frame on screen `i / fps` seconds after its start.
 
     Sampling goes by timestamps, so the video may have any frame rate, also a variable one; a frame that stays on
