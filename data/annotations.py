@@ -1,7 +1,7 @@
 """What the data set adapters share: the `Stream` of a video, checked access to annotations, and text helpers."""
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -57,7 +57,7 @@ class Request:
         except ValueError as error:
             self.leave_out(what, str(error))
 
-    def check_split(self, annotations: dict) -> None:
+    def check_split(self, annotations: dict | list) -> None:
         """Raise `ValueError` if a subset is requested and the file names another one, or none."""
         if self.subset is None:
             return
@@ -68,6 +68,9 @@ class Request:
             )
         if SPELLINGS.get(str(split), split) != self.subset:
             raise ValueError(f"`subset` is {self.subset!r}, but these annotations are of {split!r}")
+
+
+Adapter = Callable[[Any, Request], Iterator[Stream]]  # reads the streams of a JSON file of annotations
 
 
 def describe_left_out(left_out: dict[str, int], named: dict[str, list[str]]) -> list[str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..configuration_videollm_mod import IGNORE_INDEX
 from ..conversation import Turn
+from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .turns import check_turns
 
 KINDS = ("shift", "replace", "remove")
@@ -36,7 +37,7 @@ class ReplyAugmentation:
         `ValueError`: for a probability out of range.
     """
 
-    processor: object
+    processor: VideoLLMMoDProcessor
     probability: float = 1.0
     seed: int = 0
     epoch: int = 0

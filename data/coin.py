@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from functools import partial
 
 from ..containers import shown
-from .annotations import Request, Stream, need, numbered, part, seconds, segment_stream, turn, words_of
+from .annotations import Adapter, Request, Stream, need, numbered, part, seconds, segment_stream, turn, words_of
 
 HELD_OUT = ("testing", "test", "validation")  # names of the same videos in different copies of the file
 SUBSETS = ("training", *HELD_OUT)
@@ -92,7 +92,7 @@ def next_steps(annotations: dict, request: Request, question: str, max_steps: in
                 yield segment_stream((name,), start, end, question.format(task=activity), answer)
 
 
-TASKS = {
+TASKS: dict[str, Adapter] = {
     "step": step,
     "task": task,
     "next": partial(next_steps, question=NEXT, max_steps=1, as_list=False),

@@ -91,7 +91,8 @@ class StreamCollator:
             return [[example] for example in examples]
         if self.max_tokens is None:
             return [examples]
-        rows, left = [], []
+        rows: list[list[dict]] = []
+        left: list[int] = []  # room in each row, tokens
         for example in sorted(examples, key=lambda example: len(example["input_ids"]), reverse=True):
             length = len(example["input_ids"])
             place = next((index for index, room in enumerate(left) if length <= room), len(rows))
@@ -117,7 +118,7 @@ class StreamCollator:
     def pack(self, rows: list[list[dict]]) -> dict[str, torch.Tensor]:
         """Padding is on the right, as one more sequence of the row."""
         length = max(sum(len(example["input_ids"]) for example in row) for row in rows)
-        batch = {"input_ids": [], "position_ids": [], "labels": []}
+        batch: dict[str, list[list[int]]] = {"input_ids": [], "position_ids": [], "labels": []}
         for row in rows:
             padding = length - sum(len(example["input_ids"]) for example in row)
             lengths = [*(len(example["input_ids"]) for example in row), padding]

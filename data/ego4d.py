@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 
-from .annotations import Request, Stream, narrated, need, seconds
+from .annotations import Adapter, Request, Stream, narrated, need, seconds
 
 INSTRUCTION = "Narrate in short what happens, as it happens. C wears the camera, other letters are other people."
 REFINED_INSTRUCTION = "Narrate in short what happens, as it happens."
@@ -42,12 +42,12 @@ def read(items: list, time: str, text: str, where: str, request: Request) -> lis
 def passes(uid: str, video: dict, request: Request) -> list[tuple[str, list[tuple[float, str]]]]:
     """`(instruction, [(time, text)])` of each pass over a video, in any of the three schemas."""
     if "narrations" in video:
-        by_annotator = defaultdict(list)
+        by_annotator: dict[str, list[tuple[float, str]]] = defaultdict(list)
         for index, item in enumerate(need(video, "narrations", list, uid)):
             with request.skipping("narrations that cannot be read"):
                 place = f"{uid}.narrations[{index}]"
-                said = seconds(item, "time", place), clean(need(item, "text", str, place))
-                by_annotator[need(item, "_annotation_uid", str, place)].append(said)
+                time, text = seconds(item, "time", place), clean(need(item, "text", str, place))
+                by_annotator[need(item, "_annotation_uid", str, place)].append((time, text))
         return [(INSTRUCTION, narrations) for narrations in by_annotator.values()]
     found, official = [], [name for name in sorted(video) if name.startswith("narration_pass_")]
     for name in official if official or "status" in video else video:
@@ -82,4 +82,4 @@ def narration(annotations: dict, request: Request) -> Iterator[Stream]:
             yield from narrated((uid,), instruction, narrations, request)
 
 
-TASKS = {"narration": narration}
+TASKS: dict[str, Adapter] = {"narration": narration}

@@ -6,7 +6,7 @@ Source of the numbers: Ego4D (arXiv 2110.07058), section on forecasting.
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 
-from .annotations import Request, Stream, need, numbered, part, seconds, segment_stream
+from .annotations import Adapter, Request, Stream, need, numbered, part, seconds, segment_stream
 
 OBSERVED, FUTURE = 8, 20
 INSTRUCTION = (
@@ -27,7 +27,8 @@ def lta(annotations: dict, request: Request) -> Iterator[Stream]:
     """One stream for every run of 8 actions that 20 more follow. Clips of the test set are left out, since their
     future actions are not published, and so are clips with an action that cannot be read."""
     request.check_split(annotations)
-    clips, annotated = defaultdict(list), Counter()
+    clips: dict[tuple[str, str], list[tuple[float, float, float, str]]] = defaultdict(list)
+    annotated: Counter[tuple[str, str]] = Counter()
     for index, item in enumerate(need(annotations, "clips", list, "the file")):
         with request.skipping("actions that cannot be read, or have no labels"):
             where = f"clips[{index}]"
@@ -52,4 +53,4 @@ def lta(annotations: dict, request: Request) -> Iterator[Stream]:
             yield segment_stream((video,), min(starts[first:now]), max(ends[first:now]), INSTRUCTION, answer)
 
 
-TASKS = {"lta": lta}
+TASKS: dict[str, Adapter] = {"lta": lta}

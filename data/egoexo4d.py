@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from .annotations import Request, Stream, need, part, segment_stream
+from .annotations import Adapter, Request, Stream, need, part, segment_stream
 
 INSTRUCTION = "Which keystep is this? Answer with its name and nothing else."
 ALIGNED = "frame_aligned_videos"
@@ -18,7 +18,7 @@ EGO = re.compile(r"aria\d*_214-1")  # the colour camera of the Aria glasses that
 
 def cameras_of_takes(files: Iterable[Path]) -> dict[str, dict[str, Path]]:
     """Take -> camera -> file. Of several sizes it takes the file closest to the root."""
-    takes = defaultdict(dict)
+    takes: dict[str, dict[str, Path]] = defaultdict(dict)
     for file in sorted(files, key=lambda file: (len(file.parts), file)):
         folders = file.parts[:-1]
         take = folders[folders.index(ALIGNED) - 1] if ALIGNED in folders[1:] else file.parent.name
@@ -59,4 +59,4 @@ def keystep(annotations: dict, request: Request) -> Iterator[Stream]:
                     request.leave_out("keysteps without a name or a duration", place)
 
 
-TASKS = {"keystep": keystep}
+TASKS: dict[str, Adapter] = {"keystep": keystep}

@@ -111,9 +111,9 @@ def extract(jsonl: str | Path, model: str | Path, output: str | Path, batch_size
 
     state = process_state()
     processor = VideoLLMMoDProcessor.from_pretrained(model)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(model, dtype="auto").eval()
-    fingerprint = model_fingerprint(model, processor.video_processor)
-    model.model.vision_tower.to(state.device)
+    loaded = VideoLLMMoDForConditionalGeneration.from_pretrained(model, dtype="auto").eval()
+    fingerprint = model_fingerprint(loaded, processor.video_processor)
+    loaded.model.vision_tower.to(state.device)
     line_jobs = [job_of(stream, jsonl.parent, processor.video_processor.fps) for stream in streams]
     jobs = sorted(set(line_jobs), key=lambda job: job.name)
     output.mkdir(exist_ok=True)
@@ -122,7 +122,7 @@ def extract(jsonl: str | Path, model: str | Path, output: str | Path, batch_size
     todo = [job for job in own if not is_done(output / job.name, job, fingerprint)]
     show = {"desc": "videos", "total": len(own), "initial": len(own) - len(todo)}
     for job in tqdm(todo, disable=not state.is_local_main_process, **show):
-        features = torch.cat(list(encode(model, processor, job, batch_size, state.device)))
+        features = torch.cat(list(encode(loaded, processor, job, batch_size, state.device)))
         num_frames, num_frame_tokens, hidden_size = features.shape
         metadata = {"video": job.video, "video_bytes": job.video_bytes, "fps": job.fps, "fingerprint": fingerprint}
         metadata |= {"num_frames": num_frames, "num_frame_tokens": num_frame_tokens, "hidden_size": hidden_size}

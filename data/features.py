@@ -18,7 +18,7 @@ if TYPE_CHECKING:  # files are validated without waiting for torch
 TENSOR = "video_features"
 # All metadata in one entry: safetensors writes several entries in an order that changes from run to run.
 ENTRY = "videollm_mod"
-FIELDS = {
+FIELDS: dict[str, type | tuple[type, ...]] = {
     "video": str,
     "video_bytes": (int, type(None)),
     "fps": float,

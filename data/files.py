@@ -48,13 +48,13 @@ def written_whole(path: str | Path) -> Iterator[Path]:
         remove(partial)
         raise
     try:
-        folder = os.open(path.parent, os.O_RDONLY)
+        descriptor = os.open(path.parent, os.O_RDONLY)
     except PermissionError:  # Windows opens no folders
         return
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)
 
 
 def write_whole(path: str | Path, text: str) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from .annotations import Request, Stream, need, seconds, turn
+from .annotations import Adapter, Request, Stream, need, seconds, turn
 
 INSTRUCTION = "Tell me each step as it begins."
 CHAT_SYSTEM = "You see what the user sees, and help with what they do as it happens."
@@ -56,4 +56,4 @@ def chat(annotations: list, request: Request) -> Iterator[Stream]:
             yield Stream((uid,), [turn(0.0, "system", CHAT_SYSTEM), *turns])
 
 
-TASKS = {"narration": narration, "chat": chat}
+TASKS: dict[str, Adapter] = {"narration": narration, "chat": chat}

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..containers import shown
 from .files import STANDARD
-from .stream_checks import JsonObject, Problem, check_media, check_stream, media_of
+from .stream_checks import JsonObject, Probed, Problem, check_media, check_stream, media_of
 from .words import counted
 
 BOM = b"\xef\xbb\xbf"
@@ -83,7 +83,9 @@ def validate(path: str | Path, media: bool = True) -> list[Fault]:
     Raises:
         `OSError`: if the file cannot be read.
     """
-    path, faults, seen, number = STANDARD if str(path) == "/dev/stdin" else Path(path), [], {}, 0
+    path, number = STANDARD if str(path) == "/dev/stdin" else Path(path), 0
+    faults: list[Fault] = []
+    seen: dict[tuple[str, str], Probed] = {}
     folder = path.parent if path.is_file() else Path()  # a pipe has none
     for number, stream, problem in iter_lines(path):
         problems = [problem] if problem else list(check_stream(stream))

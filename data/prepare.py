@@ -3,18 +3,18 @@
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from . import coin, ego4d, ego4d_lta, egoexo4d, goalstep
-from .annotations import MAX_NAMED, Request, Stream, describe_left_out
+from .annotations import MAX_NAMED, Adapter, Request, Stream, describe_left_out
 from .files import write_whole
 from .stream_checks import SLACK, check_stream, check_turns, probe
 from .words import counted
 
-DATASETS = {
+DATASETS: dict[str, dict[str, Adapter]] = {
     "ego4d": {**ego4d.TASKS, **ego4d_lta.TASKS},
     "goalstep": goalstep.TASKS,
     "coin": coin.TASKS,
@@ -115,12 +115,13 @@ def prepare(
 
 def check_names(dataset: str, task: str, subset: str | None, missing: str, camera: str | None) -> None:
     """Raise `ValueError` for an unknown name."""
-    for name, value, known in (
+    choices: list[tuple[str, str | None, Collection[str | None]]] = [
         ("dataset", dataset, DATASETS),
         ("task", task, DATASETS.get(dataset, ())),
         ("subset", subset, (None, *SUBSETS.get(dataset, ()))),
         ("missing", missing, MISSING),
-    ):
+    ]
+    for name, value, known in choices:
         if value not in known:
             raise ValueError(f"`{name}` must be one of {', '.join(filter(None, known))}, got {value!r}")
     if camera is not None and dataset != "egoexo4d":
@@ -158,7 +159,7 @@ def video_files(folder: Path) -> Iterator[Path]:
 
 def find_videos(folder: Path) -> dict[str, Path]:
     """Name without extension -> file, at any depth; of files with the same name the first in alphabetical order."""
-    found = {}
+    found: dict[str, Path] = {}
     for file in video_files(folder):
         found.setdefault(file.stem, file)
     return found

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from ..containers import is_number, local_path, shown
 from ..conversation import MAX_TEXT, clean_text
@@ -18,6 +18,7 @@ ROLES = ("system", "user", "assistant")
 SLACK = 1.0  # seconds by which times may exceed the video, since containers and annotators round
 MAX_FPS = 1000
 Problem = tuple[str, str, str]  # field, what is wrong, what was expected
+Probed = tuple[tuple[str, str] | None, float | None, float | None]  # see `probe`
 
 
 class JsonObject(dict):
@@ -29,7 +30,7 @@ class JsonObject(dict):
         self.repeated = sorted({name for name in names if names.count(name) > 1})
 
 
-def check_keys(item: JsonObject, prefix: str, known: tuple[str, ...]) -> Iterator[Problem]:
+def check_keys(item: dict, prefix: str, known: tuple[str, ...]) -> Iterator[Problem]:
     for name in getattr(item, "repeated", ()):
         yield f"{prefix}{name}", "it is given more than once", "give it once"
     for name in item:
@@ -40,7 +41,7 @@ def check_keys(item: JsonObject, prefix: str, known: tuple[str, ...]) -> Iterato
         yield f"{prefix}{shown(name)[1:-1]}", "unknown field", meant
 
 
-def is_seconds(value: Any) -> bool:
+def is_seconds(value: Any) -> TypeGuard[float]:
     try:
         return is_number(value) and 0 <= float(value) < math.inf
     except OverflowError:
@@ -130,7 +131,7 @@ def check_stream(stream: Any) -> Iterator[Problem]:
         yield from check_turns(turns, part["start"], part["end"])
 
 
-def check_media(stream: Any, folder: Path, seen: dict) -> Iterator[Problem]:
+def check_media(stream: Any, folder: Path, seen: dict[tuple[str, str], Probed]) -> Iterator[Problem]:
     """Problems of the media of a line, and times beyond their end, as far as the line can be understood. `seen` caches
     the result for each file."""
     given = [name for name in MEDIA if isinstance(stream, dict) and is_path(stream.get(name))]
@@ -159,7 +160,7 @@ def check_media(stream: Any, folder: Path, seen: dict) -> Iterator[Problem]:
             yield field, f"{time} is beyond the end of the {name}", f"a time within its {seconds:.3f} seconds"
 
 
-def probe(name: str, path: str) -> tuple[tuple[str, str] | None, float | None, float | None]:
+def probe(name: str, path: str) -> Probed:
     """`(problem, fps, seconds)` of a video or features file: None and its rate (of features) and duration, or the
     problem with it and two times None."""
     if not Path(path).is_file():

@@ -18,6 +18,7 @@ from transformers.utils import logging
 
 from ..configuration_videollm_mod import IGNORE_INDEX
 from ..containers import check_count
+from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .features import model_fingerprint, read_features, read_metadata
 from .frames import TOLERANCE, frame_range, read_frames, video_seconds
 from .jsonl import check, line_spans, missing_error, missing_media, read_streams
@@ -56,7 +57,7 @@ class StreamExamples:
     `skipped`, an unusable line is recorded there, and its example is `blank`."""
 
     path: str
-    processor: object
+    processor: VideoLLMMoDProcessor
     max_tokens: int | None = None
     skipped: Skipped | None = None
 

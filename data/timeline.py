@@ -45,7 +45,7 @@ def is_answer(previous: dict, turn: dict) -> bool:
 def messages_of(turns: list[dict]) -> list[dict]:
     """Messages of turns without a frame between them. Consecutive replies are joined, since a session replies at most
     once after a frame."""
-    messages = []
+    messages: list[dict] = []
     for turn in turns:
         if turn["role"] == "assistant" and messages and messages[-1]["role"] == "assistant":
             messages[-1]["content"] += " " + turn["content"]
@@ -57,7 +57,7 @@ def messages_of(turns: list[dict]) -> list[dict]:
 def groups_of(turns: list[dict], times: np.ndarray, opening: int | None = None) -> list[list[dict]]:
     """`F + 1` groups of turns: group `i` follows frame `i` and precedes frame `i + 1`, counted from 1. For the
     arguments see `frames_before`."""
-    groups = [[] for _ in range(len(times) + 1)]
+    groups: list[list[dict]] = [[] for _ in range(len(times) + 1)]
     for turn, count in zip(turns, frames_before(turns, times, opening), strict=True):
         groups[count].append(turn)
     return groups

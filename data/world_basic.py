@@ -201,8 +201,8 @@ class BasicStream:
         if kind == "where":
             absent = f"{rng.choice(list(COLOURS))} {rng.choice(SHAPES)}"
             name = rng.choice([thing.name for thing in things] + [absent])
-            place = [thing.place for thing in things if thing.name == name]
-            return f"Where is the {name}?", f"At the {place[0]}." if place else "It is not there."
+            places = [thing.place for thing in things if thing.name == name]
+            return f"Where is the {name}?", f"At the {places[0]}." if places else "It is not there."
         if kind == "count":
             number = NUMBERS[len(things)].capitalize()
             return "How many objects are there?", f"{number}."

@@ -76,6 +76,9 @@ class WorldDataset(Dataset):
         place = range(len(self))[index]  # raises `IndexError`, which ends a `for` loop
         return self.example(self.data.stream(place))
 
+    def example(self, stream) -> dict:
+        raise NotImplementedError
+
 
 class WorldStreams(WorldDataset):
     """An example has `input_ids`, `labels` and `turns` of one stream, its distinct frames as uint8 `frames`

@@ -13,6 +13,7 @@ vision tokens enter few layers.
 import random
 from dataclasses import dataclass
 from functools import cached_property
+from typing import cast
 
 import numpy as np
 
@@ -35,7 +36,8 @@ class Card(Thing):
     @classmethod
     def of(cls, kind: int, row: int, column: int, grid: int, lit: bool = False) -> "Card":
         x, y = (column + 0.5) / grid, (row + 0.5) / grid
-        return cls(*KINDS[kind].split(), x, y, RADIUS / grid, row, column, 1 / grid, lit)
+        colour, shape = KINDS[kind].split()
+        return cls(colour, shape, x, y, RADIUS / grid, row, column, 1 / grid, lit)
 
     @property
     def code(self) -> int:
@@ -61,7 +63,7 @@ class HardStream(BasicStream):
     PAIRS = 3  # at most, that change in one frame
     CHAINS = 4
     UNMASKED = 8
-    LENGTHS = (2, 3, 3)
+    LENGTHS: tuple[int, ...] = (2, 3, 3)
     WEIGHTS = (1, 3, 10, 20)  # relative probability that a look after 0, 1, 2, 3 changes is unmasked
     IN_ORDER = False  # unmask looks in the order in which they were drawn
     SECONDS = (4.0, 12.0)
@@ -118,7 +120,7 @@ class HardStream(BasicStream):
             pairs = [self.chains[c][shown[c] : shown[c] + 2] for c in changing[: self.PAIRS]]
             for c in changing[: self.PAIRS]:
                 shown[c] += 1
-            self.changes += [(STEP * len(self.events), *pair) for pair in pairs]
+            self.changes += [(STEP * len(self.events), before, after) for before, after in pairs]
             self._show(rng, pairs, "")
 
     def _show(self, rng: random.Random, groups: list[list[int]], text: str, lit: bool = False) -> None:
@@ -150,7 +152,7 @@ class HardStream(BasicStream):
     def narrations(self) -> list[tuple[float, str]]:
         return [(event.time, event.text) for event in self.events if event.text]
 
-    def state(self, thing: Card, things: tuple[Card, ...]) -> int:
+    def state(self, thing: Card, things: tuple[Card, ...]) -> int:  # type: ignore[override]  # all things are cards
         if thing.lit:
             return LIT_UP
         beside = (thing.row, thing.column - 1)
@@ -161,7 +163,7 @@ class HardStream(BasicStream):
         """uint8 `[E, GRID, GRID]`: the codes of the cells after each event; see `sprites`."""
         codes = np.zeros((len(self.events), self.GRID, self.GRID), dtype=np.uint8)
         for cells, event in zip(codes, self.events, strict=True):
-            for card in event.things:
+            for card in cast(tuple[Card, ...], event.things):
                 cells[card.row, card.column] = card.code
         return codes
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -13,15 +14,20 @@ import torch
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .files import written_whole
 from .world import conversation, texts, world_stream
-from .world_hard import split_seeds, sprites
+from .world_hard import HardStream, split_seeds, sprites
 
 CELL = 8  # pixels, one patch
 FPS = 2.0
 
 
+def hard_stream(seed: int, level: str) -> HardStream:
+    """`world_stream` of a hard level."""
+    return cast(HardStream, world_stream(seed, level))
+
+
 def grid_of(level: str) -> int:
-    """Number of rows and of columns of a level's grid."""
-    return world_stream(0, level).GRID
+    """Number of rows and of columns of a hard level's grid."""
+    return hard_stream(0, level).GRID
 
 
 def training_texts(level: str = "hard", count: int = 300) -> list[str]:
@@ -35,7 +41,7 @@ def encode(job: tuple[str, range, VideoLLMMoDProcessor]) -> list[tuple]:
     level, seeds, processor = job
     encoded = []
     for seed in seeds:
-        stream = world_stream(seed, level)
+        stream = hard_stream(seed, level)
         ids, labels, *_ = processor.encode_conversation(conversation(stream, FPS, num_questions=0, opening=False))
         encoded.append((ids, labels, stream.codes()[stream.shown(FPS)], stream.depths))
     return encoded
@@ -43,7 +49,7 @@ def encode(job: tuple[str, range, VideoLLMMoDProcessor]) -> list[tuple]:
 
 def encode_all(jobs: list) -> Iterator[list[tuple]]:
     """`encode` each job, in spawned processes: a fork would not have the threads that torch may have started here."""
-    processes = min(len(jobs), os.cpu_count())
+    processes = min(len(jobs), os.cpu_count() or 1)
     if processes < 2:
         yield from map(encode, jobs)
         return

@@ -6,6 +6,7 @@ give the order away.
 """
 
 import random
+from functools import cached_property
 
 import numpy as np
 
@@ -35,7 +36,8 @@ OBSERVED = 8  # actions seen before long-term anticipation is asked for
 
 def make_procedures() -> dict[str, tuple[tuple[str, int], ...]]:
     """Name -> ten steps `(verb, kind)`. A kind occurs once in a procedure, and two successive kinds identify it."""
-    rng, procedures, taken = random.Random("procedures"), {}, set()
+    rng, procedures = random.Random("procedures"), {}
+    taken: set[tuple[int, int]] = set()
     for name in NAMES:
         while True:
             kinds = rng.sample(range(len(KINDS)), len(ORDINALS))
@@ -73,7 +75,9 @@ class HardTasksStream(HardStream):
     def _looks(self, rng: random.Random) -> list[tuple[int, int]]:
         return [(c, len(chain) - 1) for c, chain in enumerate(self.chains)]
 
-    narrations = ()  # the model speaks only when asked
+    @cached_property
+    def narrations(self) -> list[tuple[float, str]]:
+        return []  # the model speaks only when asked
 
     def actions(self, index: int, count: int = 1) -> list[str]:
         """`count` steps of the procedure from `index` on: "crown the red circle"."""

@@ -126,7 +126,7 @@ def test_two_consecutive_steps_identify_the_procedure():
 @pytest.mark.parametrize("seed", range(5))
 def test_task_answers_follow_from_pixels_and_procedures(level, seed):
     stream = world_stream(seed, level)
-    assert stream.narrations == ()  # the order would reveal who is next
+    assert stream.narrations == []  # the order would reveal who is next
     times, seen = stream.frame_times(2.0), watched(stream)
     examples = stream.examples()
     assert tuple(examples) == TASKS
