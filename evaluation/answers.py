@@ -39,7 +39,8 @@ def nearest(text: str, categories: Sequence[str]) -> str:
 
 def listed(text: str) -> list[str]:
     """`1. a 2. b` -> `[a, b]`. Numbers must be consecutive; a text without numbers is one step."""
-    found, position = [], 0
+    found: list[re.Match[str]] = []
+    position = 0
     while match := re.compile(rf"(?:^|(?<=\s)){len(found) + 1}[.)]\s+").search(text, position):
         found.append(match)
         position = match.end()
@@ -54,7 +55,7 @@ def right_steps(predicted: list[str], true: list[str], categories: Sequence[str]
     return sum(nearest(p, categories) == t for p, t in zip(predicted, true, strict=False))
 
 
-def edit_distance_at(candidates: list[list[Hashable]], true: list[Hashable]) -> float:
+def edit_distance_at(candidates: Sequence[Sequence[Hashable]], true: Sequence[Hashable]) -> float:
     """Smallest edit distance of the K candidates to the Z true actions, divided by Z. Candidates are truncated to Z
     actions; missing actions count as insertions. Source: Ego4D (arXiv 2110.07058), ED@Z."""
     if not candidates or not true:

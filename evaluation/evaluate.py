@@ -47,8 +47,8 @@ def source_of(options: EvaluateOptions) -> JsonlSource | WorldSource:
     if options.data is not None:
         return JsonlSource(options.data, options.task, options.streams)
     given = {"questions": options.questions, "count": options.streams, "first_seed": options.first_seed}
-    given = {name: value for name, value in given.items() if value is not None}
-    return WorldSource(options.level or "basic", options.task, options.split or "validation", **given)
+    chosen = {name: value for name, value in given.items() if value is not None}
+    return WorldSource(options.level or "basic", options.task, options.split or "validation", **chosen)
 
 
 def read_categories(path: Path | None, task: str) -> list[str] | Taxonomy | None:
@@ -77,7 +77,7 @@ def fingerprint_of(folder: str) -> str:
     if not Path(folder).is_dir():
         return folder
     digest = hashlib.sha256()
-    names = (*CONFIGURATIONS, *Path(folder).glob("*.safetensors"))
+    names: list[str | Path] = [*CONFIGURATIONS, *Path(folder).glob("*.safetensors")]
     for file in sorted(Path(folder) / name for name in names):
         if file.is_file():
             with open(file, "rb") as content:
@@ -182,8 +182,8 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         "keep_ratio": options.keep_ratio,
         "dtype": options.dtype,
     }
-    to_file = options.json not in (None, STANDARD)
-    results = Results(options.json.with_suffix(".streams.jsonl") if to_file else None, settings)
+    file = None if options.json == STANDARD else options.json
+    results = Results(None if file is None else file.with_suffix(".streams.jsonl"), settings)
     state.wait_for_everyone()
     if state.is_main_process:
         results.begin()
@@ -195,7 +195,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     state.wait_for_everyone()
 
     run_batches(options, state, model, processor, source, results)
-    done = {}
+    done: dict[int, dict] = {}
     for gathered in gather_object([results.done]):
         done |= gathered
     if not state.is_main_process:
@@ -215,10 +215,9 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
 
 def write_result(options: EvaluateOptions, result: dict) -> None:
     """Write the result and the plot to the files of `options`; a plot that cannot be drawn is noted in the result."""
-    plots = options.plot is not None
-    if plots and result["speaking"] is None:
+    if options.plot is not None and result["speaking"] is None:
         result["note"] = f"{options.plot} is not drawn: the streams have no decision to speak or to stay silent"
     if options.json is not None:
         write_whole(options.json, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-    if plots and result["speaking"] is not None:
+    if options.plot is not None and result["speaking"] is not None:
         plot_speaking(result["speaking"]["sweep"], result["speaking"]["calibration"], options.plot)

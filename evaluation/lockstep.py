@@ -7,8 +7,8 @@ the two.
 from collections.abc import Callable
 
 import torch
-from torch import nn
 
+from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..speaking import DEFAULT_THRESHOLD, silence_probability, speaks
 
 Said = list[tuple[int, tuple[int, ...]]]  # (frame, tokens of the reply without the end-of-sequence token)
@@ -16,7 +16,7 @@ Said = list[tuple[int, tuple[int, ...]]]  # (frame, tokens of the reply without 
 
 @torch.no_grad()
 def narrate_in_lockstep(
-    model: nn.Module,
+    model: VideoLLMMoDForConditionalGeneration,
     processor,
     frames_of: Callable[[torch.Tensor, int], torch.Tensor],
     num_frames: torch.Tensor,
@@ -71,7 +71,7 @@ def narrate_in_lockstep(
         speaking = live[speaks(silence, threshold)]
         in_stream[speaking] = False
         append(speaking, speak)
-        replies = {stream: [] for stream in speaking.tolist()}
+        replies: dict[int, list[int]] = {stream: [] for stream in speaking.tolist()}
         for _ in range(max_reply):
             if not len(speaking):
                 break
@@ -81,6 +81,6 @@ def narrate_in_lockstep(
                 replies[stream].append(token)
             speaking = speaking[tokens != eos]
         append(speaking, [eos])  # cut off
-        for stream, tokens in replies.items():
-            said[stream].append((index, tuple(token for token in tokens if token != eos)))
+        for stream, reply in replies.items():
+            said[stream].append((index, tuple(token for token in reply if token != eos)))
     return said

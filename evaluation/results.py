@@ -22,7 +22,8 @@ class Results:
     """
 
     def __init__(self, path: Path | None, settings: dict):
-        self.path, self.settings, self.done = path, settings, {}
+        self.path, self.settings = path, settings
+        self.done: dict[int, dict] = {}
         if path is None or not path.exists():
             return
         first, *rest = path.read_bytes().split(b"\n")
@@ -53,10 +54,11 @@ class Results:
         """Add the results of a batch."""
         new = [result for result in results if result["index"] not in self.done]
         self.done |= {result["index"]: result for result in new}
-        if self.path is not None:
-            self._append(new)
+        self._append(new)
 
     def _append(self, values: list[dict]) -> None:
+        if self.path is None:
+            return
         text = "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
         with open(self.path, "ab+") as file:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -7,6 +7,7 @@ import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ..data.files import hash_ends
 from ..data.streams import StreamExamples, check_features
 from ..data.world import LEVELS, conversation, world_stream
 from ..data.world_hard import split_seeds
+from ..data.world_tasks import HardTasksStream
 from .tasks import STREAMING, check_turns
 
 WORLD_FPS = 2.0
@@ -81,8 +83,8 @@ class JsonlSource:
         self.examples = StreamExamples(str(self.path), processor)
 
     def __getitem__(self, index: int) -> Example:
-        messages, frames, times, fps = self.examples.read(self.lines[index])
-        (frames,) = frames.values()
+        messages, tensors, times, fps = self.examples.read(self.lines[index])
+        (frames,) = tensors.values()
         end = times[-1] + 1 / fps
         if late := [turn["time"] for turn in self.lines[index]["turns"] if turn.get("time", 0) > end]:
             where = f"{self.path}:{self.lines[index]['line']}"
@@ -96,6 +98,11 @@ class JsonlSource:
             count = sum(message.get("num_frames", 0) for message in messages)
             frames, times = frames[:count], times[:count]
         return Example(messages, frames, times, fps)
+
+
+def task_examples(seed: int, level: str) -> dict[str, tuple[float, str, str]]:
+    """`HardTasksStream.examples` of the stream of a seed, for a level with tasks."""
+    return cast(HardTasksStream, world_stream(seed, level)).examples()
 
 
 class WorldSource:
@@ -112,7 +119,7 @@ class WorldSource:
         tasks_level = level if level.endswith("_tasks") else f"{level}_tasks"
         self.has_tasks = task not in STREAMING
         known = ["narration"] * (level != tasks_level)
-        known += world_stream(0, tasks_level).examples() if tasks_level in LEVELS else []
+        known += task_examples(0, tasks_level) if tasks_level in LEVELS else []
         if task not in known:
             raise ValueError(f"the level {level!r} has the tasks {', '.join(known)}, got {task!r}")
         if count < 1:
@@ -139,7 +146,7 @@ class WorldSource:
         """The possible answers, from enough streams that none is missing."""
         if not self.has_tasks or self.task == "lta":
             return []
-        return [world_stream(seed, self.level).examples()[self.task][2] for seed in range(ANSWER_STREAMS)]
+        return [task_examples(seed, self.level)[self.task][2] for seed in range(ANSWER_STREAMS)]
 
     def _stream(self, index: int):
         return world_stream(self.seeds[index], self.level)

@@ -10,7 +10,7 @@ import torch
 def surroundings(*packages: str) -> dict:
     """GPUs, CPU cores, and the versions of Python, torch, transformers and `packages` (None if not installed)."""
     gpus = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    versions = {"python": platform.python_version()}
+    versions: dict[str, str | None] = {"python": platform.python_version()}
     for package in ("torch", "transformers", *packages):
         try:
             versions[package] = version(package)

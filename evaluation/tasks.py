@@ -114,14 +114,17 @@ def summarise_answers(
     for fewer than two, since any answer would then be right.
     """
     if task == "lta":
-        taxonomy = categories or Taxonomy()
+        taxonomy = categories if isinstance(categories, Taxonomy) else Taxonomy()
         distances = [anticipation(result["said"], result["true"], taxonomy) for result in results]
         names = ("ed_verb", "ed_noun", "ed_action")
         means = {name: sum(d[i] for d in distances) / len(distances) for i, name in enumerate(names)}
         return {"summary": {"streams": len(results), **means}}
     true = [steps(task, result["true"]) for result in results]
-    known = map(normalise, categories) if categories else [x for answer in answers for x in steps(task, answer)]
-    known = sorted({*known, *(step for answer in true for step in answer)})
+    if isinstance(categories, list) and categories:
+        given = list(map(normalise, categories))
+    else:
+        given = [x for answer in answers for x in steps(task, answer)]
+    known = sorted({*given, *(step for answer in true for step in answer)})
 
     @cache
     def category(text: str) -> str:
@@ -130,7 +133,7 @@ def summarise_answers(
     said = [[category(step) for step in steps(task, result["said"][0])] for result in results]
     right = sum(right_steps(s, t, known) for s, t in zip(said, true, strict=True))
     count = sum(map(len, true))
-    summary = {"streams": len(results), "answers": count, "categories": len(known)}
+    summary: dict[str, float | None] = {"streams": len(results), "answers": count, "categories": len(known)}
     summary["top1"] = 100 * right / count if len(known) > 1 else None
     summary["to_the_letter"] = 100 * sum(r["said"][0] == r["true"] for r in results) / len(results)
     return {"summary": summary}

@@ -50,22 +50,24 @@ def num_following(frames: int, next_frames: int | None) -> int:
     return 0 if next_frames is None else max(0, min(next_frames, frames - 1))
 
 
-def frame_difference(wants: np.ndarray, later: Sequence[bool] = ()) -> int:
+def frame_difference(wants: np.ndarray, later: np.ndarray | Sequence[bool] = ()) -> int:
     """Frames from the first decision to speak until the turn's last decision; negative if the model is late.
 
     Args:
         wants (bool `[S]`): whether the model wants to speak, for each decision of the turn, S >= 1.
         later (bool `[A]`): the same after each following frame, fed without the reply.
     """
-    wants, later = np.asarray(wants, dtype=bool), np.asarray(later, dtype=bool)
+    wants, after = np.asarray(wants, dtype=bool), np.asarray(later, dtype=bool)
     if not len(wants):
         raise ValueError("`wants` must have at least one decision, got none")
     if wants.any():
         return len(wants) - int(np.argmax(wants)) - 1
-    return -(int(np.argmax(later)) + 1 if later.any() else len(later))
+    return -(int(np.argmax(after)) + 1 if after.any() else len(after))
 
 
-def score_turn(nll: np.ndarray, right: np.ndarray, wants: np.ndarray, later: Sequence[bool] = ()) -> TurnScores:
+def score_turn(
+    nll: np.ndarray, right: np.ndarray, wants: np.ndarray, later: np.ndarray | Sequence[bool] = ()
+) -> TurnScores:
     """
     Args:
         nll (float `[L]`): cross-entropy of the reply's tokens, nats.
@@ -77,7 +79,7 @@ def score_turn(nll: np.ndarray, right: np.ndarray, wants: np.ndarray, later: Seq
     reply, decisions, correct = len(nll), len(wants), leading(right) if len(right) else 0
     difference = frame_difference(wants, later) if decisions else None
     fluency = None
-    if reply and decisions:
+    if reply and difference is not None:
         late = decisions - (difference if difference > 0 else 1)
         run = decisions + correct if difference == 0 else late
         fluency = run / (decisions + reply)

@@ -14,6 +14,7 @@ Shapes: F frames of a stream, N vision tokens per frame, Dv hidden size of the v
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..cache import MoDCache
@@ -101,11 +102,11 @@ def teacher_forced_rows(
     threshold: float = DEFAULT_THRESHOLD,
 ) -> list[ForcedStream]:
     """`teacher_forced` for tokenised streams: `(input_ids, labels)` of each."""
-    rows = [(ids, labels, forced_turns(ids, labels, processor)) for ids, labels in rows]
+    turns_of = [forced_turns(ids, labels, processor) for ids, labels in rows]
     cache = MoDCache(model.config)
-    hidden = forward(model, processor, [ids for ids, _, _ in rows], torch.cat(features), cache)
+    hidden = forward(model, processor, [ids for ids, _ in rows], torch.cat(features), cache)
     streams, late = [], []
-    for row, (_, labels, turns) in enumerate(rows):
+    for row, ((_, labels), turns) in enumerate(zip(rows, turns_of, strict=True)):
         targets = torch.tensor([*labels[1:], IGNORE_INDEX], device=hidden.device)
         predicted = []
         for number, turn in enumerate(turns):
@@ -120,7 +121,7 @@ def teacher_forced_rows(
                 frames = features[row][turn.first_frame + turn.frames :][:count]
                 late.append((row, number, turn.decisions[-1] + 1, frames))
         streams.append((turns, predicted))
-    later = {}
+    later: dict[tuple[int, int], np.ndarray] = {}
     for first in range(0, len(late), len(rows)):
         later |= later_decisions(model, processor, cache, late[first : first + len(rows)], threshold)
     return [score_stream(turns, predicted, row, later) for row, (turns, predicted) in enumerate(streams)]
@@ -149,7 +150,9 @@ def decide(model, hidden: torch.Tensor, threshold: float):
     return silence, wants_to_speak(silence, (logits.argmax(-1) == separator).cpu().numpy(), threshold)
 
 
-def later_decisions(model, processor, cache: MoDCache, late: list[tuple], threshold: float) -> dict:
+def later_decisions(
+    model, processor, cache: MoDCache, late: list[tuple], threshold: float
+) -> dict[tuple[int, int], np.ndarray]:
     """`(row, turn) -> bool [A]`: whether the model wants to speak after each frame that follows a late turn.
 
     Args:
@@ -169,7 +172,9 @@ def later_decisions(model, processor, cache: MoDCache, late: list[tuple], thresh
     return decisions
 
 
-def score_stream(turns: list[ForcedTurn], predicted: list[tuple], row: int, later: dict) -> ForcedStream:
+def score_stream(
+    turns: list[ForcedTurn], predicted: list[tuple], row: int, later: dict[tuple[int, int], np.ndarray]
+) -> ForcedStream:
     scores, exact, silences, speak = [], [], [], []
     for number, (turn, (silence, wants, nll, right)) in enumerate(zip(turns, predicted, strict=True)):
         scores.append(score_turn(nll, right, wants, later.get((row, number), ())))
