@@ -53,6 +53,7 @@ def arguments_of(tmp_path, options: dict, **config) -> TrainingArguments:
         ({"lr_scheduler_kwargs": 3}, "`lr_scheduler_kwargs` of `stream_stage` must be a mapping or text or null"),
         ({"lr_scheduler_kwargs": "cosine"}, "`lr_scheduler_kwargs` of `stream_stage` must be a mapping, got 'cosine'"),
         ({"gradient_checkpointing_kwargs": {"recompute": "mpl"}}, "`recompute` must be one of pairs, .*, got 'mpl'"),
+        ({"gradient_checkpointing_kwargs": "pairs"}, "`gradient_checkpointing_kwargs` of .* a mapping, got 'pairs'"),
         ({"optim": "sgdd"}, "`stream_stage`: .*sgdd"),
         ({"report_to": "nosuch"}, "`report_to` of `stream_stage` names 'nosuch', which is not installed"),
         ({"report_to": ["wandb"]}, "`report_to` of `stream_stage` names 'wandb'"),

@@ -144,7 +144,8 @@ def fits(value: Any, hints: list) -> bool:
 
 def check_recompute(arguments: TrainingArguments) -> None:
     """Raise `ValueError` for unknown choices of `recompute`. The number of layers is not known yet."""
-    recompute = (arguments.gradient_checkpointing_kwargs or {}).get("recompute")
+    options = arguments.gradient_checkpointing_kwargs  # may be a string that is not a JSON object
+    recompute = options.get("recompute") if isinstance(options, dict) else None
     if recompute is not None:
         choices_of_layers(recompute, sum(recompute.values()) if isinstance(recompute, dict) else 1)
 
