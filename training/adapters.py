@@ -62,7 +62,8 @@ def add_lora(model: VideoLLMMoDForConditionalGeneration, options: LoraOptions, t
     adapted = get_peft_model(model, config)
     use_lora_linear(adapted)
     # peft would save the frozen lm_head in every checkpoint: 1 GiB with the vocabulary of Llama-3-8B
-    adapted.save_pretrained = partial(adapted.save_pretrained, save_embedding_layers=False)
+    slim = partial(adapted.save_pretrained, save_embedding_layers=False)
+    adapted.save_pretrained = slim  # type: ignore[method-assign]  # of this object alone
     return adapted
 
 

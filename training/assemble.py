@@ -41,7 +41,8 @@ def build_folder(llm: str, vision: str, output: Path, seed: int = 0, **options) 
     new_folder(output)
     torch.manual_seed(seed)
     options = {name: value for name, value in options.items() if value is not None}
-    return write(*VideoLLMMoDForConditionalGeneration.from_components(llm, vision, **options), output)
+    model, processor = VideoLLMMoDForConditionalGeneration.from_components(llm, vision, **options)
+    return write(model, processor, output)
 
 
 def convert_folder(
@@ -53,7 +54,8 @@ def convert_folder(
     if options and not mod:
         raise ValueError(f"`{next(iter(options))}` needs `mod`: a dense model has no routed layers")
     new_folder(output)
-    return write(*convert(path, vision, base, **options, **({} if mod else {"vision_routing": "full"})), output)
+    model, processor = convert(path, vision, base, **options, **({} if mod else {"vision_routing": "full"}))
+    return write(model, processor, output)
 
 
 def convert(path: Path, vision, base: str | None = None, **options):
@@ -87,7 +89,8 @@ def untied(base: str):
     llm = AutoModelForCausalLM.from_pretrained(base)
     if llm.config.tie_word_embeddings:
         llm.config.tie_word_embeddings = False
-        llm.lm_head.weight = torch.nn.Parameter(llm.get_input_embeddings().weight.detach().clone())
+        embeddings = llm.get_input_embeddings().get_parameter("weight")
+        llm.lm_head.weight = torch.nn.Parameter(embeddings.detach().clone())
     return llm
 
 

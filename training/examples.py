@@ -96,7 +96,7 @@ def split_by_video(dataset, share: float, seed: int) -> tuple:
     random.Random(seed).shuffle(videos)
     held_out = set(videos[: min(max(1, round(share * len(videos))), len(videos) - 1)])
     logger.info(f"{len(held_out)} of {len(videos)} videos are held out for validation")
-    indices = {True: [], False: []}
+    indices: dict[bool, list[int]] = {True: [], False: []}
     for index, source in enumerate(sources):
         indices[source in held_out].append(index)
     return dataset.select(indices[False]), dataset.select(indices[True])

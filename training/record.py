@@ -105,7 +105,7 @@ def settings_of(config) -> dict:
 
 
 def flatten(options: dict, prefix: str = "") -> dict:
-    settings = {}
+    settings: dict = {}
     for name, value in options.items():
         if name in IGNORED:
             continue

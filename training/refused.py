@@ -31,7 +31,8 @@ def refuse(arguments: TrainingArguments, streaming: bool = False) -> None:
         value = getattr(arguments, name, allowed[0])
         if value not in allowed:
             raise ValueError(f"`{name}` must be {allowed[0]!r}, got {value!r}: {reason}")
-    dispatch = arguments.accelerator_config.dispatch_batches
+    # `TrainingArguments` makes it an object, from a mapping or a file
+    dispatch = arguments.accelerator_config.dispatch_batches  # type: ignore[union-attr]
     if dispatch or (dispatch is None and streaming):
         raise ValueError(
             f"`dispatch_batches` of `accelerator_config` must be False, got {dispatch!r}: accelerate would slice "

@@ -5,6 +5,7 @@ The same configuration runs on one device, and on several with `torchrun` or `ac
 
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import PartialState
@@ -74,7 +75,7 @@ def finished_stage(folder: Path, arguments: TrainingArguments) -> tuple[TrainerS
 
 def run_stage(trainer: StreamTrainer) -> None:
     """Train from the last checkpoint, if there is one. Writes `trainer_state.json` and `curves.png`."""
-    folder = Path(trainer.args.output_dir)
+    folder = Path(cast(str, trainer.args.output_dir))  # `TrainingArguments` sets one if none is given
     finished = None if trainer.is_fsdp_enabled else finished_stage(folder, trainer.args)
     if finished is not None:  # resuming a finished stage would train for one more step
         trainer.state, weights = finished
@@ -108,13 +109,15 @@ def run_vision_stage(config: TrainingConfig, arguments: TrainingArguments, model
     if grid is None:
         raise ValueError("`vision_stage` classifies pooled cells: set `frame_token_pooled`, or remove the stage")
     freeze_unreached(model, given_features=False)
+    datasets = vision_datasets(config, processor, grid, evaluates(arguments))
     trainer = StreamTrainer(
         model=CellClassifier(model),
         args=arguments,
         data_collator=collate_cells,
+        train_dataset=datasets["train_dataset"],
+        eval_dataset=datasets.get("eval_dataset"),
         video_processor=processor.video_processor,
         callbacks=early_stopping(config, "vision"),
-        **vision_datasets(config, processor, grid, evaluates(arguments)),
     )
     if trainer.is_fsdp_enabled:
         raise ValueError("`vision_stage` does not support FSDP: run it without, then the stream stage with FSDP")
@@ -133,7 +136,7 @@ def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model
         train_tower = not (config.freeze_vision_tower or given_features)
         model = add_lora(model, LoraOptions(**config.lora), train_tower)
     freeze_unreached(model, given_features)
-    options = config.stream_stage
+    options = config.stream_stage or {}
     schedule = KeepRatioSchedule(
         options.get("keep_ratio_warmup_steps", 0), options.get("elastic_keep_ratio"), config.seed
     )
@@ -195,7 +198,7 @@ def train(config: TrainingConfig) -> Path:
         return record.final
     for arguments in (vision_arguments, stream_arguments):
         check_hub_access(arguments)
-    model, processor = load(config, stream_arguments and stream_arguments.device)
+    model, processor = load(config, None if stream_arguments is None else stream_arguments.device)
     PartialState().wait_for_everyone()  # until every process has read the record
     if PartialState().is_main_process:
         record.write()

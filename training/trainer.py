@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -32,6 +33,8 @@ class StreamTrainer(Trainer):
         `ValueError`: for arguments that streams do not support (see `refused`), for `compute_loss_func`, and for a
             batch without frames when training on several processes.
     """
+
+    model: torch.nn.Module  # `Trainer.__init__` sets it
 
     def __init__(
         self,
@@ -73,7 +76,8 @@ class StreamTrainer(Trainer):
             if plugin.transformer_cls_names_to_wrap is None:
                 # `_no_split_modules` also names classes of the text tower, but accelerate requires all to be found
                 found = {type(module).__name__ for module in self.model.modules()}
-                plugin.transformer_cls_names_to_wrap = sorted(found.intersection(self.model._no_split_modules))
+                whole = cast(set[str], self.model._no_split_modules)
+                plugin.transformer_cls_names_to_wrap = sorted(found.intersection(whole))
         elif self.args.fsdp:
             logger.warning("`fsdp` has no effect: accelerate shards only on GPUs and with several processes")
 
@@ -140,8 +144,9 @@ class StreamTrainer(Trainer):
         return super().prediction_step(model, inputs, prediction_loss_only, *args, **kwargs)
 
     def log(self, logs: dict[str, float], *args, **kwargs) -> None:
-        if self.keep_ratio is not None and "loss" in logs:
-            logs = {**logs, "keep_ratio": self.keep_ratio.last}
+        ratio = None if self.keep_ratio is None else self.keep_ratio.last
+        if ratio is not None and "loss" in logs:
+            logs = {**logs, "keep_ratio": ratio}
         super().log(logs, *args, **kwargs)
 
     def save_model(self, output_dir: str | None = None, *args, **kwargs) -> None:
@@ -149,7 +154,7 @@ class StreamTrainer(Trainer):
             return super().save_model(output_dir, *args, **kwargs)
         state = self.accelerator.get_state_dict(self.model)
         if self.args.should_save:
-            output_dir = output_dir or self.args.output_dir
-            unsharded(self.model, state).save_pretrained(output_dir)
+            folder = output_dir or cast(str, self.args.output_dir)
+            unsharded(self.model, state).save_pretrained(folder)
             if self.processing_class is not None:
-                self.processing_class.save_pretrained(output_dir)
+                self.processing_class.save_pretrained(folder)
