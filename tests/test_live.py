@@ -179,7 +179,7 @@ ENDS = {
 
 
 @pytest.mark.parametrize("name", ENDS)
-def test_a_stream_that_ends_is_watched_to_its_end(checkpoint, tmp_path, serve, name, monkeypatch):
+def test_stream_is_watched_to_its_end(checkpoint, tmp_path, serve, name, monkeypatch):
     unpaced = lambda *args, **options: LiveSource(*args, **options | {"paced": False})  # noqa: E731
     monkeypatch.setattr(source, "LiveSource", unpaced)
     file, codec, path, live = ENDS[name]
@@ -235,7 +235,7 @@ def test_a_file_address_is_a_path(checkpoint, tmp_path):
 
 
 def test_a_broken_download_is_continued(tmp_path, serve, monkeypatch):
-    """The chunks end without the empty last one."""
+    """The last, empty chunk is missing."""
     monkeypatch.setattr(live_source, "FIRST_DELAY", 0.01)
     path = write_video(
         tmp_path / "a.ts", moving(100, 48, 64), "mpeg2video", fps=20
@@ -250,7 +250,7 @@ def test_a_broken_download_is_continued(tmp_path, serve, monkeypatch):
     assert len(seen) > 40 and live.counts.attempts_failed == 0 and server.requests == 2 * 3
 
 
-def test_only_streams_of_file_servers_may_end():
+def test_only_file_server_streams_may_end():
     assert source.open_live("rtmp://127.0.0.1/live", 2.0).endless
     assert source.open_live("rtsp://127.0.0.1/live", 2.0).endless
     assert not source.open_live("https://127.0.0.1/live", 2.0).endless
@@ -262,7 +262,7 @@ def test_messages_do_not_show_passwords(tmp_path):
     assert "secret" not in str(caught.value) and "me:" not in str(caught.value)
 
 
-def test_standard_input_waits_for_the_model_unless_told_to_drop(checkpoint, tmp_path, monkeypatch):
+def test_standard_input_waits_for_the_model_by_default(checkpoint, tmp_path, monkeypatch):
     path = write_video(tmp_path / "a.ts", moving(40, 48, 64), "mpeg2video", fps=20)
     stats = {}
     for policy in ("wait", "drop"):
@@ -399,7 +399,7 @@ def test_an_error_in_a_stage_is_raised(checkpoint, monkeypatch):
         list(live)
 
 
-def test_a_source_that_does_not_come_back_is_given_up(monkeypatch):
+def test_lost_source_is_given_up_after_a_while(monkeypatch):
     monkeypatch.setattr(live_source, "FIRST_DELAY", 0.01)
     monkeypatch.setattr(live_source, "LONGEST_DELAY", 0.05)
     now = 0.0

@@ -155,7 +155,7 @@ def test_a_video_that_starts_late_is_not_cut_off(run, tmp_path, file, codec):
 
 
 @pytest.mark.parametrize("jump", [1e5, -2.5])
-def test_a_clock_that_jumps_goes_on_at_the_average_rate(tmp_path, jump):
+def test_clock_continues_at_the_average_rate_after_a_jump(tmp_path, jump):
     times = [index / 10 for index in range(30)] + [2.9 + jump + index / 10 for index in range(1, 31)]
     path = write_video(tmp_path / "jump.mkv", moving(60, 48, 64), "mjpeg", times=times) if jump > 0 else None
     if path is None:  # no container writes such timestamps: join two recordings byte by byte
@@ -198,7 +198,7 @@ def test_closed_standard_streams_are_one_error_line(clip, closed):
     assert done.returncode == 2 and is_one_line(done.stderr)
 
 
-def test_events_are_those_of_a_session(run, clip, checkpoint):
+def test_events_equal_those_of_a_session(run, clip, checkpoint):
     model, processor = checkpoint
     code, lines, _ = run(clip, "--format", "jsonl", "--threshold", 0.6, "--keep-ratio", 0.5)
     session = model.stream(processor, speak_threshold=0.6, keep_ratio=0.5)
@@ -313,7 +313,7 @@ def test_a_dash_means_standard_output(run, tmp_path, monkeypatch, clip):
     assert (code, err) == (0, "") and "stats" in json.loads(lines[-1]) and list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_begins_with_a_dash_is_explained(run, tmp_path, monkeypatch, clip):
+def test_file_name_with_a_leading_dash_is_explained(run, tmp_path, monkeypatch, clip):
     monkeypatch.chdir(tmp_path)
     shutil.copy(clip, "-vid.mp4")
     hint = "; write a name that begins with - as ./-vid.mp4, or after --\n"
@@ -416,7 +416,7 @@ def test_text_shows_times_questions_and_answers(run, clip):
     assert [line for line in lines if line in narrated][-2:] == narrated[-2:]
 
 
-def test_the_ending_of_the_output_selects_the_format(run, clip, tmp_path):
+def test_suffix_of_the_output_selects_the_format(run, clip, tmp_path):
     starts = {"a.vtt": "WEBVTT", "a.srt": "1\n00:", "a.jsonl": '{"time"', "a.txt": "     "}
     for name, start in starts.items():
         assert run(clip, "--output", tmp_path / name)[0] == 0

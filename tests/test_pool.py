@@ -1,4 +1,4 @@
-"""Sessions in a pool: what each says is what it says alone, whoever comes, goes and asks beside it."""
+"""Sessions in a pool give the same events as alone, whatever other sessions do beside them."""
 
 import random
 
@@ -27,7 +27,7 @@ def images(seed: int, count: int, size: int = 32) -> np.ndarray:
 
 
 def threshold(checkpoint, quantile: float = 0.3) -> float:
-    """Below which a random model speaks now and then: midway between two frames, so that none is at it."""
+    """A threshold below which a random model speaks now and then, midway between the values of two frames."""
     session = checkpoint[0].stream(checkpoint[1], speak_threshold=0.0)
     silence = sorted(frame.silence_probability for frame in session.watch(images(99, 24)))
     index = int(quantile * len(silence))
@@ -70,7 +70,7 @@ def random_options(rng: random.Random, speaks_below: float) -> dict:
 
 
 def play(checkpoint, rng: random.Random, count: int, speaks_below: float) -> None:
-    """Streams join, get work, save, leave and go on alone, all at random; each then said what it says alone."""
+    """Streams join, get work, save, leave and go on alone, all at random. Their events are those of a lone session."""
     model, processor = checkpoint
     pool, waiting = StreamPool(model, processor), []
     works, options, said, sessions = {}, {}, {}, {}
@@ -104,20 +104,20 @@ def play(checkpoint, rng: random.Random, count: int, speaks_below: float) -> Non
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_each_says_what_it_says_alone(checkpoint, seed):
+def test_events_in_a_pool_equal_events_alone(checkpoint, seed):
     play(checkpoint, random.Random(seed), 8, threshold(checkpoint))
 
 
 @settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**9), count=st.integers(1, 5))
-def test_each_says_what_it_says_alone_in_any_order(checkpoint, seed, count):
+def test_events_in_a_pool_equal_events_alone_in_any_order(checkpoint, seed, count):
     play(checkpoint, random.Random(seed), count, threshold(checkpoint))
 
 
 @pytest.mark.parametrize("name", ROUTINGS)
-def test_a_packed_row_equals_each_stream_alone(name):
-    """Caches, logits and kept tokens, in every way to route, at different points of their streams; every layer holds
-    another number of tokens for each."""
+def test_packed_streams_equal_separate_streams(name):
+    """Compares caches, logits and kept tokens for every kind of routing, at different points of the streams. In each
+    layer, the streams hold different numbers of tokens."""
     seed = list(ROUTINGS).index(name)
     model = tiny_model(seed, **ROUTINGS[name])
     counts = [[2, 0, 3], [1, 2, 2], [3, 1, 0]]  # frames of each call, stream by stream
@@ -147,7 +147,7 @@ def test_a_packed_row_equals_each_stream_alone(name):
             assert_same_cache(cache, other)
 
 
-def test_a_tick_is_one_forward_with_a_step_of_every_stream(checkpoint):
+def test_tick_runs_one_forward_for_all_streams(checkpoint):
     model, processor = checkpoint
     pool = StreamPool(model, processor)
     streams = [pool.join(speak_threshold=0.0) for _ in range(8)]
@@ -166,7 +166,7 @@ def test_a_tick_is_one_forward_with_a_step_of_every_stream(checkpoint):
     assert streams[0].waiting == 0
 
 
-def test_memory_has_a_cap(checkpoint):
+def test_memory_of_all_streams_is_capped(checkpoint):
     model, processor = checkpoint
     pool = StreamPool(model, processor, max_cached_bytes=1_000_000)
     with pytest.raises(ValueError, match="must be given for a stream of a pool with a cap"):
@@ -216,8 +216,8 @@ def test_invalid_members_are_refused(checkpoint):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_saved_pooled_stream_continues_anywhere(checkpoint, seed, tmp_path):
-    """At any tick, in the middle of a reply too: what was said until then and after it is what it says alone."""
+def test_saved_stream_continues_outside_its_pool(checkpoint, seed, tmp_path):
+    """A stream may be saved at any tick, even during a reply. All its events together are those of a lone session."""
     model, processor = checkpoint
     rng, speaks_below = random.Random(seed), threshold(checkpoint)
     options = {"speak_threshold": speaks_below, "max_new_tokens": 6, "max_cached_frames": 6}
@@ -243,8 +243,8 @@ def test_a_saved_pooled_stream_continues_anywhere(checkpoint, seed, tmp_path):
     assert_same_events(events, expected)
 
 
-def test_a_failed_tick_loses_nothing(checkpoint):
-    """Such as one that ran out of memory: what was watched stays, what was not waits."""
+def test_failed_tick_loses_nothing(checkpoint):
+    """For example when memory runs out: watched frames stay, and the others wait."""
     model, processor = checkpoint
     options = {"speak_threshold": threshold(checkpoint), "max_new_tokens": 5}
     pool = StreamPool(model, processor)
@@ -273,7 +273,7 @@ def test_a_failed_tick_loses_nothing(checkpoint):
         assert_same_events(events[stream], alone(checkpoint, [("push", images(index, 20))], options))
 
 
-def test_a_keep_ratio_changed_for_some_streams_is_refused():
+def test_changing_the_keep_ratio_of_some_streams_is_refused():
     model, processor = small_model(0)
     pool = StreamPool(model, processor)
     own, models = pool.join(keep_ratio=model.keep_ratio, speak_threshold=0.0), pool.join(speak_threshold=0.0)

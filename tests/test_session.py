@@ -71,7 +71,7 @@ def test_a_video_is_sampled_at_the_sessions_rate(checkpoint, kind):
     assert len(session.push(str(path))) >= 7 and session.time == 2 * times[-1] + 2.5  # goes on after what was
 
 
-def test_a_video_that_cannot_be_pushed(checkpoint, tmp_path):
+def test_invalid_videos_are_refused(checkpoint, tmp_path):
     session = checkpoint[0].stream(checkpoint[1])
     with pytest.raises(FileNotFoundError, match="there is no video"):
         session.watch(str(tmp_path / "a.mp4"))
@@ -82,7 +82,7 @@ def test_a_video_that_cannot_be_pushed(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("seed", [31, 32, 33])
 def test_blocks_equal_single_frames(checkpoint, seed):
-    """Also where the model speaks after many frames, so that blocks are cut and doubled again."""
+    """The model speaks after many frames, so that blocks are cut and then grow again."""
     frames, times = clip(seed)
     frames, times = np.concatenate([frames, frames]), [*times, *(times[-1] + 0.5 + time for time in times)]
     threshold = random.Random(seed).choice((0.3, 0.725, 0.9999))
@@ -141,7 +141,7 @@ def restore_and_go_on(path: str, seed: str, cut: str) -> dict:
     return {"events": [vars(event) for event in events], "stats": {**session.stats, "seconds": None}}
 
 
-def test_restored_in_another_process_it_continues_as_uninterrupted(checkpoint, tmp_path):
+def test_session_restored_in_another_process_continues_unchanged(checkpoint, tmp_path):
     seed = 37
     frames, times = clip(seed)
     cut = 7
@@ -172,7 +172,7 @@ def test_a_session_can_be_saved_at_any_point(checkpoint, tmp_path, when):
 
 
 def as_version_2(path) -> None:
-    """Rewrite a session file as version 2 wrote it, under the names of attributes that were private then."""
+    """Rewrite a session file as version 2 wrote it, with names of attributes that were private then."""
     tensors, content = read_session(path)
     state = content["state"]
     content["state"] = {name: state[name] for name in ("query", "time")}
@@ -234,7 +234,7 @@ def test_damaged_states_are_refused(checkpoint, tmp_path, how, message):
         StreamingSession.load(path, *checkpoint)
 
 
-def test_states_of_other_models_and_places_are_refused(checkpoint, tmp_path):
+def test_states_of_other_models_and_wrong_paths_are_refused(checkpoint, tmp_path):
     model, processor = checkpoint
     session = model.stream(processor)
     session.push(clip(39)[0][:2])
@@ -294,7 +294,7 @@ def test_answers_come_token_by_token(checkpoint):
 
 @pytest.mark.parametrize("how", ["close", "push", "fork", "never begun"])
 def test_a_cancelled_answer_ends_with_its_last_piece(checkpoint, how):
-    """The stream then holds the words that came out, as if the answer had ended there."""
+    """The stream then holds the words so far, as if the answer had ended there."""
     model, processor = checkpoint
     frames, times = clip(42)
     session = model.stream(processor)
@@ -332,7 +332,7 @@ def test_closing_watch_early_keeps_the_watched_frames(checkpoint, stop):
 @pytest.mark.parametrize("failing_layer", [0, 5])
 @pytest.mark.parametrize("after", [0, 1, 3])
 def test_a_failed_call_leaves_no_trace(checkpoint, failing_layer, after):
-    """Such as one that ran out of memory in the middle of the model."""
+    """For example when memory runs out in the middle of the model."""
     model, processor = checkpoint
     frames, times = clip(44)
     session, other = model.stream(processor), model.stream(processor)
@@ -391,7 +391,7 @@ main()
 """
 
 
-def test_leaving_a_loop_closes_it_at_once(checkpoint):
+def test_leaving_a_watch_loop_closes_it_at_once(checkpoint):
     code = LEAVES_A_LOOP.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr.count("Error") == 0, done.stderr
@@ -529,7 +529,7 @@ def test_a_restored_session_keeps_the_ratio_it_ran_at(checkpoint, tmp_path):
 
 @pytest.mark.parametrize("change", ["state", "options", "tensors"])
 def test_forged_states_are_refused(checkpoint, tmp_path, change):
-    """With a checksum that fits: whatever else is in a state does not reach the session."""
+    """The checksums fit, but nothing forged may reach the session."""
     session = checkpoint[0].stream(checkpoint[1])
     session.push(clip(39)[0][:3])
     path = session.save(tmp_path / "s")

@@ -59,8 +59,8 @@ def test_the_static_tower_equals_the_tower(seed, options):
 @pytest.mark.parametrize("width", [16, 24, 130])
 @pytest.mark.parametrize("rows", [1, 2, 4])
 @torch.no_grad()
-def test_the_kernel_equals_plain_torch(width, rows):
-    """Also if the width is no power of two, and if rows do not fill the last program."""
+def test_kernel_equals_plain_torch(width, rows):
+    """Even if the width is no power of two, and if rows do not fill the last program."""
     pytest.importorskip("triton")
     torch.manual_seed(width)
     norm, x, more = torch.nn.LayerNorm(width, eps=1e-3), torch.randn(3, 7, width), torch.randn(3, 7, width)
@@ -72,7 +72,7 @@ def test_the_kernel_equals_plain_torch(width, rows):
             torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_towers_of_another_kind_keep_their_own_forward():
+def test_other_kinds_of_tower_keep_their_forward():
     assert not is_plain_siglip(tiny_model(vision="clip_vision_model").model.vision_tower)
     assert not is_plain_siglip(siglip(0, hidden_act="gelu"))
     assert not is_plain_siglip(siglip(0).train())
@@ -87,7 +87,7 @@ def test_towers_of_another_kind_keep_their_own_forward():
 
 @pytest.mark.parametrize("seed", range(2))
 @torch.no_grad()
-def test_features_of_the_static_tower_equal_the_models(seed):
+def test_static_tower_and_model_give_equal_features(seed):
     model = tiny_model(seed)
     pixels = torch.randn(3, 3, 24, 24)
     vision = StaticVision(model)
@@ -98,7 +98,7 @@ def test_features_of_the_static_tower_equal_the_models(seed):
     assert_near(features, expected)
 
 
-def test_the_towers_own_forward_is_used_if_kernels_fail():
+def test_failing_kernels_fall_back_to_the_tower():
     model, pixels = tiny_model(0), torch.randn(3, 3, 24, 24)
     vision, broken = StaticVision(model), mock.Mock(**{"embed.side_effect": RuntimeError("no compiler")})
     vision._ops = broken
@@ -119,7 +119,7 @@ def test_resizing_by_matrix_products_equals_interpolate(mode, sizes):
 
 
 @pytest.mark.parametrize("seed", range(12))
-def test_pixels_by_products_equal_the_processors(seed):
+def test_matrix_products_and_processor_give_equal_pixels(seed):
     """Frames of any size, larger and smaller than the result, in either memory layout and with any options."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
@@ -139,7 +139,7 @@ def test_pixels_by_products_equal_the_processors(seed):
         torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
 
 
-def test_pixels_by_products_refuse_wrong_options():
+def test_matrix_products_refuse_wrong_options():
     frames = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
     processor = VideoLLMMoDVideoProcessor()
     options = {name: getattr(processor, name) for name in FRAME_OPTIONS}
@@ -191,7 +191,7 @@ def test_features_do_not_depend_on_pieces(checkpoint):
         assert all(spent.seconds() > 0 for spent in step.spent)
 
 
-def test_a_failure_in_a_later_piece_leaves_the_session_at_its_last_frame(checkpoint):
+def test_failure_in_a_later_piece_leaves_the_session_unchanged(checkpoint):
     model, processor = checkpoint
     frames = world_stream(5).frames(height=96)
     session, other = model.stream(processor), model.stream(processor)
@@ -278,7 +278,7 @@ def test_pushed_frames_are_not_copied_on_their_way_to_a_gpu(checkpoint, count, l
 
 
 def test_frames_of_several_streams_are_joined_on_the_gpu(checkpoint):
-    """Each is copied as it is, and the pixels equal those of each alone."""
+    """Each stream is copied as it is, and its pixels equal those of the stream alone."""
     model, processor = checkpoint
     videos = [torch.from_numpy(world_stream(seed).frames(height=96)[:5]).movedim(-1, 1) for seed in range(3)]
     steps, came = [Encode(model, processor.video_processor, video) for video in videos], []
