@@ -36,10 +36,12 @@ class GrowingTensor:
         dim (`int`): the dimension along which the tensor grows.
     """
 
+    room: torch.Tensor  # None while there is no `view`
+    view: torch.Tensor | None
+
     def __init__(self, dim: int):
         self.dim = dim
-        self.room: torch.Tensor | None = None
-        self.view: torch.Tensor | None = None
+        self.room = self.view = None  # type: ignore[assignment]
         self.shared = 0  # slots before this one are visible to copies, and are not written again
         self.changed = 0  # number of the change that made the view
 
@@ -62,7 +64,8 @@ class GrowingTensor:
         if not ours or (self.room.is_inference() and not torch.is_inference_mode_enabled()):
             shape = list(held.shape)
             shape[self.dim] = room_for(stop)
-            self.room = self.view = None  # free the old room before allocating the new one
+            # free the old room before allocating the new one
+            self.room = self.view = None  # type: ignore[assignment]
             self.room, self.shared = held.new_empty(shape), 0
             self.room.narrow(self.dim, 0, length).copy_(held.detach())
             return self.lengthen(length)
@@ -94,7 +97,10 @@ class MoDCacheLayer(DynamicLayer):
     """Keys and values `[B, heads, L, head_dim]` of one layer, with `positions` int64 `[B, L]` (-1: padding). All three
     grow in place (`growing`)."""
 
-    def __init__(self):
+    keys: torch.Tensor  # None before `is_initialized`, and so are values
+    values: torch.Tensor
+
+    def __init__(self) -> None:
         super().__init__()
         self.positions: torch.Tensor | None = None
         self.padded = False  # whether some slot is padding; a bool, so that the common case does not sync the device
@@ -193,6 +199,7 @@ class MoDCacheLayer(DynamicLayer):
 
     def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         """See `MoDCache.forget`."""
+        assert self.positions is not None  # the layer holds tokens
         stay = ~leaving[self.positions[0]]
         positions = self.positions[:, stay]
         distance = leaving.long().cumsum(0)[positions]
@@ -223,7 +230,7 @@ class MoDCacheLayer(DynamicLayer):
                 tensor.record_stream(torch.cuda.default_stream(self.device))
 
     def reset(self) -> None:
-        self.keys = self.values = self.positions = None
+        self.keys = self.values = self.positions = None  # type: ignore[assignment]
         self.is_initialized = self.padded = False
         self._leave_rooms()
 
@@ -266,6 +273,8 @@ class MoDCache(Cache):
         offloading (`bool`): keep layers that are not in use on the CPU, as `DynamicCache(offloading=True)`.
     """
 
+    layers: list[MoDCacheLayer]  # type: ignore[assignment]  # a cache of transformers mixes kinds of layers
+
     def __init__(self, config, offloading: bool = False):
         num_layers = config.get_text_config(decoder=True).num_hidden_layers
         super().__init__(layers=[MoDCacheLayer() for _ in range(num_layers)], offloading=offloading)
@@ -290,7 +299,9 @@ class MoDCache(Cache):
     @property
     def after_frame(self) -> torch.Tensor | None:
         """bool [B]: whether a row's last token was a frame's last."""
-        return None if self.frame_ends is None else (self.frame_ends == self.next_position[:, None] - 1).any(1)
+        if self.frame_ends is None or self.next_position is None:
+            return None
+        return (self.frame_ends == self.next_position[:, None] - 1).any(1)
 
     @property
     def num_bytes(self) -> int:
@@ -302,7 +313,7 @@ class MoDCache(Cache):
         """int64 [seen_tokens] on the CPU: bytes of each token of a single stream, over all layers."""
         sizes = torch.zeros(self.seen_tokens, dtype=torch.long)
         for layer in self.layers:
-            if layer.is_initialized and layer.keys.shape[2]:
+            if layer.is_initialized and layer.positions is not None and layer.keys.shape[2]:
                 per_token = (layer.keys.nbytes + layer.values.nbytes) // layer.keys.shape[2]
                 sizes[layer.positions[0].cpu()] += per_token
         return sizes
@@ -375,12 +386,12 @@ class MoDCache(Cache):
         Raises:
             `ValueError`: if a position is negative or after the end of its row.
         """
-        if self.next_position is None:
+        if self.next_position is None or self.frame_ends is None:
             if torch.as_tensor(position).ne(0).any():
                 raise ValueError(f"`position` must be 0 in an empty cache, got {position}")
             return
-        if isinstance(position, int) and self._is_one_stream:
-            self._rollback_stream(position)
+        if isinstance(position, int) and self._is_one_stream(len(self.next_position)):
+            self._rollback_stream(position, self.next_position, self.frame_ends)
             return
         limits = torch.as_tensor(position, device=self.next_position.device).expand_as(self.next_position)
         if (limits < 0).any() or (limits > self.next_position).any():
@@ -395,25 +406,24 @@ class MoDCache(Cache):
         for layer in self.layers:
             layer.rollback(limits.to(layer.positions.device) if layer.positions is not None else limits)
 
-    @property
-    def _is_one_stream(self) -> bool:
+    def _is_one_stream(self, rows: int) -> bool:
         """Whether there is one row, without padding, on one device."""
         devices = {layer.positions.device for layer in self.layers if layer.positions is not None}
-        return len(self.next_position) == len(devices) == 1 and not any(layer.padded for layer in self.layers)
+        return rows == len(devices) == 1 and not any(layer.padded for layer in self.layers)
 
-    def _rollback_stream(self, position: int) -> None:
+    def _rollback_stream(self, position: int, next_position: torch.Tensor, frame_ends: torch.Tensor) -> None:
         """As `rollback`, for positions that ascend in every layer. Asks the device once how many tokens stay."""
-        held = [layer for layer in self.layers if layer.positions is not None]
-        device = held[0].positions.device
-        counts = [(layer.positions < position).sum() for layer in held]
-        counts += [(self.frame_ends < position).sum().to(device), self.next_position[0].to(device)]
+        held = [(layer, layer.positions) for layer in self.layers if layer.positions is not None]
+        device = held[0][1].device
+        counts = [(positions < position).sum() for _, positions in held]
+        counts += [(frame_ends < position).sum().to(device), next_position[0].to(device)]
         *lengths, frames, end = torch.stack(counts).tolist()
         if not 0 <= position <= end:
             raise ValueError(f"`position` must be between 0 and the row's end {end}, got {position}")
         self.seen_tokens -= end - position
-        self.next_position = torch.full_like(self.next_position, position)
-        self.frame_ends = self.frame_ends[:, :frames]
-        for layer, length in zip(held, lengths, strict=True):
+        self.next_position = torch.full_like(next_position, position)
+        self.frame_ends = frame_ends[:, :frames]
+        for (layer, _), length in zip(held, lengths, strict=True):
             layer.shorten(length)
 
     def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
@@ -427,19 +437,18 @@ class MoDCache(Cache):
         Raises:
             `ValueError`: for several streams or another number of tokens.
         """
-        if self.next_position is None or self.next_position.tolist() != [len(leaving)] != [self.seen_tokens]:
-            raise ValueError(
-                f"`leaving` must hold each token of one stream, got {len(leaving)} for {self.next_position}"
-            )
+        ends, position = self.frame_ends, self.next_position
+        if ends is None or position is None or position.tolist() != [len(leaving)] != [self.seen_tokens]:
+            raise ValueError(f"`leaving` must hold each token of one stream, got {len(leaving)} for {position}")
         for layer in self.layers:
             if layer.is_initialized:
                 layer.forget(leaving.to(layer.keys.device), turn)
-        leaving = leaving.to(self.frame_ends.device)
-        ends = self.frame_ends[:, ~leaving[self.frame_ends[0]]]
-        self.frames_forgotten += self.frame_ends.shape[1] - ends.shape[1]
-        self.frame_ends = ends - leaving.long().cumsum(0)[ends]
+        leaving = leaving.to(ends.device)
+        remaining = ends[:, ~leaving[ends[0]]]
+        self.frames_forgotten += ends.shape[1] - remaining.shape[1]
+        self.frame_ends = remaining - leaving.long().cumsum(0)[remaining]
         self.seen_tokens = len(leaving) - int(leaving.sum())
-        self.next_position = torch.full_like(self.next_position, self.seen_tokens)
+        self.next_position = torch.full_like(position, self.seen_tokens)
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens of every row. It is negative or 0, as in transformers."""
@@ -453,7 +462,7 @@ class MoDCache(Cache):
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep the given rows, in the given order. indices: int64, of any length."""
-        if self.next_position is None:
+        if self.next_position is None or self.frame_ends is None:
             return
         indices = indices.to(self.next_position.device)
         self.next_position = self.next_position.index_select(0, indices)

@@ -89,6 +89,7 @@ class StreamMemory:
         if self.max_bytes is not None:
             return self.max_bytes
         # a separator stays as long as any token of its frame
+        assert self.max_frames is not None  # a memory has one of both limits
         per_frame = self.num_frame_tokens + (self.num_frame_tokens if self.policy == "router" else 1)
         text = 2 * self.text_budget + self.most_pending + self.turn_tokens
         return (self.max_frames * per_frame + text) * self.token_bytes
@@ -162,6 +163,7 @@ class StreamMemory:
             whole = self.num_frame_tokens * (self.max_frames // 2)
             leaving |= self._leaving_vision(is_vision.long(), limit, whole)
         if self.max_bytes is not None:
+            assert sizes is not None
             of_frame = is_vision | (self.kinds == SEPARATOR)
             others = int(sizes[~of_frame & ~leaving].sum()) + pending * self.token_bytes
             limit = self._after(self.usable_bytes) - others
