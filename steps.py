@@ -9,11 +9,12 @@ tower, V vocabulary.
 """
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from time import perf_counter
+from typing import Any
 
 import torch
 
@@ -38,10 +39,20 @@ class Step:
         spent (`list[Spent]`): the time that it took, also where it failed.
     """
 
-    value = error = None
+    value: Any = None
+    error: BaseException | None = None
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.spent: list[Spent] = []
+
+    @property
+    def num_frames(self) -> int:
+        """Frames among the inputs."""
+        return 0
+
+    @staticmethod
+    def together(steps: Sequence) -> None:
+        raise NotImplementedError
 
     def result(self):
         """The result, once the step was carried out.
@@ -70,19 +81,23 @@ class Encode(Step):
         super().__init__()
         self.model, self.video_processor, self.frames = model, video_processor, frames
 
+    @property
+    def num_frames(self) -> int:
+        return len(self.frames)
+
     @staticmethod
     @in_normal_mode
     def together(steps: list["Encode"]) -> None:
-        model, features = steps[0].model, []
+        model, encoded = steps[0].model, []
         device = model.device
         steps = sorted(steps, key=preprocessed_alike)
         for piece in in_pieces(steps, device):
             with stage("preprocess", steps, device):
                 pixels = pixels_of(piece, device)
             with stage("vision", steps, device):
-                features.append(encode(model, pixels))
-        features = features[0] if len(features) == 1 else torch.cat(features)
-        for step, own in zip(steps, features.split([len(step.frames) for step in steps]), strict=True):
+                encoded.append(encode(model, pixels))
+        features = encoded[0] if len(encoded) == 1 else torch.cat(encoded)
+        for step, own in zip(steps, features.split([step.num_frames for step in steps]), strict=True):
             step.value = own
 
 
@@ -100,8 +115,8 @@ def pixels_of(piece: list[tuple[Encode, torch.Tensor]], device: torch.device) ->
         groups = [list(own) for _, own in groupby(piece, key=lambda own: preprocessed_alike(own[0]))]
     pixels = []
     for group in groups:
-        frames = [to_device(frames, device) for _, frames in group]  # concatenated there: a host copies slowly
-        frames = frames[0] if len(frames) == 1 else torch.cat(frames)
+        arrived = [to_device(frames, device) for _, frames in group]  # concatenated there: a host copies slowly
+        frames = arrived[0] if len(arrived) == 1 else torch.cat(arrived)
         pixels.append(group[0][0].video_processor.to_pixels(frames))
     return pixels[0] if len(pixels) == 1 else torch.cat(pixels)
 
@@ -109,10 +124,11 @@ def pixels_of(piece: list[tuple[Encode, torch.Tensor]], device: torch.device) ->
 def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Encode, torch.Tensor]]]:
     """The steps' frames in order, cut into pieces that go through the tower together. On a GPU many frames are cut
     into a small first piece, and then pieces of the size of the largest graph."""
-    total = sum(len(step.frames) for step in steps)
+    total = sum(step.num_frames for step in steps)
     if device.type != "cuda" or total < 2 * FIRST_FRAMES:
         return [[(step, step.frames) for step in steps]]
-    pieces, left = [[]], FIRST_FRAMES
+    pieces: list[list[tuple[Encode, torch.Tensor]]] = [[]]
+    left = FIRST_FRAMES
     for step in steps:
         frames = step.frames
         while len(frames):
@@ -217,9 +233,10 @@ class Feed(Step):
             why_not = None  # elsewhere a plain forward is as fast
         chosen = [] if static is None else [step for step in steps if len(step.ids) <= MOST_TOKENS]
         streams = [(step.cache, step.ids, step.features) for step in chosen]
-        before, found = [cache.get_seq_length() for cache, _, _ in streams], []
+        before = [cache.get_seq_length() for cache, _, _ in streams]
+        found: list[Fed] = []
         try:
-            if chosen:
+            if static is not None and chosen:
                 found = static.feed_together(streams, chosen[0].keep_ratio)
         except StepsUnavailable as error:
             chosen, why_not = [], str(error)
@@ -231,7 +248,8 @@ class Feed(Step):
     def _one_forward(steps: list["Feed"]) -> list[Fed]:
         """Carry the steps out in one forward of the model."""
         model, device = steps[0].model, steps[0].model.device
-        lengths, inputs = [len(step.ids) for step in steps], {}
+        lengths = [len(step.ids) for step in steps]
+        inputs: dict[str, Any] = {}
         starts = [sum(lengths[:index]) for index in range(len(lengths))]
         if len(steps) == 1:
             inputs["cache"] = steps[0].cache
@@ -255,8 +273,8 @@ class Feed(Step):
         frames = [step.num_frames for step in steps]
         logits = output.logits[0].split([len(step.read_at) for step in steps])
         kept = [(None,) * len(steps) if x is None else x.split(frames) for x in output.kept_indices or ()]
-        scores = [x for x in output.router_scores or () if x is not None]
-        scores = torch.stack(scores).split(frames, dim=1) if scores else (None,) * len(steps)
+        routed = [x for x in output.router_scores or () if x is not None]
+        scores = torch.stack(routed).split(frames, dim=1) if routed else (None,) * len(steps)
         own_kept = [tuple(layer[index] for layer in kept) for index in range(len(steps))]
         return [Fed(*fed) for fed in zip(logits, own_kept, scores, strict=True)]
 
@@ -285,7 +303,11 @@ class Feed(Step):
         if not watching:
             return {}
         separator = watching[0].model.config.frame_separator_token_id
-        silence = {(step, "silence"): found[step].silence for step in watching if found[step].separator == separator}
+        silence = {
+            (step, "silence"): own
+            for step in watching
+            if (own := found[step].silence) is not None and found[step].separator == separator
+        }
         others = [step for step in watching if (step, "silence") not in silence]
         if others:
             logits = [found[step].logits for step in others]
@@ -310,7 +332,7 @@ def to_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 @contextmanager
-def stage(name: str | None, steps: list[Step], device: torch.device) -> Iterator[None]:
+def stage(name: str | None, steps: Sequence[Step], device: torch.device) -> Iterator[None]:
     """Note the time of a block of code, in equal parts, as time that the steps spent in the named stage; without a
     name in that of watching or speaking, whichever a step is for. On a GPU it is the time of the device, and nobody
     waits for it: the host prepares what comes next while the device is at work."""
@@ -327,7 +349,7 @@ class Moment:
     """A point in time; on a GPU in the order of its work, so that the time is known once the device got there."""
 
     def __init__(self, device: torch.device):
-        self.event = None
+        self.event: torch.cuda.Event | None = None
         if device.type == "cuda":
             self.event = torch.cuda.Event(enable_timing=True)
             self.event.record(torch.cuda.current_stream(device))
@@ -337,7 +359,7 @@ class Moment:
             self.seconds = perf_counter()
 
     def seconds_until(self, other: "Moment") -> float:
-        if self.event is None:
+        if self.event is None or other.event is None:
             return other.seconds - self.seconds
         other.event.synchronize()
         return self.event.elapsed_time(other.event) / 1000
@@ -356,7 +378,7 @@ class Spent:
         return self.begin.seconds_until(self.end) / self.shared_by
 
 
-def carry_out_together(steps: list[Step]) -> None:
+def carry_out_together(steps: Sequence[Step]) -> None:
     """Carry out steps of one kind on one model. An error is raised by each step's `result()`."""
     try:
         type(steps[0]).together(steps)
@@ -365,7 +387,7 @@ def carry_out_together(steps: list[Step]) -> None:
             step.error = error
 
 
-def carry_out(work: Iterator) -> Iterator:
+def carry_out(work: Generator) -> Generator:
     """Iterate over what `work` yields beside its steps, and carry out each step as it comes."""
     with closing(work):
         for item in work:

@@ -9,6 +9,7 @@ weights are read once for all streams.
 
 import os
 from collections import deque
+from collections.abc import Generator
 from pathlib import Path
 
 from ..containers import check_count
@@ -26,8 +27,9 @@ class PooledStream:
 
     def __init__(self, pool: "StreamPool", session: StreamingSession):
         self.pool, self.session = pool, session
-        self._work = deque()  # ("frames", frames, times), ("instruct", text) or ("ask", question), in order
-        self._doing = None  # generator of the session, while it waits for a step
+        # ("frames", frames, times), ("instruct", text) or ("ask", question), in order
+        self._work: deque[tuple] = deque()
+        self._doing: Generator[Step | WatchedFrame | str] | None = None  # of the session, while it waits for a step
         self._step: Step | None = None
         self._said = ""  # of the answer being made
         self._events: list[StreamEvent] = []
@@ -184,7 +186,8 @@ class StreamPool:
         """Bytes that are left for other streams; None if the pool has no limit."""
         if self.max_cached_bytes is None:
             return None
-        return self.max_cached_bytes - sum(stream.session.most_bytes for stream in self.streams)
+        # `join` takes only sessions with bounds
+        return self.max_cached_bytes - sum(stream.session.most_bytes or 0 for stream in self.streams)
 
     @property
     def _keep_ratios(self) -> set[float]:
@@ -210,15 +213,16 @@ class StreamPool:
         ratio, ratios = session.keep_ratio or self.model.keep_ratio, self._keep_ratios
         if ratios - {ratio}:
             raise ValueError(f"`keep_ratio` must be {ratios.pop()} as for the streams in the pool, got {ratio}")
-        if self.max_cached_bytes is not None:
+        free = self.free_bytes
+        if free is not None:
             if session.most_bytes is None:
                 raise ValueError(
                     "`max_cached_bytes` or `max_cached_frames` must be given for a stream of a pool with a cap"
                 )
-            if session.most_bytes > self.free_bytes:
+            if session.most_bytes > free:
                 raise RuntimeError(
                     f"there is no room for another stream: it may hold {session.most_bytes} bytes, and "
-                    f"{self.free_bytes} of {self.max_cached_bytes} are free beside {len(self.streams)} streams"
+                    f"{free} of {self.max_cached_bytes} are free beside {len(self.streams)} streams"
                 )
         session.break_off()
         stream = PooledStream(self, session)
@@ -255,13 +259,13 @@ class StreamPool:
                 f"the streams of a pool must keep one share of vision tokens, got {sorted(ratios)}: the model's "
                 "`keep_ratio` was changed, but some streams have one of their own"
             )
-        errors = []
+        errors: list[BaseException] = []
         self._advance([stream for stream in self.streams if stream._step is None], errors)
         for kind in (Encode, Feed):
-            chosen = [stream for stream in self.streams if isinstance(stream._step, kind)]
+            chosen = {stream: stream._step for stream in self.streams if isinstance(stream._step, kind)}
             if chosen:
-                carry_out_together([stream._step for stream in chosen])
-                self._advance(chosen, errors)
+                carry_out_together(list(chosen.values()))
+                self._advance(list(chosen), errors)
         for stream in self.streams:
             self._said += [(stream, event) for event in stream._events]
             stream._events = []
