@@ -3,6 +3,7 @@
 import math
 import struct
 from collections.abc import Generator, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -38,9 +39,10 @@ class Upright:
     """Converts decoded frames to upright images: with square pixels, rotated and mirrored according to their metadata,
     and of the size of the first frame, which has at most `MAX_PIXELS`. A frame of another shape gets black bars."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self._size: tuple[int, int] | None = None  # width and height of the images
-        self._codec, self._stated = None, None
+        self._codec: Any = None
+        self._stated: Any = None
 
     def begin(self, stream) -> None:
         """Prepare for the frames of this stream. If the container states the shape of pixels, it holds for the whole
@@ -57,18 +59,21 @@ class Upright:
         wide = frame.width * shape if 1 / MAX_PIXEL_SHAPE <= shape <= MAX_PIXEL_SHAPE else frame.width
         size, turned = (max(1, round(wide)), frame.height), orientation(frame)
         if self._size is None:
-            self._size = limited_size(*size)[:: -1 if turned[0] else 1]
+            width, height = limited_size(*size)
+            self._size = (height, width) if turned[0] else (width, height)
         return size, turned
 
     def __call__(self, frame) -> np.ndarray:
         """The image uint8 `[H, W, 3]` of an `av.VideoFrame`."""
         size, (transposed, mirrored, upside_down) = self.see(frame)
+        assert self._size is not None  # `see` has set it
         room = self._size[:: -1 if transposed else 1]
         scales = [space / side for space, side in zip(room, size, strict=True)]
         fitting = tuple(max(1, round(side * min(scales))) for side in size)
-        size = room if max(scales) <= 1.02 * min(scales) else fitting  # smaller differences come from rounding
+        # smaller differences come from rounding
+        width, height = room if max(scales) <= 1.02 * min(scales) else fitting
         # freeing a scaler in a forked process, such as a data loader, would wait forever for its threads
-        pixels = frame.to_ndarray(format="rgb24", width=size[0], height=size[1], threads=1)
+        pixels = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
         pixels = pixels.transpose(1, 0, 2) if transposed else pixels
         pixels = pixels[:: -1 if upside_down else 1, :: -1 if mirrored else 1]
         bars = [space - side for space, side in zip(self._size[::-1], pixels.shape[:2], strict=True)]
@@ -193,7 +198,7 @@ def sample_container(
     limits: MediaLimits = LIMITS,
     first: int = 0,
     origin: tuple[float, Upright] | None = None,
-) -> Iterator[tuple[np.ndarray, float]]:
+) -> Generator[tuple[np.ndarray, float]]:
     """`iter_video_frames` of an open container, which may have been sought. Closes it at the end."""
     with opened(container, stream), readable_errors(name):
         frames = _sample_frames(container, stream, fps, name, limits, first, origin)
@@ -249,8 +254,9 @@ class FrameClock:
     """
 
     def __init__(self, container, stream, limits: MediaLimits = LIMITS, begin: float | None = None):
-        self._stream, self._begin, self._sought = stream, begin, begin is not None
-        self.step, self.time, self.last = usual_step(stream, limits), 0.0, None
+        self._stream, self._begin = stream, begin
+        self.step, self.time = usual_step(stream, limits), 0.0
+        self.last: Any = None  # `av.VideoFrame`
         self._hold = limits.hold  # a longer time between two frames is a jump
         self._jump = min(limits.hold, CLOCK_JUMP) if has_flag(container, "ts_discont") else limits.hold
 
@@ -258,7 +264,8 @@ class FrameClock:
         seconds, is_first = frame_seconds(frame, self._stream), self.last is None
         self.last = frame
         if is_first:
-            if self._sought:
+            if self._begin is not None:
+                assert seconds is not None  # `seek` has checked it
                 self.time = seconds - self._begin
         elif seconds is None or self._begin is None:
             self.time += self.step
@@ -286,7 +293,7 @@ def _sample_frames(
     limits: MediaLimits,
     first: int,
     origin: tuple[float, Upright] | None,
-) -> Iterator[tuple[np.ndarray, float]]:
+) -> Generator[tuple[np.ndarray, float]]:
     begin, upright = (None, Upright()) if origin is None else origin
     if origin is None:
         upright.begin(stream)

@@ -10,7 +10,7 @@ import copy
 import math
 import os
 import weakref
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import accumulate
@@ -270,7 +270,7 @@ class StreamingSession:
         text = "".join(self.ask_tokens(question))
         return [StreamEvent(self.time or 0.0, "answer", text, question)]
 
-    def ask_tokens(self, question: str) -> Iterator[str]:
+    def ask_tokens(self, question: str) -> Generator[str]:
         """As `ask`, but yields the text of the answer piece by piece. Closing the iterator, by `close()` or by any
         other call of the session, cancels the rest: the answer then ends with the last piece that came out."""
         self.instruct(question)
@@ -278,7 +278,7 @@ class StreamingSession:
         self._running = weakref.ref(pieces)
         return pieces
 
-    def answering(self) -> Iterator[Step | str]:
+    def answering(self) -> Generator[Step | str]:
         """The answer to the last instruction: steps, and between them its text in pieces."""
         self._make_room()
         self.state.counts["answers"] += 1
@@ -305,7 +305,7 @@ class StreamingSession:
         """
         return [watched.event for watched in self.watch(frames, times) if watched.event is not None]
 
-    def watch(self, frames, times: list[float] | None = None) -> Iterator[WatchedFrame]:
+    def watch(self, frames, times: list[float] | None = None) -> Generator[WatchedFrame]:
         """As `push`, but yields every frame as soon as the model has watched it. Closing the iterator, by `close()` or
         by any other call of the session, drops the frames that have not come out."""
         self.break_off()
@@ -314,7 +314,7 @@ class StreamingSession:
         self._running = weakref.ref(watched)
         return watched
 
-    def blocks(self, frames, times: list[float] | None, last: float | None) -> Iterator[tuple[torch.Tensor, list]]:
+    def blocks(self, frames, times: list[float] | None, last: float | None) -> Generator[tuple[torch.Tensor, list]]:
         """Frames that are pushed after the time `last` as `[F, 3, H, W]` with a time for each frame: all at once, or
         block by block from a video that is decoded."""
         video_processor = self.processor.video_processor
@@ -349,7 +349,7 @@ class StreamingSession:
         carry_out_together([step])
         return step.result()
 
-    def watch_encoded(self, features: torch.Tensor, times: list[float] | None = None) -> Iterator[WatchedFrame]:
+    def watch_encoded(self, features: torch.Tensor, times: list[float] | None = None) -> Generator[WatchedFrame]:
         """As `watch`, of frames that are encoded already: `[F, N, Dv]` as of `encode` or `model.encode_frames`."""
         self.break_off()
         watched = carry_out(self.watching(features, self.check_times(times, len(features), self.time)))
@@ -386,13 +386,13 @@ class StreamingSession:
     # The generators below yield a `Step` where they need the model, and continue with its result once the caller has
     # carried it out. Between the steps they yield what they produce.
 
-    def _watch_blocks(self, block: tuple[torch.Tensor, list], blocks: Iterator) -> Iterator[Step | WatchedFrame]:
+    def _watch_blocks(self, block: tuple | None, blocks: Generator) -> Generator[Step | WatchedFrame]:
         with closing(blocks):
             while block is not None:
                 yield from self.watching(*block)
                 block = next(blocks, None)
 
-    def watching(self, frames: torch.Tensor, times: list[float]) -> Iterator[Step | WatchedFrame]:
+    def watching(self, frames: torch.Tensor, times: list[float]) -> Generator[Step | WatchedFrame]:
         """Watch frames, uint8 `[F, 3, H, W]` or features `[F, N, Dv]`: steps, and between them each watched frame."""
         video_processor, most, done, encoded = self.processor.video_processor, self._frames_at_once, 0, 0
         while done < len(frames):
@@ -487,11 +487,11 @@ class StreamingSession:
 
     def _frames_ahead(self) -> int:
         """Frames that may be fed together. Tokens leave the memory at the same frames however these are pushed."""
-        ahead = self.state.ahead
-        return ahead if self.state.memory is None else max(1, min(ahead, self._room()))
+        ahead, memory = self.state.ahead, self.state.memory
+        return ahead if memory is None else max(1, min(ahead, self._room(memory)))
 
-    def _room(self) -> int:
-        return self.state.memory.room(self.cache.num_bytes, self._text_before_next_frame)
+    def _room(self, memory: StreamMemory) -> int:
+        return memory.room(self.cache.num_bytes, self._text_before_next_frame)
 
     @property
     def _text_before_next_frame(self) -> int:
@@ -499,21 +499,23 @@ class StreamingSession:
         return len(state.pending) + (0 if state.in_stream else len(self.processor.stream_start_ids))
 
     def _make_room(self) -> None:
-        if self.state.memory is not None and self._room() == 0:
-            self.state.memory.make_room(self.cache, self._rotary_embedding, self._text_before_next_frame)
+        memory = self.state.memory
+        if memory is not None and self._room(memory) == 0:
+            memory.make_room(self.cache, self._rotary_embedding, self._text_before_next_frame)
 
     def _close_stream(self) -> None:
         if self.state.in_stream:
             self.state.pending += self.processor.stream_end_ids
         self.state.in_stream = False
 
-    def replying(self) -> Iterator[Step | int]:
+    def replying(self) -> Generator[Step | int]:
         """Let the model speak until it ends its turn: steps, and between them token ids."""
         eos = self.processor.tokenizer.eos_token_id
         limit = self.max_new_tokens
         if self.generation_config is not None and self.generation_config.max_new_tokens is not None:
             limit = min(limit, self.generation_config.max_new_tokens)
-        state, said = self.state, []
+        state = self.state
+        said: list[int] = []
         state.pending = state.pending + self.processor.assistant_header_ids
         try:
             while len(said) < limit:
@@ -529,9 +531,10 @@ class StreamingSession:
         finally:
             state.pending = [*state.pending, eos]  # a reply that was cancelled ends here too
 
-    def _pieces(self) -> Iterator[Step | str]:
+    def _pieces(self) -> Generator[Step | str]:
         """The text of a reply, without white space around it, in pieces."""
-        said, shown, tokens = [], "", self.replying()
+        said: list[int] = []
+        shown, tokens = "", self.replying()
         try:
             for token in tokens:
                 if isinstance(token, Step):
