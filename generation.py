@@ -10,12 +10,14 @@ Shapes: V vocabulary, B rows, F frames of all rows in row order, P frames of a p
 
 import copy
 import warnings
+from typing import cast
 
 import torch
 from transformers import BatchFeature, GenerationConfig, GenerationMixin, LogitsProcessorList
 
 from .cache import MoDCache
 from .compat import CACHE_NAME, rename_cache
+from .configuration_videollm_mod import VideoLLMMoDConfig
 
 # options that a stream does not support, with the value that means unused
 UNSUPPORTED = {"guidance_scale": 1, "stop_strings": None, "max_time": None, "penalty_alpha": 0}
@@ -110,6 +112,8 @@ class FramesOfRows:
 class StreamGenerationMixin(GenerationMixin):
     """`GenerationMixin` for rows of text with frames, and a `MoDCache`."""
 
+    config: VideoLLMMoDConfig
+
     def generate(self, inputs=None, generation_config=None, *args, **kwargs):
         """As `GenerationMixin.generate`, for `input_ids` or `inputs_embeds` with placeholders and the frames of all
         rows, `pixel_values_videos` or `video_features`. `pixel_values_videos` may also be `[B, P, 3, H, W]`, padded on
@@ -150,7 +154,7 @@ class StreamGenerationMixin(GenerationMixin):
 
     def _of_rows(self, name: str, frames: torch.Tensor, input_ids, inputs_embeds, seen: int) -> FramesOfRows:
         has_ids = input_ids is not None and input_ids.numel() > 0
-        is_vision = self.model.tokens_with_id(
+        is_vision = self.model.tokens_with_id(  # type: ignore[attr-defined]  # the class with this mixin has it
             self.config.video_token_id, input_ids if has_ids else None, None if has_ids else inputs_embeds
         )
         counts = (is_vision[:, seen:].sum(1) // self.config.num_frame_tokens).tolist()
@@ -248,7 +252,7 @@ class TokenSampler:
         if self.processors is None:
             return int(logits.argmax())
         said_ids = torch.tensor([said], dtype=torch.long, device=logits.device)
-        scores = self.processors(said_ids, logits[None])[0]
+        scores = self.processors(cast(torch.LongTensor, said_ids), logits[None])[0]
         if self.generator is None:
             return int(scores.argmax())
         return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator))

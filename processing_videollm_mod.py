@@ -264,7 +264,7 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         first, step = start + len(self.stream_start_ids), len(self.frame_ids) + 1
         return range(first, first + num_frames * step, step)
 
-    def apply_chat_template(
+    def apply_chat_template(  # type: ignore[override]  # tools and documents are not supported
         self,
         conversation: list[dict] | list[list[dict]],
         chat_template: str | None = None,
@@ -400,7 +400,7 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
             limit = text_kwargs.get("max_length") or self.tokenizer.model_max_length
             if any(self.video_token_id in input_ids[limit:] for input_ids, _, _ in rows):
                 raise ValueError(f"truncation to `max_length={limit}` would cut frames; raise it or give fewer frames")
-            rows = [tuple(values[:limit] for values in row) for row in rows]
+            rows = [(ids[:limit], labels[:limit], mask[:limit]) for ids, labels, mask in rows]
         side = text_kwargs.get("padding_side") or self.tokenizer.padding_side
         padded = self.tokenizer.pad(
             {"input_ids": [row[0] for row in rows], "attention_mask": [[1] * len(row[0]) for row in rows]},
@@ -459,7 +459,9 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
             )
         super().validate_inputs(text=text, videos=videos, **kwargs)
 
-    def _process_videos(self, videos: list[torch.Tensor], **kwargs) -> tuple[BatchFeature, list[str]]:
+    def _process_videos(  # type: ignore[override]  # `prepare_inputs_layout` has loaded them
+        self, videos: list[torch.Tensor], **kwargs
+    ) -> tuple[BatchFeature, list[str]]:
         # The videos are loaded and sampled already, since the text depends on their numbers of frames.
         kwargs |= {"do_sample_frames": False, "input_data_format": "channels_first"}
         processed = self.video_processor(videos, **kwargs)

@@ -25,8 +25,8 @@ LOADING_OPTIONS = ("fps", "num_frames", "do_sample_frames", "input_data_format")
 IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 PIXELS_AT_ONCE = 16 * 1280 * 720  # pixels that are held as float32 at full resolution
 # options of what is done with each frame
-FRAME_OPTIONS = ("do_resize", "size", "resample", "do_pad", "do_rescale", "rescale_factor", "do_normalize")
-FRAME_OPTIONS += ("image_mean", "image_std")
+FRAME_OPTIONS: tuple[str, ...] = ("do_resize", "size", "resample", "do_pad", "do_rescale", "rescale_factor")
+FRAME_OPTIONS += ("do_normalize", "image_mean", "image_std")
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by the numbers of PIL's resampling filters
 
 
@@ -84,7 +84,7 @@ def read_image(source: str):
         raise kind(f"{shown(source)} is no image, as each of a list of frames must be{reason}") from error
 
 
-def stack_frames(frames: list) -> torch.Tensor:
+def stack_frames(frames: list | tuple) -> torch.Tensor:
     """One tensor from a list of frames: 3-dimensional arrays, PIL images, or paths or URLs of images."""
     tensors = []
     for frame in frames:
@@ -132,6 +132,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     do_normalize = True
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
+    do_center_crop: bool | None  # not supported
     do_convert_rgb = False
     do_sample_frames = False
     fps = DEFAULT_FPS
@@ -205,7 +206,9 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         pixel_values = [preprocess(chunk, **options) for chunk in in_chunks(frames)]
         return pixel_values[0] if len(pixel_values) == 1 else torch.cat(pixel_values)
 
-    def _preprocess(self, videos: list[torch.Tensor], return_tensors: str | None = None, **options) -> BatchFeature:
+    def _preprocess(  # type: ignore[override]  # the other options are passed on
+        self, videos: list[torch.Tensor], return_tensors: str | None = None, **options
+    ) -> BatchFeature:
         if options["do_center_crop"]:
             raise ValueError("`do_center_crop` is not supported")
         pixel_values = [self._preprocess_frames(chunk, **options) for video in videos for chunk in in_chunks(video)]
@@ -276,8 +279,8 @@ def resizing(old: int, new: int, black: tuple[int, int], mode: str, device: torc
 @torch.inference_mode(False)
 def scale_and_shift(factor: float, mean: tuple[float, ...], std: tuple[float, ...], device: torch.device):
     """Rescaling and normalising as one factor and one summand, float32 `[3 or 1, 1, 1]` each."""
-    mean, std = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
-    return (factor / std).float().to(device), (-mean / std).float().to(device)
+    means, stds = (torch.tensor(values, dtype=torch.float64).view(-1, 1, 1) for values in (mean, std))
+    return (factor / stds).float().to(device), (-means / stds).float().to(device)
 
 
 def resize_frames(frames: torch.Tensor, size: Any, resample: int, do_pad: bool) -> torch.Tensor:
@@ -288,14 +291,14 @@ def resize_frames(frames: torch.Tensor, size: Any, resample: int, do_pad: bool) 
     return pad(frames, (left, right, above, below))
 
 
-def placed(old_size: tuple[int, int], size: Any, resample: int, do_pad: bool) -> tuple[tuple[int, int], ...]:
+def placed(old_size: tuple[int, ...], size: Any, resample: int, do_pad: bool) -> tuple[tuple[int, ...], ...]:
     """The size (height, width) of resized frames within `size`, and the widths of the black bars before and after them
     on each of the two axes."""
     if not (size.height and size.width):
         raise ValueError(f"`size` must be {{'height': int, 'width': int}}, got {shown(size)}")
     if resample not in INTERPOLATIONS:
         raise ValueError(f"`resample` must be one of {INTERPOLATIONS}, got {shown(resample)}")
-    new_size = (size.height, size.width)
+    new_size: tuple[int, ...] = (size.height, size.width)
     if do_pad:
         scale = min(size.height / old_size[0], size.width / old_size[1])
         new_size = tuple(max(1, round(pixels * scale)) for pixels in old_size)
