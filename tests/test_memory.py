@@ -296,7 +296,7 @@ def test_bounds_are_checked(checkpoint):
         with pytest.raises(ValueError, match=message):
             model.stream(processor, **options)
     dynamic, own = small_model(rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0})
-    with pytest.raises(ValueError, match="same at any length, got the rope_type 'dynamic'"):
+    with pytest.raises(ValueError, match="do not depend on the length, got the rope_type 'dynamic'"):
         dynamic.stream(own, max_cached_frames=8)
     assert frames_in_context(model.config) == 704 // 21
     cache = MoDCache(model.config)
