@@ -95,7 +95,7 @@ PADDING = -1  # position of a slot that holds no token of its row
 
 class MoDCacheLayer(DynamicLayer):
     """Keys and values `[B, heads, L, head_dim]` of one layer, with `positions` int64 `[B, L]` (-1: padding). All three
-    grow in place (`growing`)."""
+    grow in place (`GrowingTensor`)."""
 
     keys: torch.Tensor  # None before `is_initialized`, and so are values
     values: torch.Tensor

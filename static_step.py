@@ -415,7 +415,7 @@ class StaticLanguageModel:
 
         Raises:
             `ValueError`: for features that are not finite; the cache has then to be rolled back.
-            `StepsUnavailable`: so too.
+            `StepsUnavailable`: if steps do not run here; the cache has to be rolled back, too.
         """
         (fed,) = self.feed_together([(cache, ids, features)], keep_ratio)
         if fed.finite is not None and not bool(fed.finite):

@@ -15,10 +15,10 @@ FRAMES = ("frames", "pixel_values_videos", "video_features")
 @dataclass
 class StreamCollator:
     """
-    An example is `{"input_ids": list[int], "labels": list[int]}` with its frames, which are one of `"frames"` (uint8
-    `[F, 3, H, W]`, preprocessed on the device by `training.StreamTrainer`), `"pixel_values_videos"` or
-    `"video_features"`. If frames repeat, `"frame_index"` (int64 `[F]`) maps each frame of the stream to one of the
-    example's `"frames"`.
+    An example is `{"input_ids": list[int], "labels": list[int], "turns": list[Turn]}` with its frames, which are one
+    of `"frames"` (uint8 `[F, 3, H, W]`, preprocessed on the device by `training.StreamTrainer`),
+    `"pixel_values_videos"` or `"video_features"`. `turns` are needed only with `max_tokens` or `augmentation`. If
+    frames repeat, `"frame_index"` (int64 `[F]`) maps each frame of the stream to one of the example's `"frames"`.
 
     The batch holds `input_ids`, `attention_mask` and `labels`, int64 `[B, T]`, and the frames of all rows in row
     order. With `packing`, `position_ids` replace `attention_mask`: they restart at 0 with each sequence, which is how
