@@ -29,7 +29,7 @@ def load_checkpoint(
         device (`str`): `cpu`, `cuda`, `cuda:N` or `mps`; `auto` takes the best one there is.
         dtype (`str`): `float32`, `bfloat16` or `float16`; `auto` is the checkpoint's own, and float32 on a CPU.
         load_in_4bit (`bool`): quantise the language model's layers to NF4.
-        trust_remote_code (`bool`): run the code that the checkpoint brings instead of this package's.
+        trust_remote_code (`bool`): run the Python code that comes with the checkpoint instead of this package's.
 
     Raises:
         `ValueError`, `OSError`: if there is no such checkpoint, if it is of another kind, incomplete or damaged, or if

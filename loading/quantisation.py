@@ -1,4 +1,4 @@
-"""Weights in 4 bit."""
+"""4-bit weights."""
 
 import torch
 from transformers import BitsAndBytesConfig
@@ -14,7 +14,7 @@ def four_bit() -> BitsAndBytesConfig:
     try:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
-        raise ImportError("weights in 4 bit need bitsandbytes: pip install videollm-mod[quant]") from error
+        raise ImportError("4-bit weights need bitsandbytes: pip install videollm-mod[quant]") from error
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

@@ -99,7 +99,7 @@ class NarrateOptions(ModelOptions):
         "(default: drop for cameras and network streams, wait for standard input)",
     ] = None
     load_in_4bit: Annotated[bool, "quantise the language model to 4 bits; needs bitsandbytes"] = False
-    trust_remote_code: Annotated[bool, "run the code that the checkpoint brings"] = False
+    trust_remote_code: Annotated[bool, "run the Python code that comes with the checkpoint"] = False
     limits: MediaLimits = LIMITS  # of a recording; in Python only
 
     def __post_init__(self):
