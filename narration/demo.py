@@ -33,7 +33,7 @@ def demo(output: Path) -> None:
         `OSError`: if a file cannot be written.
     """
     output.mkdir(parents=True, exist_ok=True)
-    checkpoint = load_checkpoint()
+    model, processor = load_checkpoint()
     writer = file_writer("text", sys.stdout)
     for name, (what, queries) in CLIPS.items():
         clip, stem = OWN_CHECKPOINT / "media" / name, output / Path(name).stem
@@ -46,10 +46,10 @@ def demo(output: Path) -> None:
 
         print(f"\n{name}: {what}", flush=True)
         options = NarrateOptions(source=str(clip), queries=queries, output=subtitles, overlay=overlay)
-        narrate(options, load=lambda _: checkpoint, echo=echo)
+        narrate(options, load=lambda _: (model, processor), echo=echo)
         if clip.with_suffix(".jsonl").exists():
             print(compared(clip.with_suffix(".jsonl"), events))
-        print(measure_savings(*checkpoint, decode_video(clip)[0]))
+        print(measure_savings(model, processor, decode_video(clip)[0]))
         print(f"written: {subtitles} and {overlay}", flush=True)
 
 

@@ -39,7 +39,8 @@ class Narration:
         for query in queries:
             if query.time is None:
                 session.instruct(query.text)
-        self._questions = sorted((q for q in queries if q.time is not None), key=lambda q: q.time)
+        timed = ((query.time, query.text) for query in queries if query.time is not None)
+        self._questions = sorted(timed, key=lambda question: question[0])
 
     def run(self) -> None:
         """Narrate until the source has ended and the last question is answered.
@@ -51,7 +52,7 @@ class Narration:
         block: list[tuple[np.ndarray, float]] = []
         time = 0.0
         for image, time in self._decoded():
-            if self._questions and self._questions[0].time <= time:
+            if self._next_time <= time:
                 self._watch(block)
                 block = []
                 self._ask_until(time)
@@ -65,6 +66,11 @@ class Narration:
             raise self._failure
         self._ask_until(float("inf"))
         self._check_end(time)
+
+    @property
+    def _next_time(self) -> float:
+        """Time of the next question, in seconds; infinity if there is none."""
+        return self._questions[0][0] if self._questions else math.inf
 
     def stats(self) -> dict:
         """The session's statistics so far, with the seconds of decoding and of everything."""
@@ -99,8 +105,9 @@ class Narration:
             self.on_frame(image, watched)
 
     def _ask_until(self, time: float) -> None:
-        while self._questions and self._questions[0].time <= time:
-            for event in self.session.ask(self._questions.pop(0).text):
+        while self._questions and self._next_time <= time:
+            _, question = self._questions.pop(0)
+            for event in self.session.ask(question):
                 self.on_event(event)
 
     def _check_end(self, time: float) -> None:
@@ -121,6 +128,7 @@ class LiveNarration(Narration):
         super().__init__(*args)
         from ..sources.live import LiveWatch
 
+        assert self.source.live is not None
         self.live = LiveWatch(self.session, self.source.live, when_behind)
 
     def stats(self) -> dict:
@@ -132,8 +140,7 @@ class LiveNarration(Narration):
             for block in self.live.blocks():
                 while block:
                     self._ask_until(block[0].time)
-                    next_time = self._questions[0].time if self._questions else math.inf
-                    part = [frame for frame in block if frame.time < next_time]
+                    part = [frame for frame in block if frame.time < self._next_time]
                     for frame, watched in self.live.watch(part):
                         if watched.event is not None:
                             self.on_event(watched.event)

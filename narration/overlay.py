@@ -62,12 +62,14 @@ class OverlayVideo:
         import av
 
         self.letterbox = letterbox
-        self._last, self._unseen = None, False  # the last frame, and whether something was said since
+        self._last: tuple[np.ndarray, WatchedFrame] | None = None  # the last frame
+        self._unseen = False  # whether something was said since
         self.grid = tuple(config.frame_token_pooled or (1, 1))
         self.has_class_token, self.num_tokens = config.frame_token_cls, config.num_frame_tokens
         self.threshold = speak_threshold
-        self._said = deque(maxlen=4)  # the last events, newest first
-        self._silence = deque(maxlen=SHOWN_FRAMES)  # of the last frames: probability of silence, whether it spoke
+        self._said: deque[StreamEvent] = deque(maxlen=4)  # the last events, newest first
+        # of the last frames: probability of silence, whether it spoke
+        self._silence: deque[tuple[float, bool]] = deque(maxlen=SHOWN_FRAMES)
         self._fonts = {size: ImageFont.load_default(size) for size in (13, 16, 22)}
         self._av, self._path = av, path
         with readable_errors(str(path), "write"):

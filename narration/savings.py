@@ -52,7 +52,8 @@ def measure_savings(model, processor, frames: np.ndarray, keep_ratio: float | No
     The model never speaks here, so that both do the same work. Its configuration is restored at the end.
     """
     text = model.config.text_config
-    routing, seconds, held = text.vision_routing, {"mod": [], "full": []}, {}
+    routing, held = text.vision_routing, {}
+    seconds: dict[str, list[float]] = {"mod": [], "full": []}
     try:
         for _ in range(ROUNDS):
             for mode in seconds:

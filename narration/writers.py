@@ -61,7 +61,8 @@ class SubtitleWriter(EventWriter):
 
     def __init__(self, write: Callable[[str], None]):
         super().__init__(write)
-        self._number, self._start, self._lines = 0, 0.0, []
+        self._number, self._start = 0, 0.0
+        self._lines: list[str] = []
 
     @abstractmethod
     def escape(self, text: str) -> str:
@@ -72,8 +73,8 @@ class SubtitleWriter(EventWriter):
             self._end_cue(event.time)
         if not self._lines:
             self._start = event.time
-        lines = [event.query, event.text] if event.kind == "answer" else [event.text]
-        self._lines += [self.escape(one_line(line)) for line in lines if line.strip()]
+        texts = [event.query, event.text] if event.kind == "answer" else [event.text]
+        self._lines += [self.escape(line) for line in map(one_line, texts) if line]
 
     def reached(self, time: float) -> None:
         if time >= self._start + CUE_SECONDS:
@@ -120,11 +121,16 @@ class SrtWriter(SubtitleWriter):
         return text.translate(LOOKALIKES)
 
 
-WRITERS = {"text": TextWriter, "jsonl": JsonLinesWriter, "vtt": VttWriter, "srt": SrtWriter}
+WRITERS: dict[str, type[EventWriter]] = {
+    "text": TextWriter,
+    "jsonl": JsonLinesWriter,
+    "vtt": VttWriter,
+    "srt": SrtWriter,
+}
 
 
-def one_line(text: str) -> str:
-    return " ".join(text.split())
+def one_line(text: str | None) -> str:
+    return " ".join((text or "").split())
 
 
 class OutputFile:
@@ -156,7 +162,7 @@ class OutputFile:
         """Do nothing: the file is not buffered."""
 
 
-def file_writer(format: str, file: TextIO) -> EventWriter:
+def file_writer(format: str, file: TextIO | OutputFile) -> EventWriter:
     """A writer of `format` (one of `WRITERS`) into an open file. Text takes the encoding of the file, with `?` for
     characters that it lacks; the other formats are UTF-8 by definition."""
     encoding = (getattr(file, "encoding", None) if format == "text" else None) or "utf-8"
