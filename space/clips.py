@@ -4,7 +4,7 @@ import json
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -50,8 +50,8 @@ class Clip:
     notice: str = ""
     touched: float = field(default_factory=time.monotonic)
 
-    def frames(self, fps: float) -> Iterator[tuple[np.ndarray, float]]:
-        return iter_video_frames(self.path, fps)
+    def frames(self, fps: float) -> Generator[tuple[np.ndarray, float], None, None]:
+        yield from iter_video_frames(self.path, fps)
 
     def describe(self) -> dict:
         return {
@@ -137,7 +137,8 @@ def write_preview(path: Path, preview: Path, max_seconds: float) -> Path:
                 stream.height, stream.width = (max(2, int(side * scale) // 2 * 2) for side in image.shape[:2])
                 stream.pix_fmt, stream.options = "yuv420p", {"preset": "ultrafast", "crf": "23"}
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-        container.mux(stream.encode())
+        if stream is not None:
+            container.mux(stream.encode())
     return preview
 
 

@@ -79,16 +79,17 @@ def run_step(session: StreamingSession, step: Step, on_piece: Callable[[str], No
                 on_piece("".join(pieces))
         return Result([], [StreamEvent(session.time or 0.0, "answer", "".join(pieces), step.question)])
     features = session.encode(step.images) if step.features is None else step.features.to(session.model.device)
-    seen, before = [], session.stats.seconds["language"]
+    before = session.stats["seconds"]["language"]
+    seen: list[Seen] = []
     for watched in session.watch_encoded(features, list(step.times)):
         kept = tuple(None if tokens is None else tokens.cpu() for tokens in watched.kept)
-        seen.append(Seen(replace(watched, kept=kept), session.stats.kv_bytes, 0.0))
-    spent = 1000 * (session.stats.seconds["language"] - before) / max(1, len(seen))
+        seen.append(Seen(replace(watched, kept=kept), session.stats["kv_bytes"], 0.0))
+    spent = 1000 * (session.stats["seconds"]["language"] - before) / max(1, len(seen))
     seen = [replace(frame, milliseconds=spent) for frame in seen]
     return Result(seen, [frame.watched.event for frame in seen if frame.watched.event is not None], features)
 
 
-MODELS: Models | None = None  # for this process, and those forked from it
+MODELS: Models  # for this process, and those forked from it; set by `Lane`
 
 
 @gpu

@@ -66,7 +66,8 @@ class Space:
             self.server.api(
                 with_visitor_errors(function),
                 name=function.__name__,
-                description=" ".join(inspect.getdoc(function).split()),  # gradio's default omits the parameters
+                # gradio's default omits the parameters
+                description=" ".join((inspect.getdoc(function) or "").split()),
                 queue=public,
                 concurrency_limit=None,
                 api_visibility="public" if public else "undocumented",
@@ -81,7 +82,7 @@ class Space:
         threshold: float | None = None,
         memory: int | None = None,
         compare: bool = False,
-        request: gr.Request = None,
+        request: gr.Request = None,  # type: ignore[assignment]  # gradio passes it
     ) -> Iterator[dict[str, Any]]:
         """
         Narrate a video as fast as possible.
@@ -102,7 +103,8 @@ class Space:
         stream = self.visitors.begin(clip, controls, checked_text(instruction, "instruction"), compare)
         try:
             self._last = {session: last for session, last in self._last.items() if last in self.visitors.streams}
-            self._last[request.session_hash] = stream.id
+            if request.session_hash:
+                self._last[request.session_hash] = stream.id
             while place := self.visitors.line.place(stream.id):
                 yield {"stream": stream.id, "waiting": place, "events": [], "done": False}
                 self.visitors.stream(stream.id)
@@ -128,7 +130,12 @@ class Space:
             progress["dense_events"] = [vars(event) for event in stream.lanes["dense"].events]
         return progress
 
-    def ask(self, question: str, stream: str = "", request: gr.Request = None) -> dict[str, Any]:
+    def ask(
+        self,
+        question: str,
+        stream: str = "",
+        request: gr.Request = None,  # type: ignore[assignment]  # gradio passes it
+    ) -> dict[str, Any]:
         """
         Ask about a stream, while it runs or afterwards. The answer becomes part of the stream.
 
@@ -136,8 +143,8 @@ class Space:
             question: a question in words that the model knows.
             stream: the `stream` of a result of `/narrate`, by default this client's last one.
         """
-        stream = self.visitors.stream(stream or self._last.get(request.session_hash, ""))
-        return vars(stream.ask(checked_text(question, "question") or ""))
+        found = self.visitors.stream(stream or self._last.get(request.session_hash or "", ""))
+        return vars(found.ask(checked_text(question, "question") or ""))
 
     def choose(self, kind: str, value: Any = None, name: str = "") -> dict[str, Any]:
         """Choose what to watch: `kind` is `example`, `scene`, `upload` or `camera`."""

@@ -35,11 +35,12 @@ class Settings:
         """
         given = {}
         for field in fields(cls):
-            text = environment.get(name := PREFIX + field.name.upper())
+            name, number = PREFIX + field.name.upper(), type(getattr(cls, field.name))
+            text = environment.get(name)
             if not text:
                 continue
             try:
-                given[field.name] = field.type(text)
+                given[field.name] = number(text)
             except ValueError as error:
                 raise ValueError(f"{name} must be a number, got {text!r}") from error
             if not given[field.name] > 0:

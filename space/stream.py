@@ -80,7 +80,7 @@ class Stream:
             return False
         try:
             self.controls = controls or self.controls
-            block = []
+            block: list[tuple[np.ndarray, float]] = []
             while not self.over and len(block) < FRAMES_PER_CALL:
                 frame = self._peek()
                 if frame is None or frame[1] > seconds:
@@ -190,7 +190,7 @@ class Stream:
         narrations of the model are `wrong`. In order of time."""
         said = [event for event in self.lanes["mod"].events if event.kind == "narration"]
         scored = []
-        for seconds, text in self.clip.truth:
+        for seconds, text in self.clip.truth or ():
             if seconds > self.time + 1e-6:
                 continue
             same = [event for event in said if event.text == text]

@@ -388,6 +388,17 @@ def test_two_programs_do_not_share_a_stream(tmp_path):
     assert "Traceback" not in str(caught.value)
 
 
+def test_call_without_a_session_is_asked_about_by_its_id_only(tmp_path):
+    from gradio import Request
+
+    space, url = serve()
+    path, _ = write_clip(tmp_path / "clip.mp4", 93)
+    *_, last = space.narrate({"path": upload(url, path)}, request=Request())
+    with pytest.raises(Gone):  # it may be the call of another visitor
+        space.ask("What happened last?", request=Request())
+    assert space.ask("What happened last?", last["stream"], request=Request())["kind"] == "answer"
+
+
 def test_downloads_over_http():
     _, url = serve()
     clip = call(url, "choose", "scene", 95, "")[1]["clip"]
