@@ -13,10 +13,11 @@ from collections.abc import Generator
 from pathlib import Path
 
 from ..containers import check_count
+from ..conversation import check_text
 from ..processing_videollm_mod import check_pair
 from ..speaking import StreamEvent, WatchedFrame
 from ..steps import Encode, Feed, Step, carry_out_together
-from ..streaming import StreamingSession, check_text
+from ..streaming import StreamingSession
 
 
 class PooledStream:
