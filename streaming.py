@@ -23,12 +23,12 @@ from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from .cache import MoDCache
-from .configuration_videollm_mod import check_keep_ratio
+from .configuration_videollm_mod import check_choice, check_keep_ratio
 from .containers import check_count, is_video_source
 from .conversation import check_text
 from .decoding import iter_video_frames
 from .generation import TokenSampler
-from .memory import KeyTurner, StreamMemory, frames_in_context
+from .memory import POLICIES, KeyTurner, StreamMemory, frames_in_context
 from .processing_videollm_mod import check_pair
 from .session_state import SessionState, load_session, save_session
 from .speaking import DEFAULT_THRESHOLD, StreamEvent, WatchedFrame, check_threshold, speaks
@@ -120,6 +120,7 @@ class StreamingSession:
     ):
         check_pair(model, processor)
         check_threshold("speak_threshold", speak_threshold)
+        check_choice("cache_policy", cache_policy, POLICIES)
         check_count("`max_new_tokens`", max_new_tokens)
         if keep_ratio is not None:
             check_keep_ratio("keep_ratio", keep_ratio)

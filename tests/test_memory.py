@@ -292,6 +292,7 @@ def test_bounds_are_checked(checkpoint):
         ({"max_cached_frames": 3}, "`max_cached_frames` must be a whole number of at least 4, got 3"),
         ({"max_cached_frames": 8.0}, "`max_cached_frames`.*got 8.0"),
         ({"max_cached_frames": 8, "cache_policy": "lru"}, "`cache_policy` must be one of 'window', 'router'"),
+        ({"cache_policy": "lru"}, "`cache_policy` must be one of 'window', 'router'"),
     ]:
         with pytest.raises(ValueError, match=message):
             model.stream(processor, **options)
