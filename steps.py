@@ -1,8 +1,7 @@
-"""The calls of the model that sessions need, as steps: carried out one by one, or those of many sessions together.
+"""The calls of the model that sessions need, as steps: they run one by one, or those of many sessions together.
 
 The code of a session is a generator that yields a step and continues with its result. It makes no difference to the
-session who carries a step out, and beside which others. A step holds its inputs and what came of them; it does not
-know the session that it is for.
+session who runs a step, and with which others. A step holds its inputs and its result; it does not know its session.
 
 Shapes: F frames of a step, H and W pixels, N vision tokens per frame, k of them kept, Dv hidden size of the vision
 tower, V vocabulary.
@@ -33,17 +32,17 @@ def in_normal_mode(function):
 
 
 class Step:
-    """Something to be carried out: `together(steps)` does so with several of one kind and one model.
+    """A call of the model that is still to run: `together(steps)` runs several of one kind on one model.
 
     Attributes:
-        spent (`list[Spent]`): the time that it took, also where it failed.
+        times (`list[StageTime]`): the time that it took, also where it failed.
     """
 
     value: Any = None
     error: BaseException | None = None
 
     def __init__(self) -> None:
-        self.spent: list[Spent] = []
+        self.times: list[StageTime] = []
 
     @property
     def num_frames(self) -> int:
@@ -55,7 +54,7 @@ class Step:
         raise NotImplementedError
 
     def result(self):
-        """The result, once the step was carried out.
+        """The result, once the step has run.
 
         Raises:
             the error with which it failed.
@@ -227,7 +226,7 @@ class Feed(Step):
 
     @staticmethod
     def _static(steps: list["Feed"], device: torch.device) -> tuple[dict["Feed", Fed], str | None]:
-        """Carry out those that can be static steps of the model; with them, why there are none on a GPU."""
+        """Run the steps that can be static ones. Returns their outputs, and why there are none on a GPU."""
         static, why_not = static_language_model(steps[0].model)
         if device.type != "cuda":
             why_not = None  # elsewhere a plain forward is as fast
@@ -246,7 +245,7 @@ class Feed(Step):
 
     @staticmethod
     def _one_forward(steps: list["Feed"]) -> list[Fed]:
-        """Carry the steps out in one forward of the model."""
+        """Run the steps in one forward of the model."""
         model, device = steps[0].model, steps[0].model.device
         lengths = [len(step.ids) for step in steps]
         inputs: dict[str, Any] = {}
@@ -333,20 +332,21 @@ def to_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @contextmanager
 def stage(name: str | None, steps: Sequence[Step], device: torch.device) -> Iterator[None]:
-    """Note the time of a block of code, in equal parts, as time that the steps spent in the named stage; without a
-    name in that of watching or speaking, whichever a step is for. On a GPU it is the time of the device, and nobody
-    waits for it: the host prepares what comes next while the device is at work."""
-    begin = Moment(device)
+    """Record the time of a block of code for the named stage, in equal parts for the steps. Without a name, a step's
+    stage is `language` if it has frames, else `generation`. On a GPU it is the time of the device, and nobody waits
+    for it: the host prepares what comes next while the device is at work."""
+    begin = Timestamp(device)
     try:
         yield
     finally:
-        end = Moment(device)
+        end = Timestamp(device)
         for step in steps:
-            step.spent.append(Spent(name or ("language" if step.num_frames else "generation"), begin, end, len(steps)))
+            own = name or ("language" if step.num_frames else "generation")
+            step.times.append(StageTime(own, begin, end, len(steps)))
 
 
-class Moment:
-    """A point in time; on a GPU in the order of its work, so that the time is known once the device got there."""
+class Timestamp:
+    """A point in time. On a GPU it lies in the order of the device's work, and is known once the device got there."""
 
     def __init__(self, device: torch.device):
         self.event: torch.cuda.Event | None = None
@@ -358,7 +358,7 @@ class Moment:
                 torch.accelerator.synchronize(device)
             self.seconds = perf_counter()
 
-    def seconds_until(self, other: "Moment") -> float:
+    def seconds_until(self, other: "Timestamp") -> float:
         if self.event is None or other.event is None:
             return other.seconds - self.seconds
         other.event.synchronize()
@@ -366,20 +366,20 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Spent:
-    """Time between two moments that was spent in a stage, in equal parts for `shared_by` steps."""
+class StageTime:
+    """The time of a stage between two timestamps, in equal parts for `shared_by` steps."""
 
     stage: str
-    begin: Moment
-    end: Moment
+    begin: Timestamp
+    end: Timestamp
     shared_by: int
 
     def seconds(self) -> float:
         return self.begin.seconds_until(self.end) / self.shared_by
 
 
-def carry_out_together(steps: Sequence[Step]) -> None:
-    """Carry out steps of one kind on one model. An error is raised by each step's `result()`."""
+def run_together(steps: Sequence[Step]) -> None:
+    """Run steps of one kind on one model. An error is raised by each step's `result()`."""
     try:
         type(steps[0]).together(steps)
     except BaseException as error:
@@ -387,14 +387,14 @@ def carry_out_together(steps: Sequence[Step]) -> None:
             step.error = error
 
 
-def carry_out(work: Generator) -> Generator:
-    """Iterate over what `work` yields beside its steps, and carry out each step as it comes."""
+def run_steps(work: Generator) -> Generator:
+    """Run each step that `work` yields, and yield everything else."""
     with closing(work):
         for item in work:
             if isinstance(item, Step):
-                carry_out_together([item])
+                run_together([item])
             else:
                 yield item
 
 
-__all__ = ["Encode", "Feed", "FeedResult", "Moment", "Spent", "Step", "carry_out", "carry_out_together"]
+__all__ = ["Encode", "Feed", "FeedResult", "StageTime", "Step", "Timestamp", "run_steps", "run_together"]

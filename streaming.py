@@ -32,7 +32,7 @@ from .memory import POLICIES, KeyTurner, StreamMemory, frames_in_context
 from .processing_videollm_mod import check_pair
 from .session_state import SessionState, load_session, save_session
 from .speaking import DEFAULT_THRESHOLD, StreamEvent, WatchedFrame, check_threshold, speaks
-from .steps import Encode, Feed, FeedResult, Spent, Step, carry_out, carry_out_together
+from .steps import Encode, Feed, FeedResult, StageTime, Step, run_steps, run_together
 
 logger = logging.get_logger(__name__)
 
@@ -150,7 +150,7 @@ class StreamingSession:
         if self.system_prompt is not None:
             pending += self.processor.encode_text(self.system_prompt, prefix="") + self.processor.system_end_ids
         self.state = SessionState(MoDCache(self.model.config), memory, pending, ahead=self._frames_at_once)
-        self._spent: list[Spent] = []  # to be added to `state.seconds`
+        self._stage_times: list[StageTime] = []  # to be added to `state.seconds`
         if self.system_prompt is not None:
             self._check_fits("system_prompt", 0)
 
@@ -188,7 +188,7 @@ class StreamingSession:
         self.break_off()
         self._add_up()
         other = copy.copy(self)
-        other.state, other._sampler, other._spent = self.state.copy(), self._sampler.copy(), []
+        other.state, other._sampler, other._stage_times = self.state.copy(), self._sampler.copy(), []
         return other
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -215,8 +215,8 @@ class StreamingSession:
 
     def _add_up(self) -> None:
         """Add the times of past steps to `state.seconds`; on a GPU it may have to wait for the last ones."""
-        spent, self._spent = self._spent, []
-        for each in spent:
+        times, self._stage_times = self._stage_times, []
+        for each in times:
             self.state.seconds[each.stage] += each.seconds()
 
     @property
@@ -275,7 +275,7 @@ class StreamingSession:
         """As `ask`, but yields the text of the answer piece by piece. Closing the iterator, by `close()` or by any
         other call of the session, cancels the rest: the answer then ends with the last piece that came out."""
         self.instruct(question)
-        pieces = carry_out(self.answering())
+        pieces = run_steps(self.answering())
         self._running = weakref.ref(pieces)
         return pieces
 
@@ -311,7 +311,7 @@ class StreamingSession:
         by any other call of the session, drops the frames that have not come out."""
         self.break_off()
         blocks = self.blocks(frames, times, self.time)
-        watched = carry_out(self._watch_blocks(next(blocks), blocks))  # bad frames are an error now, not later
+        watched = run_steps(self._watch_blocks(next(blocks), blocks))  # bad frames are an error now, not later
         self._running = weakref.ref(watched)
         return watched
 
@@ -347,13 +347,13 @@ class StreamingSession:
         """
         frames = self.processor.video_processor.load_video(frames, do_sample_frames=False)
         step = Encode(self.model, self.processor.video_processor, frames)
-        carry_out_together([step])
+        run_together([step])
         return step.result()
 
     def watch_encoded(self, features: torch.Tensor, times: list[float] | None = None) -> Generator[WatchedFrame]:
         """As `watch`, of frames that are encoded already: `[F, N, Dv]` as of `encode` or `model.encode_frames`."""
         self.break_off()
-        watched = carry_out(self.watching(features, self.check_times(times, len(features), self.time)))
+        watched = run_steps(self.watching(features, self.check_times(times, len(features), self.time)))
         self._running = weakref.ref(watched)
         return watched
 
@@ -385,7 +385,7 @@ class StreamingSession:
         return times
 
     # The generators below yield a `Step` where they need the model, and continue with its result once the caller has
-    # carried it out. Between the steps they yield what they produce.
+    # run it. Between the steps they yield what they produce.
 
     def _watch_blocks(self, block: tuple | None, blocks: Generator) -> Generator[Step | WatchedFrame]:
         with closing(blocks):
@@ -571,10 +571,10 @@ class StreamingSession:
             raise
 
     def _result_of(self, step: Step):
-        """Yield a step, for the caller to carry it out; returns its result."""
+        """Yield a step, which the caller runs; returns its result."""
         yield step
-        self._spent += step.spent
-        if len(self._spent) >= 64:  # most of them are long past, so this does not wait
+        self._stage_times += step.times
+        if len(self._stage_times) >= 64:  # most of them are long past, so this does not wait
             self._add_up()
         return step.result()
 

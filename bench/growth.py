@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from ..cache import MoDCache
-from ..steps import Feed, Step, carry_out_together
+from ..steps import Feed, Step, run_together
 from .filled import filled_cache
 from .growth_cases import FRAMES, MIDDLE, WORKING_BYTES, cache_bytes, cases, key_of, layer_lengths
 from .growth_plot import plot
@@ -44,7 +44,7 @@ def advance(model, caches: list[MoDCache], keep_ratio: float, frames: int, repea
         steps: list[Step] = [Feed(model, cache, ids, features, keep_ratio) for cache in caches]
         synchronise(device)
         start = time.perf_counter()
-        carry_out_together(steps)
+        run_together(steps)
         synchronise(device)
         seconds.append(time.perf_counter() - start)
         for step, cache in zip(steps, caches, strict=True):

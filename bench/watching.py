@@ -14,7 +14,7 @@ from .. import steps as steps_module
 from ..compat import CACHE_NAME
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
-from ..steps import carry_out
+from ..steps import run_steps
 from .filled import fill
 from .record import ROOT
 from .streams import random_model
@@ -143,7 +143,7 @@ def first_token(model, processor, held: int, repeats: int) -> dict:
 
     def call(index):
         session.instruct(QUESTION)
-        tokens = carry_out(session.replying())
+        tokens = run_steps(session.replying())
         next(tokens)
         times.append(time.perf_counter() - start)
         tokens.close()
@@ -161,7 +161,7 @@ def generation(model, processor, held: int, repeats: int) -> dict:
     """The tokens of an answer after the first, one by one."""
     session = session_of(model, processor, held)
     session.instruct(QUESTION)
-    tokens = carry_out(session.replying())
+    tokens = run_steps(session.replying())
     next(tokens)
     return summary(clock(lambda index: next(tokens), model.device, repeats))
 

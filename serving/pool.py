@@ -1,4 +1,4 @@
-"""Many streams on one model in one process: a tick carries out one step of every session in a single forward.
+"""Many streams on one model in one process: a tick runs one step of every session in a single forward.
 
 Every session of a pool is an ordinary `StreamingSession` with its own cache, and says the same as it would say alone.
 In a tick each session that has work gets one step: a block of frames as `push` would feed them, or one token of a
@@ -16,7 +16,7 @@ from ..containers import check_count
 from ..conversation import check_text
 from ..processing_videollm_mod import check_pair
 from ..speaking import StreamEvent, WatchedFrame
-from ..steps import Encode, Feed, Step, carry_out_together
+from ..steps import Encode, Feed, Step, run_together
 from ..streaming import StreamingSession
 
 
@@ -150,7 +150,7 @@ class PooledStream:
             step, self._step = self._step, None
             if isinstance(step, Encode):
                 break  # no frame was begun
-            carry_out_together([step])
+            run_together([step])
             self._advance(until_boundary=True)
         self._step = None
         if self._doing is not None:
@@ -160,7 +160,7 @@ class PooledStream:
 
 class StreamPool:
     """
-    Sessions on one model whose steps are carried out together. Use it from one thread.
+    Sessions on one model whose steps run together. Use it from one thread.
 
     Args:
         model (`VideoLLMMoDForConditionalGeneration`), processor (`VideoLLMMoDProcessor`).
@@ -245,7 +245,7 @@ class StreamPool:
         return stream.session
 
     def tick(self) -> list[tuple[PooledStream, StreamEvent]]:
-        """Carry out one step of every stream that has work.
+        """Run one step of every stream that has work.
 
         Returns:
             The events, each with its stream; those of one stream are in order.
@@ -265,7 +265,7 @@ class StreamPool:
         for kind in (Encode, Feed):
             chosen = {stream: stream._step for stream in self.streams if isinstance(stream._step, kind)}
             if chosen:
-                carry_out_together(list(chosen.values()))
+                run_together(list(chosen.values()))
                 self._advance(list(chosen), errors)
         for stream in self.streams:
             self._said += [(stream, event) for event in stream._events]

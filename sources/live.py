@@ -160,11 +160,11 @@ class LiveWatch:
 
     def encode(self, block: list[LiveFrame]):
         """Features `[F, N, Dv]` of frames, encoded as the session would."""
-        from ..steps import Moment
+        from ..steps import Timestamp
 
-        begin = Moment(self.session.model.device)
+        begin = Timestamp(self.session.model.device)
         features = self.session.encode(np.stack([frame.image for frame in block]))
-        self._encode_seconds += begin.seconds_until(Moment(self.session.model.device))  # waits for the device
+        self._encode_seconds += begin.seconds_until(Timestamp(self.session.model.device))  # waits for the device
         return features
 
     def _stage(self, work: Callable[[], None], output: WaitingRoom) -> None:

@@ -24,7 +24,7 @@ from videollm_mod import (
 from videollm_mod.data.world import world_stream
 from videollm_mod.decoding import decode_video
 from videollm_mod.session_state import FORMAT, VERSION, checksum, read_session
-from videollm_mod.steps import carry_out
+from videollm_mod.steps import run_steps
 
 QUESTION = "How many objects are there?"
 
@@ -510,10 +510,10 @@ def test_score_processors_see_the_reply(checkpoint):
     frames, _ = clip(50)
     session = checkpoint[0].stream(checkpoint[1], generation_config=GenerationConfig(min_new_tokens=12))
     session.push(frames[:2])
-    assert len(list(carry_out(session.fork().replying()))) >= 12
+    assert len(list(run_steps(session.fork().replying()))) >= 12
     short = checkpoint[0].stream(checkpoint[1], generation_config=GenerationConfig(max_new_tokens=2))
     short.push(frames[:2])
-    assert len(list(carry_out(short.replying()))) == 2
+    assert len(list(run_steps(short.replying()))) == 2
 
 
 def test_a_restored_session_keeps_the_ratio_it_ran_at(checkpoint, tmp_path):

@@ -18,7 +18,7 @@ from videollm_mod import steps as steps_module
 from videollm_mod import streaming as streaming_module
 from videollm_mod.data.world import world_stream
 from videollm_mod.static_vision import MOST_FRAMES, PlainTowerOps, StaticVision, TowerKernels, is_plain_siglip, run
-from videollm_mod.steps import FIRST_FRAMES, Encode, carry_out_together, in_pieces, pixels_of
+from videollm_mod.steps import FIRST_FRAMES, Encode, in_pieces, pixels_of, run_together
 from videollm_mod.video_processing_videollm_mod import (
     FRAME_OPTIONS,
     VideoLLMMoDVideoProcessor,
@@ -181,14 +181,14 @@ def test_features_do_not_depend_on_pieces(checkpoint):
     for cut in (in_pieces, cut_in_three):
         steps = [Encode(model, processor.video_processor, own) for own in frames]
         with mock.patch.object(steps_module, "in_pieces", cut):
-            carry_out_together(steps)
+            run_together(steps)
         found.append([step.result() for step in steps])
     for whole, pieces in zip(*found, strict=True):
         assert whole.shape == pieces.shape == (7, *whole.shape[1:])
         assert_near(pieces, whole)
     for step in steps:
-        assert {spent.stage for spent in step.spent} == {"preprocess", "vision"}
-        assert all(spent.seconds() > 0 for spent in step.spent)
+        assert {time.stage for time in step.times} == {"preprocess", "vision"}
+        assert all(time.seconds() > 0 for time in step.times)
 
 
 def test_failure_in_a_later_piece_leaves_the_session_unchanged(checkpoint):
