@@ -61,8 +61,8 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Fed:
-    """The results of a call for one stream, which has F frames here.
+class StepOutput:
+    """What a step, or several in a row, computed for one stream, which has F frames here. It is on the device.
 
     Attributes:
         logits (`[F, V]`): after each frame, or `[1, V]` after the last token where there is no frame.
@@ -349,12 +349,12 @@ class StaticStep:
         """Hold no cache any longer."""
         self._caches, self._places = [], []
 
-    def results(self) -> list[Fed]:
+    def results(self) -> list[StepOutput]:
         """For each stream, copies of the results."""
         shape, streams = self.shape, self.shape.streams
         logits = self.logits.clone().view(streams, -1, self.logits.shape[1])
         if not shape.frames:
-            return [Fed(own) for own in logits]
+            return [StepOutput(own) for own in logits]
         layers, scored = range(self.table.shape[0]), shape.selection == "learned" and shape.routed
         kept, scores, finite, silence = self._parts(self._found.clone())
         silence, kept = silence.view(streams, -1), kept.unflatten(1, (streams, shape.frames))
@@ -362,7 +362,8 @@ class StaticStep:
         for number in range(streams):
             of_layer = dict(zip(shape.routed, kept[:, number].unbind(), strict=True))
             own_kept, own_scores = tuple(map(of_layer.get, layers)), scores[:, number] if scored else None
-            results.append(Fed(logits[number], own_kept, own_scores, finite[number], silence[number], self.separator))
+            own = logits[number], own_kept, own_scores, finite[number], silence[number], self.separator
+            results.append(StepOutput(*own))
         return results
 
 
@@ -411,7 +412,7 @@ class StaticLanguageModel:
         """As `feed_together`, for one stream.
 
         Returns:
-            logits, kept and scores of its `Fed`.
+            logits, kept and scores of its `StepOutput`.
 
         Raises:
             `ValueError`: for features that are not finite; the cache has then to be rolled back.
@@ -424,7 +425,7 @@ class StaticLanguageModel:
 
     def feed_together(
         self, streams: list[tuple[MoDCache, list[int], torch.Tensor | None]], keep_ratio: float | None
-    ) -> list[Fed]:
+    ) -> list[StepOutput]:
         """Append to each cache its tokens, with the features `[F, N, Dv]` of the frames at their end. The results are
         still being computed: reading one waits for the device.
 
@@ -435,7 +436,7 @@ class StaticLanguageModel:
             per_frame = self._model().config.num_frame_tokens
             options = self._options(keep_ratio, per_frame)
             parts = [self._split(ids, features, per_frame, options) for _, ids, features in streams]
-            results: dict[int, Fed] = {}
+            results: dict[int, StepOutput] = {}
             done = [0] * len(streams)
             while any(parts):
                 # frames are the last of a stream's parts: they wait until all other streams have read their text too
@@ -458,7 +459,7 @@ class StaticLanguageModel:
                 self._warm_up(streams[0][0], options)
             return [results[number] for number in range(len(streams))]
 
-    def _run_streams(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[Fed]:
+    def _run_streams(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[StepOutput]:
         """Run one step; returns results if it is the last one of a stream."""
         step = self._step(shape)
         caches, ids, features = ([own[item] for own in streams] for item in range(3))
@@ -596,4 +597,4 @@ def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None
     return model._static_steps, None
 
 
-__all__ = ["Fed", "PlainOps", "Shape", "StaticLanguageModel", "StepsUnavailable", "static_language_model"]
+__all__ = ["PlainOps", "Shape", "StaticLanguageModel", "StepOutput", "StepsUnavailable", "static_language_model"]

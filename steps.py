@@ -19,7 +19,7 @@ import torch
 
 from .cache import MoDCache, PackedCache
 from .speaking import silence_probability
-from .static_step import MOST_TOKENS, NOT_FINITE, Fed, StepsUnavailable, static_language_model
+from .static_step import MOST_TOKENS, NOT_FINITE, StepOutput, StepsUnavailable, static_language_model
 from .static_vision import MOST_FRAMES, encode
 
 FIRST_FRAMES = 8  # of many frames, the vision tower of a GPU starts with these while the others are being copied
@@ -159,7 +159,8 @@ def copying_stream(device: torch.device) -> "torch.cuda.Stream":
 
 @dataclass(frozen=True)
 class FeedResult:
-    """
+    """What a session gets of a `Feed`.
+
     Args:
         logits: `[F, V]` after each frame, or `[1, V]` after the last token where there is no frame.
         kept (`list[tuple]`): for each frame which of its tokens each layer kept, int64 `[k]`, or None for all.
@@ -225,7 +226,7 @@ class Feed(Step):
             Feed._set_results(found, why_not)
 
     @staticmethod
-    def _static(steps: list["Feed"], device: torch.device) -> tuple[dict["Feed", Fed], str | None]:
+    def _static(steps: list["Feed"], device: torch.device) -> tuple[dict["Feed", StepOutput], str | None]:
         """Run the steps that can be static ones. Returns their outputs, and why there are none on a GPU."""
         static, why_not = static_language_model(steps[0].model)
         if device.type != "cuda":
@@ -233,7 +234,7 @@ class Feed(Step):
         chosen = [] if static is None else [step for step in steps if len(step.ids) <= MOST_TOKENS]
         streams = [(step.cache, step.ids, step.features) for step in chosen]
         before = [cache.get_seq_length() for cache, _, _ in streams]
-        found: list[Fed] = []
+        found: list[StepOutput] = []
         try:
             if static is not None and chosen:
                 found = static.feed_together(streams, chosen[0].keep_ratio)
@@ -244,7 +245,7 @@ class Feed(Step):
         return dict(zip(chosen, found, strict=True)), why_not
 
     @staticmethod
-    def _one_forward(steps: list["Feed"]) -> list[Fed]:
+    def _one_forward(steps: list["Feed"]) -> list[StepOutput]:
         """Run the steps in one forward of the model."""
         model, device = steps[0].model, steps[0].model.device
         lengths = [len(step.ids) for step in steps]
@@ -275,10 +276,10 @@ class Feed(Step):
         routed = [x for x in output.router_scores or () if x is not None]
         scores = torch.stack(routed).split(frames, dim=1) if routed else (None,) * len(steps)
         own_kept = [tuple(layer[index] for layer in kept) for index in range(len(steps))]
-        return [Fed(*fed) for fed in zip(logits, own_kept, scores, strict=True)]
+        return [StepOutput(*own) for own in zip(logits, own_kept, scores, strict=True)]
 
     @staticmethod
-    def _set_results(found: dict["Feed", Fed], why_not_static: str | None) -> None:
+    def _set_results(found: dict["Feed", StepOutput], why_not_static: str | None) -> None:
         """Give each step its result. What the host needs to see is copied from the device at once, after all else,
         since the host waits there."""
         wanted = Feed._silence(found)
@@ -296,7 +297,7 @@ class Feed(Step):
                 step.error = ValueError(NOT_FINITE)
 
     @staticmethod
-    def _silence(found: dict["Feed", Fed]) -> dict[tuple["Feed", str], torch.Tensor]:
+    def _silence(found: dict["Feed", StepOutput]) -> dict[tuple["Feed", str], torch.Tensor]:
         """`{(step, "silence"): [F]}` of the steps with frames, where a static step has not computed it in one go."""
         watching = [step for step in found if step.num_frames]
         if not watching:
