@@ -35,7 +35,7 @@ def limited_size(width: int, height: int) -> tuple[int, int]:
     return max(1, int(width * scale)), max(1, int(height * scale))
 
 
-class Upright:
+class DisplayTransform:
     """Converts decoded frames to upright images: with square pixels, rotated and mirrored according to their metadata,
     and of the size of the first frame, which has at most `MAX_PIXELS`. A frame of another shape gets black bars."""
 
@@ -51,7 +51,7 @@ class Upright:
         if self._stated == self._codec.sample_aspect_ratio:
             self._stated = None
 
-    def see(self, frame) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
+    def measure(self, frame) -> tuple[tuple[int, int], tuple[bool, bool, bool]]:
         """Width and height of an `av.VideoFrame` in square pixels, before rotation, and its `orientation`. The first
         frame decides the size of all images."""
         shape = self._codec.sample_aspect_ratio if self._stated is None else self._stated
@@ -65,13 +65,13 @@ class Upright:
 
     def __call__(self, frame) -> np.ndarray:
         """The image uint8 `[H, W, 3]` of an `av.VideoFrame`."""
-        size, (transposed, mirrored, upside_down) = self.see(frame)
-        assert self._size is not None  # `see` has set it
-        room = self._size[:: -1 if transposed else 1]
-        scales = [space / side for space, side in zip(room, size, strict=True)]
+        size, (transposed, mirrored, upside_down) = self.measure(frame)
+        assert self._size is not None  # `measure` has set it
+        whole = self._size[:: -1 if transposed else 1]
+        scales = [space / side for space, side in zip(whole, size, strict=True)]
         fitting = tuple(max(1, round(side * min(scales))) for side in size)
         # smaller differences come from rounding
-        width, height = room if max(scales) <= 1.02 * min(scales) else fitting
+        width, height = whole if max(scales) <= 1.02 * min(scales) else fitting
         # freeing a scaler in a forked process, such as a data loader, would wait forever for its threads
         pixels = frame.to_ndarray(format="rgb24", width=width, height=height, threads=1)
         pixels = pixels.transpose(1, 0, 2) if transposed else pixels
@@ -152,24 +152,24 @@ def iter_video_frames(
     yield from sample_container(container, stream, fps, name, limits, first, origin)
 
 
-def seek(container, stream, seconds: float) -> tuple[float, Upright] | None:
+def seek(container, stream, seconds: float) -> tuple[float, DisplayTransform] | None:
     """Seek to the last key frame that is shown at most `seconds` after the first frame of a video.
 
     Returns:
-        The timestamp of the first frame in seconds, and an `Upright` that has seen it; None if the frames from there
-        on could differ from those decoded from the beginning.
+        The timestamp of the first frame in seconds, and a `DisplayTransform` that has measured it; None if the frames
+        from there on could differ from those decoded from the beginning.
     """
     import av
 
     if container.format.name not in INDEXED:
         return None
-    upright = Upright()
-    upright.begin(stream)
+    transform = DisplayTransform()
+    transform.begin(stream)
     try:
         head = next(container.decode(stream), None)
         if head is None or head.pts is None:
             return None
-        upright.see(head)
+        transform.measure(head)
         wanted = head.pts + int(seconds / stream.time_base)
         for earlier in (0, 1, 4, 16):  # seconds: containers seek by decoding time, not by presentation time
             target = max(head.pts, wanted - int(earlier / stream.time_base))
@@ -187,7 +187,7 @@ def seek(container, stream, seconds: float) -> tuple[float, Upright] | None:
         container.seek(target, stream=stream)
     except av.FFmpegError:
         return None
-    return float(head.pts * head.time_base), upright
+    return float(head.pts * head.time_base), transform
 
 
 def sample_container(
@@ -197,7 +197,7 @@ def sample_container(
     name: str,
     limits: MediaLimits = LIMITS,
     first: int = 0,
-    origin: tuple[float, Upright] | None = None,
+    origin: tuple[float, DisplayTransform] | None = None,
 ) -> Generator[tuple[np.ndarray, float]]:
     """`iter_video_frames` of an open container, which may have been sought. Closes it at the end."""
     with opened(container, stream), readable_errors(name):
@@ -292,11 +292,11 @@ def _sample_frames(
     name: str,
     limits: MediaLimits,
     first: int,
-    origin: tuple[float, Upright] | None,
+    origin: tuple[float, DisplayTransform] | None,
 ) -> Generator[tuple[np.ndarray, float]]:
-    begin, upright = (None, Upright()) if origin is None else origin
+    begin, transform = (None, DisplayTransform()) if origin is None else origin
     if origin is None:
-        upright.begin(stream)
+        transform.begin(stream)
     clock = FrameClock(container, stream, limits, begin)
     tolerance = 5e-4  # some containers round timestamps to milliseconds
     frame, index = None, 0 if origin is None else first
@@ -304,17 +304,17 @@ def _sample_frames(
         time = clock(next_frame)
         while fps is not None and frame is not None and index / fps < time - tolerance:
             if index >= first:
-                yield upright(frame), index / fps
+                yield transform(frame), index / fps
             index += 1
         frame = next_frame
         if fps is None:
-            yield upright(frame), time
+            yield transform(frame), time
     if frame is None and origin is None:
         raise ValueError(f"there is no frame in {name}")
     if fps is not None and frame is not None:
         while index == 0 or index / fps < clock.end - tolerance:
             if index >= first:
-                yield upright(frame), index / fps
+                yield transform(frame), index / fps
             index += 1
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..containers import check_fps, opened, readable_errors
-from ..decoding import CLOCK_JITTER, Upright, frame_seconds
+from ..decoding import CLOCK_JITTER, DisplayTransform, frame_seconds
 
 if TYPE_CHECKING:  # it is slow to import
     import torch
@@ -146,7 +146,7 @@ class LiveSource:
 
     def __post_init__(self):
         check_fps("`fps`", self.fps)
-        self._stopped, self._upright, self._came = threading.Event(), Upright(), False
+        self._stopped, self._transform, self._came = threading.Event(), DisplayTransform(), False
         self._ends = False  # whether a clean end of the connection is the end of the stream
         self._clock = LiveClock(self.counts, gap=max(1.0, 2 / self.fps))
 
@@ -183,7 +183,7 @@ class LiveSource:
                             self._stopped.wait(time - self._clock.elapsed(perf_counter()))
                             arrived = perf_counter()
                         self.counts.sampled += 1
-                        yield LiveFrame(self._upright(frame), round(time, 3), arrived)
+                        yield LiveFrame(self._transform(frame), round(time, 3), arrived)
                     if self._stopped.is_set():
                         return
                 if self._ends or not self.reconnect:
@@ -206,7 +206,7 @@ class LiveSource:
         import av
 
         container, stream = self.connect()
-        self._upright.begin(stream)
+        self._transform.begin(stream)
         corrupt, hls = 0, container.format.name == "hls"  # a playlist that is not updated ends without an error
         unstamped = (
             container.format.name == "mpjpeg"

@@ -353,10 +353,10 @@ def test_frames_are_freed_in_a_forked_process(tmp_path):
     path, held = tmp_path / "a.mp4", []
     write(path, [np.zeros((64, 96, 3), np.uint8)] * 2)
     with av.open(str(path)) as container:
-        upright = decoding.Upright()
-        upright.begin(container.streams.video[0])
+        transform = decoding.DisplayTransform()
+        transform.begin(container.streams.video[0])
         for frame in container.decode(video=0):
-            upright(frame)
+            transform(frame)
             held.append([frame, held])  # in a circle, which only a collection frees
 
     def free() -> None:
