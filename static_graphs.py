@@ -123,12 +123,12 @@ class Graphs:
         return Graph(graph, inputs, outputs)
 
 
-class Unchanged:
+class ModelGuard:
     """
-    What the graphs of some modules depend on: true as long as it is what it was when this was built. It holds modules,
-    but no weights.
+    Notices changes of what the graphs of some modules depend on: `holds()` as long as all is as it was when the guard
+    was made. It keeps modules, but no weights.
 
-    It is checked before every step, while the device waits, so whole lists are compared instead of single modules.
+    It is asked before every step, while the device waits, so whole lists are compared instead of single modules.
 
     Args:
         owners (`list[nn.Module]`): the modules that hold `parts`.
@@ -154,7 +154,7 @@ class Unchanged:
     def _addresses(self) -> list[int]:
         return list(map(torch.Tensor.data_ptr, map(getitem, self._owners, self._names)))
 
-    def __bool__(self) -> bool:
+    def holds(self) -> bool:
         """Whether modules and weights are where they were, and no module has a forward hook."""
         if self._children != self._known_children:
             return False
@@ -230,4 +230,4 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
-__all__ = ["Graph", "Graphs", "Unchanged", "first_line", "has_own_forward", "why_not"]
+__all__ = ["Graph", "Graphs", "ModelGuard", "first_line", "has_own_forward", "why_not"]

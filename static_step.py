@@ -30,7 +30,7 @@ from torch.nn.attention.bias import causal_lower_right
 from .cache import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
 from .routing import GATE_STRENGTH, select_tokens, uniform_priority
-from .static_graphs import Graphs, Unchanged, first_line, why_not
+from .static_graphs import Graphs, ModelGuard, first_line, why_not
 
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
@@ -385,7 +385,7 @@ class StaticLanguageModel:
         self._steps: dict[Shape, StaticStep] = {}  # least recently used first
         self._graphs = Graphs(GRAPHS, model.device)
         parts = [model.model.language_model, model.model.connector, model.lm_head]
-        self._unchanged = Unchanged([model, model.model], parts)
+        self._guard = ModelGuard([model, model.model], parts)
         self._asked = self._answer = None  # of `_options`
         self._failure: str | None = None
         self._is_warm = False  # short texts have graphs
@@ -396,7 +396,7 @@ class StaticLanguageModel:
     @property
     def is_current(self) -> bool:
         """Whether graphs still hold the addresses of the model's weights, and no module has a forward hook."""
-        return bool(self._unchanged)
+        return self._guard.holds()
 
     @property
     def broken(self) -> bool:

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from .static_graphs import Graphs, Unchanged
+from .static_graphs import Graphs, ModelGuard
 
 try:  # comes with torch for CUDA; elsewhere the kernel below is defined, but never run
     import triton
@@ -156,7 +156,7 @@ class StaticVision:
     def __init__(self, model):
         self._model = weakref.ref(model)
         tower = model.model.vision_tower
-        self._unchanged = Unchanged([model.model], [tower])
+        self._guard = ModelGuard([model.model], [tower])
         self._graphs = Graphs(GRAPHS, tower.device)
         self._ops = TowerKernels if triton is not None and is_plain_siglip(tower) else None
 
@@ -166,7 +166,7 @@ class StaticVision:
     @property
     def is_current(self) -> bool:
         """Whether the graphs still hold the addresses of the tower's weights, and no module has a forward hook."""
-        return bool(self._unchanged)
+        return self._guard.holds()
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features `[F, N, Dv]` of frames `[F, 3, H, W]`."""
