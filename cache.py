@@ -197,13 +197,13 @@ class MoDCacheLayer(DynamicLayer):
             self.positions = self.positions.masked_fill(dropped[:, :length], PADDING)
             self.padded = bool((self.positions < 0).any())
 
-    def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def forget(self, leaving: torch.Tensor, rotate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         """See `MoDCache.forget`."""
         assert self.positions is not None  # the layer holds tokens
         stay = ~leaving[self.positions[0]]
         positions = self.positions[:, stay]
         distance = leaving.long().cumsum(0)[positions]
-        self.keys, self.values = turn(self.keys[:, :, stay], distance[0]), self.values[:, :, stay]
+        self.keys, self.values = rotate(self.keys[:, :, stay], distance[0]), self.values[:, :, stay]
         self.positions = positions - distance
         self._leave_rooms()
 
@@ -426,13 +426,13 @@ class MoDCache(Cache):
         for (layer, _), length in zip(held, lengths, strict=True):
             layer.shorten(length)
 
-    def forget(self, leaving: torch.Tensor, turn: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def forget(self, leaving: torch.Tensor, rotate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
         """Remove tokens of a single stream from every layer that holds them. The remaining tokens are renumbered: they
         get the positions 0, 1, 2, ... in their order.
 
         Args:
             leaving (`bool [M]`): for each token that was seen, at positions 0 .. M-1, whether it leaves.
-            turn (`Callable`): moves keys `[1, heads, L, head_dim]` back by int64 `[L]` positions.
+            rotate (`Callable`): rotates keys `[1, heads, L, head_dim]` back by int64 `[L]` positions.
 
         Raises:
             `ValueError`: for several streams or another number of tokens.
@@ -442,7 +442,7 @@ class MoDCache(Cache):
             raise ValueError(f"`leaving` must hold each token of one stream, got {len(leaving)} for {position}")
         for layer in self.layers:
             if layer.is_initialized:
-                layer.forget(leaving.to(layer.keys.device), turn)
+                layer.forget(leaving.to(layer.keys.device), rotate)
         leaving = leaving.to(ends.device)
         remaining = ends[:, ~leaving[ends[0]]]
         self.frames_forgotten += ends.shape[1] - remaining.shape[1]

@@ -190,7 +190,7 @@ class StreamMemory:
         """Remove tokens from the cache, and from these records."""
         sizes = None if self.max_bytes is None else cache.token_bytes()
         leaving = self.leaving(sizes, pending)
-        cache.forget(leaving, KeyTurner(rotary_embedding))
+        cache.forget(leaving, KeyRotation(rotary_embedding))
         self.forgotten += int(leaving.sum())
         for name in FIELDS:
             setattr(self, name, getattr(self, name)[~leaving])
@@ -202,8 +202,8 @@ def frames_in_context(config) -> int:
     return max(ROOM, config.text_config.max_position_embeddings // per_frame)
 
 
-class KeyTurner:
-    """Moves keys to earlier positions, by rotating each backwards by the difference.
+class KeyRotation:
+    """Moves keys to earlier positions: rotates each backwards by the difference.
 
     Args:
         rotary_embedding (`LlamaRotaryEmbedding`): whose angles are proportional to the position.
@@ -226,8 +226,8 @@ class KeyTurner:
         scaling = self.rotary_embedding.attention_scaling  # the keys are scaled already
         cos, sin = cos[:, None] / scaling, sin[:, None] / scaling
         first, second = keys.float().chunk(2, dim=-1)
-        turned = keys.float() * cos - torch.cat([-second, first], dim=-1) * sin
-        return turned.to(keys.dtype)
+        rotated = keys.float() * cos - torch.cat([-second, first], dim=-1) * sin
+        return rotated.to(keys.dtype)
 
 
-__all__ = ["KeyTurner", "StreamMemory", "frames_in_context"]
+__all__ = ["KeyRotation", "StreamMemory", "frames_in_context"]

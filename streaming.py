@@ -28,7 +28,7 @@ from .containers import check_count, is_video_source
 from .conversation import check_text
 from .decoding import iter_video_frames
 from .generation import TokenSampler
-from .memory import POLICIES, KeyTurner, StreamMemory, frames_in_context
+from .memory import POLICIES, KeyRotation, StreamMemory, frames_in_context
 from .processing_videollm_mod import check_pair
 from .session_state import SessionState, load_session, save_session
 from .speaking import DEFAULT_THRESHOLD, StreamEvent, WatchedFrame, check_threshold, speaks
@@ -144,7 +144,7 @@ class StreamingSession:
         memory = None
         if self.max_cached_frames is not None or self.max_cached_bytes is not None:
             memory = self._new_memory()
-            KeyTurner(self._rotary_embedding)  # raises if keys cannot be moved to other positions
+            KeyRotation(self._rotary_embedding)  # raises if keys cannot be moved to other positions
         bos = self.processor.tokenizer.bos_token_id
         pending = [] if bos is None else [bos]
         if self.system_prompt is not None:

@@ -19,7 +19,7 @@ from videollm_mod import (
 from videollm_mod.data.world import world_stream
 
 from videollm_mod.memory import PROMPT, SEPARATOR as GAP, TEXT, VISION  # isort: skip
-from videollm_mod.memory import KeyTurner, StreamMemory, frames_in_context
+from videollm_mod.memory import KeyRotation, StreamMemory, frames_in_context
 
 
 def world(seeds) -> tuple[np.ndarray, list[float]]:
@@ -36,10 +36,10 @@ def test_rotated_keys_equal_keys_of_the_earlier_position(seed):
     distance = torch.randint(0, 2000, (9,)).minimum(positions)
     at = lambda p: apply_rotary_pos_emb(keys, keys, *rotary(keys, p[None]))[1]  # noqa: E731
     # angles of up to 5,000 radians are known to 2e-4 in float32
-    assert_near(KeyTurner(rotary)(at(positions), distance), at(positions - distance), 1e-3)
-    half = KeyTurner(rotary)(at(positions).bfloat16(), distance)
+    assert_near(KeyRotation(rotary)(at(positions), distance), at(positions - distance), 1e-3)
+    half = KeyRotation(rotary)(at(positions).bfloat16(), distance)
     assert half.dtype == torch.bfloat16
-    still = KeyTurner(rotary)(keys, torch.zeros_like(distance))
+    still = KeyRotation(rotary)(keys, torch.zeros_like(distance))
     assert torch.equal(still, keys)
 
 
@@ -61,7 +61,7 @@ def test_forgotten_tokens_leave_every_layer(name):
         for frame in rng.sample(range(len(frames)), 3):
             leaving[frames[frame]] = True
         leaving[rng.sample(range(len(ids)), 4)] = True
-        cache.forget(leaving, KeyTurner(model.model.language_model.rotary_emb))
+        cache.forget(leaving, KeyRotation(model.model.language_model.rotary_emb))
         new = (~leaving).long().cumsum(0) - 1
         for layer, old, old_keys in zip(cache.layers, before, keys, strict=True):
             if old is None:

@@ -12,7 +12,7 @@ from comparing import assert_same_cache
 from tiny_models import ROUTINGS, SEPARATOR, START, VIDEO, tiny_model
 
 from videollm_mod.cache import BUCKET, MoDCache, Places
-from videollm_mod.memory import KeyTurner
+from videollm_mod.memory import KeyRotation
 from videollm_mod.static_step import PlainOps, StaticLanguageModel
 
 HEADS, DTYPE, DEVICE = (2, 8), torch.float32, torch.device("cpu")
@@ -54,7 +54,7 @@ def test_any_interleaving_of_steps_and_other_changes(seed):
     names = [name for name in ("learned", "full") if name in ROUTINGS]
     model = tiny_model(seed, **ROUTINGS[names[seed % len(names)]])
     fast = Watched(model, PlainOps)
-    turner = KeyTurner(model.model.language_model.rotary_emb)
+    rotation = KeyRotation(model.model.language_model.rotary_emb)
     pairs = [(MoDCache(model.config), MoDCache(model.config)) for _ in range(3)]
 
     def by_the_model(cache, ids, features):
@@ -88,7 +88,7 @@ def test_any_interleaving_of_steps_and_other_changes(seed):
             rng.shuffle(pairs)
         elif action == "forget" and end:
             leaving = torch.rand(end) < 0.3
-            cache.forget(leaving, turner), expected.forget(leaving, turner)
+            cache.forget(leaving, rotation), expected.forget(leaving, rotation)
         elif action == "clear":
             cache.reset(), expected.reset()
         for own, other in pairs:
