@@ -302,7 +302,7 @@ class ReadAhead:
                 seen[packet.stream.index] += 1
             if seen[streams[0].index] == 2 or max(seen.values()) == AHEAD[0] or num_bytes > AHEAD[1]:
                 break
-        return next(stream for most in (2, 1, 0) for stream in streams if seen[stream.index] >= most)
+        return next(stream for least in (2, 1, 0) for stream in streams if seen[stream.index] >= least)
 
     def demux(self, *streams):
         packets, self._packets = self._packets, []

@@ -84,18 +84,18 @@ class StreamMemory:
         self.max_frames, self.text_budget = max_frames, min(budgets)
 
     @property
-    def most_bytes(self) -> int:
+    def max_kv_bytes(self) -> int:
         """Largest size that the cache can reach."""
         if self.max_bytes is not None:
             return self.max_bytes
         # a separator stays as long as any token of its frame
         assert self.max_frames is not None  # a memory has one of both limits
         per_frame = self.num_frame_tokens + (self.num_frame_tokens if self.policy == "router" else 1)
-        text = 2 * self.text_budget + self.most_pending + self.turn_tokens
+        text = 2 * self.text_budget + self.max_pending + self.turn_tokens
         return (self.max_frames * per_frame + text) * self.token_bytes
 
     @property
-    def most_pending(self) -> int:
+    def max_pending(self) -> int:
         """Largest number of pending tokens of text."""
         return self.text_budget if self.max_bytes is not None else max(self.text_budget, LONGEST_TURN)
 

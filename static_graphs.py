@@ -37,12 +37,12 @@ class Graphs:
     The CUDA graphs of one part of a model, by key. All share one memory pool, since they run one after the other.
 
     Args:
-        most (`int`): graphs to keep; the least recently used one makes room for the next.
+        limit (`int`): graphs to keep; the least recently used one makes room for the next.
         device (`torch.device`): of the part. On other devices than CUDA nothing is ever captured.
     """
 
-    def __init__(self, most: int, device: torch.device):
-        self._most, self._device = most, device
+    def __init__(self, limit: int, device: torch.device):
+        self._limit, self._device = limit, device
         self._graphs: dict[Hashable, Graph] = {}  # least recently used first
         self._seen: set[Hashable] = set()
         self._lock = threading.Lock()
@@ -94,7 +94,7 @@ class Graphs:
         Args:
             inputs: belong to the graph from now on.
         """
-        if len(self._graphs) >= self._most:
+        if len(self._graphs) >= self._limit:
             self.drop(next(iter(self._graphs)))
         try:
             self._graphs[key] = self._capture(function, inputs)

@@ -196,7 +196,7 @@ def _rotate_kernel(
 
 @triton.jit
 def _attend_kernel(
-    q_ptr, table_ptr, part_ptr, most_ptr, sum_ptr, rows, each, blocks, scaling, H: tl.constexpr, G: tl.constexpr,
+    q_ptr, table_ptr, part_ptr, max_ptr, sum_ptr, rows, each, blocks, scaling, H: tl.constexpr, G: tl.constexpr,
     HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Attention of a block of R queries to one split of the keys of one key-value head of one stream."""
@@ -215,7 +215,7 @@ def _attend_kernel(
     values = tl.multiple_of(tl.load(table_ptr + 1).to(tl.pointer_type(dtype)), 256) + group * capacity * HEAD
     row, is_slot = (stream * each + slot) * H + head, slot < each
     q = tl.load(q_ptr + row[:, None] * HEAD + d[None, :], is_slot[:, None], other=0.0)
-    most = tl.full((R,), float("-inf"), tl.float32)
+    peak = tl.full((R,), float("-inf"), tl.float32)
     total = tl.zeros((R,), tl.float32)
     part = tl.zeros((R, HEAD), tl.float32)
     share = tl.cdiv(tl.cdiv(length, splits), K) * K
@@ -227,29 +227,29 @@ def _attend_kernel(
         k = tl.load(keys + j[None, :] * HEAD + d[:, None], inside[None, :], other=0.0)
         scores = tl.dot(q, k, input_precision=PRECISION) * (scaling * 1.4426950408889634)
         scores = tl.where((j[None, :] <= held + slot[:, None]) & inside[None, :], scores, float("-inf"))
-        higher = tl.maximum(most, tl.max(scores, axis=1))
+        higher = tl.maximum(peak, tl.max(scores, axis=1))
         anchor = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp2(scores - anchor[:, None])
-        shrink = tl.exp2(most - anchor)
+        shrink = tl.exp2(peak - anchor)
         v = tl.load(values + j[:, None] * HEAD + d[None, :], inside[:, None], other=0.0)
         part = tl.dot(weights.to(dtype), v, part * shrink[:, None], input_precision=PRECISION)
         total = total * shrink + tl.sum(weights, axis=1)
-        most = higher
+        peak = higher
     at = split * rows + row
     tl.store(part_ptr + at[:, None] * HEAD + d[None, :], part, is_slot[:, None])
-    tl.store(most_ptr + at, most, is_slot)
+    tl.store(max_ptr + at, peak, is_slot)
     tl.store(sum_ptr + at, total, is_slot)
 
 
 @triton.jit
 def _combine_kernel(
-    part_ptr, most_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr
+    part_ptr, max_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr
 ):  # fmt: skip
     """Combine the splits of one query and head; 0 where there is no key, as in streams that fill up the step."""
     row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
-    most = tl.load(most_ptr + s * rows + row, s < splits, other=float("-inf"))
-    highest = tl.max(most, axis=0)
-    weight = tl.exp2(most - tl.where(highest == float("-inf"), 0.0, highest))
+    peak = tl.load(max_ptr + s * rows + row, s < splits, other=float("-inf"))
+    highest = tl.max(peak, axis=0)
+    weight = tl.exp2(peak - tl.where(highest == float("-inf"), 0.0, highest))
     total = tl.sum(weight * tl.load(sum_ptr + s * rows + row, s < splits, other=0.0), axis=0)
     at = part_ptr + (s[:, None] * rows + row) * HEAD + d[None, :]
     part = tl.load(at, ((s < splits) & (weight > 0))[:, None], other=0.0)
@@ -329,17 +329,17 @@ def _probability_kernel(
     """The softmax of one row at one token. Each of K lanes has its own maximum and sum."""
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * SIZE
-    most = tl.full((K,), float("-inf"), tl.float32)
+    peak = tl.full((K,), float("-inf"), tl.float32)
     total = tl.zeros((K,), tl.float32)
     for start in tl.static_range(0, SIZE, K):
         k = start + tl.arange(0, K)
         x = tl.load(logits_ptr + k, k < SIZE, other=float("-inf")).to(tl.float32)
-        higher = tl.maximum(most, x)
+        higher = tl.maximum(peak, x)
         anchor = tl.where(higher == float("-inf"), 0.0, higher)
-        total = total * tl.exp(most - anchor) + tl.exp(x - anchor)
-        most = higher
-    highest = tl.max(most, axis=0)
-    total = tl.sum(total * tl.exp(most - highest), axis=0)
+        total = total * tl.exp(peak - anchor) + tl.exp(x - anchor)
+        peak = higher
+    highest = tl.max(peak, axis=0)
+    total = tl.sum(total * tl.exp(peak - highest), axis=0)
     own = tl.load(logits_ptr + token).to(tl.float32)
     tl.store(probability_ptr + row, tl.exp(own - highest) / total)
 
@@ -461,13 +461,13 @@ class Kernels:
         splits, (keys, warps, stages) = max(1, SPLITS // (blocks * streams)), KEYS_AT_ONCE
         keys = min(keys, max(16, keys * 256 // (head_dim * queries.element_size())))
         part = queries.new_empty((splits, slots * heads, head_dim), dtype=torch.float32)
-        most, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
+        peak, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
         _attend_kernel[(groups, splits, blocks * streams)](
-            queries, table, part, most, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
+            queries, table, part, peak, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
             HEAD=head_dim, R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
-            part, most, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4,
+            part, peak, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4,
         )  # fmt: skip
 
     @staticmethod

@@ -35,8 +35,8 @@ from .static_graphs import Graphs, ModelGuard, first_line, why_not
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
 WARM_TEXT = 64  # texts up to this length are captured together with the first frame
-MOST_TOKENS = 16_384  # of one step
-MOST_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
+MAX_TOKENS = 16_384  # of one step
+MAX_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
 GRAPHS = 32  # captured at most
 TABLE_WIDTH = 8
 NOT_FINITE = "`video_features` must be finite, got nan or infinity"
@@ -514,7 +514,7 @@ class StaticLanguageModel:
                 ops = Kernels if shape.all_tokens <= FEW_SLOTS else CublasKernels
             with torch.inference_mode(False), torch.no_grad():  # its buffers are written in any mode
                 step = StaticStep(self._model(), shape, ops)
-        if shape.all_tokens <= MOST_CAPTURED:  # larger ones have large buffers, which are quickly made
+        if shape.all_tokens <= MAX_CAPTURED:  # larger ones have large buffers, which are quickly made
             if len(self._steps) >= 2 * GRAPHS:
                 oldest = next(iter(self._steps))
                 del self._steps[oldest]
@@ -535,7 +535,7 @@ class StaticLanguageModel:
         """Run a step, if possible by its graph, which is captured when its shape comes for the second time."""
         if self._ops is not None:
             step.forward()
-        elif step.shape.all_tokens > MOST_CAPTURED:
+        elif step.shape.all_tokens > MAX_CAPTURED:
             step.forward(attend=PlainOps.attend)  # the host knows how long the streams are
         else:
             graph = self._graphs.get(step.shape)
@@ -570,11 +570,11 @@ def text_shape(tokens: int, options: tuple) -> Shape:
 def split_into_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:
     """The members of a group that share a step, and the shape of that step. Where it is captured, their number is
     rounded up to a power of two, so that there are few graphs."""
-    most, steps = max(1, MOST_TOKENS // shape.tokens), []
-    for start in range(0, len(members), most):
-        own = members[start : start + most]
+    per_step, steps = max(1, MAX_TOKENS // shape.tokens), []
+    for start in range(0, len(members), per_step):
+        own = members[start : start + per_step]
         padded = 1 << (len(own) - 1).bit_length()
-        streams = padded if padded * shape.tokens <= MOST_CAPTURED else len(own)
+        streams = padded if padded * shape.tokens <= MAX_CAPTURED else len(own)
         steps.append((own, replace(shape, streams=streams)))
     return steps
 

@@ -25,7 +25,7 @@ except ImportError:
     triton, tl, jit = None, SimpleNamespace(constexpr=None), lambda function: function
 
 GRAPHS = 12  # numbers of frames with a graph: in a pool of streams they vary
-MOST_FRAMES = 64  # of one graph: with more, launching kernels takes no time beside the work
+MAX_FRAMES = 64  # of one graph: with more, launching kernels takes no time beside the work
 ROWS, WARPS = 1, 4  # of one program of the kernel
 
 
@@ -173,7 +173,7 @@ class StaticVision:
         model, count = self._model().model, len(pixels)
         with self._graphs.exclusive():
             graph = self._graphs.get(count)
-            if graph is None and count <= MOST_FRAMES and self._graphs.is_due(count):
+            if graph is None and count <= MAX_FRAMES and self._graphs.is_due(count):
                 buffer = pixels.to(model.vision_tower.dtype, copy=True)
                 graph = self._graphs.capture(count, partial(self._features, model), buffer)
             return self._features(model, pixels) if graph is None else graph(pixels).clone()

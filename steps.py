@@ -19,8 +19,8 @@ import torch
 
 from .cache import MoDCache, PackedCache
 from .speaking import silence_probability
-from .static_step import MOST_TOKENS, NOT_FINITE, StepOutput, StepsUnavailable, static_language_model
-from .static_vision import MOST_FRAMES, encode
+from .static_step import MAX_TOKENS, NOT_FINITE, StepOutput, StepsUnavailable, static_language_model
+from .static_vision import MAX_FRAMES, encode
 
 FIRST_FRAMES = 8  # of many frames, the vision tower of a GPU starts with these while the others are being copied
 
@@ -133,7 +133,7 @@ def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Enco
         while len(frames):
             if not left:
                 pieces.append([])
-                left = MOST_FRAMES
+                left = MAX_FRAMES
             pieces[-1].append((step, frames[:left]))
             left, frames = left - len(frames[:left]), frames[left:]
     return pieces
@@ -231,7 +231,7 @@ class Feed(Step):
         static, why_not = static_language_model(steps[0].model)
         if device.type != "cuda":
             why_not = None  # elsewhere a plain forward is as fast
-        chosen = [] if static is None else [step for step in steps if len(step.ids) <= MOST_TOKENS]
+        chosen = [] if static is None else [step for step in steps if len(step.ids) <= MAX_TOKENS]
         streams = [(step.cache, step.ids, step.features) for step in chosen]
         before = [cache.get_seq_length() for cache, _, _ in streams]
         found: list[StepOutput] = []

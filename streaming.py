@@ -94,7 +94,7 @@ class StreamingSession:
             remembers everything, and warns once when it grows past the model's `max_position_embeddings`. See
             `StreamMemory`.
         cache_policy (`str`): which vision tokens leave a bounded cache first, `"window"` or `"router"`.
-        max_new_tokens (`int`): most tokens of one narration or answer.
+        max_new_tokens (`int`): limit for one narration or answer.
         generation_config (`GenerationConfig`, *optional*): sampling, penalties and everything else that changes scores
             over the tokens of a reply; greedy if omitted. Its `max_new_tokens` is a limit too.
 
@@ -209,9 +209,9 @@ class StreamingSession:
         return load_session(cls, path, model, processor)
 
     @property
-    def most_bytes(self) -> int | None:
+    def max_kv_bytes(self) -> int | None:
         """Largest size that the cache can reach; None for a session without bounds."""
-        return None if self.state.memory is None else self.state.memory.most_bytes
+        return None if self.state.memory is None else self.state.memory.max_kv_bytes
 
     def _add_up(self) -> None:
         """Add the times of past steps to `state.seconds`; on a GPU it may have to wait for the last ones."""
@@ -260,10 +260,10 @@ class StreamingSession:
     def _check_fits(self, name: str, more: int) -> None:
         """Raise `ValueError` if a session with bounds has no room for pending text and `more` tokens."""
         memory = self.state.memory
-        tokens, most = len(self.state.pending) + more, math.inf if memory is None else memory.most_pending
-        if tokens > most:
+        tokens, limit = len(self.state.pending) + more, math.inf if memory is None else memory.max_pending
+        if tokens > limit:
             raise ValueError(
-                f"`{name}` is too long for a bounded session: {tokens} tokens would be pending, the limit is {most}"
+                f"`{name}` is too long for a bounded session: {tokens} tokens would be pending, the limit is {limit}"
             )
 
     def ask(self, question: str) -> list[StreamEvent]:
@@ -395,10 +395,10 @@ class StreamingSession:
 
     def watching(self, frames: torch.Tensor, times: list[float]) -> Generator[Step | WatchedFrame]:
         """Watch frames, uint8 `[F, 3, H, W]` or features `[F, N, Dv]`: steps, and between them each watched frame."""
-        video_processor, most, done, encoded = self.processor.video_processor, self._frames_at_once, 0, 0
+        video_processor, limit, done, encoded = self.processor.video_processor, self._frames_at_once, 0, 0
         while done < len(frames):
             if done == encoded:
-                features = frames[done : done + most]
+                features = frames[done : done + limit]
                 if features.ndim == 4:  # pixels
                     features = yield from self._result_of(Encode(self.model, video_processor, features))
                 encoded += len(features)
@@ -406,7 +406,7 @@ class StreamingSession:
             block = features[len(features) - (encoded - done) :][: self._frames_ahead()]
             watched, spoke = yield from self._watch_block(block, times[done:])
             done += watched
-            self.state.ahead = AHEAD_AFTER_SPEECH if spoke else min(2 * self.state.ahead, most)
+            self.state.ahead = AHEAD_AFTER_SPEECH if spoke else min(2 * self.state.ahead, limit)
 
     def _watch_block(self, features: torch.Tensor, times: list[float]):
         """Feed frames `[F, N, Dv]` together, up to the first after which the model speaks. Yields steps and watched
@@ -445,11 +445,11 @@ class StreamingSession:
 
     def _warn_if_long(self, tokens: int) -> None:
         """Warn, once per stream, when it holds more tokens than the model supports."""
-        most = self.model.config.text_config.max_position_embeddings
-        if tokens > most and not self.state.warned:
+        limit = self.model.config.text_config.max_position_embeddings
+        if tokens > limit and not self.state.warned:
             self.state.warned = True
             logger.warning(
-                f"the stream holds {tokens} tokens, more than the {most} (`max_position_embeddings`) that the model "
+                f"the stream holds {tokens} tokens, more than the {limit} (`max_position_embeddings`) that the model "
                 "supports: from here on replies may be wrong, and memory keeps growing; make the session with "
                 f"`max_cached_frames={frames_in_context(self.model.config)}` or less"
             )

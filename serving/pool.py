@@ -166,7 +166,7 @@ class StreamPool:
         model (`VideoLLMMoDForConditionalGeneration`), processor (`VideoLLMMoDProcessor`).
         max_cached_bytes (`int`, *optional*): limit of all caches together. Then a stream can join only if its session
             is bounded, and its largest size fits beside the largest sizes of the others.
-        max_waiting_frames (`int`): most frames of one stream that may wait.
+        max_waiting_frames (`int`): how many frames of one stream may wait.
 
     Raises:
         `ValueError`: for an argument out of range, or the processor of another model.
@@ -188,7 +188,7 @@ class StreamPool:
         if self.max_cached_bytes is None:
             return None
         # `join` takes only sessions with bounds
-        return self.max_cached_bytes - sum(stream.session.most_bytes or 0 for stream in self.streams)
+        return self.max_cached_bytes - sum(stream.session.max_kv_bytes or 0 for stream in self.streams)
 
     @property
     def _keep_ratios(self) -> set[float]:
@@ -216,13 +216,13 @@ class StreamPool:
             raise ValueError(f"`keep_ratio` must be {ratios.pop()} as for the streams in the pool, got {ratio}")
         free = self.free_bytes
         if free is not None:
-            if session.most_bytes is None:
+            if session.max_kv_bytes is None:
                 raise ValueError(
                     "`max_cached_bytes` or `max_cached_frames` must be given for a stream of a pool with a cap"
                 )
-            if session.most_bytes > free:
+            if session.max_kv_bytes > free:
                 raise RuntimeError(
-                    f"there is no room for another stream: it may hold {session.most_bytes} bytes, and "
+                    f"there is no room for another stream: it may hold {session.max_kv_bytes} bytes, and "
                     f"{free} of {self.max_cached_bytes} are free beside {len(self.streams)} streams"
                 )
         session.break_off()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:  # it is slow to import
 FIRST_DELAY, LONGEST_DELAY = 0.25, 8.0  # seconds before the next attempt to connect; doubled each time
 GIVE_UP_AFTER = 300.0  # seconds without a frame
 AHEAD = 10.0  # seconds by which timestamps may run ahead of real time
-MOST_CORRUPT = 1000  # packets in a row
+MAX_CORRUPT = 1000  # packets in a row
 
 
 @dataclass(eq=False)
@@ -221,7 +221,7 @@ class LiveSource:
                 except av.InvalidDataError:  # from lost packets for example; decoding recovers at the next key frame
                     self.counts.corrupt += 1
                     corrupt += 1
-                    if corrupt > MOST_CORRUPT:
+                    if corrupt > MAX_CORRUPT:
                         raise
                     continue
                 for frame in frames:

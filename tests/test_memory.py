@@ -185,7 +185,7 @@ def test_bytes_are_never_exceeded(seed, tmp_path):
             asked += question is not None
             most = max(most, sessions[0].stats.kv_bytes)
         start += count
-    assert limit / 2 < most <= limit == sessions[0].most_bytes and asked
+    assert limit / 2 < most <= limit == sessions[0].max_kv_bytes and asked
     assert_same_events(*said)
     assert torch.equal(sessions[0].state.memory.kinds, sessions[1].state.memory.kinds)
     sizes = sessions[0].cache.token_bytes()

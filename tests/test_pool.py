@@ -179,7 +179,7 @@ def test_memory_of_all_streams_is_capped(checkpoint):
     second = pool.join(
         max_cached_frames=4, max_new_tokens=4, cache_policy="router", speak_threshold=threshold(checkpoint)
     )
-    assert pool.free_bytes == 400_000 - second.session.most_bytes
+    assert pool.free_bytes == 400_000 - second.session.max_kv_bytes
     most = 0
     for step in range(40):
         second.push(images(step, 3))
@@ -188,9 +188,9 @@ def test_memory_of_all_streams_is_capped(checkpoint):
         while second.busy:
             pool.tick()
             most = max(most, second.session.stats.kv_bytes)
-    assert 0 < most <= second.session.most_bytes
+    assert 0 < most <= second.session.max_kv_bytes
     pool.leave(first)
-    assert pool.join(max_cached_bytes=600_000).session.most_bytes == 600_000
+    assert pool.join(max_cached_bytes=600_000).session.max_kv_bytes == 600_000
     with pytest.raises(ValueError, match="this stream has left its pool"):
         first.push(images(0, 1))
 

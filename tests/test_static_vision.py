@@ -17,7 +17,7 @@ from videollm_mod import static_vision
 from videollm_mod import steps as steps_module
 from videollm_mod import streaming as streaming_module
 from videollm_mod.data.world import world_stream
-from videollm_mod.static_vision import MOST_FRAMES, PlainTowerOps, StaticVision, TowerKernels, is_plain_siglip, run
+from videollm_mod.static_vision import MAX_FRAMES, PlainTowerOps, StaticVision, TowerKernels, is_plain_siglip, run
 from videollm_mod.steps import FIRST_FRAMES, Encode, in_pieces, pixels_of, run_together
 from videollm_mod.video_processing_videollm_mod import (
     FRAME_OPTIONS,
@@ -164,7 +164,7 @@ def test_pieces_hold_all_frames_in_order(counts):
         sizes = [sum(len(frames) for _, frames in piece) for piece in pieces]
         cut = device == "cuda" and sum(counts) >= 2 * FIRST_FRAMES
         assert all(sizes) and (sizes[0] <= FIRST_FRAMES < sum(sizes) if cut else len(sizes) == 1)
-        assert not cut or (max(sizes) <= MOST_FRAMES and len(sizes) <= 2 + sum(sizes) // (MOST_FRAMES - FIRST_FRAMES))
+        assert not cut or (max(sizes) <= MAX_FRAMES and len(sizes) <= 2 + sum(sizes) // (MAX_FRAMES - FIRST_FRAMES))
 
 
 def cut_in_three(steps, device):
