@@ -15,65 +15,65 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-BUCKET = 64  # the sizes of rooms are multiples of this
-SPARE = 8  # a new room is larger than needed by one part in `SPARE`
-changes = itertools.count(1)  # numbers of the changes of all rooms
+BUCKET = 64  # the sizes of buffers are multiples of this
+SPARE = 8  # a new buffer is larger than needed by one part in `SPARE`
+changes = itertools.count(1)  # numbers of the changes of all buffers
 
 
-def room_for(length: int) -> int:
-    """Slots of a new room for `length` tokens."""
+def buffer_size(length: int) -> int:
+    """Slots of a new buffer for `length` tokens."""
     return -(-(length + length // SPARE + 1) // BUCKET) * BUCKET
 
 
 class GrowingTensor:
-    """The preallocated buffer (the room) behind a tensor that its owner holds as an ordinary attribute.
+    """The preallocated buffer behind a tensor that its owner holds as an ordinary attribute.
 
-    The owner holds `view`, the filled part of the room. If the attribute holds another tensor, because it was
-    replaced, the next `append` copies that tensor into a new room. So all other operations can replace the tensor
-    without knowing of rooms.
+    The owner holds `view`, the filled part of the buffer. If the attribute holds another tensor, because it was
+    replaced, the next `append` copies that tensor into a new buffer. So all other operations can replace the
+    tensor without knowing of buffers.
 
     Args:
         dim (`int`): the dimension along which the tensor grows.
     """
 
-    room: torch.Tensor  # None while there is no `view`
+    buffer: torch.Tensor  # None while there is no `view`
     view: torch.Tensor | None
 
     def __init__(self, dim: int):
         self.dim = dim
-        self.room = self.view = None  # type: ignore[assignment]
+        self.buffer = self.view = None  # type: ignore[assignment]
         self.shared = 0  # slots before this one are visible to copies, and are not written again
         self.changed = 0  # number of the change that made the view
 
     def append(self, held: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
         """`held` followed by `new`; the owner has to hold the result."""
         if held is None or held.numel() == 0:
-            return new  # there may be only one call, which then needs no room
+            return new  # there may be only one call, which then needs no buffer
         if torch.is_grad_enabled():
             return torch.cat([held, new], dim=self.dim)  # a gradient may need the old tensor unchanged
         held = self.reserve(held, new.shape[self.dim])
         start = held.shape[self.dim]
-        self.room.narrow(self.dim, start, new.shape[self.dim]).copy_(new)
+        self.buffer.narrow(self.dim, start, new.shape[self.dim]).copy_(new)
         return self.lengthen(start + new.shape[self.dim])
 
     def reserve(self, held: torch.Tensor, more: int) -> torch.Tensor:
-        """Make room for `more` slots after `held`; the owner has to hold the result."""
+        """Reserve `more` slots after `held`; the owner has to hold the result."""
         length = held.shape[self.dim]
         stop = length + more
-        ours = held is self.view and length >= self.shared and stop <= self.room.shape[self.dim]
-        if not ours or (self.room.is_inference() and not torch.is_inference_mode_enabled()):
+        ours = held is self.view and length >= self.shared and stop <= self.buffer.shape[self.dim]
+        if not ours or (self.buffer.is_inference() and not torch.is_inference_mode_enabled()):
             shape = list(held.shape)
-            shape[self.dim] = room_for(stop)
-            # free the old room before allocating the new one
-            self.room = self.view = None  # type: ignore[assignment]
-            self.room, self.shared = held.new_empty(shape), 0
-            self.room.narrow(self.dim, 0, length).copy_(held.detach())
+            shape[self.dim] = buffer_size(stop)
+            # free the old buffer before allocating the new one
+            self.buffer = self.view = None  # type: ignore[assignment]
+            self.buffer, self.shared = held.new_empty(shape), 0
+            self.buffer.narrow(self.dim, 0, length).copy_(held.detach())
             return self.lengthen(length)
         return held
 
     def lengthen(self, length: int) -> torch.Tensor:
-        """The first `length` slots of the room; the owner has to hold the result."""
-        self.view, self.changed = self.room.narrow(self.dim, 0, length), next(changes)
+        """The first `length` slots of the buffer; the owner has to hold the result."""
+        self.view, self.changed = self.buffer.narrow(self.dim, 0, length), next(changes)
         return self.view
 
     def shorten(self, held: torch.Tensor, length: int) -> torch.Tensor:
@@ -83,8 +83,8 @@ class GrowingTensor:
         return held.narrow(self.dim, 0, length)
 
     def share(self) -> "GrowingTensor":
-        """For a copy of the owner that holds the same tensor. The copy gets a room of its own when it appends; the
-        owner continues in this room, after the slots that both see."""
+        """For a copy of the owner that holds the same tensor. The copy gets a buffer of its own when it appends; the
+        owner continues in this one, after the slots that both see."""
         if self.view is not None:
             self.shared = max(self.shared, self.view.shape[self.dim])
         return GrowingTensor(self.dim)
@@ -104,11 +104,11 @@ class MoDCacheLayer(DynamicLayer):
         super().__init__()
         self.positions: torch.Tensor | None = None
         self.padded = False  # whether some slot is padding; a bool, so that the common case does not sync the device
-        self._leave_rooms()
+        self._drop_buffers()
 
-    def _leave_rooms(self) -> None:
-        """Keep the tensors but not the rooms behind them, whose memory is freed."""
-        self.rooms = {"keys": GrowingTensor(2), "values": GrowingTensor(2), "positions": GrowingTensor(1)}
+    def _drop_buffers(self) -> None:
+        """Keep the tensors but not the buffers behind them, whose memory is freed."""
+        self.growing = {"keys": GrowingTensor(2), "values": GrowingTensor(2), "positions": GrowingTensor(1)}
 
     def record(self, positions: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor | None:
         """Record the tokens whose keys and values come with the next `update`.
@@ -123,7 +123,7 @@ class MoDCacheLayer(DynamicLayer):
         if valid is not None:
             positions = positions.masked_fill(~valid, PADDING)
             self.padded = True
-        self.positions = self.rooms["positions"].append(self.positions, positions)
+        self.positions = self.growing["positions"].append(self.positions, positions)
         return self.positions >= 0 if self.padded else None
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -136,36 +136,35 @@ class MoDCacheLayer(DynamicLayer):
         """As in `DynamicLayer`: add `[B, heads, K, head_dim]`, and return all keys and values."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.keys = self.rooms["keys"].append(self.keys, key_states)
-        self.values = self.rooms["values"].append(self.values, value_states)
+        self.keys = self.growing["keys"].append(self.keys, key_states)
+        self.values = self.growing["values"].append(self.values, value_states)
         return self.keys, self.values
 
     def reserve(self, more: int, heads: tuple[int, int], dtype: torch.dtype, device: torch.device) -> None:
-        """Make room for `more` tokens of one row. The caller writes them, and then calls `lengthen`. heads: number and
-        head_dim."""
+        """Reserve slots for `more` tokens of one row. The caller writes them, and then calls `lengthen`. heads: number
+        and head_dim."""
         if not self.is_initialized:
             empty = torch.empty((1, heads[0], 0, heads[1]), dtype=dtype, device=device)
             self.lazy_initialization(empty, empty)
         if self.positions is None:
             self.positions = torch.empty((1, 0), dtype=torch.long, device=device)
-        for name, room in self.rooms.items():
-            setattr(self, name, room.reserve(getattr(self, name), more))
+        for name, tensor in self.growing.items():
+            setattr(self, name, tensor.reserve(getattr(self, name), more))
 
     def lengthen(self, more: int) -> None:
-        """Add `more` tokens that were written into the room."""
+        """Add `more` tokens that were written into the buffers."""
         length = self.get_seq_length() + more
-        self.keys, self.values, self.positions = (room.lengthen(length) for room in self.rooms.values())
+        self.keys, self.values, self.positions = (tensor.lengthen(length) for tensor in self.growing.values())
 
     @property
     def place(self) -> list[int]:
-        """Addresses of the rooms of keys, values and positions, number of tokens held, and capacity."""
-        rooms = [room.room for room in self.rooms.values()]
-        return [*(room.data_ptr() for room in rooms), self.keys.shape[2], rooms[0].shape[2]]
+        """Addresses of the buffers of keys, values and positions, number of tokens held, and capacity."""
+        buffers = [tensor.buffer for tensor in self.growing.values()]
+        return [*(buffer.data_ptr() for buffer in buffers), self.keys.shape[2], buffers[0].shape[2]]
 
     def unchanged_since(self, change: int) -> bool:
-        """Whether the layer holds the views of its rooms, and none has changed since the change of that number."""
-        rooms = self.rooms
-        keys, values, positions = rooms["keys"], rooms["values"], rooms["positions"]
+        """Whether the layer holds the views of its buffers, and none has changed since the change of that number."""
+        keys, values, positions = self.growing.values()
         return (
             (self.keys is keys.view is not None and keys.changed < change)
             and (self.values is values.view is not None and values.changed < change)
@@ -174,14 +173,14 @@ class MoDCacheLayer(DynamicLayer):
 
     def shorten(self, length: int) -> None:
         """Keep the first `length` slots."""
-        for name, room in self.rooms.items():
+        for name, tensor in self.growing.items():
             held = getattr(self, name)
-            if held is not None and held.dim() > room.dim and held.shape[room.dim] > length:
-                setattr(self, name, room.shorten(held, length))
+            if held is not None and held.dim() > tensor.dim and held.shape[tensor.dim] > length:
+                setattr(self, name, tensor.shorten(held, length))
 
     def copy(self) -> "MoDCacheLayer":
         other = copy.copy(self)
-        other.rooms = {name: room.share() for name, room in self.rooms.items()}
+        other.growing = {name: tensor.share() for name, tensor in self.growing.items()}
         return other
 
     def rollback(self, limits: torch.Tensor) -> None:
@@ -205,7 +204,7 @@ class MoDCacheLayer(DynamicLayer):
         distance = leaving.long().cumsum(0)[positions]
         self.keys, self.values = rotate(self.keys[:, :, stay], distance[0]), self.values[:, :, stay]
         self.positions = positions - distance
-        self._leave_rooms()
+        self._drop_buffers()
 
     def select_rows(self, rows: torch.Tensor) -> None:
         if self.positions is None:
@@ -214,13 +213,13 @@ class MoDCacheLayer(DynamicLayer):
         if self.is_initialized:
             self.keys = self.keys.index_select(0, rows.to(self.keys.device))
             self.values = self.values.index_select(0, rows.to(self.values.device))
-        self._leave_rooms()
+        self._drop_buffers()
 
     def offload(self) -> None:
         """Move to the CPU. Waits for the copy, as a non-blocking copy to unpinned memory may be read too early."""
         if self.is_initialized:
             self.keys, self.values = self.keys.cpu(), self.values.cpu()
-        self._leave_rooms()
+        self._drop_buffers()
 
     def prefetch(self) -> None:
         """As in `DynamicLayer`, on the stream of the cache, while attention reads on the default stream."""
@@ -232,7 +231,7 @@ class MoDCacheLayer(DynamicLayer):
     def reset(self) -> None:
         self.keys = self.values = self.positions = None  # type: ignore[assignment]
         self.is_initialized = self.padded = False
-        self._leave_rooms()
+        self._drop_buffers()
 
 
 class Places:
@@ -249,11 +248,11 @@ class Places:
     def __reduce__(self):
         return type(None), ()  # a copy of the cache is elsewhere in memory
 
-    def have_room(self, layers: list[MoDCacheLayer], counts: np.ndarray) -> bool:
-        """Whether nothing has changed, and the layers have room for `counts` more tokens: then `reserve` is a no-op in
+    def fit(self, layers: list[MoDCacheLayer], counts: np.ndarray) -> bool:
+        """Whether nothing has changed, and `counts` more tokens fit into the buffers: then `reserve` is a no-op in
         all of them."""
         if self.in_inference_mode and not torch.is_inference_mode_enabled():
-            return False  # some rooms can only be written in inference mode
+            return False  # some buffers can only be written in inference mode
         if (self.table[:, 3] + counts > self.table[:, 4]).any():
             return False
         return all(layer.unchanged_since(self.change) for layer in layers)
@@ -356,21 +355,21 @@ class MoDCache(Cache):
     def reserve(
         self, counts: np.ndarray, heads: tuple[int, int], dtype: torch.dtype, device: torch.device
     ) -> np.ndarray:
-        """Make room for more tokens of one row, `counts` for each layer, as `MoDCacheLayer.reserve`.
+        """Reserve slots for more tokens of one row, `counts` for each layer, as `MoDCacheLayer.reserve`.
 
         Returns:
             int64 [layers, 5]: the `place` of each layer. It is cheap if `advance_stream` was the only change of the
             cache since the last `lengthen`.
         """
         known = self._places
-        if known is not None and known.have_room(self.layers, counts):
+        if known is not None and known.fit(self.layers, counts):
             return known.table
         for layer, count in zip(self.layers, counts.tolist(), strict=True):
             layer.reserve(count, heads, dtype, device)
         return np.array([layer.place for layer in self.layers])
 
     def lengthen(self, places: np.ndarray, counts: np.ndarray) -> None:
-        """Add the tokens that were written into the rooms. places: as returned by `reserve`."""
+        """Add the tokens that were written into the buffers. places: as returned by `reserve`."""
         for layer, count in zip(self.layers, counts.tolist(), strict=True):
             layer.lengthen(count)
         places = places.copy()

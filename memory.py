@@ -16,7 +16,7 @@ from .configuration_videollm_mod import check_choice
 from .containers import check_count, is_whole
 
 POLICIES = ("window", "router")
-ROOM = 4  # a full memory drops a quarter at once, so that tokens are rarely renumbered
+QUARTER = 4  # a full memory evicts a quarter at once, so that tokens are rarely renumbered
 TEXT_SHARE = 6  # a budget of bytes has a sixth each for the prompt, for later text and for pending text
 FEWEST_WORDS = 48  # tokens of text that a session must be able to keep
 LONGEST_TURN = 256  # tokens of text that may be pending, or as many as the text budget, whichever is more
@@ -39,7 +39,7 @@ class StreamMemory:
             patch.
         max_bytes (`int`, *optional*): largest size of the cache; vision tokens get what text does not use.
         token_bytes (`int`): size of a token that every layer holds.
-        turn_tokens (`int`): tokens of the longest reply, for which room is kept.
+        turn_tokens (`int`): tokens of the longest reply, whose bytes are kept free.
 
     Raises:
         `ValueError`: for another policy, fewer than 4 frames, or bytes that hold too little.
@@ -66,13 +66,13 @@ class StreamMemory:
         self.scores = torch.empty(0)
 
     def resize(self, max_frames: int | None) -> None:
-        """Change the number of frames to remember. Tokens beyond it leave when room is next made."""
+        """Change the number of frames to remember. Tokens beyond it leave at the next `evict`."""
         budgets = []
         if max_frames is not None:
-            check_count("`max_cached_frames`", max_frames, minimum=ROOM)
+            check_count("`max_cached_frames`", max_frames, minimum=QUARTER)
             budgets.append(max_frames * self.num_frame_tokens)
         if self.max_bytes is not None:
-            fewest = max(TEXT_SHARE * FEWEST_WORDS * self.token_bytes, ROOM * ROOM * self.frame_bytes)
+            fewest = max(TEXT_SHARE * FEWEST_WORDS * self.token_bytes, QUARTER * QUARTER * self.frame_bytes)
             fewest += self.turn_tokens * self.token_bytes
             if not is_whole(self.max_bytes) or self.max_bytes < fewest:
                 raise ValueError(
@@ -126,7 +126,7 @@ class StreamMemory:
         for name in FIELDS:
             setattr(self, name, getattr(self, name)[:position])
 
-    def room(self, held_bytes: int = 0, pending: int = 0) -> int:
+    def free_frames(self, held_bytes: int = 0, pending: int = 0) -> int:
         """Frames that can be added before some have to leave; 0 also when there is too much text.
 
         Args:
@@ -135,17 +135,17 @@ class StreamMemory:
         """
         if int((self.kinds == TEXT).sum()) + pending > self.text_budget:
             return 0  # pending text counts, since it is fed together with the next frames
-        rooms = []
+        free = []
         if self.max_frames is not None:
-            rooms.append(self.max_frames - -(-int((self.kinds == VISION).sum()) // self.num_frame_tokens))
+            free.append(self.max_frames - -(-int((self.kinds == VISION).sum()) // self.num_frame_tokens))
         if self.max_bytes is not None:
-            rooms.append((self.usable_bytes - held_bytes - pending * self.token_bytes) // self.frame_bytes)
-        return max(0, min(rooms))
+            free.append((self.usable_bytes - held_bytes - pending * self.token_bytes) // self.frame_bytes)
+        return max(0, min(free))
 
     @staticmethod
     def _after(limit: int) -> int:
         """How much is kept when the limit is reached."""
-        return limit - max(1, limit // ROOM)
+        return limit - max(1, limit // QUARTER)
 
     def leaving(self, sizes: torch.Tensor | None = None, pending: int = 0) -> torch.Tensor:
         """bool `[M]`: which tokens leave now.
@@ -186,8 +186,8 @@ class StreamMemory:
         leaving[old[gone_before < sizes.sum() - limit]] = True
         return leaving
 
-    def make_room(self, cache: MoDCache, rotary_embedding, pending: int = 0) -> None:
-        """Remove tokens from the cache, and from these records."""
+    def evict(self, cache: MoDCache, rotary_embedding, pending: int = 0) -> None:
+        """Remove the tokens that leave now from the cache, and from these records."""
         sizes = None if self.max_bytes is None else cache.token_bytes()
         leaving = self.leaving(sizes, pending)
         cache.forget(leaving, KeyRotation(rotary_embedding))
@@ -199,7 +199,7 @@ class StreamMemory:
 def frames_in_context(config) -> int:
     """The `max_frames` with which a stream of any length stays within `max_position_embeddings`."""
     per_frame = 2 * config.num_frame_tokens + 1  # its tokens, as many of text, and a separator
-    return max(ROOM, config.text_config.max_position_embeddings // per_frame)
+    return max(QUARTER, config.text_config.max_position_embeddings // per_frame)
 
 
 class KeyRotation:

@@ -139,8 +139,8 @@ def _qkv_kernel(
         address = tl.load(row + 0)
         if head >= H + G:
             address = tl.load(row + 1)
-        room = tl.multiple_of(address.to(tl.pointer_type(dtype)), 256)
-        at = (room + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
+        buffer = tl.multiple_of(address.to(tl.pointer_type(dtype)), 256)
+        at = (buffer + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
         tl.store(at, first.to(dtype), is_new[:, None])
         tl.store(at + HALF, second.to(dtype), is_new[:, None])
         if tl.program_id(0) == H * PARTS:
@@ -185,8 +185,8 @@ def _rotate_kernel(
         address = tl.load(row + 0)
         if head >= H + G:
             address = tl.load(row + 1)
-        room = address.to(tl.pointer_type(dtype))
-        to = (room + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
+        buffer = address.to(tl.pointer_type(dtype))
+        to = (buffer + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
         tl.store(to, first.to(dtype), is_new[:, None])
         tl.store(to + HALF, second.to(dtype), is_new[:, None])
         if head == H:

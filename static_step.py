@@ -84,9 +84,9 @@ class StepOutput:
 class PlainOps:
     """The operations of a step in plain torch: the reference of `static_kernels.Kernels`. Results go into buffers.
 
-    `layer` is a `VideoLLMMoDDecoderLayer`. `caches` are its `MoDCacheLayer`s, one a stream, with room for the new
-    tokens; None for a stream that only fills up the step. `bases` and `counts` have one entry a stream: what to add to
-    the number of a token in the step to get its position, and how many slots are no padding (0 to fill up).
+    `layer` is a `VideoLLMMoDDecoderLayer`. `caches` are its `MoDCacheLayer`s, one a stream, with buffers that hold the
+    new tokens; None for a stream that only fills up the step. `bases` and `counts` have one entry a stream: what to
+    add to the number of a token to get its position, and how many slots are no padding (0 to fill up).
     """
 
     reads_table = False  # takes caches, not a layer's table on the device
@@ -131,8 +131,8 @@ class PlainOps:
                 continue
             new = {"keys": keys[:, :, slots], "values": values[:, :, slots], "positions": (base + tokens[slots])[None]}
             for name, value in new.items():
-                growing = cache.rooms[name]
-                growing.room.narrow(growing.dim, cache.get_seq_length(), value.shape[growing.dim]).copy_(value)
+                growing = cache.growing[name]
+                growing.buffer.narrow(growing.dim, cache.get_seq_length(), value.shape[growing.dim]).copy_(value)
 
     @staticmethod
     def attend(queries, layer, caches, counts: list[int], out) -> None:
@@ -143,7 +143,7 @@ class PlainOps:
             if cache is None:
                 continue
             count, length = slots.stop - slots.start, cache.get_seq_length()
-            keys, values = (cache.rooms[name].room[:, :, : length + count] for name in ("keys", "values"))
+            keys, values = (cache.growing[name].buffer[:, :, : length + count] for name in ("keys", "values"))
             attended = nn.functional.scaled_dot_product_attention(
                 queries[slots].transpose(0, 1)[None],
                 keys,
@@ -264,8 +264,8 @@ class StaticStep:
         ]
 
     def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
-        """Make room in the caches, and write the inputs of a call into the buffers. There may be fewer streams than
-        the step is for: the others write to no cache, and their results mean nothing."""
+        """Reserve slots in the caches, and write the inputs of a call into the buffers. There may be fewer streams
+        than the step is for: the others write to no cache, and their results mean nothing."""
         shape, missing, on_gpu = self.shape, self.shape.streams - len(caches), self.x.device.type == "cuda"
         bases = [cache.seen_tokens - number * shape.tokens for number, cache in enumerate(caches)]
         counts = [shape.tokens if shape.frames else len(own) for own in ids]

@@ -258,7 +258,7 @@ class StreamingSession:
         self.state.query = text
 
     def _check_fits(self, name: str, more: int) -> None:
-        """Raise `ValueError` if a session with bounds has no room for pending text and `more` tokens."""
+        """Raise `ValueError` if pending text and `more` tokens do not fit into a bounded session."""
         memory = self.state.memory
         tokens, limit = len(self.state.pending) + more, math.inf if memory is None else memory.max_pending
         if tokens > limit:
@@ -281,7 +281,7 @@ class StreamingSession:
 
     def answering(self) -> Generator[Step | str]:
         """The answer to the last instruction: steps, and between them its text in pieces."""
-        self._make_room()
+        self._evict()
         self.state.counts["answers"] += 1
         return self._pieces()
 
@@ -402,7 +402,7 @@ class StreamingSession:
                 if features.ndim == 4:  # pixels
                     features = yield from self._result_of(Encode(self.model, video_processor, features))
                 encoded += len(features)
-            self._make_room()
+            self._evict()
             block = features[len(features) - (encoded - done) :][: self._frames_ahead()]
             watched, spoke = yield from self._watch_block(block, times[done:])
             done += watched
@@ -489,20 +489,20 @@ class StreamingSession:
     def _frames_ahead(self) -> int:
         """Frames that may be fed together. Tokens leave the memory at the same frames however these are pushed."""
         ahead, memory = self.state.ahead, self.state.memory
-        return ahead if memory is None else max(1, min(ahead, self._room(memory)))
+        return ahead if memory is None else max(1, min(ahead, self._free_frames(memory)))
 
-    def _room(self, memory: StreamMemory) -> int:
-        return memory.room(self.cache.num_bytes, self._text_before_next_frame)
+    def _free_frames(self, memory: StreamMemory) -> int:
+        return memory.free_frames(self.cache.num_bytes, self._text_before_next_frame)
 
     @property
     def _text_before_next_frame(self) -> int:
         state = self.state
         return len(state.pending) + (0 if state.in_stream else len(self.processor.stream_start_ids))
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         memory = self.state.memory
-        if memory is not None and self._room(memory) == 0:
-            memory.make_room(self.cache, self._rotary_embedding, self._text_before_next_frame)
+        if memory is not None and self._free_frames(memory) == 0:
+            memory.evict(self.cache, self._rotary_embedding, self._text_before_next_frame)
 
     def _close_stream(self) -> None:
         if self.state.in_stream:

@@ -24,8 +24,8 @@ def filled_cache(model, frames: int, keep_ratio: float | None = None) -> MoDCach
         length = frames * (kept + 1) if index in routed else total
         layer.reserve(length, (text.num_key_value_heads, text.head_dim), model.dtype, model.device)
         for name in ("keys", "values"):
-            layer.rooms[name].room[:, :, :length].normal_()
-        layer.rooms["positions"].room[:, :length] = torch.arange(length, device=model.device) * total // length
+            layer.growing[name].buffer[:, :, :length].normal_()
+        layer.growing["positions"].buffer[:, :length] = torch.arange(length, device=model.device) * total // length
         layer.lengthen(length)
     cache.advance_stream(total, range(per_frame, total, per_frame + 1), model.device)
     return cache

@@ -61,9 +61,9 @@ def measure(model, case: dict, repeats: int, total: int) -> dict:
     side = math.isqrt(case["tokens"] - 1)
     model.config.frame_token_pooled = [side, side] if side else None
     lengths = layer_lengths(text, case["frames"], case["tokens"], case["keep_ratio"], case["way"] == "mod")
-    held, rooms = (case["batch"] * count for count in cache_bytes(text, lengths, model.dtype.itemsize))
+    held, buffers = (case["batch"] * count for count in cache_bytes(text, lengths, model.dtype.itemsize))
     weights = sum(weight.numel() * weight.element_size() for weight in model.parameters())
-    row = {**case, "cache_bytes": held, "needs_bytes": weights + rooms + WORKING_BYTES}
+    row = {**case, "cache_bytes": held, "needs_bytes": weights + buffers + WORKING_BYTES}
     row["fits"] = row["needs_bytes"] <= total
     if not row["fits"]:
         return row

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..cache import room_for
+from ..cache import buffer_size
 from ..configuration_videollm_mod import num_kept_tokens
 
 FRAMES, TOKENS = (100, 300, 600, 1200, 2400, 4800, 9600, 20_000), (1, 10, 50, 101)
@@ -39,4 +39,4 @@ def cache_bytes(text, lengths: list[int], itemsize: int) -> tuple[int, int]:
     """Bytes of the keys and values of one stream, and bytes that are allocated for them: more, since buffers grow in
     steps and also hold the position of each token."""
     per_token = 2 * text.num_key_value_heads * text.head_dim * itemsize
-    return sum(lengths) * per_token, sum(map(room_for, lengths)) * (per_token + torch.long.itemsize)
+    return sum(lengths) * per_token, sum(map(buffer_size, lengths)) * (per_token + torch.long.itemsize)

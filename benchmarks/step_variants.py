@@ -106,9 +106,9 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
                 b[1].copy_(a[1])  # so that each operation has the same inputs
         return [error(a, b) for b, a in zip(*outputs, strict=True)]
 
-    def room(layer_cache, name):
-        growing = layer_cache.rooms[name]
-        return growing.room.narrow(growing.dim, 0, layer_cache.get_seq_length() + slots)
+    def buffer(layer_cache, name):
+        growing = layer_cache.growing[name]
+        return growing.buffer.narrow(growing.dim, 0, layer_cache.get_seq_length() + slots)
 
     for step in steps.values():
         step.x.copy_(x)
@@ -117,7 +117,7 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
     parts = {
         "qkv": (
             lambda s, m: s.ops.project_qkv(s.x, index(s), layer, rotary, s.queries[:slots], m, [base], [slots]),
-            lambda s, c: (s.queries[:slots], room(c, "keys"), room(c, "values"), room(c, "positions")),
+            lambda s, c: (s.queries[:slots], buffer(c, "keys"), buffer(c, "values"), buffer(c, "positions")),
         ),
         "attend": (
             lambda s, m: s.ops.attend(s.queries[:slots], layer, m, [slots], s.attended[:slots]),

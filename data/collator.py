@@ -92,10 +92,10 @@ class StreamCollator:
         if self.max_tokens is None:
             return [examples]
         rows: list[list[dict]] = []
-        left: list[int] = []  # room in each row, tokens
+        left: list[int] = []  # free tokens of each row
         for example in sorted(examples, key=lambda example: len(example["input_ids"]), reverse=True):
             length = len(example["input_ids"])
-            place = next((index for index, room in enumerate(left) if length <= room), len(rows))
+            place = next((index for index, free in enumerate(left) if length <= free), len(rows))
             if place == len(rows):
                 rows.append([])
                 left.append(self.max_tokens)

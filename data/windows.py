@@ -50,8 +50,8 @@ def windows(stream: dict, fps: float, max_tokens: int, processor, num_frames: in
     ]
     lines, learned = [], 0
     while learned < count:
-        begin, room = learned, CARRIED * max_tokens
-        while begin and (room := room - costs[begin]) >= 0:
+        begin, free = learned, CARRIED * max_tokens
+        while begin and (free := free - costs[begin]) >= 0:
             begin -= 1
         done = learned
         while True:

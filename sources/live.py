@@ -27,7 +27,7 @@ WHEN_BEHIND = {
 }
 
 
-class WaitingRoom:
+class BoundedQueue:
     """A queue of bounded length between two threads.
 
     Args:
@@ -98,8 +98,8 @@ class LiveWatch:
         if when_behind not in WHEN_BEHIND:
             raise ValueError(f"`when_behind` must be one of {', '.join(WHEN_BEHIND)}, got {when_behind!r}")
         self.session, self.source, self.when_behind = session, source, when_behind
-        self._decoded = WaitingRoom(WAITING, drop=when_behind == "drop")
-        self._encoded = WaitingRoom(1, drop=False)
+        self._decoded = BoundedQueue(WAITING, drop=when_behind == "drop")
+        self._encoded = BoundedQueue(1, drop=False)
         self._encode_seconds = 0.0
         self._latencies: dict[str, deque[float]] = {name: deque(maxlen=REMEMBERED) for name in ("event", "frame")}
         self._threads = [
@@ -167,7 +167,7 @@ class LiveWatch:
         self._encode_seconds += begin.seconds_until(Timestamp(self.session.model.device))  # waits for the device
         return features
 
-    def _stage(self, work: Callable[[], None], output: WaitingRoom) -> None:
+    def _stage(self, work: Callable[[], None], output: BoundedQueue) -> None:
         try:
             work()
         except BaseException as error:  # it is raised in the thread of the session

@@ -18,35 +18,35 @@ def test_any_sequence_of_changes_equals_concatenation(seed):
     held = [(GrowingTensor(dim), None, None)]  # what each owner has, and what it should have
     for step in range(120):
         index = rng.randrange(len(held))
-        room, view, expected = held[index]
+        tensor, view, expected = held[index]
         action = rng.choice(["append"] * 5 + ["shorten", "share", "replace"])
         if view is None or action == "append":
             shape = [2, 3, 4]
             shape[dim] = rng.choice([0, 1, 11, 70])
             new = torch.randn(shape)
-            view = room.append(view, new.clone())
+            view = tensor.append(view, new.clone())
             expected = new if expected is None else torch.cat([expected, new], dim)
         elif action == "shorten":
             length = rng.randint(0, view.shape[dim])
-            view, expected = room.shorten(view, length), expected.narrow(dim, 0, length)
+            view, expected = tensor.shorten(view, length), expected.narrow(dim, 0, length)
         elif action == "share" and len(held) < 5:
-            held.append((room.share(), view, expected))
+            held.append((tensor.share(), view, expected))
         elif action == "replace":
             view = expected = torch.randn_like(view)
-        held[index] = (room, view, expected)
+        held[index] = (tensor, view, expected)
         for _, own, wanted in held:
             assert own is None or torch.equal(own, wanted), step
 
 
 @torch.no_grad()
 def test_frames_are_written_in_place():
-    room, held, moves = GrowingTensor(1), None, 0
+    tensor, held, moves = GrowingTensor(1), None, 0
     for _ in range(400):
-        before = room.room
-        held = room.append(held, torch.ones(1, 11))
-        moves += room.room is not before
-    assert held.shape == (1, 4400) and held.data_ptr() == room.room.data_ptr()
-    assert moves < 40 and room.room.shape[1] < 4400 * 9 / 8 + 2 * BUCKET
+        before = tensor.buffer
+        held = tensor.append(held, torch.ones(1, 11))
+        moves += tensor.buffer is not before
+    assert held.shape == (1, 4400) and held.data_ptr() == tensor.buffer.data_ptr()
+    assert moves < 40 and tensor.buffer.shape[1] < 4400 * 9 / 8 + 2 * BUCKET
 
 
 @pytest.mark.parametrize("name", ["learned", "full", "early exit", "layer skip"])

@@ -35,9 +35,9 @@ def test_counted_bytes_match_a_cache(dense, frames, ratio):
         cache = filled_cache(model, frames, ratio)
     lengths = layer_lengths(text, frames, 10, ratio, routed=not dense)
     assert lengths == [layer.get_seq_length() for layer in cache.layers]
-    held, rooms = cache_bytes(text, lengths, 4)
+    held, buffers = cache_bytes(text, lengths, 4)
     assert held == sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert rooms == sum(room.room.nbytes for layer in cache.layers for room in layer.rooms.values())
+    assert buffers == sum(own.buffer.nbytes for layer in cache.layers for own in layer.growing.values())
 
 
 def test_bytes_of_long_streams():

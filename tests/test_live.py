@@ -30,7 +30,7 @@ from videollm_mod.decoding import decode_video
 from videollm_mod.narration.narrate import narrate
 from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.sources import live_source, source
-from videollm_mod.sources.live import WAITING, LiveWatch, WaitingRoom
+from videollm_mod.sources.live import WAITING, BoundedQueue, LiveWatch
 from videollm_mod.sources.live_source import LiveClock, LiveCounts, LiveFrame, LiveSource
 
 COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
@@ -360,15 +360,15 @@ def test_questions_between_frames_lose_no_frame(checkpoint):
 
 
 def test_a_full_queue_drops_its_oldest_item():
-    room = WaitingRoom(3, drop=True)
+    queue = BoundedQueue(3, drop=True)
     for item in range(10):
-        assert room.put(item)
-    assert room.take() == [7, 8, 9] and room.dropped == 7
-    room.put(1)
-    room.end(OSError("cable"))
-    assert room.take() == [1] and not room.put(2)
+        assert queue.put(item)
+    assert queue.take() == [7, 8, 9] and queue.dropped == 7
+    queue.put(1)
+    queue.end(OSError("cable"))
+    assert queue.take() == [1] and not queue.put(2)
     with pytest.raises(OSError, match="cable"):
-        room.take()
+        queue.take()
 
 
 def test_an_error_in_a_stage_is_raised(checkpoint, monkeypatch):

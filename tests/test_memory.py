@@ -103,9 +103,9 @@ def test_tokens_are_recorded_by_kind():
     kinds = [PROMPT] * 4 + [VISION] * 3 + [GAP] + [VISION] * 3 + [TEXT] * 4 + [VISION] * 3 + [GAP] + [VISION] * 3
     assert memory.kinds.tolist() == kinds
     assert memory.frames.tolist() == [-1] * 4 + [0] * 4 + [1] * 7 + [2] * 4 + [3] * 3
-    assert memory.room() == 4
+    assert memory.free_frames() == 4
     memory.rollback(11)
-    assert memory.kinds.tolist() == kinds[:11] and memory.room() == 6
+    assert memory.kinds.tolist() == kinds[:11] and memory.free_frames() == 6
 
 
 def filled(policy: str, frames: int, seed: int = 0) -> StreamMemory:
@@ -120,7 +120,7 @@ def filled(policy: str, frames: int, seed: int = 0) -> StreamMemory:
 
 def test_window_policy_drops_the_oldest_frames():
     memory = filled("window", 8)
-    assert memory.room() == 0
+    assert memory.free_frames() == 0
     leaving = memory.leaving()
     assert leaving.nonzero().flatten().tolist() == list(range(3, 11))  # two frames and the separators after them
 
@@ -141,7 +141,7 @@ def test_router_policy_drops_the_lowest_scores_of_old_frames(seed):
 def test_text_beyond_its_budget_is_dropped_but_never_the_prompt():
     memory = filled("window", 2)
     memory.record(torch.full((25,), 9), VIDEO, SEPARATOR, None)
-    assert memory.text_budget == 24 and memory.room() == 0
+    assert memory.text_budget == 24 and memory.free_frames() == 0
     leaving = memory.leaving()
     assert (memory.kinds[leaving] == TEXT).all() and int(leaving.sum()) == 25 - 18
     assert leaving.nonzero()[0] == (memory.kinds == TEXT).nonzero()[0]

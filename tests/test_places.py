@@ -33,13 +33,13 @@ class Watched(StaticLanguageModel):
             rows = step.table[:, number].tolist()
             base = cache.seen_tokens - number * step.shape.tokens
             for row, layer, added in zip(rows, cache.layers, step._added[:, number].tolist(), strict=True):
-                rooms = [layer.rooms[name] for name in ("keys", "values", "positions")]
+                tensors = [layer.growing[name] for name in ("keys", "values", "positions")]
                 held = [layer.keys, layer.values, layer.positions]
-                assert all(own is room.view for own, room in zip(held, rooms, strict=True))
-                addresses = [room.room.data_ptr() for room in rooms]
-                capacity, length = rooms[0].room.shape[2], layer.get_seq_length()
+                assert all(own is tensor.view for own, tensor in zip(held, tensors, strict=True))
+                addresses = [tensor.buffer.data_ptr() for tensor in tensors]
+                capacity, length = tensors[0].buffer.shape[2], layer.get_seq_length()
                 assert row == [*addresses, length, capacity, base, added, 0] and length + added <= capacity
-                assert length >= max(room.shared for room in rooms)
+                assert length >= max(tensor.shared for tensor in tensors)
             self.known += step._places[number] is getattr(cache._places, "table", None)
         super()._forward(step)
 
@@ -126,16 +126,16 @@ def test_remembered_places_are_dropped_on_any_change():
     for change in changes:
         for number in range(2):
             cache, counts = new_cache()
-            assert cache._places.have_room(cache.layers, counts)
+            assert cache._places.fit(cache.layers, counts)
             with torch.no_grad():
                 change(cache.layers[number])
-            assert not cache._places.have_room(cache.layers, counts)
+            assert not cache._places.fit(cache.layers, counts)
     cache, counts = new_cache()
-    room = BUCKET - 3
-    assert cache._places.have_room(cache.layers, np.full(2, room))
-    assert not cache._places.have_room(cache.layers, np.array([room, room + 1]))
+    free = BUCKET - 3
+    assert cache._places.fit(cache.layers, np.full(2, free))
+    assert not cache._places.fit(cache.layers, np.array([free, free + 1]))
     for other in (cache.copy(), copy.deepcopy(cache)):
-        assert other._places is None or not other._places.have_room(other.layers, counts)
+        assert other._places is None or not other._places.fit(other.layers, counts)
     cache.reset()
     assert cache._places is None
 
@@ -145,5 +145,5 @@ def test_remembered_places_hold_no_tensor():
     assert not any(isinstance(value, torch.Tensor) for value in vars(places).values())
     with torch.inference_mode():
         places = Places(np.zeros((0, 5), np.int64))
-        assert places.have_room([], np.zeros(0, np.int64))
-    assert not places.have_room([], np.zeros(0, np.int64))
+        assert places.fit([], np.zeros(0, np.int64))
+    assert not places.fit([], np.zeros(0, np.int64))
