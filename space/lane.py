@@ -1,4 +1,4 @@
-"""One model watching one stream: the steps of a session, which may also run in a separate process with a GPU.
+"""One model watching one stream: the requests of a session, which may also run in a separate process with a GPU.
 
 Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower.
 """
@@ -31,8 +31,8 @@ class Controls:
 
 
 @dataclass(frozen=True)
-class Step:
-    """Input of one step of a session: frames with their times, or a question.
+class Request:
+    """What a session is asked to do: watch frames with their times, or answer a question.
 
     Args:
         images (uint8 `[F, H, W, 3]`, *optional*): the frames.
@@ -59,29 +59,31 @@ class Seen:
 
 @dataclass(frozen=True)
 class Result:
-    """The result of a step: the watched frames, the events, and the features of the frames."""
+    """The result of a request: the watched frames, the events, and the features of the frames."""
 
     seen: list[Seen]
     events: list[StreamEvent]
     features: torch.Tensor | None = None
 
 
-def run_step(session: StreamingSession, step: Step, on_piece: Callable[[str], None] | None = None) -> Result:
-    """Run a step. `on_piece` is called with the answer so far."""
-    session.keep_ratio, session.speak_threshold = step.controls.keep_ratio, step.controls.threshold
-    if step.controls.memory not in (None, session.max_cached_frames):
-        session.remember(step.controls.memory)
-    if step.question is not None:
+def run_request(session: StreamingSession, request: Request, on_piece: Callable[[str], None] | None = None) -> Result:
+    """Run a request. `on_piece` is called with the answer so far."""
+    session.keep_ratio, session.speak_threshold = request.controls.keep_ratio, request.controls.threshold
+    if request.controls.memory not in (None, session.max_cached_frames):
+        session.remember(request.controls.memory)
+    if request.question is not None:
         pieces = []
-        for piece in session.ask_tokens(step.question):
+        for piece in session.ask_tokens(request.question):
             pieces.append(piece)
             if on_piece is not None:
                 on_piece("".join(pieces))
-        return Result([], [StreamEvent(session.time or 0.0, "answer", "".join(pieces), step.question)])
-    features = session.encode(step.images) if step.features is None else step.features.to(session.model.device)
+        return Result([], [StreamEvent(session.time or 0.0, "answer", "".join(pieces), request.question)])
+    features = (
+        session.encode(request.images) if request.features is None else request.features.to(session.model.device)
+    )
     before = session.stats["seconds"]["language"]
     seen: list[Seen] = []
-    for watched in session.watch_encoded(features, list(step.times)):
+    for watched in session.watch_encoded(features, list(request.times)):
         kept = tuple(None if tokens is None else tokens.cpu() for tokens in watched.kept)
         seen.append(Seen(replace(watched, kept=kept), session.stats["kv_bytes"], 0.0))
     spent = 1000 * (session.stats["seconds"]["language"] - before) / max(1, len(seen))
@@ -93,10 +95,10 @@ MODELS: Models  # for this process, and those forked from it; set by `Lane`
 
 
 @gpu
-def run_saved_step(path: Path, name: str, step: Step) -> Result:
-    """`run_step` for the session saved at `path`. On ZeroGPU every call runs in its own process."""
+def run_saved(path: Path, name: str, request: Request) -> Result:
+    """`run_request` for the session saved at `path`. On ZeroGPU every call runs in its own process."""
     session = StreamingSession.load(path, MODELS.lanes[name], MODELS.processor)
-    result = run_step(session, step)
+    result = run_request(session, request)
     session.save(path)
     return result if result.features is None else replace(result, features=result.features.cpu())
 
@@ -127,16 +129,16 @@ class Lane:
         if ZERO_GPU:
             self._session = self._session.save(self._path)
 
-    def step(self, step: Step, on_piece: Callable[[str], None] | None = None) -> Step:
-        """Run a step, and store its result. Returns the step with the features of its frames, for another lane."""
+    def run(self, request: Request, on_piece: Callable[[str], None] | None = None) -> Request:
+        """Run a request, and store its result. Returns it with the features of its frames, for another lane."""
         with self.models.slots:
             if ZERO_GPU:
-                result = run_saved_step(self._path, self.name, step)
+                result = run_saved(self._path, self.name, request)
             else:
-                result = run_step(self._session, step, on_piece)
+                result = run_request(self._session, request, on_piece)
         self.seen += result.seen
         self.events += result.events
-        return replace(step, features=result.features)
+        return replace(request, features=result.features)
 
 
-__all__ = ["Controls", "Lane", "Seen", "Step"]
+__all__ = ["Controls", "Lane", "Request", "Seen"]

@@ -44,7 +44,7 @@ class Models:
         self.fps = float(processor.video_processor.fps)
         self.max_frames = frames_in_context(model.config)
         self.default_keep_ratio = model.keep_ratio
-        self.slots = threading.Semaphore(1)  # steps that may run at the same time
+        self.slots = threading.Semaphore(1)  # requests that may run at the same time
         if self.device.type == "cpu":
             # several streams are faster with one core each than with all cores for one
             torch.set_num_threads(1)

@@ -1,7 +1,7 @@
 """One visitor's stream: the clip or camera, the models that watch it, and the results so far.
 
 Nothing here waits. As its video plays, the page asks to advance the stream to a time, and gets the new results. So the
-page alone handles pausing, seeking and stopping, and visitors take turns step by step.
+page alone handles pausing, seeking and stopping, and visitors take turns.
 """
 
 import base64
@@ -20,7 +20,7 @@ from ..narration.overlay import OverlayVideo
 from ..narration.writers import file_writer
 from ..speaking import StreamEvent
 from .clips import Clip
-from .lane import Controls, Lane, Step
+from .lane import Controls, Lane, Request
 from .models import Models
 
 FRAMES_PER_CALL = 8  # of a video, so that each call returns soon
@@ -89,7 +89,7 @@ class Stream:
                 self._next = None
             if block:
                 images, times = zip(*block, strict=True)
-                self._step(Step(self.controls, np.stack(images), times))
+                self._run(Request(self.controls, np.stack(images), times))
             frame = None if self.over else self._peek()
             return frame is not None and frame[1] <= seconds
         finally:
@@ -118,7 +118,7 @@ class Stream:
                 self.ended = True
                 return
             self.pictures.append(raw)
-            self._step(Step(self.controls, pixels[None], (max(float(seconds), self.time),)))
+            self._run(Request(self.controls, pixels[None], (max(float(seconds), self.time),)))
 
     def ask(self, question: str) -> StreamEvent:
         """Ask a question after the last watched frame. Returns the answer of the routed model.
@@ -136,7 +136,7 @@ class Stream:
             try:
                 grow("")
                 for name, lane in self.lanes.items():
-                    lane.step(Step(self.controls, question=question), grow if name == "mod" else None)
+                    lane.run(Request(self.controls, question=question), grow if name == "mod" else None)
             finally:
                 self.answering = None
             return self.lanes["mod"].events[-1]
@@ -163,11 +163,11 @@ class Stream:
             self._source.close()
         self._source = self._next = None
 
-    def _step(self, step: Step) -> None:
+    def _run(self, request: Request) -> None:
         self._reverse = not self._reverse  # alternate the order: the first model always finds cold CPU caches
         for lane in list(self.lanes.values())[:: 1 if self._reverse else -1]:
             if not self.stopped:
-                step = lane.step(step)  # frames are encoded once
+                request = lane.run(request)  # frames are encoded once
 
     def view(self, known: dict | None = None) -> dict:
         """What the page shows, without what it has already. `known` is `{lane: [number of frames, of events]}`."""
