@@ -3,6 +3,7 @@
 import math
 import struct
 from collections.abc import Generator, Iterator
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from .containers import (
 )
 
 DEFAULT_FPS = 2.0
+BLOCK_BYTES = 16 * 1920 * 1080 * 3  # of decoded frames that are held
 HIGHEST_RATE = 1000.0  # frames per second that a container may state; a higher rate is ignored
 CLOCK_JITTER = 1.0  # seconds by which timestamps may go back
 CLOCK_JUMP = 10.0  # seconds between frames that count as a jump of the clock, in formats whose clock may jump
@@ -350,4 +352,47 @@ def decode_video(
     return np.stack(images), np.array(times)
 
 
-__all__ = ["DEFAULT_FPS", "decode_video", "iter_video_frames", "measured_duration"]
+def iter_video_blocks(source, fps: float, num_frames: int) -> Generator[tuple[np.ndarray, list[float]]]:
+    """As `iter_video_frames`, with frames stacked into blocks `(uint8 [F, H, W, 3], F times)`. F is at most
+    `num_frames`, and smaller where these would take more than `BLOCK_BYTES`."""
+    images: list[np.ndarray] = []
+    times: list[float] = []
+    for image, time in iter_video_frames(source, fps):
+        images.append(image)
+        times.append(time)
+        if len(images) == num_frames or len(images) * image.nbytes >= BLOCK_BYTES:
+            yield np.stack(images), times
+            images, times = [], []
+    if images:
+        yield np.stack(images), times
+
+
+def frame_times(times, num_frames: int, fps: float, last: float | None) -> list[float]:
+    """The times of frames that follow one at `last` (None: there is none), in seconds.
+
+    Args:
+        times (`list[float]`, *optional*): the times if they are known; otherwise one frame follows another at `fps`.
+
+    Raises:
+        `ValueError`: for another number of times than frames, times that are not finite, or times that go back.
+    """
+    if times is None:
+        before = -1 / fps if last is None else last
+        # one after the other, to the last bit as in calls of one frame
+        return list(accumulate([1 / fps] * num_frames, initial=before))[1:]
+    try:
+        times = [float(time) for time in times]
+    except TypeError as error:
+        raise ValueError(f"`times` must be a list of seconds, got {times!r}") from error
+    if len(times) != num_frames:
+        raise ValueError(f"`times` must hold one time a frame, got {len(times)} for {num_frames} frames")
+    earlier_times = [-math.inf if last is None else last, *times]
+    for index, (earlier, time) in enumerate(zip(earlier_times, times, strict=False)):
+        if not math.isfinite(time) or time < earlier:
+            raise ValueError(
+                f"`times` must be finite seconds that do not go back, got {time} at index {index} after {earlier}"
+            )
+    return times
+
+
+__all__ = ["DEFAULT_FPS", "decode_video", "frame_times", "iter_video_blocks", "iter_video_frames", "measured_duration"]

@@ -1,4 +1,4 @@
-"""The state of a streaming session, and the file that holds it: saved at any point, a session goes on in another
+"""The state of a streaming session, and the file that holds it: saved at any point, a session continues in another
 process.
 
 The file is a safetensors file. The tensors of the cache are its tensors, everything else is JSON in its metadata, with
@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers import GenerationConfig
+from transformers.modeling_outputs import ModelOutput
 
 from .cache import MoDCache
 from .memory import FIELDS, StreamMemory
@@ -52,6 +53,30 @@ ROUTING_OPTIONS = (
     "mod_seed",
     "early_exit_layer",
 )
+
+
+@dataclass
+class StreamStats(ModelOutput):
+    """Counts, memory and times of a session; readable by name and by key.
+
+    Args:
+        frames, narrations, answers (`int`): so far.
+        tokens (`int`): of the stream, vision and text.
+        kv_bytes (`int`): size of the cache; `kv_bytes_if_dense` is its size if every layer held every token.
+        seconds (`dict[str, float]`): spent in each stage: `preprocess`, `vision`, `language` (watching frames) and
+            `generation` (narrations and answers); on a CUDA device it is the time of the device.
+        why_not_static (`str`, *optional*): why the last call did not use the faster `static_step` on a GPU; None if
+            it did, and on a CPU.
+    """
+
+    frames: int | None = None
+    narrations: int | None = None
+    answers: int | None = None
+    tokens: int | None = None
+    kv_bytes: int | None = None
+    kv_bytes_if_dense: int | None = None
+    seconds: dict | None = None
+    why_not_static: str | None = None
 
 
 class Mark(NamedTuple):
@@ -119,6 +144,20 @@ class SessionState:
         if self.memory is not None:
             self.memory.rollback(tokens)
 
+    def stats(self, text_config, why_not_static: str | None) -> StreamStats:
+        """See `StreamingSession.stats`."""
+        tokens, text = self.cache.get_seq_length(), text_config
+        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
+        itemsize = next((x.keys.element_size() for x in self.cache.layers if x.is_initialized), 0)
+        return StreamStats(
+            **self.counts,
+            tokens=tokens + (0 if self.memory is None else self.memory.forgotten),
+            kv_bytes=self.cache.num_bytes,
+            kv_bytes_if_dense=tokens * per_token * itemsize,
+            seconds=dict(self.seconds),
+            why_not_static=why_not_static,
+        )
+
     def plain_values(self) -> dict:
         """The fields that are saved as JSON: all but the cache and the memory, which are saved as tensors."""
         return {x.name: getattr(self, x.name) for x in fields(self) if x.name not in ("cache", "memory")}
@@ -165,8 +204,8 @@ def save_session(session, path: str | os.PathLike) -> Path:
             tensors[f"layers.{index}.positions"] = layer.positions.clone()  # dense layers share theirs
     if memory is not None:
         tensors |= {f"memory.{name}": getattr(memory, name) for name in FIELDS}
-    if session._sampler.generator is not None:
-        tensors["generator"] = session._sampler.generator.get_state()
+    if session.sampler.generator is not None:
+        tensors["generator"] = session.sampler.generator.get_state()
     tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if value is not None}
     config = session.generation_config
     options = {name: getattr(session, name) for name in OPTIONS}
@@ -256,9 +295,9 @@ def restore(cls, tensors: dict[str, torch.Tensor], content: dict, model, process
         state.memory.forgotten = content["tokens_forgotten"]
         for name in FIELDS:
             setattr(state.memory, name, tensors[f"memory.{name}"].cpu())
-    if session._sampler.generator is not None:
-        session._sampler.generator.set_state(tensors["generator"].cpu())
+    if session.sampler.generator is not None:
+        session.sampler.generator.set_state(tensors["generator"].cpu())
     return session
 
 
-__all__ = ["SessionState", "load_session", "save_session"]
+__all__ = ["SessionState", "StreamStats", "load_session", "save_session"]

@@ -12,25 +12,22 @@ import os
 import weakref
 from collections.abc import Generator
 from contextlib import closing
-from dataclasses import dataclass
-from itertools import accumulate
+from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import torch
 from transformers import GenerationConfig
-from transformers.modeling_outputs import ModelOutput
 from transformers.utils import logging
 
 from .cache import MoDCache
 from .configuration_videollm_mod import check_choice, check_keep_ratio
-from .containers import check_count, is_video_source
+from .containers import check_count, is_video_source, shown
 from .conversation import check_text
-from .decoding import iter_video_frames
+from .decoding import frame_times, iter_video_blocks
 from .generation import TokenSampler
 from .memory import POLICIES, KeyRotation, StreamMemory, frames_in_context
 from .processing_videollm_mod import check_pair
-from .session_state import SessionState, load_session, save_session
+from .session_state import SessionState, StreamStats, load_session, save_session
 from .speaking import DEFAULT_THRESHOLD, StreamEvent, WatchedFrame, check_threshold, speaks
 from .steps import Encode, Feed, FeedResult, StageTime, Step, run_steps, run_together
 
@@ -38,38 +35,7 @@ logger = logging.get_logger(__name__)
 
 FRAMES_AT_ONCE = 16  # frames of one push that go through the model together
 FRAMES_AT_ONCE_ON_GPU = 32  # more, since frames that are rolled back cost less there
-BYTES_AT_ONCE = 16 * 1920 * 1080 * 3  # of decoded frames of a video that are held
 AHEAD_AFTER_SPEECH = 4  # frames at once after the model spoke; every block in which it is silent doubles them
-
-
-@dataclass
-class StreamStats(ModelOutput):
-    """Counts, memory and times of a session; readable by name and by key.
-
-    Args:
-        frames, narrations, answers (`int`): so far.
-        tokens (`int`): of the stream, vision and text.
-        kv_bytes (`int`): size of the cache; `kv_bytes_if_dense` is its size if every layer held every token.
-        seconds (`dict[str, float]`): spent in each stage: `preprocess`, `vision`, `language` (watching frames) and
-            `generation` (narrations and answers); on a CUDA device it is the time of the device.
-        why_not_static (`str`, *optional*): why the last call did not use the faster `static_step` on a GPU; None if
-            it did, and on a CPU.
-    """
-
-    frames: int | None = None
-    narrations: int | None = None
-    answers: int | None = None
-    tokens: int | None = None
-    kv_bytes: int | None = None
-    kv_bytes_if_dense: int | None = None
-    seconds: dict | None = None
-    why_not_static: str | None = None
-
-
-def as_block(decoded: list[tuple[np.ndarray, float]]) -> tuple[torch.Tensor, list[float]]:
-    """Decoded frames `[H, W, 3]` as uint8 `[F, 3, H, W]`, and their times."""
-    images, times = zip(*decoded, strict=True)
-    return torch.from_numpy(np.stack(images)).movedim(-1, 1), list(times)
 
 
 class StreamingSession:
@@ -100,6 +66,7 @@ class StreamingSession:
 
     Attributes:
         state (`SessionState`): everything that the session knows of the stream.
+        sampler (`TokenSampler`): chooses the tokens of replies.
 
     Raises:
         `ValueError`: for an argument out of range, or the processor of another model.
@@ -132,7 +99,7 @@ class StreamingSession:
         self.max_cached_frames, self.max_cached_bytes = max_cached_frames, max_cached_bytes
         self.cache_policy = cache_policy
         self.generation_config = generation_config
-        self._sampler = TokenSampler(model, processor, generation_config)
+        self.sampler = TokenSampler(model, processor, generation_config)
         self._why_not_static: str | None = None
         # the last iterator of `watch` or `ask_tokens`; a weak reference, so that leaving a loop over it closes it
         self._running: weakref.ref | None = None
@@ -188,7 +155,7 @@ class StreamingSession:
         self.break_off()
         self._add_up()
         other = copy.copy(self)
-        other.state, other._sampler, other._stage_times = self.state.copy(), self._sampler.copy(), []
+        other.state, other.sampler, other._stage_times = self.state.copy(), self.sampler.copy(), []
         return other
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -223,17 +190,7 @@ class StreamingSession:
     def stats(self) -> StreamStats:
         """Counts, memory and times of the session so far."""
         self._add_up()
-        text, tokens = self.model.config.text_config, self.cache.get_seq_length()
-        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-        itemsize = next((x.keys.element_size() for x in self.cache.layers if x.is_initialized), 0)
-        return StreamStats(
-            **self.state.counts,
-            tokens=tokens + (0 if self.state.memory is None else self.state.memory.forgotten),
-            kv_bytes=self.cache.num_bytes,
-            kv_bytes_if_dense=tokens * per_token * itemsize,
-            seconds=dict(self.state.seconds),
-            why_not_static=self._why_not_static,
-        )
+        return self.state.stats(self.model.config.text_config, self._why_not_static)
 
     def remember(self, max_cached_frames: int) -> None:
         """Change the number of frames to remember. Frames beyond it are forgotten before the next one is watched.
@@ -249,10 +206,14 @@ class StreamingSession:
 
     def instruct(self, text: str) -> None:
         """Add a user's turn that needs no answer now, such as what to narrate."""
-        check_text("`text`", text)
+        self._add_turn("text", text)
+
+    def _add_turn(self, name: str, text: str) -> None:
+        """Add a user's turn; `name` is that of the argument in errors."""
+        check_text(f"`{name}`", text)
         self.break_off()
         ids = self.processor.user_header_ids + self.processor.encode_text(text)
-        self._check_fits("text", len(ids))
+        self._check_fits(name, len(ids))
         self._close_stream()
         self.state.pending += ids
         self.state.query = text
@@ -274,10 +235,8 @@ class StreamingSession:
     def ask_tokens(self, question: str) -> Generator[str]:
         """As `ask`, but yields the text of the answer piece by piece. Closing the iterator, by `close()` or by any
         other call of the session, cancels the rest: the answer then ends with the last piece that came out."""
-        self.instruct(question)
-        pieces = run_steps(self.answering())
-        self._running = weakref.ref(pieces)
-        return pieces
+        self._add_turn("question", question)
+        return self._start(self.answering())
 
     def answering(self) -> Generator[Step | str]:
         """The answer to the last instruction: steps, and between them its text in pieces."""
@@ -301,8 +260,7 @@ class StreamingSession:
             What the model said, in order.
 
         Raises:
-            `ValueError`: for frames of another shape, or times of another number or that decrease; and as
-                `iter_video_frames`.
+            `ValueError`: for frames of another shape, and as `frame_times` and `iter_video_frames`.
         """
         return [watched.event for watched in self.watch(frames, times) if watched.event is not None]
 
@@ -311,9 +269,7 @@ class StreamingSession:
         by any other call of the session, drops the frames that have not come out."""
         self.break_off()
         blocks = self.blocks(frames, times, self.time)
-        watched = run_steps(self._watch_blocks(next(blocks), blocks))  # bad frames are an error now, not later
-        self._running = weakref.ref(watched)
-        return watched
+        return self._start(self.watching(next(blocks), blocks))  # bad frames are an error now, not later
 
     def blocks(self, frames, times: list[float] | None, last: float | None) -> Generator[tuple[torch.Tensor, list]]:
         """Frames that are pushed after the time `last` as `[F, 3, H, W]` with a time for each frame: all at once, or
@@ -321,18 +277,13 @@ class StreamingSession:
         video_processor = self.processor.video_processor
         if not is_video_source(frames):
             frames = video_processor.load_video(frames, do_sample_frames=False)
-            yield frames, self.check_times(times, len(frames), last)
+            yield frames, frame_times(times, len(frames), video_processor.fps, last)
             return
         if times is not None:
             raise ValueError("`times` are for frames; a video has its own")
-        start, decoded = 0.0 if last is None else last + 1 / video_processor.fps, []
-        for image, seconds in iter_video_frames(frames, video_processor.fps):
-            decoded.append((image, start + seconds))
-            if len(decoded) == self._frames_at_once or len(decoded) * image.size >= BYTES_AT_ONCE:
-                yield as_block(decoded)
-                decoded = []
-        if decoded:
-            yield as_block(decoded)
+        start = 0.0 if last is None else last + 1 / video_processor.fps
+        for images, seconds in iter_video_blocks(frames, video_processor.fps, self._frames_at_once):
+            yield torch.from_numpy(images).movedim(-1, 1), [start + time for time in seconds]
 
     def encode(self, frames) -> torch.Tensor:
         """The features `[F, N, Dv]` of frames, as `push` would encode them, for `watch_encoded` of this session or of
@@ -351,11 +302,25 @@ class StreamingSession:
         return step.result()
 
     def watch_encoded(self, features: torch.Tensor, times: list[float] | None = None) -> Generator[WatchedFrame]:
-        """As `watch`, of frames that are encoded already: `[F, N, Dv]` as of `encode` or `model.encode_frames`."""
+        """As `watch`, of frames that are encoded already: `[F, N, Dv]` as of `encode` or `model.encode_frames`.
+
+        Raises:
+            `ValueError`: for features of another shape, and as `frame_times`.
+        """
         self.break_off()
-        watched = run_steps(self.watching(features, self.check_times(times, len(features), self.time)))
-        self._running = weakref.ref(watched)
-        return watched
+        config = self.model.config
+        size = [config.num_frame_tokens, config.vision_config.hidden_size]
+        got = list(features.shape) if isinstance(features, torch.Tensor) else shown(features)
+        if got[1:] != size:
+            raise ValueError(f"`features` must be a tensor [F, {size[0]}, {size[1]}], got {got}")
+        times = frame_times(times, len(features), self.processor.video_processor.fps, self.time)
+        return self._start(self.watching((features, times)))
+
+    def _start(self, work: Generator) -> Generator:
+        """Iterate over what `work` yields beside steps. Any other call of the session closes the iterator."""
+        running = run_steps(work)
+        self._running = weakref.ref(running)
+        return running
 
     def break_off(self) -> None:
         """Close the last iterator of `watch` or `ask_tokens`, if it is still held and not exhausted."""
@@ -364,58 +329,43 @@ class StreamingSession:
             running.close()
         self._running = None
 
-    def check_times(self, times, num_frames: int, last: float | None) -> list[float]:
-        if times is None:
-            step = 1 / self.processor.video_processor.fps
-            before = -step if last is None else last
-            # one after the other, to the last bit as in calls of one frame
-            return list(accumulate([step] * num_frames, initial=before))[1:]
-        try:
-            times = [float(time) for time in times]
-        except TypeError as error:
-            raise ValueError(f"`times` must be a list of seconds, got {times!r}") from error
-        if len(times) != num_frames:
-            raise ValueError(f"`times` must hold one time a frame, got {len(times)} for {num_frames} frames")
-        before = [-math.inf if last is None else last, *times]
-        for index, (earlier, time) in enumerate(zip(before, times, strict=False)):
-            if not math.isfinite(time) or time < earlier:
-                raise ValueError(
-                    f"`times` must be finite seconds that do not go back, got {time} at index {index} after {earlier}"
-                )
-        return times
-
     # The generators below yield a `Step` where they need the model, and continue with its result once the caller has
     # run it. Between the steps they yield what they produce.
 
-    def _watch_blocks(self, block: tuple | None, blocks: Generator) -> Generator[Step | WatchedFrame]:
-        with closing(blocks):
-            while block is not None:
-                yield from self.watching(*block)
-                block = next(blocks, None)
+    def watching(self, block: tuple, more: Generator | None = None) -> Generator[Step | WatchedFrame]:
+        """Watch frames with their times: steps, and between them each watched frame.
 
-    def watching(self, frames: torch.Tensor, times: list[float]) -> Generator[Step | WatchedFrame]:
-        """Watch frames, uint8 `[F, 3, H, W]` or features `[F, N, Dv]`: steps, and between them each watched frame."""
-        video_processor, limit, done, encoded = self.processor.video_processor, self._frames_at_once, 0, 0
-        while done < len(frames):
-            if done == encoded:
-                features = frames[done : done + limit]
-                if features.ndim == 4:  # pixels
-                    features = yield from self._result_of(Encode(self.model, video_processor, features))
-                encoded += len(features)
-            self._evict()
-            block = features[len(features) - (encoded - done) :][: self._frames_ahead()]
-            watched, spoke = yield from self._watch_block(block, times[done:])
-            done += watched
-            self.state.ahead = AHEAD_AFTER_SPEECH if spoke else min(2 * self.state.ahead, limit)
+        Args:
+            block (`tuple`): frames, uint8 `[F, 3, H, W]` or features `[F, N, Dv]`, and the time of each.
+            more (`Generator`, *optional*): of blocks that follow; it is closed at the end.
+        """
+        try:
+            for frames, times in chain([block], more or ()):
+                done, features = 0, frames[:0]
+                while done < len(frames):
+                    if not len(features):  # all that were encoded are watched
+                        features = frames[done : done + self._frames_at_once]
+                        if frames.ndim == 4:  # pixels
+                            encode = Encode(self.model, self.processor.video_processor, features)
+                            features = yield from self._result_of(encode)
+                    self._evict()
+                    together = features[: self._frames_ahead()]
+                    watched, spoke = yield from self._watch_together(together, times[done:])
+                    done, features = done + watched, features[watched:]
+                    self.state.ahead = AHEAD_AFTER_SPEECH if spoke else min(2 * self.state.ahead, self._frames_at_once)
+        finally:
+            if more is not None:
+                more.close()
 
-    def _watch_block(self, features: torch.Tensor, times: list[float]):
+    def _watch_together(self, features: torch.Tensor, times: list[float]):
         """Feed frames `[F, N, Dv]` together, up to the first after which the model speaks. Yields steps and watched
         frames; returns how many frames were watched, and whether the model spoke after the last of them."""
         state, before, watched, spoke = self.state, self.state.mark(), 0, False
         try:
-            fed = yield from self._feed_frames(features)
-            end = state.cache.get_seq_length()
-            ends = [self._end_of_frame(index, len(features), end) for index in range(len(features))]
+            fed = yield from self._feed(self._ids_of_frames(len(features)), features)
+            state.pending, state.in_stream = [], True
+            end, per_frame = state.cache.get_seq_length(), len(self.processor.frame_ids) + 1
+            ends = range(end - (len(features) - 1) * per_frame, end + 1, per_frame)  # position after each frame
             speech = speaks(fed.silence, self.speak_threshold).tolist()
             for index, probability in enumerate(fed.silence.tolist()):
                 if not math.isfinite(probability):
@@ -438,10 +388,6 @@ class StreamingSession:
                 state.rollback_cache(ends[watched - 1])
                 state.pending, state.in_stream = [], True
         return watched, spoke
-
-    def _end_of_frame(self, index: int, num_frames: int, end: int) -> int:
-        """Position after frame `index` of a block of `num_frames` that ends at position `end`."""
-        return end - (num_frames - 1 - index) * (len(self.processor.frame_ids) + 1)
 
     def _warn_if_long(self, tokens: int) -> None:
         """Warn, once per stream, when it holds more tokens than the model supports."""
@@ -467,16 +413,12 @@ class StreamingSession:
         self.state.counts["narrations"] += 1
         return StreamEvent(time, "narration", text, self.query, silence)
 
-    def _feed_frames(self, features: torch.Tensor):
-        """Feed frames `[F, N, Dv]` with the separators between them. Yields steps; returns a `FeedResult`."""
-        state, processor, frame_ids = self.state, self.processor, self.processor.frame_ids
-        opening = [processor.frame_separator_token_id] if state.in_stream else processor.stream_start_ids
-        ids = state.pending + opening + frame_ids
-        for _ in range(1, len(features)):
-            ids += [processor.frame_separator_token_id, *frame_ids]
-        fed = yield from self._feed(ids, features)
-        state.pending, state.in_stream = [], True
-        return fed
+    def _ids_of_frames(self, num_frames: int) -> list[int]:
+        """Pending tokens, and those of frames with the separators between them."""
+        processor, frame_ids = self.processor, self.processor.frame_ids
+        separator = [processor.frame_separator_token_id]
+        opening = separator if self.state.in_stream else processor.stream_start_ids
+        return self.state.pending + opening + frame_ids + (separator + frame_ids) * (num_frames - 1)
 
     @property
     def _rotary_embedding(self):
@@ -523,8 +465,8 @@ class StreamingSession:
                 fed = yield from self._feed(state.pending)
                 state.pending = []
                 self._warn_if_long(state.cache.get_seq_length())
-                token = self._sampler(said, fed.logits[-1])
-                if token in self._sampler.ends:
+                token = self.sampler(said, fed.logits[-1])
+                if token in self.sampler.ends:
                     break
                 said.append(token)
                 state.pending = [token]

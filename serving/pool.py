@@ -70,13 +70,13 @@ class PooledStream:
     def ask(self, question: str) -> None:
         """Queue a question after the frames pushed so far; its answer is an event of a later tick."""
         self._check_member()
-        check_text("question", question)
+        check_text("`question`", question)
         self._work.append(("ask", question))
 
     def instruct(self, text: str) -> None:
         """As `StreamingSession.instruct`, after the frames pushed so far."""
         self._check_member()
-        check_text("text", text)
+        check_text("`text`", text)
         self._work.append(("instruct", text))
 
     def save(self, path: str | os.PathLike) -> Path:
@@ -97,7 +97,7 @@ class PooledStream:
         """Start on the next piece of work."""
         kind, *arguments = self._work[0]
         if kind == "frames":
-            self._doing = self.session.watching(*arguments)
+            self._doing = self.session.watching((arguments[0], arguments[1]))
         else:
             self._said = ""
             self.session.instruct(arguments[0])

@@ -159,7 +159,7 @@ def test_padding_rows_of_the_vocabulary_are_never_generated(tmp_path):
     model, processor = build(llm, vision, pad_to_multiple_of=64)
     words = len(processor.tokenizer)
     assert model.lm_head.weight.shape[0] > words
-    sampler = model.stream(processor)._sampler
+    sampler = model.stream(processor).sampler
     logits = torch.zeros(model.lm_head.weight.shape[0])
     logits[words:] = 9.0  # an untrained row may have any score
     logits[processor.video_token_id], logits[7] = 9.0, 1.0
@@ -230,7 +230,7 @@ def test_reply_ends_at_any_eos_token_of_the_language_model(tmp_path):
     for end in (other, words.eos_token_id):
         session = model.stream(processor, max_new_tokens=8)
         script = iter([words.convert_tokens_to_ids("b"), end])
-        session._sampler.processors = lambda ids, scores, script=script: torch.nn.functional.one_hot(
+        session.sampler.processors = lambda ids, scores, script=script: torch.nn.functional.one_hot(
             torch.tensor([next(script)]), scores.shape[-1]
         )
         assert session.ask("why?")[0].text == "b"

@@ -203,7 +203,7 @@ def test_budgets_that_are_too_small_are_refused():
     with pytest.raises(ValueError, match="`max_cached_bytes`.*got True"):
         model.stream(processor, max_cached_bytes=True)
     session = model.stream(processor, max_cached_bytes=512 * 400)
-    with pytest.raises(ValueError, match="`text` is too long for a bounded session"):
+    with pytest.raises(ValueError, match="`question` is too long for a bounded session"):
         session.ask("What happened? " * 50)
     assert session.query is None
     with pytest.raises(ValueError, match="`system_prompt` is too long for a bounded session"):
