@@ -1,5 +1,5 @@
-"""CUDA graphs of parts of a model: which models can have them, capturing and keeping them, and noticing when they are
-out of date.
+"""CUDA graphs of parts of a model: how they are captured and kept, when they are out of date, and which models and
+shapes of steps have them.
 
 A graph holds the addresses of weights and buffers. It saves the host's time of launching kernels one by one.
 """
@@ -7,6 +7,7 @@ A graph holds the addresses of weights and buffers. It saves the host's time of 
 import threading
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import repeat
 from operator import getitem, itemgetter
@@ -14,6 +15,10 @@ from operator import getitem, itemgetter
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
+
+TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
+MAX_TOKENS = 16_384  # of one step
+MAX_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
 
 forward_hooks, forward_pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
 
@@ -171,6 +176,62 @@ class ModelGuard:
             return False
 
 
+@dataclass(frozen=True)
+class Shape:
+    """What a step is built for. `frames` and `tokens` are those of one of its `streams`; frames = 0 means text."""
+
+    frames: int
+    tokens: int
+    num_kept: int
+    gate: str
+    selection: str
+    force_last: bool
+    routed: tuple[int, ...]
+    streams: int = 1
+
+    @property
+    def all_tokens(self) -> int:
+        return self.streams * self.tokens
+
+
+def text_shape(tokens: int, options: tuple) -> Shape:
+    """The shape of a step without frames. Its tokens are padded to one of a few lengths."""
+    return replace(Shape(0, tokens, *options), num_kept=0, routed=())
+
+
+def split_call(ids: list[int], frames: int, per_frame: int, options: tuple) -> list[tuple[Shape, int]]:
+    """The steps for the tokens of a stream, of which the last belong to frames, each with the number of its tokens.
+
+    Args:
+        per_frame (`int`): N.
+        options (`tuple`): of a `Shape`, from `num_kept` to `routed`.
+    """
+    block = frames * (per_frame + 1)
+    shapes, words = [], len(ids) - block
+    if words < 0:
+        raise ValueError("`ids` must hold one token of text before each frame")
+    while words > 0:
+        length = min(words, TEXT_LENGTHS[-1])
+        padded = next(size for size in TEXT_LENGTHS if size >= length)
+        shapes.append((text_shape(padded, options), length))
+        words -= length
+    if frames:
+        shapes.append((Shape(frames, block, *options), block))
+    return shapes
+
+
+def split_streams(shape: Shape, members: list) -> list[tuple[list, Shape]]:
+    """The members of a group that share a step, and the shape of that step. Where it is captured, their number is
+    rounded up to a power of two, so that there are few graphs."""
+    per_step, steps = max(1, MAX_TOKENS // shape.tokens), []
+    for start in range(0, len(members), per_step):
+        own = members[start : start + per_step]
+        padded = 1 << (len(own) - 1).bit_length()
+        streams = padded if padded * shape.tokens <= MAX_CAPTURED else len(own)
+        steps.append((own, replace(shape, streams=streams)))
+    return steps
+
+
 def why_not(model) -> str | None:
     """Why a model has no static steps; None if it has them."""
     text, language = model.config.text_config, model.model.language_model
@@ -230,4 +291,16 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
-__all__ = ["Graph", "Graphs", "ModelGuard", "first_line", "has_own_forward", "why_not"]
+__all__ = [
+    "MAX_TOKENS",
+    "Graph",
+    "Graphs",
+    "ModelGuard",
+    "Shape",
+    "first_line",
+    "has_own_forward",
+    "split_call",
+    "split_streams",
+    "text_shape",
+    "why_not",
+]

@@ -20,7 +20,7 @@ a LayerExpert. T, S and F count all streams of a step together, unless a text sa
 import copy
 import math
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -30,34 +30,24 @@ from torch.nn.attention.bias import causal_lower_right
 from .cache import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
 from .routing import GATE_STRENGTH, select_tokens, uniform_priority
-from .static_graphs import Graphs, ModelGuard, first_line, why_not
+from .static_graphs import (
+    MAX_CAPTURED,
+    TEXT_LENGTHS,
+    Graphs,
+    ModelGuard,
+    Shape,
+    first_line,
+    split_call,
+    split_streams,
+    text_shape,
+    why_not,
+)
 
-TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
 WARM_TEXT = 64  # texts up to this length are captured together with the first frame
-MAX_TOKENS = 16_384  # of one step
-MAX_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
 GRAPHS = 32  # captured at most
 TABLE_WIDTH = 8
 NOT_FINITE = "`video_features` must be finite, got nan or infinity"
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a step is built for. `frames` and `tokens` are those of one of its `streams`; frames = 0 means text."""
-
-    frames: int
-    tokens: int
-    num_kept: int
-    gate: str
-    selection: str
-    force_last: bool
-    routed: tuple[int, ...]
-    streams: int = 1
-
-    @property
-    def all_tokens(self) -> int:
-        return self.streams * self.tokens
 
 
 @dataclass(frozen=True)
@@ -435,7 +425,10 @@ class StaticLanguageModel:
         with self._graphs.exclusive():
             per_frame = self._model().config.num_frame_tokens
             options = self._options(keep_ratio, per_frame)
-            parts = [self._split(ids, features, per_frame, options) for _, ids, features in streams]
+            parts = [
+                split_call(ids, 0 if features is None else len(features), per_frame, options)
+                for _, ids, features in streams
+            ]
             results: dict[int, StepOutput] = {}
             done = [0] * len(streams)
             while any(parts):
@@ -447,7 +440,7 @@ class StaticLanguageModel:
                     groups.setdefault(parts[number][0][0], []).append(number)
                 for shape, members in groups.items():
                     lengths = {number: parts[number].pop(0)[1] for number in members}
-                    for chunk, own_shape in split_into_steps(shape, members):
+                    for chunk, own_shape in split_streams(shape, members):
                         own = []
                         for number in chunk:
                             cache, ids, features = streams[number]
@@ -486,23 +479,6 @@ class StaticLanguageModel:
             self._answer = kept, text.mod_gate, text.mod_selection, text.mod_force_keep_last, routed
             self._asked = copy.deepcopy(asked)
         return self._answer
-
-    @staticmethod
-    def _split(ids, features, per_frame: int, options: tuple) -> list[tuple[Shape, int]]:
-        """The steps for these tokens, each with the number of tokens it takes."""
-        frames = 0 if features is None else len(features)
-        block = frames * (per_frame + 1)
-        shapes, words = [], len(ids) - block
-        if words < 0:
-            raise ValueError("`ids` must hold one token of text before each frame")
-        while words > 0:
-            length = min(words, TEXT_LENGTHS[-1])
-            padded = next(size for size in TEXT_LENGTHS if size >= length)
-            shapes.append((text_shape(padded, options), length))
-            words -= length
-        if frames:
-            shapes.append((Shape(frames, block, *options), block))
-        return shapes
 
     def _step(self, shape: Shape) -> StaticStep:
         step = self._steps.pop(shape, None)
@@ -563,22 +539,6 @@ class StaticLanguageModel:
                 step.drop()
 
 
-def text_shape(tokens: int, options: tuple) -> Shape:
-    return replace(Shape(0, tokens, *options), num_kept=0, routed=())
-
-
-def split_into_steps(shape: Shape, members: list) -> list[tuple[list, Shape]]:
-    """The members of a group that share a step, and the shape of that step. Where it is captured, their number is
-    rounded up to a power of two, so that there are few graphs."""
-    per_step, steps = max(1, MAX_TOKENS // shape.tokens), []
-    for start in range(0, len(members), per_step):
-        own = members[start : start + per_step]
-        padded = 1 << (len(own) - 1).bit_length()
-        streams = padded if padded * shape.tokens <= MAX_CAPTURED else len(own)
-        steps.append((own, replace(shape, streams=streams)))
-    return steps
-
-
 def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None]:
     """The model's static steps, or why it has none. They are built anew if the model has changed."""
     if torch.is_autocast_enabled("cuda"):  # on other devices there are no static steps
@@ -597,4 +557,4 @@ def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None
     return model._static_steps, None
 
 
-__all__ = ["PlainOps", "Shape", "StaticLanguageModel", "StepOutput", "StepsUnavailable", "static_language_model"]
+__all__ = ["PlainOps", "StaticLanguageModel", "StepOutput", "StepsUnavailable", "static_language_model"]
