@@ -150,6 +150,13 @@ def read_blocks(content: Any, role: str, where: str) -> tuple[list[str], list[Ma
     return texts, videos
 
 
+def read_conversations(conversation: Any) -> tuple[list[list[dict]], bool]:
+    """As `read_conversation`, for one conversation or a list of them; with them, whether it was a list of them."""
+    if isinstance(conversation, list | tuple) and conversation and isinstance(conversation[0], list | tuple):
+        return [read_conversation(own, f"conversation[{index}]") for index, own in enumerate(conversation)], True
+    return [read_conversation(conversation)], False
+
+
 def check_continuation(turns: list[dict], add_generation_prompt: bool, continue_final_message: bool) -> None:
     """Raise `ValueError` if the final message is to be continued but is no reply, or if a new one is begun as well."""
     if continue_final_message and (add_generation_prompt or turns[-1]["role"] != "assistant"):
@@ -195,5 +202,6 @@ __all__ = [
     "check_text",
     "clean_text",
     "read_conversation",
+    "read_conversations",
     "tokenizer_of_pieces",
 ]

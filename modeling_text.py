@@ -426,15 +426,10 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             )
         own_mask = attention_mask if attention_mask is not None and attention_mask.dim() == 4 else None
         if layout is None:
-            valid = None if own_mask is not None else valid_tokens(attention_mask, inputs_embeds, cache)
-            nowhere = torch.zeros(inputs_embeds.shape[:2], dtype=torch.bool, device=inputs_embeds.device)
-            layout = StreamLayout.of(nowhere, nowhere, num_frame_tokens=1, valid=valid)
+            layout = text_layout(inputs_embeds, None if own_mask is not None else attention_mask, cache)
         segments = None
-        if position_ids is not None and attention_mask is None and cache is None:
-            position_ids = position_ids.expand(len(inputs_embeds), -1)
-            segments = packed_segments(position_ids)
-            if segments is not None and layout.num_frames:
-                layout = layout.of_segments(segments)
+        if attention_mask is None and cache is None:
+            layout, segments = packed_segments(layout, position_ids)
         use_cache = self.config.use_cache if use_cache is None else use_cache
         recomputes = self.training and self.gradient_checkpointing and torch.is_grad_enabled()
         # packed sequences are not one stream, and recomputing would add to a cache twice
@@ -470,6 +465,12 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         )
 
 
+def text_layout(tokens: torch.Tensor, attention_mask: torch.Tensor | None, cache: MoDCache | None) -> StreamLayout:
+    """The layout of `tokens` `[B, T, ...]` without frames."""
+    nowhere = torch.zeros(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+    return StreamLayout.of(nowhere, nowhere, num_frame_tokens=1, valid=valid_tokens(attention_mask, tokens, cache))
+
+
 def valid_tokens(
     attention_mask: torch.Tensor | None, tokens: torch.Tensor, cache: MoDCache | None
 ) -> torch.Tensor | None:
@@ -487,11 +488,18 @@ def valid_tokens(
     return None if valid.all() else valid
 
 
-def packed_segments(position_ids: torch.Tensor) -> torch.Tensor | None:
-    """int64 `[B, T]`: the number of each token's sequence; None if each row is one sequence. A sequence begins where
-    positions do not increase by one."""
-    starts = position_ids.diff(dim=1) != 1
-    return nn.functional.pad(starts.long().cumsum(1), (1, 0)) if starts.any() else None
+def packed_segments(
+    layout: StreamLayout, position_ids: torch.Tensor | None
+) -> tuple[StreamLayout, torch.Tensor | None]:
+    """The layout of rows that may hold several sequences, and int64 `[B, T]`, the number of each token's sequence;
+    None if each row is one sequence. A sequence begins where positions do not increase by one."""
+    if position_ids is None:
+        return layout, None
+    starts = position_ids.expand(len(layout.is_text), -1).diff(dim=1) != 1
+    if not starts.any():
+        return layout, None
+    segments = nn.functional.pad(starts.long().cumsum(1), (1, 0))
+    return layout.of_segments(segments) if layout.num_frames else layout, segments
 
 
 def next_positions(position_ids: torch.Tensor | None, layout: StreamLayout, cache: MoDCache | None) -> torch.Tensor:

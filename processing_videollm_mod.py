@@ -20,6 +20,7 @@ from .conversation import (
     check_continuation,
     clean_text,
     read_conversation,
+    read_conversations,
     tokenizer_of_pieces,
 )
 from .generation import StreamInputs
@@ -333,47 +334,50 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
             raise ValueError("`return_labels` and `return_assistant_tokens_mask` need `tokenize` and `return_dict`")
         kwargs.pop("sanitize_control_tokens", None)  # always done
 
-        is_list = isinstance(conversation, list | tuple)
-        is_batched = is_list and len(conversation) > 0 and isinstance(conversation[0], list | tuple)
-        if is_batched:
-            conversations = [read_conversation(x, f"conversation[{i}]") for i, x in enumerate(conversation)]
-        else:
-            conversations = [read_conversation(conversation)]
+        conversations, is_batched = read_conversations(conversation)
+        ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         for turns in conversations:
-            check_continuation(turns, add_generation_prompt, continue_final_message)
+            check_continuation(turns, **ending)
         if not tokenize:
-            texts = self._render(conversations, add_generation_prompt)
-            if continue_final_message:
-                texts = [text.removesuffix(self.tokenizer.eos_token) for text in texts]
+            texts = self._render(conversations, **ending)
             return texts if is_batched else texts[0]
 
-        merged = self.options_of_parts(**{**(processor_kwargs or {}), **kwargs})
-        videos = self._load_streams(conversations, merged["videos_kwargs"])
-        rows = [self.encode_conversation(x, add_generation_prompt, continue_final_message)[:3] for x in conversations]
-        data = self._pad_rows(rows, merged["text_kwargs"])
+        options = self.options_of_parts(**{**(processor_kwargs or {}), **kwargs})
+        data = self._encode(conversations, options, **ending)
         if not return_labels:
             del data["labels"]
         if not return_assistant_tokens_mask:
             del data["assistant_masks"]
-        if videos:
-            data |= self._process_videos(videos, **merged["videos_kwargs"])[0]
-        inputs = StreamInputs(data, tensor_type=return_tensors or merged["text_kwargs"].get("return_tensors"))
+        inputs = StreamInputs(data, tensor_type=return_tensors or options["text_kwargs"].get("return_tensors"))
         return inputs if return_dict else inputs["input_ids"]
 
-    def _render(self, conversations: list[list[dict]], add_generation_prompt: bool) -> list[str]:
+    def _encode(self, conversations: list[list[dict]], options: dict, **ending) -> dict[str, Any]:
+        """The padded rows of conversations, and the pixels of their frames if there are any."""
+        videos = self._load_streams(conversations, options["videos_kwargs"])
+        rows = [self.encode_conversation(turns, **ending)[:3] for turns in conversations]
+        data: dict[str, Any] = self._pad_rows(rows, options["text_kwargs"])
+        if videos:
+            data |= self._process_videos(videos, **options["videos_kwargs"])[0]
+        return data
+
+    def _render(
+        self, conversations: list[list[dict]], add_generation_prompt: bool, continue_final_message: bool
+    ) -> list[str]:
+        """The texts of conversations by the processor's template."""
         template = self.chat_template
         if isinstance(template, dict):
             template = template.get("default")
         if template is None:
             raise ValueError("the processor has no chat template; pass `chat_template` when building it")
         slot = {"role": "stream", "content": [{"type": "video"}]}  # a template needs no pixels
-        return self.tokenizer.apply_chat_template(
+        texts = self.tokenizer.apply_chat_template(
             [[slot if isinstance(x.get("content"), list) else x for x in turns] for turns in conversations],
             chat_template=template,
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
             **{name: getattr(self, name) for name in TEMPLATE_CONSTANTS},
         )
+        return [text.removesuffix(self.tokenizer.eos_token) if continue_final_message else text for text in texts]
 
     def _load_streams(self, conversations: list[list[dict]], videos_kwargs: dict) -> list[torch.Tensor]:
         """Load the videos of all streams, `[F, 3, H, W]` each, and put `num_frames` in their place."""
