@@ -1,4 +1,5 @@
-"""Conversations: messages as users write them, checked and normalised, and the spans of their tokens."""
+"""Conversations: messages as users write them, checked and normalised; what stands between them in a sequence; and the
+spans of their tokens."""
 
 import json
 import re
@@ -12,6 +13,38 @@ MAX_TEXT = 20_000  # characters of one message: far more than a model can use, t
 ROLES = ("system", "user", "assistant", "stream")
 # runs of white space that contain a line break of any kind
 LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+
+@dataclass(frozen=True)
+class Pieces:
+    r"""
+    What stands between the contents of a conversation, as text. The defaults are this package's own sequence.
+
+    Args:
+        start (`str`): opens a sequence without a system message.
+        system_start, system_end (`str`): around the text of a system message.
+        stream_start, stream_end (`str`): around the frames of a stream, or of a user turn.
+        frame_start, frame_end (`str`): around the vision tokens of a frame. `{time}` becomes its time, `MM:SS`.
+        between_frames (`str`): between two frames.
+        user_start (`str`): opens a user turn without frames.
+        reply_start (`str`): from the text of a user turn to the reply.
+        reply_end (`str`, *optional*): after a reply; the end of sequence if omitted.
+        one_turn (`bool`): frames and text share one user turn: frames come first, and an instruction is the text of
+            every turn after which the model speaks. Otherwise an instruction stands where it was given.
+    """
+
+    start: str = ""
+    system_start: str = ""
+    system_end: str = "\n"
+    stream_start: str = "\n["
+    stream_end: str = "]"
+    frame_start: str = ""
+    frame_end: str = ""
+    between_frames: str = ","
+    user_start: str = "\nUser:"
+    reply_start: str = "\nAssistant:"
+    reply_end: str | None = None
+    one_turn: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,6 +231,7 @@ def _without_space(step: dict | None) -> dict | None:
 __all__ = [
     "MAX_TEXT",
     "EncodedConversation",
+    "Pieces",
     "Turn",
     "check_text",
     "clean_text",

@@ -16,6 +16,7 @@ from .configuration_videollm_mod import IGNORE_INDEX, MAX_FRAME_TOKENS
 from .containers import check_count, shown
 from .conversation import (
     EncodedConversation,
+    Pieces,
     Turn,
     check_continuation,
     clean_text,
@@ -32,8 +33,8 @@ NEEDED = (
     "num_frame_tokens",
     "video_token_id",
     "frame_separator_token_id",
-    "frame_ids",
-    "stream_start_ids",
+    "frame_ids_at",
+    "start_stream_ids",
     "encode_text",
 )
 
@@ -107,6 +108,8 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         video_token_id, frame_separator_token_id (`int`): as in `VideoLLMMoDConfig`.
         frame_ids, stream_start_ids, stream_end_ids, user_header_ids, assistant_header_ids, system_end_ids
             (`list[int]`): the other pieces: `<v>*n`, `"\n["`, `"]"`, `"\nUser:"`, `"\nAssistant:"`, `"\n"`.
+        start_stream_ids, between_frames_ids, reply_end_ids (`list[int]`): before the first frame, between two frames,
+            and after a reply; the first of the last is what the model says to end it.
 
     Raises:
         `ValueError`: for a tokenizer and pieces that do not fit together, naming what is missing.
@@ -153,13 +156,16 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         self.piece_tokenizer = tokenizer_of_pieces(tokenizer)
         self.video_token_id = special_ids[video_token]
         self.frame_ids = [self.video_token_id] * num_frame_tokens
+        pieces = Pieces(between_frames=frame_separator, stream_start="\n" + stream_start, stream_end=stream_end)
         separator_ids = self._encode_piece("frame_separator", frame_separator)
         self.frame_separator_token_id = separator_ids[0]
-        self.stream_start_ids = self._encode_piece("stream_start", "\n" + stream_start)
-        self.stream_end_ids = self._encode_piece("stream_end", stream_end)
-        self.user_header_ids = self._encode_piece("user header", "\nUser:")
-        self.assistant_header_ids = self._encode_piece("assistant header", "\nAssistant:")
-        self.system_end_ids = self._encode_piece("system end", "\n")
+        self.stream_start_ids = self._encode_piece("stream_start", pieces.stream_start)
+        self.stream_end_ids = self._encode_piece("stream_end", pieces.stream_end)
+        self.user_header_ids = self._encode_piece("user header", pieces.user_start)
+        self.assistant_header_ids = self._encode_piece("assistant header", pieces.reply_start)
+        self.system_end_ids = self._encode_piece("system end", pieces.system_end)
+        self.sequence, self.start_stream_ids, self.between_frames_ids = pieces, self.stream_start_ids, separator_ids
+        self.reply_end_ids = [tokenizer.eos_token_id]
         if len(separator_ids) != 1:
             raise ValueError(f"`frame_separator` {frame_separator!r} must be one token, got the ids {separator_ids}")
         if self.frame_separator_token_id in (self.video_token_id, self.stream_end_ids[0]):
@@ -203,6 +209,31 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
             ids = [token_id for character in text for token_id in encode(character) if token_id not in structure]
         return ids
 
+    def start_ids(self, system_prompt: str | None = None) -> list[int]:
+        """Token ids at the beginning of a sequence."""
+        bos = self.tokenizer.bos_token_id
+        ids = [] if bos is None else [bos]
+        if system_prompt is None:
+            return ids
+        return ids + self.encode_text(system_prompt, prefix="") + self.system_end_ids
+
+    def frame_ids_at(self, seconds: float | None = None) -> list[int]:
+        """Token ids of a frame at this time, with what stands around it."""
+        return list(self.frame_ids)
+
+    def instruction_ids(self, text: str, in_stream: bool) -> list[int]:
+        """Token ids of a user turn that needs no reply now."""
+        return self.question_ids(text, in_stream)
+
+    def question_ids(self, text: str, in_stream: bool) -> list[int]:
+        """Token ids of a user turn up to the end of its text. in_stream: frames directly before it are not closed."""
+        return (self.stream_end_ids if in_stream else []) + self.user_header_ids + self.encode_text(text)
+
+    def reply_start_ids(self, in_stream: bool, query: str | None = None) -> list[int]:
+        """Token ids from the end of the last frame (`in_stream`), or of the last text, to where the reply begins.
+        query: what the model narrates after; it stands in the sequence already."""
+        return (self.stream_end_ids if in_stream else []) + self.assistant_header_ids
+
     def encode_conversation(
         self, conversation: list[dict], add_generation_prompt: bool = False, continue_final_message: bool = False
     ) -> EncodedConversation:
@@ -225,24 +256,23 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
             encoded.labels.extend(ids if learn else [IGNORE_INDEX] * len(ids))
             encoded.assistant_mask.extend([int(reply)] * len(ids))
 
-        if self.tokenizer.bos_token_id is not None:
-            append([self.tokenizer.bos_token_id])
+        append(self.start_ids())
         for turn, next_turn in zip(turns, [*turns[1:], None], strict=True):
             role, learn, start, frames = turn["role"], turn["learn"], len(encoded.input_ids), range(0)
             if role == "system":
                 append(self.encode_text(turn["content"], prefix="") + self.system_end_ids)
             elif role == "user":
-                append(self.user_header_ids + self.encode_text(turn["content"]))
+                append(self.question_ids(turn["content"], in_stream=False))
             elif role == "assistant":
-                append(self.assistant_header_ids, learn)
+                append(self.reply_start_ids(in_stream=False), learn)
                 append(self.encode_text(turn["content"]), learn, reply=True)
                 if next_turn is not None or not continue_final_message:
-                    append([self.tokenizer.eos_token_id], learn, reply=True)
+                    append(self.reply_end_ids, learn, reply=True)
             else:
                 frames = self._append_stream(append, turn, next_turn, start, add_generation_prompt)
             encoded.turns.append(Turn(role, start, len(encoded.input_ids), frames))
         if add_generation_prompt:
-            append(self.assistant_header_ids)
+            append(self.reply_start_ids(in_stream=False))
         return encoded
 
     def _append_stream(

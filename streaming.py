@@ -112,10 +112,7 @@ class StreamingSession:
         if self.max_cached_frames is not None or self.max_cached_bytes is not None:
             memory = self._new_memory()
             KeyRotation(self._rotary_embedding)  # raises if keys cannot be moved to other positions
-        bos = self.processor.tokenizer.bos_token_id
-        pending = [] if bos is None else [bos]
-        if self.system_prompt is not None:
-            pending += self.processor.encode_text(self.system_prompt, prefix="") + self.processor.system_end_ids
+        pending = self.processor.start_ids(self.system_prompt)
         self.state = SessionState(MoDCache(self.model.config), memory, pending, ahead=self._frames_at_once)
         self._stage_times: list[StageTime] = []  # to be added to `state.seconds`
         if self.system_prompt is not None:
@@ -139,7 +136,7 @@ class StreamingSession:
     def _new_memory(self) -> StreamMemory:
         text, processor = self.model.config.text_config, self.processor
         per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
-        around = len(processor.stream_end_ids) + len(processor.assistant_header_ids) + 1  # what frames a reply
+        around = len(processor.reply_start_ids(in_stream=True)) + len(processor.reply_end_ids)
         return StreamMemory(
             self.max_cached_frames,
             self.model.config.num_frame_tokens,
@@ -206,17 +203,25 @@ class StreamingSession:
 
     def instruct(self, text: str) -> None:
         """Add a user's turn that needs no answer now, such as what to narrate."""
-        self._add_turn("text", text)
-
-    def _add_turn(self, name: str, text: str) -> None:
-        """Add a user's turn; `name` is that of the argument in errors."""
-        check_text(f"`{name}`", text)
+        check_text("`text`", text)
         self.break_off()
-        ids = self.processor.user_header_ids + self.processor.encode_text(text)
-        self._check_fits(name, len(ids))
-        self._close_stream()
-        self.state.pending += ids
+        self._add_turn("text", self.processor.instruction_ids(text, self.state.in_stream))
         self.state.query = text
+
+    def add_question(self, question: str) -> None:
+        """Add a user's turn that `answering` replies to."""
+        check_text("`question`", question)
+        self.break_off()
+        self._add_turn("question", self.processor.question_ids(question, self.state.in_stream))
+        if not self.processor.sequence.one_turn:
+            self.state.query = question
+
+    def _add_turn(self, name: str, ids: list[int]) -> None:
+        """Add tokens of a user's turn, the argument `name`."""
+        self._check_fits(name, len(ids))
+        self.state.pending += ids
+        if ids:
+            self.state.in_stream = False
 
     def _check_fits(self, name: str, more: int) -> None:
         """Raise `ValueError` if pending text and `more` tokens do not fit into a bounded session."""
@@ -235,7 +240,7 @@ class StreamingSession:
     def ask_tokens(self, question: str) -> Generator[str]:
         """As `ask`, but yields the text of the answer piece by piece. Closing the iterator, by `close()` or by any
         other call of the session, cancels the rest: the answer then ends with the last piece that came out."""
-        self._add_turn("question", question)
+        self.add_question(question)
         return self._start(self.answering())
 
     def answering(self) -> Generator[Step | str]:
@@ -362,10 +367,9 @@ class StreamingSession:
         frames; returns how many frames were watched, and whether the model spoke after the last of them."""
         state, before, watched, spoke = self.state, self.state.mark(), 0, False
         try:
-            fed = yield from self._feed(self._ids_of_frames(len(features)), features)
+            ids, ends = self._ids_of_frames(times[: len(features)])
+            fed = yield from self._feed(ids, features)
             state.pending, state.in_stream = [], True
-            end, per_frame = state.cache.get_seq_length(), len(self.processor.frame_ids) + 1
-            ends = range(end - (len(features) - 1) * per_frame, end + 1, per_frame)  # position after each frame
             speech = speaks(fed.silence, self.speak_threshold).tolist()
             for index, probability in enumerate(fed.silence.tolist()):
                 if not math.isfinite(probability):
@@ -402,7 +406,6 @@ class StreamingSession:
 
     def _narrate(self, time: float, silence: float):
         """Speak after a frame. Yields steps; returns the event."""
-        self._close_stream()
         text = ""
         with closing(self._pieces()) as pieces:
             for piece in pieces:
@@ -413,12 +416,16 @@ class StreamingSession:
         self.state.counts["narrations"] += 1
         return StreamEvent(time, "narration", text, self.query, silence)
 
-    def _ids_of_frames(self, num_frames: int) -> list[int]:
-        """Pending tokens, and those of frames with the separators between them."""
-        processor, frame_ids = self.processor, self.processor.frame_ids
-        separator = [processor.frame_separator_token_id]
-        opening = separator if self.state.in_stream else processor.stream_start_ids
-        return self.state.pending + opening + frame_ids + (separator + frame_ids) * (num_frames - 1)
+    def _ids_of_frames(self, times: list[float]) -> tuple[list[int], list[int]]:
+        """Pending tokens and those of frames with what stands between them, and the position after each frame."""
+        processor, before = self.processor, self.state.cache.get_seq_length()
+        ids, ends = list(self.state.pending), []
+        opening = processor.between_frames_ids if self.state.in_stream else processor.start_stream_ids
+        for time in times:
+            ids += opening + processor.frame_ids_at(time)
+            ends.append(before + len(ids))
+            opening = processor.between_frames_ids
+        return ids, ends
 
     @property
     def _rotary_embedding(self):
@@ -439,27 +446,22 @@ class StreamingSession:
     @property
     def _text_before_next_frame(self) -> int:
         state = self.state
-        return len(state.pending) + (0 if state.in_stream else len(self.processor.stream_start_ids))
+        return len(state.pending) + (0 if state.in_stream else len(self.processor.start_stream_ids))
 
     def _evict(self) -> None:
         memory = self.state.memory
         if memory is not None and self._free_frames(memory) == 0:
             memory.evict(self.cache, self._rotary_embedding, self._text_before_next_frame)
 
-    def _close_stream(self) -> None:
-        if self.state.in_stream:
-            self.state.pending += self.processor.stream_end_ids
-        self.state.in_stream = False
-
     def replying(self) -> Generator[Step | int]:
         """Let the model speak until it ends its turn: steps, and between them token ids."""
-        eos = self.processor.tokenizer.eos_token_id
         limit = self.max_new_tokens
         if self.generation_config is not None and self.generation_config.max_new_tokens is not None:
             limit = min(limit, self.generation_config.max_new_tokens)
         state = self.state
         said: list[int] = []
-        state.pending = state.pending + self.processor.assistant_header_ids
+        state.pending = state.pending + self.processor.reply_start_ids(state.in_stream, state.query)
+        state.in_stream = False
         try:
             while len(said) < limit:
                 fed = yield from self._feed(state.pending)
@@ -472,7 +474,7 @@ class StreamingSession:
                 state.pending = [token]
                 yield token
         finally:
-            state.pending = [*state.pending, eos]  # a reply that was cancelled ends here too
+            state.pending = state.pending + self.processor.reply_end_ids  # a reply that was cancelled ends here too
 
     def _pieces(self) -> Generator[Step | str]:
         """The text of a reply, without white space around it, in pieces."""

@@ -100,9 +100,11 @@ class PooledStream:
             self._doing = self.session.watching((arguments[0], arguments[1]))
         else:
             self._said = ""
-            self.session.instruct(arguments[0])
             if kind == "ask":
+                self.session.add_question(arguments[0])
                 self._doing = self.session.answering()
+            else:
+                self.session.instruct(arguments[0])
 
     def _advance(self, until_boundary: bool = False) -> None:
         """Run the generator of the session up to its next step, or to the end of the queued work. With
