@@ -9,6 +9,7 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
+from transformers.activations import ACT2FN
 
 from .containers import is_number, is_whole
 
@@ -17,7 +18,11 @@ VISION_ROUTINGS = ("mod", "full", "early_exit", "layer_skip")
 MOD_LAYERS = ("interleaved", "all", "all_deep", "interleaved_deep")
 MOD_SELECTIONS = ("learned", "uniform", "random")
 MOD_GATES = ("residual", "output", "none")
-VISION_MODEL_TYPES = ("siglip_vision_model", "clip_vision_model")
+FRAME_POOLINGS = ("average", "bilinear", "pixel_shuffle")
+CONNECTOR_TYPES = ("mlp", "linear")
+# the towers of SmolVLM and Idefics3 are SigLIP without a pooling head, with position ids of their own
+HEADLESS_MODEL_TYPES = ("smolvlm_vision", "idefics3_vision")
+VISION_MODEL_TYPES = ("siglip_vision_model", "clip_vision_model", *HEADLESS_MODEL_TYPES)
 AUTO_MAP = {
     "AutoConfig": "configuration_videollm_mod.VideoLLMMoDConfig",
     "AutoModel": "modeling_videollm_mod.VideoLLMMoDModel",
@@ -72,6 +77,7 @@ class VideoLLMMoDTextConfig(LlamaConfig):
             Without it, a router in the last layer learns only from frames whose last token it keeps.
         mod_seed (`int`): seed of `mod_selection="random"`.
         early_exit_layer (`int`): first layer that skips vision tokens under `vision_routing="early_exit"`.
+        qk_norm (`bool`): normalise queries and keys per head, with an RMS norm before the rotary embeddings, as Qwen3.
 
     Raises:
         `ValueError`: for a value that is not allowed, naming it.
@@ -89,6 +95,7 @@ class VideoLLMMoDTextConfig(LlamaConfig):
     mod_force_keep_last: bool = False
     mod_seed: int = 0
     early_exit_layer: int = 2
+    qk_norm: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -137,14 +144,27 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     r"""
     Args:
         text_config (`VideoLLMMoDTextConfig` or `dict`): the routed Llama.
-        vision_config (`SiglipVisionConfig`, `CLIPVisionConfig` or `dict`): the vision tower; SigLIP-L/16 at 384 pixels
-            when omitted.
-        frame_token_cls (`bool`): a frame starts with its class token (SigLIP `pooler_output`, CLIP
-            `last_hidden_state[:, 0]`).
-        frame_token_pooled (`[h, w]` or `None`): grid to which a frame's patches are average-pooled, at most theirs.
+        vision_config (`SiglipVisionConfig`, `CLIPVisionConfig`, `SmolVLMVisionConfig`, `Idefics3VisionConfig` or
+            `dict`): the vision tower; SigLIP-L/16 at 384 pixels when omitted.
+        vision_feature_layer (`int`, `list[int]` or `None`): which features of the tower a frame is made of. `None`:
+            its `last_hidden_state`, after the final norm; otherwise its `hidden_states` at this index, or at these,
+            concatenated along the channels. Index 0 is the embeddings, and -1 comes before SigLIP's final norm.
+        frame_token_cls (`bool`): a frame starts with its class token (SigLIP `pooler_output`, CLIP the first token).
+        frame_token_pooled (`[h, w]` or `None`): grid to which a frame's patches are pooled, at most theirs. A grid of
+            the same size is not pooled at all.
+        frame_pooling (`str`): how patches are pooled. `"average"`: adaptive average; `"bilinear"`: bilinear
+            interpolation of the connector's output, as LLaVA-OneVision; `"pixel_shuffle"`: each square of patches is
+            concatenated along the channels, as SmolVLM and Idefics3.
+        drop_first_patch (`bool`): leave out the first patch, as LLaVA's strategy `"default"` does with a SigLIP tower,
+            which has no class token to drop.
+        connector_type (`str`): `"mlp"`: two linear layers with an activation between them; `"linear"`: one.
+        connector_bias (`bool`): whether these layers have a bias.
+        connector_act (`str`): the activation, a name that transformers knows.
         video_token_id (`int`): id of the placeholder for one vision token.
-        frame_separator_token_id (`int`): id of the token between two frames of a stream; predicting it after a frame
-            means to stay silent.
+        frame_separator_token_id (`int` or `None`): id of the token between two frames of a stream; predicting it after
+            a frame means to stay silent. `None`: frames follow each other without a separator.
+        image_newline_token_id (`int`, *optional*): id of the token whose embedding is LLaVA-OneVision's
+            `image_newline`, which follows the last frame of a video.
         stream_loss_weight (`float`): weight of the loss at the last token of each frame.
 
     Raises:
@@ -157,10 +177,17 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     text_config: Any = None
     vision_config: Any = None
+    vision_feature_layer: Any = None
     frame_token_cls: bool = True
     frame_token_pooled: Any = (3, 3)
+    frame_pooling: str = "average"
+    drop_first_patch: bool = False
+    connector_type: str = "mlp"
+    connector_bias: bool = True
+    connector_act: str = "gelu"
     video_token_id: int = 3
-    frame_separator_token_id: int = 4
+    frame_separator_token_id: int | None = 4
+    image_newline_token_id: int | None = None
     stream_loss_weight: Any = 1.0
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
@@ -195,7 +222,21 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
     def check_frames(self) -> None:
         """Raise `ValueError` for frame options out of range. Called again when a model is built."""
-        pooled = self.frame_token_pooled
+        check_choice("vision_config.model_type", self.vision_config.model_type, VISION_MODEL_TYPES)
+        check_choice("frame_pooling", self.frame_pooling, FRAME_POOLINGS)
+        check_choice("connector_type", self.connector_type, CONNECTOR_TYPES)
+        if self.connector_act not in ACT2FN:
+            raise ValueError(f"`connector_act` must be an activation of transformers, got {self.connector_act!r}")
+        self._check_grid()
+        self._check_features()
+        self._check_token_ids()
+        weight = self.stream_loss_weight
+        if not is_number(weight) or not 0 <= weight < math.inf:
+            raise ValueError(f"`stream_loss_weight` must be finite and >= 0, got {weight!r}")
+
+    def _check_grid(self) -> None:
+        """Raise `ValueError` unless the tower's patches can be pooled to `frame_token_pooled`."""
+        pooled, pooling = self.frame_token_pooled, self.frame_pooling
         if pooled is not None and (
             not isinstance(pooled, list | tuple) or len(pooled) != 2 or any(not is_whole(x) or x < 1 for x in pooled)
         ):
@@ -207,21 +248,60 @@ class VideoLLMMoDConfig(PreTrainedConfig):
                 f"a frame can have at most {MAX_FRAME_TOKENS} tokens, `frame_token_pooled={pooled}` makes "
                 f"{self.num_frame_tokens}"
             )
-        check_choice("vision_config.model_type", self.vision_config.model_type, VISION_MODEL_TYPES)
-        side = self.vision_config.image_size // self.vision_config.patch_size
+        for name in ("image_size", "patch_size"):
+            if not is_whole(getattr(self.vision_config, name)):
+                raise ValueError(f"`vision_config.{name}` must be one number, since frames are square")
+        side = self.patches_per_side
         if pooled is not None and max(pooled) > side:
             raise ValueError(f"`frame_token_pooled` must be at most the vision tower's {[side, side]}, got {pooled}")
-        for name in ("video_token_id", "frame_separator_token_id"):
+        if pooling != "average" and (pooled is None or self.frame_token_cls):
+            raise ValueError(f"`frame_pooling={pooling!r}` needs `frame_token_pooled` and `frame_token_cls=False`")
+        if pooling == "pixel_shuffle" and (pooled[0] != pooled[1] or side % pooled[0]):
+            raise ValueError(
+                f"`frame_pooling='pixel_shuffle'` needs a square `frame_token_pooled` whose side divides the vision "
+                f"tower's {side}, got {pooled}"
+            )
+        if self.drop_first_patch and (
+            pooling != "average" or self.frame_token_cls or list(pooled) != [side, side] or side == 1
+        ):
+            raise ValueError(
+                f"`drop_first_patch` needs `frame_pooling='average'`, `frame_token_cls=False` and "
+                f"`frame_token_pooled={[side, side]}`, all patches of the tower"
+            )
+
+    def _check_features(self) -> None:
+        """Raise `ValueError` unless the tower has the features of `vision_feature_layer` and `frame_token_cls`."""
+        layers, depth = self.vision_feature_layer, self.vision_config.num_hidden_layers
+        listed = list(layers) if isinstance(layers, list | tuple) else [layers]
+        in_range = all(is_whole(x) and -depth - 1 <= x <= depth for x in listed)
+        if layers is not None and not (listed and in_range):
+            raise ValueError(
+                f"`vision_feature_layer` must be None, or one or several of the tower's hidden states in "
+                f"[{-depth - 1}, {depth}], got {layers!r}"
+            )
+        if self.frame_token_cls and self.vision_config.model_type in HEADLESS_MODEL_TYPES:
+            raise ValueError(
+                f"a tower of the type {self.vision_config.model_type!r} has no class token: set "
+                "`frame_token_cls=False` (`--no-class-token`)"
+            )
+        if self.frame_token_cls and layers is not None and self.vision_config.model_type != "clip_vision_model":
+            raise ValueError(
+                "`vision_feature_layer` with `frame_token_cls=True` needs a CLIP tower: SigLIP makes its class token "
+                "of the last layer"
+            )
+
+    def _check_token_ids(self) -> None:
+        """Raise `ValueError` unless the ids of special tokens are in the vocabulary and differ."""
+        taken: dict[int, str] = {}
+        for name in ("video_token_id", "frame_separator_token_id", "image_newline_token_id"):
             value = getattr(self, name)
+            if value is None and name != "video_token_id":
+                continue
             if not 0 <= value < self.text_config.vocab_size:
                 raise ValueError(f"`{name}` must be in [0, vocab_size={self.text_config.vocab_size}), got {value}")
-        if self.video_token_id == self.frame_separator_token_id:
-            raise ValueError(
-                f"`video_token_id` and `frame_separator_token_id` must differ, both are {self.video_token_id}"
-            )
-        weight = self.stream_loss_weight
-        if not is_number(weight) or not 0 <= weight < math.inf:
-            raise ValueError(f"`stream_loss_weight` must be finite and >= 0, got {weight!r}")
+            if value in taken:
+                raise ValueError(f"`{taken[value]}` and `{name}` must differ, both are {value}")
+            taken[value] = name
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with every Auto class mapped to the code that is saved beside the weights. transformers
@@ -230,10 +310,25 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         return super().save_pretrained(save_directory, **kwargs)
 
     @property
+    def patches_per_side(self) -> int:
+        """Patches of a frame along each side."""
+        return self.vision_config.image_size // self.vision_config.patch_size
+
+    @property
     def num_frame_tokens(self) -> int:
-        """Vision tokens per frame, `n = 1 + h * w` with a class token."""
+        """Vision tokens per frame in the language model, `N = 1 + h * w` with a class token."""
         height, width = self.frame_token_pooled or (0, 0)
-        return int(self.frame_token_cls) + height * width
+        return int(self.frame_token_cls) + height * width - int(self.drop_first_patch)
+
+    @property
+    def video_feature_shape(self) -> tuple[int, int]:
+        """`(M, Dv)`: the number of features per frame before the connector, and their size. M is the number of vision
+        tokens, except that `frame_pooling="bilinear"` pools after the connector."""
+        layers = self.vision_feature_layer
+        size = self.vision_config.hidden_size * (len(layers) if isinstance(layers, list | tuple) else 1)
+        if self.frame_pooling == "pixel_shuffle":
+            size *= (self.patches_per_side // self.frame_token_pooled[0]) ** 2
+        return self.patches_per_side**2 if self.frame_pooling == "bilinear" else self.num_frame_tokens, size
 
 
 VideoLLMMoDConfig.register_for_auto_class()

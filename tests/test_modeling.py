@@ -429,6 +429,9 @@ def test_wrong_routing_options_are_named(options, message):
         VideoLLMMoDTextConfig(num_hidden_layers=5, **options)
 
 
+GRID = {"frame_token_cls": False, "frame_token_pooled": [2, 2]}
+
+
 @pytest.mark.parametrize(
     "options, message",
     [
@@ -450,6 +453,24 @@ def test_wrong_routing_options_are_named(options, message):
         ({"frame_separator_token_id": 3}, "must differ, both are 3"),
         ({"stream_loss_weight": -1}, "`stream_loss_weight` must be finite and >= 0, got -1"),
         ({"vision_config": {"model_type": "vit"}}, "`vision_config.model_type` must be one of.*got 'vit'"),
+        ({"frame_pooling": "max"}, "`frame_pooling` must be one of 'average'.*got 'max'"),
+        ({"frame_pooling": "bilinear"}, "`frame_pooling='bilinear'` needs `frame_token_pooled` and"),
+        ({"frame_pooling": "pixel_shuffle", **GRID}, "whose side divides the vision tower's 3, got \\[2, 2\\]"),
+        ({"drop_first_patch": True, **GRID}, r"`drop_first_patch` needs .* `frame_token_pooled=\[3, 3\]`"),
+        ({"vision_feature_layer": 3, **GRID}, r"`vision_feature_layer` must be None, .* \[-3, 2\], got 3$"),
+        ({"vision_feature_layer": [0, -4], **GRID}, r"`vision_feature_layer` .* got \[0, -4\]$"),
+        ({"vision_feature_layer": [], **GRID}, r"`vision_feature_layer` .* got \[\]$"),
+        ({"vision_feature_layer": "last", **GRID}, "`vision_feature_layer` .* got 'last'$"),
+        ({"vision_feature_layer": -2}, "SigLIP makes its class token of the last layer"),
+        ({"connector_type": "conv"}, "`connector_type` must be one of 'mlp', 'linear', got 'conv'"),
+        ({"connector_act": "sin"}, "`connector_act` must be an activation of transformers, got 'sin'"),
+        ({"image_newline_token_id": 4}, "`frame_separator_token_id` and `image_newline_token_id` must differ"),
+        ({"image_newline_token_id": -1}, r"`image_newline_token_id` must be in \[0, vocab_size=60\), got -1"),
+        ({"vision_config": {"model_type": "smolvlm_vision"}}, "'smolvlm_vision' has no class token"),
+        (
+            {"vision_config": {"model_type": "smolvlm_vision", "image_size": [8, 8]}, **GRID},
+            "`vision_config.image_size` must be one number",
+        ),
     ],
 )
 def test_wrong_frame_options_are_named(options, message):
@@ -457,3 +478,22 @@ def test_wrong_frame_options_are_named(options, message):
     fields.pop("model_type")
     with pytest.raises(ValueError, match=message):
         type(tiny_config())(**fields)
+
+
+@pytest.mark.parametrize(
+    "options, tokens, shape",
+    [
+        ({"frame_token_pooled": [2, 2]}, 5, (5, 16)),
+        ({**GRID, "frame_pooling": "bilinear"}, 4, (9, 16)),
+        ({**GRID, "frame_token_pooled": [1, 1], "frame_pooling": "pixel_shuffle"}, 1, (1, 144)),
+        ({**GRID, "frame_token_pooled": [3, 3], "drop_first_patch": True}, 8, (8, 16)),
+        ({**GRID, "vision_feature_layer": [0, -1], "frame_separator_token_id": None}, 4, (4, 32)),
+    ],
+)
+def test_frame_options_say_the_shape_of_the_features(options, tokens, shape):
+    fields = tiny_config().to_dict() | options
+    fields.pop("model_type")
+    config = type(tiny_config())(**fields)
+    assert (config.num_frame_tokens, config.video_feature_shape) == (tokens, shape)
+    again = type(config).from_dict(config.to_dict())
+    assert again.to_dict() == config.to_dict()
