@@ -4,7 +4,7 @@
 (`modeling_text`).
 
 Shapes: B batch, T tokens of this call, F frames of this call over all rows in row order, N vision tokens per frame,
-D hidden size of the language model, Dv of the vision tower, V vocabulary.
+D hidden size of the language model, M features of a frame before the connector and Dv their size, V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ from transformers.utils import can_return_tuple, logging
 
 from .cache import MoDCache
 from .compat import CACHE_NAME, EitherCacheName, takes_either_cache_name
-from .configuration_videollm_mod import IGNORE_INDEX, VideoLLMMoDConfig, check_keep_ratio
+from .configuration_videollm_mod import HEADLESS_MODEL_TYPES, IGNORE_INDEX, VideoLLMMoDConfig, check_keep_ratio
 from .generation import StreamGenerationMixin
 from .modeling_text import (
     VideoLLMMoDModelOutputWithPast,
@@ -71,20 +71,31 @@ class VideoLLMMoDCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast)
 
 
 class VideoLLMMoDConnector(nn.Module):
-    """Two linear layers with a GELU between them: vision features `[..., Dv]` to token embeddings `[..., D]`."""
+    """Vision features `[F, M, Dv]` to token embeddings `[F, N, D]`: two linear layers with an activation between them,
+    or one linear layer. With `frame_pooling="bilinear"` the result is pooled from M patches to N tokens."""
 
     def __init__(self, config: VideoLLMMoDConfig):
         super().__init__()
-        hidden_size = config.text_config.hidden_size
-        self.linear_1 = nn.Linear(config.vision_config.hidden_size, hidden_size)
-        self.act = ACT2FN["gelu"]
-        self.linear_2 = nn.Linear(hidden_size, hidden_size)
+        self.config, hidden_size, bias = config, config.text_config.hidden_size, config.connector_bias
+        self.linear_1 = nn.Linear(config.video_feature_shape[1], hidden_size, bias=bias)
+        self.is_mlp = config.connector_type == "mlp"
+        if self.is_mlp:
+            self.act = ACT2FN[config.connector_act]
+            self.linear_2 = nn.Linear(hidden_size, hidden_size, bias=bias)
 
     def forward(self, video_features: torch.Tensor) -> torch.Tensor:
         dtype = self.linear_1.weight.dtype
         if dtype.is_floating_point:  # quantised weights take any dtype
             video_features = video_features.to(dtype)
-        return self.linear_2(self.act(self.linear_1(video_features)))
+        tokens = self.linear_1(video_features)
+        if self.is_mlp:
+            tokens = self.linear_2(self.act(tokens))
+        return self.pooled(tokens) if self.config.frame_pooling == "bilinear" else tokens
+
+    def pooled(self, tokens: torch.Tensor) -> torch.Tensor:
+        side, grid = self.config.patches_per_side, tuple(self.config.frame_token_pooled)
+        tokens = tokens.transpose(1, 2).unflatten(2, (side, side))
+        return nn.functional.interpolate(tokens, size=grid, mode="bilinear").flatten(2).transpose(1, 2)
 
 
 class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
@@ -115,19 +126,26 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         check_keep_ratio("keep_ratio", value)
         self.config.text_config.mod_keep_ratio = value
 
-    def encode_frames(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """The output of the vision tower. Its `pooler_output` holds the frames' tokens before the connector, as
+    def encode_frames(
+        self, pixel_values_videos: torch.Tensor, pixel_attention_mask: torch.Tensor | None = None, **kwargs
+    ) -> BaseModelOutputWithPooling:
+        """The output of the vision tower. Its `pooler_output` holds the frames' features before the connector, as
         `video_features` takes them.
 
         Args:
             pixel_values_videos (`[F, 3, H, W]`): normalised frames.
+            pixel_attention_mask (`bool [F, H, W]`, *optional*): False at padding, for the towers of SmolVLM and
+                Idefics3, which ignore patches of padding alone.
 
         Returns:
-            `pooler_output` `[F, N, Dv]`: the class token (SigLIP `pooler_output`, CLIP `last_hidden_state[:, 0]`),
-            then the patches of `last_hidden_state`, average-pooled to h x w, row by row.
+            `pooler_output` `[F, M, Dv]` with the sizes of `config.video_feature_shape`: the class token (SigLIP
+            `pooler_output`, CLIP the first token), then the patches of the features that `vision_feature_layer` names,
+            pooled to h x w, row by row. M is N, except with `frame_pooling="bilinear"`, which pools after the
+            connector.
 
         Raises:
-            `ValueError`: if the frames are not `[F, 3, H, W]` of the tower's size, or not finite.
+            `ValueError`: if the frames are not `[F, 3, H, W]` of the tower's size, or not finite, or if a mask does
+                not fit them or the tower.
         """
         vision = self.config.vision_config
         expected = (vision.num_channels, vision.image_size, vision.image_size)
@@ -137,16 +155,36 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 f"got {list(pixel_values_videos.shape)}"
             )
         check_finite("pixel_values_videos", pixel_values_videos)
+        if pixel_attention_mask is not None:
+            kwargs["patch_attention_mask"] = self._patch_mask(pixel_attention_mask, pixel_values_videos)
         return self.frame_tokens(pixel_values_videos, **kwargs)
+
+    def _patch_mask(self, mask: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+        """bool `[F, rows, columns]`: which patches have a pixel that is no padding."""
+        vision = self.config.vision_config
+        if vision.model_type not in HEADLESS_MODEL_TYPES:
+            raise ValueError(f"a tower of the type {vision.model_type!r} takes no `pixel_attention_mask`")
+        if mask.shape != pixels[:, 0].shape:
+            raise ValueError(f"`pixel_attention_mask` must be {list(pixels[:, 0].shape)}, got {list(mask.shape)}")
+        return nn.functional.max_pool2d(mask[:, None].float(), vision.patch_size)[:, 0] > 0
 
     def frame_tokens(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
         """`encode_frames` without checking the frames."""
-        outputs = self.vision_tower(pixel_values_videos.to(self.vision_tower.dtype), return_dict=True, **kwargs)
-        outputs.pooler_output = self.tokens_of(outputs.last_hidden_state, outputs.pooler_output)
+        pixels, layer = pixel_values_videos.to(self.vision_tower.dtype), self.config.vision_feature_layer
+        if layer is None:
+            outputs = self.vision_tower(pixels, return_dict=True, **kwargs)
+            hidden = outputs.last_hidden_state
+        else:
+            outputs = self.vision_tower(pixels, return_dict=True, **{**kwargs, "output_hidden_states": True})
+            layers = [layer] if isinstance(layer, int) else layer
+            hidden = torch.cat([outputs.hidden_states[index] for index in layers], dim=-1)
+            if not kwargs.get("output_hidden_states"):
+                outputs.hidden_states = None  # all layers of all frames take much memory
+        outputs.pooler_output = self.tokens_of(hidden, outputs.pooler_output)
         return outputs
 
     def tokens_of(self, hidden: torch.Tensor, class_token: torch.Tensor | None) -> torch.Tensor:
-        """The frames' tokens `[F, N, Dv]` from the tower's `last_hidden_state` and `pooler_output`."""
+        """The frames' features `[F, M, Dv]` from the tower's hidden states `[F, P, Dv]` and `pooler_output`."""
         vision, patches, tokens = self.config.vision_config, hidden, []
         if vision.model_type == "clip_vision_model":
             class_token, patches = patches[:, 0], patches[:, 1:]
@@ -157,11 +195,19 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
                 )
             tokens.append(class_token[:, None])
         if self.config.frame_token_pooled is not None:
-            side = vision.image_size // vision.patch_size
-            grid = patches.transpose(1, 2).unflatten(2, (side, side))
-            pooled = nn.functional.adaptive_avg_pool2d(grid, tuple(self.config.frame_token_pooled))
-            tokens.append(pooled.flatten(2).transpose(1, 2))
+            tokens.append(self._pool(patches)[:, int(self.config.drop_first_patch) :])
         return torch.cat(tokens, dim=1)
+
+    def _pool(self, patches: torch.Tensor) -> torch.Tensor:
+        """Patches `[F, P, Dv]` pooled to h x w; with `"bilinear"` the connector does it."""
+        side, (height, width) = self.config.patches_per_side, self.config.frame_token_pooled
+        if self.config.frame_pooling == "bilinear" or (height, width) == (side, side):
+            return patches
+        if self.config.frame_pooling == "pixel_shuffle":
+            squares = patches.unflatten(1, (height, side // height, width, side // width))
+            return squares.transpose(2, 3).flatten(3).flatten(1, 2)
+        grid = patches.transpose(1, 2).unflatten(2, (side, side))
+        return nn.functional.adaptive_avg_pool2d(grid, (height, width)).flatten(2).transpose(1, 2)
 
     @can_return_tuple
     def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
@@ -190,7 +236,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             input_ids (`int64 [B, T]`) or inputs_embeds (`[B, T, D]`): with N placeholders for each frame. Among
                 embeddings a placeholder is found by its own embedding.
             attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding.
-            pixel_values_videos (`[F, 3, H, W]`) or video_features (`[F, N, Dv]`): frames of all rows, in row order.
+            pixel_values_videos (`[F, 3, H, W]`) or video_features (`[F, M, Dv]`): frames of all rows, in row order.
                 Without either, placeholders are read as text.
             cache (`MoDCache`, *optional*): of earlier calls for the same streams. With a `PackedCache` the tokens of
                 its streams are one row, and `position_ids` are needed.
@@ -248,7 +294,10 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         valid = None
         if attention_mask is not None and attention_mask.dim() != 4:
             valid = valid_tokens(attention_mask, is_vision, cache)
-        is_separator_id = self.tokens_with_id(config.frame_separator_token_id, input_ids, inputs_embeds)
+        if config.frame_separator_token_id is None:
+            is_separator_id = torch.zeros_like(is_vision)
+        else:
+            is_separator_id = self.tokens_with_id(config.frame_separator_token_id, input_ids, inputs_embeds)
         seen: dict[str, Any] = {
             "frames_seen": getattr(cache, "num_frames", None),
             "after_frame": getattr(cache, "after_frame", None),
@@ -279,7 +328,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         if pixel_values_videos is not None:
             embeds = self.get_video_features(pixel_values_videos, return_dict=True).pooler_output
         else:
-            expected = [num_given, self.config.num_frame_tokens, self.config.vision_config.hidden_size]
+            expected = [num_given, *self.config.video_feature_shape]
             if list(video_features.shape) != expected:
                 raise ValueError(f"`video_features` must be {expected}, got {list(video_features.shape)}")
             check_finite("video_features", video_features)
@@ -307,8 +356,9 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         self.model = VideoLLMMoDModel(config)
         self.vocab_size = config.text_config.vocab_size
         self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
-        # a placeholder stands for a given frame, so it is never generated
-        self.generation_config.suppress_tokens = [config.video_token_id]
+        # placeholders stand for given frames, so they are never generated
+        never = (config.video_token_id, config.image_newline_token_id)
+        self.generation_config.suppress_tokens = [token for token in never if token is not None]
         self.add_model_tags(TAGS)
         self.post_init()
 

@@ -12,9 +12,10 @@ Each step adds equally many tokens, or slots, to each of its streams, one stream
 slot holds a token that enters the layer: `index` names the token, and `scale` says how the layer's output `y` for the
 token `x` goes back, as `scale[0] * y + scale[1] * x`. In other layers both are None, and the slots are the tokens.
 
-Shapes: T tokens of a step, S slots of a layer, F frames, N vision tokens per frame, k of them kept, Dv hidden size of
-the vision tower, D of the language model, I intermediate size, H heads, G key-value heads, V vocabulary, L layers with
-a LayerExpert. T, S and F count all streams of a step together, unless a text says otherwise.
+Shapes: T tokens of a step, S slots of a layer, F frames, N vision tokens per frame, k of them kept, M features of a
+frame and Dv their size, D hidden size of the language model, I intermediate size, H heads, G key-value heads,
+V vocabulary, L layers with a LayerExpert. T, S and F count all streams of a step together, unless a text says
+otherwise.
 """
 
 import copy
@@ -210,7 +211,7 @@ class StaticStep:
         self.control = buffer(rows + (frames or tokens), dtype=torch.long)
         self.table = self.control[:rows].view(layers, streams, TABLE_WIDTH)
         self.ids = self.control[rows:]
-        self.features = buffer(frames, per_frame, model.config.vision_config.hidden_size)
+        self.features = buffer(frames, *model.config.video_feature_shape)
         self.x = buffer(tokens, text.hidden_size)
         self.residual = buffer(tokens, text.hidden_size)
         self.queries = buffer(tokens, text.num_attention_heads, text.head_dim)
@@ -310,7 +311,7 @@ class StaticStep:
         if shape.frames and number in shape.routed:
             index, scale, slots = self.index, self.scale, self.slots
             if shape.selection == "learned":
-                size, which = (*self.features.shape[:2], shape.num_kept), shape.routed.index(number)
+                size, which = (*self.scores.shape[1:], shape.num_kept), shape.routed.index(number)
                 scores, kept = self.scores[which], self.kept[which]
                 ops.route(self.x, layer, size, index, scale, scores, kept, shape.gate, shape.force_last)
         buffers = self.queries, self.attended, self.residual, self.intermediate
@@ -416,7 +417,7 @@ class StaticLanguageModel:
     def feed_together(
         self, streams: list[tuple[MoDCache, list[int], torch.Tensor | None]], keep_ratio: float | None
     ) -> list[StepOutput]:
-        """Append to each cache its tokens, with the features `[F, N, Dv]` of the frames at their end. The results are
+        """Append to each cache its tokens, with the features `[F, M, Dv]` of the frames at their end. The results are
         still being computed: reading one waits for the device.
 
         Raises:

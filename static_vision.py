@@ -1,10 +1,10 @@
 """The vision tower as one CUDA graph for each number of frames, where it is on a GPU.
 
-SigLIP's tower, as transformers builds it, also runs with fewer passes over memory: as few large operations in plain
+The towers, as transformers builds them, also run with fewer passes over memory: as few large operations in plain
 torch, one Triton kernel, and the epilogue of a cuBLASLt product.
 
-Shapes: F frames, H and W pixels, P patches, N vision tokens per frame, Dv hidden size of the vision tower, I its
-intermediate size.
+Shapes: F frames, H and W pixels, P patches (with CLIP's class token before them), M features of a frame, Dv hidden
+size of the vision tower, I its intermediate size.
 """
 
 import weakref
@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
+from .configuration_videollm_mod import VISION_MODEL_TYPES
 from .static_graphs import Graphs, ModelGuard
 
 try:  # comes with torch for CUDA; elsewhere the kernel below is defined, but never run
@@ -33,17 +34,25 @@ class PlainTowerOps:
     """The parts of the tower that `TowerKernels` replaces or could replace, in plain torch."""
 
     @staticmethod
-    def embed(embeddings, pixels: torch.Tensor) -> torch.Tensor:
+    def embed(core, pixels: torch.Tensor) -> torch.Tensor:
         """Frames `[F, 3, H, W]` to embedded patches `[F, P, Dv]`. Patches do not overlap, so the convolution is one
         product."""
+        embeddings, kind = core.embeddings, core.config.model_type
         convolution, size = embeddings.patch_embedding, embeddings.patch_size
         rows, columns = (side // size for side in pixels.shape[2:])
         patches = (
             pixels[:, :, : rows * size, : columns * size].unflatten(3, (columns, size)).unflatten(2, (rows, size))
         )
         patches = patches.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
-        embedded = nn.functional.linear(patches, convolution.weight.flatten(1), convolution.bias)
-        return embedded + embeddings.position_embedding.weight
+        if kind == "siglip_vision_model":
+            embedded = nn.functional.linear(patches, convolution.weight.flatten(1), convolution.bias)
+            return embedded + embeddings.position_embedding.weight
+        embedded, empty = nn.functional.linear(patches, convolution.weight.flatten(1)), torch.zeros_like(pixels[:1])
+        if kind == "clip_vision_model":
+            return core.pre_layrnorm(nn.functional.pad(embedded, (0, 0, 1, 0)) + embeddings(empty))
+        # an empty frame becomes the bias and the embeddings of positions, which these towers number in their own way
+        mask = torch.ones(1, rows, columns, dtype=torch.bool, device=pixels.device)
+        return embedded + embeddings(empty, patch_attention_mask=mask)
 
     @staticmethod
     def project_qkv(attention, normed: torch.Tensor) -> torch.Tensor:
@@ -111,33 +120,51 @@ class TowerKernels(PlainTowerOps):
 
     @staticmethod
     def mlp_up(mlp, normed: torch.Tensor) -> torch.Tensor:
+        if mlp.config.hidden_act != "gelu_pytorch_tanh":
+            return PlainTowerOps.mlp_up(mlp, normed)
         rows = normed.flatten(0, 1)
-        # the epilogue is the tanh approximation of GELU, which is the tower's activation
+        # the epilogue is the tanh approximation of GELU
         activated = torch._addmm_activation(mlp.fc1.bias, rows, mlp.fc1.weight.t(), use_gelu=True)
         return activated.view(*normed.shape[:2], -1)
 
 
-def run(tower, pixels: torch.Tensor, ops=PlainTowerOps) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The forward pass of a SigLIP tower: `last_hidden_state` `[F, P, Dv]` and `pooler_output` `[F, Dv]`, None without
-    a pooling head, of frames `[F, 3, H, W]` in the tower's dtype."""
+def run(tower, pixels: torch.Tensor, ops=PlainTowerOps, feature_layer: int | list[int] | None = None):
+    """The forward pass of a tower for frames `[F, 3, H, W]` in its dtype.
+
+    Args:
+        feature_layer: `vision_feature_layer` of the model's config. Layers above it are left out.
+
+    Returns:
+        Its `last_hidden_state` `[F, P, Dv]`, or the hidden states of `feature_layer`, and SigLIP's `pooler_output`
+        `[F, Dv]`, None without a pooling head or with a `feature_layer`.
+    """
     core = getattr(tower, "vision_model", tower)
     layers = core.encoder.layers
-    x = ops.embed(core.embeddings, pixels)
-    normed = layers[0].layer_norm1(x)
-    norms = [layer.layer_norm1 for layer in layers[1:]] + [core.post_layernorm]
-    for layer, next_norm in zip(layers, norms, strict=True):
+    indices = [feature_layer] if isinstance(feature_layer, int) else feature_layer or []
+    wanted = [index % (len(layers) + 1) for index in indices]
+    used = layers if feature_layer is None else layers[: max(wanted)]
+    x = ops.embed(core, pixels)
+    states, normed = {0: x}, layers[0].layer_norm1(x)
+    norms = [*(layer.layer_norm1 for layer in layers[1:]), core.post_layernorm]
+    for number, (layer, next_norm) in enumerate(zip(used, norms, strict=False), 1):
         attended = ops.attend(layer.self_attn, ops.project_qkv(layer.self_attn, normed))
         x, normed = ops.add_and_norm(x, layer.self_attn.out_proj(attended), layer.layer_norm2)
         x, normed = ops.add_and_norm(x, layer.mlp.fc2(ops.mlp_up(layer.mlp, normed)), next_norm)
-    return normed, core.head(normed) if core.use_head else None
+        if number in wanted:
+            states[number] = x
+    if feature_layer is not None:
+        return torch.cat([states[number] for number in wanted], dim=-1), None
+    if core.config.model_type == "clip_vision_model":
+        return x, None
+    return normed, core.head(normed) if getattr(core, "use_head", False) else None
 
 
-def is_plain_siglip(tower) -> bool:
-    """Whether `run` computes the tower's own `forward`: it is an unmodified SigLIP of transformers."""
-    if tower.config.model_type != "siglip_vision_model" or tower.config._attn_implementation != "sdpa":
+def is_plain(tower) -> bool:
+    """Whether `run` computes the tower's own `forward`: it is an unmodified tower of transformers."""
+    if tower.config.model_type not in VISION_MODEL_TYPES or tower.config._attn_implementation != "sdpa":
         return False
     core = getattr(tower, "vision_model", tower)
-    if tower.config.hidden_act != "gelu_pytorch_tanh" or tower.training or not len(core.encoder.layers):
+    if tower.training or not len(core.encoder.layers):
         return False
     for layer in core.encoder.layers:
         attention, mlp = layer.self_attn, layer.mlp
@@ -158,7 +185,7 @@ class StaticVision:
         tower = model.model.vision_tower
         self._guard = ModelGuard([model.model], [tower])
         self._graphs = Graphs(GRAPHS, tower.device)
-        self._ops = TowerKernels if triton is not None and is_plain_siglip(tower) else None
+        self._ops = TowerKernels if triton is not None and is_plain(tower) else None
 
     def __reduce__(self):
         return type(None), ()  # a copy of the model builds its own
@@ -169,7 +196,7 @@ class StaticVision:
         return self._guard.holds()
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Features `[F, N, Dv]` of frames `[F, 3, H, W]`."""
+        """Features `[F, M, Dv]` of frames `[F, 3, H, W]`."""
         model, count = self._model().model, len(pixels)
         with self._graphs.exclusive():
             graph = self._graphs.get(count)
@@ -181,7 +208,8 @@ class StaticVision:
     def _features(self, model, pixels: torch.Tensor) -> torch.Tensor:
         if self._ops is not None:
             try:
-                return model.tokens_of(*run(model.vision_tower, pixels.to(model.vision_tower.dtype), self._ops))
+                tower, layer = model.vision_tower, model.config.vision_feature_layer
+                return model.tokens_of(*run(tower, pixels.to(tower.dtype), self._ops, layer))
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # for example where the kernel cannot be compiled
@@ -190,7 +218,7 @@ class StaticVision:
 
 
 def encode(model, pixels: torch.Tensor) -> torch.Tensor:
-    """Features `[F, N, Dv]` of frames `[F, 3, H, W]`, as `model.encode_frames` gives them; on a GPU by a graph."""
+    """Features `[F, M, Dv]` of frames `[F, 3, H, W]`, as `model.encode_frames` gives them; on a GPU by a graph."""
     vision = model.config.vision_config
     right = tuple(pixels.shape[1:]) == (vision.num_channels, vision.image_size, vision.image_size)
     # a graph keeps the precision that it was captured in
@@ -204,4 +232,4 @@ def encode(model, pixels: torch.Tensor) -> torch.Tensor:
     return known(pixels)
 
 
-__all__ = ["PlainTowerOps", "TowerKernels", "encode", "is_plain_siglip", "run"]
+__all__ = ["PlainTowerOps", "TowerKernels", "encode", "is_plain", "run"]

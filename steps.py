@@ -3,8 +3,8 @@
 The code of a session is a generator that yields a step and continues with its result. It makes no difference to the
 session who runs a step, and with which others. A step holds its inputs and its result; it does not know its session.
 
-Shapes: F frames of a step, H and W pixels, N vision tokens per frame, k of them kept, Dv hidden size of the vision
-tower, V vocabulary.
+Shapes: F frames of a step, H and W pixels, N vision tokens per frame, k of them kept, M features of a frame and Dv
+their size, V vocabulary.
 """
 
 import functools
@@ -70,7 +70,7 @@ class Step:
 
 
 class Encode(Step):
-    """Encode frames, uint8 `[F, 3, H, W]`. The result is their features, `[F, N, Dv]` as of `model.encode_frames`.
+    """Encode frames, uint8 `[F, 3, H, W]`. The result is their features, `[F, M, Dv]` as of `model.encode_frames`.
 
     Args:
         model (`VideoLLMMoDForConditionalGeneration`), video_processor (`VideoLLMMoDVideoProcessor`).
@@ -184,7 +184,7 @@ class Feed(Step):
         model (`VideoLLMMoDForConditionalGeneration`).
         cache (`MoDCache`): of the stream; it holds the tokens afterwards.
         ids (`list[int]`): tokens, with a placeholder for each vision token.
-        features (`[F, N, Dv]`, *optional*): of the frames.
+        features (`[F, M, Dv]`, *optional*): of the frames.
         keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep; the model's own if omitted.
         wants_scores (`bool`): whether the result holds `scores`.
     """
@@ -212,7 +212,7 @@ class Feed(Step):
         last = len(self.ids) - 1
         if self.features is None:
             return [last]
-        apart = self.features.shape[1] + 1  # a separator between two frames
+        apart = self.model.config.num_frame_tokens + 1  # a separator between two frames
         return [last - apart * index for index in reversed(range(self.num_frames))]
 
     @staticmethod

@@ -46,6 +46,9 @@ def model_fingerprint(model, video_processor) -> str:
     rest |= {name: list(getattr(video_processor, name)) for name in ("image_mean", "image_std")}
     rest["size"] = [video_processor.size["height"], video_processor.size["width"]]
     rest["tokens"] = [config.frame_token_cls, list(config.frame_token_pooled or ())]
+    kind = [config.frame_pooling, config.vision_feature_layer, config.drop_first_patch]
+    if kind != ["average", None, False]:  # files from before these options are still right
+        rest["tokens"] += kind
     digest.update(json.dumps(rest, sort_keys=True).encode())
     return digest.hexdigest()
 

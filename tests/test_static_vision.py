@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 from comparing import assert_near, assert_same_events
-from tiny_models import VISION, tiny_model
+from tiny_models import VISION, tiny_config, tiny_model
 from torch.nn.functional import interpolate
-from transformers import AutoModel, SiglipVisionConfig
+from transformers import AutoConfig, AutoModel, SiglipVisionConfig
 from transformers.image_utils import SizeDict
 
 from videollm_mod import static_vision
 from videollm_mod import steps as steps_module
 from videollm_mod import streaming as streaming_module
+from videollm_mod.configuration_videollm_mod import VISION_MODEL_TYPES
 from videollm_mod.data.world import world_stream
-from videollm_mod.static_vision import MAX_FRAMES, PlainTowerOps, StaticVision, TowerKernels, is_plain_siglip, run
+from videollm_mod.static_vision import MAX_FRAMES, PlainTowerOps, StaticVision, TowerKernels, is_plain, run
 from videollm_mod.steps import FIRST_FRAMES, Encode, in_pieces, pixels_of, run_together
 from videollm_mod.video_processing_videollm_mod import (
     FRAME_OPTIONS,
@@ -43,7 +44,7 @@ def siglip(seed: int, **options):
 @torch.no_grad()
 def test_the_static_tower_equals_the_tower(seed, options):
     tower = siglip(seed, **options)
-    assert is_plain_siglip(tower)
+    assert is_plain(tower)
     size = tower.config.image_size
     pixels = torch.randn(1 + seed, 3, size, size)
     expected = tower(pixels)
@@ -72,23 +73,45 @@ def test_kernel_equals_plain_torch(width, rows):
             torch.testing.assert_close(value, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("kind", VISION_MODEL_TYPES)
+@pytest.mark.parametrize("side, hidden_act", [(3, "gelu_pytorch_tanh"), (7, "quick_gelu"), (19, "gelu")])
+@torch.no_grad()
+def test_every_static_tower_equals_the_tower(kind, side, hidden_act):
+    """At 19 patches a side the position ids of SmolVLM and Idefics3 are not 0 to n - 1."""
+    options = {**VISION["siglip_vision_model"], "image_size": 4 * side, "patch_size": 4, "num_hidden_layers": 3}
+    torch.manual_seed(side)
+    tower = AutoModel.from_config(AutoConfig.for_model(kind, **options, hidden_act=hidden_act)).eval()
+    for weight in tower.parameters():
+        torch.nn.init.normal_(weight, std=0.2)
+    assert is_plain(tower)
+    pixels = torch.randn(2, 3, 4 * side, 4 * side)
+    expected = tower(pixels, output_hidden_states=True)
+    assert_near(run(tower, pixels)[0], expected.last_hidden_state)
+    for layers in (-1, 0, -2, [0], [1, 3], [-1, -4, 2]):
+        hidden, pooled = run(tower, pixels, feature_layer=layers)
+        listed = [layers] if isinstance(layers, int) else layers
+        assert_near(hidden, torch.cat([expected.hidden_states[index] for index in listed], dim=-1))
+        assert pooled is None
+
+
 def test_other_kinds_of_tower_keep_their_forward():
-    assert not is_plain_siglip(tiny_model(vision="clip_vision_model").model.vision_tower)
-    assert not is_plain_siglip(siglip(0, hidden_act="gelu"))
-    assert not is_plain_siglip(siglip(0).train())
+    assert not is_plain(siglip(0).train())
     tower = siglip(0)
     layer = next(part for name, part in tower.named_modules() if name.endswith("layers.1.mlp"))
     layer.fc1 = torch.nn.utils.parametrizations.weight_norm(layer.fc1)
-    assert not is_plain_siglip(tower)
+    assert not is_plain(tower)
     tower = siglip(0)
     next(tower.parameters()).data = next(tower.parameters()).data.bfloat16()
-    assert not is_plain_siglip(tower)
+    assert not is_plain(tower)
 
 
 @pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("layers", [None, [0, -1]])
 @torch.no_grad()
-def test_static_tower_and_model_give_equal_features(seed):
-    model = tiny_model(seed)
+def test_static_tower_and_model_give_equal_features(seed, layers):
+    config = tiny_config(cls=layers is None)
+    config.vision_feature_layer = layers
+    model = tiny_model(seed, config)
     pixels = torch.randn(3, 3, 24, 24)
     vision = StaticVision(model)
     expected = model.encode_frames(pixels).pooler_output
