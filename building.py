@@ -20,11 +20,16 @@ from .processing_videollm_mod import VideoLLMMoDProcessor
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 TEXT_FIELDS = {field.name for field in dataclasses.fields(VideoLLMMoDTextConfig)}
-MOD_OPTIONS = set(VideoLLMMoDTextConfig.__annotations__) - {"model_type", "base_config_key"}
+MOD_OPTIONS = set(VideoLLMMoDTextConfig.__annotations__) - {
+    "model_type",
+    "base_config_key",
+    "qk_norm",
+    "no_rope_layers",
+}
 FRAME_OPTIONS = {"frame_token_cls", "frame_token_pooled", "stream_loss_weight"}
 PIECE_OPTIONS = {"video_token", "frame_separator", "stream_start", "stream_end"}
-# Types whose layers a Llama layer can compute exactly: Mistral without its window, and Qwen2 with a zero output bias.
-TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2")
+# Types whose layers ours can compute exactly: Mistral and Qwen without a window, Qwen2 with a zero output bias.
+TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -202,6 +207,10 @@ def routed_config(config, **options) -> VideoLLMMoDTextConfig:
     values = {name: value for name, value in config.to_dict().items() if name in TEXT_FIELDS - {"model_type"}}
     if config.model_type == "qwen2":
         values |= {"attention_bias": True}
+    if config.model_type == "qwen3":
+        values |= {"qk_norm": True}
+    if config.model_type == "smollm3":
+        values |= {"no_rope_layers": [index for index, rope in enumerate(config.no_rope_layers) if not rope]}
     return VideoLLMMoDTextConfig(**{**values, **options})
 
 

@@ -78,6 +78,8 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         mod_seed (`int`): seed of `mod_selection="random"`.
         early_exit_layer (`int`): first layer that skips vision tokens under `vision_routing="early_exit"`.
         qk_norm (`bool`): normalise queries and keys per head, with an RMS norm before the rotary embeddings, as Qwen3.
+        no_rope_layers (`list[int]`): indices of the layers without rotary embeddings, as SmolLM3 has them. (SmolLM3's
+            own field of this name is a list with a 0 for each of these layers.)
 
     Raises:
         `ValueError`: for a value that is not allowed, naming it.
@@ -96,6 +98,7 @@ class VideoLLMMoDTextConfig(LlamaConfig):
     mod_seed: int = 0
     early_exit_layer: int = 2
     qk_norm: bool = False
+    no_rope_layers: Any = ()
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -116,17 +119,21 @@ class VideoLLMMoDTextConfig(LlamaConfig):
             )
         if not 0 <= self.mod_seed < 2**62:
             raise ValueError(f"`mod_seed` must be in [0, 2**62), got {self.mod_seed}")
+        self._check_layers("no_rope_layers", "a list of layers")
         if isinstance(self.mod_layers, str):
             check_choice("mod_layers", self.mod_layers, MOD_LAYERS)
-            return
-        if not isinstance(self.mod_layers, list | tuple):
-            choices = ", ".join(map(repr, MOD_LAYERS))
-            raise ValueError(f"`mod_layers` must be one of {choices} or a list of layers, got {self.mod_layers!r}")
-        for index in self.mod_layers:
+        else:
+            self._check_layers("mod_layers", f"one of {', '.join(map(repr, MOD_LAYERS))} or a list of layers")
+
+    def _check_layers(self, name: str, allowed: str) -> None:
+        indices = getattr(self, name)
+        if not isinstance(indices, list | tuple):
+            raise ValueError(f"`{name}` must be {allowed}, got {indices!r}")
+        for index in indices:
             if not is_whole(index) or not 0 <= index < self.num_hidden_layers:
                 raise ValueError(
-                    f"`mod_layers` must hold layer indices in [0, {self.num_hidden_layers}), got {index!r} in "
-                    f"{list(self.mod_layers)}"
+                    f"`{name}` must hold layer indices in [0, {self.num_hidden_layers}), got {index!r} in "
+                    f"{list(indices)}"
                 )
 
     @property

@@ -136,10 +136,19 @@ def attend_in_groups(module, queries, keys, values, attention_mask, dropout=0.0,
 
 
 class VideoLLMMoDAttention(LlamaAttention):
-    """Llama's attention. Where one row holds the tokens of several streams, they share the projections, which read the
-    weights, and each stream attends to its own cache."""
+    """Llama's attention, and those of Qwen3 (queries and keys are normalised) and SmolLM3 (some layers have no rotary
+    embeddings). Where one row holds the tokens of several streams, they share the projections, which read the weights,
+    and each stream attends to its own cache."""
 
     config: VideoLLMMoDTextConfig
+
+    def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
+        super().__init__(config, layer_idx)
+        self.has_rope = layer_idx not in config.no_rope_layers
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (
+                VideoLLMMoDRMSNorm(self.head_dim, eps=config.rms_norm_eps) for _ in ("queries", "keys")
+            )
 
     def forward(
         self,
@@ -203,8 +212,14 @@ class VideoLLMMoDAttention(LlamaAttention):
         queries, keys, values = (
             projection(hidden_states).view(shape) for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        queries, keys = rotate(queries, keys, *position_embeddings)
+        queries, keys = self.normalised(queries, keys)
+        if self.has_rope:
+            queries, keys = rotate(queries, keys, *position_embeddings)
         return queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
+
+    def normalised(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys `[..., head_dim]` as they are rotated."""
+        return (self.q_norm(queries), self.k_norm(keys)) if self.config.qk_norm else (queries, keys)
 
 
 class VideoLLMMoDMLP(LlamaMLP):

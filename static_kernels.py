@@ -438,6 +438,8 @@ class Kernels:
     @staticmethod
     def project_qkv(x, index, layer, rotary, queries, table, bases, counts) -> None:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
+        if attention.config.qk_norm:  # which comes between the two parts of this kernel
+            return CublasKernels.project_qkv(x, index, layer, rotary, queries, table, bases, counts)
         q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
         groups = k.weight.shape[0] // head_dim
         n, columns, warps, stages = _tiles("qkv", x, rows)
@@ -519,7 +521,7 @@ class CublasKernels(Kernels):
 
     @staticmethod
     def _normed(x, norm) -> torch.Tensor:
-        return nn.functional.rms_norm(x, x.shape[1:], norm.weight, norm.variance_epsilon)
+        return nn.functional.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
 
     @classmethod
     def project_qkv(cls, x, index, layer, rotary, queries, table, bases, counts) -> None:
@@ -530,6 +532,9 @@ class CublasKernels(Kernels):
             queries.view(rows, -1).add_(attention.q_proj.bias)
         keys, values = attention.k_proj(normed), attention.v_proj(normed)
         groups = keys.shape[1] // head_dim
+        if attention.config.qk_norm:
+            queries.copy_(cls._normed(queries, attention.q_norm))
+            keys = cls._normed(keys.view(rows, groups, head_dim), attention.k_norm)
         _rotate_kernel[(triton.cdiv(rows, 16), heads + 2 * groups)](
             queries, keys, values, index, table, *rotary, rows, rows // len(table), H=heads, G=groups, HEAD=head_dim,
             HAS_INDEX=index is not None, MANY=len(table) > 1, M=16, num_warps=4,

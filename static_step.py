@@ -14,8 +14,7 @@ token `x` goes back, as `scale[0] * y + scale[1] * x`. In other layers both are 
 
 Shapes: T tokens of a step, S slots of a layer, F frames, N vision tokens per frame, k of them kept, M features of a
 frame and Dv their size, D hidden size of the language model, I intermediate size, H heads, G key-value heads,
-V vocabulary, L layers with a LayerExpert. T, S and F count all streams of a step together, unless a text says
-otherwise.
+V vocabulary, L layers with a LayerExpert. T, S and F count all streams of a step, unless a text says otherwise.
 """
 
 import copy
@@ -107,16 +106,9 @@ class PlainOps:
         """Normalise and project the slots: queries into `queries` `[S, H, head_dim]`, keys, values and positions
         behind those that the caches hold. rotary: cosine and sine `[T, head_dim]`."""
         attention, tokens = layer.self_attn, torch.arange(len(x), device=x.device) if index is None else index
-        normed = layer.input_layernorm(x[tokens])
-        shape, (cos, sin) = (len(tokens), -1, attention.head_dim), (part[tokens][:, None] for part in rotary)
-
-        def rotate(states):
-            first, second = states.chunk(2, dim=-1)
-            return states * cos + torch.cat([-second, first], dim=-1) * sin
-
-        queries.copy_(rotate(attention.q_proj(normed).view(shape)))
-        keys = rotate(attention.k_proj(normed).view(shape)).transpose(0, 1)[None]
-        values = attention.v_proj(normed).view(shape).transpose(0, 1)[None]
+        own, normed = [part[tokens][None] for part in rotary], layer.input_layernorm(x[tokens])[None]
+        own_queries, keys, values = attention.project(normed, own)
+        queries.copy_(own_queries[0].transpose(0, 1))
         for cache, base, slots in zip(caches, bases, slots_of(counts, len(tokens)), strict=True):
             if cache is None:
                 continue
@@ -288,7 +280,8 @@ class StaticStep:
         positions = self.table[0, :, 5:6] + self.offsets.view(shape.streams, -1)
         rotary = [part[0] for part in language.rotary_emb(self.x[None], positions.view(1, -1))]
         for number, layer in enumerate(language.layers):
-            self._run_layer(number, layer, rotary, attend)
+            own = rotary if layer.self_attn.has_rope else list(map(torch.full_like, rotary, (1.0, 0.0)))
+            self._run_layer(number, layer, own, attend)
         self.ops.lm_head(self.x, self.rows, self.model, self.logits)
         if shape.frames:
             self.ops.token_probability(self.logits, self.separator, self.silence)

@@ -1,6 +1,7 @@
 """Models built from existing language models and vision towers."""
 
 import json
+import random
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from comparing import assert_near
 from fresh_process import run_fresh
 from stock_models import TOKENIZERS, TOWER, save_language_model, save_tower
+from tiny_models import frame_cuts, random_batch, tiny_model
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -18,6 +20,7 @@ from transformers import (
 )
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
+from videollm_mod.cache import MoDCache
 
 FRAME = {"frame_token_pooled": [2, 2]}
 TEXTS = ["She cuts the onion, then", "He sees: [a red cup] <v> 7", "  why?\n\nbecause\u00e9 "]
@@ -134,12 +137,55 @@ def test_new_model_is_dense_at_keep_ratio_1(tmp_path):
     assert (model(**inputs).logits - routed).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["mistral", "qwen2"])
-def test_llama_like_families_are_supported(tmp_path, kind):
-    options = {"sliding_window": None} if kind == "mistral" else {}
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {}),
+        ("qwen3", {"head_dim": 16, "attention_bias": True}),
+        ("qwen3", {"head_dim": 8, "num_hidden_layers": 3}),
+        ("smollm3", {"no_rope_layers": [1, 0, 0, 1]}),
+        ("smollm3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+    ],
+)
+def test_llama_like_families_are_supported(tmp_path, kind, options):
     llm = save_language_model(tmp_path / "llm", "no start", kind, **options)
-    model, _ = build(llm, save_tower(tmp_path / "vision"))
-    assert_same_text(model, AutoModelForCausalLM.from_pretrained(llm), torch.randint(5, 200, (2, 17)))
+    model, processor = build(llm, save_tower(tmp_path / "vision"))
+    stock, ids = AutoModelForCausalLM.from_pretrained(llm), torch.randint(5, 200, (2, 17))
+    assert_same_text(model, stock, ids)
+    text = model.config.text_config
+    assert text.qk_norm == (kind == "qwen3")
+    assert list(text.no_rope_layers) == {4: [1, 2], 5: [3]}.get(text.num_hidden_layers, []) * (kind == "smollm3")
+
+    model.save_pretrained(tmp_path / "built")
+    again = VideoLLMMoDForConditionalGeneration.from_pretrained(tmp_path / "built")
+    assert_same_text(again, stock, ids)
+    session = again.stream(processor, max_new_tokens=4, speak_threshold=1.0)  # frames are routed, words cached
+    said = [event.text for frame in frames(3) for event in session.push(frame[None])]
+    assert len(said) == 3 and session.ask("why?")[0].kind == "answer"
+
+
+@pytest.mark.parametrize("text", [{"qk_norm": True}, {"no_rope_layers": [0, 3]}])
+@pytest.mark.parametrize("seed", range(2))
+@torch.no_grad()
+def test_streams_in_pieces_equal_one_pass(text, seed):
+    """Normalised queries and keys, and layers without rotary embeddings, with routing and a cache."""
+    model = tiny_model(seed, **text)
+    for name, weight in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.uniform_(weight, 0.3, 2.0)
+    _, (row,) = random_batch(model, seed, [4])
+    expected, ids, features = model(**row).logits, row["input_ids"], row["video_features"]
+    cache, parts, at, seen = MoDCache(model.config), [], 0, 0
+    cuts = frame_cuts(ids[0].tolist(), model.config.num_frame_tokens, random.Random(seed))
+    for cut in [*cuts, ids.shape[1]]:
+        own = ids[:, at:cut]
+        count = int((own == model.config.video_token_id).sum()) // model.config.num_frame_tokens
+        inputs = {"video_features": features[seen : seen + count]} if count else {}
+        if own.shape[1]:
+            parts.append(model(input_ids=own, past_key_values=cache, **inputs).logits)
+        at, seen = cut, seen + count
+    assert_near(torch.cat(parts, dim=1), expected)
 
 
 def test_spare_vocabulary_rows_and_multiples(tmp_path):

@@ -95,9 +95,9 @@ def test_adapters_cover_every_linear_layer_and_reload_with_plain_peft(tmp_path, 
     assert (logits(plain, batch) - logits(model, batch)).abs().max() > 0.1
 
 
-@pytest.mark.parametrize("tied", [False, True])
-def test_merged_checkpoint_equals_base_with_adapter(tmp_path, root_processor, tied, capsys):
-    base, batch = saved_base(tmp_path / "base", root_processor, tie_word_embeddings=tied)
+@pytest.mark.parametrize("text", [{}, {"tie_word_embeddings": True}, {"qk_norm": True, "no_rope_layers": [1]}])
+def test_merged_checkpoint_equals_base_with_adapter(tmp_path, root_processor, text, capsys):
+    base, batch = saved_base(tmp_path / "base", root_processor, **text)
     model = adapted(base)
     model.save_pretrained(str(tmp_path / "adapter"))
     assert cli.main(["merge", str(tmp_path / "adapter"), "--output", str(tmp_path / "merged")]) == 0

@@ -415,6 +415,8 @@ def test_building_the_model_checks_options_again():
         ({"mod_keep_ratio": 1.5}, "`mod_keep_ratio`.*1.5"),
         ({"mod_layers": [0, 5]}, r"`mod_layers` must hold layer indices in \[0, 5\), got 5 in \[0, 5\]"),
         ({"mod_layers": [-1]}, "`mod_layers`.*-1"),
+        ({"no_rope_layers": [5]}, r"`no_rope_layers` must hold layer indices in \[0, 5\), got 5 in \[5\]"),
+        ({"no_rope_layers": "all"}, "^`no_rope_layers` must be a list of layers, got 'all'$"),
         ({"mod_layers": 3}, "^`mod_layers` must be one of 'interleaved', .* or a list of layers, got 3$"),
         ({"mod_keep_ratio": "x"}, r"^`mod_keep_ratio` must be a number in \(0, 1\], got 'x'$"),
         ({"mod_layers": "odd"}, "`mod_layers` must be one of 'interleaved'.*got 'odd'"),

@@ -70,9 +70,10 @@ def test_quantised_checkpoint_narrates_the_same(name):
     assert [(e.time, e.text) for e in alone] == [(e.time, e.text) for e in said[:2]]
 
 
+@pytest.mark.parametrize("qk_norm", [False, True])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_quantised_model_is_saved_and_loaded(tmp_path, name):
-    model, processor = small_model(hidden_size=64, intermediate_size=64)  # NF4 on a CPU needs blocks of 64
+def test_quantised_model_is_saved_and_loaded(tmp_path, name, qk_norm):
+    model, processor = small_model(hidden_size=64, intermediate_size=64, qk_norm=qk_norm)  # NF4 needs blocks of 64
     model.save_pretrained(tmp_path / "plain")
     quantised = load(VideoLLMMoDForConditionalGeneration, tmp_path / "plain", name)
     quantised.save_pretrained(tmp_path / "few")

@@ -28,11 +28,19 @@ needs_triton = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
     reason="needs a GPU, or Triton's interpreter, TRITON_INTERPRET=1",
 )
-STATIC = [
-    name
+STATIC = {
+    name: options
     for name, options in ROUTINGS.items()
     if options.get("vision_routing", "mod") in ("mod", "full") and options.get("mod_selection") != "random"
-]
+} | {"normalised": {"qk_norm": True}, "unrotated": {"no_rope_layers": [0, 3]}}
+
+
+def with_any_norm(model):
+    """With norms of queries and keys that do more than scale to 1."""
+    for name, weight in model.named_parameters():
+        if name.endswith(("q_norm.weight", "k_norm.weight")):
+            torch.nn.init.uniform_(weight, 0.3, 2.0)
+    return model
 
 
 def calls_of(row: dict, per_frame: int) -> list[tuple[list[int], torch.Tensor | None]]:
@@ -57,8 +65,8 @@ def calls_of(row: dict, per_frame: int) -> list[tuple[list[int], torch.Tensor | 
 @torch.no_grad()
 def test_static_steps_equal_the_model(name):
     """A stream in steps, in calls of the model, and in both by turns, with rollbacks and forks in between."""
-    seed = list(ROUTINGS).index(name)
-    model, rng = tiny_model(seed, **ROUTINGS[name]), random.Random(seed)
+    seed = list(STATIC).index(name)
+    model, rng = with_any_norm(tiny_model(seed, **STATIC[name])), random.Random(seed)
     fast, per_frame = StaticLanguageModel(model, PlainOps), model.config.num_frame_tokens
     _, (row,) = random_batch(model, seed, [9])
     cache, mixed, expected = (MoDCache(model.config) for _ in range(3))
@@ -146,8 +154,8 @@ def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
 def test_static_steps_of_several_streams_equal_each_alone(name):
-    seed = 50 + list(ROUTINGS).index(name)
-    model = tiny_model(seed, **ROUTINGS[name])
+    seed = 50 + list(STATIC).index(name)
+    model = with_any_norm(tiny_model(seed, **STATIC[name]))
     check_streams_together([model], StaticLanguageModel(model, PlainOps), seed)
 
 
@@ -413,13 +421,15 @@ def test_the_probability_kernel_equals_plain_torch(monkeypatch, size, dtype):
 
 
 @needs_triton
+@pytest.mark.parametrize("text", ["learned", "normalised", "unrotated"])
 @pytest.mark.parametrize("name", ["Kernels", "CublasKernels"])
 @torch.no_grad()
-def test_steps_by_kernels_equal_plain_torch(name):
+def test_steps_by_kernels_equal_plain_torch(name, text):
     """Without graphs: text, a frame, and frames of two streams."""
     kernels = pytest.importorskip("videollm_mod.static_kernels")
     size = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
-    model = tiny_model(3, **size, num_hidden_layers=2).to("cuda" if torch.cuda.is_available() else "cpu")
+    model = with_any_norm(tiny_model(3, **size, num_hidden_layers=4, **STATIC[text]))
+    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     features = torch.randn(2, 1, 5, 16).to(model.device)
     frame, made = [START, *[VIDEO] * 5], []
     for ops in (PlainOps, getattr(kernels, name)):

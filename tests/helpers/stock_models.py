@@ -16,10 +16,14 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     SiglipConfig,
     SiglipModel,
     SiglipVisionConfig,
     SiglipVisionModel,
+    SmolLM3Config,
+    SmolLM3ForCausalLM,
 )
 
 CORPUS = [
@@ -40,6 +44,8 @@ MODELS = {
     "llama": (LlamaConfig, LlamaForCausalLM),
     "mistral": (MistralConfig, MistralForCausalLM),
     "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+    "qwen3": (Qwen3Config, Qwen3ForCausalLM),
+    "smollm3": (SmolLM3Config, SmolLM3ForCausalLM),
 }
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 TEXT_TOWER = {**TOWER, "vocab_size": 20}
@@ -116,7 +122,7 @@ def save_language_model(path: Path, tokenizer: str = "byte level", kind: str = "
     config = config_class(**{**SIZES, "vocab_size": len(words) + spare, **ids, **options})
     model = model_class(config)
     for name, parameter in model.named_parameters():
-        if name.endswith("bias"):
+        if name.endswith(("bias", "q_norm.weight", "k_norm.weight")):
             torch.nn.init.normal_(parameter)
     model.save_pretrained(path)
     words.save_pretrained(path)
