@@ -18,6 +18,7 @@ VISION_ROUTINGS = ("mod", "full", "early_exit", "layer_skip")
 MOD_LAYERS = ("interleaved", "all", "all_deep", "interleaved_deep")
 MOD_SELECTIONS = ("learned", "uniform", "random")
 MOD_GATES = ("residual", "output", "none")
+SPEAK_RULES = ("trained", "verify")
 FRAME_POOLINGS = ("average", "bilinear", "pixel_shuffle")
 CONNECTOR_TYPES = ("mlp", "linear")
 # the towers of SmolVLM and Idefics3 are SigLIP without a pooling head, with position ids of their own
@@ -47,6 +48,12 @@ def check_keep_ratio(name: str, value: float) -> None:
     """Raise `ValueError` unless `value` is a number in (0, 1]."""
     if not is_number(value) or not 0 < value <= 1:
         raise ValueError(f"`{name}` must be a number in (0, 1], got {value!r}")
+
+
+def check_margin(name: str, value: float) -> None:
+    """Raise `ValueError` unless `value` is a finite number >= 0."""
+    if not is_number(value) or not 0 <= value < math.inf:
+        raise ValueError(f"`{name}` must be a number of nats from 0 on, got {value!r}")
 
 
 def num_kept_tokens(keep_ratio: float, num_frame_tokens: int) -> int:
@@ -173,6 +180,11 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         image_newline_token_id (`int`, *optional*): id of the token whose embedding is LLaVA-OneVision's
             `image_newline`, which follows the last frame of a video.
         stream_loss_weight (`float`): weight of the loss at the last token of each frame.
+        speak_rule (`str`): how sessions decide when to speak, unless told otherwise. `"trained"`: the model has
+            learned to predict the frame separator for silence; `"verify"`: it speaks when its last narration no longer
+            holds, which needs no training. See `speaking`.
+        verify_margin (`float`): in nats, >= 0. Under `"verify"` the last narration holds as long as no token of it is
+            less probable than the best one by more than this.
 
     Raises:
         `ValueError`: for a value that is not allowed, naming it.
@@ -196,6 +208,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     frame_separator_token_id: int | None = 4
     image_newline_token_id: int | None = None
     stream_loss_weight: Any = 1.0
+    speak_rule: str = "trained"
+    verify_margin: Any = 0.0
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
 
@@ -226,6 +240,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         self.tie_word_embeddings = self.tie_word_embeddings or bool(self.text_config.tie_word_embeddings)
         super().__post_init__(**kwargs)
         self.check_frames()
+        self.check_speaking()
 
     def check_frames(self) -> None:
         """Raise `ValueError` for frame options out of range. Called again when a model is built."""
@@ -309,6 +324,11 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             if value in taken:
                 raise ValueError(f"`{taken[value]}` and `{name}` must differ, both are {value}")
             taken[value] = name
+
+    def check_speaking(self) -> None:
+        """Raise `ValueError` for a rule of speaking that does not exist, or a margin out of range."""
+        check_choice("speak_rule", self.speak_rule, SPEAK_RULES)
+        check_margin("verify_margin", self.verify_margin)
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with every Auto class mapped to the code that is saved beside the weights. transformers

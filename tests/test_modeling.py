@@ -1,6 +1,7 @@
 """The routed forward against a naive one, against stock Llama, and against itself in pieces and in batches."""
 
 import copy
+import math
 import random
 from types import SimpleNamespace
 
@@ -454,6 +455,10 @@ GRID = {"frame_token_cls": False, "frame_token_pooled": [2, 2]}
         ({"video_token_id": 60}, r"`video_token_id` must be in \[0, vocab_size=60\), got 60"),
         ({"frame_separator_token_id": 3}, "must differ, both are 3"),
         ({"stream_loss_weight": -1}, "`stream_loss_weight` must be finite and >= 0, got -1"),
+        ({"speak_rule": "always"}, "`speak_rule` must be one of 'trained', 'verify', got 'always'"),
+        ({"verify_margin": -0.1}, "`verify_margin` must be a number of nats from 0 on, got -0.1"),
+        ({"verify_margin": math.inf}, "`verify_margin` must be a number of nats from 0 on, got inf"),
+        ({"verify_margin": "1"}, "^`verify_margin` must be a number of nats from 0 on, got '1'"),
         ({"vision_config": {"model_type": "vit"}}, "`vision_config.model_type` must be one of.*got 'vit'"),
         ({"frame_pooling": "max"}, "`frame_pooling` must be one of 'average'.*got 'max'"),
         ({"frame_pooling": "bilinear"}, "`frame_pooling='bilinear'` needs `frame_token_pooled` and"),
