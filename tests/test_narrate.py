@@ -20,7 +20,8 @@ import av
 import numpy as np
 import pytest
 import torch
-from forked import ForkedProcess, forked_command
+from fork_server import ForkedProcess, command
+from fork_server import run as run_process
 from fresh_process import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -37,7 +38,7 @@ from videollm_mod.narration import narrate
 from videollm_mod.narration.options import NarrateOptions, Query
 from videollm_mod.sources import source
 
-COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
+COMMAND = command("narrate")
 
 
 @pytest.fixture
@@ -183,9 +184,7 @@ def test_a_pipe_is_sampled_at_the_rate_of_the_checkpoint(tmp_path, clip):
     (folder / "processor_config.json").write_text(json.dumps(config))
     path = write_video(tmp_path / "a.ts", decode_video(clip, 10)[0][:30], "mpeg2video", fps=10)
     with open(path, "rb") as file:
-        done = subprocess.run(
-            [*COMMAND, "-", "--model", folder, "--format", "jsonl"], stdin=file, capture_output=True, text=True
-        )
+        done = run_process([*COMMAND, "-", "--model", folder, "--format", "jsonl"], stdin=file)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout.splitlines()[-1])["stats"]["frames"] == 12
 
@@ -247,7 +246,7 @@ def test_standard_input_is_narrated_as_a_file(clip):
                 packet.stream = stream
                 write.mux(packet)
     with subprocess.Popen(["cat", clip.with_suffix(".ts")], stdout=subprocess.PIPE) as cat:
-        done = subprocess.run([*COMMAND, "-", "--format", "jsonl"], stdin=cat.stdout, capture_output=True, text=True)
+        done = run_process([*COMMAND, "-", "--format", "jsonl"], stdin=cat.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(event["time"], event["text"]) for event in said[:-1]] == truth(60)
@@ -359,8 +358,7 @@ def test_faults_are_printed_on_any_console(tmp_path):
         '{"video": "在哪里.mp4", "turns": [{"time": 1, "role": "assistant", "content": "There."}]}\n', "utf-8"
     )
     for locale in LOCALES.values():
-        command = [sys.executable, "-m", "videollm_mod.cli", "validate", file]
-        done = subprocess.run(command, env={**os.environ, **locale}, capture_output=True)
+        done = subprocess.run(command("validate", file), env={**os.environ, **locale}, capture_output=True)
         assert done.returncode == 2 and b"there is no file" in done.stdout and b"???.mp4" in done.stdout
         assert done.stderr.startswith(b"error: 1 fault in ") and done.stderr.count(b"\n") == 1
 
@@ -637,11 +635,11 @@ def test_an_unreachable_hub_id_is_one_error_line(clip):
         hub = f"http://127.0.0.1:{server.getsockname()[1]}"
         environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub}
         for extra in ([], ["--trust-remote-code"]):
-            command = [*COMMAND, clip, "--model", "no/model", *extra]
-            done = subprocess.run(command, capture_output=True, text=True, env=environment)
+            fresh = [*COMMAND, clip, "--model", "no/model", *extra]
+            done = subprocess.run(fresh, capture_output=True, text=True, env=environment)
             assert done.returncode == 2 and is_one_line(done.stderr) and "the Hub cannot be reached" in done.stderr
         assert len(asked) <= 2 * 2
-    done = subprocess.run([*COMMAND, clip, "--model", "no/model"], capture_output=True, text=True)
+    done = run_process([*COMMAND, clip, "--model", "no/model"])
     assert done.returncode == 2 and is_one_line(done.stderr) and "which is offline" in done.stderr
 
 
@@ -693,7 +691,7 @@ def test_a_fresh_process_prints_only_events(tmp_path, clip):
 
 
 def start(clip: Path, folder: Path, *arguments) -> ForkedProcess:
-    return forked_command("narrate", clip, "--overlay", folder / "o.mp4", *arguments)
+    return ForkedProcess([*COMMAND, clip, "--overlay", folder / "o.mp4", *arguments])
 
 
 def readable(folder: Path, name: str) -> int:
@@ -740,7 +738,7 @@ def test_a_signal_ends_the_files_properly(tmp_path, clip, number):
 
 
 def test_a_closed_pipe_is_not_an_error(clip):
-    process = subprocess.Popen([*COMMAND, clip], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = ForkedProcess([*COMMAND, clip])
     process.stdout.readline()
     process.stdout.close()
     err = process.stderr.read()

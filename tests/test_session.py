@@ -2,15 +2,14 @@
 
 import json
 import random
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
 from comparing import assert_same_cache, assert_same_events
-from forked import ForkedProcess
-from fresh_process import ROOT, run_fresh
+from fork_server import ForkedProcess, run
+from fresh_process import HELPERS, ROOT, run_fresh
 from safetensors.torch import save_file
 from transformers import GenerationConfig
 
@@ -254,20 +253,28 @@ def test_states_of_other_models_and_wrong_paths_are_refused(checkpoint, tmp_path
         session.save(tmp_path)
 
 
+def save_forever(path: str) -> None:
+    model, processor = load()
+    frames, times = clip(40)
+    session = model.stream(processor)
+    session.push(frames[:4], times[:4])
+    while True:
+        session.save(path)
+        sys.stdout.write("saved\n")
+        sys.stdout.flush()
+
+
+def in_this_file(call: str) -> list[str]:
+    """A command that calls a function of this file."""
+    paths = [str(HELPERS.parent), str(HELPERS)]
+    return [sys.executable, "-c", f"import sys; sys.path += {paths}; import test_session; test_session.{call}"]
+
+
 def test_a_process_killed_while_saving_leaves_a_whole_state(checkpoint, tmp_path):
     path = tmp_path / "s"
     frames, times = clip(40)
-    session = checkpoint[0].stream(checkpoint[1])
-    session.push(frames[:4], times[:4])
-
-    def save_forever() -> None:
-        while True:
-            session.save(path)
-            sys.stdout.write("saved\n")
-            sys.stdout.flush()
-
     for saves in (1, 3, 2):  # while it saves for the time after that
-        process = ForkedProcess(save_forever)
+        process = ForkedProcess(in_this_file(f"save_forever({str(path)!r})"))
         assert [process.stdout.readline() for _ in range(saves)] == ["saved\n"] * saves
         process.kill()
         process.wait()
@@ -377,23 +384,16 @@ def test_a_failure_while_speaking_rolls_the_frame_back(checkpoint, failing_call)
     holds_the_same(session, other)
 
 
-LEAVES_A_LOOP = """
-import sys
-sys.path += {tests!r}
-from test_session import clip, load
-def main():
+def leave_a_loop() -> None:
     model, processor = load()
     session = model.stream(processor, speak_threshold=0.0)
-    for index, frame in enumerate(session.watch(clip(40)[0])):
+    for index, _ in enumerate(session.watch(clip(40)[0])):
         if index == 2:
             break
-main()
-"""
 
 
 def test_leaving_a_watch_loop_closes_it_at_once(checkpoint):
-    code = LEAVES_A_LOOP.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = run(in_this_file("leave_a_loop()"))
     assert done.returncode == 0 and done.stderr.count("Error") == 0, done.stderr
     session = checkpoint[0].stream(checkpoint[1], speak_threshold=0.0)
     for frame in session.watch(clip(40)[0]):
