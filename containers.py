@@ -134,6 +134,20 @@ def is_number(value: Any) -> bool:
     return isinstance(value, Real) and not isinstance(value, bool)
 
 
+def plain_float(text: str) -> float:
+    """`float` of plain digits: `float` itself also takes `1_0` and the digits of all scripts, which nobody means."""
+    if "_" in text or not text.isascii():
+        raise ValueError(f"could not convert string to float: {shown(text)}")
+    return float(text)
+
+
+def plain_int(text: str) -> int:
+    """`int` of plain digits."""
+    if "_" in text or not text.isascii():
+        raise ValueError(f"invalid literal for int: {shown(text)}")
+    return int(text)
+
+
 def check_count(name: str, value: Any, minimum: int = 1) -> None:
     """Raise `ValueError` unless `value` is a whole number of at least `minimum`."""
     if not is_whole(value) or value < minimum:
@@ -423,6 +437,8 @@ __all__ = [
     "is_video_source",
     "is_whole",
     "open_container",
+    "plain_float",
+    "plain_int",
     "shown",
     "source_name",
     "video_duration",

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from ..commands.options import add_command
 from ..commands.threads import share_cores
-from ..narration.options import check_output
+from ..data.files import check_output
 from .geometries import NAMES, check_fits
 
 
@@ -44,7 +44,7 @@ class BenchOptions:
         if self.json is not None and self.json.suffix != ".json":
             raise ValueError(f"--json must end in .json, got {str(self.json)!r}")
         if self.json is not None:
-            check_output("--json", self.json, "")
+            check_output("--json", self.json)
         if not 0 <= self.minutes < math.inf:
             raise ValueError(f"--minutes must be 0 or more, got {self.minutes:g}")
 

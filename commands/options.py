@@ -14,7 +14,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
-from ..narration.options import plain_float, plain_int
+from ..containers import plain_float, plain_int
 from .messages import one_line, without_secrets
 
 

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Files that are written: where they may be, and whole or not at all."""
 
 import hashlib
 import os
@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TextIO
+
+from ..containers import local_path
 
 STANDARD = Path("-")  # standard input or output
 PARTIAL = ".partial"  # ending of a file that is being written
@@ -61,6 +63,17 @@ def write_whole(path: str | Path, text: str) -> None:
     """Write a text file in UTF-8, whole or not at all; see `written_whole`."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def check_output(name: str, path: Path, source: str | None = None) -> None:
+    """Raise `OSError` if the option `name` cannot be written, and `ValueError` if it would overwrite the source."""
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of `{name}` does not exist: {path.parent}")
+    if path.is_dir():
+        raise IsADirectoryError(f"`{name}` must be a file, {path} is a directory")
+    source = None if source is None else local_path(source)
+    if source is not None and path.exists() and Path(source).exists() and path.samefile(source):
+        raise ValueError(f"`{name}` would overwrite the source {source}")
 
 
 def remove(path: Path) -> None:

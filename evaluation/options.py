@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from ..data.files import check_output
 from ..loading.options import ModelOptions
-from ..narration.options import check_output
 
 
 @dataclass(kw_only=True)
@@ -62,7 +62,7 @@ class EvaluateOptions(ModelOptions):
             raise ValueError("`--first-seed` is instead of a split's seeds, and does not go with `--split`")
         for name in ("json", "plot"):
             if getattr(self, name) is not None:
-                check_output(f"--{name}", getattr(self, name), "")
+                check_output(f"--{name}", getattr(self, name))
         if self.json is not None:
             check_result(self.json)
             if self.plot is not None and self.plot.absolute() == self.json.absolute():

@@ -8,29 +8,15 @@ from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
-from ..containers import LIMITS, MediaLimits, check_fps, local_path, shown
+from ..containers import LIMITS, MediaLimits, check_fps, plain_float, shown
 from ..conversation import check_text
-from ..data.files import STANDARD
+from ..data.files import STANDARD, check_output
 from ..decoding import DEFAULT_FPS
 from ..loading.options import ModelOptions
 from ..sources.live import WHEN_BEHIND
 
 FORMAT_OF_SUFFIX = {".jsonl": "jsonl", ".vtt": "vtt", ".srt": "srt"}
 MAX_FPS = 1000.0
-
-
-def plain_float(text: str) -> float:
-    """`float` of plain digits: `float` itself also takes `1_0` and the digits of all scripts, which nobody means."""
-    if "_" in text or not text.isascii():
-        raise ValueError(f"could not convert string to float: {shown(text)}")
-    return float(text)
-
-
-def plain_int(text: str) -> int:
-    """`int` of plain digits."""
-    if "_" in text or not text.isascii():
-        raise ValueError(f"invalid literal for int: {shown(text)}")
-    return int(text)
 
 
 @dataclass(frozen=True)
@@ -164,17 +150,6 @@ def stated_fps(checkpoint: str) -> float:
         raise ValueError(f"{path} is not the configuration of a processor: {error!r}") from error
     check_fps(f"`fps` in {path}", fps)
     return fps
-
-
-def check_output(name: str, path: Path, source: str) -> None:
-    """Raise `OSError` if the option `name` cannot be written, and `ValueError` if it would overwrite the source."""
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of `{name}` does not exist: {path.parent}")
-    if path.is_dir():
-        raise IsADirectoryError(f"`{name}` must be a file, {path} is a directory")
-    source = local_path(source)
-    if path.exists() and Path(source).exists() and path.samefile(source):
-        raise ValueError(f"`{name}` would overwrite the source {source}")
 
 
 __all__ = ["NarrateOptions", "Query", "stated_fps"]

@@ -27,10 +27,10 @@ from video_files import moving, write_video
 from waiting import PATIENCE
 
 from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
-from videollm_mod.containers import shown, source_name
+from videollm_mod.containers import plain_float, shown, source_name
 from videollm_mod.conversation import MAX_TEXT
 from videollm_mod.decoding import iter_video_frames
-from videollm_mod.narration.options import NarrateOptions, Query, plain_float
+from videollm_mod.narration.options import NarrateOptions, Query
 from videollm_mod.session_state import VERSION
 from videollm_mod.sources.source import open_live
 
