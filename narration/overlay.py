@@ -128,7 +128,7 @@ class OverlayVideo:
         return outlined((seen * spread(brightness, SIDE)[:, :, None]).astype(np.uint8), share > 0, width=2)
 
     def _draw_layers(self, canvas, pen, seen: np.ndarray, layers: dict[int, np.ndarray]) -> None:
-        pen.text((SIDE + 12, 8), "tokens that each routed layer keeps", font=self._fonts[13], fill=FAINT)
+        pen.text((SIDE + 12, 8), "vision tokens that each routed layer keeps", font=self._fonts[13], fill=FAINT)
         columns = max(1, math.ceil(math.sqrt(len(layers) / 1.7)))
         rows = max(1, math.ceil(len(layers) / columns))
         size = min(150, (PANEL - 12) // columns - 8, (SIDE - CURVE - 30) // rows - 24)
@@ -140,7 +140,10 @@ class OverlayVideo:
             canvas.paste(Image.fromarray(outlined((small * shade).astype(np.uint8), cells)), (x, y))
             pen.rectangle((x - 1, y - 1, x + len(small), y + len(small)), outline=BORDER)
             class_token = self.has_class_token and 0 in kept
-            label = f"{layer}: {len(kept)} of {self.num_tokens}{', class' if class_token else ''}"
+            count = f"{len(kept)} of {self.num_tokens}{', class' if class_token else ''}"
+            label = f"layer {layer}: {count}"
+            if pen.textlength(label, font=self._fonts[13]) > size + 6:
+                label = f"{layer}: {count}"
             pen.text((x, y + len(small) + 2), label, font=self._fonts[13], fill=ACCENT if class_token else TEXT)
 
     def _draw_curve(self, pen) -> None:
