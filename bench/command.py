@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from ..commands.options import add_command
 from ..commands.threads import share_cores
-from ..data.files import check_output
+from ..data.files import STANDARD, check_output
 from .geometries import NAMES, check_fits
 
 
@@ -121,7 +121,11 @@ class PlanOptions:
     results: Annotated[
         Path | None, "folder of results (default: benchmarks/results of a checkout)", {"metavar": "FOLDER"}
     ] = None
-    output: Annotated[Path | None, "Markdown file to write (default: docs/planning.md of a checkout)"] = None
+    output: Annotated[Path | None, "Markdown file to write (default: standard output)"] = None
+
+    def __post_init__(self):
+        if self.output not in (None, STANDARD):
+            check_output("--output", self.output)
 
 
 def add_bench(commands) -> None:

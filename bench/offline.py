@@ -54,7 +54,7 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
         for way, measure, dense in (
             ("mod", blocks, False),
             ("dense", blocks, True),
-            ("mod, as it is", functools.partial(blocks, static=False), False),
+            ("mod, eager", functools.partial(blocks, static=False), False),
             ("stock", lambda model, *sizes: stock(model, 0, repeats, block), True),  # noqa: B023
         ):
             if time.perf_counter() > end:

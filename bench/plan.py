@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from ..configuration_videollm_mod import VideoLLMMoDConfig
+from ..data.files import STANDARD, beside, write_whole
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from .geometries import config_values
 from .plan_arithmetic import GEOMETRY, TOKENS
@@ -16,7 +17,7 @@ from .plan_page import page
 from .plan_results import MEASURED, growth_rows, read
 from .record import RESULTS, ROOT
 
-PAGE = ROOT / "docs" / "planning.md"
+PAGE = ROOT / "docs" / "planning.md"  # of a checkout; made from the results there
 
 
 def sizes() -> dict[str, int]:
@@ -29,25 +30,26 @@ def sizes() -> dict[str, int]:
 
 
 def bench(results: Path | None, output: Path | None) -> None:
-    """Write the page.
+    """Print the page, or write it to a file.
 
     Args:
         results (`Path`, *optional*): folder of results; in a checkout of the repository, its own by default.
-        output (`Path`, *optional*): file to write; in a checkout, `docs/planning.md` by default.
+        output (`Path`, *optional*): file to write; standard output by default.
 
     Raises:
-        `ValueError`: without one of them outside a checkout, or if `results` is not a folder.
+        `ValueError`: without `results` outside a checkout, or if it is not a folder with results.
     """
-    given = {"--results": results, "--output": output}
-    missing = [name for name, path in given.items() if path is None]
-    if missing and not RESULTS.is_dir():
-        raise ValueError(f"{' and '.join(missing)} must be given: only a checkout of the repository holds results")
-    results, output = results or RESULTS, output or PAGE
+    if results is None and not RESULTS.is_dir():
+        raise ValueError("--results must be given: only a checkout of the repository holds results")
+    results, output = results or RESULTS, output or STANDARD
     if not results.is_dir():
         raise ValueError(f"--results must be a folder, got {results}")
     found = read(results)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page(found, sizes(), growth_rows(results)), encoding="utf-8")
-    print(output)
+    if not found:
+        raise ValueError(f"--results must hold summary.json and the results that it names, found none in {results}")
+    write_whole(output, page(found, sizes(), growth_rows(results)))
+    messages = beside(output)
+    if output != STANDARD:
+        print(output, file=messages)
     for command in dict.fromkeys(wanted.command for name, wanted in MEASURED.items() if name not in found):
-        print(f"missing: {command}")
+        print(f"missing: {command}", file=messages)

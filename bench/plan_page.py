@@ -1,5 +1,6 @@
 """The page of `bench plan`: a template, and the tables in it."""
 
+import textwrap
 from collections import Counter
 from collections.abc import Callable
 from string import Template
@@ -25,8 +26,9 @@ WAYS = {"mod": "mixture of depths", "dense": "dense"}
 PAGE = Template("""\
 # Planning for many GPUs
 
-`videollm-mod bench plan` writes this page from the files in `benchmarks/results`; do not edit it by hand. The
-measurements are listed at the end. The rest is arithmetic on them (`bench/plan_arithmetic.py`), to three digits.
+`videollm-mod bench plan --output docs/planning.md` writes this page from the files in `benchmarks/results`; do not
+edit it by hand. The measurements are listed at the end. The rest is arithmetic on them (`bench/plan_arithmetic.py`),
+to three digits.
 
 Assumptions:
 
@@ -68,7 +70,7 @@ $growth
 $measured$missing""")
 MISSING = Template("""
 These measurements are missing: what depends on them is a question mark, or left out. Run these commands, and then
-`videollm-mod bench plan` again:
+make this page again:
 
 $commands""")
 
@@ -234,7 +236,9 @@ def commits(rows: list[dict]) -> str:
     if len(counted) < 2:
         return ""
     each = "; ".join(f"{count} at {commit}" for commit, count in counted.items())
-    return f"\nThe {len(rows)} rows were measured at several commits, the smaller sizes first: {each}.\n"
+    text = f"The {len(rows)} rows were measured at several commits, the smaller sizes first: {each}. "
+    text += "Names of modules and constants are those of the commit."
+    return "\n" + textwrap.fill(text, 119, break_long_words=False, break_on_hyphens=False) + "\n"
 
 
 def measured_table(found: dict[str, Measured]) -> str:

@@ -47,7 +47,7 @@ class Rows:
                 with configured(self.model, way != "mod", static):
                     parts[way].append(measure(self.model, *arguments))
         for way, found in parts.items():
-            row = {"name": name, "way": way if static else f"{way}, as it is", **about, **joined(found, **about)}
+            row = {"name": name, "way": way if static else f"{way}, eager", **about, **joined(found, **about)}
             self.result["rows"].append(row)
             shown = {key: value for key, value in row.items() if key != "raw_ms"}
             print(*(f"{key}={value}" for key, value in shown.items()), flush=True)

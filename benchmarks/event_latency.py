@@ -1,6 +1,6 @@
 """Seconds from the arrival of a frame to its event, for a live stream from an RTSP server on this machine.
 
-    python benchmarks/event_latency.py
+    python -m videollm_mod.benchmarks.event_latency
 
 The bundled model watches a test picture at 2 frames per second on two threads, and speaks after every frame, which is
 the most work that a stream can be. In a second run at 10 frames per second, it is slowed down until it cannot keep up.
@@ -43,7 +43,7 @@ def main(frames: int) -> None:
         }
     finally:
         server.kill()
-    command = f"python benchmarks/event_latency.py --frames {frames}"
+    command = f"python -m videollm_mod.benchmarks.event_latency --frames {frames}"
     result = {"what": __doc__.splitlines()[0], "command": command, **surroundings("av"), "runs": runs}
     source = write_result("event_latency", result)
     latency = runs["usual"]["latency"]["event"]

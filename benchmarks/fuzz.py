@@ -1,6 +1,6 @@
 """Read thousands of damaged files to their ends: videos in several containers, JSONL files and saved sessions.
 
-    python benchmarks/fuzz.py --cases 2400
+    python -m videollm_mod.benchmarks.fuzz --cases 2400
 
 Separate processes read the files, with limits on memory and on the time per case. A case fails if it raises an error
 other than the two that name bad input, if the process dies, if it takes too long, if memory runs out, or if memory is
@@ -141,7 +141,7 @@ def main(cases: int, first: int, processes: int) -> None:
                 slot.process.join()
     growth = [slot.growth() for slot in slots]
     grown = [value for value in growth if value > GROWTH]
-    command = f"python benchmarks/fuzz.py --cases {cases}"
+    command = f"python -m videollm_mod.benchmarks.fuzz --cases {cases}"
     result = {
         "what": __doc__.splitlines()[0],
         "command": command,

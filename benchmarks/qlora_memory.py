@@ -1,6 +1,6 @@
 """Peak GPU memory of the recipe for 24 GB GPUs: QLoRA of an 8B model on streams of 600 frames of 10 tokens.
 
-    python benchmarks/qlora_memory.py
+    python -m videollm_mod.benchmarks.qlora_memory
 
 A checkpoint of random weights is written, then loaded and trained for a few steps as `videollm-mod train
 training/configs/qlora_24gb.yaml` does, in a process that may use at most `--limit` GiB.
@@ -102,7 +102,7 @@ def main() -> None:
         make = [sys.executable, __file__, "--geometry", arguments.geometry, "--make", checkpoint]
         subprocess.run(make, check=True)
         run = train(checkpoint, arguments.frames, arguments.steps, arguments.limit)
-    command = " ".join(["python benchmarks/qlora_memory.py", *sys.argv[1:]])
+    command = " ".join(["python -m videollm_mod.benchmarks.qlora_memory", *sys.argv[1:]])
     peak = max(run[part]["reserved_gib"] for part in ("loading", "training"))
     result = {
         "command": command,

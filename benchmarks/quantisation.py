@@ -1,7 +1,7 @@
 """8-bit and NF4 weights against bfloat16: memory at the geometry of an 8B model, and narrations of the bundled model.
 
-    python benchmarks/quantisation.py memory     # on a GPU; writes a checkpoint of 17 GB to a temporary folder
-    python benchmarks/quantisation.py quality    # on a GPU, or slowly on a CPU
+    python -m videollm_mod.benchmarks.quantisation memory   # on a GPU; writes 17 GB to a temporary folder
+    python -m videollm_mod.benchmarks.quantisation quality  # on a GPU, or slowly on a CPU
 
 Each command measures one half of `results/quantisation.json`, keeps the other half, and prints the table. Memory is
 `get_memory_footprint()` and, on a GPU, what torch had allocated after loading. In each precision, the model watches
@@ -102,7 +102,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.half == "quality":
         torch.set_num_threads(1)
-    command = " ".join(["python benchmarks/quantisation.py", *sys.argv[1:]])
+    command = " ".join(["python -m videollm_mod.benchmarks.quantisation", *sys.argv[1:]])
     path = RESULTS / "quantisation.json"
     result = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     measured = {"memory": memory, "quality": quality}[args.half](args)

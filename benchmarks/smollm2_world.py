@@ -1,8 +1,8 @@
 """Teach SmolLM2-135M-Instruct to narrate the procedural world with LoRA, MoD next to dense, with learning curves.
 
-    python benchmarks/smollm2_world.py                 # starts from the weights that `make test-backbones` installs
-    python benchmarks/smollm2_world.py --gguf FILE     # or from a file
-    python benchmarks/smollm2_world.py --draw          # only plots an existing result
+    python -m videollm_mod.benchmarks.smollm2_world              # from the weights that `make test-backbones` installs
+    python -m videollm_mod.benchmarks.smollm2_world --gguf FILE  # from a file
+    python -m videollm_mod.benchmarks.smollm2_world --draw       # plots an existing result
 
 Both models are built with `build_folder` on the bundled model's vision tower, which stays frozen; connector,
 LayerExperts and adapters are trained. The dense model trains for `--seconds`, MoD for the same number of steps. Then
@@ -230,7 +230,7 @@ def main() -> None:
     if args.draw:
         print(draw(json.loads((RESULTS / "smollm2_world.json").read_text(encoding="utf-8"))))
         return
-    command = " ".join(["python benchmarks/smollm2_world.py", *sys.argv[1:]])
+    command = " ".join(["python -m videollm_mod.benchmarks.smollm2_world", *sys.argv[1:]])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         build(args.gguf or installed_weights(), folder, "bfloat16" if cuda else "float32")

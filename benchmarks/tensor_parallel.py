@@ -1,6 +1,6 @@
 """An 8B model on two GPUs with `tp_plan="auto"` against one GPU: time per frame, and agreement of the logits.
 
-    python benchmarks/tensor_parallel.py
+    python -m videollm_mod.benchmarks.tensor_parallel
 
 Random weights are written once. One process, then two, load them and watch the same random features: blocks of 16
 frames until the cache holds `--frames`, then frame by frame. Logits are compared with every token kept, since the
@@ -135,7 +135,7 @@ def main() -> None:
         for name in ("frame", "block")
     }
     (_, alone), (_, halves) = runs[1], runs[2]
-    command = " ".join(["python benchmarks/tensor_parallel.py", *sys.argv[1:]])
+    command = " ".join(["python -m videollm_mod.benchmarks.tensor_parallel", *sys.argv[1:]])
     result = {
         "command": command,
         **surroundings(),

@@ -1,6 +1,6 @@
 """Training on two GPUs against one: samples per second under DDP, and agreement of the losses with one GPU and FSDP2.
 
-    python benchmarks/train_scale.py
+    python -m videollm_mod.benchmarks.train_scale
 
 It trains LoRA of the paper's rank on random weights of Llama-3-8B's geometry, in bfloat16 with gradient checkpointing.
 A sample is a stream of 600 frames of 10 tokens, given as features, with one sample per GPU and step. One and two GPUs
@@ -101,7 +101,7 @@ def main() -> None:
     if arguments.worker:
         return work(arguments)
 
-    command = " ".join(["python benchmarks/train_scale.py", *sys.argv[1:]])
+    command = " ".join(["python -m videollm_mod.benchmarks.train_scale", *sys.argv[1:]])
     runs = {"1": [], "2": []}
     result = {
         "command": command,
