@@ -1,35 +1,46 @@
-"""Builds a VideoLLM-MoD from a pretrained language model and a pretrained vision tower: `from_components`.
+"""Builds a VideoLLM-MoD from pretrained models: from a language model and a vision tower (`from_components`), or from
+one that reads images already (`from_vlm`).
 
-The language model keeps all of its weights; only the connector, the LayerExperts and the embedding of the placeholder
-are new. The LayerExperts are zero at first: then the model computes the same as the given language model for text, at
-any keep ratio, and is dense at ratio 1.
+The given models keep all of their weights. Of `from_components` only the connector, the LayerExperts and the embedding
+of the placeholder are new. The LayerExperts are zero at first: then the model computes the same as the given language
+model for text, at any keep ratio, and is dense at ratio 1. `from_vlm` adds nothing, and equals the given model for
+images and videos too, at keep ratio 1.
 """
 
+import contextlib
 import copy
 import dataclasses
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoTokenizer,
+    PreTrainedModel,
+    ProcessorMixin,
+)
 from transformers.image_processing_base import ImageProcessingMixin
 
 from .configuration_videollm_mod import VISION_MODEL_TYPES, VideoLLMMoDConfig, VideoLLMMoDTextConfig
-from .containers import check_count
+from .containers import check_count, is_whole
 from .processing_videollm_mod import VideoLLMMoDProcessor
 from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 TEXT_FIELDS = {field.name for field in dataclasses.fields(VideoLLMMoDTextConfig)}
-MOD_OPTIONS = set(VideoLLMMoDTextConfig.__annotations__) - {
-    "model_type",
-    "base_config_key",
-    "qk_norm",
-    "no_rope_layers",
+MOD_OPTIONS = {
+    name for name in VideoLLMMoDTextConfig.__annotations__ if name.startswith(("mod_", "vision_", "early_"))
 }
 FRAME_OPTIONS = {"frame_token_cls", "frame_token_pooled", "stream_loss_weight"}
 PIECE_OPTIONS = {"video_token", "frame_separator", "stream_start", "stream_end"}
+VLM_OPTIONS = {"frame_token_pooled", "stream_loss_weight", "speak_rule", "verify_margin"}
 # Types whose layers ours can compute exactly: Mistral and Qwen without a window, Qwen2 with a zero output bias.
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
+IMAGE_NEWLINE = "<image_newline>"
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -44,10 +55,7 @@ def build(
     **mod_options,
 ) -> tuple[PreTrainedModel, VideoLLMMoDProcessor]:
     """See `VideoLLMMoDForConditionalGeneration.from_components`."""
-    unknown = sorted(set(mod_options) - MOD_OPTIONS - FRAME_OPTIONS - PIECE_OPTIONS)
-    if unknown:
-        known = ", ".join(sorted(MOD_OPTIONS | FRAME_OPTIONS | PIECE_OPTIONS))
-        raise ValueError(f"unknown option {unknown[0]!r}; options are {known}")
+    check_options(mod_options, MOD_OPTIONS | FRAME_OPTIONS | PIECE_OPTIONS)
     if pad_to_multiple_of is not None:
         check_count("`pad_to_multiple_of`", pad_to_multiple_of)
     if isinstance(llm, PreTrainedModel) and tokenizer is None:
@@ -90,13 +98,18 @@ def build(
         **ids,
         **options,
     )
-    model = model_class.from_pretrained(
-        None, config=config, state_dict=joined_weights(config, llm, vision), dtype=llm.dtype
-    )
+    weights = joined_weights(config, llm.state_dict(), vision.state_dict())
+    model = model_class.from_pretrained(None, config=config, state_dict=weights, dtype=llm.dtype)
     # the model never says the placeholder, nor new rows without a token
     never = {video_token_id, *range(llm.get_input_embeddings().weight.shape[0], rows)}
     model.generation_config = generation_config_of(llm, never, tokenizer.pad_token_id)
     return model.eval(), processor
+
+
+def check_options(options: dict, known: set[str]) -> None:
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise ValueError(f"unknown option {unknown[0]!r}; options are {', '.join(sorted(known))}")
 
 
 def generation_config_of(llm, never: set[int], pad_token_id: int):
@@ -135,26 +148,7 @@ def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:
     given = isinstance(llm, PreTrainedModel)
     options = {} if gguf_file is None else {"gguf_file": gguf_file}
     config = llm.config if given else read_config("llm", llm, **options)
-    if config.model_type not in TEXT_MODEL_TYPES:
-        raise ValueError(
-            f"`llm` is of the type {config.model_type!r}; supported are {', '.join(TEXT_MODEL_TYPES)}, whose layers "
-            "are those of a Llama"
-        )
-    windowed = config.model_type == "mistral" or getattr(config, "use_sliding_window", False)
-    if windowed and getattr(config, "sliding_window", None) is not None:
-        raise ValueError(
-            f"`llm` has a sliding window of {config.sliding_window} tokens, which routed layers do not support"
-        )
-    if getattr(config, "quantization_config", None) is not None:
-        raise ValueError(
-            "`llm` is quantised; pass it in full precision, and load the built model with `quantization_config`"
-        )
-    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
-    if rope_type in ("dynamic", "longrope"):
-        raise ValueError(
-            f"`llm` has rotary embeddings of the rope_type {rope_type!r}, which change with the length of a stream, "
-            "while cached keys do not; up to `max_position_embeddings` 'dynamic' equals 'default'"
-        )
+    check_language_config("`llm`", config)
     if not given:
         return AutoModelForCausalLM.from_pretrained(llm, dtype=dtype, **options)
     if llm.get_output_embeddings() is None:
@@ -162,20 +156,49 @@ def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:
     return llm if dtype == "auto" else copy.deepcopy(llm).to(dtype)
 
 
+def check_language_config(name: str, config) -> None:
+    """Raise `ValueError` if layers of ours would not compute the same, naming the model and the reason."""
+    if config.model_type not in TEXT_MODEL_TYPES:
+        raise ValueError(
+            f"{name} is of the type {config.model_type!r}; supported are {', '.join(TEXT_MODEL_TYPES)}, whose layers "
+            "are those of a Llama"
+        )
+    windowed = config.model_type == "mistral" or getattr(config, "use_sliding_window", False)
+    if windowed and getattr(config, "sliding_window", None) is not None:
+        raise ValueError(
+            f"{name} has a sliding window of {config.sliding_window} tokens, which routed layers do not support"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            f"{name} is quantised; pass it in full precision, and load the built model with `quantization_config`"
+        )
+    rope_type = (config.rope_parameters or {}).get("rope_type", "default")
+    if rope_type in ("dynamic", "longrope"):
+        raise ValueError(
+            f"{name} has rotary embeddings of the rope_type {rope_type!r}, which change with the length of a stream, "
+            "while cached keys do not; up to `max_position_embeddings` 'dynamic' equals 'default'"
+        )
+
+
 def load_tower(vision, dtype) -> PreTrainedModel:
     """The vision tower `vision`, loaded if it is an id or path; of a SigLIP or CLIP model, its vision part."""
     given = isinstance(vision, PreTrainedModel)
     config = vision.config if given else read_config("vision", vision)
     config = getattr(config, "vision_config", config)
-    if config.model_type not in VISION_MODEL_TYPES:
-        raise ValueError(
-            f"`vision` has a tower of the type {config.model_type!r}; supported are {', '.join(VISION_MODEL_TYPES)} "
-            "(SigLIP, SigLIP 2 of fixed resolution, CLIP)"
-        )
+    check_tower_config("`vision`", config)
     if not given:
         return AutoModel.from_pretrained(vision, config=config, dtype=dtype)
     own = type(AutoModel.from_config(config)) if not hasattr(vision, "vision_model") else None
     return vision if own is not None and isinstance(vision, own) else vision.vision_model
+
+
+def check_tower_config(name: str, config) -> None:
+    """Raise `ValueError` for a tower of another family."""
+    if config.model_type not in VISION_MODEL_TYPES:
+        raise ValueError(
+            f"{name} has a tower of the type {config.model_type!r}; supported are {', '.join(VISION_MODEL_TYPES)} "
+            "(SigLIP, SigLIP 2 of fixed resolution, CLIP, and the towers of SmolVLM and Idefics3)"
+        )
 
 
 def load_tokenizer(tokenizer, llm, gguf_file: str | None, video_token: str):
@@ -214,12 +237,12 @@ def routed_config(config, **options) -> VideoLLMMoDTextConfig:
     return VideoLLMMoDTextConfig(**{**values, **options})
 
 
-def joined_weights(config: VideoLLMMoDConfig, llm, vision) -> dict[str, torch.Tensor]:
-    """The weights of both under the names of the joined model. New rows of embeddings are drawn as in a new model, the
-    connector is left out, and LayerExperts are zero, so that every gate is 1."""
-    weights = {f"model.vision_tower.{name}": value for name, value in vision.state_dict().items()}
+def joined_weights(config: VideoLLMMoDConfig, llm: dict, vision: dict) -> dict[str, torch.Tensor]:
+    """The weights of a causal language model and a tower, under the names of the joined model. New rows of embeddings
+    are drawn as in a new model, the connector is left out, and LayerExperts are zero, so that every gate is 1."""
+    weights = {f"model.vision_tower.{name}": value for name, value in vision.items()}
     text = config.text_config
-    for name, value in llm.state_dict().items():
+    for name, value in llm.items():
         if name == "lm_head.weight" and config.tie_word_embeddings:
             continue
         if name in ("lm_head.weight", "model.embed_tokens.weight"):
@@ -239,16 +262,245 @@ def joined_weights(config: VideoLLMMoDConfig, llm, vision) -> dict[str, torch.Te
 
 def pixel_options(source, config) -> dict:
     """Options of the video processor: those of the tower's checkpoint, else the defaults of its family."""
+    stored: dict = {}
+    if not isinstance(source, PreTrainedModel):
+        with contextlib.suppress(OSError):
+            stored, _ = ImageProcessingMixin.get_image_processor_dict(source)
+    return pixels_like(stored, config)
+
+
+def pixels_like(stored: dict, config) -> dict:
+    """Options of a video processor that equal the stored ones, else the defaults of the tower's family."""
     clip = config.model_type == "clip_vision_model"
     values = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD} if clip else {}
-    if not isinstance(source, PreTrainedModel):
-        try:
-            stored, _ = ImageProcessingMixin.get_image_processor_dict(source)
-        except OSError:
-            stored = {}
-        names = ("image_mean", "image_std", "resample", "rescale_factor")
-        values |= {name: stored[name] for name in names if stored.get(name) is not None}
+    names = ("image_mean", "image_std", "resample", "rescale_factor")
+    values |= {name: stored[name] for name in names if stored.get(name) is not None}
     return {**values, "size": {"height": config.image_size, "width": config.image_size}}
 
 
-__all__ = ["build", "read_config"]
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """Where a model of transformers that reads images keeps its parts, below its attribute `model`.
+
+    Args:
+        tower, language (`str`): the vision tower, and the language model without a head.
+        connector (`dict`): our names of the connector's layers, and theirs.
+        newline (`str`, *optional*): a parameter `[D]` that follows the frames of a video.
+    """
+
+    tower: str
+    language: str
+    connector: dict[str, str]
+    newline: str | None = None
+
+
+MLP = {"linear_1": "multi_modal_projector.linear_1", "linear_2": "multi_modal_projector.linear_2"}
+LINEAR = {"linear_1": "connector.modality_projection.proj"}
+FAMILIES = {
+    "llava": Family("vision_tower", "language_model", MLP),
+    "llava_onevision": Family("vision_tower", "language_model", MLP, newline="image_newline"),
+    "smolvlm": Family("vision_model", "text_model", LINEAR),
+    "idefics3": Family("vision_model", "text_model", LINEAR),
+}
+
+
+def build_from_vlm(
+    model_class: type[PreTrainedModel],
+    vlm,
+    tokenizer=None,
+    processor=None,
+    dtype: str | torch.dtype = "auto",
+    **options,
+) -> tuple[PreTrainedModel, VideoLLMMoDProcessor]:
+    """See `VideoLLMMoDForConditionalGeneration.from_vlm`."""
+    check_options(options, MOD_OPTIONS | VLM_OPTIONS)
+    given = isinstance(vlm, PreTrainedModel)
+    theirs = vlm.config if given else read_config("vlm", vlm)
+    frame_options = frame_options_of(theirs)
+    if given and vlm.get_output_embeddings() is None:
+        raise ValueError(f"`vlm` must have its language-modelling head, got {type(vlm).__name__}")
+    family, text = FAMILIES[theirs.model_type], theirs.text_config
+    stock = read_processor(None if given else vlm, tokenizer, processor)
+    video_token_id = theirs.video_token_id if family.newline else theirs.image_token_id
+    tokenizer, newline_id = family_tokenizer(stock.tokenizer, video_token_id, family.newline is not None)
+    # without training no token means silence, and no layer knows which tokens it can leave out
+    values = {"speak_rule": "verify", "mod_keep_ratio": 1.0, "mod_selection": "uniform", **options}
+    frame_options |= {name: values[name] for name in VLM_OPTIONS & set(values)}
+    text_options = {name: values[name] for name in MOD_OPTIONS & set(values)}
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+
+    def config_with(rows: int, tied: bool, separator_id: int | None) -> VideoLLMMoDConfig:
+        return VideoLLMMoDConfig(
+            text_config=routed_config(text, vocab_size=rows, **ids, **text_options),
+            vision_config=theirs.vision_config.to_dict(),
+            video_token_id=video_token_id,
+            image_newline_token_id=newline_id,
+            frame_separator_token_id=separator_id,
+            tie_word_embeddings=tied,
+            **ids,
+            **frame_options,
+        )
+
+    tokens = config_with(max(text.vocab_size, len(tokenizer)), False, None).num_frame_tokens  # also checks all options
+    processor = family_processor(stock, tokenizer, theirs, tokens, tokenizer.convert_ids_to_tokens(video_token_id))
+    if not given:
+        vlm = AutoModelForImageTextToText.from_pretrained(vlm, dtype=dtype)
+    known = vlm.get_input_embeddings().weight.shape[0]
+    tied = vlm.get_output_embeddings().weight is vlm.get_input_embeddings().weight
+    config = config_with(max(known, len(tokenizer)), tied, processor.frame_separator_token_id)
+    weights = family_weights(config, vlm, family)
+    dtype = vlm.dtype if dtype == "auto" else dtype
+    model = model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
+    placeholders = {video_token_id, theirs.image_token_id, *({newline_id} - {None})}
+    never = {*placeholders, *range(known, config.text_config.vocab_size)}
+    model.generation_config = generation_config_of(vlm, never, tokenizer.pad_token_id)
+    return model.eval(), processor
+
+
+def frame_options_of(config) -> dict:
+    """Options of `VideoLLMMoDConfig` with which a frame becomes the tokens that the given model makes of it.
+
+    Raises:
+        `ValueError`: for a model of another family, or with parts of another family.
+    """
+    if config.model_type not in FAMILIES:
+        raise ValueError(
+            f"`vlm` is of the type {config.model_type!r}; supported are {', '.join(FAMILIES)}. In others, frames are "
+            "no square grid of SigLIP's or CLIP's patches, or positions and layers are not those of a Llama"
+        )
+    if getattr(config, "quantization_config", None) is not None:
+        raise ValueError(
+            "`vlm` is quantised; pass it in full precision, and load the built model with `quantization_config`"
+        )
+    vision = config.vision_config
+    check_tower_config("`vlm`", vision)
+    check_language_config("the language model of `vlm`", config.text_config)
+    if not is_whole(vision.image_size) or not is_whole(vision.patch_size):
+        raise ValueError(f"`vlm` must have a tower for square images, got {vision.image_size}")
+    side = vision.image_size // vision.patch_size
+    if config.model_type in ("smolvlm", "idefics3"):
+        if side % config.scale_factor:
+            raise ValueError(
+                f"`vlm` has {side} patches a side, which its `scale_factor` {config.scale_factor} divides not"
+            )
+        options = {"connector_type": "linear", "connector_bias": False, "frame_pooling": "pixel_shuffle"}
+        return options | {"frame_token_cls": False, "frame_token_pooled": [side // config.scale_factor] * 2}
+    has_class = vision.model_type == "clip_vision_model"
+    keeps_all = config.vision_feature_select_strategy == "full"
+    options = {
+        "vision_feature_layer": config.vision_feature_layer,
+        "connector_act": config.projector_hidden_act,
+        "connector_bias": config.multimodal_projector_bias,
+        "frame_token_cls": has_class and keeps_all,
+    }
+    if config.model_type == "llava":
+        return options | {"frame_token_pooled": [side, side], "drop_first_patch": not has_class and not keeps_all}
+    if has_class == keeps_all:
+        raise ValueError(
+            f"`vlm` has a tower of the type {vision.model_type!r} and the strategy "
+            f"{config.vision_feature_select_strategy!r}, with which its patches are no square grid"
+        )
+    return options | {"frame_token_pooled": [(side + 1) // 2] * 2, "frame_pooling": "bilinear"}
+
+
+@dataclasses.dataclass(frozen=True)
+class StockProcessor:
+    """What is taken over of the given model's processor: its tokenizer, the options of its image processor, and its
+    chat template, None if it has none."""
+
+    tokenizer: Any
+    image_options: dict
+    chat_template: str | None
+
+
+def read_processor(vlm, tokenizer, processor) -> StockProcessor:
+    """The parts of the processor `processor`, an object, id or path, by default that of `vlm`, an id or path or None.
+    Its own class may need packages that are not installed, so its files are read.
+
+    Raises:
+        `ValueError`: if there is none.
+        `OSError`: if it has no tokenizer or no image processor.
+    """
+    source = vlm if processor is None else processor
+    if source is None and tokenizer is None:
+        raise ValueError("`processor` or `tokenizer` is needed if `vlm` is a model and not an id or path")
+    image_options, template, found = {}, None, tokenizer
+    if hasattr(source, "tokenizer"):
+        image_options, template = source.image_processor.to_dict(), source.chat_template
+        found = tokenizer or source.tokenizer
+    elif source is not None:
+        name = "vlm" if processor is None else "processor"
+        check_source(name, source)
+        image_options, template = read_image_options(name, source), read_chat_template(source)
+        found = tokenizer or source
+    if isinstance(found, str) or hasattr(found, "__fspath__"):
+        found = read_tokenizer(found)
+    return StockProcessor(found, image_options, template or found.chat_template)
+
+
+def read_image_options(name: str, source) -> dict:
+    try:
+        return ImageProcessingMixin.get_image_processor_dict(source)[0]
+    except OSError as error:
+        raise OSError(
+            f"`{name}` {source} has no image processor; pass `processor`, with the one it belongs to"
+        ) from error
+
+
+def read_chat_template(source) -> str | None:
+    try:
+        return ProcessorMixin.get_processor_dict(source)[0].get("chat_template")
+    except OSError:
+        return None  # it may be the tokenizer's
+
+
+def read_tokenizer(source):
+    try:
+        return AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise OSError(f"{source} has no tokenizer; pass `tokenizer`") from error
+
+
+def family_tokenizer(tokenizer, video_token_id: int, with_newline: bool):
+    """`(tokenizer, id of the newline or None)`: a copy in which the placeholder is a special token, and with a token
+    for the newline if there is one."""
+    if not tokenizer.is_fast:
+        raise ValueError(f"`tokenizer` must be a fast one, got {type(tokenizer).__name__}")
+    tokenizer, token = copy.deepcopy(tokenizer), tokenizer.convert_ids_to_tokens(video_token_id)
+    if token is None:
+        raise ValueError(f"`tokenizer` belongs to another model: it has no token of the id {video_token_id}")
+    before = tokenizer.get_vocab()
+    special = [token, IMAGE_NEWLINE] if with_newline else [token]
+    tokenizer.add_special_tokens({"additional_special_tokens": special}, replace_extra_special_tokens=False)
+    newline_id = tokenizer.convert_tokens_to_ids(IMAGE_NEWLINE) if with_newline else None
+    if newline_id in before.values() and IMAGE_NEWLINE not in before:
+        raise ValueError(
+            f"the ids of `tokenizer` have gaps: {IMAGE_NEWLINE} would get the id {newline_id}, which is taken"
+        )
+    tokenizer.chat_template = None  # a folder holds one template, that of the processor
+    return tokenizer, newline_id
+
+
+def family_processor(stock: StockProcessor, tokenizer, config, num_frame_tokens: int, video_token: str):
+    """Our processor of a family's sequence."""
+    pixels = VideoLLMMoDVideoProcessor(**pixels_like(stock.image_options, config.vision_config))
+    return VideoLLMMoDProcessor(pixels, tokenizer, num_frame_tokens=num_frame_tokens, video_token=video_token)
+
+
+def family_weights(config: VideoLLMMoDConfig, vlm, family: Family) -> dict[str, torch.Tensor]:
+    """The weights of a model of this family under the names of ours."""
+    parts = vlm.model
+    llm = {f"model.{name}": value for name, value in parts.get_submodule(family.language).state_dict().items()}
+    llm["lm_head.weight"] = vlm.get_output_embeddings().weight.data
+    weights = joined_weights(config, llm, parts.get_submodule(family.tower).state_dict())
+    for ours, theirs in family.connector.items():
+        for name, value in parts.get_submodule(theirs).state_dict().items():
+            weights[f"model.connector.{ours}.{name}"] = value
+    if family.newline is not None:
+        name = "model.language_model.embed_tokens.weight"
+        weights[name] = weights[name].clone()
+        weights[name][config.image_newline_token_id] = parts.get_parameter(family.newline).data
+    return weights
+
+
+__all__ = ["build", "build_from_vlm", "read_config"]

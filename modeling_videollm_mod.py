@@ -392,6 +392,35 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
 
         return build(cls, llm, vision, **options)
 
+    @classmethod
+    def from_vlm(cls, vlm, tokenizer=None, processor=None, **options):
+        """Build a streaming model from a pretrained model that reads images or videos, without any training.
+
+        It keeps all weights. At `mod_keep_ratio=1.0`, the default here, it equals the given model for the same tokens
+        and pixels. Nothing is learned for routing, so a smaller ratio keeps evenly spaced tokens
+        (`mod_selection="uniform"`), and it speaks by `speak_rule="verify"`.
+
+        Args:
+            vlm: id, path or model of LLaVA (1.5, interleave), LLaVA-OneVision, SmolVLM, SmolVLM2 or Idefics3, whose
+                language model is a Llama, Mistral without a sliding window, Qwen2, Qwen3 or SmolLM3, and whose tower
+                is SigLIP, CLIP, or that of SmolVLM or Idefics3.
+            tokenizer, processor (*optional*): id, path or object, by default those of `vlm`; one of them is needed if
+                `vlm` is a model.
+            dtype (`str` or `torch.dtype`, defaults to `"auto"`): of the new model; by default that of `vlm`.
+            options: routing of `VideoLLMMoDTextConfig`, and `frame_token_pooled`, `stream_loss_weight`, `speak_rule`
+                and `verify_margin` of `VideoLLMMoDConfig`.
+
+        Returns:
+            `(model, processor)`.
+
+        Raises:
+            `ValueError`: for a model of another family, quantised or with a sliding window, or an unknown option.
+            `OSError`: if a tokenizer or an image processor is missing. Both come before weights are loaded.
+        """
+        from .building import build_from_vlm
+
+        return build_from_vlm(cls, vlm, tokenizer, processor, **options)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.model.get_input_embeddings()
 

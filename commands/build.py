@@ -14,13 +14,24 @@ LAYERS = "layers that route: interleaved, all, all_deep or interleaved_deep (def
 class BuildOptions:
     """The options of `videollm-mod build`."""
 
-    llm: Annotated[str, "folder or Hub id of the language model: Llama, SmolLM2, TinyLlama, Mistral or Qwen2"]
-    vision: Annotated[str, "folder or Hub id of the vision tower: SigLIP, SigLIP 2 of fixed resolution or CLIP"]
     output: Annotated[Path, "a new or empty folder", {"metavar": "FOLDER"}]
+    vlm: Annotated[
+        str | None, "folder or Hub id of a model that reads images: LLaVA, LLaVA-OneVision, SmolVLM, Idefics3"
+    ] = None
+    llm: Annotated[
+        str | None, "folder or Hub id of a language model: Llama, SmolLM2, SmolLM3, TinyLlama, Mistral, Qwen2 or Qwen3"
+    ] = None
+    vision: Annotated[
+        str | None, "folder or Hub id of its vision tower: SigLIP, SigLIP 2 of fixed resolution or CLIP"
+    ] = None
     gguf_file: Annotated[
         str | None, "name of a GGUF file in the folder of the language model", {"metavar": "NAME"}
     ] = None
-    mod_keep_ratio: Annotated[float | None, KEEP_RATIO, {"flag": "--keep-ratio", "metavar": "R"}] = None
+    mod_keep_ratio: Annotated[
+        float | None,
+        "share of vision tokens that routed layers keep (default: 0.2; with `--vlm` 1.0, all)",
+        {"flag": "--keep-ratio", "metavar": "R"},
+    ] = None
     mod_layers: Annotated[str | None, LAYERS, {"metavar": "LAYERS"}] = None
     no_class_token: Annotated[
         bool, "leave out the class token of each frame, as for a tower without a pooling head"
@@ -48,7 +59,7 @@ class ConvertOptions:
 
 
 def add(commands) -> None:
-    add_command(commands, "build", BuildOptions, build, help="put MoD on a language model and a vision tower")
+    add_command(commands, "build", BuildOptions, build, help="build a streaming model from pretrained ones")
     add_command(
         commands, "convert", ConvertOptions, convert, help="turn the checkpoint of another project into this format"
     )

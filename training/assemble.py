@@ -35,13 +35,23 @@ def write(model, processor, output: Path) -> str:
     return f"{output}: {parameters:,} parameters, {model.config.num_frame_tokens} tokens per frame"
 
 
-def build_folder(llm: str, vision: str, output: Path, seed: int = 0, **options) -> str:
-    """Write the model of `from_components(llm, vision, **options)` as a Hub folder. Options that are None are
-    ignored."""
+def build_folder(
+    llm: str | None, vision: str | None, output: Path, vlm: str | None = None, seed: int = 0, **options
+) -> str:
+    """Write the model of `from_components(llm, vision, **options)`, or of `from_vlm(vlm, **options)`, as a Hub folder.
+    Options that are None are ignored."""
+    if (vlm is None) == (llm is None) or (vlm is None) == (vision is None):
+        raise ValueError("give `--vlm`, or both `--llm` and `--vision`")
+    options = {name: value for name, value in options.items() if value is not None}
+    for name, option in {"gguf_file": "--gguf-file", "frame_token_cls": "--no-class-token"}.items():
+        if vlm is not None and name in options:
+            raise ValueError(f"`{option}` goes with `--llm` and `--vision`, not with `--vlm`")
     new_folder(output)
     torch.manual_seed(seed)
-    options = {name: value for name, value in options.items() if value is not None}
-    model, processor = VideoLLMMoDForConditionalGeneration.from_components(llm, vision, **options)
+    if vlm is None:
+        model, processor = VideoLLMMoDForConditionalGeneration.from_components(llm, vision, **options)
+    else:
+        model, processor = VideoLLMMoDForConditionalGeneration.from_vlm(vlm, **options)
     return write(model, processor, output)
 
 

@@ -1,0 +1,101 @@
+"""Tiny stock models that read images, with random weights, and their processors on disk."""
+
+import json
+from pathlib import Path
+
+import torch
+from stock_models import SIZES, no_start
+from transformers import (
+    Idefics3Config,
+    Idefics3ForConditionalGeneration,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaOnevisionConfig,
+    LlavaOnevisionForConditionalGeneration,
+    SmolVLMConfig,
+    SmolVLMForConditionalGeneration,
+)
+
+CLASSES = {
+    "llava": (LlavaConfig, LlavaForConditionalGeneration),
+    "llava_onevision": (LlavaOnevisionConfig, LlavaOnevisionForConditionalGeneration),
+    "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
+    "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
+}
+SPECIAL = {
+    "llava": ["<image>"],
+    "llava_onevision": ["<image>", "<video>"],
+    "smolvlm": ["<fake_token_around_image>", "<image>", "<global-img>", "<row_1_col_1>", "<row_1_col_2>"],
+}
+SPECIAL["idefics3"] = SPECIAL["smolvlm"]
+TEMPLATE = (
+    "{% for message in messages %}<|begin|>{{ message.role }}\n{% for block in message.content %}"
+    "{% if block.type == 'text' %}{{ block.text }}{% else %}<{{ block.type }}>\n{% endif %}{% endfor %}<|end|>\n"
+    "{% endfor %}{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
+)
+
+
+def vlm_tokenizer(kind: str):
+    tokenizer = no_start()
+    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[kind]})
+    tokenizer.chat_template = TEMPLATE
+    return tokenizer
+
+
+def stock_vlm(
+    kind: str,
+    seed: int = 0,
+    side: int = 6,
+    patch: int = 4,
+    tower: str | None = None,
+    text: str = "llama",
+    spare: int = 3,
+    vision: dict | None = None,
+    language: dict | None = None,
+    **options,
+):
+    """A model with `side` patches a side, whose weights are large enough that a wrong token shows in the logits.
+
+    Args:
+        tower: model type of the tower, `text` that of the language model. `spare`: rows of embeddings without a token.
+        vision, language: more fields of their configurations. `options`: of the model's own.
+    """
+    tokenizer, own = vlm_tokenizer(kind), kind in ("smolvlm", "idefics3")
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": side * patch,
+        "patch_size": patch,
+        **({} if own else {"model_type": tower or "siglip_vision_model"}),
+        **(vision or {}),
+    }
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    language = {**SIZES, "model_type": text, "vocab_size": len(tokenizer) + spare, **ids, **(language or {})}
+    image, video = (tokenizer.convert_tokens_to_ids(token) for token in ("<image>", "<video>"))
+    placeholders = {"image_token_id": image} if own else {"image_token_index": image}
+    if kind == "llava_onevision":
+        placeholders["video_token_index"] = video
+        options = {"image_grid_pinpoints": [[side * patch * 2, side * patch]], **options}
+    config_class, model_class = CLASSES[kind]
+    torch.manual_seed(seed)
+    model = model_class(config_class(vision_config=vision, text_config=language, **placeholders, **options))
+    for name, weight in model.named_parameters():
+        if weight.dim() == 1:
+            torch.nn.init.normal_(weight, mean=float("norm" in name and name.endswith("weight")), std=0.3)
+        else:
+            torch.nn.init.normal_(weight, std=0.2)
+    return model.eval()
+
+
+def save_vlm(path: Path, kind: str, **options) -> Path:
+    """Write a model, its tokenizer with a chat template, and the options of an image processor; returns the folder."""
+    model = stock_vlm(kind, **options)
+    model.save_pretrained(path)
+    vlm_tokenizer(kind).save_pretrained(path)
+    side = model.config.vision_config.image_size
+    image = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 2, "rescale_factor": 1 / 255}
+    image |= {"size": {"height": side, "width": side}, "image_processor_type": f"{CLASSES[kind][0].__name__}"}
+    (path / "preprocessor_config.json").write_text(json.dumps(image))
+    return path
