@@ -1,98 +1,16 @@
-"""Conversations: messages as users write them, checked and normalised; what stands between them in a sequence; and the
-spans of their tokens."""
+"""Conversations: messages as users write them, checked and normalised; the chat templates of other families; and the
+spans of a conversation's tokens."""
 
-import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict
+from typing import Any
 
 from .containers import check_count, check_fps, shown
+from .sequence import EncodedConversation, Medium, Pieces, Text, Turn, added_tokens, clean_text
 
 MAX_TEXT = 20_000  # characters of one message: far more than a model can use, too few to fill the memory
 ROLES = ("system", "user", "assistant", "stream")
-# runs of white space that contain a line break of any kind
-LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
-
-
-@dataclass(frozen=True)
-class Pieces:
-    r"""
-    What stands between the contents of a conversation, as text. The defaults are this package's own sequence.
-
-    Args:
-        start (`str`): opens a sequence without a system message.
-        system_start, system_end (`str`): around the text of a system message.
-        stream_start, stream_end (`str`): around the frames of a stream, or of a user turn.
-        frame_start, frame_end (`str`): around the vision tokens of a frame. `{time}` becomes its time, `MM:SS`.
-        between_frames (`str`): between two frames.
-        user_start (`str`): opens a user turn without frames.
-        reply_start (`str`): from the text of a user turn to the reply.
-        reply_end (`str`, *optional*): after a reply; the end of sequence if omitted.
-        one_turn (`bool`): frames and text share one user turn: frames come first, and an instruction is the text of
-            every turn after which the model speaks. Otherwise an instruction stands where it was given.
-    """
-
-    start: str = ""
-    system_start: str = ""
-    system_end: str = "\n"
-    stream_start: str = "\n["
-    stream_end: str = "]"
-    frame_start: str = ""
-    frame_end: str = ""
-    between_frames: str = ","
-    user_start: str = "\nUser:"
-    reply_start: str = "\nAssistant:"
-    reply_end: str | None = None
-    one_turn: bool = False
-
-
-@dataclass(frozen=True)
-class Turn:
-    """
-    Where a turn stands in the tokens of a conversation.
-
-    Args:
-        role (`str`): `"system"`, `"user"`, `"assistant"` or `"stream"`.
-        start, stop (`int`): its first token, and the one after its last.
-        frames (`range`): the first vision token of each frame of a stream.
-    """
-
-    role: str
-    start: int
-    stop: int
-    frames: range = range(0)
-
-    def moved(self, by: int) -> "Turn":
-        """The same turn where `by` more tokens stand before it."""
-        frames = range(self.frames.start + by, self.frames.stop + by, self.frames.step)
-        return Turn(self.role, self.start + by, self.stop + by, frames)
-
-
-class EncodedConversation(NamedTuple):
-    """
-    The tokens of a conversation.
-
-    Args:
-        input_ids (`list[int]`): `T` tokens.
-        labels (`list[int]`): of each token, not shifted; -100 where nothing is learned.
-        assistant_mask (`list[int]`): 1 on replies and their end of sequence, 0 elsewhere.
-        turns (`list[Turn]`): one after the other without gaps, from after the beginning of sequence to the end.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    assistant_mask: list[int]
-    turns: list[Turn]
-
-
-def clean_text(text: str) -> str:
-    """Text as it is tokenised: stripped, with a space in place of each run of white space that has a line break.
-
-    So no line of a message can look like the header of another message.
-    """
-    text = text.encode("utf-8", "replace").decode()  # lone surrogates, as from undecodable command lines
-    return LINE_BREAKS.sub(" ", text).strip()
 
 
 def check_text(name: str, text: Any) -> None:
@@ -107,65 +25,88 @@ def check_text(name: str, text: Any) -> None:
         raise ValueError(f"{name} must be text in UTF-8, got {shown(text)}") from error
 
 
-def read_conversation(conversation: Any, name: str = "conversation") -> list[dict]:
+def read_conversation(conversation: Any, name: str = "conversation", one_turn: bool = False) -> list[dict]:
     """Check messages and normalise them.
 
     Args:
         conversation: messages, see `VideoLLMMoDProcessor.apply_chat_template`.
         name (`str`): its name in errors.
+        one_turn (`bool`): as in `Pieces`: text is kept as it is, and videos and images stay in their messages, unless
+            the conversation has streams.
 
     Returns:
         `{"role": "system"|"user"|"assistant", "content": str, "learn": bool}` with clean text, and
-        `{"role": "stream", "learn": bool | int}` with `"num_frames": int` or `"content": [video block]`.
+        `{"role": "stream", "learn": bool | int}` with `"num_frames": int` or `"content": [Medium]`. With `one_turn`
+        and no streams the content of every message is a list of `Text` and `Medium`.
 
     Raises:
         `ValueError`: naming the message and what is wrong with it.
     """
     if not isinstance(conversation, list | tuple) or not conversation:
         raise ValueError(f"`{name}` must be a list of at least one message, got {shown(conversation)}")
+    whole = one_turn and not any(isinstance(x, Mapping) and x.get("role") == "stream" for x in conversation)
     turns = []
     for index, message in enumerate(conversation):
         where = f"{name}[{index}]"
-        if not isinstance(message, Mapping):
-            raise ValueError(f"`{where}` must be a message, {{'role': ..., 'content': ...}}, got {shown(message)}")
-        role, content, learn = message.get("role"), message.get("content"), message.get("learn", True)
-        if role not in ROLES:
-            raise ValueError(f"the role of `{where}` must be one of {', '.join(ROLES)}, got {shown(role)}")
-        if role == "system" and index > 0:
-            raise ValueError(f"`{where}` is a system message; only the first message may be one")
-        if not isinstance(learn, bool):
-            if role == "assistant":
-                raise ValueError(f"`learn` of `{where}` must be a bool, got {shown(learn)}")
-            check_count(f"`learn` of `{where}`, unless a bool,", learn, minimum=0)
+        role, learn = check_message(message, index, where)
         if "num_frames" in message:
-            if role != "stream" or content is not None:
+            if role != "stream" or message.get("content") is not None:
                 raise ValueError(f"`{where}`: `num_frames` goes with the role 'stream' and without `content`")
             check_count(f"`num_frames` of `{where}`", message["num_frames"])
             turns.append({"role": role, "num_frames": int(message["num_frames"]), "learn": learn})
             continue
-        texts, videos = read_blocks(content, role, where)
-        turns += ({"role": "stream", "content": [video], "learn": learn, "name": where} for video in videos)
-        if role == "stream":
-            if not videos:
-                raise ValueError(f"`{where}` is a stream without frames; give a video block or `num_frames`")
-        elif text := clean_text(" ".join(texts)):
-            if len(text) > MAX_TEXT:
-                raise ValueError(f"`{where}` must have at most {MAX_TEXT} characters of text, got {len(text)}")
+        items = read_blocks(message.get("content"), role, where)
+        media = [item for item in items if isinstance(item, Medium)]
+        text = " ".join(item for item in items if isinstance(item, Text))
+        text = text if one_turn else clean_text(text)
+        if role == "stream" and not media:
+            raise ValueError(f"`{where}` is a stream without frames; give a video block or `num_frames`")
+        if len(text) > MAX_TEXT:
+            raise ValueError(f"`{where}` must have at most {MAX_TEXT} characters of text, got {len(text)}")
+        if not media and not text.strip():
+            raise ValueError(f"`{where}` has no text: {shown(message.get('content'))}")
+        if whole:
+            turns.append({"role": role, "content": items, "learn": learn, "name": where})
+            continue
+        turns += ({"role": "stream", "content": [medium], "learn": learn, "name": where} for medium in media)
+        if text.strip():
             turns.append({"role": role, "content": text, "learn": learn})
-        elif not videos:
-            raise ValueError(f"`{where}` has no text: {shown(content)}")
     return turns
 
 
-def read_blocks(content: Any, role: str, where: str) -> tuple[list[str], list[Mapping]]:
-    """Texts and video blocks of the content of the message `where`."""
-    allowed = {"user": ("text", "video"), "stream": ("video",)}.get(role, ("text",))
+def read_conversations(conversation: Any, one_turn: bool = False) -> tuple[list[list[dict]], bool]:
+    """The turns of each conversation, of one or of a list of them, and whether it was a list."""
+    if isinstance(conversation, list | tuple) and conversation and isinstance(conversation[0], list | tuple):
+        named = enumerate(conversation)
+        return [read_conversation(turns, f"conversation[{i}]", one_turn) for i, turns in named], True
+    return [read_conversation(conversation, one_turn=one_turn)], False
+
+
+def check_message(message: Any, index: int, where: str) -> tuple[str, bool | int]:
+    """Role and `learn` of a message, which are valid."""
+    if not isinstance(message, Mapping):
+        raise ValueError(f"`{where}` must be a message, {{'role': ..., 'content': ...}}, got {shown(message)}")
+    role, learn = message.get("role"), message.get("learn", True)
+    if role not in ROLES:
+        raise ValueError(f"the role of `{where}` must be one of {', '.join(ROLES)}, got {shown(role)}")
+    if role == "system" and index > 0:
+        raise ValueError(f"`{where}` is a system message; only the first message may be one")
+    if not isinstance(learn, bool):
+        if role == "assistant":
+            raise ValueError(f"`learn` of `{where}` must be a bool, got {shown(learn)}")
+        check_count(f"`learn` of `{where}`, unless a bool,", learn, minimum=0)
+    return role, learn
+
+
+def read_blocks(content: Any, role: str, where: str) -> list:
+    """The content of the message `where` as `Text` and `Medium`."""
+    allowed = {"user": ("text", "video", "image"), "stream": ("video", "image")}.get(role, ("text",))
     if isinstance(content, str) and role != "stream":
         content = [{"type": "text", "text": content}]
     if not isinstance(content, list | tuple):
         kinds = "a list of video blocks" if role == "stream" else "a string or a list of blocks"
         raise ValueError(f"the content of `{where}` must be {kinds}, got {shown(content)}")
-    texts, videos = [], []
+    items: list = []
     for block in content:
         block_type = block.get("type") if isinstance(block, Mapping) else None
         if block_type not in allowed:
@@ -175,19 +116,12 @@ def read_blocks(content: Any, role: str, where: str) -> tuple[list[str], list[Ma
         if block_type == "text":
             if not isinstance(block.get("text"), str):
                 raise ValueError(f"the text block of `{where}` must hold a string, got {shown(block.get('text'))}")
-            texts.append(block["text"])
-        else:
-            if block.get("fps") is not None:
-                check_fps(f"`fps` of `{where}`", block["fps"])
-            videos.append(block)
-    return texts, videos
-
-
-def read_conversations(conversation: Any) -> tuple[list[list[dict]], bool]:
-    """As `read_conversation`, for one conversation or a list of them; with them, whether it was a list of them."""
-    if isinstance(conversation, list | tuple) and conversation and isinstance(conversation[0], list | tuple):
-        return [read_conversation(own, f"conversation[{index}]") for index, own in enumerate(conversation)], True
-    return [read_conversation(conversation)], False
+            items.append(Text(block["text"].encode("utf-8", "replace").decode()))  # without lone surrogates
+            continue
+        if block.get("fps") is not None:
+            check_fps(f"`fps` of `{where}`", block["fps"])
+        items.append(Medium(block_type, block))
+    return items
 
 
 def check_continuation(turns: list[dict], add_generation_prompt: bool, continue_final_message: bool) -> None:
@@ -199,43 +133,214 @@ def check_continuation(turns: list[dict], add_generation_prompt: bool, continue_
         )
 
 
-def tokenizer_of_pieces(tokenizer):
-    """The tokenizer, or a copy that does not add a space before a text, as those of Llama 2 and TinyLlama do.
+SLOT = "\ue000{}\ue001"  # stands for the text of a message while a template is rendered; no template holds it
+SLOTS = r"\ue000\d+\ue001"
 
-    The pieces of a stream are tokenised one by one. With such a space each would begin with a token that the language
-    model has never seen there, and a separator could be two tokens.
+
+class ChatTemplate:
     """
-    backend = json.loads(tokenizer.backend_tokenizer.to_str())
-    normalizer, pre_tokenizer = _without_space(backend["normalizer"]), _without_space(backend["pre_tokenizer"])
-    if (normalizer, pre_tokenizer) == (backend["normalizer"], backend["pre_tokenizer"]):
-        return tokenizer
-    backend |= {"normalizer": normalizer, "pre_tokenizer": pre_tokenizer}
-    from tokenizers import Tokenizer  # slow to import, and commands check text before
-    from transformers import PreTrainedTokenizerFast
+    Renders messages into structure and contents, by a family's own template.
 
-    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(backend)))
+    Args:
+        tokenizer: whose special tokens the template may name.
+        template (`str`): in Jinja, for messages whose content is a list of blocks or a string.
+        image_token, video_token (`str`): what the template writes for an image and for a video.
+        video_as (`str`): how a video is given to a template that has no video blocks, `"text"` or `"images"`.
+
+    Attributes:
+        takes_blocks (`bool`): whether the content of a message may be a list of blocks.
+        video_as (`str`): how a video is given to this template, `"video"` if it has such blocks.
+
+    Raises:
+        `ValueError`: if it loses the text or the image of a message.
+    """
+
+    def __init__(self, tokenizer, template: str, image_token: str, video_token: str, video_as: str = "images"):
+        self.tokenizer, self.template = tokenizer, template
+        self.tokens = {"image": image_token, "video": video_token}
+        self.takes_blocks, self.video_as = True, "video"
+        probe = [{"role": "user", "content": [Medium("image"), Text("Q")]}]
+        if self.attempt(probe) is None:
+            self.takes_blocks = False
+            self.render(probe)  # raises
+        probe[0]["content"][0] = Medium("video")
+        if not self.takes_blocks or self.attempt(probe) is None:
+            self.video_as = video_as
+
+    def attempt(self, messages: list[dict]) -> list | None:
+        """As `render`, but None where that raises."""
+        try:
+            return self.render(messages)
+        except ValueError:
+            return None
+
+    def render(self, messages: list[dict], add_generation_prompt: bool = False) -> list:
+        """What the template writes for messages `{"role": str, "content": [Text | Medium]}`: structure (`str`) and
+        contents (`Text`, `Medium`) in turn, with structure first and last, which may be empty."""
+        from jinja2 import TemplateError
+
+        slots: list = []
+        waiting: dict[str, list] = {token: [] for token in self.tokens.values()}
+        given = [
+            {"role": message["role"], "content": self._content(message["content"], slots, waiting)}
+            for message in messages
+        ]
+        try:
+            rendered = self.tokenizer.apply_chat_template(
+                given, chat_template=self.template, add_generation_prompt=add_generation_prompt, tokenize=False
+            )
+        except (TemplateError, TypeError, ValueError) as error:
+            raise ValueError(f"the chat template cannot be used: {error}") from error
+        tokens = [re.escape(token) for token, items in waiting.items() if items]
+        parts, seen = re.split(f"({'|'.join([SLOTS, *tokens])})", rendered), []
+        for index, part in enumerate(parts):
+            if index % 2 and part in waiting:
+                if not waiting[part]:
+                    raise ValueError(f"the chat template writes {part!r} more often than there are blocks for it")
+                parts[index] = waiting[part].pop(0)
+            elif index % 2:
+                seen.append(int(part[1:-1]))
+                parts[index] = slots[seen[-1]]
+        lost = next((token for token, left in waiting.items() if left), None)
+        if lost is not None or seen != list(range(len(slots))):
+            what = "text" if lost is None else f"block for {lost!r}"
+            raise ValueError(f"the chat template loses or repeats the {what} of a message")
+        return parts
+
+    def _content(self, content: list, slots: list, waiting: dict[str, list]) -> list[dict] | str:
+        """The content of a message for the template, which is to write a slot or a token for each item."""
+        texts, media, blocks = [], [], []
+        for item in content:
+            kind = "text" if isinstance(item, Text) else item.kind
+            if kind == "video":
+                kind = self.video_as.removesuffix("s")
+            if kind == "text":
+                texts.append(SLOT.format(len(slots)))
+                slots.append(item)
+                blocks.append({"type": "text", "text": texts[-1]})
+            else:
+                media.append(self.tokens[kind] + "\n")
+                waiting[self.tokens[kind]].append(item)
+                blocks.append({"type": kind})
+        return blocks if self.takes_blocks else "".join(media) + " ".join(texts)
 
 
-def _without_space(step: dict | None) -> dict | None:
-    """A normaliser or pre-tokeniser, in the JSON of tokenizers, without the part that adds a space."""
-    if step is None or step["type"] == "Prepend":
-        return None
-    if step["type"] == "Sequence":
-        name = "normalizers" if "normalizers" in step else "pretokenizers"
-        return step | {name: [x for x in map(_without_space, step[name]) if x is not None]}
-    if step["type"] == "Metaspace":
-        return step | {"prepend_scheme": "never"}
-    return step | {"add_prefix_space": False} if step.get("add_prefix_space") else step
+FAKE, NEWLINE = "<fake_token_around_image>", "<image_newline>"
+IMAGE = {
+    "image_start": f"{FAKE}<global-img>",
+    "image_end": FAKE,
+    "tile_start": f"{FAKE}<row_{{row}}_col_{{column}}>",
+    "tiles_end": "\n",
+}
+# the placeholder of a vision token, and the pieces that no template has, for each type of model
+FAMILIES: dict[str, tuple[str, dict[str, str]]] = {
+    "llava": ("<image>", {}),
+    "llava_onevision": ("<video>", {"video_end": NEWLINE, "image_end": NEWLINE}),
+    "idefics3": ("<image>", {**IMAGE, "frame_start": IMAGE["image_start"], "frame_end": FAKE}),
+    "smolvlm": (
+        "<image>",
+        {
+            **IMAGE,
+            "frame_start": f"\nFrame from {{time}}:{IMAGE['image_start']}",
+            "frame_end": FAKE,
+            "video_start": "You are provided the following series of {count} frames from a {duration} [H:MM:SS] "
+            "video.\n",
+            "video_end": "\n\n",
+        },
+    ),
+}
+
+
+def pieces_of(template: ChatTemplate, **family: str) -> Pieces:
+    """The pieces of a family's chat template, which is rendered for a few conversations and cut at their contents.
+
+    Args:
+        template (`ChatTemplate`).
+        family: pieces that no template has, as of a frame or around a recorded video.
+
+    Raises:
+        `ValueError`: for a template that cannot be cut, saying where.
+    """
+    question, reply, system = Text("question"), Text("reply"), Text("system")
+    media = [Medium("video")] if template.video_as != "images" else [Medium("image"), Medium("image")]
+    seen = {"role": "user", "content": [*media, question]}
+    asked, said = {"role": "user", "content": [question]}, {"role": "assistant", "content": [reply]}
+
+    prompt = template.render([seen], add_generation_prompt=True)[::2]
+    first, between, after, reply_start = prompt[0], prompt[1] if len(media) == 2 else "", prompt[-2], prompt[-1]
+    reply_end = template.render([seen, said])[-1]
+    again = template.render([seen, said, seen])[::2]
+    opening, prefix = again[len(media) + 2], again[len(media) + 1].removeprefix(reply_start)
+    stream_start = after_reply(opening, reply_end)
+    user_start = after_reply(template.render([seen, said, asked])[-3], reply_end)
+    if not first.endswith(stream_start):
+        raise ValueError(f"the chat template cannot be cut: {first!r} opens the first turn, {opening!r} the others")
+    start, system_start, system_end = first.removesuffix(stream_start), None, None
+    if reply_end.isspace():  # it is tokenised with the words after it
+        reply_end, stream_start, user_start = "", reply_end + stream_start, reply_end + user_start
+    with_system = template.attempt([{"role": "system", "content": [system]}, seen])
+    if with_system is not None and with_system[2].endswith(stream_start):
+        system_start, system_end = with_system[0], with_system[2].removesuffix(stream_start)
+    return Pieces(
+        start=start,
+        system_start=system_start,
+        system_end=system_end,
+        stream_start=stream_start,
+        stream_end=family.get("video_end", "") + after,
+        between_frames=between,
+        user_start=user_start,
+        reply_start=reply_start,
+        reply_prefix=prefix if prefix.isspace() else "",
+        reply_end=reply_end,
+        one_turn=True,
+        video_as=template.video_as,
+        **family,
+    )
+
+
+def family_options(family: str, tokenizer, chat_template: str) -> dict[str, Any]:
+    """Options of `VideoLLMMoDProcessor` for a family; see its `of_family`."""
+    if family not in FAMILIES:
+        raise ValueError(f"`family` must be one of {', '.join(FAMILIES)}, got {family!r}")
+    if not isinstance(chat_template, str):
+        raise ValueError(f"the processor of a {family} model needs its chat template, got {shown(chat_template)}")
+    video_token, pieces = FAMILIES[family]
+    texts, known = "".join(pieces.values()), added_tokens(tokenizer)
+    needed = [video_token, *([FAKE] if FAKE in texts else [])]
+    if missing := [token for token in needed if token not in known]:
+        raise ValueError(f"`tokenizer` is not that of a {family} model: it has no token {' and no '.join(missing)}")
+    if NEWLINE in texts and NEWLINE not in known:
+        tokenizer.add_special_tokens({"additional_special_tokens": [NEWLINE]}, replace_extra_special_tokens=False)
+    video_as = "text" if "video_start" in pieces else "images"
+    template = ChatTemplate(tokenizer, chat_template, "<image>", "<video>", video_as)
+    return {
+        "video_token": video_token,
+        "image_slot": "<image>",
+        "video_slot": "<video>",
+        "pieces": asdict(pieces_of(template, **pieces)),
+    }
+
+
+def after_reply(text: str, reply_end: str) -> str:
+    """What opens the next turn, of the text between a reply and the contents of that turn."""
+    if not text.startswith(reply_end):
+        raise ValueError(
+            f"the chat template cannot be cut: {reply_end!r} ends the last reply, but {text!r} stands after others"
+        )
+    return text.removeprefix(reply_end)
 
 
 __all__ = [
+    "FAMILIES",
     "MAX_TEXT",
+    "ChatTemplate",
     "EncodedConversation",
-    "Pieces",
+    "Medium",
     "Turn",
+    "check_continuation",
     "check_text",
-    "clean_text",
+    "family_options",
+    "pieces_of",
     "read_conversation",
     "read_conversations",
-    "tokenizer_of_pieces",
 ]

@@ -3,7 +3,8 @@
 Shapes: `F` frames, `H` and `W` pixels, `n` vision tokens per frame, `B` conversations, `T` tokens.
 """
 
-from collections.abc import Callable, Mapping
+import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,18 @@ from transformers import BatchFeature
 
 from .compat import ProcessorWithoutTorchvision
 from .configuration_videollm_mod import IGNORE_INDEX, MAX_FRAME_TOKENS
-from .containers import check_count, shown
+from .containers import check_count, is_video_source, shown
 from .conversation import (
-    EncodedConversation,
-    Pieces,
-    Turn,
+    ChatTemplate,
     check_continuation,
-    clean_text,
+    family_options,
     read_conversation,
     read_conversations,
-    tokenizer_of_pieces,
 )
+from .decoding import frame_times
 from .generation import StreamInputs
-from .video_processing_videollm_mod import LOADING_OPTIONS, VideoLLMMoDVideoProcessor, flatten_videos
+from .sequence import EncodedConversation, Medium, SequencePieces, tokenizer_of_pieces
+from .video_processing_videollm_mod import LOADING_OPTIONS, VideoLLMMoDVideoProcessor, flatten_images, flatten_videos
 
 NEEDED = (
     "tokenizer",
@@ -63,9 +63,8 @@ def differences(model, processor) -> list[tuple[str, object, object]]:
         ("id of the frame separator", processor.frame_separator_token_id, config.frame_separator_token_id),
         ("number of tokens per frame", processor.num_frame_tokens, config.num_frame_tokens),
     ]
-    if video_processor.do_resize:
-        size = [video_processor.size.get(name) for name in ("height", "width")]
-        pairs.append(("frame size", size, [side, side]))
+    if video_processor.frame_size is not None:
+        pairs.append(("frame size", video_processor.frame_size, [side, side]))
     found = [pair for pair in pairs if pair[1] != pair[2]]
     if len(tokenizer) > text.vocab_size:
         found.append(("vocabulary size", len(tokenizer), text.vocab_size))
@@ -79,10 +78,14 @@ def as_list(ids: int | list[int] | None) -> list[int]:
     return ids if isinstance(ids, list) else [] if ids is None else [ids]
 
 
+NATIVE_OPTIONS = ("frame_separator", "stream_start", "stream_end")
+FAMILY_OPTIONS = ("pieces", "image_slot", "video_slot", "default_query")
+
+
 TEMPLATE_CONSTANTS = ("num_frame_tokens", "video_token", "frame_separator", "stream_start", "stream_end")
 
 
-class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
+class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
     r"""
     Interleaves frames and text into one sequence, from pieces that are tokenised one by one:
 
@@ -103,13 +106,16 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         video_token (`str`): the special token that stands for one vision token.
         frame_separator (`str`): one token between frames; predicting it means to stay silent.
         stream_start, stream_end (`str`): around a stream; predicting the end's first token means to speak.
+        pieces (`dict`, *optional*): the `Pieces` of another family's chat template, instead of the three above; see
+            `of_family`. The template is then the family's own.
+        image_slot, video_slot (`str`, *optional*): what stands for an image and for a video in the family's text;
+            `video_token` if omitted.
+        default_query (`str`, *optional*): with `pieces`, the text of every user turn after which the model narrates,
+            unless it was instructed.
 
     Attributes:
         video_token_id, frame_separator_token_id (`int`): as in `VideoLLMMoDConfig`.
-        frame_ids, stream_start_ids, stream_end_ids, user_header_ids, assistant_header_ids, system_end_ids
-            (`list[int]`): the other pieces: `<v>*n`, `"\n["`, `"]"`, `"\nUser:"`, `"\nAssistant:"`, `"\n"`.
-        start_stream_ids, between_frames_ids, reply_end_ids (`list[int]`): before the first frame, between two frames,
-            and after a reply; the first of the last is what the model says to end it.
+        and those of `SequencePieces`: the ids of everything that stands around frames and text.
 
     Raises:
         `ValueError`: for a tokenizer and pieces that do not fit together, naming what is missing.
@@ -127,6 +133,10 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         frame_separator=",",
         stream_start="[",
         stream_end="]",
+        pieces=None,
+        image_slot=None,
+        video_slot=None,
+        default_query=None,
     ):
         # The template lies beside this file, unless this is remote code; then the repository's template is passed.
         template_file = Path(__file__).with_name("chat_template.jinja")
@@ -152,33 +162,51 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         self.frame_separator = frame_separator
         self.stream_start = stream_start
         self.stream_end = stream_end
+        self.pieces, self.default_query = pieces, default_query
+        self.image_slot, self.video_slot = image_slot or video_token, video_slot or video_token
 
         self.piece_tokenizer = tokenizer_of_pieces(tokenizer)
         self.video_token_id = special_ids[video_token]
         self.frame_ids = [self.video_token_id] * num_frame_tokens
-        pieces = Pieces(between_frames=frame_separator, stream_start="\n" + stream_start, stream_end=stream_end)
-        separator_ids = self._encode_piece("frame_separator", frame_separator)
-        self.frame_separator_token_id = separator_ids[0]
-        self.stream_start_ids = self._encode_piece("stream_start", pieces.stream_start)
-        self.stream_end_ids = self._encode_piece("stream_end", pieces.stream_end)
-        self.user_header_ids = self._encode_piece("user header", pieces.user_start)
-        self.assistant_header_ids = self._encode_piece("assistant header", pieces.reply_start)
-        self.system_end_ids = self._encode_piece("system end", pieces.system_end)
-        self.sequence, self.start_stream_ids, self.between_frames_ids = pieces, self.stream_start_ids, separator_ids
-        self.reply_end_ids = [tokenizer.eos_token_id]
-        if len(separator_ids) != 1:
-            raise ValueError(f"`frame_separator` {frame_separator!r} must be one token, got the ids {separator_ids}")
-        if self.frame_separator_token_id in (self.video_token_id, self.stream_end_ids[0]):
-            raise ValueError(
-                f"`frame_separator` {frame_separator!r}, `stream_end` {stream_end!r} and `video_token` must begin "
-                "with different tokens"
-            )
+        self.reply_stop_id = tokenizer.eos_token_id
+        if pieces is None:
+            self._set_own_pieces()
+        else:
+            self._set_family_pieces(special_ids)
 
-    def _encode_piece(self, name: str, text: str) -> list[int]:
-        ids = self.piece_tokenizer(text, add_special_tokens=False)["input_ids"]
-        if not ids or self.tokenizer.unk_token_id in ids:
-            raise ValueError(f"`{name}` {text!r} must be made of known tokens, got the ids {ids}")
-        return ids
+    @classmethod
+    def of_family(
+        cls,
+        family: str,
+        video_processor: VideoLLMMoDVideoProcessor,
+        tokenizer,
+        chat_template: str,
+        num_frame_tokens: int,
+        default_query: str = "What do you see?",
+    ) -> "VideoLLMMoDProcessor":
+        """The processor of a pretrained model: its own prompts for recorded videos and images, and the same pieces
+        around the frames of a stream.
+
+        Args:
+            family (`str`): the `model_type` of its configuration, one of `FAMILIES`.
+            tokenizer, chat_template: its own. OneVision's tokenizer gets a token for the end of a video.
+
+        Raises:
+            `ValueError`: for another family, a tokenizer without the family's tokens, or a template that cannot be
+                cut into pieces.
+        """
+        return cls(
+            video_processor,
+            tokenizer,
+            chat_template,
+            num_frame_tokens,
+            default_query=default_query,
+            **family_options(family, tokenizer, chat_template),
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        unused = FAMILY_OPTIONS if self.pieces is None else NATIVE_OPTIONS
+        return {name: value for name, value in super().to_dict().items() if name not in unused}
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         files = super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -195,45 +223,6 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         """Tokens first, since the Trainer takes the length of an example from the first name."""
         return sorted(super().model_input_names, key=lambda name: name != "input_ids")
 
-    def encode_text(self, text: str, prefix: str = " ") -> list[int]:
-        """Token ids of a message's text after `prefix`. Special tokens in it are tokenised as text."""
-
-        def encode(part: str) -> list[int]:
-            return self.piece_tokenizer(part, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-
-        text = prefix + clean_text(text)
-        ids = encode(text)
-        # A tokenizer may merge ordinary characters into a special token, but not when it gets one at a time.
-        structure = {self.video_token_id, self.tokenizer.bos_token_id, self.tokenizer.eos_token_id}
-        if not structure.isdisjoint(ids):
-            ids = [token_id for character in text for token_id in encode(character) if token_id not in structure]
-        return ids
-
-    def start_ids(self, system_prompt: str | None = None) -> list[int]:
-        """Token ids at the beginning of a sequence."""
-        bos = self.tokenizer.bos_token_id
-        ids = [] if bos is None else [bos]
-        if system_prompt is None:
-            return ids
-        return ids + self.encode_text(system_prompt, prefix="") + self.system_end_ids
-
-    def frame_ids_at(self, seconds: float | None = None) -> list[int]:
-        """Token ids of a frame at this time, with what stands around it."""
-        return list(self.frame_ids)
-
-    def instruction_ids(self, text: str, in_stream: bool) -> list[int]:
-        """Token ids of a user turn that needs no reply now."""
-        return self.question_ids(text, in_stream)
-
-    def question_ids(self, text: str, in_stream: bool) -> list[int]:
-        """Token ids of a user turn up to the end of its text. in_stream: frames directly before it are not closed."""
-        return (self.stream_end_ids if in_stream else []) + self.user_header_ids + self.encode_text(text)
-
-    def reply_start_ids(self, in_stream: bool, query: str | None = None) -> list[int]:
-        """Token ids from the end of the last frame (`in_stream`), or of the last text, to where the reply begins.
-        query: what the model narrates after; it stands in the sequence already."""
-        return (self.stream_end_ids if in_stream else []) + self.assistant_header_ids
-
     def encode_conversation(
         self, conversation: list[dict], add_generation_prompt: bool = False, continue_final_message: bool = False
     ) -> EncodedConversation:
@@ -247,53 +236,15 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         Raises:
             `ValueError`: as `read_conversation`; for a stream without `num_frames`; if there is no reply to continue.
         """
-        turns = read_conversation(conversation)
+        turns = read_conversation(conversation, one_turn=self.sequence.one_turn)
         check_continuation(turns, add_generation_prompt, continue_final_message)
-        encoded = EncodedConversation([], [], [], [])
+        return self._encode_turns(turns, add_generation_prompt, continue_final_message)
 
-        def append(ids: list[int], learn: bool = False, reply: bool = False) -> None:
-            encoded.input_ids.extend(ids)
-            encoded.labels.extend(ids if learn else [IGNORE_INDEX] * len(ids))
-            encoded.assistant_mask.extend([int(reply)] * len(ids))
-
-        append(self.start_ids())
-        for turn, next_turn in zip(turns, [*turns[1:], None], strict=True):
-            role, learn, start, frames = turn["role"], turn["learn"], len(encoded.input_ids), range(0)
-            if role == "system":
-                append(self.encode_text(turn["content"], prefix="") + self.system_end_ids)
-            elif role == "user":
-                append(self.question_ids(turn["content"], in_stream=False))
-            elif role == "assistant":
-                append(self.reply_start_ids(in_stream=False), learn)
-                append(self.encode_text(turn["content"]), learn, reply=True)
-                if next_turn is not None or not continue_final_message:
-                    append(self.reply_end_ids, learn, reply=True)
-            else:
-                frames = self._append_stream(append, turn, next_turn, start, add_generation_prompt)
-            encoded.turns.append(Turn(role, start, len(encoded.input_ids), frames))
-        if add_generation_prompt:
-            append(self.reply_start_ids(in_stream=False))
-        return encoded
-
-    def _append_stream(
-        self, append: Callable, turn: dict, next_turn: dict | None, start: int, add_generation_prompt: bool
-    ) -> range:
-        """Append the tokens of a stream that begins at token `start`; returns where its frames begin."""
-        if "num_frames" not in turn:
-            raise ValueError(f"`{turn['name']}` must have `num_frames`; `apply_chat_template` takes videos")
-        num_frames, learn = turn["num_frames"], turn["learn"]
-        num_learned = num_frames * learn if isinstance(learn, bool) else learn
-        append(self.stream_start_ids)
-        for index in range(1, num_frames):
-            append(self.frame_ids)
-            append([self.frame_separator_token_id], index <= num_learned)
-        append(self.frame_ids)
-        if next_turn is not None or add_generation_prompt:
-            speaks = next_turn is not None and next_turn["role"] == "assistant"
-            append(self.stream_end_ids[:1], speaks and num_frames <= num_learned)
-            append(self.stream_end_ids[1:])
-        first, step = start + len(self.stream_start_ids), len(self.frame_ids) + 1
-        return range(first, first + num_frames * step, step)
+    def _times_of(self, turn: dict, last: float | None) -> list[float]:
+        """Times of the frames of a stream; those of a video continue from the `last` frame."""
+        fps, given = self.video_processor.fps, turn.get("times")
+        start = 0.0 if last is None else last + 1 / fps
+        return frame_times(given and [start + time for time in given], turn["num_frames"], fps, last)
 
     def apply_chat_template(  # type: ignore[override]  # tools and documents are not supported
         self,
@@ -364,12 +315,13 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
             raise ValueError("`return_labels` and `return_assistant_tokens_mask` need `tokenize` and `return_dict`")
         kwargs.pop("sanitize_control_tokens", None)  # always done
 
-        conversations, is_batched = read_conversations(conversation)
+        one_turn = self.sequence.one_turn
+        conversations, is_batched = read_conversations(conversation, one_turn)
         ending = {"add_generation_prompt": add_generation_prompt, "continue_final_message": continue_final_message}
         for turns in conversations:
             check_continuation(turns, **ending)
         if not tokenize:
-            texts = self._render(conversations, **ending)
+            texts = (self._render_prompts if one_turn else self._render)(conversations, **ending)
             return texts if is_batched else texts[0]
 
         options = self.options_of_parts(**{**(processor_kwargs or {}), **kwargs})
@@ -383,11 +335,11 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
 
     def _encode(self, conversations: list[list[dict]], options: dict, **ending) -> dict[str, Any]:
         """The padded rows of conversations, and the pixels of their frames if there are any."""
-        videos = self._load_streams(conversations, options["videos_kwargs"])
-        rows = [self.encode_conversation(turns, **ending)[:3] for turns in conversations]
+        media = self._load(conversations, options["videos_kwargs"])
+        rows = [self._encode_turns(turns, **ending)[:3] for turns in conversations]
         data: dict[str, Any] = self._pad_rows(rows, options["text_kwargs"])
-        if videos:
-            data |= self._process_videos(videos, **options["videos_kwargs"])[0]
+        if media:
+            data |= self._process_videos(media, **options["videos_kwargs"])[0]
         return data
 
     def _render(
@@ -409,24 +361,73 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         )
         return [text.removesuffix(self.tokenizer.eos_token) if continue_final_message else text for text in texts]
 
-    def _load_streams(self, conversations: list[list[dict]], videos_kwargs: dict) -> list[torch.Tensor]:
-        """Load the videos of all streams, `[F, 3, H, W]` each, and put `num_frames` in their place."""
-        streams = [turn for turns in conversations for turn in turns if turn["role"] == "stream"]
-        if len({"num_frames" in turn for turn in streams}) > 1:
+    def _render_prompts(
+        self, conversations: list[list[dict]], add_generation_prompt: bool, continue_final_message: bool
+    ) -> list[str]:
+        """Family prompts as text, with a slot for each video and image."""
+        slots, texts = {"video": self.video_slot, "image": self.image_slot}, []
+        for turns in conversations:
+            if any(turn["role"] == "stream" for turn in turns):
+                raise ValueError("with the pieces of a chat template streams are tokens only: pass `tokenize=True`")
+            parts = self._template.render(turns, add_generation_prompt)[: -1 if continue_final_message else None]
+            texts.append("".join(slots[part.kind] if isinstance(part, Medium) else part for part in parts))
+        return texts
+
+    @functools.cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(
+            self.tokenizer, self.chat_template, self.image_slot, self.video_slot, self.sequence.video_as
+        )
+
+    def _load(self, conversations: list[list[dict]], videos_kwargs: dict) -> list[Medium]:
+        """Load the videos and images of all messages, in order. Streams get `num_frames`, and the times of a file."""
+        media = [
+            (turn, item)
+            for turns in conversations
+            for turn in turns
+            for item in (turn["content"] if isinstance(turn.get("content"), list) else ())
+            if isinstance(item, Medium)
+        ]
+        if media and any("num_frames" in turn for turns in conversations for turn in turns):
             raise ValueError("streams with `num_frames` and streams with videos cannot be mixed in one call")
         options = {name: videos_kwargs.get(name) for name in LOADING_OPTIONS}
-        videos = []
-        for turn in streams:
-            if "num_frames" in turn:
-                continue
-            (block,) = turn.pop("content")
-            video = next((block[key] for key in ("video", "url", "path") if block.get(key) is not None), None)
-            if video is None:
-                raise ValueError(f"the video block of `{turn['name']}` must hold `video`, got {shown(block)}")
+        metadata = iter(videos_kwargs.get("video_metadata") or ())
+        for turn, medium in media:
+            kind, block, is_stream = medium.kind, medium.block, turn["role"] == "stream"
+            source = next((block[key] for key in (kind, "url", "path", "base64") if block.get(key) is not None), None)
+            if source is None:
+                raise ValueError(f"the {kind} block of `{turn['name']}` must hold `{kind}`, got {shown(block)}")
             fps = options["fps"] if block.get("fps") is None else block["fps"]
-            videos.append(self.video_processor.load_video(video, **{**options, "fps": fps}))
-            turn["num_frames"] = len(videos[-1])
-        return videos
+            known = next(metadata, None) if kind == "video" else None
+            self._load_medium(medium, source, {**options, "fps": fps}, known, whole=is_stream)
+            if is_stream:
+                is_timed = is_video_source(source) or known is not None
+                turn |= {"num_frames": len(medium.frames), "times": medium.times if is_timed else None}
+                del turn["content"]
+        return [medium for _, medium in media]
+
+    def _load_medium(self, medium: Medium, source, options: dict, metadata=None, whole: bool = False) -> None:
+        """Load a video or an image. metadata: of the video, as in transformers; whole: take an
+        image as a frame, which is never split."""
+        video_processor = self.video_processor
+        if medium.kind == "image":
+            medium.frames = video_processor.load_image(source, options.get("input_data_format"))
+            if video_processor.max_image_size is not None and not whole:
+                medium.frames, medium.grid = video_processor.prepare_image(medium.frames)
+                medium.is_resized = True
+            return
+        medium.frames, times = video_processor.load_timed_video(source, **options)
+        fps = options.get("fps") or video_processor.fps
+        if metadata is not None:  # as in transformers
+            fps, indices = metadata.get("fps") or 24, metadata.get("frames_indices")
+            indices = range(len(medium.frames)) if indices is None else indices
+            medium.times, medium.duration = [index / fps for index in indices], metadata.get("duration")
+        elif times is not None:
+            medium.times, medium.duration = times, times[-1] + 1 / fps
+        else:
+            medium.times, medium.duration = [index / fps for index in range(len(medium.frames))], None
+        if medium.duration is None:
+            medium.duration = medium.times[-1]
 
     def _pad_rows(self, rows: list[tuple[list[int], list[int], list[int]]], text_kwargs: dict) -> dict[str, list]:
         """Truncate and pad the `(input_ids, labels, assistant_mask)` of each row."""
@@ -450,15 +451,19 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
             data[name] = [f + r[column] if side == "left" else r[column] + f for f, r in zip(fill, rows, strict=True)]
         return data
 
-    def __call__(self, text: str | list[str] | None = None, videos: Any = None, **kwargs) -> BatchFeature:
-        """Tokenise text that has one placeholder for each video, and preprocess the videos.
+    def __call__(
+        self, text: str | list[str] | None = None, videos: Any = None, images: Any = None, **kwargs
+    ) -> BatchFeature:
+        """Tokenise text that has one placeholder for each video and image, and preprocess these.
 
         Only here a placeholder in text is more than text: it is replaced by the placeholders of the video's frames,
-        with separators between them. No beginning of sequence is added to text that begins with one.
+        with what stands between them. No beginning of sequence is added to text that begins with one.
 
         Args:
-            text (`str` or `list[str]`): with `video_token` in the place of a video, usually between `[` and `]`.
+            text (`str` or `list[str]`): with `video_slot` in the place of a video, and `image_slot` in that of an
+                image; both are `video_token` in this package's own sequence, usually between `[` and `]`.
             videos: one or several, nested per text or not: paths, URLs, files, arrays, tensors or lists of frames.
+            images: one or several, nested per text or not: PIL images, paths, URLs, or arrays and tensors `[H, W, 3]`.
             kwargs: options of the tokenizer and the video processor.
 
         Raises:
@@ -467,43 +472,77 @@ class VideoLLMMoDProcessor(ProcessorWithoutTorchvision):
         bos, texts = self.tokenizer.bos_token, text if isinstance(text, list | tuple) else [text]
         if bos and "text_kwargs" not in kwargs and all(str(sample).startswith(bos) for sample in texts):
             kwargs.setdefault("add_special_tokens", False)
-        return super().__call__(text=text, videos=videos, **kwargs)
+        return super().__call__(text=text, videos=videos, images=images, **kwargs)
 
     def prepare_inputs_layout(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        for name, value in {"images": images, "audio": audio}.items():
-            if value is not None:
-                raise ValueError(f"`{name}` is not supported, got {shown(value)}")
+        if audio is not None:
+            raise ValueError(f"`audio` is not supported, got {shown(audio)}")
         if text is not None:
             text = [text] if isinstance(text, str) else text
             if not isinstance(text, list | tuple) or not text or not all(isinstance(sample, str) for sample in text):
                 raise ValueError(f"`text` must be a string or a list of strings, got {shown(text)}")
             text = list(text)
-        if videos is not None:
-            videos_kwargs = {**kwargs, **kwargs.get("videos_kwargs", {})}
-            options = {name: videos_kwargs.get(name) for name in LOADING_OPTIONS}
-            videos = [self.video_processor.load_video(video, **options) for video in flatten_videos(videos)] or None
-        return None, text, videos, None
+        sources = {
+            self.video_slot: [("video", video) for video in ([] if videos is None else flatten_videos(videos))],
+        }
+        given = [("image", image) for image in ([] if images is None else flatten_images(images))]
+        sources[self.image_slot] = sources.get(self.image_slot, []) + given
+        if text is None:
+            ordered = [source for of_slot in sources.values() for source in of_slot]
+        else:
+            ordered = self._in_order(text, sources)
+        options = {**kwargs, **kwargs.get("videos_kwargs", {})}
+        metadata = iter(options.get("video_metadata") or ())
+        options = {name: options.get(name) for name in LOADING_OPTIONS}
+        media = []
+        for kind, source in ordered:
+            media.append(Medium(kind))
+            self._load_medium(media[-1], source, options, next(metadata, None) if kind == "video" else None)
+        return None, text, media or None, None
+
+    def _in_order(self, text: list[str], sources: dict[str, list]) -> list:
+        """Videos and images in the order of their placeholders in the text."""
+        if len(sources) == 1 and len({kind for given in sources.values() for kind, _ in given}) > 1:
+            raise ValueError(f"{self.video_slot} stands for a video or an image: give both as `videos`, in order")
+        found = re.findall("|".join(map(re.escape, sources)), "\n".join(text))
+        for slot, given in sources.items():
+            if found.count(slot) != len(given):
+                names = {self.video_slot: "videos", self.image_slot: "images"}
+                kinds = names[slot] if len(names) == 2 else "videos and images"
+                raise ValueError(
+                    f"the number of {slot} tokens in the prompts should be the same as the number of {kinds}, "
+                    f"got {found.count(slot)} and {len(given)}"
+                )
+        waiting = {slot: iter(given) for slot, given in sources.items()}
+        return [next(waiting[slot]) for slot in found]
 
     def validate_inputs(self, images=None, text=None, videos=None, audio=None, **kwargs):
-        slots, given = sum(sample.count(self.video_token) for sample in text or []), len(videos or [])
-        if text is not None and slots != given:
-            raise ValueError(
-                f"the number of {self.video_token} tokens in the prompts should be the same as the number of videos, "
-                f"got {slots} and {given}"
-            )
+        text = None if videos else text  # the placeholders were counted
         super().validate_inputs(text=text, videos=videos, **kwargs)
 
     def _process_videos(  # type: ignore[override]  # `prepare_inputs_layout` has loaded them
-        self, videos: list[torch.Tensor], **kwargs
+        self, videos: list[Medium], **kwargs
     ) -> tuple[BatchFeature, list[str]]:
         # The videos are loaded and sampled already, since the text depends on their numbers of frames.
-        kwargs |= {"do_sample_frames": False, "input_data_format": "channels_first"}
-        processed = self.video_processor(videos, **kwargs)
-        return processed, [self.replace_video_token(processed, i, num_frames=len(x)) for i, x in enumerate(videos)]
+        kwargs |= {"do_sample_frames": False, "input_data_format": "channels_first", "video_metadata": None}
+        if not any(medium.is_resized for medium in videos):
+            processed = self.video_processor([medium.frames for medium in videos], **kwargs)
+        else:
+            kwargs = {name: value for name, value in kwargs.items() if name not in ("return_tensors", "do_resize")}
+            pixels = [
+                self.video_processor([x.frames], **kwargs, **({"do_resize": False} if x.is_resized else {}))
+                for x in videos
+            ]
+            processed = BatchFeature({"pixel_values_videos": torch.cat([x["pixel_values_videos"] for x in pixels])})
+        return processed, [self.medium_text(medium) for medium in videos]
 
-    def replace_video_token(self, video_inputs: Mapping, video_idx: int, num_frames: int = 1, **kwargs) -> str:
-        """The text in place of a video: the placeholders of its frames, with separators between them."""
-        return self.frame_separator.join([self.video_token * self.num_frame_tokens] * num_frames)
+    def get_text_with_replacements(
+        self, text, images_replacements=(), videos_replacements=(), audio_replacements=()
+    ) -> tuple[list[str], list]:
+        """The texts with each slot replaced by the text of its video or image. videos_replacements: of both."""
+        waiting = iter(videos_replacements)
+        pattern = "|".join(map(re.escape, {self.video_slot, self.image_slot}))
+        return [re.sub(pattern, lambda _: next(waiting), sample) for sample in text], []
 
 
 VideoLLMMoDProcessor.register_for_auto_class()

@@ -4,6 +4,7 @@ Shapes: `F` frames, `H` and `W` pixels.
 """
 
 import functools
+import math
 import os
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch.nn.functional import interpolate, pad
 from transformers import BatchFeature
 from transformers.image_utils import SizeDict, load_image
+from transformers.processing_utils import VideosKwargs
 
 # `transformers.BaseVideoProcessor` is a dummy where torchvision is missing. The class itself needs torchvision only in
 # methods that are overridden or not reached here.
@@ -26,8 +28,17 @@ IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 PIXELS_AT_ONCE = 16 * 1280 * 720  # pixels that are held as float32 at full resolution
 # options of what is done with each frame
 FRAME_OPTIONS: tuple[str, ...] = ("do_resize", "size", "resample", "do_pad", "do_rescale", "rescale_factor")
-FRAME_OPTIONS += ("do_normalize", "image_mean", "image_std")
-INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by the numbers of PIL's resampling filters
+FRAME_OPTIONS += ("do_normalize", "image_mean", "image_std", "do_center_crop", "crop_size", "max_image_size")
+INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by the numbers of PIL's resampling filters
+LARGEST_EDGE = 4096  # of an image whose longest edge is resized
+
+
+class FrameOptions(VideosKwargs, total=False):
+    """Options of frames that transformers does not know of all videos."""
+
+    max_image_size: dict[str, int] | None
+    image_size: dict[str, int] | None
+    do_image_splitting: bool
 
 
 def channels_first(frames: torch.Tensor, input_data_format: str | None = None) -> torch.Tensor:
@@ -60,6 +71,13 @@ def flatten_videos(videos: Any, depth: int = 0) -> list:
     if videos and depth == 1 and all(is_named_image(item) for item in videos):
         return [videos]
     return [video for item in videos for video in flatten_videos(item, depth + 1)]
+
+
+def flatten_images(images: Any) -> list:
+    """The images of a batch, nested or not, as a flat list. A 4-dimensional array holds several."""
+    if isinstance(images, list | tuple):
+        return [image for item in images for image in flatten_images(item)]
+    return list(images) if getattr(images, "ndim", None) == 4 else [images]
 
 
 def is_named_image(item: Any) -> bool:
@@ -106,10 +124,17 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     allowed.
 
     Args:
-        size (`dict`, defaults to 384 x 384): `{"height": int, "width": int}`.
+        size (`dict`, defaults to 384 x 384): `{"height": int, "width": int}`, or the length of one edge, which keeps
+            the aspect ratio: `{"shortest_edge": int}` with `do_center_crop` (CLIP), or `{"longest_edge": int}` with
+            `max_image_size` (SmolVLM, Idefics3).
         do_pad (`bool`, defaults to `True`): letterbox: keep the aspect ratio and pad with black on both sides.
             Otherwise frames are stretched.
-        resample (`int`, defaults to 3): 2 bilinear, 3 bicubic (as SigLIP and CLIP), both antialiased.
+        resample (`int`, defaults to 3): 1 Lanczos, 2 bilinear, 3 bicubic (as SigLIP and CLIP), all antialiased.
+        do_center_crop (`bool`), crop_size (`dict`): cut `{"height": int, "width": int}` out of the middle.
+        max_image_size (`dict`, *optional*): `{"longest_edge": int}`, the side of the square to which frames are
+            stretched at last, and that of the tiles of an image.
+        image_size (`dict`, *optional*): `size` of images, where it is another one.
+        do_image_splitting (`bool`, defaults to `False`): images that are larger become tiles and a small whole image.
         fps (`float`, defaults to 2.0): frames per second at which files and URLs are decoded. Arrays and lists of
             frames count as sampled already, unless `do_sample_frames=True`.
         do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in `transformers`. The factor
@@ -132,7 +157,11 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     do_normalize = True
     image_mean = [0.5, 0.5, 0.5]
     image_std = [0.5, 0.5, 0.5]
-    do_center_crop: bool | None  # not supported
+    do_center_crop = None
+    max_image_size: dict[str, int] | None = None
+    image_size: dict[str, int] | None = None
+    do_image_splitting = False
+    valid_kwargs = FrameOptions
     do_convert_rgb = False
     do_sample_frames = False
     fps = DEFAULT_FPS
@@ -152,13 +181,69 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             fps, num_frames: decode at `fps`, or this many evenly spaced frames; at the processor's fps by default.
             do_sample_frames: `False` without these two decodes every frame.
         """
+        return self.load_timed_video(video, fps, num_frames, do_sample_frames, input_data_format)[0]
+
+    def load_image(self, image: Any, input_data_format: str | None = None) -> torch.Tensor:
+        """One image as a frame, `[1, 3, H, W]` of its own dtype: a PIL image, a path, URL, base64, or an array or
+        tensor `[H, W, 3]` or `[3, H, W]`."""
+        if isinstance(image, str | os.PathLike):
+            image = read_image(os.fspath(image))
+        if not hasattr(image, "convert") and getattr(image, "ndim", None) != 3:
+            raise ValueError(f"an image must be a PIL image, a path, a URL or [H, W, 3], got {shown(image)}")
+        return self.load_video([image], input_data_format=input_data_format)
+
+    def prepare_image(self, image: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+        """An image `[1, 3, H, W]` as frames that are not resized any more, and how many rows and columns of tiles are
+        among them, before the whole image. Needs `max_image_size`."""
+        assert self.max_image_size is not None
+        side, size = self.max_image_size["longest_edge"], self.image_size or self.size
+        dtype, image, top = image.dtype, image.float(), 1 if image.dtype.is_floating_point else 255
+        height, width = image.shape[-2:]
+        if size.get("longest_edge"):
+            height, width = longest_edge_size(height, width, size["longest_edge"])
+        sizes, rows, columns = [(height, width)], 0, 0
+        if self.do_image_splitting:
+            if width >= height:
+                across = -(-width // side) * side
+                down = math.ceil(int(across / (width / height)) / side) * side
+            else:
+                down = -(-height // side) * side
+                across = math.ceil(int(down * (width / height)) / side) * side
+            rows, columns = (down // side, across // side) if max(down, across) > side else (0, 0)
+            sizes.append((down, across))
+        image = resize_in_turn(image, [*sizes, sizes[-1]], self.resample, top)
+        frames = resize_in_turn(image, [(side, side)] * 2, self.resample, top)
+        if rows:
+            tiles = image[0].unflatten(2, (columns, side)).unflatten(1, (rows, side))  # [3, rows, side, columns, side]
+            frames = torch.cat([tiles.permute(1, 3, 0, 2, 4).flatten(0, 1), frames])
+        frames = frames.clamp(0, top)
+        return (frames.round() if top == 255 else frames).to(dtype), (rows, columns)
+
+    @property
+    def frame_size(self) -> list[int] | None:
+        """Height and width of pixel values; None if frames are not resized."""
+        if self.do_center_crop:
+            return [self.crop_size["height"], self.crop_size["width"]]
+        if self.max_image_size is not None:
+            return [self.max_image_size["longest_edge"]] * 2
+        return [self.size.get(name) for name in ("height", "width")] if self.do_resize else None
+
+    def load_timed_video(
+        self,
+        video: Any,
+        fps: float | None = None,
+        num_frames: int | None = None,
+        do_sample_frames: bool | None = None,
+        input_data_format: str | None = None,
+    ) -> tuple[torch.Tensor, list[float] | None]:
+        """As `load_video`, with the times of the frames in seconds if the video is decoded."""
         if is_video_source(video):
             if fps is not None and num_frames is not None:
                 raise ValueError(f"give `fps` or `num_frames`, not both, got {fps} and {num_frames}")
             if fps is None and do_sample_frames is not False:
                 fps = self.fps
-            frames, _ = decode_video(video, fps, num_frames)
-            return torch.from_numpy(frames).movedim(-1, 1)
+            frames, times = decode_video(video, fps, num_frames)
+            return torch.from_numpy(frames).movedim(-1, 1), times.tolist()
         if isinstance(video, list | tuple):
             if do_sample_frames:
                 # In the words of transformers, whose users look for them.
@@ -171,7 +256,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             video = torch.from_numpy(np.require(video, requirements=["C", "W"]))
         if not isinstance(video, torch.Tensor):
             raise ValueError(f"a video must be a path, URL, file, numbers or a list of frames, got {shown(video)}")
-        return channels_first(video, input_data_format)
+        return channels_first(video, input_data_format), None
 
     def preprocess(self, videos, **kwargs) -> BatchFeature:
         """See the class. `videos`: one or several (`flatten_videos`); keyword arguments override attributes."""
@@ -196,12 +281,12 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         """As `preprocess` of one video `[F, 3, H, W]` with the processor's own options, but without checking them, for
         streams that come frame by frame. Returns float32 `[F, 3, height, width]`."""
         options = {name: getattr(self, name) for name in FRAME_OPTIONS}
-        if not hasattr(options["size"], "height"):
-            options["size"] = SizeDict(**options["size"])
-        if self.do_center_crop:
-            raise ValueError("`do_center_crop` is not supported")
         by_products = frames.device.type == "cuda" and frames.dtype == torch.uint8
-        by_products = by_products and options["do_resize"] and options["do_rescale"]
+        by_products = by_products and options["do_resize"] and options["do_rescale"] and "height" in self.size
+        by_products = by_products and not self.do_center_crop and self.max_image_size is None
+        for name in ("size", "crop_size"):
+            if isinstance(options[name], dict):
+                options[name] = SizeDict(**options[name])
         preprocess = pixels_by_products if by_products else self._preprocess_frames
         pixel_values = [preprocess(chunk, **options) for chunk in in_chunks(frames)]
         return pixel_values[0] if len(pixel_values) == 1 else torch.cat(pixel_values)
@@ -209,8 +294,6 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     def _preprocess(  # type: ignore[override]  # the other options are passed on
         self, videos: list[torch.Tensor], return_tensors: str | None = None, **options
     ) -> BatchFeature:
-        if options["do_center_crop"]:
-            raise ValueError("`do_center_crop` is not supported")
         pixel_values = [self._preprocess_frames(chunk, **options) for video in videos for chunk in in_chunks(video)]
         sizes = {tuple(frames.shape[-2:]) for frames in pixel_values}
         if len(sizes) > 1:
@@ -229,6 +312,9 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         do_normalize: bool,
         image_mean: Any,
         image_std: Any,
+        do_center_crop: bool | None = None,
+        crop_size: Any = None,
+        max_image_size: dict | None = None,
         **kwargs,
     ) -> torch.Tensor:
         """`[F, 3, H, W]` to float32 `[F, 3, height, width]`."""
@@ -244,9 +330,15 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
                     "`do_rescale=False` they are taken as they are"
                 )
         if do_resize:
-            frames = resize_frames(frames, size, resample, do_pad)
+            new_sizes = sizes_of(frames.shape[-2:], size, do_center_crop, max_image_size)
+            if new_sizes is None:
+                frames = resize_frames(frames, size, resample, do_pad)
+            else:
+                frames = resize_in_turn(frames, new_sizes, resample, top)
             if do_rescale:
                 frames = frames.clamp(0, top)  # bicubic overshoots
+        if do_center_crop:
+            frames = center_crop(frames, crop_size)
         if do_rescale and not dtype.is_floating_point:
             frames = frames * rescale_factor
         if do_normalize:
@@ -271,7 +363,10 @@ def of_channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor
 def resizing(old: int, new: int, black: tuple[int, int], mode: str, device: torch.device) -> torch.Tensor:
     """The matrix of resizing, float32 `[black + new + black, old]`: resizing is linear, so this is the resized
     identity matrix, with rows of zeros for the black bars."""
-    matrix = interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True)[0, 0]
+    if mode == "lanczos":
+        matrix = lanczos(old, new)
+    else:
+        matrix = interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True)[0, 0]
     return pad(matrix, (0, 0, *black)).to(device)
 
 
@@ -283,11 +378,79 @@ def scale_and_shift(factor: float, mean: tuple[float, ...], std: tuple[float, ..
     return (factor / stds).float().to(device), (-means / stds).float().to(device)
 
 
+def lanczos(old: int, new: int) -> torch.Tensor:
+    """The matrix of resizing by Lanczos' filter, float32 `[new, old]`, as PIL does it."""
+    scale = max(old / new, 1.0)
+    centers = (torch.arange(new, dtype=torch.float64)[:, None] + 0.5) * old / new
+    distance = (torch.arange(old, dtype=torch.float64) + 0.5 - centers) / scale
+    weights = torch.where(distance.abs() < 3, distance.sinc() * (distance / 3).sinc(), 0.0)
+    return (weights / weights.sum(1, keepdim=True)).float()
+
+
+def sizes_of(old_size: tuple[int, ...], size: Any, do_center_crop: bool | None, max_image_size: dict | None):
+    """The sizes (height, width) to which frames are resized in turn, if `size` names an edge; otherwise None."""
+    height, width = old_size
+    if size.longest_edge and max_image_size:
+        side = max_image_size["longest_edge"]
+        return [longest_edge_size(height, width, size.longest_edge), (side, side)]
+    if size.shortest_edge and do_center_crop:
+        short, long = size.shortest_edge, int(size.shortest_edge * max(old_size) / min(old_size))
+        return [(short, long) if height <= width else (long, short)]
+    return None
+
+
+def longest_edge_size(height: int, width: int, edge: int) -> tuple[int, int]:
+    """The size with this longest edge; the other one is rounded down, and then up to an even number."""
+    edge = min(edge, LARGEST_EDGE)
+    if width >= height:
+        height, width = int(edge / (width / height)), edge
+        height += height % 2
+    else:
+        height, width = edge, int(edge * (width / height))
+        width += width % 2
+    return max(height, 1), max(width, 1)
+
+
+def resize_in_turn(frames: torch.Tensor, sizes: list[tuple[int, int]], resample: int, top: int) -> torch.Tensor:
+    """float `[F, 3, H, W]` to the last of some sizes; between them values are rounded as those of a picture. top: the
+    largest value, 255 for whole numbers."""
+    check_resample(resample)
+    for index, size in enumerate(sizes):
+        if index:
+            frames = frames.clamp(0, top)
+            frames = frames.round() if top == 255 else frames
+        if size != tuple(frames.shape[-2:]):
+            frames = resized(frames, size, resample)
+    return frames
+
+
+def resized(frames: torch.Tensor, size: tuple[int, ...], resample: int) -> torch.Tensor:
+    mode = INTERPOLATIONS[resample]
+    if mode != "lanczos":
+        return interpolate(frames, size, mode=mode, antialias=True)
+    rows, columns = (resizing(*x, (0, 0), mode, frames.device) for x in zip(frames.shape[-2:], size, strict=True))
+    return rows @ frames @ columns.T
+
+
+def center_crop(frames: torch.Tensor, size: Any) -> torch.Tensor:
+    """The middle of frames; black is put around those that are smaller."""
+    if not (size and size.height and size.width):
+        raise ValueError(f"`crop_size` must be {{'height': int, 'width': int}}, got {shown(size)}")
+    above, left = ((old - new) // 2 for old, new in zip(frames.shape[-2:], (size.height, size.width), strict=True))
+    below, right = (size.height - frames.shape[-2] + above, size.width - frames.shape[-1] + left)
+    return pad(frames, (-left, right, -above, below))
+
+
+def check_resample(resample: int) -> None:
+    if resample not in INTERPOLATIONS:
+        raise ValueError(f"`resample` must be one of {INTERPOLATIONS}, got {shown(resample)}")
+
+
 def resize_frames(frames: torch.Tensor, size: Any, resample: int, do_pad: bool) -> torch.Tensor:
     """float `[F, 3, H, W]` to `[F, 3, size.height, size.width]`, letterboxed with zeros if `do_pad`."""
     new_size, (above, below), (left, right) = placed(frames.shape[-2:], size, resample, do_pad)
     if new_size != tuple(frames.shape[-2:]):
-        frames = interpolate(frames, new_size, mode=INTERPOLATIONS[resample], antialias=True)
+        frames = resized(frames, new_size, resample)
     return pad(frames, (left, right, above, below))
 
 
@@ -295,9 +458,11 @@ def placed(old_size: tuple[int, ...], size: Any, resample: int, do_pad: bool) ->
     """The size (height, width) of resized frames within `size`, and the widths of the black bars before and after them
     on each of the two axes."""
     if not (size.height and size.width):
-        raise ValueError(f"`size` must be {{'height': int, 'width': int}}, got {shown(size)}")
-    if resample not in INTERPOLATIONS:
-        raise ValueError(f"`resample` must be one of {INTERPOLATIONS}, got {shown(resample)}")
+        raise ValueError(
+            "`size` must be {'height': int, 'width': int}, {'shortest_edge': int} with `do_center_crop`, or "
+            f"{{'longest_edge': int}} with `max_image_size`, got {shown(size)}"
+        )
+    check_resample(resample)
     new_size: tuple[int, ...] = (size.height, size.width)
     if do_pad:
         scale = min(size.height / old_size[0], size.width / old_size[1])

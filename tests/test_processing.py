@@ -259,7 +259,7 @@ BAD_CONVERSATIONS = [
     ([{"role": "user", "content": 3}], r"content of `conversation\[0\]` .*got 3"),
     ([{"role": "user", "content": ["x"]}], r"`conversation\[0\]` \(user\) .*got 'x'"),
     ([{"role": "user", "content": [{"type": "text", "text": 3}]}], r"text block of `conversation\[0\]` .*got 3"),
-    ([{"role": "user", "content": [{"type": "image", "url": "x"}]}], r"`conversation\[0\]` \(user\) .*'image'"),
+    ([{"role": "user", "content": [{"type": "image"}]}], r"the image block of `conversation\[0\]` must hold `image`"),
     ([{"role": "user", "content": [{"type": "audio"}]}], r"`conversation\[0\]` \(user\) .*'audio'"),
     ([{"role": "assistant", "content": [{"type": "video"}]}], r"`conversation\[0\]` \(assistant\) .*'video'"),
     ([{"role": "stream", "content": [{"type": "text", "text": "x"}]}], r"`conversation\[0\]` \(stream\) .*'text'"),
@@ -421,7 +421,10 @@ def test_call_with_a_batch():
         ({"text": "x", "videos": noise(1, 4, 4, 3)}, "got 0 and 1"),
         ({"text": ["<v>", "<v>"], "videos": [noise(1, 4, 4, 3)]}, "got 2 and 1"),
         ({"text": 3}, "`text` must be a string"),
-        ({"text": "x", "images": [noise(4, 4, 3)]}, "`images` is not supported"),
+        ({"text": "x", "images": [noise(4, 4, 3)]}, "same as the number of videos and images, got 0 and 1"),
+        ({"text": "<v>", "images": [noise(4, 4)]}, "an image must be a PIL image, a path, a URL or "),
+        ({"text": "<v>", "images": noise(4, 4, 3), "videos": noise(1, 4, 4, 3)}, "give both as `videos`"),
+        ({"text": "x", "audio": noise(4)}, "`audio` is not supported"),
         ({}, "at least one input"),
     ],
 )
@@ -521,7 +524,7 @@ def test_rescaling_and_normalising_can_be_changed():
         ([noise(1, 4, 4, 3), noise(1, 5, 4, 3)], {"do_resize": False}, "different sizes"),
         (noise(1, 4, 4, 3), {"resample": 0}, "`resample` must be one of"),
         (noise(1, 4, 4, 3), {"size": {"shortest_edge": 4}}, "`size` must be"),
-        (noise(1, 4, 4, 3), {"do_center_crop": True, "crop_size": 2}, "`do_center_crop`"),
+        (noise(1, 4, 4, 3), {"do_center_crop": True}, "`crop_size` must be"),
     ],
 )
 def test_bad_frames(frames, options, error):
