@@ -18,6 +18,7 @@ from transformers import BatchFeature, GenerationConfig, GenerationMixin, Logits
 from .cache import MoDCache
 from .compat import CACHE_NAME, rename_cache
 from .configuration_videollm_mod import VideoLLMMoDConfig
+from .speaking import Reply
 
 # options that a stream does not support, with the value that means unused
 UNSUPPORTED = {"guidance_scale": 1, "stop_strings": None, "max_time": None, "penalty_alpha": 0}
@@ -211,6 +212,7 @@ class TokenSampler:
         eos = processor.tokenizer.eos_token_id
         others = model.generation_config.eos_token_id
         self.ends = frozenset([eos, *(others if isinstance(others, list) else [eos if others is None else others])])
+        self._end_ids = torch.tensor(sorted(self.ends), device=model.device)
         self.processors, self.generator = None, None
         if generation_config is None:
             return
@@ -256,6 +258,35 @@ class TokenSampler:
         if self.generator is None:
             return int(scores.argmax())
         return int(torch.multinomial(scores.softmax(-1).cpu(), 1, generator=self.generator))
+
+    def gaps(self, reply: Reply, logits: torch.Tensor) -> torch.Tensor:
+        """How much less probable each token of a reply is than the best one. Greedy decoding counts its score
+        processors in; sampling does not, since they remove most tokens.
+
+        Args:
+            reply: what was said.
+            logits (`[R, V]`): before each token of the reply and, if it was ended, before its end.
+
+        Returns:
+            float32 `[R]`, in nats, at least 0; nan where logits are not finite.
+        """
+        scores = logits.float().index_fill(1, self.suppressed, -torch.inf)
+        ids = torch.tensor([reply.ids], dtype=torch.long, device=scores.device)
+        if self.processors is not None and self.generator is None:
+            said = [cast(torch.LongTensor, ids[:, :count]) for count in range(len(scores))]
+            rows = [self.processors(own, row[None]) for own, row in zip(said, scores, strict=True)]
+            scores = torch.cat(rows)
+        own = scores[: ids.shape[1]].gather(1, ids.T)[:, 0]
+        if reply.ended:  # by any of the tokens that end a reply
+            own = torch.cat([own, scores[-1:, self._end_ids].amax(1)])
+        return scores.amax(1) - own
+
+    def largest_gap(self, reply: Reply, logits: torch.Tensor) -> torch.Tensor:
+        """float32 `[]`: the largest of `gaps`, each less the gap that there was when the token was said."""
+        gaps = self.gaps(reply, logits)
+        if reply.gaps:
+            gaps = (gaps - torch.tensor(reply.gaps, device=gaps.device)).clamp(min=0)
+        return gaps.amax()
 
 
 def score_processors(model, generation_config: GenerationConfig) -> LogitsProcessorList:

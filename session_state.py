@@ -8,7 +8,7 @@ a version and a checksum over both. It holds no code.
 import hashlib
 import json
 import os
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from operator import methodcaller
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +21,16 @@ from transformers.modeling_outputs import ModelOutput
 
 from .cache import MoDCache
 from .memory import FIELDS, StreamMemory
+from .speaking import Reply
 
 FORMAT = "videollm-mod session"
-VERSION = 3
-READABLE = (2, 3)
-STAGES = ("preprocess", "vision", "language", "generation")
+VERSION = 4
+READABLE = (2, 3, 4)
+STAGES = ("preprocess", "vision", "language", "generation")  # and "verify", where narrations are verified
+COUNTS = ("frames", "verified", "narrations", "answers")
 OPTIONS = (
     "system_prompt",
+    "speak_rule",
     "speak_threshold",
     "keep_ratio",
     "max_cached_frames",
@@ -61,15 +64,18 @@ class StreamStats(ModelOutput):
 
     Args:
         frames, narrations, answers (`int`): so far.
+        verified (`int`): frames after which the last narration was verified.
         tokens (`int`): of the stream, vision and text.
         kv_bytes (`int`): size of the cache; `kv_bytes_if_dense` is its size if every layer held every token.
         seconds (`dict[str, float]`): spent in each stage: `preprocess`, `vision`, `language` (watching frames) and
-            `generation` (narrations and answers); on a CUDA device it is the time of the device.
+            `generation` (narrations and answers); on a CUDA device it is the time of the device. A narration is
+            verified in the same forward pass as its frame; its share of the tokens is its share of the time, `verify`.
         why_not_static (`str`, *optional*): why the last call did not use the faster `static_step` on a GPU; None if
             it did, and on a CPU.
     """
 
     frames: int | None = None
+    verified: int | None = None
     narrations: int | None = None
     answers: int | None = None
     tokens: int | None = None
@@ -98,10 +104,12 @@ class SessionState:
         pending (`list[int]`): token ids that the model has yet to read.
         in_stream (`bool`): the last token read or pending belongs to a stream that is still open.
         ahead (`int`): frames that may be fed together on the guess that the model stays silent.
-        counts (`dict[str, int]`): `frames`, `narrations` and `answers` so far.
+        counts (`dict[str, int]`): of each of `COUNTS` so far.
         seconds (`dict[str, float]`): time spent in each of `STAGES`.
         query (`str`, *optional*): the last question or instruction.
         time (`float`, *optional*): of the last frame, in seconds.
+        narration (`Reply`, *optional*): the last one, to be verified after the next frame; None before the first, and
+            after an instruction.
         warned (`bool`): the user was told that the stream is longer than the model supports.
     """
 
@@ -110,10 +118,11 @@ class SessionState:
     pending: list[int]
     ahead: int
     in_stream: bool = False
-    counts: dict[str, int] = field(default_factory=lambda: {"frames": 0, "narrations": 0, "answers": 0})
+    counts: dict[str, int] = field(default_factory=lambda: dict.fromkeys(COUNTS, 0))
     seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
     query: str | None = None
     time: float | None = None
+    narration: Reply | None = None
     warned: bool = False
 
     def copy(self) -> "SessionState":
@@ -160,7 +169,8 @@ class SessionState:
 
     def plain_values(self) -> dict:
         """The fields that are saved as JSON: all but the cache and the memory, which are saved as tensors."""
-        return {x.name: getattr(self, x.name) for x in fields(self) if x.name not in ("cache", "memory")}
+        values = {x.name: getattr(self, x.name) for x in fields(self) if x.name not in ("cache", "memory")}
+        return values | {"narration": None if self.narration is None else asdict(self.narration)}
 
 
 def model_fingerprint(model) -> str:
@@ -250,7 +260,7 @@ def read_session(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             if metadata["version"] not in map(str, READABLE):
                 raise ValueError(
                     f"{path} was saved in version {metadata['version']!r}, this package reads the versions "
-                    f"{' and '.join(map(str, READABLE))}"
+                    f"{', '.join(map(str, READABLE))}"
                 )
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         whole = metadata["checksum"] == checksum(tensors, metadata["content"])
@@ -276,11 +286,17 @@ def load_session(cls, path: str | os.PathLike, model, processor):
 def restore(cls, tensors: dict[str, torch.Tensor], content: dict, model, processor):
     config = content["generation_config"]
     config = None if config is None else GenerationConfig.from_dict(config)
-    options = {name: content["options"][name] for name in OPTIONS}
+    old = {"speak_rule": "trained"}  # before version 4
+    options = {name: {**old, **content["options"]}[name] for name in OPTIONS}
     session = cls(model, processor, **options, generation_config=config)
     state = session.state
-    # version 2 wrote the names of private attributes, and no `warned`
-    saved = {"warned": False} | {name.removeprefix("_"): value for name, value in content["state"].items()}
+    # version 2 wrote the names of private attributes, and no `warned`; version 3 nothing of verified narrations
+    saved = {name.removeprefix("_"): value for name, value in content["state"].items()}
+    saved = {"warned": False, "narration": None} | saved
+    for name in ("counts", "seconds"):
+        saved[name] = getattr(state, name) | saved[name]
+    if saved["narration"] is not None:
+        saved["narration"] = Reply(**saved["narration"])
     for name in state.plain_values():
         setattr(state, name, saved[name])
     cache, tensors = state.cache, {name: value.to(model.device) for name, value in tensors.items()}

@@ -1,11 +1,19 @@
-"""The speaking rule: after each frame the model predicts how probable silence is, and below a threshold it speaks.
+"""The speaking rules: after each frame the session computes how probable silence is, and below a threshold the model
+speaks.
+
+- `"trained"`: the model has learned to predict the frame separator for silence.
+- `"verify"`, which needs no training: the session scores the last narration as if the model said it now. Its gap is
+  the largest difference, over its tokens, between the log probability of the best token and that of the token that was
+  said. P(silence) is `exp(-gap)`: a gap of 0 means that greedy decoding would say the same again. Before the first
+  narration P(silence) is 0.
 
 Each watched frame has at most one event, which holds what the model said after it.
 
 Shapes: V vocabulary, N vision tokens per frame, k of them kept.
 """
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from .containers import is_number
@@ -13,7 +21,13 @@ from .containers import is_number
 if TYPE_CHECKING:  # commands read the threshold, and should not wait for torch
     import torch
 
-DEFAULT_THRESHOLD = 0.725  # the model speaks when P(silence) is below this, as in VideoLLM-online
+DEFAULT_THRESHOLD = 0.725  # a trained model speaks when P(silence) is below this, as in VideoLLM-online
+
+
+def default_threshold(speak_rule: str, verify_margin: float) -> float:
+    """The threshold of P(silence) where none is given: `DEFAULT_THRESHOLD`, or for `"verify"` the one below which the
+    gap is larger than the margin. verify_margin: in nats."""
+    return math.exp(-verify_margin) if speak_rule == "verify" else DEFAULT_THRESHOLD
 
 
 def silence_probability(logits: "torch.Tensor", separator_token_id: int) -> "torch.Tensor":
@@ -39,6 +53,22 @@ def check_threshold(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be in [0, 1], got {value!r}")
 
 
+@dataclass
+class Reply:
+    """What the model said, in tokens.
+
+    Args:
+        ids (`list[int]`): its tokens, without the one that ends it.
+        ended (`bool`): the model ended it; otherwise it was cut off at the limit of new tokens.
+        gaps (`list[float]`): for each token, and for the end if there is one, how much less probable it was than the
+            best token when it was said, in nats. Empty where all are 0, as in greedy decoding.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    ended: bool = False
+    gaps: list[float] = field(default_factory=list)
+
+
 @dataclass(frozen=True)
 class StreamEvent:
     """Something the model said.
@@ -48,7 +78,8 @@ class StreamEvent:
         kind (`str`): `"narration"` for what the model said on its own, `"answer"` for the reply to a question.
         text (`str`): what it said.
         query (`str`, *optional*): the last question or instruction.
-        silence_probability (`float`, *optional*): P(silence) after that frame; None for answers.
+        silence_probability (`float`, *optional*): P(silence) after that frame, 0 for the first narration under the
+            rule `"verify"`; None for answers.
     """
 
     time: float
@@ -76,4 +107,13 @@ class WatchedFrame:
     event: StreamEvent | None = None
 
 
-__all__ = ["DEFAULT_THRESHOLD", "StreamEvent", "WatchedFrame", "check_threshold", "silence_probability", "speaks"]
+__all__ = [
+    "DEFAULT_THRESHOLD",
+    "Reply",
+    "StreamEvent",
+    "WatchedFrame",
+    "check_threshold",
+    "default_threshold",
+    "silence_probability",
+    "speaks",
+]

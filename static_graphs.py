@@ -178,7 +178,8 @@ class ModelGuard:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step is built for. `frames` and `tokens` are those of one of its `streams`; frames = 0 means text."""
+    """What a step is built for. `frames` and `tokens` are those of one of its `streams`; frames = 0 means text, of
+    which the last logits are computed, or those of `every` token."""
 
     frames: int
     tokens: int
@@ -188,36 +189,41 @@ class Shape:
     force_last: bool
     routed: tuple[int, ...]
     streams: int = 1
+    every: bool = False
 
     @property
     def all_tokens(self) -> int:
         return self.streams * self.tokens
 
 
-def text_shape(tokens: int, options: tuple) -> Shape:
+def text_shape(tokens: int, options: tuple, every: bool = False) -> Shape:
     """The shape of a step without frames. Its tokens are padded to one of a few lengths."""
-    return replace(Shape(0, tokens, *options), num_kept=0, routed=())
+    return replace(Shape(0, tokens, *options), num_kept=0, routed=(), every=every)
 
 
-def split_call(ids: list[int], frames: int, per_frame: int, options: tuple) -> list[tuple[Shape, int]]:
-    """The steps for the tokens of a stream, of which the last belong to frames, each with the number of its tokens.
+def split_text(words: int, options: tuple, every: bool = False) -> list[tuple[Shape, int]]:
+    """The steps for so many tokens of text, each with the number of its tokens."""
+    lengths = [min(words - start, TEXT_LENGTHS[-1]) for start in range(0, words, TEXT_LENGTHS[-1])]
+    padded = (next(size for size in TEXT_LENGTHS if size >= length) for length in lengths)
+    return [(text_shape(size, options, every), length) for size, length in zip(padded, lengths, strict=True)]
+
+
+def split_call(ids: list[int], frames: int, per_frame: int, options: tuple, after: int) -> list[tuple[Shape, int]]:
+    """The steps for the tokens of a stream: text, frames and text after them, each with the number of its tokens.
 
     Args:
         per_frame (`int`): N.
         options (`tuple`): of a `Shape`, from `num_kept` to `routed`.
+        after (`int`): tokens after the frames, of each of which logits are needed.
     """
     block = frames * (per_frame + 1)
-    shapes, words = [], len(ids) - block
+    words = len(ids) - block - after
     if words < 0:
         raise ValueError("`ids` must hold one token of text before each frame")
-    while words > 0:
-        length = min(words, TEXT_LENGTHS[-1])
-        padded = next(size for size in TEXT_LENGTHS if size >= length)
-        shapes.append((text_shape(padded, options), length))
-        words -= length
+    shapes = split_text(words, options)
     if frames:
         shapes.append((Shape(frames, block, *options), block))
-    return shapes
+    return shapes + split_text(after, options, every=True)
 
 
 def split_streams(shape: Shape, members: list) -> list[tuple[list, Shape]]:

@@ -20,7 +20,7 @@ V vocabulary, L layers with a LayerExpert. T, S and F count all streams of a ste
 import copy
 import math
 import weakref
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -55,7 +55,8 @@ class StepOutput:
     """What a step, or several in a row, computed for one stream, which has F frames here. It is on the device.
 
     Attributes:
-        logits (`[F, V]`): after each frame, or `[1, V]` after the last token where there is no frame.
+        logits (`[F, V]`): after each frame, or `[1, V]` after the last token where there is no frame; or `[M, V]` of
+            each of M tokens of text that come after the frames.
         kept (`tuple`): for each layer the tokens of the frames it kept, int64 `[F, k]` or None.
         scores (`float32 [L, F, N]` or None): of the LayerExperts in use.
         finite (`bool []` or None): whether the features were finite; if not, the cache has to be rolled back.
@@ -229,8 +230,8 @@ class StaticStep:
                 self.kept.copy_(kept.expand_as(self.kept))
                 self.index.view(frames, -1)[:, 1:] = numbers.gather(1, kept)
         else:
-            self.rows = buffer(streams, dtype=torch.long)
-        self.logits = buffer(frames or streams, model.lm_head.out_features)
+            self.rows = self.offsets if shape.every else buffer(streams, dtype=torch.long)
+        self.logits = buffer(len(self.rows), model.lm_head.out_features)
 
     @property
     def model(self):
@@ -283,7 +284,7 @@ class StaticStep:
             own = rotary if layer.self_attn.has_rope else list(map(torch.full_like, rotary, (1.0, 0.0)))
             self._run_layer(number, layer, own, attend)
         self.ops.lm_head(self.x, self.rows, self.model, self.logits)
-        if shape.frames:
+        if shape.frames and self.separator is not None:
             self.ops.token_probability(self.logits, self.separator, self.silence)
 
     def _embed(self) -> None:
@@ -296,6 +297,8 @@ class StaticStep:
             torch.lt(largest, math.inf, out=self.finite)  # two launches; `isfinite` takes four, and `all` one more
         else:
             self.x.copy_(embeds)
+            if self.shape.every:
+                return
             self.rows.copy_(self.offsets[:: self.shape.tokens] + self.table[0, :, 6] - 1)
 
     def _run_layer(self, number: int, layer, rotary, attend) -> None:
@@ -338,7 +341,8 @@ class StaticStep:
         shape, streams = self.shape, self.shape.streams
         logits = self.logits.clone().view(streams, -1, self.logits.shape[1])
         if not shape.frames:
-            return [StepOutput(own) for own in logits]
+            counts = self._counts if shape.every else [1] * streams
+            return [StepOutput(own[:count]) for own, count in zip(logits, counts, strict=True)]
         layers, scored = range(self.table.shape[0]), shape.selection == "learned" and shape.routed
         kept, scores, finite, silence = self._parts(self._found.clone())
         silence, kept = silence.view(streams, -1), kept.unflatten(1, (streams, shape.frames))
@@ -408,10 +412,17 @@ class StaticLanguageModel:
         return fed.logits, fed.kept, fed.scores
 
     def feed_together(
-        self, streams: list[tuple[MoDCache, list[int], torch.Tensor | None]], keep_ratio: float | None
+        self,
+        streams: list[tuple[MoDCache, list[int], torch.Tensor | None]],
+        keep_ratio: float | None,
+        after: list[int] | None = None,
     ) -> list[StepOutput]:
         """Append to each cache its tokens, with the features `[F, M, Dv]` of the frames at their end. The results are
         still being computed: reading one waits for the device.
+
+        Args:
+            after (*optional*): for each stream the number of tokens of text after its frames, of each of which logits
+                are returned; 0 if omitted.
 
         Raises:
             `StepsUnavailable`: the caches have then to be rolled back.
@@ -420,10 +431,10 @@ class StaticLanguageModel:
             per_frame = self._model().config.num_frame_tokens
             options = self._options(keep_ratio, per_frame)
             parts = [
-                split_call(ids, 0 if features is None else len(features), per_frame, options)
-                for _, ids, features in streams
+                split_call(ids, 0 if features is None else len(features), per_frame, options, own)
+                for (_, ids, features), own in zip(streams, after or [0] * len(streams), strict=True)
             ]
-            results: dict[int, StepOutput] = {}
+            outputs: list[list[StepOutput]] = [[] for _ in streams]
             done = [0] * len(streams)
             while any(parts):
                 # frames are the last of a stream's parts: they wait until all other streams have read their text too
@@ -440,14 +451,16 @@ class StaticLanguageModel:
                             cache, ids, features = streams[number]
                             own.append((cache, ids[done[number] :][: lengths[number]], features))
                             done[number] += lengths[number]
-                        found = self._run_streams(own_shape, own, not all(parts[number] for number in chunk))
-                        results.update(zip(chunk, found, strict=False))
+                        is_output = [shape.frames or shape.every or not parts[number] for number in chunk]
+                        found = self._run_streams(own_shape, own, any(is_output))
+                        for number, output, wanted in zip(chunk, found, is_output, strict=False):
+                            outputs[number] += [output] * bool(wanted)
             if self._graphs.keys and not self._is_warm:
                 self._warm_up(streams[0][0], options)
-            return [results[number] for number in range(len(streams))]
+            return [joined(own) for own in outputs]
 
-    def _run_streams(self, shape: Shape, streams: list[tuple], is_last: bool) -> list[StepOutput]:
-        """Run one step; returns results if it is the last one of a stream."""
+    def _run_streams(self, shape: Shape, streams: list[tuple], has_output: bool) -> list[StepOutput]:
+        """Run one step; returns results if they are among those of the call."""
         step = self._step(shape)
         caches, ids, features = ([own[item] for own in streams] for item in range(3))
         if shape.frames:
@@ -455,7 +468,7 @@ class StaticLanguageModel:
         try:
             step.prepare(caches, ids, features if shape.frames else None)
             self._run(step)
-            results = step.results() if is_last else []
+            results = step.results() if has_output else []
             step.finish()  # while the device is at work
         finally:
             step.drop()
@@ -531,6 +544,13 @@ class StaticLanguageModel:
                 self._graphs.give_up(error)
             finally:
                 step.drop()
+
+
+def joined(outputs: list[StepOutput]) -> StepOutput:
+    """The output of a stream's frames, with the logits of the text after them, if there is any; or of its only step
+    with an output."""
+    first, *after = outputs
+    return replace(first, logits=torch.cat([output.logits for output in after])) if after else first
 
 
 def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None]:

@@ -8,9 +8,9 @@ their size, V vocabulary.
 """
 
 import functools
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from time import perf_counter
 from typing import Any
@@ -49,6 +49,11 @@ class Step:
     def num_frames(self) -> int:
         """Frames among the inputs."""
         return 0
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """The stages that the language model's time counts for, and the share of each."""
+        return {"language" if self.num_frames else "generation": 1.0}
 
     @staticmethod
     def together(steps: Sequence) -> None:
@@ -163,10 +168,13 @@ class FeedResult:
     """What a session gets of a `Feed`.
 
     Args:
-        logits: `[F, V]` after each frame, or `[1, V]` after the last token where there is no frame.
+        logits: `[F, V]` after each frame, `[1, V]` after the last token where there is no frame, or `[count, V]` as
+            the `Verification` says.
         kept (`list[tuple]`): for each frame which of its tokens each layer kept, int64 `[k]`, or None for all.
         scores (float32 `[F, N]` on the CPU, *optional*): of the frames, the mean over the LayerExperts.
-        silence (float32 `[F]` on the CPU, *optional*): how probable silence is after each frame.
+        silence (float32 `[F]` on the CPU, *optional*): how probable silence is after each frame, where the model has
+            learned a separator and nothing is verified.
+        gap (float32 `[]` on the CPU, *optional*): of the `Verification`.
         why_not_static (`str`, *optional*): why this was no static step, on a device where one is faster.
     """
 
@@ -174,7 +182,23 @@ class FeedResult:
     kept: list[tuple[torch.Tensor | None, ...]]
     scores: torch.Tensor | None
     silence: torch.Tensor | None
+    gap: torch.Tensor | None
     why_not_static: str | None
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Text that is read after a frame to see how well it fits. Afterwards the caller removes it from the cache.
+
+    Args:
+        ids (`list[int]`): the tokens.
+        count (`int`): the logits of so many tokens at the end are needed.
+        gap (`Callable`): of these logits, `[count, V]` -> float32 `[]`; see `TokenSampler.largest_gap`.
+    """
+
+    ids: list[int]
+    count: int
+    gap: Callable[[torch.Tensor], torch.Tensor]
 
 
 class Feed(Step):
@@ -187,6 +211,7 @@ class Feed(Step):
         features (`[F, M, Dv]`, *optional*): of the frames.
         keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep; the model's own if omitted.
         wants_scores (`bool`): whether the result holds `scores`.
+        verification (`Verification`, *optional*): what is read after `ids`, which end with the only frame.
     """
 
     def __init__(
@@ -197,18 +222,36 @@ class Feed(Step):
         features: torch.Tensor | None = None,
         keep_ratio: float | None = None,
         wants_scores: bool = False,
+        verification: Verification | None = None,
     ):
         super().__init__()
         self.model, self.cache, self.ids, self.features = model, cache, ids, features
-        self.keep_ratio, self.wants_scores = keep_ratio, wants_scores
+        self.keep_ratio, self.wants_scores, self.verification = keep_ratio, wants_scores, verification
+        if verification is not None:
+            self.ids = ids + verification.ids
 
     @property
     def num_frames(self) -> int:
         return 0 if self.features is None else len(self.features)
 
     @property
+    def num_after(self) -> int:
+        """Tokens of text after the last frame."""
+        video = self.model.config.video_token_id
+        return 0 if self.features is None else next(i for i, token in enumerate(self.ids[::-1]) if token == video)
+
+    @property
+    def shares(self) -> dict[str, float]:
+        if self.verification is None:
+            return super().shares
+        share = len(self.verification.ids) / len(self.ids)
+        return {"language": 1 - share, "verify": share}
+
+    @property
     def read_at(self) -> list[int]:
         """Indices of the tokens whose logits are needed."""
+        if self.verification is not None:
+            return list(range(len(self.ids) - self.verification.count, len(self.ids)))
         last = len(self.ids) - 1
         if self.features is None:
             return [last]
@@ -238,12 +281,16 @@ class Feed(Step):
         found: list[StepOutput] = []
         try:
             if static is not None and chosen:
-                found = static.feed_together(streams, chosen[0].keep_ratio)
+                found = static.feed_together(streams, chosen[0].keep_ratio, [step.num_after for step in chosen])
         except StepsUnavailable as error:
             chosen, why_not = [], str(error)
             for (cache, _, _), length in zip(streams, before, strict=True):
                 cache.rollback(length)
-        return dict(zip(chosen, found, strict=True)), why_not
+        outputs = dict(zip(chosen, found, strict=True))
+        for step, fed in outputs.items():
+            if step.num_after:  # there are logits of all of this text, and the silence is that before it
+                outputs[step] = replace(fed, logits=fed.logits[-len(step.read_at) :], silence=None)
+        return outputs, why_not
 
     @staticmethod
     def _one_forward(steps: list["Feed"]) -> list[StepOutput]:
@@ -289,21 +336,24 @@ class Feed(Step):
                 wanted[step, "scores"] = fed.scores.sigmoid().mean(0)
             if fed.finite is not None:
                 wanted[step, "finite"] = fed.finite
+            if step.verification is not None:
+                wanted[step, "gap"] = step.verification.gap(fed.logits)
         kept = {step: kept_of_frames(fed.kept, step.num_frames) for step, fed in found.items()}
         seen = dict(zip(wanted, to_host(list(wanted.values())), strict=True))
         for step, fed in found.items():
-            scores, silence = seen.get((step, "scores")), seen.get((step, "silence"))
-            step.value = FeedResult(fed.logits, kept[step], scores, silence, why_not_static)
+            scores, silence, gap = (seen.get((step, name)) for name in ("scores", "silence", "gap"))
+            step.value = FeedResult(fed.logits, kept[step], scores, silence, gap, why_not_static)
             if not seen.get((step, "finite"), True):
                 step.error = ValueError(NOT_FINITE)
 
     @staticmethod
     def _silence(found: dict["Feed", StepOutput]) -> dict[tuple["Feed", str], torch.Tensor]:
-        """`{(step, "silence"): [F]}` of the steps with frames, where a static step has not computed it in one go."""
-        watching = [step for step in found if step.num_frames]
-        if not watching:
+        """`{(step, "silence"): [F]}` of the steps with frames and without a verification. Static steps have computed
+        it already."""
+        watching = [step for step in found if step.num_frames and step.verification is None]
+        separator = watching[0].model.config.frame_separator_token_id if watching else None
+        if separator is None:
             return {}
-        separator = watching[0].model.config.frame_separator_token_id
         silence = {
             (step, "silence"): own
             for step in watching
@@ -334,17 +384,17 @@ def to_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
 
 @contextmanager
 def stage(name: str | None, steps: Sequence[Step], device: torch.device) -> Iterator[None]:
-    """Record the time of a block of code for the named stage, in equal parts for the steps. Without a name, a step's
-    stage is `language` if it has frames, else `generation`. On a GPU it is the time of the device, and nobody waits
-    for it: the host prepares what comes next while the device is at work."""
+    """Record the time of a block of code for the named stage, in equal parts for the steps. Without a name, it counts
+    for the stages that a step's `shares` name. On a GPU it is the time of the device, and nobody waits for it: the
+    host prepares what comes next while the device is at work."""
     begin = Timestamp(device)
     try:
         yield
     finally:
         end = Timestamp(device)
         for step in steps:
-            own = name or ("language" if step.num_frames else "generation")
-            step.times.append(StageTime(own, begin, end, len(steps)))
+            shares = step.shares if name is None else {name: 1.0}
+            step.times += [StageTime(own, begin, end, share / len(steps)) for own, share in shares.items()]
 
 
 class Timestamp:
@@ -369,15 +419,15 @@ class Timestamp:
 
 @dataclass(frozen=True)
 class StageTime:
-    """The time of a stage between two timestamps, in equal parts for `shared_by` steps."""
+    """The time of a stage: a share of the time between two timestamps."""
 
     stage: str
     begin: Timestamp
     end: Timestamp
-    shared_by: int
+    share: float
 
     def seconds(self) -> float:
-        return self.begin.seconds_until(self.end) / self.shared_by
+        return self.begin.seconds_until(self.end) * self.share
 
 
 def run_together(steps: Sequence[Step]) -> None:
@@ -399,4 +449,14 @@ def run_steps(work: Generator) -> Generator:
                 yield item
 
 
-__all__ = ["Encode", "Feed", "FeedResult", "StageTime", "Step", "Timestamp", "run_steps", "run_together"]
+__all__ = [
+    "Encode",
+    "Feed",
+    "FeedResult",
+    "StageTime",
+    "Step",
+    "Timestamp",
+    "Verification",
+    "run_steps",
+    "run_together",
+]

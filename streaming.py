@@ -1,7 +1,7 @@
 """The session that feeds a stream to the model: frames in, events out.
 
-After each frame the model says how probable silence is; below a threshold it speaks. What it says and what it is asked
-becomes part of the stream.
+After each frame the session finds out how probable silence is; below a threshold the model speaks. What it says and
+what it is asked becomes part of the stream.
 
 Shapes: F frames, H and W pixels, N vision tokens per frame, Dv hidden size of the vision tower, V vocabulary.
 """
@@ -12,6 +12,7 @@ import os
 import weakref
 from collections.abc import Generator
 from contextlib import closing
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from transformers import GenerationConfig
 from transformers.utils import logging
 
 from .cache import MoDCache
-from .configuration_videollm_mod import check_choice, check_keep_ratio
+from .configuration_videollm_mod import SPEAK_RULES, check_choice, check_keep_ratio
 from .containers import check_count, is_video_source, shown
 from .conversation import check_text
 from .decoding import frame_times, iter_video_blocks
@@ -28,8 +29,8 @@ from .generation import TokenSampler
 from .memory import POLICIES, KeyRotation, StreamMemory, frames_in_context
 from .processing_videollm_mod import check_pair
 from .session_state import SessionState, StreamStats, load_session, save_session
-from .speaking import DEFAULT_THRESHOLD, StreamEvent, WatchedFrame, check_threshold, speaks
-from .steps import Encode, Feed, FeedResult, StageTime, Step, run_steps, run_together
+from .speaking import Reply, StreamEvent, WatchedFrame, check_threshold, default_threshold, speaks
+from .steps import Encode, Feed, FeedResult, StageTime, Step, Verification, run_steps, run_together
 
 logger = logging.get_logger(__name__)
 
@@ -52,7 +53,10 @@ class StreamingSession:
     Args:
         model (`VideoLLMMoDForConditionalGeneration`), processor (`VideoLLMMoDProcessor`).
         system_prompt (`str`, *optional*): text at the beginning of the stream.
-        speak_threshold (`float`): in [0, 1]; the model speaks after a frame when P(silence) is below this.
+        speak_rule (`str`, *optional*): how P(silence) is computed, `"trained"` or `"verify"`, see `speaking`; the
+            model's own (`config.speak_rule`) if omitted.
+        speak_threshold (`float`, *optional*): in [0, 1]; the model speaks after a frame when P(silence) is below this.
+            If omitted it is 0.725, or for `"verify"` `exp(-config.verify_margin)`.
         keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep in this session, in (0, 1];
             the model's own if omitted.
         max_cached_frames (`int`, *optional*): frames to remember, at least 4.
@@ -69,7 +73,8 @@ class StreamingSession:
         sampler (`TokenSampler`): chooses the tokens of replies.
 
     Raises:
-        `ValueError`: for an argument out of range, or the processor of another model.
+        `ValueError`: for an argument out of range, the processor of another model, or the rule `"trained"` for a model
+            that has learned no frame separator.
     """
 
     def __init__(
@@ -77,15 +82,25 @@ class StreamingSession:
         model,
         processor,
         system_prompt: str | None = None,
-        speak_threshold: float = DEFAULT_THRESHOLD,
+        speak_threshold: float | None = None,
         keep_ratio: float | None = None,
         max_cached_frames: int | None = None,
         max_new_tokens: int = 64,
         generation_config: GenerationConfig | None = None,
         cache_policy: str = "window",
         max_cached_bytes: int | None = None,
+        speak_rule: str | None = None,
     ):
         check_pair(model, processor)
+        speak_rule = model.config.speak_rule if speak_rule is None else speak_rule
+        check_choice("speak_rule", speak_rule, SPEAK_RULES)
+        if speak_rule == "trained" and model.config.frame_separator_token_id is None:
+            raise ValueError(
+                "`speak_rule` must be 'verify' for this model: it has no frame separator, so it has not learned when "
+                "to be silent"
+            )
+        if speak_threshold is None:
+            speak_threshold = default_threshold(speak_rule, model.config.verify_margin)
         check_threshold("speak_threshold", speak_threshold)
         check_choice("cache_policy", cache_policy, POLICIES)
         check_count("`max_new_tokens`", max_new_tokens)
@@ -94,7 +109,8 @@ class StreamingSession:
         if system_prompt is not None:
             check_text("`system_prompt`", system_prompt)
         self.model, self.processor = model, processor
-        self.system_prompt, self.speak_threshold = system_prompt, float(speak_threshold)
+        self.system_prompt = system_prompt
+        self.speak_rule, self.speak_threshold = speak_rule, float(speak_threshold)
         self.keep_ratio, self.max_new_tokens = keep_ratio, max_new_tokens
         self.max_cached_frames, self.max_cached_bytes = max_cached_frames, max_cached_bytes
         self.cache_policy = cache_policy
@@ -181,7 +197,7 @@ class StreamingSession:
         """Add the times of past steps to `state.seconds`; on a GPU it may have to wait for the last ones."""
         times, self._stage_times = self._stage_times, []
         for each in times:
-            self.state.seconds[each.stage] += each.seconds()
+            self.state.seconds[each.stage] = self.state.seconds.get(each.stage, 0.0) + each.seconds()
 
     @property
     def stats(self) -> StreamStats:
@@ -202,11 +218,12 @@ class StreamingSession:
         self.max_cached_frames = max_cached_frames
 
     def instruct(self, text: str) -> None:
-        """Add a user's turn that needs no answer now, such as what to narrate."""
+        """Add a user's turn that needs no answer now, such as what to narrate. Under the rule `"verify"` the model
+        narrates anew after the next frame."""
         check_text("`text`", text)
         self.break_off()
         self._add_turn("text", self.processor.instruction_ids(text, self.state.in_stream))
-        self.state.query = text
+        self.state.query, self.state.narration = text, None
 
     def add_question(self, question: str) -> None:
         """Add a user's turn that `answering` replies to."""
@@ -244,10 +261,10 @@ class StreamingSession:
         return self._start(self.answering())
 
     def answering(self) -> Generator[Step | str]:
-        """The answer to the last instruction: steps, and between them its text in pieces."""
+        """The answer to the last question: steps, and between them its text in pieces."""
         self._evict()
         self.state.counts["answers"] += 1
-        return self._pieces()
+        return self._pieces(Reply())
 
     def push(self, frames, times: list[float] | None = None) -> list[StreamEvent]:
         """Let the model see frames, and speak after any of them.
@@ -368,10 +385,11 @@ class StreamingSession:
         state, before, watched, spoke = self.state, self.state.mark(), 0, False
         try:
             ids, ends = self._ids_of_frames(times[: len(features)])
-            fed = yield from self._feed(ids, features)
+            fed = yield from self._feed(ids, features, self._verification())
             state.pending, state.in_stream = [], True
-            speech = speaks(fed.silence, self.speak_threshold).tolist()
-            for index, probability in enumerate(fed.silence.tolist()):
+            silence = self._silence(fed)
+            speech = speaks(silence, self.speak_threshold).tolist()
+            for index, probability in enumerate(silence.tolist()):
                 if not math.isfinite(probability):
                     raise ValueError("the model's scores are not finite numbers: its weights hold nan or infinity")
                 event = None
@@ -381,6 +399,7 @@ class StreamingSession:
                 # from here on the frame is part of the stream; a failure before this point removes it
                 state.time, watched, spoke = times[index], index + 1, event is not None
                 state.counts["frames"] += 1
+                state.counts["verified"] += fed.gap is not None
                 self._warn_if_long(ends[index])
                 yield WatchedFrame(times[index], probability, fed.kept[index], event)
                 if spoke:
@@ -392,6 +411,22 @@ class StreamingSession:
                 state.rollback_cache(ends[watched - 1])
                 state.pending, state.in_stream = [], True
         return watched, spoke
+
+    def _silence(self, fed: FeedResult) -> torch.Tensor:
+        """`[F]`: how probable silence is after each frame."""
+        if fed.silence is not None and self.speak_rule == "trained":
+            return fed.silence
+        gap = math.inf if fed.gap is None else float(fed.gap)
+        return torch.tensor([math.exp(-gap)], dtype=torch.float64)  # so that no gap above 0 is rounded to 1
+
+    def _verification(self) -> Verification | None:
+        """What verifies the last narration after a frame; None if nothing was said yet, or the rule is another."""
+        reply = self.state.narration
+        if reply is None or self.speak_rule != "verify":
+            return None
+        said = reply.ids if reply.ended else reply.ids[:-1]  # tokens from which the next one is predicted
+        ids = self.processor.reply_start_ids(True, self.query) + said
+        return Verification(ids, len(reply.ids) + reply.ended, partial(self.sampler.largest_gap, reply))
 
     def _warn_if_long(self, tokens: int) -> None:
         """Warn, once per stream, when it holds more tokens than the model supports."""
@@ -406,14 +441,15 @@ class StreamingSession:
 
     def _narrate(self, time: float, silence: float):
         """Speak after a frame. Yields steps; returns the event."""
-        text = ""
-        with closing(self._pieces()) as pieces:
+        text, reply = "", Reply()
+        with closing(self._pieces(reply)) as pieces:
             for piece in pieces:
                 if isinstance(piece, Step):
                     yield piece
                 else:
                     text += piece
         self.state.counts["narrations"] += 1
+        self.state.narration = reply
         return StreamEvent(time, "narration", text, self.query, silence)
 
     def _ids_of_frames(self, times: list[float]) -> tuple[list[int], list[int]]:
@@ -437,6 +473,8 @@ class StreamingSession:
 
     def _frames_ahead(self) -> int:
         """Frames that may be fed together. Tokens leave the memory at the same frames however these are pushed."""
+        if self.speak_rule == "verify":
+            return 1  # what is verified follows each frame
         ahead, memory = self.state.ahead, self.state.memory
         return ahead if memory is None else max(1, min(ahead, self._free_frames(memory)))
 
@@ -453,13 +491,13 @@ class StreamingSession:
         if memory is not None and self._free_frames(memory) == 0:
             memory.evict(self.cache, self._rotary_embedding, self._text_before_next_frame)
 
-    def replying(self) -> Generator[Step | int]:
-        """Let the model speak until it ends its turn: steps, and between them token ids."""
+    def replying(self, reply: Reply | None = None) -> Generator[Step | int]:
+        """Let the model speak until it ends its turn: steps, and between them token ids. They are noted in `reply`."""
         limit = self.max_new_tokens
         if self.generation_config is not None and self.generation_config.max_new_tokens is not None:
             limit = min(limit, self.generation_config.max_new_tokens)
-        state = self.state
-        said: list[int] = []
+        state, reply = self.state, Reply() if reply is None else reply
+        said = reply.ids
         state.pending = state.pending + self.processor.reply_start_ids(state.in_stream, state.query)
         state.in_stream = False
         try:
@@ -468,7 +506,11 @@ class StreamingSession:
                 state.pending = []
                 self._warn_if_long(state.cache.get_seq_length())
                 token = self.sampler(said, fed.logits[-1])
-                if token in self.sampler.ends:
+                reply.ended = token in self.sampler.ends
+                if self.speak_rule == "verify" and self.sampler.generator is not None:
+                    step = Reply(ended=True) if reply.ended else Reply([token])
+                    reply.gaps += self.sampler.gaps(step, fed.logits[-1:]).tolist()
+                if reply.ended:
                     break
                 said.append(token)
                 state.pending = [token]
@@ -476,33 +518,33 @@ class StreamingSession:
         finally:
             state.pending = state.pending + self.processor.reply_end_ids  # a reply that was cancelled ends here too
 
-    def _pieces(self) -> Generator[Step | str]:
-        """The text of a reply, without white space around it, in pieces."""
-        said: list[int] = []
-        shown, tokens = "", self.replying()
+    def _pieces(self, reply: Reply) -> Generator[Step | str]:
+        """The text of a reply, without white space around it, in pieces. Its tokens are noted in `reply`."""
+        shown, tokens = "", self.replying(reply)
         try:
             for token in tokens:
                 if isinstance(token, Step):
                     yield token
                     continue
-                said.append(token)
-                text = self.processor.decode(said, skip_special_tokens=True).strip()
+                text = self.processor.decode(reply.ids, skip_special_tokens=True).strip()
                 if not text.endswith("\ufffd") and text != shown and text.startswith(shown):  # whole characters only
                     yield text[len(shown) :]
                     shown = text
-            text = self.processor.decode(said, skip_special_tokens=True).strip()
+            text = self.processor.decode(reply.ids, skip_special_tokens=True).strip()
             if text != shown:
                 yield text[len(shown) :]
         finally:
             tokens.close()
 
-    def _feed(self, ids: list[int], features: torch.Tensor | None = None):
-        """Feed tokens, and features `[F, N, Dv]` of the frames among them, after all that was fed before. A call that
-        fails leaves no trace. Yields steps; returns a `FeedResult`."""
+    def _feed(self, ids: list[int], features: torch.Tensor | None = None, verification: Verification | None = None):
+        """Feed tokens, and features `[F, N, Dv]` of the frames among them, after all that was fed before. What is
+        verified leaves no trace, nor does a call that fails. Yields steps; returns a `FeedResult`."""
         state, memory, before = self.state, self.state.memory, self.state.cache.get_seq_length()
-        feed = Feed(self.model, state.cache, ids, features, self.keep_ratio, wants_scores=memory is not None)
+        feed = Feed(self.model, state.cache, ids, features, self.keep_ratio, memory is not None, verification)
         try:
             fed: FeedResult = yield from self._result_of(feed)
+            if verification is not None:
+                state.cache.rollback(before + len(ids))
             self._why_not_static = fed.why_not_static
             if memory is not None:
                 processor = self.processor

@@ -425,7 +425,7 @@ def test_the_probability_kernel_equals_plain_torch(monkeypatch, size, dtype):
 @pytest.mark.parametrize("name", ["Kernels", "CublasKernels"])
 @torch.no_grad()
 def test_steps_by_kernels_equal_plain_torch(name, text):
-    """Without graphs: text, a frame, and frames of two streams."""
+    """Without graphs: text, a frame, frames of two streams, and text after a frame."""
     kernels = pytest.importorskip("videollm_mod.static_kernels")
     size = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     model = with_any_norm(tiny_model(3, **size, num_hidden_layers=4, **STATIC[text]))
@@ -438,8 +438,14 @@ def test_steps_by_kernels_equal_plain_torch(name, text):
         results += static.feed_together(
             [(cache, frame, own) for cache, own in zip(caches, features, strict=True)], None
         )
+        # text after the frame of one stream, of which all logits are needed
+        fed = [
+            (cache, [*frame, *[8, 9][:more]], own) for cache, own, more in zip(caches, features, (2, 0), strict=True)
+        ]
+        results += static.feed_together(fed, None, after=[2, 0])
         made.append((results, caches))
     (results, caches), (expected, expected_caches) = made
+    assert [len(result.logits) for result in results] == [1, 1, 1, 2, 1]
     for result, other in zip(results, expected, strict=True):
         assert_near(result.logits, other.logits)
         assert_near(result.silence, other.silence)
