@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+from ..data.levels import NAMES, check_level
 from .options import add_command
 
 
@@ -13,9 +14,12 @@ class WorldOptions:
 
     seed: Annotated[int, "number of the stream"]
     output: Annotated[Path, "the video; its ground truth goes beside it as .jsonl", {"metavar": "FILE.mp4"}]
-    level: Annotated[str, "basic, hard or hard_small (default: basic)"] = "basic"
+    level: Annotated[str, f"{', '.join(NAMES)} (default: basic)"] = "basic"
     fps: Annotated[float, "frames per second (default: 10)"] = 10.0
     height: Annotated[int, "height and width in pixels (default: 384)"] = 384
+
+    def __post_init__(self):
+        check_level("`--level`", self.level)
 
 
 def add(commands) -> None:

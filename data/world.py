@@ -6,21 +6,23 @@ class of its own.
 
 import numpy as np
 
+from .levels import NAMES, check_level
 from .world_basic import BasicStream
 from .world_hard import HardLessons, HardSmallLessons, HardSmallStream, HardStream
 from .world_tasks import HardSmallTasksLessons, HardSmallTasksStream, HardTasksLessons, HardTasksStream
 
-LEVELS = {
-    "basic": BasicStream,
-    "hard": HardStream,
-    "hard_small": HardSmallStream,
-    "hard_lessons": HardLessons,
-    "hard_small_lessons": HardSmallLessons,
-    "hard_tasks": HardTasksStream,
-    "hard_small_tasks": HardSmallTasksStream,
-    "hard_tasks_lessons": HardTasksLessons,
-    "hard_small_tasks_lessons": HardSmallTasksLessons,
-}
+KINDS: tuple[type[BasicStream], ...] = (
+    BasicStream,
+    HardStream,
+    HardSmallStream,
+    HardLessons,
+    HardSmallLessons,
+    HardTasksStream,
+    HardSmallTasksStream,
+    HardTasksLessons,
+    HardSmallTasksLessons,
+)
+LEVELS = dict(zip(NAMES, KINDS, strict=True))
 
 
 def world_stream(seed: int, level: str = "basic") -> BasicStream:
@@ -29,8 +31,7 @@ def world_stream(seed: int, level: str = "basic") -> BasicStream:
     Raises:
         `ValueError`: for an unknown level.
     """
-    if level not in LEVELS:
-        raise ValueError(f"`level` must be one of {', '.join(map(repr, LEVELS))}, got {level!r}")
+    check_level("`level`", level)
     return LEVELS[level](seed)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from ..data.files import check_output
+from ..data.levels import NAMES, check_level
 from ..loading.options import ModelOptions
 
 
@@ -21,7 +22,7 @@ class EvaluateOptions(ModelOptions):
     data: Annotated[
         Path | None, "streams, as `prepare` writes them (default: the procedural world)", {"metavar": "FILE.jsonl"}
     ] = None
-    level: Annotated[str | None, "level of the procedural world: basic, hard or hard_small (default: basic)"] = None
+    level: Annotated[str | None, f"level of the procedural world: {', '.join(NAMES)} (default: basic)"] = None
     split: Annotated[str | None, "split of the world's seeds: train, validation or test (default: validation)"] = None
     first_seed: Annotated[int | None, "first seed of the world, instead of --split", {"metavar": "SEED"}] = None
     questions: Annotated[int | None, "questions asked in each stream of the world (default: 1)", {"metavar": "N"}] = (
@@ -52,6 +53,8 @@ class EvaluateOptions(ModelOptions):
             for name in ("level", "split", "first_seed", "questions"):
                 if getattr(self, name) is not None:
                     raise ValueError(f"`--{name.replace('_', '-')}` is of the world, and does not go with `--data`")
+        if self.level is not None:
+            check_level("`--level`", self.level)
         for name, least in (("streams", 1), ("batch_size", 1), ("questions", 0), ("first_seed", 0)):
             value = getattr(self, name)
             if value is not None and value < least:

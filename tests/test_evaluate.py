@@ -299,7 +299,7 @@ def test_categories_and_taxonomies_are_read(folder, tmp_path):
         (["--task", "stepp"], "`--task` must be one of narration, chat, step"),
         (["--task", "step"], "the level 'basic' has the tasks narration, got 'step'"),
         (["--task", "narration", "--level", "hard_tasks"], "has the tasks step, task, next"),
-        (["--task", "narration", "--level", "harder"], "`level` must be one of 'basic', 'hard'"),
+        (["--task", "narration", "--level", "harder"], "`--level` must be one of 'basic', 'hard'"),
         (["--task", "narration", "--split", "dev"], "`split` must be one of 'train', 'validation', 'test', got 'dev'"),
         (["--task", "narration", "--streams", "0"], "`--streams` must be at least 1, got 0"),
         (["--task", "narration", "--questions", "99"], "`num_questions` must be in"),

@@ -146,7 +146,7 @@ def test_command_writes_a_clip_with_ground_truth(tmp_path, capsys):
         (["--output", str(tmp_path / "low.mp4"), "--fps", "0.05"], "`fps` must give at least one frame"),
         (["--output", str(clip), "--height", "33"], "`height` must be even"),
         (["--output", str(clip), "--fps", "0"], r"`fps` must be in"),
-        (["--output", str(clip), "--level", "x"], "`level` must be one of"),
+        (["--output", str(clip), "--level", "x"], "`--level` must be one of"),
     ]:
         assert cli.main(["world", "--seed", "7", *arguments]) == 2
         assert message in capsys.readouterr().err
