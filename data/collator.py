@@ -26,7 +26,6 @@ class StreamCollator:
 
     Args:
         pad_token_id (`int`).
-        processor (`VideoLLMMoDProcessor`, *optional*): the one that made the examples; needed to truncate them.
         max_tokens (`int`, *optional*): maximum number of tokens in a row. Longer examples are truncated at the end,
             at whole turns and whole frames (`turns.clip`). `load_streams` with the same `max_tokens` makes none.
         packing (`bool`): put several examples into a row. With `max_tokens` they are packed first fit, the longest
@@ -34,12 +33,10 @@ class StreamCollator:
         augmentation (`ReplyAugmentation`, *optional*): alters narrations before examples are truncated.
 
     Raises:
-        `ValueError`: if `max_tokens` is not a positive integer, is given without a processor, or is too small for an
-            example.
+        `ValueError`: if `max_tokens` is not a positive integer, or too small for an example.
     """
 
     pad_token_id: int
-    processor: object = None
     max_tokens: int | None = None
     packing: bool = False
     augmentation: ReplyAugmentation | None = None
@@ -47,10 +44,6 @@ class StreamCollator:
     def __post_init__(self):
         if self.max_tokens is not None:
             check_count("`max_tokens`", self.max_tokens)
-            if self.processor is None:
-                raise ValueError(
-                    f"`max_tokens` ({self.max_tokens}) needs a `processor`, which knows where a frame ends"
-                )
 
     def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
         rows = self.group_rows([self.prepare(example) for example in examples])

@@ -125,7 +125,7 @@ def test_truncated_sequence_equals_encoding_of_truncated_messages(processor, see
         length = max(length for length in prefixes if length <= max_tokens)
         frames, input_ids, labels = prefixes[length]
         assert clip(example["turns"], max_tokens) == (length, frames)
-        batch = StreamCollator(0, processor, max_tokens)([example])
+        batch = StreamCollator(0, max_tokens)([example])
         assert batch["input_ids"].tolist() == [input_ids]
         assert batch["labels"].tolist() == [labels]
         assert torch.equal(batch["video_features"], example["video_features"][:frames])
@@ -155,7 +155,7 @@ def test_packed_rows_equal_separate_rows(routing, seed):
         logits = {tuple(row["input_ids"][0].tolist()): model(**row).logits[0] for row in alone}
         expected = sum(model(**row, num_items_in_batch=total).loss for row in alone)
         for options in ({}, {"max_tokens": longest}, {"max_tokens": longest + 40}):
-            batch = StreamCollator(pad, processor, packing=True, **options)(examples)
+            batch = StreamCollator(pad, packing=True, **options)(examples)
             assert "attention_mask" not in batch
             assert int((batch["labels"] != -100).sum()) == total
             out = model(**batch)
@@ -193,10 +193,10 @@ def test_repeated_frames_are_truncated_and_packed_by_index(processor):
     example = {"input_ids": input_ids, "labels": labels, "turns": turns, "frames": frames, "frame_index": index}
     length = len(encode_example([{"role": "stream", "num_frames": 3}], processor)["input_ids"])
     short = {**example, "input_ids": input_ids[:length], "labels": labels[:length], "frame_index": index[:3]}
-    batch = StreamCollator(2, processor, length)([example, example])
+    batch = StreamCollator(2, length)([example, example])
     assert torch.equal(batch["frames"][batch["frame_index"]], torch.cat([frames[[3, 1, 1]]] * 2))
     assert len(batch["frames"]) == 4
-    packed = StreamCollator(2, processor, packing=True)([short, example])
+    packed = StreamCollator(2, packing=True)([short, example])
     assert torch.equal(packed["frames"][packed["frame_index"]], torch.cat([frames[[3, 1, 1]], frames[index]]))
 
 
@@ -246,7 +246,7 @@ def test_augmentation_alters_one_narration_deterministically(processor):
     share = sum(ReplyAugmentation(processor, 0.3)(row) != row for row in rows)
     assert 5 < share < 35
     assert all(ReplyAugmentation(processor, 0.0)(row) == row for row in rows)
-    batch = StreamCollator(2, processor, augmentation=ReplyAugmentation(processor))(
+    batch = StreamCollator(2, augmentation=ReplyAugmentation(processor))(
         [example_of(narrated(random.Random(0)), processor)]
     )
     assert batch["input_ids"].tolist() == [altered[0]["input_ids"]]
@@ -260,17 +260,15 @@ def test_single_narration_is_not_altered(processor):
 def test_examples_without_turns_are_neither_cut_nor_altered(processor):
     example = example_of(narrated(random.Random(0)), processor)
     del example["turns"]
-    assert StreamCollator(2, processor, max_tokens=10_000)([example])["input_ids"].tolist() == [example["input_ids"]]
+    assert StreamCollator(2, max_tokens=10_000)([example])["input_ids"].tolist() == [example["input_ids"]]
     for options in ({"max_tokens": 50}, {"augmentation": ReplyAugmentation(processor)}):
         with pytest.raises(ValueError, match="needs its `turns`"):
-            StreamCollator(2, processor, **options)([example])
+            StreamCollator(2, **options)([example])
 
 
 def test_wrong_options_give_a_clear_error(processor):
     for value in (0, -1, True, 2.5):
         with pytest.raises(ValueError, match=f"`max_tokens` must be a whole number of at least 1, got {value}"):
-            StreamCollator(2, processor, max_tokens=value)
-    with pytest.raises(ValueError, match="needs a `processor`"):
-        StreamCollator(2, max_tokens=100)
+            StreamCollator(2, max_tokens=value)
     with pytest.raises(ValueError, match=r"`probability` must be in \[0, 1\], got 1.5"):
         ReplyAugmentation(processor, 1.5)

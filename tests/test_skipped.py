@@ -67,7 +67,7 @@ def test_bad_lines_are_blank_and_named_at_the_end(folder, processor, told, strea
         blank = [is_blank(example) for example in dataset]
         assert sum(blank) == 3 and blank[0] is blank[-2] is False
         assert told == []
-    batch = StreamCollator(0, processor)(list(dataset))  # all of one size
+    batch = StreamCollator(0)(list(dataset))  # all of one size
     assert batch["frames"].shape[1:] == (3, 32, 32)
     del dataset
     gc.collect()

@@ -142,7 +142,6 @@ def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model
     )
     collator = StreamCollator(
         processor.tokenizer.pad_token_id,
-        processor,
         options.get("max_tokens"),
         options.get("packing", False),
         ReplyAugmentation(processor, config.augmentation, config.seed) if config.augmentation else None,
