@@ -74,10 +74,8 @@ def check_parts(model, kernels, frames: int) -> dict:
 def check_layer(model, kernels, frames: int, routed: bool) -> dict:
     """Each operation compared with plain torch: its relative errors, or what went wrong."""
     text, device, dtype = model.config.text_config, model.device, model.dtype
-    kept = 2
     tokens = frames * (model.config.num_frame_tokens + 1)
-    shape = Shape(frames, tokens, kept, "residual", "learned", False, text.routed_layers)
-    found = {}
+    shape = Shape(frames, tokens, 2, "residual", "learned", False, text.routed_layers)
     number = text.routed_layers[0] if routed else 0
     layer = model.model.language_model.layers[number]
     steps, caches = {}, {}
@@ -89,33 +87,55 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
     base = caches["plain"].seen_tokens
     torch.manual_seed(2)
     x = torch.randn(tokens, text.hidden_size, device=device, dtype=dtype)
-    rotary = [
-        part[0]
-        for part in model.model.language_model.rotary_emb(x[None], base + torch.arange(tokens, device=device)[None])
-    ]
-    plain, fast = steps["plain"], steps["fast"]
-    slots = plain.slots if routed else tokens
-    held = {"plain": [caches["plain"].layers[number]], "fast": fast.table[number]}
+    for step in steps.values():
+        step.x.copy_(x)
+    positions = base + torch.arange(tokens, device=device)[None]
+    rotary = [part[0] for part in model.model.language_model.rotary_emb(x[None], positions)]
+    held = {"plain": [caches["plain"].layers[number]], "fast": steps["fast"].table[number]}
+    found = {}
+    for name, (run, result) in operations(model, layer, steps["plain"], rotary, base, routed).items():
+        try:
+            outputs = []
+            with torch.no_grad():
+                for own, step in steps.items():
+                    run(step, held[own])
+                    outputs.append([part.clone() for part in result(step, caches[own].layers[number])])
+                copy_buffers(steps["plain"], steps["fast"])
+                errors = [error(fast, plain) for plain, fast in zip(*outputs, strict=True)]
+            torch.cuda.synchronize()
+        except Exception as problem:
+            errors = f"{type(problem).__name__}: {str(problem)[:300]}"
+        found[f"{name}{' routed' if routed else ''}"] = errors
+    return found
 
-    def both(part, result, *, own=steps, held=held):
-        outputs = []
-        for name, step in own.items():
-            part(step, held[name])
-            outputs.append([t.clone() for t in result(step, caches[name].layers[number])])
-        for a, b in zip(own["plain"].__dict__.items(), own["fast"].__dict__.items(), strict=False):
-            if isinstance(a[1], torch.Tensor) and a[0] not in ("control", "table", "ids"):
-                b[1].copy_(a[1])  # so that each operation has the same inputs
-        return [error(a, b) for b, a in zip(*outputs, strict=True)]
+
+def copy_buffers(plain: StaticStep, fast: StaticStep) -> None:
+    """Give both steps the same buffers, so that each operation has the same inputs."""
+    for name, value in vars(plain).items():
+        if isinstance(value, torch.Tensor) and name not in ("control", "table", "ids"):
+            getattr(fast, name).copy_(value)
+
+
+def operations(model, layer, step: StaticStep, rotary, base: int, routed: bool) -> dict:
+    """For each operation of a layer in its order: how a step runs it on a cache, and its results in step and cache."""
+    shape = step.shape
+    slots = step.slots if routed else shape.tokens
+    index = (lambda step: step.index) if routed else (lambda step: None)
+    scale = (lambda step: step.scale) if routed else (lambda step: None)
 
     def buffer(layer_cache, name):
         growing = layer_cache.growing[name]
         return growing.buffer.narrow(growing.dim, 0, layer_cache.get_seq_length() + slots)
 
-    for step in steps.values():
-        step.x.copy_(x)
-    index = (lambda step: step.index) if routed else (lambda step: None)
-    scale = (lambda step: step.scale) if routed else (lambda step: None)
-    parts = {
+    route = (
+        lambda s, m: s.ops.route(
+            s.x, layer, (shape.frames, shape.tokens // shape.frames - 1, shape.num_kept), s.index, s.scale,
+            s.scores[0], s.kept[0], shape.gate, shape.force_last,
+        ),
+        lambda s, c: (s.scores[0], s.kept[0], s.index, s.scale),
+    )  # fmt: skip
+    return {
+        **({"route": route} if routed else {}),
         "qkv": (
             lambda s, m: s.ops.project_qkv(s.x, index(s), layer, rotary, s.queries[:slots], m, [base], [slots]),
             lambda s, c: (s.queries[:slots], buffer(c, "keys"), buffer(c, "values"), buffer(c, "positions")),
@@ -138,23 +158,6 @@ def check_layer(model, kernels, frames: int, routed: bool) -> dict:
         ),
         "lm_head": (lambda s, m: s.ops.lm_head(s.x, s.rows, model, s.logits), lambda s, c: (s.logits,)),
     }
-    if routed:
-        route = (
-            lambda s, m: s.ops.route(
-                s.x, layer, (frames, tokens // frames - 1, kept), s.index, s.scale, s.scores[0], s.kept[0],
-                "residual", False,
-            ),
-            lambda s, c: (s.scores[0], s.kept[0], s.index, s.scale),
-        )  # fmt: skip
-        parts = {"route": route, **parts}
-    for name, (part, result) in parts.items():
-        try:
-            with torch.no_grad():
-                found[f"{name}{' routed' if routed else ''}"] = both(part, result)
-            torch.cuda.synchronize()
-        except Exception as problem:
-            found[f"{name}{' routed' if routed else ''}"] = f"{type(problem).__name__}: {str(problem)[:300]}"
-    return found
 
 
 def check_stream(dtype: torch.dtype, **options) -> dict:

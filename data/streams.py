@@ -183,6 +183,28 @@ def iter_rows(
                     yield {name: line.get(name) for name in COLUMNS}
 
 
+def usable_lines(path: str, missing: str) -> tuple[dict, int]:
+    """Check a file of streams. Returns where its usable lines are, as the arguments of `iter_rows`, and their number.
+
+    Raises:
+        `ValueError`, `OSError`: as `load_streams`.
+    """
+    check(path)
+    if len({"video" in stream for stream in read_streams(path)}) > 1:
+        raise ValueError(f"{path} has lines with `video` and lines with `features`; a batch cannot hold both")
+    gone = missing_media(path)
+    spans = line_spans(path, SHARDS)
+    total = sum(count for _, _, count in spans) - len(gone)
+    if not total or (gone and missing == "stop"):
+        raise missing_error(path, gone)
+    if gone:
+        logger.warning(f"{path}: {len(gone)} lines are left out because their videos or features are missing")
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    left_out = [frozenset(gone.keys() & range(first, first + count)) for _, first, count in spans]
+    return {"spans": spans, "left_out": left_out, "digest": digest}, total
+
+
 def load_streams(
     path: str | Path,
     processor,
@@ -226,36 +248,22 @@ def load_streams(
     if max_tokens is not None:
         check_count("`max_tokens`", max_tokens)
     path = str(Path(path).absolute())
-    check(path)
-    if len({"video" in stream for stream in read_streams(path)}) > 1:
-        raise ValueError(f"{path} has lines with `video` and lines with `features`; a batch cannot hold both")
-    gone = missing_media(path)
-    if gone and missing == "stop":
-        raise missing_error(path, gone)
-    spans = line_spans(path, SHARDS)
-    total = sum(count for _, _, count in spans) - len(gone)
-    if not total:
-        raise missing_error(path, gone)
-    if gone:
-        logger.warning(f"{path}: {len(gone)} lines are left out because their videos or features are missing")
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    left_out = [frozenset(gone.keys() & range(first, first + count)) for _, first, count in spans]
+    lines, total = usable_lines(path, missing)
     examples = StreamExamples(path, processor, max_tokens)
-    source = {"examples": examples, "spans": spans, "left_out": left_out, "digest": digest}
 
     def with_skipped(count: float) -> StreamExamples:
         return examples if strict else replace(examples, skipped=Skipped(path, total, count))
 
+    source = {"examples": examples, **lines}
     if streaming:
-        lines = IterableDataset.from_generator(iter_rows, features=COLUMNS, gen_kwargs=source)
+        rows = IterableDataset.from_generator(iter_rows, features=COLUMNS, gen_kwargs=source)
         count = total if max_tokens is None else math.inf  # the number of windows is unknown
-        return lines.map(with_skipped(count).example, remove_columns=list(COLUMNS))
+        return rows.map(with_skipped(count).example, remove_columns=list(COLUMNS))
     try:
-        lines = Dataset.from_generator(iter_rows, features=COLUMNS, gen_kwargs=source)
+        rows = Dataset.from_generator(iter_rows, features=COLUMNS, gen_kwargs=source)
     except DatasetGenerationError as error:
         raise (error.__cause__ or error) from None
-    return lines.with_transform(with_skipped(len(lines)))
+    return rows.with_transform(with_skipped(len(rows)))
 
 
 def check_features(path: str | Path, model, video_processor) -> None:
