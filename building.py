@@ -37,7 +37,8 @@ MOD_OPTIONS = {
 }
 FRAME_OPTIONS = {"frame_token_cls", "frame_token_pooled", "stream_loss_weight"}
 PIECE_OPTIONS = {"video_token", "frame_separator", "stream_start", "stream_end"}
-VLM_OPTIONS = {"frame_token_pooled", "stream_loss_weight", "speak_rule", "verify_margin"}
+VLM_OPTIONS = {"frame_token_pooled", "stream_loss_weight", "verify_margin"}
+PROMPT_OPTIONS = {"default_query"}
 # Types whose layers ours can compute exactly: Mistral and Qwen without a window, Qwen2 with a zero output bias.
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 IMAGE_NEWLINE = "<image_newline>"
@@ -313,7 +314,7 @@ def build_from_vlm(
     **options,
 ) -> tuple[PreTrainedModel, VideoLLMMoDProcessor]:
     """See `VideoLLMMoDForConditionalGeneration.from_vlm`."""
-    check_options(options, MOD_OPTIONS | VLM_OPTIONS)
+    check_options(options, MOD_OPTIONS | VLM_OPTIONS | PROMPT_OPTIONS)
     given = isinstance(vlm, PreTrainedModel)
     theirs = vlm.config if given else read_config("vlm", vlm)
     frame_options = frame_options_of(theirs)
@@ -324,30 +325,32 @@ def build_from_vlm(
     video_token_id = theirs.video_token_id if family.newline else theirs.image_token_id
     tokenizer, newline_id = family_tokenizer(stock.tokenizer, video_token_id, family.newline is not None)
     # without training no token means silence, and no layer knows which tokens it can leave out
-    values = {"speak_rule": "verify", "mod_keep_ratio": 1.0, "mod_selection": "uniform", **options}
-    frame_options |= {name: values[name] for name in VLM_OPTIONS & set(values)}
+    values = {"mod_keep_ratio": 1.0, "mod_selection": "uniform", **options}
+    frame_options |= {"speak_rule": "verify"} | {name: values[name] for name in VLM_OPTIONS & set(values)}
     text_options = {name: values[name] for name in MOD_OPTIONS & set(values)}
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
-    def config_with(rows: int, tied: bool, separator_id: int | None) -> VideoLLMMoDConfig:
+    def config_with(rows: int, tied: bool = False) -> VideoLLMMoDConfig:
         return VideoLLMMoDConfig(
             text_config=routed_config(text, vocab_size=rows, **ids, **text_options),
             vision_config=theirs.vision_config.to_dict(),
             video_token_id=video_token_id,
             image_newline_token_id=newline_id,
-            frame_separator_token_id=separator_id,
+            frame_separator_token_id=None,
             tie_word_embeddings=tied,
             **ids,
             **frame_options,
         )
 
-    tokens = config_with(max(text.vocab_size, len(tokenizer)), False, None).num_frame_tokens  # also checks all options
-    processor = family_processor(stock, tokenizer, theirs, tokens, tokenizer.convert_ids_to_tokens(video_token_id))
+    tokens = config_with(max(text.vocab_size, len(tokenizer))).num_frame_tokens  # also checks all options
+    processor = family_processor(
+        stock, tokenizer, theirs, tokens, {name: options[name] for name in PROMPT_OPTIONS & set(options)}
+    )
     if not given:
         vlm = AutoModelForImageTextToText.from_pretrained(vlm, dtype=dtype)
     known = vlm.get_input_embeddings().weight.shape[0]
     tied = vlm.get_output_embeddings().weight is vlm.get_input_embeddings().weight
-    config = config_with(max(known, len(tokenizer)), tied, processor.frame_separator_token_id)
+    config = config_with(max(known, len(tokenizer)), tied)
     weights = family_weights(config, vlm, family)
     dtype = vlm.dtype if dtype == "auto" else dtype
     model = model_class.from_pretrained(None, config=config, state_dict=weights, dtype=dtype)
@@ -481,10 +484,41 @@ def family_tokenizer(tokenizer, video_token_id: int, with_newline: bool):
     return tokenizer, newline_id
 
 
-def family_processor(stock: StockProcessor, tokenizer, config, num_frame_tokens: int, video_token: str):
-    """Our processor of a family's sequence."""
-    pixels = VideoLLMMoDVideoProcessor(**pixels_like(stock.image_options, config.vision_config))
-    return VideoLLMMoDProcessor(pixels, tokenizer, num_frame_tokens=num_frame_tokens, video_token=video_token)
+def family_processor(stock: StockProcessor, tokenizer, config, num_frame_tokens: int, options: dict):
+    """The processor of the given model's family: its prompts and its pixels.
+
+    Raises:
+        `ValueError`: if the tokenizer or the chat template is not that of the family.
+    """
+    pixels = VideoLLMMoDVideoProcessor(**family_pixels(stock.image_options, config))
+    processor = VideoLLMMoDProcessor.of_family(
+        config.model_type, pixels, tokenizer, stock.chat_template, num_frame_tokens, **options
+    )
+    expected = config.video_token_id if FAMILIES[config.model_type].newline else config.image_token_id
+    if processor.video_token_id != expected:
+        raise ValueError(
+            f"`tokenizer` belongs to another model: {processor.video_token} is its token "
+            f"{processor.video_token_id}, not {expected}"
+        )
+    return processor
+
+
+def family_pixels(stored: dict, config) -> dict:
+    """Options of a video processor with which frames and images become what the given model's processor makes of them.
+    `stored` are the options of its image processor."""
+    options, vision = pixels_like(stored, config.vision_config) | {"do_pad": False}, config.vision_config
+    if config.model_type in ("smolvlm", "idefics3"):
+        sampling, size = (
+            stored.get("video_sampling") or {},
+            stored.get("size") or {"longest_edge": 4 * vision.image_size},
+        )
+        options |= {"max_image_size": {"longest_edge": vision.image_size}, "image_size": dict(size)}
+        options["size"] = dict(sampling.get("video_size") or size)
+        options["do_image_splitting"] = stored.get("do_image_splitting", True)
+        options |= {"fps": sampling["fps"]} if sampling.get("fps") else {}
+    elif stored.get("do_center_crop"):
+        options |= {"do_center_crop": True, "crop_size": options["size"], "size": dict(stored["size"])}
+    return options
 
 
 def family_weights(config: VideoLLMMoDConfig, vlm, family: Family) -> dict[str, torch.Tensor]:

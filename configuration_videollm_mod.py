@@ -329,6 +329,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         """Raise `ValueError` for a rule of speaking that does not exist, or a margin out of range."""
         check_choice("speak_rule", self.speak_rule, SPEAK_RULES)
         check_margin("verify_margin", self.verify_margin)
+        if self.speak_rule == "trained" and self.frame_separator_token_id is None:
+            raise ValueError("`speak_rule='trained'` needs a `frame_separator_token_id`; without one use 'verify'")
 
     def save_pretrained(self, save_directory, **kwargs):
         """As in transformers, with every Auto class mapped to the code that is saved beside the weights. transformers

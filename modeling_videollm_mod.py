@@ -407,14 +407,15 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
             tokenizer, processor (*optional*): id, path or object, by default those of `vlm`; one of them is needed if
                 `vlm` is a model.
             dtype (`str` or `torch.dtype`, defaults to `"auto"`): of the new model; by default that of `vlm`.
-            options: routing of `VideoLLMMoDTextConfig`, and `frame_token_pooled`, `stream_loss_weight`, `speak_rule`
-                and `verify_margin` of `VideoLLMMoDConfig`.
+            options: routing of `VideoLLMMoDTextConfig`; `frame_token_pooled`, `stream_loss_weight` and `verify_margin`
+                of `VideoLLMMoDConfig`; `default_query`, what is asked before each narration.
 
         Returns:
             `(model, processor)`.
 
         Raises:
-            `ValueError`: for a model of another family, quantised or with a sliding window, or an unknown option.
+            `ValueError`: for a model of another family, quantised or with a sliding window, another model's tokenizer,
+                a chat template that is missing or cannot be used, or an unknown option.
             `OSError`: if a tokenizer or an image processor is missing. Both come before weights are loaded.
         """
         from .building import build_from_vlm

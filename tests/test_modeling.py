@@ -433,6 +433,7 @@ def test_wrong_routing_options_are_named(options, message):
 
 
 GRID = {"frame_token_cls": False, "frame_token_pooled": [2, 2]}
+UNTRAINED = {"frame_separator_token_id": None, "speak_rule": "verify"}
 
 
 @pytest.mark.parametrize(
@@ -460,6 +461,7 @@ GRID = {"frame_token_cls": False, "frame_token_pooled": [2, 2]}
         ({"verify_margin": math.inf}, "`verify_margin` must be a number of nats from 0 on, got inf"),
         ({"verify_margin": "1"}, "^`verify_margin` must be a number of nats from 0 on, got '1'"),
         ({"vision_config": {"model_type": "vit"}}, "`vision_config.model_type` must be one of.*got 'vit'"),
+        ({"frame_separator_token_id": None}, "`speak_rule='trained'` needs a `frame_separator_token_id`"),
         ({"frame_pooling": "max"}, "`frame_pooling` must be one of 'average'.*got 'max'"),
         ({"frame_pooling": "bilinear"}, "`frame_pooling='bilinear'` needs `frame_token_pooled` and"),
         ({"frame_pooling": "pixel_shuffle", **GRID}, "whose side divides the vision tower's 3, got \\[2, 2\\]"),
@@ -494,7 +496,7 @@ def test_wrong_frame_options_are_named(options, message):
         ({**GRID, "frame_pooling": "bilinear"}, 4, (9, 16)),
         ({**GRID, "frame_token_pooled": [1, 1], "frame_pooling": "pixel_shuffle"}, 1, (1, 144)),
         ({**GRID, "frame_token_pooled": [3, 3], "drop_first_patch": True}, 8, (8, 16)),
-        ({**GRID, "vision_feature_layer": [0, -1], "frame_separator_token_id": None}, 4, (4, 32)),
+        ({**GRID, "vision_feature_layer": [0, -1], **UNTRAINED}, 4, (4, 32)),
     ],
 )
 def test_frame_options_say_the_shape_of_the_features(options, tokens, shape):

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from comparing import assert_near
@@ -102,6 +103,42 @@ def test_logits_and_greedy_words_equal_the_stock_class(name, counts):
     options = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0}
     said = stock.generate(**inputs, **options, suppress_tokens=never)[0, len(ids) :]
     assert torch.equal(model.generate(**ours, **options)[0, len(ids) :], said)
+
+
+def picture(height: int, width: int, seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def asked(*media) -> list[dict]:
+    return [{"role": "user", "content": [*media, {"type": "text", "text": "What is 12?"}]}]
+
+
+IMAGE = {"type": "image", "image": picture(30, 70, 0)}
+VIDEO = {"type": "video", "video": np.stack([picture(20, 32, i) for i in range(3)])}
+
+
+@pytest.mark.parametrize("media", [[IMAGE], [VIDEO], [IMAGE, IMAGE]], ids=["image", "video", "images"])
+@pytest.mark.parametrize("name", ["llava 1.5", "interleave", "onevision", "smolvlm", "idefics3"])
+@torch.no_grad()
+def test_prompts_of_the_family_equal_the_stock_class(tmp_path, name, media):
+    """What the processor makes of messages: SmolVLM's tiles and its introduction of a video, OneVision's newline."""
+    case = dict(CASES[name])
+    kind = case.pop("kind")
+    folder = save_vlm(tmp_path, kind, **case)
+    model, processor = VideoLLMMoDForConditionalGeneration.from_vlm(folder)
+    stock = AutoModelForImageTextToText.from_pretrained(folder).eval()
+    inputs = processor.apply_chat_template(
+        asked(*media), add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    ids, pixels = inputs["input_ids"][0].tolist(), inputs["pixel_values_videos"]
+    tiles = kind in ("smolvlm", "idefics3") and media[0] is IMAGE
+    assert len(pixels) == (7 if tiles else 1) * len(media) if media[0] is IMAGE else len(pixels) == 3
+    frames = [1] * len(media) if media[0] is IMAGE else [3]
+    expected = stock(**stock_inputs(stock, model, ids, pixels, frames)).logits
+    logits = model(**inputs).logits[..., : expected.shape[-1]].clone()
+    if (newline := model.config.image_newline_token_id) is not None and newline < expected.shape[-1]:
+        logits[..., newline] = expected[..., newline]
+    assert_near(logits, expected)
 
 
 @pytest.mark.parametrize("name", ["llava 1.5", "onevision, odd", "smolvlm"])

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from stock_models import SIZES, no_start
+from family_tokenizers import family
+from stock_models import SIZES
 from transformers import (
     Idefics3Config,
     Idefics3ForConditionalGeneration,
@@ -22,23 +23,11 @@ CLASSES = {
     "smolvlm": (SmolVLMConfig, SmolVLMForConditionalGeneration),
     "idefics3": (Idefics3Config, Idefics3ForConditionalGeneration),
 }
-SPECIAL = {
-    "llava": ["<image>"],
-    "llava_onevision": ["<image>", "<video>"],
-    "smolvlm": ["<fake_token_around_image>", "<image>", "<global-img>", "<row_1_col_1>", "<row_1_col_2>"],
-}
-SPECIAL["idefics3"] = SPECIAL["smolvlm"]
-TEMPLATE = (
-    "{% for message in messages %}<|begin|>{{ message.role }}\n{% for block in message.content %}"
-    "{% if block.type == 'text' %}{{ block.text }}{% else %}<{{ block.type }}>\n{% endif %}{% endfor %}<|end|>\n"
-    "{% endfor %}{% if add_generation_prompt %}<|begin|>assistant\n{% endif %}"
-)
+TOKENIZERS = {"llava": "llava interleave"}
 
 
 def vlm_tokenizer(kind: str):
-    tokenizer = no_start()
-    tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL[kind]})
-    tokenizer.chat_template = TEMPLATE
+    _, tokenizer, tokenizer.chat_template = family(TOKENIZERS.get(kind, kind))
     return tokenizer
 
 
@@ -96,6 +85,17 @@ def save_vlm(path: Path, kind: str, **options) -> Path:
     vlm_tokenizer(kind).save_pretrained(path)
     side = model.config.vision_config.image_size
     image = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.3, 0.4], "resample": 2, "rescale_factor": 1 / 255}
-    image |= {"size": {"height": side, "width": side}, "image_processor_type": f"{CLASSES[kind][0].__name__}"}
+    if kind in ("smolvlm", "idefics3"):  # images become tiles: 2 rows and 3 columns of 70 x 30 pixels
+        image |= {"size": {"longest_edge": 3 * side}, "max_image_size": {"longest_edge": side}, "resample": 1}
+        image |= {"video_sampling": {"fps": 1, "max_frames": 64, "video_size": {"longest_edge": side}}}
+    elif options.get("tower") == "clip_vision_model":
+        image |= {
+            "size": {"shortest_edge": side},
+            "do_center_crop": True,
+            "crop_size": {"height": side, "width": side},
+        }
+    else:
+        image["size"] = {"height": side, "width": side}
+    image["image_processor_type"] = {"llava": "CLIPImageProcessor"}.get(kind, CLASSES[kind][0].__name__)
     (path / "preprocessor_config.json").write_text(json.dumps(image))
     return path
