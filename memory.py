@@ -32,7 +32,8 @@ class StreamMemory:
 
     Args:
         max_frames (`int`, *optional*): frames to remember: the cache holds at most the vision tokens of so many
-            frames, and as many tokens of text after the prompt, of which the oldest leave.
+            frames, and as many tokens of text after the prompt (at least those of 4 frames), of which the oldest
+            leave.
         num_frame_tokens (`int`): N.
         policy (`str`): `"window"`: the oldest frames leave. `"router"`: the newer half of the budget is kept whole; of
             older frames the tokens with the lowest LayerExpert scores leave first, so that a frame fades patch by
@@ -42,7 +43,7 @@ class StreamMemory:
         turn_tokens (`int`): tokens of the longest reply, whose bytes are kept free.
 
     Raises:
-        `ValueError`: for another policy, fewer than 4 frames, or bytes that hold too little.
+        `ValueError`: for another policy, no frame, or bytes that hold too little.
     """
 
     def __init__(
@@ -69,8 +70,8 @@ class StreamMemory:
         """Change the number of frames to remember. Tokens beyond it leave at the next `evict`."""
         budgets = []
         if max_frames is not None:
-            check_count("`max_cached_frames`", max_frames, minimum=QUARTER)
-            budgets.append(max_frames * self.num_frame_tokens)
+            check_count("`max_cached_frames`", max_frames)
+            budgets.append(max(max_frames, QUARTER) * self.num_frame_tokens)  # for instructions beside a single frame
         if self.max_bytes is not None:
             fewest = max(TEXT_SHARE * FEWEST_WORDS * self.token_bytes, QUARTER * QUARTER * self.frame_bytes)
             fewest += self.turn_tokens * self.token_bytes

@@ -59,7 +59,7 @@ class StreamingSession:
             If omitted it is 0.725, or for `"verify"` `exp(-config.verify_margin)`.
         keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep in this session, in (0, 1];
             the model's own if omitted.
-        max_cached_frames (`int`, *optional*): frames to remember, at least 4.
+        max_cached_frames (`int`, *optional*): frames to remember, at least 1.
         max_cached_bytes (`int`, *optional*): size that the cache never exceeds. With neither bound the session
             remembers everything, and warns once when it grows past the model's `max_position_embeddings`. See
             `StreamMemory`.
@@ -209,7 +209,7 @@ class StreamingSession:
         """Change the number of frames to remember. Frames beyond it are forgotten before the next one is watched.
 
         Raises:
-            `ValueError`: for a session that began without a bound, or a number below 4.
+            `ValueError`: for a session that began without a bound, or a number below 1.
         """
         if self.state.memory is None:
             raise ValueError("`max_cached_frames` can be changed only in a session that was made with a bound")

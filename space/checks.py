@@ -67,11 +67,11 @@ def controls_of(models: Models, keep_ratio: Any = None, threshold: Any = None, m
         raise ValueError(f"The keep ratio must be above 0 and at most 1, got {keep_ratio:g}.")
     if threshold is not None and not 0 <= threshold <= 1:
         raise ValueError(f"The threshold must be between 0 and 1, got {threshold:g}.")
-    if memory is not None and not 4 <= memory <= models.max_frames:
-        raise ValueError(f"The memory must be between 4 and {models.max_frames} frames, got {memory:g}.")
+    if memory is not None and not 1 <= memory <= models.max_frames:
+        raise ValueError(f"The memory must be between 1 and {models.max_frames} frames, got {memory:g}.")
     return Controls(
         keep_ratio=keep_ratio,
-        threshold=Controls.threshold if threshold is None else threshold,
+        threshold=threshold,
         memory=None if memory is None else int(memory),
     )
 

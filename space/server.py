@@ -95,7 +95,7 @@ class Space:
             instruction: the opening instruction.
             keep_ratio: share of vision tokens that routed layers keep, above 0 and at most 1.
             threshold: the model speaks when P(silence) is below this.
-            memory: frames to remember, at least 4.
+            memory: frames to remember, at least 1.
             compare: also run the dense model; its statistics are in `stats`, its events in `dense_events`.
         """
         controls = controls_of(self.models, keep_ratio, threshold, memory)

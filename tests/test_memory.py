@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from comparing import assert_near, assert_same_events
+from comparing import assert_near, assert_same_cache, assert_same_events
 from small_data import small_model
 from tiny_models import ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
 from transformers import GenerationConfig
@@ -231,6 +231,29 @@ def test_a_bounded_session_is_the_same_however_it_is_fed(checkpoint, policy, tmp
 
 
 @pytest.mark.parametrize("policy", ["window", "router"])
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_few_frames_can_be_remembered(count, policy):
+    """The newest frame is always whole, its features are those of a session without bounds, and instructions stay."""
+    model, processor = small_model(count)
+    rng = np.random.default_rng(count)
+    frames = rng.integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
+    options = {"max_cached_frames": count, "cache_policy": policy, "max_new_tokens": 3, "speak_threshold": 0.6}
+    session, other = (model.stream(processor, system_prompt="Watch.", **options) for _ in range(2))
+    prompt, tokens, events = len(session.state.pending), model.config.num_frame_tokens, []
+    for frame in frames:
+        events += session.push(frame[None])
+        memory = session.state.memory
+        vision = memory.kinds == VISION
+        assert tokens <= int(vision.sum()) <= count * tokens
+        assert int((memory.frames[vision] == memory.frames.max()).sum()) == tokens
+        assert (memory.kinds[:prompt] == PROMPT).all()
+        assert session.cache.num_bytes <= session.max_kv_bytes
+    assert_same_events(other.push(frames), events)
+    assert_same_cache(session.cache, other.cache)
+    assert session.cache.frames_forgotten >= len(frames) - count
+
+
+@pytest.mark.parametrize("policy", ["window", "router"])
 def test_a_bounded_session_stays_accurate_and_small(checkpoint, policy):
     """Six times as long as any stream in training, where an unbounded one has lost itself (tests/test_narrate.py)."""
     session = checkpoint[0].stream(checkpoint[1], max_cached_frames=16, cache_policy=policy)
@@ -289,7 +312,7 @@ def test_too_long_a_stream_warns_once(caplog):
 def test_bounds_are_checked(checkpoint):
     model, processor = checkpoint
     for options, message in [
-        ({"max_cached_frames": 3}, "`max_cached_frames` must be a whole number of at least 4, got 3"),
+        ({"max_cached_frames": 0}, "`max_cached_frames` must be a whole number of at least 1, got 0"),
         ({"max_cached_frames": 8.0}, "`max_cached_frames`.*got 8.0"),
         ({"max_cached_frames": 8, "cache_policy": "lru"}, "`cache_policy` must be one of 'window', 'router'"),
         ({"cache_policy": "lru"}, "`cache_policy` must be one of 'window', 'router'"),

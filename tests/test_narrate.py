@@ -503,7 +503,7 @@ ARGUMENTS = {
     "--keep-ratio 0": "`--keep-ratio` must be in (0, 1], got 0",
     "--keep-ratio 1.1": "`--keep-ratio` must be in (0, 1]",
     "--keep-ratio nan": "`--keep-ratio` must be in (0, 1], got nan",
-    "--max-cached-frames 0": "`--max-cached-frames` must be at least 4, got 0",
+    "--max-cached-frames 0": "`--max-cached-frames` must be at least 1, got 0",
     "--max-cached-frames many": "argument --max-cached-frames: invalid int value: 'many'",
     "--format pdf": "argument --format: invalid choice: 'pdf'",
     "--dtype int8": "argument --dtype: invalid choice: 'int8'",

@@ -164,8 +164,8 @@ def test_memory_changed_at_the_start_equals_memory_given():
     changed.remember(6)
     assert_same_events(given.push(frames), changed.push(frames))
     assert given.stats.kv_bytes == changed.stats.kv_bytes
-    with pytest.raises(ValueError, match="at least 4, got 3"):
-        changed.remember(3)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        changed.remember(0)
     with pytest.raises(ValueError, match="only in a session that was made with a bound"):
         session(max_cached_frames=None).remember(8)
 
@@ -305,7 +305,7 @@ def test_wrong_calls_get_one_sentence(tmp_path):
         ("begin", ["unknown", {}], "This video no longer exists. Please choose it again."),
         ("begin", [clip["clip"], {"keep_ratio": 0}], "The keep ratio must be above 0 and at most 1, got 0."),
         ("begin", [clip["clip"], {"threshold": "high"}], "The threshold must be a number, got 'high'."),
-        ("begin", [clip["clip"], {"memory": 3}], "The memory must be between 4 and 33 frames, got 3."),
+        ("begin", [clip["clip"], {"memory": 0}], "The memory must be between 1 and 33 frames, got 0."),
         (
             "begin",
             [clip["clip"], {"instruction": long}],
