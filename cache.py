@@ -302,6 +302,22 @@ class MoDCache(Cache):
             return None
         return (self.frame_ends == self.next_position[:, None] - 1).any(1)
 
+    def values_of_last_frame(self, num_tokens: int) -> torch.Tensor | None:
+        """The values `[B, num_tokens, heads * head_dim]` that layer 0, which holds every token, has of the last frame
+        of each row. They are zero in rows without a frame; None if no row has one."""
+        layer, ends = self.layers[0], self.frame_ends
+        if ends is None or ends.shape[1] == 0 or not layer.is_initialized:
+            return None
+        device = layer.values.device
+        last = ends.amax(1).to(device)
+        slots = last[:, None] - torch.arange(num_tokens - 1, -1, -1, device=device)
+        if layer.padded or len(ends) > 1:  # otherwise the token at position i is in slot i
+            assert layer.positions is not None  # the layer holds frames
+            slots = (layer.positions.to(device)[:, None] == slots[:, :, None]).int().argmax(2)
+        index = slots[:, None, :, None].expand(-1, layer.values.shape[1], -1, layer.values.shape[3])
+        values = layer.values.gather(2, index.clamp(min=0)).transpose(1, 2).flatten(2)
+        return values.masked_fill((last < 0)[:, None, None], 0)
+
     @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values."""
@@ -532,6 +548,12 @@ class PackedCache:
         device = next((c.next_position.device for c in self.caches if c.next_position is not None), None)
         values = [getattr(cache, name) for cache in self.caches]
         return torch.cat([torch.zeros(1, dtype=torch.long, device=device) if x is None else x.long() for x in values])
+
+    def values_of_last_frame(self, num_tokens: int) -> torch.Tensor | None:
+        """As `MoDCache.values_of_last_frame`, `[A, ...]` for A streams."""
+        found = [cache.values_of_last_frame(num_tokens) for cache in self.caches]
+        like = next((values for values in found if values is not None), None)
+        return None if like is None else torch.cat([torch.zeros_like(like) if x is None else x for x in found])
 
     def advance(self, positions: torch.Tensor, valid: None = None, ends_frame: torch.Tensor | None = None) -> None:
         """As `MoDCache.advance`, for one row `[1, T]` that holds all streams."""

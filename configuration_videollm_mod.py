@@ -16,7 +16,8 @@ from .containers import is_number, is_whole
 # Fields of several types are `Any` below and are checked here, since `strict` writes one sentence per type.
 VISION_ROUTINGS = ("mod", "full", "early_exit", "layer_skip")
 MOD_LAYERS = ("interleaved", "all", "all_deep", "interleaved_deep")
-MOD_SELECTIONS = ("learned", "uniform", "random")
+TRAINING_FREE = ("change", "difference")
+MOD_SELECTIONS = ("learned", *TRAINING_FREE, "uniform", "random")
 MOD_GATES = ("residual", "output", "none")
 SPEAK_RULES = ("trained", "verify")
 FRAME_POOLINGS = ("average", "bilinear", "pixel_shuffle")
@@ -77,8 +78,11 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         mod_layers (`str` or `list[int]`): which layers route under `"mod"`. `"interleaved"`: odd indices (the paper's
             choice, section 3.3); `"all"`; `"all_deep"`: index >= 2; `"interleaved_deep"`: odd and >= 3; or indices.
         mod_keep_ratio (`float`): share of each frame's vision tokens that a routed layer keeps, in (0, 1].
-        mod_selection (`str`): `"learned"`: the tokens with the highest scores of the layer's LayerExpert; `"uniform"`
-            and `"random"`: baselines that ignore the tokens and use no gate.
+        mod_selection (`str`): which vision tokens of a frame a routed layer keeps. `"learned"`: those with the highest
+            scores of the layer's LayerExpert. The other values need no training and use no gate. `"change"`: the
+            tokens that the layer before changed most; `"difference"`: those that differ most from the same token of
+            the frame before; layer 0 cannot route by either. `"uniform"` and `"random"`: baselines that ignore the
+            tokens.
         mod_gate (`str`): how a kept token's score enters its output, `"residual"`, `"output"` or `"none"`.
         mod_force_keep_last (`bool`): always keep the last token of a frame, whose output decides whether to speak.
             Without it, a router in the last layer learns only from frames whose last token it keeps.
@@ -131,6 +135,12 @@ class VideoLLMMoDTextConfig(LlamaConfig):
             check_choice("mod_layers", self.mod_layers, MOD_LAYERS)
         else:
             self._check_layers("mod_layers", f"one of {', '.join(map(repr, MOD_LAYERS))} or a list of layers")
+
+        if self.vision_routing == "mod" and self.mod_selection in TRAINING_FREE and 0 in self.routed_layers:
+            raise ValueError(
+                f"`mod_layers` must not hold layer 0 with mod_selection={self.mod_selection!r}, which scores tokens "
+                f"by an earlier layer, got {self.mod_layers!r}"
+            )
 
     def _check_layers(self, name: str, allowed: str) -> None:
         indices = getattr(self, name)

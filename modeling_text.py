@@ -293,6 +293,7 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             position_embeddings = route.gather(position_embeddings[0]), route.gather(position_embeddings[1])
             position_ids = None if cache is None or position_ids is None else route.gather(position_ids)
             segments = None if segments is None else route.gather(segments)
+        router.watch(self, hidden_states)
 
         arguments = {
             "attention_mask": self._mask(entered, attention_mask, cache, position_ids, valid, lengths, segments),
@@ -451,7 +452,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         if use_cache and cache is None and segments is None and not recomputes:
             cache = MoDCache(self.config)
         position_ids = next_positions(position_ids, layout, cache)
-        router = FrameRouter(layout, self.config, keep_ratio)
+        router = FrameRouter(layout, self.config, keep_ratio, cache)
         if own_mask is not None and any(router.routes(layer_idx) for layer_idx in range(len(self.layers))):
             raise ValueError("`attention_mask` must be 2D where layers are routed, got a 4D mask")
         if cache is not None:

@@ -2,8 +2,8 @@
 layer.
 
 A frame is N consecutive vision tokens. All text and the k best tokens of each frame enter a routed layer; the other
-vision tokens skip it unchanged. The choice depends on one frame only, so it is causal: a stream fed in pieces is
-routed exactly as the same stream in one pass.
+vision tokens skip it unchanged. The choice depends on a frame and the frame before it only, so it is causal: a stream
+fed in pieces is routed exactly as the same stream in one pass.
 
 Shapes: B batch, T tokens of this call, F frames of this call over all rows, N vision tokens per frame, k of them kept,
 K slots (kept tokens of the longest row), D hidden size.
@@ -16,9 +16,11 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .configuration_videollm_mod import VideoLLMMoDTextConfig, check_keep_ratio, num_kept_tokens
+from .cache import MoDCache, PackedCache
+from .configuration_videollm_mod import TRAINING_FREE, VideoLLMMoDTextConfig, check_keep_ratio, num_kept_tokens
 from .fused import kernels_for, scatter_gated, scatter_rows
 
+SAME = 1 / 256  # a smaller difference, relative to the token, is the rounding of an equal token
 GATE_STRENGTH = 0.2  # p-MoD (arXiv 2412.04449): a kept token's update is scaled by 1 + 0.2 * tanh(score)
 
 
@@ -176,6 +178,24 @@ class StreamLayout:
         return self.frames.shape[0]
 
     @property
+    def owners(self) -> torch.Tensor:
+        """int64 [F]: the row of each frame, or its stream if one row holds several."""
+        first = self.frames[:, 0].contiguous()
+        if self.lengths is None:
+            return first // self.is_text.shape[1]
+        return torch.searchsorted(torch.tensor(self.lengths, device=first.device).cumsum(0), first, right=True)
+
+    @property
+    def follows(self) -> torch.Tensor:
+        """bool [F]: whether a frame of this call is the one before in the same stream. A frame that ends under padding
+        is before no other."""
+        owners, numbers, found = self.owners, self.frame_numbers, torch.zeros_like(self.frames[:, 0], dtype=torch.bool)
+        found[1:] = (owners[1:] == owners[:-1]) & (numbers[1:] == numbers[:-1] + 1)
+        if self.valid is not None:
+            found[1:] &= self.valid.flatten()[self.frames[:-1, -1]]
+        return found
+
+    @property
     def ends_frame(self) -> torch.Tensor:
         """bool `[B, T]`: the last token of each frame, whose output decides whether to speak."""
         mask = torch.zeros_like(self.is_text).flatten()
@@ -312,8 +332,10 @@ class FrameRouter:
     layout: StreamLayout
     config: VideoLLMMoDTextConfig
     keep_ratio: float | None = None  # of this call; the config's if None
-    scores: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> float32 [F, N]
+    cache: MoDCache | PackedCache | None = None  # as it was before this call
+    scores: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> float32 [F, N], of its LayerExpert
     kept: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> int64 [F, k], ascending
+    seen: dict[str, torch.Tensor] = field(default_factory=dict)  # what training-free scores need, see `watch`
 
     def __post_init__(self) -> None:
         self.config.check_routing()
@@ -333,6 +355,11 @@ class FrameRouter:
             self._layers = tuple(range(first, num_layers, step))
             num_kept, enters = 0, layout.is_text & ~layout.is_separator
         self._lay_out_slots(num_kept, enters)
+        cache, self.cache = self.cache, None  # which will hold this call too
+        if routing == "mod" and self.config.mod_selection == "difference" and cache is not None:
+            before = cache.values_of_last_frame(layout.frames.shape[1])
+            if before is not None:
+                self.seen["frame before"] = before
 
     def _lay_out_slots(self, num_kept: int, enters: torch.Tensor) -> None:
         """The slots are the same in every routed layer: one for a text token, `num_kept` in a row for a frame. Rows
@@ -392,6 +419,30 @@ class FrameRouter:
         )
 
     @torch.no_grad()
+    def watch(self, layer: nn.Module, hidden_states: torch.Tensor) -> None:
+        """Remember what the training-free scores of later layers need of a layer's input `[B, T, D]`. Called when the
+        layer has chosen its own tokens.
+
+        Args:
+            layer (`VideoLLMMoDDecoderLayer`).
+        """
+        selection = self.config.mod_selection
+        if not self._layers or selection not in TRAINING_FREE or not self.layout.num_frames:
+            return
+        if selection == "change" and self.routes(layer.layer_idx + 1):
+            self.seen["input of the layer before"] = hidden_states.flatten(0, 1)[self.layout.frames]
+        elif selection == "difference" and layer.layer_idx == 0:
+            values = first_values(layer, hidden_states.flatten(0, 1)[self.layout.frames])
+            self.seen["difference"] = difference_scores(values, self._values_before(values))
+
+    def _values_before(self, values: torch.Tensor) -> torch.Tensor:
+        """`[F, N, V]` of the frame before each, from the `values` of this call and from the cache; zero for the first
+        frame of a stream."""
+        before, cached = values.roll(1, 0), self.seen.get("frame before")
+        earlier = torch.zeros_like(values) if cached is None else cached.to(values)[self.layout.owners]
+        return torch.where(self.layout.follows[:, None, None], before, earlier)
+
+    @torch.no_grad()
     def _choose(self, layer_idx: int, expert: LayerExpert | None, hidden_states: torch.Tensor) -> None:
         scores, priority = self._score(layer_idx, expert, hidden_states)
         self.kept[layer_idx] = select_tokens(priority, self._num_kept, self.config.mod_force_keep_last)
@@ -399,8 +450,13 @@ class FrameRouter:
             self.scores[layer_idx] = scores
 
     def _score(self, layer_idx, expert, hidden_states) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Scores `[F, N]` for the gate (None for the controls), and the priority `[F, N]` to select by."""
+        """Scores `[F, N]` for the gate (None without a LayerExpert), and the priority `[F, N]` to select by."""
         frames, selection = self.layout.frames, self.config.mod_selection
+        if selection == "change":
+            after = hidden_states.flatten(0, 1)[frames]
+            return None, change_scores(self.seen["input of the layer before"].to(after.device), after)
+        if selection == "difference":
+            return None, self.seen["difference"].to(frames.device)
         if selection == "uniform":
             return None, uniform_priority(frames, self._num_kept)
         if selection == "random":
@@ -444,6 +500,38 @@ def select_tokens(priority: torch.Tensor, num_kept: int, force_last: bool = Fals
         is_other = (order != priority.shape[1] - 1).int()
         order = order.gather(1, is_other.argsort(dim=1, stable=True))  # the last token first, then the others in order
     return order[:, :num_kept].sort(dim=1).values
+
+
+def change_scores(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
+    """float32 `[F, N]`: how much a layer changed a token, relative to the token. before, after: `[F, N, D]`."""
+    before, after = before.float(), after.float()
+    return (after - before).norm(dim=-1) / after.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def first_values(layer: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    """The values `[F, N, V]` of tokens `[F, N, D]` in a decoder layer: what others read of them by attention.
+
+    Raises:
+        `ValueError`: if this process holds only a part of them.
+    """
+    attention = layer.self_attn
+    values = attention.v_proj(layer.input_layernorm(tokens))
+    width = attention.config.num_key_value_heads * attention.head_dim
+    if values.shape[-1] != width:
+        raise ValueError(
+            "mod_selection='difference' cannot be used with tensor parallelism: each process holds "
+            f"{values.shape[-1]} of {width} values"
+        )
+    return values
+
+
+def difference_scores(values: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
+    """float32 `[F, N]`: how far the values of a token are from those of the same token of the frame before, both
+    `[F, N, V]`. 0 if they are equal but for rounding, which would otherwise choose among the tokens of a still image.
+    """
+    values = values.float()
+    distance = (values - before.float()).norm(dim=-1)
+    return distance.where(distance > SAME * values.norm(dim=-1), 0)
 
 
 def uniform_priority(frames: torch.Tensor, num_kept: int) -> torch.Tensor:

@@ -29,7 +29,7 @@ from torch.nn.attention.bias import causal_lower_right
 
 from .cache import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
-from .routing import GATE_STRENGTH, select_tokens, uniform_priority
+from .routing import GATE_STRENGTH, change_scores, difference_scores, first_values, select_tokens, uniform_priority
 from .static_graphs import (
     MAX_CAPTURED,
     TEXT_LENGTHS,
@@ -225,10 +225,10 @@ class StaticStep:
             self.index.view(frames, -1)[:, 0] = self.offsets[:: per_frame + 1]
             self.scale = torch.tensor([[1.0], [0.0]], device=device).repeat(1, self.slots)
             if shape.selection == "uniform":
-                numbers = self.offsets.view(frames, -1)[:, 1:]
-                kept = select_tokens(uniform_priority(numbers, shape.num_kept), shape.num_kept, shape.force_last)
-                self.kept.copy_(kept.expand_as(self.kept))
-                self.index.view(frames, -1)[:, 1:] = numbers.gather(1, kept)
+                self._keep(uniform_priority(self.offsets.view(frames, -1)[:, 1:], shape.num_kept))
+            self.before = buffer(frames, per_frame, text.hidden_size) if shape.selection == "change" else None
+            width = text.num_key_value_heads * text.head_dim
+            self.values_before = buffer(streams, per_frame, width) if shape.selection == "difference" else None
         else:
             self.rows = self.offsets if shape.every else buffer(streams, dtype=torch.long)
         self.logits = buffer(len(self.rows), model.lm_head.out_features)
@@ -246,6 +246,17 @@ class StaticStep:
             part.view(dtype)[: len(part)].view(size)
             for part, dtype, size in zip(parts, dtypes, self._sizes, strict=True)
         ]
+
+    def _keep(self, priority: torch.Tensor, which: int | None = None) -> None:
+        """Keep the tokens of each frame with the highest priority `[F, N]`, in the routed layer of that number or in
+        all of them."""
+        kept = select_tokens(priority, self.shape.num_kept, self.shape.force_last)
+        if which is None:
+            self.kept.copy_(kept.expand_as(self.kept))
+        else:
+            self.kept[which].copy_(kept)
+        frames = len(kept)
+        self.index.view(frames, -1)[:, 1:] = self.offsets.view(frames, -1)[:, 1:].gather(1, kept)
 
     def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
         """Reserve slots in the caches, and write the inputs of a call into the buffers. There may be fewer streams
@@ -269,6 +280,10 @@ class StaticStep:
         if features:
             joined = features[0] if len(features) == 1 else torch.cat(features)
             self.features[: len(joined)].copy_(joined)
+            if self.values_before is not None:
+                for own, cache in zip(self.values_before, caches, strict=False):
+                    found = cache.values_of_last_frame(len(own))
+                    own.copy_(torch.zeros_like(own) if found is None else found[0])
 
     def forward(self, attend=None) -> None:
         """Run the step, from the buffers into the buffers.
@@ -280,6 +295,8 @@ class StaticStep:
         self._embed()
         positions = self.table[0, :, 5:6] + self.offsets.view(shape.streams, -1)
         rotary = [part[0] for part in language.rotary_emb(self.x[None], positions.view(1, -1))]
+        if shape.frames and shape.routed and shape.selection == "difference":
+            self._keep(self._differences(language.layers[0]))
         for number, layer in enumerate(language.layers):
             own = rotary if layer.self_attn.has_rope else list(map(torch.full_like, rotary, (1.0, 0.0)))
             self._run_layer(number, layer, own, attend)
@@ -301,6 +318,17 @@ class StaticStep:
                 return
             self.rows.copy_(self.offsets[:: self.shape.tokens] + self.table[0, :, 6] - 1)
 
+    @property
+    def _frame_tokens(self) -> torch.Tensor:
+        """`[F, N, D]`, of all streams."""
+        return self.x.view(len(self.features), -1, self.x.shape[1])[:, 1:]
+
+    def _differences(self, first_layer) -> torch.Tensor:
+        """Scores `[F, N]` of `mod_selection="difference"`."""
+        values = first_values(first_layer, self._frame_tokens).unflatten(0, (self.shape.streams, -1))
+        before = torch.cat([self.values_before[:, None], values[:, :-1]], dim=1)
+        return difference_scores(values, before).flatten(0, 1)
+
     def _run_layer(self, number: int, layer, rotary, attend) -> None:
         shape, ops, index, scale = self.shape, self.ops, None, None
         slots, counts = len(self.x), self._added[number].tolist()
@@ -310,6 +338,10 @@ class StaticStep:
                 size, which = (*self.scores.shape[1:], shape.num_kept), shape.routed.index(number)
                 scores, kept = self.scores[which], self.kept[which]
                 ops.route(self.x, layer, size, index, scale, scores, kept, shape.gate, shape.force_last)
+            elif shape.selection == "change":
+                self._keep(change_scores(self.before, self._frame_tokens), shape.routed.index(number))
+        if shape.frames and shape.selection == "change" and number + 1 in shape.routed:
+            self.before.copy_(self._frame_tokens)
         buffers = self.queries, self.attended, self.residual, self.intermediate
         queries, attended, residual, intermediate = (buffer[:slots] for buffer in buffers)
         own = [cache.layers[number] for cache in self._caches] + [None] * (shape.streams - len(self._caches))

@@ -97,7 +97,7 @@ def test_each_row_rolls_back_to_its_own_position():
         assert_near(logits[index], model(**row).logits[0, -1:])
 
 
-@pytest.mark.parametrize("name", ["learned", "random", "early exit", "layer skip"])
+@pytest.mark.parametrize("name", ["learned", "random", "early exit", "layer skip", "change", "difference"])
 def test_a_padded_batch_continues_as_each_row_alone(name):
     """Rows with different numbers of frames in every call, some with none."""
     model = tiny_model(4, **ROUTINGS[name])

@@ -99,7 +99,7 @@ def test_text_only_equals_stock_llama(name):
 
 
 @pytest.mark.parametrize("implementation", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", ["learned", "random", "layer skip"])
+@pytest.mark.parametrize("name", ["learned", "random", "layer skip", "change", "difference"])
 def test_packed_sequences_do_not_see_each_other(implementation, name):
     """Positions that restart mark packed sequences, as in stock Llama, in routed layers too."""
     model = tiny_model(4, **ROUTINGS[name])

@@ -51,7 +51,7 @@ def test_any_interleaving_of_steps_and_other_changes(seed):
     inference mode in between, are compared with caches that only the model's calls fill."""
     rng = random.Random(seed)
     torch.manual_seed(seed)
-    names = [name for name in ("learned", "full") if name in ROUTINGS]
+    names = [name for name in ("learned", "full", "difference") if name in ROUTINGS]
     model = tiny_model(seed, **ROUTINGS[names[seed % len(names)]])
     fast = Watched(model, PlainOps)
     rotation = KeyRotation(model.model.language_model.rotary_emb)

@@ -106,7 +106,8 @@ def naive_forward(model, ids: list[int], features: torch.Tensor):
     last = {frame[-1] for frame in frames}
     separators = {i for i, token_id in enumerate(ids) if token_id == SEPARATOR and i - 1 in last}
 
-    kept_by_layer = {}
+    kept_by_layer, before = {}, None
+    values = [language.layers[0].self_attn.v_proj(rms(x, language.layers[0].input_layernorm)) for x in tokens]
     for layer_idx, layer in enumerate(language.layers):
         enters, gates = set(range(len(ids))), {}
         if text.vision_routing == "mod" and layer_idx in routed_layers(text):
@@ -117,6 +118,13 @@ def naive_forward(model, ids: list[int], features: torch.Tensor):
                 if text.mod_selection == "learned":
                     expert = layer.layer_expert
                     scores = [expert.weight[0] @ tokens[i] + expert.bias[0] for i in frame]
+                elif text.mod_selection == "change":
+                    scores = [(tokens[i] - before[i]).norm() / tokens[i].norm() for i in frame]
+                elif text.mod_selection == "difference":
+                    earlier = [values[i] for i in frames[number - 1]] if number else [0 * values[i] for i in frame]
+                    for j, (i, x) in enumerate(zip(frame, earlier, strict=True)):
+                        apart = (values[i] - x).norm()
+                        scores[j] = apart if apart * 256 > values[i].norm() else scores[j]
                 kept = keep_of_frame(text, [s.item() for s in scores], layer_idx, number)
                 kept_by_layer[layer_idx].append(kept)
                 for j in kept:
@@ -127,7 +135,7 @@ def naive_forward(model, ids: list[int], features: torch.Tensor):
             text.vision_routing == "layer_skip" and layer_idx % 2 == 1
         ):
             enters -= vision | separators
-        order = sorted(enters)
+        order, before = sorted(enters), list(tokens)
         outputs = decoder_layer(layer, text, [tokens[i] for i in order], order)
         for i, y in zip(order, outputs, strict=True):
             if i in gates and text.mod_gate == "residual":

@@ -152,4 +152,8 @@ ROUTINGS = {
     "early exit": {"vision_routing": "early_exit", "early_exit_layer": 2},
     "early exit at once": {"vision_routing": "early_exit", "early_exit_layer": 0},
     "layer skip": {"vision_routing": "layer_skip"},
+    "change": {"mod_selection": "change"},
+    "change, deep": {"mod_selection": "change", "mod_layers": "all_deep", "mod_force_keep_last": True},
+    "difference": {"mod_selection": "difference"},
+    "difference, deep": {"mod_selection": "difference", "mod_layers": "all_deep", "mod_force_keep_last": True},
 }
