@@ -419,7 +419,7 @@ class FrameRouter:
         )
 
     @torch.no_grad()
-    def watch(self, layer: nn.Module, hidden_states: torch.Tensor) -> None:
+    def watch(self, layer, hidden_states: torch.Tensor) -> None:
         """Remember what the training-free scores of later layers need of a layer's input `[B, T, D]`. Called when the
         layer has chosen its own tokens.
 
@@ -508,7 +508,7 @@ def change_scores(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     return (after - before).norm(dim=-1) / after.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-def first_values(layer: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+def first_values(layer, tokens: torch.Tensor) -> torch.Tensor:
     """The values `[F, N, V]` of tokens `[F, N, D]` in a decoder layer: what others read of them by attention.
 
     Raises:

@@ -226,9 +226,9 @@ class StaticStep:
             self.scale = torch.tensor([[1.0], [0.0]], device=device).repeat(1, self.slots)
             if shape.selection == "uniform":
                 self._keep(uniform_priority(self.offsets.view(frames, -1)[:, 1:], shape.num_kept))
-            self.before = buffer(frames, per_frame, text.hidden_size) if shape.selection == "change" else None
-            width = text.num_key_value_heads * text.head_dim
-            self.values_before = buffer(streams, per_frame, width) if shape.selection == "difference" else None
+            changes, differs = (shape.selection == name for name in ("change", "difference"))
+            self.before = buffer(frames, per_frame, text.hidden_size * changes)
+            self.values_before = buffer(streams, per_frame, math.prod(self.heads) * differs)
         else:
             self.rows = self.offsets if shape.every else buffer(streams, dtype=torch.long)
         self.logits = buffer(len(self.rows), model.lm_head.out_features)
@@ -280,7 +280,7 @@ class StaticStep:
         if features:
             joined = features[0] if len(features) == 1 else torch.cat(features)
             self.features[: len(joined)].copy_(joined)
-            if self.values_before is not None:
+            if shape.selection == "difference":
                 for own, cache in zip(self.values_before, caches, strict=False):
                     found = cache.values_of_last_frame(len(own))
                     own.copy_(torch.zeros_like(own) if found is None else found[0])
