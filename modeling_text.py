@@ -428,7 +428,8 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             position_ids (`int64 [B, T]` or `[1, T]`, *optional*): of these tokens; if omitted they continue the cache.
             cache (`MoDCache`, *optional*): of earlier calls for the same streams.
             layout (`StreamLayout`, *optional*): where the frames are; if omitted, every token is text.
-            keep_ratio (`float`, *optional*): of this call, in (0, 1]; `config.mod_keep_ratio` if omitted.
+            keep_ratio (`float`, *optional*): of this call, in [0, 1]; `config.mod_keep_ratio` if omitted. At 0 all
+                vision tokens skip the routed layers.
         """
         check_arguments(kwargs, self.config._attn_implementation)
         if (input_ids is None) == (inputs_embeds is None):

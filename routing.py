@@ -331,7 +331,7 @@ class FrameRouter:
 
     layout: StreamLayout
     config: VideoLLMMoDTextConfig
-    keep_ratio: float | None = None  # of this call; the config's if None
+    keep_ratio: float | None = None  # of this call, in [0, 1]; the config's if None
     cache: MoDCache | PackedCache | None = None  # as it was before this call
     scores: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> float32 [F, N], of its LayerExpert
     kept: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> int64 [F, k], ascending
@@ -341,7 +341,8 @@ class FrameRouter:
         self.config.check_routing()
         if self.keep_ratio is None:
             self.keep_ratio = self.config.mod_keep_ratio
-        check_keep_ratio("keep_ratio", self.keep_ratio)
+        if self.keep_ratio != 0:
+            check_keep_ratio("keep_ratio", self.keep_ratio)
         routing, layout = self.config.vision_routing, self.layout
         self._layers: tuple[int, ...] = ()
         if routing == "full" or (layout.num_frames == 0 and (routing == "mod" or not layout.is_separator.any())):
@@ -349,7 +350,8 @@ class FrameRouter:
         num_layers = self.config.num_hidden_layers
         if routing == "mod":
             self._layers = self.config.routed_layers
-            num_kept, enters = num_kept_tokens(self.keep_ratio, layout.frames.shape[1]), layout.is_text
+            enters = layout.is_text
+            num_kept = num_kept_tokens(self.keep_ratio, layout.frames.shape[1]) if self.keep_ratio else 0
         else:
             first, step = (self.config.early_exit_layer, 1) if routing == "early_exit" else (1, 2)
             self._layers = tuple(range(first, num_layers, step))

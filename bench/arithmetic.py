@@ -10,6 +10,7 @@ import time
 import torch
 
 from ..configuration_videollm_mod import num_kept_tokens
+from ..evaluation.operations import layer_maps
 
 
 def layer_tokens(model, inputs: dict) -> tuple[int, int]:
@@ -23,10 +24,7 @@ def layer_tokens(model, inputs: dict) -> tuple[int, int]:
 def step_operations(model, inputs: dict, rank: int, routed: bool, all_logits: bool) -> float:
     """Floating-point operations of a step with adapters of `rank`."""
     text = model.config.text_config
-    hidden, inner, head_dim = text.hidden_size, text.intermediate_size, text.head_dim
-    queries, keys = text.num_attention_heads * head_dim, text.num_key_value_heads * head_dim
-    maps = [(hidden, queries), (hidden, keys), (hidden, keys), (queries, hidden), (hidden, inner), (hidden, inner)]
-    maps.append((inner, hidden))
+    hidden, queries, maps = text.hidden_size, text.num_attention_heads * text.head_dim, layer_maps(text)
 
     def linear(tokens: int, shapes: list[tuple[int, int]]) -> float:
         large = sum(a * b for a, b in shapes)
