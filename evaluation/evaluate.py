@@ -18,6 +18,7 @@ from ..data.processes import process_state
 from ..loading.checkpoint import load_checkpoint
 from ..loading.find import find_checkpoint
 from ..memory import frames_in_context
+from ..speaking import DEFAULT_THRESHOLD, default_threshold
 from .answering import answers
 from .answers import Taxonomy
 from .captions import NEEDS_JAVA
@@ -85,6 +86,22 @@ def fingerprint_of(folder: str) -> str:
     return digest.hexdigest()[:16]
 
 
+def threshold_of(options: EvaluateOptions, config) -> float:
+    """The threshold of P(silence). Teacher-forced decisions are always those of the rule `"trained"`."""
+    if options.threshold is not None:
+        return options.threshold
+    return default_threshold(config.speak_rule if options.self_conditioned else "trained", config.verify_margin)
+
+
+def check_rule(options: EvaluateOptions, config) -> None:
+    """Raise `ValueError` if the model has not learned the decisions that are to be scored."""
+    if options.task in STREAMING and not options.self_conditioned and config.frame_separator_token_id is None:
+        raise ValueError(
+            f"the task {options.task!r} needs `--self-conditioned` for this model: it has no frame separator, so it "
+            "predicts no silence that could be scored teacher-forced"
+        )
+
+
 def evaluate_batch(options: EvaluateOptions, model, processor, examples: list[Example]) -> list[dict]:
     """The results of a batch of streams; for their fields see `tasks`."""
     if options.self_conditioned:
@@ -106,7 +123,7 @@ def evaluate_batch(options: EvaluateOptions, model, processor, examples: list[Ex
     features = [encode(model, processor, example.frames) for example in examples]
     conversations = [example.messages for example in examples]
     if options.task in STREAMING:
-        forced = teacher_forced(model, processor, conversations, features, options.threshold)
+        forced = teacher_forced(model, processor, conversations, features, threshold_of(options, model.config))
         return [{**asdict(stream), "fps": example.fps} for stream, example in zip(forced, examples, strict=True)]
     said = answers(
         model,
@@ -178,7 +195,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         "self_conditioned": options.self_conditioned,
         "data": source.about,
         "model": " on ".join(fingerprint_of(str(source)) for source in (found.adapter, found.base) if source),
-        "threshold": options.threshold,
+        "threshold": DEFAULT_THRESHOLD if options.threshold is None else options.threshold,
         "keep_ratio": options.keep_ratio,
         "dtype": options.dtype,
     }
@@ -191,6 +208,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     model, processor = load_checkpoint(options.model, device=device, dtype=options.dtype)
     if options.keep_ratio is not None:
         model.keep_ratio = options.keep_ratio
+    check_rule(options, model.config)
     source.open(model, processor)
     state.wait_for_everyone()
 
@@ -204,6 +222,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
     result = {
         "command": command,
         **settings,
+        "threshold": threshold_of(options, model.config),
         **summarise(options, ordered, categories, source),
         "processes": state.num_processes,
         "device": f"{model.device.type}, {str(model.dtype).removeprefix('torch.')}",

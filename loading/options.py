@@ -8,7 +8,10 @@ from ..speaking import DEFAULT_THRESHOLD
 from .find import find_checkpoint
 
 MODEL = "folder or Hub id of a checkpoint or adapter (default: the checkpoint of the package)"
-THRESHOLD = f"speak when P(silence) is below this (default: {DEFAULT_THRESHOLD})"
+THRESHOLD = (
+    f"speak when P(silence) is below this (default: {DEFAULT_THRESHOLD}, or for the rule verify what the checkpoint's "
+    "margin says)"
+)
 KEEP_RATIO = "share of vision tokens that routed layers keep (default: the checkpoint's own)"
 DTYPE = "dtype of the weights (default: the checkpoint's own, float32 on a CPU)"
 
@@ -18,13 +21,13 @@ class ModelOptions:
     """Options of the model, checked by `check`, which raises `ValueError` or `OSError` and names the option."""
 
     model: Annotated[str | None, MODEL] = None
-    threshold: Annotated[float, THRESHOLD, {"metavar": "P"}] = DEFAULT_THRESHOLD
+    threshold: Annotated[float | None, THRESHOLD, {"metavar": "P"}] = None
     keep_ratio: Annotated[float | None, KEEP_RATIO, {"metavar": "R"}] = None
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], DTYPE] = "auto"
     device: Annotated[str, "cpu, cuda, cuda:N or mps (default: the best one there is)"] = "auto"
 
     def check(self) -> None:
-        if not 0 <= self.threshold <= 1:
+        if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise ValueError(f"`--threshold` must be in [0, 1], got {self.threshold:g}")
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise ValueError(f"`--keep-ratio` must be in (0, 1], got {self.keep_ratio:g}")

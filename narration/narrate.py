@@ -187,7 +187,8 @@ def narrate(options: NarrateOptions, load: Callable = NarrateOptions.load, echo:
         model, processor = load(options)
         session = open_session(options, model, processor)
         letterbox = processor.video_processor.do_pad
-        with Outputs(options, source, model.config, letterbox, fps, echo) as outputs:
+        threshold = session.speak_threshold
+        with Outputs(options, source, model.config, letterbox, fps, threshold, echo) as outputs:
             arguments = (session, source, fps, queries, outputs.event, outputs.frame)
             if source.live is None:
                 narration = Narration(*arguments)
@@ -205,12 +206,13 @@ def narrate(options: NarrateOptions, load: Callable = NarrateOptions.load, echo:
 
 
 def open_session(options: NarrateOptions, model, processor):
-    """A `StreamingSession` with the options of the command."""
+    """A `StreamingSession` with the options of the command. A margin implies the rule that it is for."""
     from ..memory import frames_in_context  # as slow to import as the model
 
     return model.stream(
         processor,
-        speak_threshold=options.threshold,
+        speak_rule=options.speak_rule if options.margin is None else "verify",
+        speak_threshold=options.threshold if options.margin is None else math.exp(-options.margin),
         keep_ratio=options.keep_ratio,
         max_cached_frames=options.max_cached_frames or frames_in_context(model.config),
     )

@@ -66,6 +66,17 @@ class NarrateOptions(ModelOptions):
         {"flag": "--query", "metavar": "TEXT[@SECONDS]"},
     ] = field(default_factory=list)
     fps: Annotated[float | None, "frames per second that the model sees (default: the checkpoint's own)"] = None
+    speak_rule: Annotated[
+        Literal["trained", "verify"] | None,
+        "when to speak: as the model was trained to, or when its last narration no longer holds, which needs no "
+        "training (default: the checkpoint's own)",
+    ] = None
+    margin: Annotated[
+        float | None,
+        "with the rule verify, and instead of --threshold: a narration holds until the best token is more probable "
+        "than one of its own by this many nats (default: the checkpoint's own)",
+        {"metavar": "M"},
+    ] = None
     max_cached_frames: Annotated[
         int | None, "frames to remember (default: as many as fit into the model's context)", {"metavar": "N"}
     ] = None
@@ -98,8 +109,15 @@ class NarrateOptions(ModelOptions):
             check_fps("`--fps`", self.fps)
             if self.fps > MAX_FPS:
                 raise ValueError(f"`--fps` must be at most {MAX_FPS:g}, got {self.fps:g}")
-        if self.max_cached_frames is not None and self.max_cached_frames < 4:
-            raise ValueError(f"`--max-cached-frames` must be at least 4, got {self.max_cached_frames}")
+        if self.margin is not None:
+            if not 0 <= self.margin < math.inf:
+                raise ValueError(f"`--margin` must be a number of nats from 0 on, got {self.margin:g}")
+            if self.speak_rule == "trained":
+                raise ValueError("`--margin` is for `--speak-rule verify`, not for the trained rule")
+            if self.threshold is not None:
+                raise ValueError("`--margin` and `--threshold` say the same, give one of them")
+        if self.max_cached_frames is not None and self.max_cached_frames < 1:
+            raise ValueError(f"`--max-cached-frames` must be at least 1, got {self.max_cached_frames}")
         if self.when_behind not in (None, *WHEN_BEHIND):
             raise ValueError(f"`--when-behind` must be {' or '.join(WHEN_BEHIND)}, got {self.when_behind!r}")
         self.parsed_queries()

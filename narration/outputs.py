@@ -26,6 +26,7 @@ class Outputs:
         source (`Source`): for the progress bar.
         config (`VideoLLMMoDConfig`), letterbox (`bool`): of the model and its video processor, for the overlay.
         fps (`float`): frames per second of the source.
+        threshold (`float`): of P(silence), for the overlay.
         echo (`Callable[[StreamEvent], None]`, *optional*): called with each event.
     """
 
@@ -36,6 +37,7 @@ class Outputs:
         config,
         letterbox: bool,
         fps: float,
+        threshold: float,
         echo: Callable | None = None,
     ):
         self.fps, self.duration, self.echo = fps, source.duration or math.inf, echo
@@ -47,7 +49,7 @@ class Outputs:
             if options.overlay is not None:
                 from .overlay import OverlayVideo
 
-                self.overlay = OverlayVideo(options.overlay, config, fps, options.threshold, letterbox)
+                self.overlay = OverlayVideo(options.overlay, config, fps, threshold, letterbox)
                 stack.callback(self.overlay.close)
             self.bar = stack.enter_context(progress_bar(source))
             self._open = stack.pop_all()

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..speaking import DEFAULT_THRESHOLD, StreamEvent, WatchedFrame
+from ..speaking import StreamEvent, WatchedFrame
 from ..streaming import StreamingSession
 from .models import ZERO_GPU, Models, gpu
 
@@ -21,12 +21,12 @@ class Controls:
 
     Args:
         keep_ratio (`float`, *optional*): in (0, 1].
-        threshold (`float`): in [0, 1].
+        threshold (`float`, *optional*): in [0, 1].
         memory (`int`, *optional*): frames to remember.
     """
 
     keep_ratio: float | None = None
-    threshold: float = DEFAULT_THRESHOLD
+    threshold: float | None = None
     memory: int | None = None
 
 
@@ -68,7 +68,9 @@ class Result:
 
 def run_request(session: StreamingSession, request: Request, on_piece: Callable[[str], None] | None = None) -> Result:
     """Run a request. `on_piece` is called with the answer so far."""
-    session.keep_ratio, session.speak_threshold = request.controls.keep_ratio, request.controls.threshold
+    session.keep_ratio = request.controls.keep_ratio
+    if request.controls.threshold is not None:
+        session.speak_threshold = request.controls.threshold
     if request.controls.memory not in (None, session.max_cached_frames):
         session.remember(request.controls.memory)
     if request.question is not None:
@@ -81,14 +83,20 @@ def run_request(session: StreamingSession, request: Request, on_piece: Callable[
     features = (
         session.encode(request.images) if request.features is None else request.features.to(session.model.device)
     )
-    before = session.stats["seconds"]["language"]
+    before = language_seconds(session)
     seen: list[Seen] = []
     for watched in session.watch_encoded(features, list(request.times)):
         kept = tuple(None if tokens is None else tokens.cpu() for tokens in watched.kept)
         seen.append(Seen(replace(watched, kept=kept), session.stats["kv_bytes"], 0.0))
-    spent = 1000 * (session.stats["seconds"]["language"] - before) / max(1, len(seen))
+    spent = 1000 * (language_seconds(session) - before) / max(1, len(seen))
     seen = [replace(frame, milliseconds=spent) for frame in seen]
     return Result(seen, [frame.watched.event for frame in seen if frame.watched.event is not None], features)
+
+
+def language_seconds(session: StreamingSession) -> float:
+    """The language model's time for watching frames, with that for verifying narrations."""
+    seconds = session.stats["seconds"]
+    return seconds["language"] + seconds.get("verify", 0.0)
 
 
 MODELS: Models  # for this process, and those forked from it; set by `Lane`

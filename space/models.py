@@ -9,6 +9,7 @@ import torch
 from ..commands.threads import allowed_cores
 from ..loading.checkpoint import load_checkpoint
 from ..memory import frames_in_context
+from ..speaking import default_threshold
 
 try:
     import spaces
@@ -44,6 +45,7 @@ class Models:
         self.fps = float(processor.video_processor.fps)
         self.max_frames = frames_in_context(model.config)
         self.default_keep_ratio = model.keep_ratio
+        self.default_threshold = default_threshold(self.config.speak_rule, self.config.verify_margin)
         self.slots = threading.Semaphore(1)  # requests that may run at the same time
         if self.device.type == "cpu":
             # several streams are faster with one core each than with all cores for one
@@ -75,6 +77,7 @@ class Models:
             "layers": text.num_hidden_layers,
             "routed_layers": list(text.routed_layers),
             "keep_ratio": self.default_keep_ratio,
+            "threshold": self.default_threshold,
             "max_frames": self.max_frames,
             "parameters": sum(p.numel() for p in self.lanes["mod"].parameters()),
             "device": self.device.type,

@@ -234,8 +234,10 @@ class Stream:
         if not seen:
             raise ValueError("There is nothing to show yet: the model has not watched a frame.")
         path = self.clip.folder / f"{self.id}.overlay.mp4"
+        threshold = self.controls.threshold
+        threshold = self.models.default_threshold if threshold is None else threshold
         letterbox = bool(self.models.processor.video_processor.do_pad)
-        video = OverlayVideo(path, self.models.config, self.models.fps, self.controls.threshold, letterbox)
+        video = OverlayVideo(path, self.models.config, self.models.fps, threshold, letterbox)
         try:
             for image, frame in zip(self._images(), seen, strict=False):
                 while events and events[0].time <= frame.watched.time:

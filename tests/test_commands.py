@@ -103,9 +103,12 @@ def test_a_command_is_run_with_its_options():
 
 
 def test_the_threshold_has_one_default():
+    """Without one, a session takes that of its rule."""
     arguments = cli.build_parser().parse_args(["narrate", "x"])
-    assert arguments.threshold == NarrateOptions("x").threshold == DEFAULT_THRESHOLD
-    assert f"below this (default: {DEFAULT_THRESHOLD})" in " ".join(COMMANDS["narrate"].format_help().split())
+    assert arguments.threshold is NarrateOptions("x").threshold is None
+    assert f"below this (default: {DEFAULT_THRESHOLD}, or for the rule verify" in " ".join(
+        COMMANDS["narrate"].format_help().split()
+    )
 
 
 def test_a_count_agrees_with_its_noun():

@@ -2,21 +2,28 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from comparing import assert_near, assert_same_cache, assert_same_events
 from safetensors.torch import save_file
-from small_data import small_model
+from small_data import small_model, write_video
 from transformers import GenerationConfig
 
 from videollm_mod import StreamingSession, StreamPool
 from videollm_mod import steps as steps_module
 from videollm_mod.cache import MoDCache
+from videollm_mod.evaluation.evaluate import check_rule, threshold_of
+from videollm_mod.evaluation.options import EvaluateOptions
 from videollm_mod.generation import TokenSampler
 from videollm_mod.memory import FIELDS
+from videollm_mod.narration.narrate import narrate, open_session
+from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.session_state import FORMAT, checksum, read_session
+from videollm_mod.space.lane import Controls, Lane, Request
+from videollm_mod.space.models import Models
 from videollm_mod.speaking import Reply
 from videollm_mod.static_step import PlainOps, StaticLanguageModel
 
@@ -301,3 +308,69 @@ def test_a_session_saved_in_version_3_is_read(small, tmp_path):
     loaded = StreamingSession.load(tmp_path / "s", *small)
     assert (loaded.speak_rule, loaded.stats.verified, loaded.stats.frames) == ("trained", 0, 4)
     assert_same_cache(loaded.cache, session.cache)
+
+
+def test_narrate_takes_the_rule_and_its_margin(small, tmp_path):
+    """The margin of the command is that of the session; without one the checkpoint's configuration decides."""
+    model, processor = small
+    source = write_video(tmp_path / "a.mp4", 10)
+    model.save_pretrained(tmp_path / "m")
+    processor.save_pretrained(tmp_path / "m")
+    options = {"model": str(tmp_path / "m"), "device": "cpu", "fps": 4.0}
+    for given, expected in (
+        ({}, ("trained", 0.725)),
+        ({"speak_rule": "verify"}, ("verify", 1.0)),
+        ({"speak_rule": "verify", "threshold": 0.5}, ("verify", 0.5)),
+        ({"margin": 0.3}, ("verify", math.exp(-0.3))),
+    ):
+        session = open_session(NarrateOptions(str(source), **options, **given), model, processor)
+        assert (session.speak_rule, session.speak_threshold) == expected
+    output = tmp_path / "events.jsonl"
+    stats = narrate(NarrateOptions(str(source), margin=700.0, output=output, overlay=tmp_path / "o.mp4", **options))
+    assert (stats["narrations"], stats["verified"]) == (1, 9) and stats["seconds"]["verify"] > 0
+    assert json.loads(output.read_text().splitlines()[0])["silence_probability"] == 0
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        ({"margin": -1.0}, "`--margin` must be a number of nats from 0 on, got -1"),
+        ({"margin": math.inf}, "`--margin` must be a number of nats from 0 on, got inf"),
+        (
+            {"margin": 1.0, "speak_rule": "trained"},
+            "`--margin` is for `--speak-rule verify`, not for the",
+        ),
+        ({"margin": 1.0, "threshold": 0.5}, "`--margin` and `--threshold` say the same, give one of them"),
+    ],
+)
+def test_wrong_margins_are_refused(given, message):
+    with pytest.raises(ValueError, match=message):
+        NarrateOptions("a.mp4", **given).check()
+
+
+def test_evaluation_follows_the_rule(small):
+    config = small[0].config
+    forced, free = (EvaluateOptions(task="narration", self_conditioned=free) for free in (False, True))
+    assert threshold_of(forced, config) == threshold_of(free, config) == 0.725
+    config = SimpleNamespace(speak_rule="verify", verify_margin=0.5, frame_separator_token_id=None)
+    assert (threshold_of(forced, config), threshold_of(free, config)) == (0.725, math.exp(-0.5))
+    check_rule(free, config)
+    with pytest.raises(ValueError, match="the task 'narration' needs `--self-conditioned` for this model"):
+        check_rule(forced, config)
+
+
+def test_the_space_takes_the_rule_of_the_model(small, tmp_path):
+    model, processor = small
+    models = Models(model, processor)
+    assert models.describe()["threshold"] == 0.725
+    model.config.speak_rule = "verify"
+    try:
+        models = Models(model, processor)
+        assert models.describe()["threshold"] == 1.0
+        lane = Lane(models, "mod", Controls(), None, tmp_path)
+        lane.run(Request(Controls(), images(50)[:5], tuple(range(5))))
+        alone = verifying(small, max_new_tokens=64, max_cached_frames=models.max_frames)
+        assert_same_events(lane.events, alone.push(images(50)[:5], list(range(5))))
+        assert all(seen.milliseconds > 0 for seen in lane.seen)
+    finally:
+        model.config.speak_rule = "trained"

@@ -327,6 +327,7 @@ function listen() {
     $("suggestions").append(button);
   }
   $("keep-ratio").value = about.model.keep_ratio;
+  $("threshold").value = about.model.threshold;
   $("memory").max = $("memory").value = about.model.max_frames;
   const tell = {
     "keep-ratio": (value) => `${Math.round(100 * value)} %: ${Math.ceil(Number((value * about.model.tokens).toFixed(6)))} of ${about.model.tokens} tokens`,
