@@ -6,6 +6,7 @@ Shapes: `F` frames, `H` and `W` pixels.
 import functools
 import math
 import os
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -28,9 +29,25 @@ IMAGE_NAMES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 PIXELS_AT_ONCE = 16 * 1280 * 720  # pixels that are held as float32 at full resolution
 # options of what is done with each frame
 FRAME_OPTIONS: tuple[str, ...] = ("do_resize", "size", "resample", "do_pad", "do_rescale", "rescale_factor")
-FRAME_OPTIONS += ("do_normalize", "image_mean", "image_std", "do_center_crop", "crop_size", "max_image_size")
-INTERPOLATIONS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}  # by the numbers of PIL's resampling filters
+FRAME_OPTIONS += (
+    "do_normalize",
+    "image_mean",
+    "image_std",
+    "do_center_crop",
+    "crop_size",
+    "max_image_size",
+    "as_pictures",
+)
+INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by the numbers of PIL's resampling filters
 LARGEST_EDGE = 4096  # of an image whose longest edge is resized
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+# the defaults of the families' own processors in transformers
+CLIP_FRAMES: dict[str, Any] = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+CLIP_FRAMES |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "do_center_crop": True}
+ONEVISION_FRAMES: dict[str, Any] = {"size": {"height": 384, "width": 384}}
+ONEVISION_FRAMES |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+SMOLVLM_FRAMES: dict[str, Any] = {"size": {"longest_edge": 4 * 364}, "max_image_size": {"longest_edge": 364}}
+SMOLVLM_FRAMES |= {"resample": 1}
 
 
 class FrameOptions(VideosKwargs, total=False):
@@ -39,6 +56,7 @@ class FrameOptions(VideosKwargs, total=False):
     max_image_size: dict[str, int] | None
     image_size: dict[str, int] | None
     do_image_splitting: bool
+    as_pictures: bool
 
 
 def channels_first(frames: torch.Tensor, input_data_format: str | None = None) -> torch.Tensor:
@@ -124,12 +142,15 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     allowed.
 
     Args:
-        size (`dict`, defaults to 384 x 384): `{"height": int, "width": int}`, or the length of one edge, which keeps
-            the aspect ratio: `{"shortest_edge": int}` with `do_center_crop` (CLIP), or `{"longest_edge": int}` with
-            `max_image_size` (SmolVLM, Idefics3).
+        size (`dict`, defaults to 384 x 384): `{"height": int, "width": int}`; with `as_pictures` also the length of
+            one edge, which keeps the aspect ratio: `{"shortest_edge": int}` with `do_center_crop` (CLIP), or
+            `{"longest_edge": int}` with `max_image_size` (SmolVLM, Idefics3).
         do_pad (`bool`, defaults to `True`): letterbox: keep the aspect ratio and pad with black on both sides.
             Otherwise frames are stretched.
-        resample (`int`, defaults to 3): 1 Lanczos, 2 bilinear, 3 bicubic (as SigLIP and CLIP), all antialiased.
+        resample (`int`, defaults to 3): 2 bilinear, 3 bicubic (as SigLIP and CLIP), with `as_pictures` also 1 Lanczos;
+            all antialiased.
+        as_pictures (`bool`, defaults to `False`): stretch, and round in between as PIL does, for models that were
+            trained so: pixel values are within one grey level of those of the family's own processor.
         do_center_crop (`bool`), crop_size (`dict`): cut `{"height": int, "width": int}` out of the middle.
         max_image_size (`dict`, *optional*): `{"longest_edge": int}`, the side of the square to which frames are
             stretched at last, and that of the tiles of an image.
@@ -161,6 +182,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     max_image_size: dict[str, int] | None = None
     image_size: dict[str, int] | None = None
     do_image_splitting = False
+    as_pictures = False
     valid_kwargs = FrameOptions
     do_convert_rgb = False
     do_sample_frames = False
@@ -211,13 +233,12 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
                 across = math.ceil(int(down * (width / height)) / side) * side
             rows, columns = (down // side, across // side) if max(down, across) > side else (0, 0)
             sizes.append((down, across))
-        image = resize_in_turn(image, [*sizes, sizes[-1]], self.resample, top)
-        frames = resize_in_turn(image, [(side, side)] * 2, self.resample, top)
+        image = resize_as_pictures(image, sizes, self.resample, top)
+        frames = resize_as_pictures(image, [(side, side)], self.resample, top)
         if rows:
             tiles = image[0].unflatten(2, (columns, side)).unflatten(1, (rows, side))  # [3, rows, side, columns, side]
             frames = torch.cat([tiles.permute(1, 3, 0, 2, 4).flatten(0, 1), frames])
-        frames = frames.clamp(0, top)
-        return (frames.round() if top == 255 else frames).to(dtype), (rows, columns)
+        return frames.to(dtype), (rows, columns)
 
     @property
     def frame_size(self) -> list[int] | None:
@@ -283,7 +304,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         options = {name: getattr(self, name) for name in FRAME_OPTIONS}
         by_products = frames.device.type == "cuda" and frames.dtype == torch.uint8
         by_products = by_products and options["do_resize"] and options["do_rescale"] and "height" in self.size
-        by_products = by_products and not self.do_center_crop and self.max_image_size is None
+        by_products = by_products and not self.do_center_crop and not self.as_pictures
         for name in ("size", "crop_size"):
             if isinstance(options[name], dict):
                 options[name] = SizeDict(**options[name])
@@ -315,6 +336,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         do_center_crop: bool | None = None,
         crop_size: Any = None,
         max_image_size: dict | None = None,
+        as_pictures: bool = False,
         **kwargs,
     ) -> torch.Tensor:
         """`[F, 3, H, W]` to float32 `[F, 3, height, width]`."""
@@ -330,11 +352,11 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
                     "`do_rescale=False` they are taken as they are"
                 )
         if do_resize:
-            new_sizes = sizes_of(frames.shape[-2:], size, do_center_crop, max_image_size)
-            if new_sizes is None:
+            sizes = sizes_in_turn(frames.shape[-2:], size, do_center_crop, max_image_size) if as_pictures else None
+            if sizes is None:
                 frames = resize_frames(frames, size, resample, do_pad)
             else:
-                frames = resize_in_turn(frames, new_sizes, resample, top)
+                frames = resize_as_pictures(frames, sizes, resample, top)
             if do_rescale:
                 frames = frames.clamp(0, top)  # bicubic overshoots
         if do_center_crop:
@@ -363,10 +385,7 @@ def of_channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor
 def resizing(old: int, new: int, black: tuple[int, int], mode: str, device: torch.device) -> torch.Tensor:
     """The matrix of resizing, float32 `[black + new + black, old]`: resizing is linear, so this is the resized
     identity matrix, with rows of zeros for the black bars."""
-    if mode == "lanczos":
-        matrix = lanczos(old, new)
-    else:
-        matrix = interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True)[0, 0]
+    matrix = interpolate(torch.eye(old)[None, None], (new, old), mode=mode, antialias=True)[0, 0]
     return pad(matrix, (0, 0, *black)).to(device)
 
 
@@ -378,17 +397,32 @@ def scale_and_shift(factor: float, mean: tuple[float, ...], std: tuple[float, ..
     return (factor / stds).float().to(device), (-means / stds).float().to(device)
 
 
-def lanczos(old: int, new: int) -> torch.Tensor:
-    """The matrix of resizing by Lanczos' filter, float32 `[new, old]`, as PIL does it."""
-    scale = max(old / new, 1.0)
+FILTERS: dict[
+    int, tuple[int, Callable[[torch.Tensor], torch.Tensor]]
+] = {  # their reach, and their weight at a distance
+    1: (3, lambda x: x.sinc() * (x / 3).sinc()),
+    2: (1, lambda x: 1 - x),
+    3: (2, lambda x: torch.where(x < 1, (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2)),
+}
+PRECISION = 2**22  # PIL rounds the weights of a filter to whole numbers of this fraction
+
+
+@functools.lru_cache(16)
+@torch.inference_mode(False)
+def picture_resizing(old: int, new: int, resample: int, device: torch.device) -> torch.Tensor:
+    """The matrix with which PIL resizes, float64 `[new, old]`."""
+    reach, weight = FILTERS[resample]
     centers = (torch.arange(new, dtype=torch.float64)[:, None] + 0.5) * old / new
-    distance = (torch.arange(old, dtype=torch.float64) + 0.5 - centers) / scale
-    weights = torch.where(distance.abs() < 3, distance.sinc() * (distance / 3).sinc(), 0.0)
-    return (weights / weights.sum(1, keepdim=True)).float()
+    distance = (torch.arange(old, dtype=torch.float64) + 0.5 - centers).abs() / max(old / new, 1.0)
+    weights = torch.where(distance < reach, weight(distance), 0.0)
+    weights = weights / weights.sum(1, keepdim=True)
+    return ((weights * PRECISION).round() / PRECISION).to(device)
 
 
-def sizes_of(old_size: tuple[int, ...], size: Any, do_center_crop: bool | None, max_image_size: dict | None):
-    """The sizes (height, width) to which frames are resized in turn, if `size` names an edge; otherwise None."""
+def sizes_in_turn(
+    old_size: tuple[int, ...], size: Any, do_center_crop: bool | None, max_image_size: dict | None
+) -> list[tuple[int, int]] | None:
+    """The sizes (height, width) to which frames are resized one after the other; None if `size` says nothing of it."""
     height, width = old_size
     if size.longest_edge and max_image_size:
         side = max_image_size["longest_edge"]
@@ -396,7 +430,7 @@ def sizes_of(old_size: tuple[int, ...], size: Any, do_center_crop: bool | None, 
     if size.shortest_edge and do_center_crop:
         short, long = size.shortest_edge, int(size.shortest_edge * max(old_size) / min(old_size))
         return [(short, long) if height <= width else (long, short)]
-    return None
+    return [(size.height, size.width)] if size.height and size.width else None
 
 
 def longest_edge_size(height: int, width: int, edge: int) -> tuple[int, int]:
@@ -411,25 +445,23 @@ def longest_edge_size(height: int, width: int, edge: int) -> tuple[int, int]:
     return max(height, 1), max(width, 1)
 
 
-def resize_in_turn(frames: torch.Tensor, sizes: list[tuple[int, int]], resample: int, top: int) -> torch.Tensor:
-    """float `[F, 3, H, W]` to the last of some sizes; between them values are rounded as those of a picture. top: the
-    largest value, 255 for whole numbers."""
-    check_resample(resample)
-    for index, size in enumerate(sizes):
-        if index:
-            frames = frames.clamp(0, top)
-            frames = frames.round() if top == 255 else frames
-        if size != tuple(frames.shape[-2:]):
-            frames = resized(frames, size, resample)
-    return frames
+def resize_as_pictures(frames: torch.Tensor, sizes: list[tuple[int, int]], resample: int, top: int) -> torch.Tensor:
+    """float `[F, 3, H, W]` to one size after the other. As in PIL rows are resized before columns, and what comes out
+    each time is rounded to the values of a picture. top: the largest value, 255 for whole numbers."""
+    if resample not in FILTERS:
+        raise ValueError(f"`resample` must be one of {list(FILTERS)}, got {shown(resample)}")
 
+    def rounded(frames: torch.Tensor) -> torch.Tensor:
+        frames = frames.clamp(0, top)
+        return (frames + 0.5).floor() if top == 255 else frames
 
-def resized(frames: torch.Tensor, size: tuple[int, ...], resample: int) -> torch.Tensor:
-    mode = INTERPOLATIONS[resample]
-    if mode != "lanczos":
-        return interpolate(frames, size, mode=mode, antialias=True)
-    rows, columns = (resizing(*x, (0, 0), mode, frames.device) for x in zip(frames.shape[-2:], size, strict=True))
-    return rows @ frames @ columns.T
+    frames = frames.double()  # then the sums of whole numbers are exact
+    for height, width in sizes:
+        if width != frames.shape[-1]:
+            frames = rounded(frames @ picture_resizing(frames.shape[-1], width, resample, frames.device).T)
+        if height != frames.shape[-2]:
+            frames = rounded(picture_resizing(frames.shape[-2], height, resample, frames.device) @ frames)
+    return frames.float()
 
 
 def center_crop(frames: torch.Tensor, size: Any) -> torch.Tensor:
@@ -441,16 +473,11 @@ def center_crop(frames: torch.Tensor, size: Any) -> torch.Tensor:
     return pad(frames, (-left, right, -above, below))
 
 
-def check_resample(resample: int) -> None:
-    if resample not in INTERPOLATIONS:
-        raise ValueError(f"`resample` must be one of {INTERPOLATIONS}, got {shown(resample)}")
-
-
 def resize_frames(frames: torch.Tensor, size: Any, resample: int, do_pad: bool) -> torch.Tensor:
     """float `[F, 3, H, W]` to `[F, 3, size.height, size.width]`, letterboxed with zeros if `do_pad`."""
     new_size, (above, below), (left, right) = placed(frames.shape[-2:], size, resample, do_pad)
     if new_size != tuple(frames.shape[-2:]):
-        frames = resized(frames, new_size, resample)
+        frames = interpolate(frames, new_size, mode=INTERPOLATIONS[resample], antialias=True)
     return pad(frames, (left, right, above, below))
 
 
@@ -459,10 +486,11 @@ def placed(old_size: tuple[int, ...], size: Any, resample: int, do_pad: bool) ->
     on each of the two axes."""
     if not (size.height and size.width):
         raise ValueError(
-            "`size` must be {'height': int, 'width': int}, {'shortest_edge': int} with `do_center_crop`, or "
-            f"{{'longest_edge': int}} with `max_image_size`, got {shown(size)}"
+            "`size` must be {'height': int, 'width': int}, or with `as_pictures` {'shortest_edge': int} and "
+            f"`do_center_crop`, or {{'longest_edge': int}} and `max_image_size`, got {shown(size)}"
         )
-    check_resample(resample)
+    if resample not in INTERPOLATIONS:
+        raise ValueError(f"`resample` must be one of {INTERPOLATIONS}, got {shown(resample)}")
     new_size: tuple[int, ...] = (size.height, size.width)
     if do_pad:
         scale = min(size.height / old_size[0], size.width / old_size[1])
@@ -495,6 +523,44 @@ def pixels_by_products(
     return torch.addcmul(shift, (rows @ frames @ columns.T).clamp_(0, 255), scale)
 
 
+def family_frames(family: str, image: dict, video: dict | None = None) -> dict:
+    """Options of `VideoLLMMoDVideoProcessor` with which frames become what a family makes of them.
+
+    Args:
+        family (`str`): the `model_type` of its configuration.
+        image, video (`dict`): the stored options of its image processor, and of its video processor if it has one.
+
+    Raises:
+        `ValueError`: for an option that no frame can follow.
+    """
+    is_smolvlm = family in ("smolvlm", "idefics3")
+    frames = image if family not in ("llava_onevision", "smolvlm") or not video else video
+    if family == "llava" and image.get("do_pad"):
+        raise ValueError("an image processor that pads images to squares of the mean colour is not supported")
+    defaults = {"llava": CLIP_FRAMES, "llava_onevision": ONEVISION_FRAMES}.get(family, SMOLVLM_FRAMES)
+    names = ("size", "resample", "rescale_factor", "image_mean", "image_std", "do_center_crop", "crop_size")
+    names += ("do_rescale", "do_normalize", "max_image_size", "do_image_splitting")
+    chosen = {name: frames[name] for name in names if frames.get(name) is not None}
+    options = {**defaults, **chosen, "do_pad": False, "as_pictures": True}
+    if "height" in options["size"]:
+        options["do_center_crop"] = chosen.get("do_center_crop", False)
+    if not options.get("do_center_crop"):
+        options.pop("crop_size", None)
+    elif isinstance(options["crop_size"], int):
+        options["crop_size"] = {"height": options["crop_size"], "width": options["crop_size"]}
+    if not is_smolvlm:
+        return options
+    options["do_image_splitting"] = image.get("do_image_splitting", True)
+    options["max_image_size"] = image.get("max_image_size") or options["max_image_size"]
+    sampling = (video or {}).get("video_sampling") or {}
+    options["size"] = sampling.get("video_size") or options["size"]
+    if family == "smolvlm":
+        options["image_size"] = image.get("size") or SMOLVLM_FRAMES["size"]
+    if fps := sampling.get("fps") or (video or {}).get("fps"):
+        options["fps"] = float(fps)
+    return options
+
+
 VideoLLMMoDVideoProcessor.register_for_auto_class()
 
-__all__ = ["VideoLLMMoDVideoProcessor"]
+__all__ = ["VideoLLMMoDVideoProcessor", "family_frames"]
