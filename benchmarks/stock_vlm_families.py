@@ -58,11 +58,13 @@ class Family:
 
     Attributes:
         image_tokens (`int`): tokens of an image.
+        image (`str`): how an image is written, in special tokens.
         special (`tuple[str, ...]`): special tokens: that of padding, that which ends a reply, and others.
     """
 
     name: str
     image_tokens: int
+    image: str
     special: tuple[str, ...]
     template: str
 
@@ -86,6 +88,12 @@ class Family:
 
     def reply_ids(self, answer: str) -> list[int]:
         return [*self._ids(self.reply(answer))]
+
+    def prompt_ids(self, question: str) -> list[int]:
+        """A question about one image, by the chat template."""
+        messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
+        text = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.tokenizer(text.replace(IMAGE, self.image), add_special_tokens=False)["input_ids"]
 
     def _ids(self, piece: str) -> tuple[int, ...]:
         return cached_ids(self.tokenizer, piece)
@@ -148,8 +156,13 @@ class Family:
         raise NotImplementedError
 
     def pixel_values(self, pictures: torch.Tensor) -> torch.Tensor:
-        """What the family's image processor makes of uint8 `[M, 3, SIDE, SIDE]`, as the model takes it."""
+        """What the family's image processor makes of uint8 `[M, 3, SIDE, SIDE]`, as the model takes images of one
+        conversation."""
         return (pictures.float() / 255 - 0.5) / 0.5
+
+    def one_each(self, pixels: torch.Tensor) -> torch.Tensor:
+        """`pixel_values` for as many conversations with one image each."""
+        return pixels
 
     def image_processor_config(self) -> dict:
         raise NotImplementedError
@@ -181,12 +194,12 @@ class Llava(Family):
 
     name = "llava"
     image_tokens = 36
+    image = IMAGE * image_tokens
     special = ("<|endoftext|>", "<|im_end|>", "<|im_start|>", IMAGE)
     template = LLAVA_TEMPLATE
 
     def user(self, rng: random.Random, images: int, question: str, first: bool) -> list[str]:
-        placeholders = [IMAGE * self.image_tokens] * images
-        return ["<|im_start|>user ", *placeholders, f"\n{question}<|im_end|><|im_start|>assistant\n"]
+        return ["<|im_start|>user ", *[self.image] * images, f"\n{question}<|im_end|><|im_start|>assistant\n"]
 
     def reply(self, answer: str) -> str:
         return f"{answer}<|im_end|>"
@@ -227,6 +240,7 @@ class SmolVLM(Family):
 
     name = "smolvlm"
     image_tokens = 9
+    image = f"<fake_token_around_image><global-img>{IMAGE * image_tokens}<fake_token_around_image>"
     special = (
         "<|im_end|>",
         "<end_of_utterance>",
@@ -239,15 +253,13 @@ class SmolVLM(Family):
     template = SMOLVLM_TEMPLATE
 
     def user(self, rng: random.Random, images: int, question: str, first: bool) -> list[str]:
-        around = "<fake_token_around_image>"
-        image = f"{around}<global-img>{IMAGE * self.image_tokens}{around}"
         opened, asked = ("<|im_start|>" if first else "\n") + "User:", f"{question}<end_of_utterance>\nAssistant:"
         if not images:
             return [opened, f" {asked}"]
         if rng.random() < 0.5:
-            return [opened, *[image] * images, asked]
+            return [opened, *[self.image] * images, asked]
         times = sorted(rng.randrange(MAX_SECONDS) for _ in range(images))
-        frames = [piece for t in times for piece in (f"\nFrame from {t // 60:02d}:{t % 60:02d}:", image)]
+        frames = [piece for t in times for piece in (f"\nFrame from {t // 60:02d}:{t % 60:02d}:", self.image)]
         return [f"{opened}{rng.choice(('', ' '))}", *frames, f"{rng.choice(('', chr(10) * 2))}{asked}"]
 
     def reply(self, answer: str) -> str:
@@ -266,7 +278,10 @@ class SmolVLM(Family):
         return model
 
     def pixel_values(self, pictures: torch.Tensor) -> torch.Tensor:
-        return super().pixel_values(pictures)[None]  # all images as those of one conversation, in order
+        return super().pixel_values(pictures)[None]
+
+    def one_each(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.transpose(0, 1)
 
     def image_processor_config(self) -> dict:
         longest = {"longest_edge": SIDE}
