@@ -20,7 +20,8 @@ def plot(result: dict, path: Path) -> Path:
     for shade, tokens in zip(SHADES, sorted({row["tokens"] for row in growing}), strict=False):
         for way, style in STYLES.items():
             own = [row for row in growing if (row["tokens"], row["way"]) == (tokens, way)]
-            look = {"color": shade, "label": f"{tokens} tokens per frame, {way}", "markersize": 4}
+            label = f"{tokens} token{'s' * (tokens > 1)} per frame, {way}"
+            look = {"color": shade, "label": label, "markersize": 4}
             for axes, part in ((stream, "stream"), (block, "block")):
                 timed = [row for row in own if part in row]
                 axes.plot([r["frames"] for r in timed], [r[part]["ms_per_frame"] for r in timed], style, **look)
@@ -42,7 +43,7 @@ def plot(result: dict, path: Path) -> Path:
         batch.plot(
             [r["batch"] for r in own], [r["stream"]["per_second"] for r in own], style, color=SHADES[2], label=way
         )
-    batch.set(xlabel="parallel streams", ylabel="frames per second, all streams", title="Batch")
+    batch.set(xlabel="parallel streams", ylabel="frames per second, all streams", title="Many streams")
     batch.set_ylim(bottom=0)
     batch.legend(frameon=False)
     for axes in figure.axes:
