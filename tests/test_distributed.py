@@ -2,15 +2,15 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
 from comparing import assert_near_weights
+from fork_server import run_forked
 from fresh_process import HELPERS
 from safetensors.torch import load_file
+from torchrun import TORCHRUN
 from training_configs import STAGE, write_config
 from waiting import PATIENCE
 
@@ -63,19 +63,8 @@ def folder(tmp_path_factory):
             alone = stage | {"per_device_train_batch_size": 4}
             output = folder / name.replace("ddp", "alone")
             train(TrainingConfig(**config | {"output_dir": str(output), "stream_stage": alone}))
-    workers = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
-        [
-            *workers,
-            str(HELPERS / "two_processes.py"),
-            *(str(folder / f"{name}.yaml") for name in RUNS),
-        ],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    command = [*TORCHRUN, HELPERS / "two_processes.py", *(folder / f"{name}.yaml" for name in RUNS)]
+    process = run_forked(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=PATIENCE)
     assert process.returncode == 0, process.stdout + process.stderr
     return folder
 

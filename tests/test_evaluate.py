@@ -5,17 +5,17 @@ import json
 import os
 import random
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from comparing import assert_near
+from fork_server import run_forked
 from fresh_process import ROOT
 from safetensors.torch import load_file, save_file
 from small_data import said, small_model, write_lines, write_video
+from torchrun import TORCHRUN
 from waiting import PATIENCE, killed_in
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
@@ -199,12 +199,8 @@ def test_features_and_frames_give_the_same_results(folder, tmp_path, monkeypatch
 def test_two_processes_give_the_results_of_one(folder, tmp_path):
     arguments = ["--task", "narration", "--streams", "7", "--batch-size", "2", "--json"]
     run(folder, *arguments, tmp_path / "one.json")
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
-    command = [*launch, "-m", "videollm_mod.cli", "evaluate", "--model", str(folder / "model"), *arguments]
-    process = subprocess.run(
-        [*command, str(tmp_path / "two.json")], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE
-    )
+    command = [*TORCHRUN, "-m", "videollm_mod.cli", "evaluate", "--model", folder / "model", *arguments]
+    process = run_forked([*command, tmp_path / "two.json"], cwd=tmp_path, timeout=PATIENCE)
     assert process.returncode == 0, process.stdout + process.stderr
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert two["processes"] == 2 and "streams of process 1 of 2: 100%" in process.stderr

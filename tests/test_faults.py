@@ -5,14 +5,13 @@ import json
 import random
 import resource
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from comparing import assert_near
+from fork_server import command, run_forked
 from fresh_process import ROOT
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
@@ -95,15 +94,9 @@ def test_a_session_continues_after_running_out_of_memory(checkpoint, calls):
 def test_a_full_disk_keeps_whole_events(clip, tmp_path, name, room):
     """A limit of the file size acts as a full disk: a write stops in the middle."""
     output = tmp_path / ("out.jsonl" if name == "o.mp4" else name)
-    command = [sys.executable, "-m", "videollm_mod.cli", "narrate", str(clip), "--output", str(output)]
-    if name == "o.mp4":
-        command += ["--overlay", str(tmp_path / name)]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)),
-    )
+    overlay = ["--overlay", tmp_path / name] if name == "o.mp4" else []
+    narrate = command("narrate", clip, "--output", output, *overlay)
+    done = run_forked(narrate, limits={resource.RLIMIT_FSIZE: room})
     assert done.returncode == 2 and done.stdout == "" and is_one_line(done.stderr)
     assert f"cannot write {tmp_path / name}: File too large" in done.stderr
     text = output.read_text(encoding="utf-8")

@@ -1,16 +1,15 @@
 """LoRA, QLoRA and merging; keep-ratio schedules; frozen parameters; and the Trainer with all of these."""
 
 import json
-import os
 import random
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from comparing import assert_near
+from fork_server import run_forked
 from fresh_process import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file
@@ -375,14 +374,8 @@ def test_missing_videos_are_an_error_or_skipped(own_streams):
 
 def test_finetuning_example_trains(own_streams):
     arguments = [str(own_streams / "streams.jsonl"), "--output", str(own_streams / "own"), "--steps", "2", "--lora"]
-    environment = {"HF_DATASETS_CACHE": str(own_streams / "cache"), "HF_HUB_OFFLINE": "1"}
-    process = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / "finetune.py"), *arguments, "--model", str(own_streams / "base")],
-        cwd=own_streams,
-        env=os.environ | environment,
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, ROOT / "examples" / "finetune.py", *arguments, "--model", own_streams / "base"]
+    process = run_forked(command, cwd=own_streams)
     assert process.returncode == 0, process.stderr
     assert (own_streams / "own" / "adapter_model.safetensors").exists()
     VideoLLMMoDProcessor.from_pretrained(own_streams / "own")

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fork_server import PIPE, STDOUT, ForkedProcess, command, run
+from fork_server import PIPE, STDOUT, ForkedProcess, command, run_forked
 
 CODE = {
     "printed": "import sys; print('out', sys.argv, __name__); print('err', file=sys.stderr)",
@@ -33,7 +33,7 @@ def test_a_forked_process_is_like_a_new_one(tmp_path, name):
     start = [sys.executable, "-c", CODE[name], "an argument"]
     with open(tmp_path / "input") as one, open(tmp_path / "input") as other:
         new = subprocess.run(start, stdin=one, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        forked = run(start, stdin=other, cwd=tmp_path, env=environment)
+        forked = run_forked(start, stdin=other, cwd=tmp_path, env=environment)
     assert (forked.returncode, forked.stdout) == (new.returncode, new.stdout)
     assert forked.stderr.splitlines()[-1:] == new.stderr.splitlines()[-1:]
 
@@ -41,10 +41,10 @@ def test_a_forked_process_is_like_a_new_one(tmp_path, name):
 def test_modules_and_files_are_run(tmp_path):
     (tmp_path / "beside.py").write_text("VALUE = 5\n")
     (tmp_path / "script.py").write_text("import sys, beside\nprint(__name__, sys.argv, beside.VALUE)\n")
-    done = run([sys.executable, tmp_path / "script.py", "x"])
+    done = run_forked([sys.executable, tmp_path / "script.py", "x"])
     assert done.stdout == f"__main__ ['{tmp_path / 'script.py'}', 'x'] 5\n" and done.stderr == ""
-    assert run(command("--version")).stdout.startswith("videollm-mod ")
-    assert run([sys.executable, "-m", "beside"], cwd=tmp_path).returncode == 0
+    assert run_forked(command("--version")).stdout.startswith("videollm-mod ")
+    assert run_forked([sys.executable, "-m", "beside"], cwd=tmp_path).returncode == 0
 
 
 def test_a_process_is_signalled_and_written_to():
@@ -62,12 +62,12 @@ def test_a_process_is_signalled_and_written_to():
 
 def test_limits_hold_in_the_process_alone(tmp_path):
     write = "with open('file', 'w') as file: file.write('x' * 500)"
-    done = run([sys.executable, "-c", write], cwd=tmp_path, limits={resource.RLIMIT_FSIZE: 100})
+    done = run_forked([sys.executable, "-c", write], cwd=tmp_path, limits={resource.RLIMIT_FSIZE: 100})
     assert done.returncode == 1 and "File too large" in done.stderr
-    assert run([sys.executable, "-c", write], cwd=tmp_path).returncode == 0
+    assert run_forked([sys.executable, "-c", write], cwd=tmp_path).returncode == 0
 
 
 def test_variables_that_are_read_at_import_need_a_new_process():
     for environment in ({**os.environ, "HF_HOME": "elsewhere"}, {"PATH": ""}):
-        done = run([sys.executable, "-c", "pass"], env=environment)
+        done = run_forked([sys.executable, "-c", "pass"], env=environment)
         assert done.returncode == 1 and "is read at import" in done.stderr

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from comparing import assert_same_events
+from fork_server import ForkedProcess
 from fresh_process import ROOT
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,7 +106,7 @@ def test_a_slow_model_sees_fewer_but_recent_frames(checkpoint, rtsp):
 def test_an_interrupted_live_narration_ends_with_statistics(rtsp, tmp_path):
     output = tmp_path / "out.jsonl"
     command = [*COMMAND, rtsp.url, "--output", output, "--threshold", "1", "--query", "What is there?@0.5"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = ForkedProcess(command)
     until(lambda: process.poll() is not None or (output.exists() and output.read_text().count("\n") >= 4))
     assert process.poll() is None, process.stderr.read()
     process.send_signal(signal.SIGINT)

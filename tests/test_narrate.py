@@ -20,8 +20,7 @@ import av
 import numpy as np
 import pytest
 import torch
-from fork_server import ForkedProcess, command
-from fork_server import run as run_process
+from fork_server import ForkedProcess, command, run_forked
 from fresh_process import ROOT
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -184,7 +183,7 @@ def test_a_pipe_is_sampled_at_the_rate_of_the_checkpoint(tmp_path, clip):
     (folder / "processor_config.json").write_text(json.dumps(config))
     path = write_video(tmp_path / "a.ts", decode_video(clip, 10)[0][:30], "mpeg2video", fps=10)
     with open(path, "rb") as file:
-        done = run_process([*COMMAND, "-", "--model", folder, "--format", "jsonl"], stdin=file)
+        done = run_forked([*COMMAND, "-", "--model", folder, "--format", "jsonl"], stdin=file)
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout.splitlines()[-1])["stats"]["frames"] == 12
 
@@ -246,7 +245,7 @@ def test_standard_input_is_narrated_as_a_file(clip):
                 packet.stream = stream
                 write.mux(packet)
     with subprocess.Popen(["cat", clip.with_suffix(".ts")], stdout=subprocess.PIPE) as cat:
-        done = run_process([*COMMAND, "-", "--format", "jsonl"], stdin=cat.stdout)
+        done = run_forked([*COMMAND, "-", "--format", "jsonl"], stdin=cat.stdout)
     assert (done.returncode, done.stderr) == (0, "")
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(event["time"], event["text"]) for event in said[:-1]] == truth(60)
@@ -639,7 +638,7 @@ def test_an_unreachable_hub_id_is_one_error_line(clip):
             done = subprocess.run(fresh, capture_output=True, text=True, env=environment)
             assert done.returncode == 2 and is_one_line(done.stderr) and "the Hub cannot be reached" in done.stderr
         assert len(asked) <= 2 * 2
-    done = run_process([*COMMAND, clip, "--model", "no/model"])
+    done = run_forked([*COMMAND, clip, "--model", "no/model"])
     assert done.returncode == 2 and is_one_line(done.stderr) and "which is offline" in done.stderr
 
 

@@ -2,17 +2,17 @@
 implementation of transformers. The results stay the same."""
 
 import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 import torch._dynamo
 from comparing import assert_near, assert_same_events
+from fork_server import run_forked
 from fresh_process import HELPERS
 from safetensors.torch import load_file, save_file
 from small_data import small_model
+from torchrun import TORCHRUN
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 
@@ -88,19 +88,8 @@ def test_model_split_over_two_processes_agrees(small, tmp_path):
     """`tp_plan="auto"` over gloo: each process holds half of each layer, and the results equal those of one."""
     model, _, folder, inputs = small
     save_file({name: value.contiguous() for name, value in inputs.items()}, tmp_path / "inputs")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    process = subprocess.run(
-        [
-            *launch,
-            str(HELPERS / "two_halves.py"),
-            str(folder),
-            str(tmp_path / "inputs"),
-            str(tmp_path),
-        ],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
+    command = [*TORCHRUN, HELPERS / "two_halves.py", folder, tmp_path / "inputs", tmp_path]
+    process = run_forked(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert process.returncode == 0, process.stderr
     with torch.no_grad():
         expected = model(**inputs, output_router_scores=True)

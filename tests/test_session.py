@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from comparing import assert_same_cache, assert_same_events
-from fork_server import ForkedProcess, run
+from fork_server import ForkedProcess, run_forked
 from fresh_process import HELPERS, ROOT, run_fresh
 from safetensors.torch import save_file
 from transformers import GenerationConfig
@@ -393,7 +393,7 @@ def leave_a_loop() -> None:
 
 
 def test_leaving_a_watch_loop_closes_it_at_once(checkpoint):
-    done = run(in_this_file("leave_a_loop()"))
+    done = run_forked(in_this_file("leave_a_loop()"))
     assert done.returncode == 0 and done.stderr.count("Error") == 0, done.stderr
     session = checkpoint[0].stream(checkpoint[1], speak_threshold=0.0)
     for frame in session.watch(clip(40)[0]):

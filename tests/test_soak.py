@@ -3,11 +3,11 @@
 import json
 import random
 import signal
-import subprocess
 import sys
 import time as clock
 
 import torch
+from fork_server import ForkedProcess
 from fresh_process import ROOT
 
 from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
@@ -64,7 +64,7 @@ def test_session_killed_and_restored_says_the_same(tmp_path):
     The saved files are complete, and continue like an undisturbed session."""
     rng = random.Random()  # wherever it is killed, the saved file must be complete
     code = WATCHES_UNTIL_KILLED.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = ForkedProcess([sys.executable, "-c", code, tmp_path])
     for _ in range(rng.randint(8, len(SCENES) - 5)):
         assert process.stdout.readline()
     clock.sleep(rng.uniform(0, 0.2))

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 import torch
+from fork_server import run_forked
 from fresh_process import ROOT
 
 from videollm_mod.commands.threads import free_cores, use_free_cores
@@ -134,11 +135,6 @@ print(torch.get_num_threads())
         "extract": ["no", "--model", "no", "--output", "no/no"],
     }
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    done = subprocess.run(
-        [sys.executable, "-c", program, command, *arguments.get(command, ["no"])],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    given = [sys.executable, "-c", program, command, *arguments.get(command, ["no"])]
+    done = run_forked(given, env=environment, timeout=300)
     assert done.stdout.split()[-1:] == ["1"], done.stderr

@@ -3,13 +3,12 @@
 import json
 import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
 import yaml
 from comparing import assert_near, assert_near_weights
+from fork_server import STDOUT, ForkedProcess, command
 from fresh_process import ROOT
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
@@ -24,22 +23,16 @@ from videollm_mod.training.train import TrainingConfig, last_checkpoint, stage_a
 from videollm_mod.training.trainer import StreamTrainer
 
 
-def start(config) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "videollm_mod.cli", "train", str(config)],
-        cwd=config.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def start(config) -> ForkedProcess:
+    return ForkedProcess(command("train", config), cwd=config.parent, stderr=STDOUT)
 
 
-def finish(process: subprocess.Popen) -> None:
+def finish(process: ForkedProcess) -> None:
     output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output
 
 
-def kill_when(process: subprocess.Popen, exists) -> None:
+def kill_when(process: ForkedProcess, exists) -> None:
     """Send SIGKILL as soon as a file exists."""
     until(lambda: exists.exists() or process.poll() is not None, str(exists))
     assert exists.exists(), process.communicate()[0]

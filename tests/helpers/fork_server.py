@@ -146,7 +146,7 @@ class ForkedProcess:
         self.send_signal(signal.SIGKILL)
 
 
-def run(command: Iterable[object], *, timeout: float | None = None, **options) -> subprocess.CompletedProcess:
+def run_forked(command: Iterable[object], *, timeout: float | None = None, **options) -> subprocess.CompletedProcess:
     """As `subprocess.run` of a `ForkedProcess`, with text captured."""
     process = ForkedProcess(command, **options)
     out, err = process.communicate(timeout)
@@ -154,7 +154,7 @@ def run(command: Iterable[object], *, timeout: float | None = None, **options) -
 
 
 def command(*arguments: object) -> list[object]:
-    """`videollm-mod` with these arguments, for `run` or `ForkedProcess`."""
+    """`videollm-mod` with these arguments, for `run_forked` or `ForkedProcess`."""
     return [sys.executable, "-m", "videollm_mod.cli", *arguments]
 
 
@@ -253,9 +253,14 @@ def run_python(arguments: list[str], cwd: str, environment: dict[str, str], limi
     for number, limit in limits:
         resource.setrlimit(number, (limit, limit))
     torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    run_main(arguments)
+
+
+def run_main(arguments: list[str]) -> None:
+    """Run a module, code or a file as the main program of this process, as the arguments of `python` say."""
     kind, *rest = arguments
     if kind == "-m":
-        sys.path.insert(0, cwd)
+        sys.path.insert(0, os.getcwd())
         sys.argv = rest
         sys.modules.pop(rest[0], None)  # it is run, not imported
         runpy.run_module(rest[0], run_name="__main__", alter_sys=True)
