@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fork_server import PIPE, STDOUT, ForkedProcess, command, run_forked
+from fork_server import PIPE, STDOUT, TORCH, ForkedProcess, command, run_forked
 
 CODE = {
     "printed": "import sys; print('out', sys.argv, __name__); print('err', file=sys.stderr)",
@@ -67,7 +67,12 @@ def test_limits_hold_in_the_process_alone(tmp_path):
     assert run_forked([sys.executable, "-c", write], cwd=tmp_path).returncode == 0
 
 
-def test_variables_that_are_read_at_import_need_a_new_process():
+def test_variables_that_have_been_read_are_refused():
     for environment in ({**os.environ, "HF_HOME": "elsewhere"}, {"PATH": ""}):
         done = run_forked([sys.executable, "-c", "pass"], env=environment)
-        assert done.returncode == 1 and "is read at import" in done.stderr
+        assert done.returncode == 1 and "has been read already" in done.stderr
+    show = "import sys; print('torch' in sys.modules, 'transformers' in sys.modules, 'videollm_mod' in sys.modules)\n"
+    assert run_forked([sys.executable, "-c", show]).stdout == "True True True\n"
+    show += "from huggingface_hub.constants import HF_HOME; print(HF_HOME)"
+    done = run_forked([sys.executable, "-c", show], env={**os.environ, "HF_HOME": "elsewhere"}, preloaded=TORCH)
+    assert done.stdout == "True False False\nelsewhere\n"

@@ -15,6 +15,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import runpy
 import select
 import signal
@@ -28,13 +29,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 
-PRELOADED = (
-    *("torch", "transformers", "videollm_mod.modeling_videollm_mod", "videollm_mod.processing_videollm_mod"),
+# What has been imported before a command: all that it needs, or only what reads no variable of `READ_AT_IMPORT`. The
+# server of the first is forked from that of the second.
+PACKAGE = (
+    *("transformers", "videollm_mod.modeling_videollm_mod", "videollm_mod.processing_videollm_mod"),
     *("videollm_mod.cli", "videollm_mod.narration.narrate", "videollm_mod.narration.overlay"),
     *("videollm_mod.training.train", "matplotlib.pyplot"),
 )
-# libraries read variables whose names begin with these when they are imported
-READ_AT_IMPORT = ("HF_", "PYTHON", "TRANSFORMERS_")
+TORCH = (
+    *("torch", "torch._dynamo", "torch._inductor.compile_fx", "torch._inductor.select_algorithm"),
+    *("torch.distributed.fsdp", "torch.distributed.tensor", "safetensors.torch", "scipy.optimize", "sympy"),
+    *("av", "httpx", "pandas", "PIL.Image", "pyarrow.dataset", "tokenizers"),
+)
+# variables whose names begin so are read when Python starts, and when libraries are imported
+READ_AT_START = ("PYTHON",)
+READ_AT_IMPORT = ("HF_", "TRANSFORMERS_", *READ_AT_START)
 QUIET = {"HF_HUB_VERBOSITY": "error"}  # which `videollm-mod` sets for its own process before these imports
 
 
@@ -50,9 +59,10 @@ class ForkedProcess:
         stdin (file or `PIPE`, *optional*): what it reads; nothing if omitted.
         stderr (`PIPE` or `STDOUT`): whether errors have their own pipe, or go where the output goes.
         cwd (path, *optional*): its working directory; that of the test if omitted.
-        env (`Mapping[str, str]`, *optional*): all its environment variables; those of the test if omitted. One of
-            `READ_AT_IMPORT` that differs from that of the fork server is an error.
+        env (`Mapping[str, str]`, *optional*): all its environment variables; those of the test if omitted. One that
+            has been read differently when `preloaded` was imported is an error.
         limits (`Mapping[int, int]`, *optional*): its resource limits, such as `{resource.RLIMIT_FSIZE: 100}`.
+        preloaded (`tuple[str, ...]`): what it has imported, `PACKAGE` or `TORCH`.
     """
 
     def __init__(
@@ -64,6 +74,7 @@ class ForkedProcess:
         cwd: object = None,
         env: Mapping[str, str] | None = None,
         limits: Mapping[int, int] | None = None,
+        preloaded: tuple[str, ...] = PACKAGE,
     ):
         self.args = [os.fsdecode(each) if isinstance(each, bytes) else str(each) for each in command]
         if self.args[0] != sys.executable:
@@ -83,7 +94,7 @@ class ForkedProcess:
             source = os.dup(stdin.fileno()) if stdin else os.open(os.devnull, os.O_RDONLY)
         self._server, other_end = socket.socketpair()
         try:
-            socket.send_fds(fork_server(), [b"1"], [other_end.fileno(), source, out, err])
+            socket.send_fds(fork_server(preloaded), [b"1"], [other_end.fileno(), source, out, err])
         finally:
             other_end.close()
             for descriptor in {source, out, err}:
@@ -103,7 +114,7 @@ class ForkedProcess:
     def _answer(self) -> int:
         answer = self._server.recv(4, socket.MSG_WAITALL)
         if len(answer) < 4:
-            raise ConnectionError(f"the fork server has ended; `{sys.executable} {__file__} 0` prints why")
+            raise ConnectionError(f"the fork server has ended; is there a module of {__file__} that is missing?")
         return int.from_bytes(answer, "little", signed=True)
 
     def poll(self) -> int | None:
@@ -168,17 +179,56 @@ def _kill_what_runs() -> None:
 
 
 @functools.cache
-def fork_server() -> socket.socket:
-    """The socket of this process's fork server, which starts at the first call and ends with this process."""
+def fork_server(preloaded: tuple[str, ...]) -> socket.socket:
+    """The socket of the fork server that has imported `PACKAGE` or `TORCH`. It starts at the first call, and ends with
+    this process."""
     ours, theirs = socket.socketpair()
-    start = [sys.executable, __file__, str(theirs.fileno())]
-    silent = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)  # libraries print when they are imported
-    subprocess.Popen(start, pass_fds=[theirs.fileno()], env=os.environ | QUIET, **silent)
-    theirs.close()
+    with theirs:
+        if preloaded is TORCH:
+            environment = {
+                name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
+            }
+            silent = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+            subprocess.Popen([sys.executable, __file__], stdin=theirs, env=environment, **silent)
+        else:
+            code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+            code += "import fork_server; sys.path.pop(0); fork_server.serve_and_run(fork_server.PACKAGE)"
+            start = [sys.executable, "-c", code]
+            ForkedProcess(start, stdin=theirs, env=os.environ | QUIET, preloaded=TORCH)
     return ours
 
 
 # --- the server
+
+
+def serve_and_run(preloaded: tuple[str, ...]) -> None:
+    """Be a fork server whose socket is standard input; in each child, run what was asked for."""
+    control = socket.socket(fileno=os.dup(0))
+    with open(os.devnull, "r+b") as nothing:
+        for number in range(3):
+            os.dup2(nothing.fileno(), number)
+    sys.path[:] = filter(None, sys.path)  # without the folder where it starts
+    for module in preloaded:
+        importlib.import_module(module)
+    gc.collect()
+    gc.freeze()  # so that children need not copy it
+    with serve(control) as asked:
+        request = json.loads(asked.makefile("rb").readline())
+    environment = request["environment"] | (QUIET if preloaded is PACKAGE else {})
+    for name in environment | dict(os.environ):
+        was_read = name.startswith(READ_AT_IMPORT if preloaded is PACKAGE else READ_AT_START)
+        if was_read and environment.get(name) != os.environ.get(name):
+            raise SystemExit(f"{name} has been read already: start a new process, or one with `preloaded=TORCH`")
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(request["cwd"])
+    for number, limit in request["limits"]:
+        resource.setrlimit(number, (limit, limit))
+    sys.stdin, sys.stdout, sys.stderr = map(reopened, (sys.stdin, sys.stdout, sys.stderr))
+    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
+    torch = sys.modules["torch"]
+    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    run_main(request["arguments"])
 
 
 def serve(control: socket.socket) -> socket.socket:
@@ -235,27 +285,6 @@ def reopened(stream: io.TextIOWrapper) -> io.TextIOWrapper:
     return io.TextIOWrapper(buffer, stream.encoding, stream.errors, **options)
 
 
-def run_python(arguments: list[str], cwd: str, environment: dict[str, str], limits: list[tuple[int, int]]) -> None:
-    """Run a command as `python` would."""
-    import resource
-
-    import torch
-
-    environment |= QUIET
-    for name in environment | dict(os.environ):
-        if name.startswith(READ_AT_IMPORT) and environment.get(name) != os.environ.get(name):
-            raise SystemExit(f"{name} is read at import: the test needs a new process instead of a forked one")
-    sys.stdin, sys.stdout, sys.stderr = map(reopened, (sys.stdin, sys.stdout, sys.stderr))
-    sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    for number, limit in limits:
-        resource.setrlimit(number, (limit, limit))
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
-    run_main(arguments)
-
-
 def run_main(arguments: list[str]) -> None:
     """Run a module, code or a file as the main program of this process, as the arguments of `python` say."""
     kind, *rest = arguments
@@ -275,38 +304,25 @@ def run_main(arguments: list[str]) -> None:
         runpy.run_path(kind, run_name="__main__")
 
 
-def run_and_leave(request: dict) -> None:
-    """Run a command, and leave before Python frees every object, which takes longer than many a command."""
-    code = 1
-    try:
-        run_python(**request)
-        code = 0
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else int(end.code is not None)
-        raise
-    except KeyboardInterrupt:
-        atexit.unregister(leave)
-        raise
-    finally:
-        leaving.append(code)
-
-
 def leave() -> None:
-    """The last of all functions at exit, after threads have been waited for and errors printed."""
+    """Leave before Python frees every object, which takes longer than many a command. This is the last function that
+    is called at exit: threads have been waited for, and errors printed."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
-    os._exit(leaving[0])
+    os._exit(exit_code)
 
 
 if __name__ == "__main__":
-    leaving: list[int] = []
     atexit.register(leave)
     sys.path.pop(0)  # the folder of this file
-    for module in PRELOADED:
-        importlib.import_module(module)
-    gc.collect()
-    gc.freeze()  # so that children need not copy it
-    with serve(socket.socket(fileno=int(sys.argv[1]))) as asked:
-        request = json.loads(asked.makefile("rb").readline())
-    run_and_leave(request)
+    exit_code = 1
+    try:
+        serve_and_run(TORCH)
+        exit_code = 0
+    except SystemExit as end:
+        exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        raise
+    except KeyboardInterrupt:
+        atexit.unregister(leave)  # Python ends with a signal
+        raise
