@@ -7,7 +7,7 @@ BACKBONES := .venv/.backbones
 WITH_SPACE := .venv/.space
 WITH_DOCS := .venv/.docs
 # tests of a file stay together, since they share models and servers; more processes need more memory than they save time
-SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile
+SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 QUICK := modeling routing cache processing streaming collator windows static_step static_vision static_graphs \
 	fused decoding layers
 
@@ -29,6 +29,9 @@ docs: $(WITH_DOCS)
 # the animated picture of README.md, from a bundled clip
 picture: $(CORE)
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/picture.py
+
+# compiled files are kept even where the environment forbids it: every process that a test starts needs them
+test test-quick: export PYTHONDONTWRITEBYTECODE =
 
 test: $(INSTALLED)
 	$(BIN)/pytest $(SIDE_BY_SIDE)

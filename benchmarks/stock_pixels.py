@@ -45,7 +45,9 @@ def frame(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def main(path: str) -> None:
-    recorded = {"versions": np.array([f"transformers {transformers.__version__}, torchvision {torchvision.__version__}"])}
+    recorded = {
+        "versions": np.array([f"transformers {transformers.__version__}, torchvision {torchvision.__version__}"])
+    }
     for family, (kind, options) in OPTIONS.items():
         for size in SIZES:
             video = torch.from_numpy(frame(*size)).movedim(-1, 0)[None]

@@ -1,5 +1,6 @@
 """Set-up of every test: nothing may reach a model hub, and random numbers start from one seed."""
 
+import gc
 import os
 import signal
 import tempfile
@@ -11,6 +12,13 @@ import torch
 # Models this small gain nothing from a second thread, and beside other programs they wait for it most of the time.
 # `TEST_THREADS=2 make test` tries other roundings: with more threads sums are taken in other parts.
 THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]
+# Files that take longest start first, so that the processes which share the files end together.
+LONGEST = (
+    *("session", "security", "memory", "live", "space_browser", "narrate", "nano_run", "hub", "bench", "recomputing"),
+    *("packaging", "hub_round_trip", "demo", "space", "static_step", "distributed", "skipped", "noise", "finetune"),
+    *("narrate_errors", "narrate_endings", "auto_classes", "faults", "evaluate", "adapters", "soak", "space_app"),
+)
+gc.disable()  # until the tests begin: libraries make a million objects when they are imported
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and break off.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -29,6 +37,16 @@ hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
 hypothesis.settings.load_profile("tests")
 
 
+def pytest_collection_modifyitems(items):
+    order = {f"test_{name}": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
@@ -43,3 +61,35 @@ def checkpoint():
 
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
     return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+
+
+@pytest.fixture
+def run(monkeypatch, capfd, checkpoint):
+    """Call `videollm-mod narrate` in this process: `(exit code, lines of standard output, standard error)`."""
+    from videollm_mod import cli
+    from videollm_mod.loading import checkpoint as loading
+
+    def load(model, device, **_):
+        loading.choose_device(device)
+        return checkpoint
+
+    def call(*arguments, own_checkpoint=True):
+        if own_checkpoint:
+            monkeypatch.setattr(loading, "load_checkpoint", load)
+        capfd.readouterr()  # drop what encoders printed while the test made its videos
+        try:
+            code = cli.main(["narrate", *map(str, arguments)])
+        except SystemExit as exit_:
+            code = exit_.code
+        out, err = capfd.readouterr()
+        return code, out.splitlines(), err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """The path of a clip of the world, of seed 60."""
+    from videollm_mod.data.world_clip import write_clip
+
+    return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", seed=60)[0]

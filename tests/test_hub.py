@@ -5,6 +5,7 @@ Loading runs in new processes that cannot import the installed package, so only 
 
 import ast
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -246,6 +247,30 @@ def test_saved_folder_loads_elsewhere_with_the_same_logits(saved, from_folder, t
     assert_same(loaded.pop("4-trained"), result["trained logits"])
     for logits in loaded.values():
         assert_same(logits, result["logits"])
+
+
+def older_folder(folder: Path) -> Path:
+    """The checkpoint as older code saved it: every module had a long name, and newer options are missing."""
+    folder.mkdir()
+    for name in CHECKPOINT_FILES:
+        shutil.copyfile(ROOT / name, folder / name)
+    assert not {"speak_rule", "connector_type"} & json.loads((folder / "config.json").read_text()).keys()
+    long = {Path(name).stem: f"{Path(name).stem.removesuffix('_videollm_mod')}_videollm_mod" for name in code_files()}
+    for name, source in code_files().items():
+        code = re.sub(r"from \.(\w+) import", lambda found: f"from .{long[found[1]]} import", source.decode())
+        (folder / f"{long[Path(name).stem]}.py").write_text(code)
+    return folder
+
+
+def test_folder_of_an_older_version_loads_with_its_code_and_with_ours(tmp_path, from_package):
+    from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+
+    folder = older_folder(tmp_path / "older")
+    assert (folder / "routing_videollm_mod.py").exists() and not (folder / "routing.py").exists()
+    ours = [own.from_pretrained(folder) for own in (VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor)]
+    assert_same(logits_of(*ours), from_package[0]["logits"])
+    theirs = run_fresh(load_each, tmp_path / "process", folder)
+    assert_same(theirs["older"], from_package[0]["logits"])
 
 
 def test_saved_folder_has_its_code_and_names_no_other_repository(saved):

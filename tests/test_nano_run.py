@@ -113,10 +113,10 @@ def test_a_part_continues_the_one_before(small_run, monkeypatch):
     monkeypatch.setattr(
         nano_data, "world_stream", lambda seed, level: seeds.append((level, seed)) or whole(seed, level)
     )
-    first, folder = small_run("first", "--seconds", "10", "--part", "1/2")
+    first, folder = small_run("first", "--seconds", "5", "--part", "1/2")
     own = {seed for seed in seeds if seed[1] >= SPLITS["train"]}
     seeds.clear()
-    second, _ = small_run("second", "--seconds", "6", "--part", "2/2", "--begin", str(folder / "nano"))
+    second, _ = small_run("second", "--seconds", "4", "--part", "2/2", "--begin", str(folder / "nano"))
     assert not own & {seed for seed in seeds if seed[1] >= SPLITS["train"]}, "it learns from the same streams"
     assert {entry["stage"] for entry in second["log"]} == {"stream"}, "the tower is as it was"
     progress = [

@@ -89,7 +89,7 @@ def use_installed_package(site: str) -> dict:
 
 
 def test_installed_wheel_works_away_from_the_repository(site, tmp_path):
-    result = run_fresh(use_installed_package, tmp_path / "process", site, PYTHONPATH=str(site))
+    result = run_fresh(use_installed_package, tmp_path / "process", site, new=True, PYTHONPATH=str(site))
     assert result["finite"]
     assert result["tokens"] == result["given"]
 

@@ -43,13 +43,21 @@ def holds_the_same(session, other) -> None:
     assert session.state.pending == other.state.pending
 
 
-@pytest.mark.parametrize("kind", ["path", "file", "pool"])
-def test_a_video_is_sampled_at_the_sessions_rate(checkpoint, kind):
-    path = ROOT / "media" / "world.mp4"
-    model, processor = checkpoint
+@pytest.fixture(scope="module")
+def watched_world(checkpoint):
+    """`(path, frames, times, events)` of a video, after which its first frames are watched again."""
+    path, (model, processor) = ROOT / "media" / "world.mp4", checkpoint
     frames, times = decode_video(path, processor.video_processor.fps)
-    session, expected = model.stream(processor), model.stream(processor)
-    said = expected.push(frames, times) + expected.push(frames[:4], times[:4] + times[-1] + 0.5)
+    session = model.stream(processor)
+    events = session.push(frames, times) + session.push(frames[:4], times[:4] + times[-1] + 0.5)
+    return path, frames, times, events
+
+
+@pytest.mark.parametrize("kind", ["path", "file", "pool"])
+def test_a_video_is_sampled_at_the_sessions_rate(checkpoint, watched_world, kind):
+    path, frames, times, said = watched_world
+    model, processor = checkpoint
+    session = model.stream(processor)
     start = session.watch(path)  # decoded as it is watched
     assert next(start).time == 0 and session.stats.frames == 1
     start.close()

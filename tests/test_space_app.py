@@ -6,12 +6,12 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 
 import httpx
 import pytest
 import yaml
+from fork_server import TORCH, ForkedProcess
 from fresh_process import ROOT, run_fresh
 from waiting import PATIENCE, until
 
@@ -32,14 +32,12 @@ def test_space_has_its_files():
     assert f"gradio=={constraints['gradio']}" in lines
 
 
-def start(app, **environment) -> tuple[subprocess.Popen, str]:
+def start(app, **environment) -> tuple[ForkedProcess, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1"} | environment
-    pipe = subprocess.PIPE
-    process = subprocess.Popen([sys.executable, app], env=environment, stdout=pipe, stderr=pipe, text=True)
-    return process, f"http://127.0.0.1:{port}/"
+    return ForkedProcess([sys.executable, app], env=environment, preloaded=TORCH), f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture(scope="module")

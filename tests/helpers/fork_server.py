@@ -208,10 +208,11 @@ def serve_and_run(preloaded: tuple[str, ...]) -> None:
         for number in range(3):
             os.dup2(nothing.fileno(), number)
     sys.path[:] = filter(None, sys.path)  # without the folder where it starts
+    gc.disable()
     for module in preloaded:
         importlib.import_module(module)
-    gc.collect()
     gc.freeze()  # so that children need not copy it
+    gc.enable()
     with serve(control) as asked:
         request = json.loads(asked.makefile("rb").readline())
     environment = request["environment"] | (QUIET if preloaded is PACKAGE else {})

@@ -1,4 +1,4 @@
-"""Run a function of a test file in a new Python process, with a clean environment."""
+"""Run a function of a test file in another Python process, with a clean environment."""
 
 import json
 import os
@@ -7,30 +7,38 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from fork_server import TORCH, run_forked
+
 HELPERS = Path(__file__).resolve().parent
 ROOT = HELPERS.parents[1]
 
 
-def run_fresh(function: Callable[..., dict], folder: Path, *arguments: object, **environment: str) -> dict:
-    """Call `function(*arguments)` in a new process, with arguments converted to `str`, and return the dict it returns.
+def run_fresh(
+    function: Callable[..., dict], folder: Path, *arguments: object, new: bool = False, **environment: str
+) -> dict:
+    """Call `function(*arguments)` in another process, with arguments converted to `str`, and return the dict it
+    returns.
 
-    The process starts in `folder`, with its own empty caches there and no `PYTHONPATH`, and cannot open connections.
+    The process has imported torch, but neither transformers nor this package. It starts in `folder`, with its own
+    empty caches there, and cannot open connections.
+
+    Args:
+        new (`bool`): start Python anew, without `PYTHONPATH` and with nothing imported: for tests of imports.
 
     Raises:
         `AssertionError`: with what the process printed, if it fails.
     """
     folder.mkdir(parents=True)
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
-    clean |= {"HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    dropped = ("HF_", "PYTHON") if new else ("HF_",)
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+    clean |= {"HOME": str(folder), "HF_HOME": str(folder / "hf"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment
     result_file = folder / "result.json"
-    test_file = sys.modules[function.__module__].__file__
-    process = subprocess.run(
-        [sys.executable, "-P", __file__, test_file, function.__name__, str(result_file), *map(str, arguments)],
-        cwd=folder,
-        env=clean | environment,
-        capture_output=True,
-        text=True,
-    )
+    called = [sys.modules[function.__module__].__file__, function.__name__, result_file, *arguments]
+    if new:
+        command = [sys.executable, "-P", __file__, *map(str, called)]
+        process = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
+    else:
+        process = run_forked([sys.executable, __file__, *called], cwd=folder, env=clean, preloaded=TORCH)
     assert process.returncode == 0, f"{function.__name__}:\n{process.stdout}\n{process.stderr}"
     return json.loads(result_file.read_text())
 
