@@ -167,6 +167,8 @@ class VideoLLMMoDTextConfig(LlamaConfig):
 class VideoLLMMoDConfig(PreTrainedConfig):
     r"""
     Args:
+        domain (`str`, *optional*): the only thing that the model has learned to see, such as `"procedural world"`, or
+            None. The demo and the Space let such a model speak about clips of its domain only.
         text_config (`VideoLLMMoDTextConfig` or `dict`): the routed Llama.
         vision_config (`SiglipVisionConfig`, `CLIPVisionConfig`, `SmolVLMVisionConfig`, `Idefics3VisionConfig` or
             `dict`): the vision tower; SigLIP-L/16 at 384 pixels when omitted.
@@ -222,6 +224,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     verify_margin: Any = 0.0
     tie_word_embeddings: bool = False
     initializer_range: float = 0.02
+    domain: str | None = None
 
     def __post_init__(self, **kwargs):
         for name in self.sub_configs:

@@ -25,7 +25,7 @@ import torch
 import torch.distributed as dist
 
 from ..bench.record import surroundings
-from ..data.world import texts
+from ..data.world import DOMAIN, texts
 from ..data.world_hard import split_seeds
 from ..training.freezing import freeze_unreached
 from ..training.initialise import initialise
@@ -40,6 +40,7 @@ LEVELS = {  # shares of the streams; the level that takes longest to learn has t
     "hard": 4.0, "hard_lessons": 2.0, "hard_tasks_lessons": 1.0,
 }  # fmt: skip
 MODEL = {
+    "domain": DOMAIN,
     "frame_token_cls": True,
     "frame_token_pooled": [3, 3],
     "text_config": {

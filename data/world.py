@@ -11,6 +11,7 @@ from .world_basic import BasicStream
 from .world_hard import HardLessons, HardSmallLessons, HardSmallStream, HardStream
 from .world_tasks import HardSmallTasksLessons, HardSmallTasksStream, HardTasksLessons, HardTasksStream
 
+DOMAIN = "procedural world"  # `config.domain` of models that know only this world, and the title of its clips
 KINDS: tuple[type[BasicStream], ...] = (
     BasicStream,
     HardStream,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .world import world_stream
+from .world import DOMAIN, world_stream
 
 SUFFIXES = (".mp4", ".mkv", ".mov")
 
@@ -45,6 +45,7 @@ def write_clip(
         raise FileNotFoundError(f"the folder of the output does not exist: {path.parent}")
     stream.frame_times(fps)
     with av.open(str(path), "w") as container:
+        container.metadata["title"] = DOMAIN  # so that the file itself says what it shows
         video = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         video.width = video.height = height
         video.pix_fmt = "yuv420p"

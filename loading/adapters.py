@@ -18,6 +18,7 @@ def with_adapter(model: VideoLLMMoDForConditionalGeneration, adapter: Path, merg
     """
     from peft import PeftModel
 
+    model.config.domain = None  # the adapter may have learned anything
     if merged:
         untie_head(model)
     try:

@@ -22,6 +22,7 @@ def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("adapters")
     base, adapter = folder / "base", folder / "adapter"
     model, processor = small_model()
+    model.config.domain = "the domain of the base"
     model.save_pretrained(base)
     processor.save_pretrained(base)
     model = add_lora(VideoLLMMoDForConditionalGeneration.from_pretrained(base), LoraOptions(r=4, alpha=8))
@@ -56,8 +57,11 @@ def test_narrate_and_evaluate_accept_an_adapter(folders, tmp_path, capsys, caplo
 
 
 def test_space_accepts_an_adapter(folders):
-    _, adapter, merged = folders
-    found, expected = (Models.load(str(folder)).lanes["mod"].state_dict() for folder in (adapter, merged))
+    base, adapter, merged = folders
+    models = [Models.load(str(folder)) for folder in (adapter, merged, base)]
+    # what the adapter has learned to see is not known
+    assert [model.config.domain for model in models] == [None, None, "the domain of the base"]
+    found, expected = (model.lanes["mod"].state_dict() for model in models[:2])
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name].to(value.dtype), value, msg=name)

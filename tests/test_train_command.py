@@ -19,7 +19,7 @@ from waiting import PATIENCE, until
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.data.augmentation import ReplyAugmentation
 from videollm_mod.training.saving import load_weights
-from videollm_mod.training.train import TrainingConfig, last_checkpoint, stage_arguments, train
+from videollm_mod.training.train import TrainingConfig, last_checkpoint, load, stage_arguments, train
 from videollm_mod.training.trainer import StreamTrainer
 
 
@@ -81,6 +81,12 @@ def test_killed_run_resumes_to_the_same_result(tmp_path):
     assert model.config.frame_separator_token_id == processor.frame_separator_token_id
     assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
     assert_finished(whole, "model.safetensors")
+
+
+@pytest.mark.parametrize(("data", "domain"), [("own.jsonl", None), (None, "procedural world")])
+def test_a_model_trained_on_own_data_is_of_no_domain(data, domain):
+    model, _ = load(TrainingConfig(output_dir="unused", model=str(ROOT), data=data))
+    assert model.config.domain == domain
 
 
 def test_killed_lora_run_resumes_to_the_same_result(tmp_path):

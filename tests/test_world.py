@@ -6,10 +6,12 @@ import json
 import av
 import numpy as np
 import pytest
+from fresh_process import ROOT
 
-from videollm_mod import cli
-from videollm_mod.data.world import conversation, world_stream
+from videollm_mod import VideoLLMMoDConfig, cli
+from videollm_mod.data.world import DOMAIN, conversation, world_stream
 from videollm_mod.data.world_basic import COLOURS, KINDS, PLACES, SHAPES, THERE, inside
+from videollm_mod.narration.sight import clip_domain
 
 SEEDS = range(60)
 
@@ -135,6 +137,7 @@ def test_command_writes_a_clip_with_ground_truth(tmp_path, capsys):
     truth = json.loads(clip.with_suffix(".jsonl").read_text())
     stream = world_stream(7)
     assert [(turn["time"], turn["content"]) for turn in truth["turns"]] == stream.narrations
+    assert clip_domain(clip) == VideoLLMMoDConfig.from_pretrained(ROOT).domain == DOMAIN
     with av.open(str(clip)) as container:
         decoded = np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
     drawn = stream.frames(6.0, 128)

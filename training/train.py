@@ -51,6 +51,8 @@ def load(
     if config.quantize:
         options |= {"quantization_config": four_bit(), "device_map": {"": device}}
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(source, **options)
+    if config.data is not None:
+        model.config.domain = None  # what it learns now is the user's
     return model, VideoLLMMoDProcessor.from_pretrained(source)
 
 
