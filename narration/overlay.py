@@ -19,6 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..containers import readable_errors
 from ..speaking import StreamEvent, WatchedFrame
+from .sight import why_silent
 from .writers import one_line
 
 SIDE = 480  # pixels of the main frame
@@ -54,11 +55,12 @@ class OverlayVideo:
         path: of an .mp4 file.
         config (`VideoLLMMoDConfig`): of the model.
         fps (`float`): frames per second.
-        speak_threshold (`float`): marked on the bar of the probability of silence.
+        speak_threshold (`float`, *optional*): marked on the bar of the probability of silence; None for a model that
+            cannot describe the clip, of which neither this probability nor any words are shown.
         letterbox (`bool`): frames are padded to a square, not stretched.
     """
 
-    def __init__(self, path: Path, config, fps: float, speak_threshold: float, letterbox: bool = True):
+    def __init__(self, path: Path, config, fps: float, speak_threshold: float | None, letterbox: bool = True):
         import av
 
         self.letterbox = letterbox
@@ -66,7 +68,7 @@ class OverlayVideo:
         self._unseen = False  # whether something was said since
         self.grid = tuple(config.frame_token_pooled or (1, 1))
         self.has_class_token, self.num_tokens = config.frame_token_cls, config.num_frame_tokens
-        self.threshold = speak_threshold
+        self.threshold, self._why_silent = speak_threshold, why_silent(config)
         self._said: deque[StreamEvent] = deque(maxlen=4)  # the last events, newest first
         # of the last frames: probability of silence, whether it spoke
         self._silence: deque[tuple[float, bool]] = deque(maxlen=SHOWN_FRAMES)
@@ -115,8 +117,12 @@ class OverlayVideo:
         pen = ImageDraw.Draw(canvas)
         pen.line((SIDE, 0, SIDE, SIDE, 0, SIDE), fill=BORDER)
         self._draw_layers(canvas, pen, seen, layers)
-        self._draw_curve(pen)
-        self._draw_strip(pen, watched)
+        pen.text((12, SIDE + 10), f"{watched.time:.1f} s", font=self._fonts[16], fill=FAINT)
+        if self.threshold is None:
+            self._draw_lines(pen, wrapped(pen, self._why_silent, self._fonts[16]), 16, SIDE + 44, FAINT)
+        else:
+            self._draw_curve(pen)
+            self._draw_strip(pen, watched)
         return np.asarray(canvas)
 
     def _highlight(self, seen: np.ndarray, layers: list[np.ndarray]) -> np.ndarray:
@@ -170,7 +176,6 @@ class OverlayVideo:
 
     def _draw_strip(self, pen, watched: WatchedFrame) -> None:
         y = SIDE + 10
-        pen.text((12, y), f"{watched.time:.1f} s", font=self._fonts[16], fill=FAINT)
         # the probability of silence, and the threshold below which the model speaks
         left, width = 130, SIDE + PANEL - 130 - 12
         speaks = watched.event is not None
@@ -186,9 +191,14 @@ class OverlayVideo:
             lines = wrapped(pen, words_of(event), self._fonts[size])[: 2 if index == 0 else 1]
             if y + len(lines) * (size + 6) > SIDE + STRIP:
                 break
-            for line in lines:
-                pen.text((12, y), line, font=self._fonts[size], fill=colour)
-                y += size + 6
+            y = self._draw_lines(pen, lines, size, y, colour)
+
+    def _draw_lines(self, pen, lines: list[str], size: int, y: int, colour: tuple[int, int, int]) -> int:
+        """Write lines from `y` on; returns where the next one would be."""
+        for line in lines:
+            pen.text((12, y), line, font=self._fonts[size], fill=colour)
+            y += size + 6
+        return y
 
 
 def words_of(event: StreamEvent) -> str:

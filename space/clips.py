@@ -12,10 +12,11 @@ from pathlib import Path
 import numpy as np
 
 from ..containers import open_container, video_duration
-from ..data.world import world_stream
+from ..data.world import DOMAIN, world_stream
 from ..data.world_clip import write_clip
 from ..decoding import iter_video_frames
 from ..loading.find import OWN_CHECKPOINT
+from ..narration.sight import clip_domain
 
 # containers and codecs that browsers play
 PLAYABLE = {"mp4": {"h264", "vp9", "av1"}, "webm": {"vp8", "vp9", "av1"}}
@@ -38,6 +39,7 @@ class Clip:
         seconds (`float`, *optional*): duration, if known.
         truth (`list[tuple[float, str]]`, *optional*): true narrations with their times.
         notice (`str`): a note for the visitor.
+        domain (`str`, *optional*): what the clip shows, as `config.domain`.
     """
 
     id: str
@@ -48,6 +50,7 @@ class Clip:
     seconds: float | None = None
     truth: list[tuple[float, str]] | None = None
     notice: str = ""
+    domain: str | None = None
     touched: float = field(default_factory=time.monotonic)
 
     def frames(self, fps: float) -> Generator[tuple[np.ndarray, float], None, None]:
@@ -78,7 +81,7 @@ def example(clip_id: str, folder: Path, name: str) -> Clip:
     if path.with_suffix(".jsonl").exists():
         turns = json.loads(path.with_suffix(".jsonl").read_text(encoding="utf-8"))["turns"]
         truth = [(turn["time"], turn["content"]) for turn in turns]
-    return Clip(clip_id, title, folder, path, path, video_duration(path), truth)
+    return Clip(clip_id, title, folder, path, path, video_duration(path), truth, domain=clip_domain(path))
 
 
 def scene(clip_id: str, folder: Path, seed: int | None = None) -> Clip:
@@ -86,7 +89,8 @@ def scene(clip_id: str, folder: Path, seed: int | None = None) -> Clip:
     seed = random.SystemRandom().randrange(10**6, 10**9) if seed is None else seed
     path, _ = write_clip(folder / "scene.mp4", seed)
     stream = world_stream(seed)
-    return Clip(clip_id, f"Random scene {seed}", folder, path, path, stream.seconds, stream.narrations)
+    title = f"Random scene {seed}"
+    return Clip(clip_id, title, folder, path, path, stream.seconds, stream.narrations, domain=DOMAIN)
 
 
 def upload(clip_id: str, folder: Path, file: Path, name: str, max_seconds: float) -> Clip:
@@ -102,14 +106,14 @@ def upload(clip_id: str, folder: Path, file: Path, name: str, max_seconds: float
         shutil.copy(file, path)
     try:
         next(iter_video_frames(path, 1.0))
-        seconds = video_duration(path)
+        seconds, domain = video_duration(path), clip_domain(path)
         shown = path if playable(path) else write_preview(path, folder / "preview.mp4", max_seconds)
     except (ValueError, OSError) as error:
         raise type(error)(str(error).replace(str(path), name)) from error
     notice = ""
     if seconds is not None and seconds > max_seconds:
         notice = f"The model watches only the first {max_seconds / 60:g} minutes."
-    return Clip(clip_id, name, folder, path, shown, seconds, notice=notice)
+    return Clip(clip_id, name, folder, path, shown, seconds, notice=notice, domain=domain)
 
 
 def playable(path: Path) -> bool:

@@ -69,6 +69,7 @@ class Models:
         config, text = self.config, self.config.text_config
         grid = config.frame_token_pooled or (1, 1)
         return {
+            "domain": config.domain,
             "fps": self.fps,
             "grid": list(grid),
             "class_token": config.frame_token_cls,

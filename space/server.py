@@ -18,6 +18,7 @@ import gradio as gr
 from fastapi import HTTPException
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse
 
+from ..narration.sight import COMMANDS, can_describe, why_silent
 from . import clips
 from .checks import checked_text, controls_of, with_visitor_errors
 from .models import Models
@@ -88,7 +89,8 @@ class Space:
         Narrate a video as fast as possible.
 
         Yields the events so far whenever the model speaks. The last result has everything: `events`, `stats`, and the
-        events as `vtt`, `srt` and `jsonl`. While the stream waits in line, `waiting` is its place.
+        events as `vtt`, `srt` and `jsonl`. While the stream waits in line, `waiting` is its place. A model that cannot
+        describe the video says nothing; `notice` then says why.
 
         Parameters:
             video: a file, as returned by `gradio_client.handle_file(path)`.
@@ -125,6 +127,7 @@ class Space:
 
     def _progress(self, stream: Stream) -> dict[str, Any]:
         progress = {"stream": stream.id, "waiting": 0, "time": stream.time, "done": False, "stats": stream.stats()}
+        progress["notice"] = self._describe(stream.clip)["silent"] or stream.clip.notice
         progress["events"] = [vars(event) for event in stream.lanes["mod"].events]
         if stream.compare:
             progress["dense_events"] = [vars(event) for event in stream.lanes["dense"].events]
@@ -148,7 +151,12 @@ class Space:
 
     def choose(self, kind: str, value: Any = None, name: str = "") -> dict[str, Any]:
         """Choose what to watch: `kind` is `example`, `scene`, `upload` or `camera`."""
-        return self._choose(kind, value, name).describe()
+        return self._describe(self._choose(kind, value, name))
+
+    def _describe(self, clip: clips.Clip) -> dict[str, Any]:
+        """What the page needs to know of a clip; `silent` says why the model does not speak about it, if so."""
+        config = self.models.config
+        return {**clip.describe(), "silent": None if can_describe(config, clip.domain) else why_silent(config)}
 
     def _choose(self, kind: str, value: Any, name: str | None) -> clips.Clip:
         if kind == "example":
@@ -211,7 +219,7 @@ class Space:
         return self._view(found, known)
 
     def _view(self, stream: Stream, known: dict | None) -> dict[str, Any]:
-        return {**stream.view(known), "clip": stream.clip.describe(), "compare": stream.compare}
+        return {**stream.view(known), "clip": self._describe(stream.clip), "compare": stream.compare}
 
     def _add_routes(self) -> None:
         server, visitors = self.server, self.visitors
@@ -232,7 +240,7 @@ class Space:
             limits = {name: getattr(self.settings, name) for name in ("running", "waiting", "upload_megabytes")}
             limits |= {"video_seconds": self.settings.video_seconds, "camera_seconds": self.settings.camera_seconds}
             examples = [{"name": name, "title": title} for name, (title, _) in clips.EXAMPLES.items()]
-            return {"model": self.models.describe(), "limits": limits, "examples": examples}
+            return {"model": self.models.describe(), "limits": limits, "examples": examples, "sight": COMMANDS}
 
         @server.get("/media/{clip_id}")
         def media(clip_id: str):

@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from ..narration.overlay import OverlayVideo
+from ..narration.sight import can_describe, why_silent
 from ..narration.writers import file_writer
 from ..speaking import StreamEvent
 from .clips import Clip
@@ -51,6 +53,7 @@ class Stream:
     ):
         self.id, self.models, self.clip, self.max_seconds = id, models, clip, max_seconds
         self.controls, self.compare, self.instruction = controls, compare, instruction
+        self.describes = can_describe(models.config, clip.domain)  # if not, the models watch without a word
         self.lanes = {
             name: Lane(models, name, controls, instruction, clip.folder)
             for name in (("mod", "dense") if compare else ("mod",))
@@ -124,8 +127,10 @@ class Stream:
         """Ask a question after the last watched frame. Returns the answer of the routed model.
 
         Raises:
-            `ValueError`: for an empty question.
+            `ValueError`: for an empty question, or if the model cannot describe the clip.
         """
+        if not self.describes:
+            raise ValueError(why_silent(self.models.config))
         if not question or not question.strip():
             raise ValueError("Type a question first.")
         with self._lock:
@@ -164,6 +169,8 @@ class Stream:
         self._source = self._next = None
 
     def _run(self, request: Request) -> None:
+        if not self.describes:
+            request = replace(request, controls=replace(request.controls, threshold=0.0))
         self._reverse = not self._reverse  # alternate the order: the first model always finds cold CPU caches
         for lane in list(self.lanes.values())[:: 1 if self._reverse else -1]:
             if not self.stopped:
@@ -237,6 +244,7 @@ class Stream:
         threshold = self.controls.threshold
         threshold = self.models.default_threshold if threshold is None else threshold
         letterbox = bool(self.models.processor.video_processor.do_pad)
+        threshold = threshold if self.describes else None
         video = OverlayVideo(path, self.models.config, self.models.fps, threshold, letterbox)
         try:
             for image, frame in zip(self._images(), seen, strict=False):

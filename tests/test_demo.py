@@ -12,10 +12,13 @@ from fresh_process import ROOT
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.decoding import decode_video
+from videollm_mod.loading.checkpoint import load_checkpoint
+from videollm_mod.narration import demo
 from videollm_mod.narration.savings import measure_savings
+from videollm_mod.narration.sight import COMMANDS
 
 
-def test_the_demo_narrates_both_clips(tmp_path, capsys):
+def test_the_demo_narrates_the_clip_that_the_checkpoint_knows(tmp_path, capsys):
     assert cli.main(["demo", "--output", str(tmp_path / "demo")]) == 0
     printed = capsys.readouterr().out
     truth = json.loads((ROOT / "media" / "world.jsonl").read_text())["turns"]
@@ -25,10 +28,31 @@ def test_the_demo_narrates_both_clips(tmp_path, capsys):
     assert printed.count("routing over") == printed.count("  cache  ") == printed.count("  language model  ") == 2
     for name, frames in {"world": 31, "cup": 17}.items():
         assert len(decode_video(tmp_path / "demo" / f"{name}.overlay.mp4", 2)[0]) == frames
-        with av.open(str(tmp_path / "demo" / f"{name}.srt")) as subtitles:
-            shown = sum(packet.size > 0 for packet in subtitles.demux())
-        said = re.findall(r"^ +[\d.]+ s  ", printed.partition(f"\n{name}.mp4: ")[2].partition("\nrouting")[0], re.M)
-        assert shown == len(said) > 0
+    with av.open(str(tmp_path / "demo" / "world.srt")) as subtitles:
+        shown = sum(packet.size > 0 for packet in subtitles.demux())
+    world, cup = re.findall(r"^\w+\.mp4: .*\n((?:.+\n)+)", printed, re.M)
+    said = r"^ +[\d.]+ s  "
+    assert shown == len(re.findall(said, world, re.M)) == len(truth) + 2
+    # of a real clip it would say nonsense
+    assert not re.search(said, cup, re.M) and not (tmp_path / "demo" / "cup.srt").exists()
+    assert cup.startswith(
+        "This model knows only the procedural world, so its words about this video would mean nothing.\n"
+    )
+    assert re.search(
+        r"17 frames of 640 x 480 pixels.*decoding [\d.]+, vision tower [\d.]+, language model [\d.]+\n", cup
+    )
+    assert printed.endswith("\n".join(["describes real videos:", *COMMANDS, ""]))
+
+
+def test_the_demo_narrates_every_clip_with_a_model_of_no_domain(tmp_path, capsys, monkeypatch):
+    model, processor = load_checkpoint(device="cpu")
+    model.config.domain = None
+    monkeypatch.setattr(demo, "load_checkpoint", lambda: (model, processor))
+    monkeypatch.setattr(demo, "measure_savings", lambda *_: "")
+    demo.demo(tmp_path)
+    printed = capsys.readouterr().out
+    assert "What do you see?" in printed.partition("cup.mp4: ")[2] and (tmp_path / "cup.srt").stat().st_size > 0
+    assert "To give it sight" not in printed
 
 
 def test_the_world_clip_is_made_from_its_seed():

@@ -22,6 +22,7 @@ from waiting import PATIENCE
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.decoding import decode_video
+from videollm_mod.loading.find import OWN_CHECKPOINT
 from videollm_mod.space import clips
 from videollm_mod.space.lane import Controls
 from videollm_mod.space.line import Line, LineIsFull
@@ -176,7 +177,13 @@ def jpeg(image: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode()
 
 
-def test_camera_pictures_are_watched_as_they_arrive(tmp_path):
+@pytest.fixture
+def of_no_domain(monkeypatch):
+    """Let the model speak about any video, as one with general sight."""
+    monkeypatch.setattr(models().config, "domain", None)
+
+
+def test_camera_pictures_are_watched_as_they_arrive(tmp_path, of_no_domain):
     world = world_stream(51)
     stream = Stream("id", models(), clips.camera("c", tmp_path), Controls(), INSTRUCTION, max_seconds=6.0)
     for image, seconds in zip(world.frames(height=192), world.frame_times(2.0), strict=True):
@@ -217,6 +224,37 @@ def test_stopped_stream_does_not_watch_but_still_answers(scene):
     assert stream.ask("What happened last?").text
     with pytest.raises(ValueError, match="Type a question"):
         stream.ask("  ")
+
+
+def test_a_video_outside_the_domain_is_watched_without_a_word(tmp_path):
+    path = OWN_CHECKPOINT / "media" / "cup.mp4"
+    stream = Stream("id", models(), clips.upload("c", tmp_path, path, "cup.mp4", 180.0), Controls(threshold=1.0))
+    assert not stream.advance(1.0, Controls(keep_ratio=0.4, threshold=1.0))
+    finish(stream)
+    rows = stream.view()["lanes"]["mod"]["frames"]
+    assert stream.lanes["mod"].events == [] and len(rows) == 17
+    assert [len(row[2][0]) for row in rows] == [4] * 17 and rows[0][3] < rows[-1][3]  # the other controls work
+    with pytest.raises(ValueError, match="^This model knows only the procedural world, so its words"):
+        stream.ask("What do you see?")
+    assert len(decode_video(stream.write_overlay(), models().fps)[0]) == 17
+    # the file says what it shows, whatever its name is
+    world, _ = write_clip(tmp_path / "holiday.mp4", 31)
+    folder = tmp_path / "world"
+    folder.mkdir()
+    assert Stream("id", models(), clips.upload("w", folder, world, "holiday.mp4", 180.0), Controls()).describes
+
+
+def test_a_program_is_told_why_nothing_is_said():
+    from gradio_client import Client, handle_file
+
+    _, url = serve()
+    path = OWN_CHECKPOINT / "media" / "cup.mp4"
+    result = Client(url, verbose=False).predict(handle_file(path), threshold=1.0, api_name="/narrate")
+    assert result["events"] == [] and result["stats"]["mod"]["frames"] == 17
+    assert (
+        result["notice"]
+        == "This model knows only the procedural world, so its words about this video would mean nothing."
+    )
 
 
 # ---- clips and visitors

@@ -9,11 +9,12 @@ import time as clock
 import av
 import numpy as np
 import pytest
-from space_servers import serve
+from space_servers import models, serve
 
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.loading.find import OWN_CHECKPOINT
+from videollm_mod.narration.sight import COMMANDS
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
@@ -117,7 +118,13 @@ def wait_until(page, condition: str) -> None:
         page.wait_for_timeout(50)
 
 
-def test_every_control_works_on_a_real_clip(visit, tmp_path):
+@pytest.fixture
+def of_no_domain(monkeypatch):
+    """Let the model speak about any video, as one with general sight."""
+    monkeypatch.setattr(models().config, "domain", None)
+
+
+def test_every_control_works_on_a_real_clip(visit, tmp_path, of_no_domain):
     page = visit()
     upload(page, CUP)
     slide(page, "threshold", 1)
@@ -220,7 +227,7 @@ def test_stop_is_immediate_and_start_begins_again_with_ground_truth(visit):
     assert page.inner_text("#truth ol li >> nth=0").endswith("right")
 
 
-def test_camera_is_watched_live(visit):
+def test_camera_is_watched_live(visit, of_no_domain):
     page = visit()
     page.click("#camera")
     wait_until(page, "document.getElementById('status').textContent.startsWith('Your camera')")
@@ -316,6 +323,23 @@ AUDIT = """() => {
   if (wide > innerWidth) found.push(`scrolls sideways: ${wide}`);
   return found;
 }"""
+
+
+def test_a_video_outside_the_domain_is_watched_without_a_word(visit):
+    page = visit(390)
+    page.click("#examples button >> nth=1")
+    page.wait_for_selector("#silent:not([hidden])")
+    assert "knows only the procedural world" in page.inner_text("#silent")
+    assert page.inner_text("#sight").splitlines() == list(COMMANDS)
+    page.evaluate("document.getElementById('video').playbackRate = 4")
+    page.click("#start")
+    wait_until(page, "document.getElementById('status').textContent === 'The model has watched everything.'")
+    assert page.is_hidden("#ask") and page.is_hidden("#log") and page.is_hidden("#chart-speak") and log(page) == []
+    assert page.eval_on_selector_all("#chart-bytes polyline", "lines => lines.map(l => l.points.length)") == [17, 17]
+    assert page.evaluate(AUDIT) == []
+    page.click("#examples button >> nth=0")
+    page.wait_for_selector("#silent", state="hidden")
+    assert page.is_visible("#ask") and page.is_visible("#log")
 
 
 @pytest.mark.parametrize("width", [390, 1440])

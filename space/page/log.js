@@ -123,7 +123,7 @@ export class Log {
     }
     const shown = now && time - now.event.time < 4 ? now.event : null;
     this.subtitle.textContent = shown?.text || "\u00a0";
-    this.subtitle.className = `subtitle ${shown?.kind ?? ""}`;
+    this.subtitle.className = `subtitle speaks ${shown?.kind ?? ""}`;
   }
 
   // Show the ground truth of a scene, and the score of the model.

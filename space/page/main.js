@@ -78,6 +78,10 @@ function show(clip) {
   if (!clip.camera) stage.play(clip.url);
   $("notice").hidden = !clip.notice;
   $("notice").textContent = clip.notice;
+  document.body.classList.toggle("is-silent", Boolean(clip.silent));
+  $("talk-title").textContent = clip.silent ? "3. What it cannot say" : "3. Read and ask";
+  $("silent").hidden = !clip.silent;
+  $("why-silent").textContent = clip.silent ?? "";
   log.clear();
   log.truth(null);
   $("clock").textContent = "";
@@ -246,7 +250,7 @@ async function goOn() {
 function finish() {
   state.running = null;
   if (!state.clip?.camera || state.over) stage.video.pause();
-  say(state.over ? "The model has watched everything. Click an entry to see that moment, or ask more." : "Stopped.");
+  say(state.over ? "The model has watched everything." + (state.clip.silent ? "" : " Click an entry to see that moment, or ask more.") : "Stopped.");
   showButtons();
   redraw();
 }
@@ -255,7 +259,7 @@ async function stop() {
   const { stream } = state;
   state.running = null;
   stage.video.pause();
-  say("Stopped. You can still ask, or start again.");
+  say(state.clip?.silent ? "Stopped." : "Stopped. You can still ask, or start again.");
   showButtons();
   if (!stream) return;
   try {
@@ -292,6 +296,7 @@ function listen() {
     button.type = "button";
     button.className = "choice";
     button.textContent = title;
+    button.dataset.name = name;
     button.addEventListener("click", () => choose(button, "example", name));
     $("examples").append(button);
   }
@@ -348,8 +353,9 @@ function describe() {
   $("limits").textContent = `Uploads may have up to ${limits.upload_megabytes} MB. The model watches up to ${limits.video_seconds / 60} minutes of a video ` +
     `and ${limits.camera_seconds / 60} minutes of a camera. ${limits.running} streams run at once, and ${limits.waiting} more can wait.`;
   $("layers-hint").textContent = `${model.routed_layers.length} of ${model.layers} layers are routed. Bright patches were kept, dark ones were skipped.`;
+  $("sight").textContent = about.sight.join("\n");
   $("about").textContent = `This model has ${million} million parameters and runs on ${model.device === "cpu" ? "the CPU" : "a GPU"}. ` +
-    "It was trained only on a world of coloured shapes; what it says about other videos is meaningless.";
+    (model.domain ? `It knows only the ${model.domain}, and watches other videos without a word.` : "");
 }
 
 // Restore the stream after a reload.
