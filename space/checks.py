@@ -54,6 +54,13 @@ def checked_text(text: str | None, name: str) -> str | None:
     return text.strip() if text and text.strip() else None
 
 
+def checked_rule(models: Models, rule: Any) -> str | None:
+    """Check a speaking rule; None if none is given. Raises `ValueError` for one that the model cannot follow."""
+    if rule is not None and rule not in models.rules:
+        raise ValueError(f"The speaking rule must be {' or '.join(models.rules)}, got {rule!r}.")
+    return rule
+
+
 def controls_of(models: Models, keep_ratio: Any = None, threshold: Any = None, memory: Any = None) -> Controls:
     """Check the controls. Those that are not given are the model's own.
 
@@ -76,4 +83,4 @@ def controls_of(models: Models, keep_ratio: Any = None, threshold: Any = None, m
     )
 
 
-__all__ = ["checked_text", "controls_of", "with_visitor_errors"]
+__all__ = ["checked_rule", "checked_text", "controls_of", "with_visitor_errors"]

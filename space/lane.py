@@ -115,11 +115,13 @@ class Lane:
     """
     Args:
         models (`Models`), name (`str`): the models, and which of them watches.
-        controls (`Controls`), instruction (`str`, *optional*): how the stream opens.
+        controls (`Controls`), instruction (`str`, *optional*), rule (`str`): how the stream opens.
         folder (`Path`): where the session is saved between calls on ZeroGPU.
     """
 
-    def __init__(self, models: Models, name: str, controls: Controls, instruction: str | None, folder: Path):
+    def __init__(
+        self, models: Models, name: str, controls: Controls, instruction: str | None, rule: str, folder: Path
+    ):
         global MODELS
         MODELS = models
         self.models, self.name = models, name
@@ -128,6 +130,7 @@ class Lane:
         self._path = folder / f"{name}.session.safetensors"
         self._session = models.lanes[name].stream(
             models.processor,
+            speak_rule=rule,
             speak_threshold=controls.threshold,
             keep_ratio=controls.keep_ratio,
             max_cached_frames=controls.memory or models.max_frames,

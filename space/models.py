@@ -3,10 +3,12 @@
 import copy
 import os
 import threading
+from pathlib import Path
 
 import torch
 
 from ..commands.threads import allowed_cores
+from ..data.world import DOMAIN
 from ..loading.checkpoint import load_checkpoint
 from ..memory import frames_in_context
 from ..speaking import default_threshold
@@ -21,6 +23,17 @@ except ImportError:
         return function
 
 
+INSTRUCTION = "Narrate what happens."  # of a model whose processor has no `default_query`
+QUESTIONS = ["What do you see?", "What is happening?", "What happened last?", "How many people are there?"]
+# of the models of a domain
+KNOWN_QUESTIONS = {
+    DOMAIN: [
+        "How many objects are there?",
+        "What happened last?",
+        "What is at the center?",
+        "Where is the red circle?",
+    ]
+}
 ZERO_GPU = bool(os.environ.get("SPACES_ZERO_GPU"))  # only `gpu` functions have a GPU, each call in its own process
 
 
@@ -32,20 +45,33 @@ def dense_twin(model):
     return twin
 
 
+def speak_rules(config) -> dict[str, float]:
+    """The speaking rules that a model can follow, its own first, with their thresholds."""
+    learned = config.frame_separator_token_id is not None  # else it has not learned when to be silent
+    rules = dict.fromkeys([config.speak_rule, *(["trained"] if learned else []), "verify"])
+    return {rule: default_threshold(rule, config.verify_margin) for rule in rules}
+
+
 class Models:
     """
     Args:
         model (`VideoLLMMoDForConditionalGeneration`), processor (`VideoLLMMoDProcessor`).
+        name (`str`): title of the page.
+
+    Attributes:
+        rules (`dict[str, float]`): see `speak_rules`.
+        instruction (`str`): how a stream opens unless the visitor says otherwise.
     """
 
-    def __init__(self, model, processor):
-        self.processor = processor
+    def __init__(self, model, processor, name: str = "VideoLLM-MoD"):
+        self.processor, self.name = processor, name
         self.lanes = {"mod": model, "dense": dense_twin(model)}
         self.config, self.device = model.config, model.device
         self.fps = float(processor.video_processor.fps)
         self.max_frames = frames_in_context(model.config)
         self.default_keep_ratio = model.keep_ratio
-        self.default_threshold = default_threshold(self.config.speak_rule, self.config.verify_margin)
+        self.rules = speak_rules(self.config)
+        self.instruction = processor.default_query or INSTRUCTION
         self.slots = threading.Semaphore(1)  # requests that may run at the same time
         if self.device.type == "cpu":
             # several streams are faster with one core each than with all cores for one
@@ -55,7 +81,8 @@ class Models:
     @classmethod
     def load(cls, checkpoint: str | None = None) -> "Models":
         """Load a folder or Hub id, by default the checkpoint of the package."""
-        return cls(*load_checkpoint(checkpoint))
+        named = {} if checkpoint is None else {"name": Path(checkpoint).resolve().name}
+        return cls(*load_checkpoint(checkpoint), **named)
 
     def warm_up(self) -> None:
         """Watch two frames and say a word with each model, so that no visitor waits for lazy initialisation."""
@@ -65,11 +92,16 @@ class Models:
             session.push(torch.zeros(2, 3, side, side, dtype=torch.uint8))
 
     def describe(self) -> dict:
-        """What the page needs to know: the grid of patches, the routed layers, and the ranges of the controls."""
+        """What the page needs to know: what the model is and can be asked, the grid of patches, the routed layers, and
+        the ranges of the controls."""
         config, text = self.config, self.config.text_config
         grid = config.frame_token_pooled or (1, 1)
         return {
+            "name": self.name,
             "domain": config.domain,
+            "rules": self.rules,
+            "instruction": self.instruction,
+            "questions": KNOWN_QUESTIONS.get(config.domain, QUESTIONS),
             "fps": self.fps,
             "grid": list(grid),
             "class_token": config.frame_token_cls,
@@ -78,11 +110,10 @@ class Models:
             "layers": text.num_hidden_layers,
             "routed_layers": list(text.routed_layers),
             "keep_ratio": self.default_keep_ratio,
-            "threshold": self.default_threshold,
             "max_frames": self.max_frames,
             "parameters": sum(p.numel() for p in self.lanes["mod"].parameters()),
             "device": self.device.type,
         }
 
 
-__all__ = ["ZERO_GPU", "Models", "dense_twin", "gpu"]
+__all__ = ["ZERO_GPU", "Models", "dense_twin", "gpu", "speak_rules"]

@@ -18,9 +18,10 @@ import gradio as gr
 from fastapi import HTTPException
 from fastapi.responses import FileResponse, HTMLResponse, PlainTextResponse, RedirectResponse
 
+from ..data.world import DOMAIN
 from ..narration.sight import COMMANDS, can_describe, why_silent
 from . import clips
-from .checks import checked_text, controls_of, with_visitor_errors
+from .checks import checked_rule, checked_text, controls_of, with_visitor_errors
 from .models import Models
 from .settings import Settings
 from .stream import FORMATS, Stream
@@ -78,11 +79,12 @@ class Space:
     def narrate(
         self,
         video: dict[str, Any],
-        instruction: str = "Narrate what happens.",
+        instruction: str | None = None,
         keep_ratio: float | None = None,
         threshold: float | None = None,
         memory: int | None = None,
         compare: bool = False,
+        rule: str | None = None,
         request: gr.Request = None,  # type: ignore[assignment]  # gradio passes it
     ) -> Iterator[dict[str, Any]]:
         """
@@ -94,15 +96,17 @@ class Space:
 
         Parameters:
             video: a file, as returned by `gradio_client.handle_file(path)`.
-            instruction: the opening instruction.
+            instruction: the opening instruction, by default the model's own.
             keep_ratio: share of vision tokens that routed layers keep, above 0 and at most 1.
             threshold: the model speaks when P(silence) is below this.
             memory: frames to remember, at least 1.
             compare: also run the dense model; its statistics are in `stats`, its events in `dense_events`.
+            rule: how the model decides when to speak, `trained` or `verify`.
         """
         controls = controls_of(self.models, keep_ratio, threshold, memory)
         clip = self._choose("upload", video, None)
-        stream = self.visitors.begin(clip, controls, checked_text(instruction, "instruction"), compare)
+        instruction = checked_text(self.models.instruction if instruction is None else instruction, "instruction")
+        stream = self.visitors.begin(clip, controls, instruction, compare, checked_rule(self.models, rule))
         try:
             self._last = {session: last for session, last in self._last.items() if last in self.visitors.streams}
             if request.session_hash:
@@ -189,6 +193,7 @@ class Space:
             controls,
             checked_text(options.get("instruction"), "instruction"),
             bool(options.get("compare")),
+            checked_rule(self.models, options.get("rule")),
         )
         return {**self._view(stream, None), "waiting": self.visitors.line.place(stream.id)}
 
@@ -240,7 +245,10 @@ class Space:
             limits = {name: getattr(self.settings, name) for name in ("running", "waiting", "upload_megabytes")}
             limits |= {"video_seconds": self.settings.video_seconds, "camera_seconds": self.settings.camera_seconds}
             examples = [{"name": name, "title": title} for name, (title, _) in clips.EXAMPLES.items()]
-            return {"model": self.models.describe(), "limits": limits, "examples": examples, "sight": COMMANDS}
+            if self.models.config.domain is None:
+                examples.reverse()  # the real clip first
+            shown = {"examples": examples, "scenes": DOMAIN, "sight": COMMANDS}
+            return {"model": self.models.describe(), "limits": limits, **shown}
 
         @server.get("/media/{clip_id}")
         def media(clip_id: str):
@@ -284,7 +292,11 @@ def ascii_name(name: str) -> str:
 
 
 def launch(checkpoint: str | None = None, **options) -> None:
-    """Load the model and serve until interrupted."""
+    """Load the model, by default that of the package, and serve until interrupted.
+
+    Raises:
+        `ValueError`, `OSError`: from `load_checkpoint` and `Settings`.
+    """
     models = Models.load(checkpoint)
     models.warm_up()
     Space(models, Settings.from_environment()).launch(**options)

@@ -25,7 +25,7 @@ from .clips import Clip
 from .lane import Controls, Lane, Request
 from .models import Models
 
-FRAMES_PER_CALL = 8  # of a video, so that each call returns soon
+FRAMES_PER_CALL = 8  # of a video at most, so that each call returns soon
 CAMERA_PIXELS = 1024  # maximum width and height of a camera's picture
 SAME_FRAME = 0.25  # seconds within which two times are the same frame
 FORMATS = ("vtt", "srt", "jsonl")
@@ -38,6 +38,7 @@ class Stream:
         models (`Models`), clip (`Clip`), controls (`Controls`).
         instruction (`str`, *optional*): the opening instruction.
         compare (`bool`): whether the dense twin watches too.
+        rule (`str`, *optional*): how the model decides when to speak; its own rule if omitted.
         max_seconds (`float`): how much of the clip to watch.
     """
 
@@ -50,12 +51,14 @@ class Stream:
         instruction: str | None = None,
         compare: bool = False,
         max_seconds: float = 180.0,
+        rule: str | None = None,
     ):
         self.id, self.models, self.clip, self.max_seconds = id, models, clip, max_seconds
         self.controls, self.compare, self.instruction = controls, compare, instruction
+        self.rule = rule or next(iter(models.rules))
         self.describes = can_describe(models.config, clip.domain)  # if not, the models watch without a word
         self.lanes = {
-            name: Lane(models, name, controls, instruction, clip.folder)
+            name: Lane(models, name, self.full_controls, instruction, self.rule, clip.folder)
             for name in (("mod", "dense") if compare else ("mod",))
         }
         self.ended = self.stopped = False
@@ -74,6 +77,13 @@ class Stream:
         return seen[-1].watched.time if seen else 0.0
 
     @property
+    def full_controls(self) -> Controls:
+        """The controls with a threshold: the rule's where none was given, and 0, never to speak, about a clip that the
+        model cannot describe."""
+        threshold = self.models.rules[self.rule] if self.controls.threshold is None else self.controls.threshold
+        return replace(self.controls, threshold=threshold if self.describes else 0.0)
+
+    @property
     def over(self) -> bool:
         return self.ended or self.stopped
 
@@ -84,7 +94,9 @@ class Stream:
         try:
             self.controls = controls or self.controls
             block: list[tuple[np.ndarray, float]] = []
-            while not self.over and len(block) < FRAMES_PER_CALL:
+            # what is verified goes through the model frame by frame
+            limit = 1 if self.rule == "verify" else FRAMES_PER_CALL
+            while not self.over and len(block) < limit:
                 frame = self._peek()
                 if frame is None or frame[1] > seconds:
                     break
@@ -92,7 +104,7 @@ class Stream:
                 self._next = None
             if block:
                 images, times = zip(*block, strict=True)
-                self._run(Request(self.controls, np.stack(images), times))
+                self._run(Request(self.full_controls, np.stack(images), times))
             frame = None if self.over else self._peek()
             return frame is not None and frame[1] <= seconds
         finally:
@@ -121,7 +133,7 @@ class Stream:
                 self.ended = True
                 return
             self.pictures.append(raw)
-            self._run(Request(self.controls, pixels[None], (max(float(seconds), self.time),)))
+            self._run(Request(self.full_controls, pixels[None], (max(float(seconds), self.time),)))
 
     def ask(self, question: str) -> StreamEvent:
         """Ask a question after the last watched frame. Returns the answer of the routed model.
@@ -141,7 +153,7 @@ class Stream:
             try:
                 grow("")
                 for name, lane in self.lanes.items():
-                    lane.run(Request(self.controls, question=question), grow if name == "mod" else None)
+                    lane.run(Request(self.full_controls, question=question), grow if name == "mod" else None)
             finally:
                 self.answering = None
             return self.lanes["mod"].events[-1]
@@ -169,8 +181,6 @@ class Stream:
         self._source = self._next = None
 
     def _run(self, request: Request) -> None:
-        if not self.describes:
-            request = replace(request, controls=replace(request.controls, threshold=0.0))
         self._reverse = not self._reverse  # alternate the order: the first model always finds cold CPU caches
         for lane in list(self.lanes.values())[:: 1 if self._reverse else -1]:
             if not self.stopped:
@@ -188,7 +198,7 @@ class Stream:
             }
         view = {"stream": self.id, "time": self.time, "lanes": lanes, "over": self.over, "problem": self.problem}
         view["answering"] = self.answering
-        if self.over and self.clip.truth is not None:
+        if self.over and self.clip.truth is not None and self.clip.domain == self.models.config.domain:
             view["truth"] = self.score_narrations()
         return view
 
@@ -241,10 +251,8 @@ class Stream:
         if not seen:
             raise ValueError("There is nothing to show yet: the model has not watched a frame.")
         path = self.clip.folder / f"{self.id}.overlay.mp4"
-        threshold = self.controls.threshold
-        threshold = self.models.default_threshold if threshold is None else threshold
         letterbox = bool(self.models.processor.video_processor.do_pad)
-        threshold = threshold if self.describes else None
+        threshold = self.full_controls.threshold if self.describes else None
         video = OverlayVideo(path, self.models.config, self.models.fps, threshold, letterbox)
         try:
             for image, frame in zip(self._images(), seen, strict=False):

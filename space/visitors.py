@@ -66,7 +66,9 @@ class Visitors:
         clip.touched = time.monotonic()
         return clip
 
-    def begin(self, clip: Clip, controls: Controls, instruction: str | None, compare: bool) -> Stream:
+    def begin(
+        self, clip: Clip, controls: Controls, instruction: str | None, compare: bool, rule: str | None = None
+    ) -> Stream:
         """Create a stream of a clip at the end of the line.
 
         Raises:
@@ -76,7 +78,7 @@ class Visitors:
         self.line.place(stream_id)
         max_seconds = self.settings.camera_seconds if clip.path is None else self.settings.video_seconds
         try:
-            stream = Stream(stream_id, self.models, clip, controls, instruction, compare, max_seconds)
+            stream = Stream(stream_id, self.models, clip, controls, instruction, compare, max_seconds, rule)
         except BaseException:
             self.line.leave(stream_id)
             raise

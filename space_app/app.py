@@ -2,9 +2,11 @@
 
 `VIDEOLLM_MOD_MODEL` names a model repository on the Hub, and `VIDEOLLM_MOD_REVISION` one of its commits or tags. Both
 the code and the weights come from there, since a model repository is also the package. Without them, the repository
-around this folder runs.
+around this folder runs. `--model` names a folder or Hub id with other weights, such as one that `videollm-mod build
+--vlm` made.
 """
 
+import argparse
 import importlib.util
 import os
 import sys
@@ -46,7 +48,13 @@ def import_package(folder: Path) -> None:
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Serve the demo in a browser.", allow_abbrev=False)
+    parser.add_argument("--model", help="folder or Hub id of a checkpoint or adapter (default: the repository's)")
+    model = parser.parse_args().model
     import_package(repository())
     from videollm_mod.space.server import launch
 
-    launch()
+    try:
+        launch(model)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import math
 import os
 import random
 import time as clock
@@ -19,6 +20,7 @@ from space_servers import call, models, serve, upload
 from video_files import moving, write_sound, write_video
 from waiting import PATIENCE
 
+from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.decoding import decode_video
@@ -26,7 +28,7 @@ from videollm_mod.loading.find import OWN_CHECKPOINT
 from videollm_mod.space import clips
 from videollm_mod.space.lane import Controls
 from videollm_mod.space.line import Line, LineIsFull
-from videollm_mod.space.models import dense_twin
+from videollm_mod.space.models import dense_twin, speak_rules
 from videollm_mod.space.settings import Settings
 from videollm_mod.space.stream import Stream
 from videollm_mod.space.visitors import Gone, Visitors
@@ -169,6 +171,32 @@ def test_memory_changed_at_the_start_equals_memory_given():
         changed.remember(0)
     with pytest.raises(ValueError, match="only in a session that was made with a bound"):
         session(max_cached_frames=None).remember(8)
+
+
+@pytest.mark.parametrize(
+    ("options", "rules"),
+    [
+        ({}, {"trained": 0.725, "verify": 1.0}),
+        ({"speak_rule": "verify", "verify_margin": 2.0}, {"verify": math.exp(-2), "trained": 0.725}),
+        (
+            {"speak_rule": "verify", "verify_margin": 2.0, "frame_separator_token_id": None},
+            {"verify": math.exp(-2)},
+        ),
+    ],
+)
+def test_rules_are_those_that_the_model_can_follow(options, rules):
+    assert list(speak_rules(VideoLLMMoDConfig(**options)).items()) == list(rules.items())
+
+
+def test_stream_that_verifies_equals_one_session(scene):
+    clip = scene(21)
+    frames, times = decode_video(clip.path, models().fps)
+    stream = Stream("id", models(), clip, Controls(), INSTRUCTION, rule="verify")
+    while stream.advance(4.0):
+        pass
+    one = session(speak_rule="verify")
+    assert_same_events(stream.lanes["mod"].events, one.push(frames[:9], times[:9].tolist()))
+    assert stream.lanes["mod"].events[0].time == 0.0 and one.stats.verified == 8  # it speaks after the first frame
 
 
 def jpeg(image: np.ndarray) -> str:
@@ -343,6 +371,7 @@ def test_wrong_calls_get_one_sentence(tmp_path):
         ("begin", ["unknown", {}], "This video no longer exists. Please choose it again."),
         ("begin", [clip["clip"], {"keep_ratio": 0}], "The keep ratio must be above 0 and at most 1, got 0."),
         ("begin", [clip["clip"], {"threshold": "high"}], "The threshold must be a number, got 'high'."),
+        ("begin", [clip["clip"], {"rule": "always"}], "The speaking rule must be trained or verify, got 'always'."),
         ("begin", [clip["clip"], {"memory": 0}], "The memory must be between 1 and 33 frames, got 0."),
         (
             "begin",

@@ -32,12 +32,13 @@ def test_space_has_its_files():
     assert f"gradio=={constraints['gradio']}" in lines
 
 
-def start(app, **environment) -> tuple[ForkedProcess, str]:
+def start(app, *arguments, **environment) -> tuple[ForkedProcess, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1"} | environment
-    return ForkedProcess([sys.executable, app], env=environment, preloaded=TORCH), f"http://127.0.0.1:{port}/"
+    process = ForkedProcess([sys.executable, app, *arguments], env=environment, preloaded=TORCH)
+    return process, f"http://127.0.0.1:{port}/"
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +58,13 @@ def test_missing_settings_are_reported_at_once(pushed, environment, message):
     process, _ = start(pushed, **environment)
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1 and errors.startswith(message) and errors.count("\n") == 1
+
+
+def test_missing_model_is_reported_in_one_line():
+    process, _ = start(APP / "app.py", "--model", "./nowhere")
+    _, errors = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 1
+    assert errors == "error: `--model` must be a folder with a checkpoint or a Hub id, got ./nowhere\n"
 
 
 def test_code_and_weights_come_from_the_pinned_revision(pushed, tmp_path):

@@ -342,6 +342,44 @@ def test_a_video_outside_the_domain_is_watched_without_a_word(visit):
     assert page.is_visible("#ask") and page.is_visible("#log")
 
 
+def test_page_is_that_of_the_model(visit, monkeypatch, of_no_domain):
+    """Of one that was made from a pretrained image model: without a separator, and dense before calibration."""
+    for name, value in {
+        "name": "smolvlm2",
+        "rules": {"verify": 0.1353},
+        "instruction": "What do you see?",
+        "default_keep_ratio": 1.0,
+    }.items():
+        monkeypatch.setattr(models(), name, value)
+    page = visit()
+    assert page.title().startswith("smolvlm2") and page.inner_text("#name") == "smolvlm2"
+    assert "only a few patches" not in page.inner_text("#intro") and "keep every patch" in page.inner_text("main")
+    assert page.get_attribute("#examples button", "data-name") == "cup" and page.is_hidden("#scene")
+    assert page.input_value("#instruction") == page.inner_text("#suggestions button >> nth=0") == "What do you see?"
+    assert page.is_hidden("#rule") and page.inner_text("#threshold-value") == "0.135"
+    assert not page.is_checked("#compare")
+    page.evaluate("document.getElementById('video').playbackRate = 4")
+    page.click("#start")
+    page.wait_for_selector("#log li")
+    (stream,) = [stream for stream in serve()[0].visitors.streams.values() if stream.clip.title.endswith("(real)")]
+    controls = stream.full_controls
+    assert (stream.rule, controls.threshold, controls.keep_ratio, stream.compare) == ("verify", 0.1353, None, False)
+    assert stream.instruction == "What do you see?" and page.is_hidden("#truth")
+    page.click("#stop")
+    assert page.evaluate(AUDIT) == []
+
+
+def test_rule_of_speaking_is_chosen(visit):
+    page = visit()
+    assert page.input_value("#rule") == "trained" and page.inner_text("#threshold-value") == "0.725"
+    page.select_option("#rule", "verify")
+    assert page.inner_text("#threshold-value") == "1.000" and page.inner_text("#chart-speak-title").startswith("Doubt")
+    page.click("#start")
+    page.wait_for_selector("#log li")
+    assert log(page)[0].startswith("0:00.0")  # after the first frame
+    page.click("#stop")
+
+
 @pytest.mark.parametrize("width", [390, 1440])
 def test_page_works_with_keyboard_alone_in_both_themes(visit, width):
     page = visit(width, "dark" if width == 390 else "light")
@@ -367,7 +405,7 @@ def test_page_works_with_keyboard_alone_in_both_themes(visit, width):
     page.wait_for_selector("#log li.answer button:enabled")
     tab_to("#keep-ratio")
     page.keyboard.press("ArrowRight")
-    assert page.inner_text("#keep-ratio-value").startswith("30 %")
+    assert page.inner_text("#keep-ratio-value").startswith("25 %")
     page.keyboard.press("Shift+Tab")
     wait_until(page, "document.querySelector('#truth[hidden]')")
     for _ in range(40):

@@ -7,7 +7,18 @@ import { Stage } from "./stage.js";
 
 const [SOONEST, LATEST] = [20, 500]; // milliseconds between two calls while a video plays
 const TRIES = 5; // calls before an unreachable server is reported
-const QUESTIONS = ["How many objects are there?", "What happened last?", "What is at the center?", "Where is the red circle?"];
+const RULES = {
+  trained: {
+    option: "As it has learned",
+    hint: "The model speaks when P(silence) is below this; higher is more talkative.",
+    chart: "Probability of speaking",
+  },
+  verify: {
+    option: "When its last words no longer hold",
+    hint: "The model speaks when one of its last words is less probable than this, as a share of the best word now; higher is more talkative.",
+    chart: "Doubt in its last words",
+  },
+};
 const $ = (id) => document.getElementById(id);
 const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
@@ -47,7 +58,7 @@ function redraw() {
   stage.frames = state.lanes.mod?.frames ?? [];
   stage.draw();
   log.at(state.clip?.camera && stage.frozen === null ? lastTime() : stage.time, length());
-  charts.speak.draw(state.lanes, length(), 1 - Number($("threshold").value));
+  charts.speak.draw(state.lanes, length(), 1 - (slid("threshold") ?? about.model.rules[$("rule").value]));
   charts.bytes.draw(state.lanes, length());
   charts.time.draw(state.lanes, length());
 }
@@ -116,10 +127,15 @@ async function upload(file) {
 
 // ---- watching
 
+// A slider that was not moved leaves the model's own value, which may lie between two of its steps.
+const moved = new Set();
+const slid = (id) => (moved.has(id) ? Number($(id).value) : null);
+
 const options = () => ({
-  keep_ratio: Number($("keep-ratio").value),
-  threshold: Number($("threshold").value),
-  memory: Number($("memory").value),
+  keep_ratio: slid("keep-ratio"),
+  threshold: slid("threshold"),
+  memory: slid("memory"),
+  rule: $("rule").value,
   instruction: $("instruction").value,
   compare: $("compare").checked,
 });
@@ -324,35 +340,71 @@ function listen() {
     $("question").value = "";
     if (question) ask(question);
   });
-  for (const question of QUESTIONS) {
+  for (const question of about.model.questions) {
     const button = document.createElement("button");
     button.type = "button";
     button.textContent = question;
     button.addEventListener("click", () => ask(question));
     $("suggestions").append(button);
   }
-  $("keep-ratio").value = about.model.keep_ratio;
-  $("threshold").value = about.model.threshold;
-  $("memory").max = $("memory").value = about.model.max_frames;
-  const tell = {
-    "keep-ratio": (value) => `${Math.round(100 * value)} %: ${Math.ceil(Number((value * about.model.tokens).toFixed(6)))} of ${about.model.tokens} tokens`,
-    threshold: (value) => Number(value).toFixed(3),
-    memory: (value) => `${value} frames, ${value / about.model.fps} s`,
-  };
-  for (const [id, words] of Object.entries(tell)) {
-    const update = () => { $(`${id}-value`).textContent = words($(id).value); };
-    $(id).addEventListener("input", () => { update(); redraw(); });
-    update();
-  }
+  listenToControls();
   $("theme").addEventListener("click", () => setTheme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
 }
+
+function listenToControls() {
+  const { model } = about;
+  const tell = {
+    "keep-ratio": (value) => `${Math.round(100 * value)} %: ${Math.ceil(Number((value * model.tokens).toFixed(6)))} of ${model.tokens} tokens`,
+    threshold: (value) => Number(value).toFixed(3),
+    memory: (value) => `${value} frames, ${value / model.fps} s`,
+  };
+  const set = (id, value) => {
+    $(id).value = value;
+    $(`${id}-value`).textContent = tell[id](value);
+  };
+  $("memory").max = model.max_frames;
+  set("memory", model.max_frames);
+  set("keep-ratio", model.keep_ratio);
+  for (const id of Object.keys(tell)) {
+    $(id).addEventListener("input", () => {
+      moved.add(id);
+      $(`${id}-value`).textContent = tell[id]($(id).value);
+      redraw();
+    });
+  }
+  const rules = Object.keys(model.rules);
+  for (const rule of rules) $("rule").add(new Option(RULES[rule].option, rule));
+  for (const element of [$("rule"), ...$("rule").labels]) element.hidden = rules.length < 2;
+  const follow = () => {
+    const rule = $("rule").value;
+    moved.delete("threshold");
+    set("threshold", model.rules[rule]);
+    $("threshold-hint").textContent = RULES[rule].hint;
+    $("chart-speak-title").textContent = RULES[rule].chart;
+    redraw();
+  };
+  $("rule").value = rules[0];
+  $("rule").addEventListener("change", follow);
+  follow();
+  $("instruction").value = model.instruction;
+  $("compare").checked = routes();
+}
+
+// Whether the model keeps fewer tokens than a dense one.
+const routes = () => about.model.routed_layers.length > 0 && about.model.keep_ratio < 1;
 
 function describe() {
   const { model, limits } = about;
   const million = (model.parameters / 1e6).toFixed(1);
+  document.title = `${model.name}: a streaming video language model`;
+  $("name").textContent = model.name;
+  if (routes()) $("intro").append(" Its routed layers process only a few patches of each frame.");
+  $("scene").hidden = model.domain !== about.scenes;
   $("limits").textContent = `Uploads may have up to ${limits.upload_megabytes} MB. The model watches up to ${limits.video_seconds / 60} minutes of a video ` +
     `and ${limits.camera_seconds / 60} minutes of a camera. ${limits.running} streams run at once, and ${limits.waiting} more can wait.`;
-  $("layers-hint").textContent = `${model.routed_layers.length} of ${model.layers} layers are routed. Bright patches were kept, dark ones were skipped.`;
+  $("layers-hint").textContent = `${model.routed_layers.length} of ${model.layers} layers are routed. ` +
+    (routes() ? "Bright patches were kept, dark ones were skipped." : "They keep every patch, unless you lower the keep ratio.");
+
   $("sight").textContent = about.sight.join("\n");
   $("about").textContent = `This model has ${million} million parameters and runs on ${model.device === "cpu" ? "the CPU" : "a GPU"}. ` +
     (model.domain ? `It knows only the ${model.domain}, and watches other videos without a word.` : "");
