@@ -3,7 +3,7 @@
     python -m videollm_mod.benchmarks.stock_pixels tests/stock_pixels.npz
 
 It needs torchvision. The file holds every `STRIDE`-th row and column of the pixel values, as float16: 1/255 of the range
-of pixels is 8 times its rounding or more.
+of pixels is at least 8 times its rounding.
 """
 
 import sys
