@@ -7,8 +7,6 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from fork_server import TORCH, run_forked
-
 HELPERS = Path(__file__).resolve().parent
 ROOT = HELPERS.parents[1]
 
@@ -38,6 +36,8 @@ def run_fresh(
         command = [sys.executable, "-P", __file__, *map(str, called)]
         process = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True)
     else:
+        from fork_server import TORCH, run_forked  # which a new process does not find
+
         process = run_forked([sys.executable, __file__, *called], cwd=folder, env=clean, preloaded=TORCH)
     assert process.returncode == 0, f"{function.__name__}:\n{process.stdout}\n{process.stderr}"
     return json.loads(result_file.read_text())
