@@ -8,8 +8,8 @@ WITH_SPACE := .venv/.space
 WITH_DOCS := .venv/.docs
 # tests of a file stay together, since they share models and servers; more processes need more memory than they save time
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
-QUICK := modeling routing cache processing streaming collator windows static_step static_vision static_graphs \
-	fused decoding layers
+QUICK := modeling routing cache processing video_processing streaming collator windows static_step static_vision \
+	static_graphs fused decoding layers
 
 .PHONY: demo space docs picture test test-quick test-backbones test-oldest test-newest lint format clean
 

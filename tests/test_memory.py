@@ -147,16 +147,23 @@ def test_text_beyond_its_budget_is_dropped_but_never_the_prompt():
     assert leaving.nonzero()[0] == (memory.kinds == TEXT).nonzero()[0]
 
 
+@pytest.fixture(scope="module")
+def unbounded(checkpoint):
+    """`(frames, times, events, stats)` of a session without bounds."""
+    frames, times = world([81])
+    session = checkpoint[0].stream(checkpoint[1])
+    return frames, times, session.push(frames, times), session.stats
+
+
 @pytest.mark.parametrize("bound", ["frames", "bytes", "both"])
 @pytest.mark.parametrize("policy", ["window", "router"])
-def test_nothing_changes_while_everything_fits(checkpoint, policy, bound):
-    frames, times = world([81])
+def test_nothing_changes_while_everything_fits(checkpoint, unbounded, policy, bound):
+    frames, times, events, stats = unbounded
     bounds = {"frames": {"max_cached_frames": len(frames)}, "bytes": {"max_cached_bytes": 8 << 20}}
     bounds["both"] = bounds["frames"] | bounds["bytes"]
-    plain = checkpoint[0].stream(checkpoint[1])
     bound = checkpoint[0].stream(checkpoint[1], cache_policy=policy, **bounds[bound])
-    assert_same_events(bound.push(frames, times), plain.push(frames, times))
-    assert bound.stats.kv_bytes == plain.stats.kv_bytes and bound.stats.tokens == plain.stats.tokens
+    assert_same_events(bound.push(frames, times), events)
+    assert bound.stats.kv_bytes == stats.kv_bytes and bound.stats.tokens == stats.tokens
 
 
 @pytest.mark.parametrize("seed", range(3))
