@@ -33,7 +33,7 @@ class BenchOptions:
 
     geometry: Annotated[
         Literal[NAMES],  # type: ignore[valid-type]  # mypy does not know the value of NAMES
-        "size of the model; its weights are random (default: llama3-8b)",
+        "size of the model, whose weights are random; nano is the size of the bundled one (default: llama3-8b)",
     ] = "llama3-8b"
     json: Annotated[Path | None, "result file; a plot is written next to it", {"metavar": "FILE.json"}] = None
     minutes: Annotated[float, "start no measurement after this many minutes (default: 30)", {"metavar": "M"}] = 30.0
@@ -62,7 +62,7 @@ class TrainOptions(BenchOptions):
 
 @dataclass(kw_only=True)
 class MemoryOptions(BenchOptions):
-    training: Annotated[bool, "also measure the growth of a training step"] = False
+    training: Annotated[bool, "also measure how the memory of a training step grows"] = False
 
 
 @dataclass(kw_only=True)
@@ -129,7 +129,7 @@ class PlanOptions:
 
 
 def add_bench(commands) -> None:
-    what = "measure the time and memory of mixture of depths next to a dense model"
+    what = "measure the time and memory of mixture of depths beside a dense model"
     parser = commands.add_parser("bench", help=what, description=f"{what.capitalize()}.")
     benches = parser.add_subparsers(title="benchmarks", metavar="BENCHMARK", required=True)
     for name, (options, run, what) in BENCHMARKS.items():
@@ -187,14 +187,14 @@ def plan(options: PlanOptions) -> None:
 
 
 BENCHMARKS: dict[str, tuple[type, Callable[..., None], str]] = {
-    "train": (TrainOptions, train, "a training step with LoRA in bfloat16 on streams of random frames"),
-    "memory": (MemoryOptions, memory, "memory of the cache and of training against the length of the stream"),
-    "stream": (StreamOptions, stream, "watching a live stream: frame by frame, in blocks, and with questions"),
-    "offline": (OfflineOptions, offline, "watching recorded video in large blocks"),
+    "train": (TrainOptions, train, "time and memory of a training step with LoRA in bfloat16"),
+    "memory": (MemoryOptions, memory, "memory of the cache and of training by length of the stream"),
+    "stream": (StreamOptions, stream, "time to watch a live stream, frame by frame and in blocks, and to answer"),
+    "offline": (OfflineOptions, offline, "time to watch recorded video in large blocks"),
     "growth": (
         GrowthOptions,
         growth,
-        "watching against frames held, tokens per frame, number of streams and keep ratio",
+        "time and memory by frames held, tokens per frame, number of streams and keep ratio",
     ),
-    "plan": (PlanOptions, plan, "a page that scales results to 8 GPUs, 64 GPUs and a million hours of video"),
+    "plan": (PlanOptions, plan, "print a page that scales results to 8 GPUs, 64 GPUs and a million hours of video"),
 }

@@ -70,7 +70,7 @@ $growth
 $measured$missing""")
 MISSING = Template("""
 These measurements are missing: what depends on them is a question mark, or left out. Run these commands, and then
-make this page again:
+write this page again:
 
 $commands""")
 

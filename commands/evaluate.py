@@ -11,7 +11,7 @@ from .threads import share_cores
 
 
 def add(commands) -> None:
-    add_command(commands, "evaluate", EvaluateOptions, run, help="measure how well a checkpoint does a task")
+    add_command(commands, "evaluate", EvaluateOptions, run, help="score a checkpoint on a task")
 
 
 def run(options: EvaluateOptions) -> None:

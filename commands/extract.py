@@ -21,7 +21,7 @@ class ExtractOptions:
 
 
 def add(commands) -> None:
-    add_command(commands, "extract", ExtractOptions, run, help="compute the features of videos once, to train on them")
+    add_command(commands, "extract", ExtractOptions, run, help="encode videos once, to train on their features")
 
 
 def run(options: ExtractOptions) -> None:

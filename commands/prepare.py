@@ -25,7 +25,7 @@ class PrepareOptions:
     subset: Annotated[
         str | None, "only this subset: train, val or test; for COIN training, testing, test or validation"
     ] = None
-    missing: Annotated[str, "when videos are missing, stop or skip them (default: stop)"] = "stop"
+    missing: Annotated[str, "stop when a video is missing, or skip its streams (default: stop)"] = "stop"
     camera: Annotated[
         str | None, "for egoexo4d, a camera such as cam01 (default: the first egocentric view of each take)"
     ] = None

@@ -16,7 +16,7 @@ class ValidateOptions:
 
 
 def add(commands) -> None:
-    add_command(commands, "validate", ValidateOptions, run, help="list all errors of a JSONL file of streams")
+    add_command(commands, "validate", ValidateOptions, run, help="list all errors in a JSONL file of streams")
 
 
 def run(options: ValidateOptions) -> None:

@@ -12,9 +12,9 @@ from .options import add_command
 class WorldOptions:
     """The options of `videollm-mod world`."""
 
-    seed: Annotated[int, "number of the stream"]
+    seed: Annotated[int, "seed, which names the clip"]
     output: Annotated[Path, "the video; its ground truth goes beside it as .jsonl", {"metavar": "FILE.mp4"}]
-    level: Annotated[str, f"{', '.join(NAMES)} (default: basic)"] = "basic"
+    level: Annotated[str, f"level of the procedural world: {', '.join(NAMES)} (default: basic)"] = "basic"
     fps: Annotated[float, "frames per second (default: 10)"] = 10.0
     height: Annotated[int, "height and width in pixels (default: 384)"] = 384
 

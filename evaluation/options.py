@@ -29,15 +29,13 @@ class EvaluateOptions(ModelOptions):
         None
     )
     streams: Annotated[
-        int | None, "evaluate the first N streams (default: all of a file, 500 of the world)", {"metavar": "N"}
+        int | None, "number of streams, from the first on (default: all of a file, 500 of the world)", {"metavar": "N"}
     ] = None
-    self_conditioned: Annotated[bool, "let the model go on from its own replies, instead of from the true ones"] = (
-        False
-    )
+    self_conditioned: Annotated[bool, "continue from the model's own replies instead of the true ones"] = False
     categories: Annotated[Path | None, "all possible answers, one per line; for lta the taxonomy.json"] = None
     batch_size: Annotated[int, "streams that go through the model together (default: 8)"] = 8
     json: Annotated[Path | None, "file for the result, - for standard output; a killed run continues from it"] = None
-    plot: Annotated[Path | None, "plot of what other thresholds would do", {"metavar": "FILE.png"}] = None
+    plot: Annotated[Path | None, "plot of the scores at other thresholds", {"metavar": "FILE.png"}] = None
 
     def check(self) -> None:
         super().check()

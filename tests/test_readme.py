@@ -129,7 +129,10 @@ def test_speed_is_that_of_the_results():
     figures = {name: entry["value"] for name, entry in result("summary").items()}
     for begin, name in (
         ("time, like for like", "train_time_like_for_like"),
-        ("time, beside all logits by the parts of transformers and peft, in no more memory", "train_time_vs_dense"),
+        (
+            "time, relative to all logits with the layers of transformers and peft, in no more memory",
+            "train_time_vs_dense",
+        ),
     ):
         cells = " | ".join(f"{figures[f'{name}_{size}']:.3f}" for size in ("1200x10", "600x50"))
         assert f"| {begin} | {cells} |" in text
