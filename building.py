@@ -29,7 +29,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from .configuration_videollm_mod import VISION_MODEL_TYPES, VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .containers import check_count, is_whole
 from .processing_videollm_mod import VideoLLMMoDProcessor
-from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
+from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor, family_frames
 
 TEXT_FIELDS = {field.name for field in dataclasses.fields(VideoLLMMoDTextConfig)}
 MOD_OPTIONS = {
@@ -408,11 +408,12 @@ def frame_options_of(config) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class StockProcessor:
-    """What is taken over of the given model's processor: its tokenizer, the options of its image processor, and its
-    chat template, None if it has none."""
+    """What is taken over of the given model's processor: its tokenizer, the options of its image processor and of its
+    video processor, and its chat template, None if it has none."""
 
     tokenizer: Any
     image_options: dict
+    video_options: dict
     chat_template: str | None
 
 
@@ -427,18 +428,22 @@ def read_processor(vlm, tokenizer, processor) -> StockProcessor:
     source = vlm if processor is None else processor
     if source is None and tokenizer is None:
         raise ValueError("`processor` or `tokenizer` is needed if `vlm` is a model and not an id or path")
-    image_options, template, found = {}, None, tokenizer
+    image_options, video_options, template, found = {}, {}, None, tokenizer
     if hasattr(source, "tokenizer"):
         image_options, template = source.image_processor.to_dict(), source.chat_template
+        if getattr(source, "video_processor", None) is not None:
+            video_options = source.video_processor.to_dict()
         found = tokenizer or source.tokenizer
     elif source is not None:
         name = "vlm" if processor is None else "processor"
         check_source(name, source)
         image_options, template = read_image_options(name, source), read_chat_template(source)
+        with contextlib.suppress(OSError):
+            video_options = VideoLLMMoDVideoProcessor.get_video_processor_dict(source)[0]
         found = tokenizer or source
     if isinstance(found, str) or hasattr(found, "__fspath__"):
         found = read_tokenizer(found)
-    return StockProcessor(found, image_options, template or found.chat_template)
+    return StockProcessor(found, image_options, video_options, template or found.chat_template)
 
 
 def read_image_options(name: str, source) -> dict:
@@ -490,7 +495,7 @@ def family_processor(stock: StockProcessor, tokenizer, config, num_frame_tokens:
     Raises:
         `ValueError`: if the tokenizer or the chat template is not that of the family.
     """
-    pixels = VideoLLMMoDVideoProcessor(**family_pixels(stock.image_options, config))
+    pixels = VideoLLMMoDVideoProcessor(**family_pixels(stock, config))
     processor = VideoLLMMoDProcessor.of_family(
         config.model_type, pixels, tokenizer, stock.chat_template, num_frame_tokens, **options
     )
@@ -503,22 +508,19 @@ def family_processor(stock: StockProcessor, tokenizer, config, num_frame_tokens:
     return processor
 
 
-def family_pixels(stored: dict, config) -> dict:
-    """Options of a video processor with which frames and images become what the given model's processor makes of them.
-    `stored` are the options of its image processor."""
-    options, vision = pixels_like(stored, config.vision_config) | {"do_pad": False}, config.vision_config
-    if config.model_type in ("smolvlm", "idefics3"):
-        sampling, size = (
-            stored.get("video_sampling") or {},
-            stored.get("size") or {"longest_edge": 4 * vision.image_size},
-        )
-        options |= {"max_image_size": {"longest_edge": vision.image_size}, "image_size": dict(size)}
-        options["size"] = dict(sampling.get("video_size") or size)
-        options["do_image_splitting"] = stored.get("do_image_splitting", True)
-        options |= {"fps": sampling["fps"]} if sampling.get("fps") else {}
-    elif stored.get("do_center_crop"):
-        options |= {"do_center_crop": True, "crop_size": options["size"], "size": dict(stored["size"])}
-    return options
+def family_pixels(stock: StockProcessor, config) -> dict:
+    """Options of a video processor with which frames and images become what the given model's processor makes of them,
+    at the size of its tower."""
+    options = family_frames(config.model_type, stock.image_options, stock.video_options)
+    side = config.vision_config.image_size
+    if VideoLLMMoDVideoProcessor(**options).frame_size == [side, side]:
+        return options
+    square = {"height": side, "width": side}
+    if options.get("max_image_size"):
+        return options | {"max_image_size": {"longest_edge": side}}
+    if options.get("do_center_crop"):
+        return options | {"size": {"shortest_edge": side}, "crop_size": square}
+    return options | {"size": square}
 
 
 def family_weights(config: VideoLLMMoDConfig, vlm, family: Family) -> dict[str, torch.Tensor]:

@@ -552,10 +552,9 @@ def family_frames(family: str, image: dict, video: dict | None = None) -> dict:
         return options
     options["do_image_splitting"] = image.get("do_image_splitting", True)
     options["max_image_size"] = image.get("max_image_size") or options["max_image_size"]
-    sampling = (video or {}).get("video_sampling") or {}
+    sampling = (video or {}).get("video_sampling") or image.get("video_sampling") or {}
     options["size"] = sampling.get("video_size") or options["size"]
-    if family == "smolvlm":
-        options["image_size"] = image.get("size") or SMOLVLM_FRAMES["size"]
+    options["image_size"] = image.get("size") or SMOLVLM_FRAMES["size"]
     if fps := sampling.get("fps") or (video or {}).get("fps"):
         options["fps"] = float(fps)
     return options

@@ -2,19 +2,20 @@
 
     python -m videollm_mod.benchmarks.stock_pixels tests/stock_pixels.npz
 
-It needs torchvision. The file holds every `STRIDE`-th row and column of the pixel values, as float16: 1/255 of the range
-of pixels is at least 8 times its rounding.
+It needs torchvision. The file holds every `STRIDE`-th row and column of the pixel values, as float16, whose rounding
+is at most an eighth of a grey level. `SMOLVLM_RESAMPLE` is the filter that was used: before 0.27 torchvision has no
+Lanczos filter, and transformers takes the bicubic one.
 """
 
 import sys
 
 import numpy as np
 import torch
-import torchvision
 import transformers
 from transformers import LlavaOnevisionVideoProcessor, SmolVLMVideoProcessor
 
 STRIDE = 7
+SMOLVLM_RESAMPLE = 3
 SIZES = ((480, 640), (720, 1280), (640, 360), (240, 241), (96, 96))  # height, width
 # as the published checkpoints configure them: llava-hf/llava-onevision-qwen2-*-ov-hf, HuggingFaceTB/SmolVLM2-*
 OPTIONS = {
@@ -45,6 +46,8 @@ def frame(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 def main(path: str) -> None:
+    import torchvision
+
     recorded = {
         "versions": np.array([f"transformers {transformers.__version__}, torchvision {torchvision.__version__}"])
     }

@@ -1,5 +1,7 @@
 """Pixel values of other families: within one grey level of their own image processors, which need no torchvision."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
+from videollm_mod.benchmarks import stock_pixels
 from videollm_mod.processing_videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.video_processing_videollm_mod import VideoLLMMoDVideoProcessor, family_frames
 
@@ -99,6 +102,26 @@ def test_images_are_split_as_by_the_image_processor(name, splits, size):
     called = processor(processor.apply_chat_template(conversation), images=image)
     assert called["input_ids"] == inputs["input_ids"]
     assert torch.equal(called["pixel_values_videos"], inputs["pixel_values_videos"])
+
+
+RECORDED = np.load(Path(__file__).with_name("stock_pixels.npz"))
+
+
+@pytest.mark.parametrize("name", [name for name in RECORDED if "/" in name])
+def test_frames_are_those_of_the_video_processor(name):
+    """Recorded by benchmarks/stock_pixels.py, with the versions that the file states."""
+    model_type, size = name.split("/")
+    _, options = stock_pixels.OPTIONS[model_type]
+    image = {"max_image_size": options.get("max_image_size")}
+    chosen = family_frames(model_type, image, options)
+    if model_type == "smolvlm":
+        chosen["resample"] = stock_pixels.SMOLVLM_RESAMPLE
+    frame = stock_pixels.frame(*map(int, size.split("x")))
+    pixels = VideoLLMMoDVideoProcessor(**chosen)(frame[None])["pixel_values_videos"][0]
+    pixels, stride = pixels[:, :: stock_pixels.STRIDE, :: stock_pixels.STRIDE], RECORDED[name].astype(np.float32)
+    levels = (pixels - torch.from_numpy(stride)).abs() * 127.5
+    assert float((levels > 1.13).float().mean()) < 1e-4  # the file is rounded
+    assert float(levels.max()) <= 2.13  # torchvision rounds each of SmolVLM's two resizings more than PIL does
 
 
 def test_options_of_a_video_processor_come_before_those_of_images():
