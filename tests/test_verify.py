@@ -15,8 +15,6 @@ from transformers import GenerationConfig
 from videollm_mod import StreamingSession, StreamPool
 from videollm_mod import steps as steps_module
 from videollm_mod.cache import MoDCache
-from videollm_mod.evaluation.evaluate import check_rule, threshold_of
-from videollm_mod.evaluation.options import EvaluateOptions
 from videollm_mod.generation import TokenSampler
 from videollm_mod.memory import FIELDS
 from videollm_mod.narration.narrate import narrate, open_session
@@ -349,6 +347,9 @@ def test_wrong_margins_are_refused(given, message):
 
 
 def test_evaluation_follows_the_rule(small):
+    from videollm_mod.evaluation.evaluate import check_rule, threshold_of  # needs the extra `train`
+    from videollm_mod.evaluation.options import EvaluateOptions
+
     config = small[0].config
     forced, free = (EvaluateOptions(task="narration", self_conditioned=free) for free in (False, True))
     assert threshold_of(forced, config) == threshold_of(free, config) == 0.725
