@@ -5,13 +5,39 @@ import sys
 
 from . import __version__
 from .bench.command import add_bench
-from .commands import build, calibrate, demo, evaluate, extract, merge, narrate, prepare, train, validate, world
+from .commands import (
+    build,
+    calibrate,
+    calibrate_margin,
+    demo,
+    evaluate,
+    extract,
+    merge,
+    narrate,
+    prepare,
+    train,
+    validate,
+    world,
+)
 from .commands.messages import message_of, one_line, replace_unprintable
 from .commands.options import Parser
 from .commands.signals import raising_on_signals
 from .loading.quiet import quiet_libraries
 
-COMMANDS = (narrate, demo, train, evaluate, merge, world, validate, extract, prepare, build, calibrate)
+COMMANDS = (
+    narrate,
+    demo,
+    train,
+    evaluate,
+    merge,
+    world,
+    validate,
+    extract,
+    prepare,
+    build,
+    calibrate,
+    calibrate_margin,
+)
 
 
 def main(argv: list[str] | None = None) -> int:
