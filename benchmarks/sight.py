@@ -35,7 +35,7 @@ from .stock_vlm_families import Family, load
 
 FPS = 2.0
 MARGINS = (0.0, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0)  # nats
-REMEMBERED = (None, 24, 12, 4)  # frames; None: all
+REMEMBERED = (None, 12, 4, 1)  # frames; None: all
 QUESTIONS = 4  # of each stream
 AT_ONCE = 64  # streams of a pool
 REPLY = 40  # tokens at most
