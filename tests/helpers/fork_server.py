@@ -114,7 +114,7 @@ class ForkedProcess:
     def _answer(self) -> int:
         answer = self._server.recv(4, socket.MSG_WAITALL)
         if len(answer) < 4:
-            raise ConnectionError(f"the fork server has ended; is there a module of {__file__} that is missing?")
+            raise ConnectionError("the fork server has ended")
         return int.from_bytes(answer, "little", signed=True)
 
     def poll(self) -> int | None:
@@ -210,7 +210,8 @@ def serve_and_run(preloaded: tuple[str, ...]) -> None:
     sys.path[:] = filter(None, sys.path)  # without the folder where it starts
     gc.disable()
     for module in preloaded:
-        importlib.import_module(module)
+        with contextlib.suppress(ImportError):  # of another release: children import what they need
+            importlib.import_module(module)
     gc.freeze()  # so that children need not copy it
     gc.enable()
     with serve(control) as asked:
