@@ -1,16 +1,14 @@
 """Two processes train like one: DDP and FSDP2, the full model and LoRA, with the same configurations, over gloo."""
 
 import json
-import os
 
 import pytest
 import torch
 import yaml
 from comparing import assert_near_weights
-from fork_server import run_forked
 from fresh_process import HELPERS
 from safetensors.torch import load_file
-from torchrun import TORCHRUN
+from torchrun import torchrun
 from training_configs import STAGE, write_config
 from waiting import PATIENCE
 
@@ -63,8 +61,8 @@ def folder(tmp_path_factory):
             alone = stage | {"per_device_train_batch_size": 4}
             output = folder / name.replace("ddp", "alone")
             train(TrainingConfig(**config | {"output_dir": str(output), "stream_stage": alone}))
-    command = [*TORCHRUN, HELPERS / "two_processes.py", *(folder / f"{name}.yaml" for name in RUNS)]
-    process = run_forked(command, cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=PATIENCE)
+    configs = [folder / f"{name}.yaml" for name in RUNS]
+    process = torchrun(HELPERS / "two_processes.py", *configs, cwd=folder, timeout=PATIENCE)
     assert process.returncode == 0, process.stdout + process.stderr
     return folder
 

@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 import torch
 from comparing import assert_near
-from fork_server import run_forked
 from fresh_process import ROOT
 from safetensors.torch import load_file, save_file
 from small_data import said, small_model, write_lines, write_video
-from torchrun import TORCHRUN
+from torchrun import torchrun
 from waiting import PATIENCE, killed_in
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
@@ -199,8 +198,8 @@ def test_features_and_frames_give_the_same_results(folder, tmp_path, monkeypatch
 def test_two_processes_give_the_results_of_one(folder, tmp_path):
     arguments = ["--task", "narration", "--streams", "7", "--batch-size", "2", "--json"]
     run(folder, *arguments, tmp_path / "one.json")
-    command = [*TORCHRUN, "-m", "videollm_mod.cli", "evaluate", "--model", folder / "model", *arguments]
-    process = run_forked([*command, tmp_path / "two.json"], cwd=tmp_path, timeout=PATIENCE)
+    command = ["-m", "videollm_mod.cli", "evaluate", "--model", folder / "model", *arguments]
+    process = torchrun(*command, tmp_path / "two.json", cwd=tmp_path, timeout=PATIENCE)
     assert process.returncode == 0, process.stdout + process.stderr
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))
     assert two["processes"] == 2 and "streams of process 1 of 2: 100%" in process.stderr

@@ -9,10 +9,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from fork_server import run_forked
 from fresh_process import ROOT
 from safetensors.torch import load_file
-from torchrun import TORCHRUN
+from torchrun import torchrun
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.benchmarks import nano_data, nano_run, nano_scales
@@ -169,7 +168,7 @@ torch.save([layer.weight, layer.weight.grad, layer.bias.grad, team.agree(0.25 + 
 
 def test_processes_share_weights_and_average_gradients(tmp_path):
     (tmp_path / "one.py").write_text(ONE_OF_TWO)
-    assert run_forked([*TORCHRUN, "one.py"], cwd=tmp_path).returncode == 0
+    assert torchrun("one.py", cwd=tmp_path).returncode == 0
     for rank in range(2):
         weight, gradient, other, agreed = torch.load(tmp_path / f"{rank}.pt")
         assert torch.equal(weight, torch.zeros(2, 3)) and agreed == 0.25

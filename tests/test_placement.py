@@ -1,18 +1,15 @@
 """Placement and execution: weights offloaded to disk, split over two processes, compiled, and with each attention
 implementation of transformers. The results stay the same."""
 
-import os
-
 import numpy as np
 import pytest
 import torch
 import torch._dynamo
 from comparing import assert_near, assert_same_events
-from fork_server import run_forked
 from fresh_process import HELPERS
 from safetensors.torch import load_file, save_file
 from small_data import small_model
-from torchrun import TORCHRUN
+from torchrun import torchrun
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 
@@ -88,8 +85,7 @@ def test_model_split_over_two_processes_agrees(small, tmp_path):
     """`tp_plan="auto"` over gloo: each process holds half of each layer, and the results equal those of one."""
     model, _, folder, inputs = small
     save_file({name: value.contiguous() for name, value in inputs.items()}, tmp_path / "inputs")
-    command = [*TORCHRUN, HELPERS / "two_halves.py", folder, tmp_path / "inputs", tmp_path]
-    process = run_forked(command, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    process = torchrun(HELPERS / "two_halves.py", folder, tmp_path / "inputs", tmp_path)
     assert process.returncode == 0, process.stderr
     with torch.no_grad():
         expected = model(**inputs, output_router_scores=True)

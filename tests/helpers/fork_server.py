@@ -185,16 +185,17 @@ def fork_server(preloaded: tuple[str, ...]) -> socket.socket:
     ours, theirs = socket.socketpair()
     with theirs:
         if preloaded is TORCH:
-            environment = {
-                name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))
-            }
+            read_later = tuple(set(READ_AT_IMPORT) - set(READ_AT_START))
+            environment = {name: value for name, value in os.environ.items() if not name.startswith(read_later)}
+            environment |= {"OMP_NUM_THREADS": "1"}  # with more, each process sets its number
             silent = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
             subprocess.Popen([sys.executable, __file__], stdin=theirs, env=environment, **silent)
         else:
             code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
             code += "import fork_server; sys.path.pop(0); fork_server.serve_and_run(fork_server.PACKAGE)"
             start = [sys.executable, "-c", code]
-            ForkedProcess(start, stdin=theirs, env=os.environ | QUIET, preloaded=TORCH)
+            environment = os.environ | QUIET | {"OMP_NUM_THREADS": "1"}
+            ForkedProcess(start, stdin=theirs, env=environment, preloaded=TORCH)
     return ours
 
 
@@ -228,8 +229,9 @@ def serve_and_run(preloaded: tuple[str, ...]) -> None:
         resource.setrlimit(number, (limit, limit))
     sys.stdin, sys.stdout, sys.stderr = map(reopened, (sys.stdin, sys.stdout, sys.stderr))
     sys.__stdin__, sys.__stdout__, sys.__stderr__ = sys.stdin, sys.stdout, sys.stderr
-    torch = sys.modules["torch"]
-    torch.set_num_threads(int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0))))
+    torch, threads = sys.modules["torch"], int(environment.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
+    if threads != torch.get_num_threads():  # which makes a pool, which children of this process could not use
+        torch.set_num_threads(threads)
     run_main(request["arguments"])
 
 
@@ -312,6 +314,9 @@ def leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
+    if exit_code < 0:
+        signal.signal(-exit_code, signal.SIG_DFL)
+        signal.raise_signal(-exit_code)
     os._exit(exit_code)
 
 
@@ -326,5 +331,5 @@ if __name__ == "__main__":
         exit_code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
     except KeyboardInterrupt:
-        atexit.unregister(leave)  # Python ends with a signal
+        exit_code = -signal.SIGINT  # Python ends with the signal
         raise

@@ -1,13 +1,17 @@
-"""
-What `torchrun --standalone --nproc-per-node 2` does, with workers that are forked, so that they need not import torch.
-Start it with `fork_server.py`: `run_forked([*TORCHRUN, SCRIPT, ...])` or `run_forked([*TORCHRUN, "-m", MODULE, ...])`.
-"""
+"""What `torchrun --standalone --nproc-per-node 2` does, with workers that are forked, so that they need not import
+torch."""
 
+import os
+import subprocess
 import sys
 
-from fork_server import run_main
+from fork_server import run_forked, run_main
 
-TORCHRUN = [sys.executable, __file__]
+
+def torchrun(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """Run a script, or a module after `-m`, in two processes with one thread each, which `torchrun` sets too."""
+    return run_forked([sys.executable, __file__, *arguments], env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+
 
 if __name__ == "__main__":
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
