@@ -137,7 +137,7 @@ def test_wrong_input_gives_a_clear_error_and_changes_nothing(checkpoint):
         with pytest.raises(ValueError):
             session.push(wrong)
     for question in ("", " \n ", None):
-        with pytest.raises(ValueError, match="`text` must be a string that is not empty"):
+        with pytest.raises(ValueError, match="`question` must be a string that is not empty"):
             session.ask(question)
     assert session.cache.get_seq_length() == seen
     assert session.time == 3.0

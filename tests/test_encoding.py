@@ -64,3 +64,6 @@ def test_encoding_leaves_the_session_as_it_is(checkpoint):
     assert session.stats.frames == 0 and session.stats.seconds["vision"] == 0 and not features.requires_grad
     with pytest.raises(ValueError, match="must be"):
         session.encode(torch.zeros(3, 5))
+    for wrong in (features[:, :-1], features[0], features.tolist()):
+        with pytest.raises(ValueError, match="`features` must be a tensor"):
+            session.watch_encoded(wrong)

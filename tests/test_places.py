@@ -117,7 +117,7 @@ def test_remembered_places_are_dropped_on_any_change():
         lambda layer: layer.shorten(2),
         lambda layer: layer.lengthen(1),
         lambda layer: layer.reset(),
-        lambda layer: layer.offload() if torch.cuda.is_available() else layer._leave_rooms(),
+        lambda layer: layer.offload() if torch.cuda.is_available() else layer._drop_buffers(),
         lambda layer: layer.select_rows(torch.tensor([0])),
         lambda layer: layer.record(torch.tensor([[5]]), None),
         lambda layer: layer.update(torch.zeros(1, 2, 1, 8), torch.zeros(1, 2, 1, 8)),
