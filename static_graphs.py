@@ -178,8 +178,8 @@ class ModelGuard:
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step is built for. `frames` and `tokens` are those of one of its `streams`; frames = 0 means text, of
-    which the last logits are computed, or those of `every` token."""
+    """What a step is built for. `frames` and `tokens` are those of one of its `streams`; one token of text is before
+    each frame, or none. frames = 0 means text, of which the last logits are computed, or those of `every` token."""
 
     frames: int
     tokens: int
@@ -209,17 +209,20 @@ def split_text(words: int, options: tuple, every: bool = False) -> list[tuple[Sh
 
 
 def split_call(ids: list[int], frames: int, per_frame: int, options: tuple, after: int) -> list[tuple[Shape, int]]:
-    """The steps for the tokens of a stream: text, frames and text after them, each with the number of its tokens.
+    """The steps for the tokens of a stream: text, frames and text after them, each with the number of its tokens. The
+    step of the frames takes the token of text before each of them, unless frames follow each other directly.
 
     Args:
         per_frame (`int`): N.
         options (`tuple`): of a `Shape`, from `num_kept` to `routed`.
         after (`int`): tokens after the frames, of each of which logits are needed.
     """
-    block = frames * (per_frame + 1)
+    start = len(ids) - after - per_frame  # of the last frame
+    before = int(frames > 0 and start > 0 and ids[start - 1] != ids[start])
+    block = frames * (before + per_frame)
     words = len(ids) - block - after
     if words < 0:
-        raise ValueError("`ids` must hold one token of text before each frame")
+        raise ValueError("`ids` must hold at most one token of text between frames")
     shapes = split_text(words, options)
     if frames:
         shapes.append((Shape(frames, block, *options), block))

@@ -346,13 +346,14 @@ def _probability_kernel(
 
 @triton.jit
 def _route_kernel(
-    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, slots, per_frame, num_kept,
+    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, slots, before, per_frame, num_kept,
     STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr,
     K: tl.constexpr,
 ):  # fmt: skip
-    """For one frame: the scores, the `num_kept` highest (ties go to the lower index), and their slots."""
+    """For one frame, after `before` tokens of text: the scores, the `num_kept` highest (ties go to the lower index),
+    and their slots."""
     frame, i = tl.program_id(0), tl.arange(0, P)
-    token = frame * (per_frame + 1) + 1 + i
+    token = frame * (before + per_frame) + before + i
     own = i < per_frame
     bias = tl.load(b_ptr).to(tl.float32)
     products = tl.zeros((P, K), tl.float32)
@@ -373,7 +374,7 @@ def _route_kernel(
     is_kept = own & (rank < num_kept)
     slot = tl.cumsum(is_kept.to(tl.int32), axis=0) - 1
     fits = is_kept & (slot < num_kept)  # NaN has no order
-    at = frame * (num_kept + 1) + 1 + slot
+    at = frame * (before + num_kept) + before + slot
     tl.store(index_ptr + at, token.to(tl.int64), fits)
     tl.store(kept_ptr + frame * num_kept + slot, i.to(tl.int64), fits)
     if GATE == 1:
@@ -430,7 +431,8 @@ class Kernels:
         expert, width, padded = layer.layer_expert, x.shape[1], _power(per_frame)
         columns, warps = ROUTE
         _route_kernel[(frames,)](
-            x, expert.weight, expert.bias, index, scale, scores, kept, index.shape[0], per_frame, num_kept,
+            x, expert.weight, expert.bias, index, scale, scores, kept, index.shape[0], len(x) // frames - per_frame,
+            per_frame, num_kept,
             STRENGTH=GATE_STRENGTH, GATE={"none": 0, "residual": 1, "output": 2}[gate], FORCE_LAST=force_last,
             SIZE=width, P=padded, K=min(max(64, columns * 16 // padded), _power(width)), num_warps=warps,
         )  # fmt: skip

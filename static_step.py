@@ -47,6 +47,7 @@ FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
 WARM_TEXT = 64  # texts up to this length are captured together with the first frame
 GRAPHS = 32  # captured at most
 TABLE_WIDTH = 8
+MAX_RANKED = 256  # vision tokens of a frame, in a kernel
 NOT_FINITE = "`video_features` must be finite, got nan or infinity"
 
 
@@ -87,15 +88,17 @@ class PlainOps:
         """Choose the slots of a routed layer.
 
         Args:
-            x (`[T, D]`): F times one token of text and the N tokens of a frame.
+            x (`[T, D]`): F times one token of text, or none, and the N tokens of a frame.
             shape: (F, N, k).
             index (`int64 [S]`), scale (`float32 [2, S]`), scores (`float32 [F, N]`), kept (`int64 [F, k]`): results.
         """
         frames, per_frame, num_kept = shape
-        scores.copy_(layer.layer_expert(x.view(frames, per_frame + 1, -1)[:, 1:]))
+        before = len(x) // frames - per_frame
+        scores.copy_(layer.layer_expert(x.view(frames, before + per_frame, -1)[:, before:]))
         kept.copy_(select_tokens(scores, num_kept, force_last))
-        index.view(frames, -1)[:, 1:] = kept + 1 + torch.arange(frames, device=x.device)[:, None] * (per_frame + 1)
-        own, (times_y, times_x) = scores.gather(1, kept), scale.view(2, frames, -1)[:, :, 1:]
+        starts = torch.arange(frames, device=x.device)[:, None] * (before + per_frame) + before
+        index.view(frames, -1)[:, before:] = kept + starts
+        own, (times_y, times_x) = scores.gather(1, kept), scale.view(2, frames, -1)[:, :, before:]
         if gate == "residual":
             times_y.copy_(1 + GATE_STRENGTH * own.tanh())
             times_x.copy_(-GATE_STRENGTH * own.tanh())
@@ -189,7 +192,9 @@ class StaticStep:
         text, device, dtype = model.config.text_config, model.device, model.dtype
         streams, tokens, per_frame = shape.streams, shape.all_tokens, model.config.num_frame_tokens
         frames, layers = streams * shape.frames, text.num_hidden_layers
-        self.slots = frames * (1 + shape.num_kept)  # of a routed layer
+        stride = shape.tokens // shape.frames if frames else 0  # tokens of a frame and of the text before it
+        self.text_before = before = max(0, stride - per_frame)
+        self.slots = frames * (before + shape.num_kept)  # of a routed layer
         self.heads = text.num_key_value_heads, text.head_dim
         # for each layer: the slots of one stream, or in a step of text the slots that one token takes
         self.slots_each = np.full(layers, tokens // streams if frames else 1)
@@ -201,7 +206,7 @@ class StaticStep:
 
         # the table has a row for each stream in each layer; the ids of the tokens follow it
         rows = layers * streams * TABLE_WIDTH
-        self.control = buffer(rows + (frames or tokens), dtype=torch.long)
+        self.control = buffer(rows + (frames * before if frames else tokens), dtype=torch.long)
         self.table = self.control[:rows].view(layers, streams, TABLE_WIDTH)
         self.ids = self.control[rows:]
         self.features = buffer(frames, *model.config.video_feature_shape)
@@ -212,7 +217,7 @@ class StaticStep:
         self.intermediate = buffer(tokens, text.intermediate_size)
         self.offsets = torch.arange(tokens, device=device)
         if frames:
-            self.rows = self.offsets[per_frame :: per_frame + 1].contiguous()
+            self.rows = self.offsets[stride - 1 :: stride].contiguous()
             # one buffer, so that one launch copies all of it; logits are large and have their own, so that they do not
             # live on with what a frame kept
             routed = len(shape.routed)
@@ -222,10 +227,10 @@ class StaticStep:
             self.separator = model.config.frame_separator_token_id
             # slots of text are always the same, so only those of vision are written again
             self.index = buffer(self.slots, dtype=torch.long)
-            self.index.view(frames, -1)[:, 0] = self.offsets[:: per_frame + 1]
+            self.index.view(frames, -1)[:, :before] = self.offsets.view(frames, -1)[:, :before]
             self.scale = torch.tensor([[1.0], [0.0]], device=device).repeat(1, self.slots)
             if shape.selection == "uniform":
-                self._keep(uniform_priority(self.offsets.view(frames, -1)[:, 1:], shape.num_kept))
+                self._keep(uniform_priority(self.offsets.view(frames, -1)[:, before:], shape.num_kept))
             changes, differs = (shape.selection == name for name in ("change", "difference"))
             self.before = buffer(frames, per_frame, text.hidden_size * changes)
             self.values_before = buffer(streams, per_frame, math.prod(self.heads) * differs)
@@ -256,7 +261,8 @@ class StaticStep:
         else:
             self.kept[which].copy_(kept)
         frames = len(kept)
-        self.index.view(frames, -1)[:, 1:] = self.offsets.view(frames, -1)[:, 1:].gather(1, kept)
+        before = self.text_before
+        self.index.view(frames, -1)[:, before:] = self.offsets.view(frames, -1)[:, before:].gather(1, kept)
 
     def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
         """Reserve slots in the caches, and write the inputs of a call into the buffers. There may be fewer streams
@@ -308,8 +314,8 @@ class StaticStep:
         embeds = self.model.model.language_model.embed_tokens(self.ids)
         if self.shape.frames:
             x = self.x.view(len(self.features), -1, self.x.shape[1])
-            x[:, 0] = embeds
-            x[:, 1:] = self.model.model.connector(self.features)
+            x[:, : self.text_before] = embeds.view(len(x), self.text_before, x.shape[2])
+            x[:, self.text_before :] = self.model.model.connector(self.features)
             largest = torch.linalg.vector_norm(self.features.view(self.shape.streams, -1), math.inf, dim=1)
             torch.lt(largest, math.inf, out=self.finite)  # two launches; `isfinite` takes four, and `all` one more
         else:
@@ -321,7 +327,7 @@ class StaticStep:
     @property
     def _frame_tokens(self) -> torch.Tensor:
         """`[F, N, D]`, of all streams."""
-        return self.x.view(len(self.features), -1, self.x.shape[1])[:, 1:]
+        return self.x.view(len(self.features), -1, self.x.shape[1])[:, self.text_before :]
 
     def _differences(self, first_layer) -> torch.Tensor:
         """Scores `[F, N]` of `mod_selection="difference"`."""
@@ -337,7 +343,8 @@ class StaticStep:
             if shape.selection == "learned":
                 size, which = (*self.scores.shape[1:], shape.num_kept), shape.routed.index(number)
                 scores, kept = self.scores[which], self.kept[which]
-                ops.route(self.x, layer, size, index, scale, scores, kept, shape.gate, shape.force_last)
+                ranking = ops if size[1] <= MAX_RANKED else PlainOps  # one program ranks all tokens of a frame
+                ranking.route(self.x, layer, size, index, scale, scores, kept, shape.gate, shape.force_last)
             elif shape.selection == "change":
                 self._keep(change_scores(self.before, self._frame_tokens), shape.routed.index(number))
         if shape.frames and shape.selection == "change" and number + 1 in shape.routed:
@@ -357,7 +364,7 @@ class StaticStep:
 
     def finish(self) -> None:
         """Let the caches hold what was written behind them."""
-        shape, stride = self.shape, self.model.config.num_frame_tokens + 1
+        shape, stride = self.shape, self.model.config.num_frame_tokens + self.text_before
         for number, cache in enumerate(self._caches):
             base, count = cache.seen_tokens, self._counts[number]
             ends = range(base + stride - 1, base + stride * shape.frames, stride)
@@ -496,7 +503,7 @@ class StaticLanguageModel:
         step = self._step(shape)
         caches, ids, features = ([own[item] for own in streams] for item in range(3))
         if shape.frames:
-            ids = [own[:: shape.tokens // shape.frames] for own in ids]
+            ids = [own[:: shape.tokens // shape.frames] if step.text_before else [] for own in ids]
         try:
             step.prepare(caches, ids, features if shape.frames else None)
             self._run(step)

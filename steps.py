@@ -241,6 +241,15 @@ class Feed(Step):
         return 0 if self.features is None else next(i for i, token in enumerate(self.ids[::-1]) if token == video)
 
     @property
+    def is_regular(self) -> bool:
+        """Whether at most one token of text stands between two frames, and equally many everywhere: static steps take
+        no others together."""
+        config, stop = self.model.config, len(self.ids) - self.num_after
+        first = self.ids.index(config.video_token_id) if self.num_frames else stop
+        between = stop - first - self.num_frames * config.num_frame_tokens
+        return between in (0, self.num_frames - 1)
+
+    @property
     def shares(self) -> dict[str, float]:
         if self.verification is None:
             return super().shares
@@ -275,7 +284,7 @@ class Feed(Step):
         static, why_not = static_language_model(steps[0].model)
         if device.type != "cuda":
             why_not = None  # elsewhere a plain forward is as fast
-        chosen = [] if static is None else [step for step in steps if len(step.ids) <= MAX_TOKENS]
+        chosen = [] if static is None else [step for step in steps if len(step.ids) <= MAX_TOKENS and step.is_regular]
         streams = [(step.cache, step.ids, step.features) for step in chosen]
         before = [cache.get_seq_length() for cache, _, _ in streams]
         found: list[StepOutput] = []

@@ -151,6 +151,43 @@ def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
     assert {1, 2, 4} <= used
 
 
+@pytest.mark.parametrize("name", ["learned", "output gate", "uniform", "full", "normalised"])
+@torch.no_grad()
+def test_frames_without_text_between_them_equal_the_model(name):
+    """One or several in a call, with text before and after them, or none; of several streams together."""
+    model, rng = with_any_norm(tiny_model(9, **STATIC[name])), random.Random(9)
+    fast, per_frame = StaticLanguageModel(model, PlainOps), model.config.num_frame_tokens
+    caches, expected = ([MoDCache(model.config) for _ in range(2)] for _ in range(2))
+    for call in range(8):
+        frames, after = rng.randint(1, 3), rng.choice((0, 2))
+        words = [rng.randrange(FIRST_WORD, 60) for _ in range(rng.choice((0, 0, 1, 5)) if call else 3)]
+        streams, outputs = [], []
+        for cache, other in zip(caches, expected, strict=True):
+            frame = [VIDEO] * per_frame * frames
+            ids = words + frame + [7] * after
+            features = torch.randn(frames, per_frame, 16)
+            read_at = (
+                range(len(ids) - after, len(ids))
+                if after
+                else [len(ids) - 1 - per_frame * i for i in range(frames)][::-1]
+            )
+            outputs.append(
+                model(
+                    input_ids=torch.tensor([ids]),
+                    video_features=features,
+                    past_key_values=other,
+                    logits_to_keep=torch.tensor(list(read_at)),
+                ).logits[0]
+            )
+            streams.append((cache, ids, features))
+        results = fast.feed_together(streams, None, [after] * 2)
+        for result, logits in zip(results, outputs, strict=True):
+            assert_near(result.logits, logits)
+        for cache, other in zip(caches, expected, strict=True):
+            assert_same_cache(cache, other)
+    assert any(step.before == 0 for step in fast._steps.values())
+
+
 @pytest.mark.parametrize("name", STATIC)
 @torch.no_grad()
 def test_static_steps_of_several_streams_equal_each_alone(name):
@@ -367,15 +404,16 @@ def test_the_routing_kernel_equals_plain_torch(monkeypatch, seed):
     dtype = torch.float32 if seed % 4 < 2 else torch.bfloat16
     layer = torch.nn.Module()
     layer.layer_expert = LayerExpert(width).to(device)
-    tokens = torch.randn(frames * (per_frame + 1), width, device=device)
+    before = rng.choice((0, 1))  # tokens of text before each frame
+    tokens = torch.randn(frames * (before + per_frame), width, device=device)
     if rng.random() < 0.5:  # whole numbers: sums are the same in any order, and tie
         layer.layer_expert.weight.copy_(torch.randint(-1, 2, (1, width)))
         tokens = torch.randint(-1, 2, tokens.shape, device=device)
         tokens[:, 3:] = 0
-    tokens, slots = tokens.to(dtype), frames * (num_kept + 1)
+    tokens, slots = tokens.to(dtype), frames * (before + num_kept)
     made = []
     for kind in (PlainOps, kernels.Kernels):
-        index = torch.arange(frames, device=device).repeat_interleave(num_kept + 1) * (per_frame + 1)
+        index = torch.arange(frames, device=device).repeat_interleave(before + num_kept) * (before + per_frame)
         scale = torch.tensor([[1.0], [0.0]], device=device).repeat(1, slots)
         scores = torch.zeros(frames, per_frame, device=device)
         kept = torch.zeros(frames, num_kept, dtype=torch.long, device=device)
