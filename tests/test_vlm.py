@@ -6,14 +6,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from comparing import assert_near
+from comparing import assert_near, assert_same_cache
 from fresh_process import run_fresh
 from stock_models import save_language_model
 from stock_vlms import CLASSES, save_vlm, stock_vlm, vlm_tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLConfig
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, building, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration, building, cli, steps, streaming
 from videollm_mod.cache import MoDCache
+from videollm_mod.static_step import PlainOps, StaticLanguageModel
+from videollm_mod.steps import Feed
 
 LLAVA_CLIP = {"kind": "llava", "tower": "clip_vision_model"}
 CASES = {
@@ -304,3 +306,57 @@ def test_given_models_need_a_head_and_their_own_tokenizer():
     clip = stock_vlm("llava_onevision", tower="clip_vision_model", vision_feature_select_strategy="full")
     refused(clip, "with which its patches are no square grid", vlm_tokenizer("llava_onevision"))
     assert set(building.FAMILIES) == set(CLASSES)
+
+
+class RecordedFeed(Feed):
+    """Every call of the language model, with its tokens."""
+
+    calls: list[tuple[list[int], bool]] = []
+
+    def __init__(self, model, cache, ids, features=None, *arguments, **options):
+        super().__init__(model, cache, ids, features, *arguments, **options)
+        self.calls.append((ids, features is not None))
+
+
+@pytest.mark.parametrize("static", [False, True], ids=["model", "static"])
+@pytest.mark.parametrize("name", ["llava 1.5", "interleave", "onevision, odd", "smolvlm", "idefics3"])
+@torch.no_grad()
+def test_the_first_narration_of_a_session_is_the_stock_class_s(monkeypatch, name, static):
+    """For the same tokens, in steps and in calls of the model; later ones are equal in both."""
+    stock = stock_vlm(**CASES[name])
+    model, processor = built(stock, CASES[name]["kind"], default_query="What is 12?")
+    monkeypatch.setattr(RecordedFeed, "calls", [])
+    monkeypatch.setattr(streaming, "Feed", RecordedFeed)
+    steps_by_torch = StaticLanguageModel(model, PlainOps)
+    found = (steps_by_torch, None) if static else (None, None)
+    monkeypatch.setattr(steps, "static_language_model", lambda model: found)
+    session = model.stream(processor, max_new_tokens=6, speak_threshold=1.0)
+    images = np.stack([picture(24, 24, seed) for seed in range(4)])
+    first = session.push(images[:1], [0.0])
+    ids = [token for own, _ in RecordedFeed.calls[:2] for token in own]
+    assert [has_frames for _, has_frames in RecordedFeed.calls[:2]] == [True, False]
+    pixels = processor.video_processor(torch.from_numpy(images[:1]), return_tensors="pt")["pixel_values_videos"]
+    inputs = stock_inputs(stock, model, ids, pixels, [1])
+    never = model.generation_config.suppress_tokens
+    said = stock.generate(**inputs, max_new_tokens=6, do_sample=False, pad_token_id=0, suppress_tokens=never)[0, -6:]
+    said = said[: said.tolist().index(processor.reply_stop_id)] if processor.reply_stop_id in said else said
+    assert first[0].text == processor.tokenizer.decode(said, skip_special_tokens=True).strip()
+    session.push(images[1:], [0.5, 1.0, 70.0])
+    assert bool(steps_by_torch._steps) == static and steps_by_torch.why_not is None
+    if static:
+        monkeypatch.setattr(steps, "static_language_model", lambda model: (None, None))
+        other = model.stream(processor, max_new_tokens=6, speak_threshold=1.0)
+        other.push(images, [0.0, 0.5, 1.0, 70.0])
+        assert_same_cache(session.cache, other.cache)
+
+
+@pytest.mark.parametrize("name", ["onevision, odd", "smolvlm"])
+@torch.no_grad()
+def test_memory_is_bounded(name):
+    model, processor = built(stock_vlm(**CASES[name]), CASES[name]["kind"], mod_keep_ratio=0.5)
+    session = model.stream(processor, max_new_tokens=3, max_cached_frames=4)
+    lengths = []
+    for number in range(16):
+        session.push(picture(24, 24, number)[None], [number / 2])
+        lengths.append(session.cache.get_seq_length())
+    assert max(lengths[8:]) <= max(lengths[:8]) and session.stats.frames == 16
