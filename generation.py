@@ -198,8 +198,8 @@ class TokenSampler:
             generator, seeded by torch's default one, so that a copy draws the same tokens.
 
     Attributes:
-        ends (`frozenset[int]`): tokens that end a reply: the tokenizer's end of sequence, and those of the model's
-            `generation_config`, of which a chat model may have several.
+        ends (`frozenset[int]`): tokens that end a reply: the tokenizer's end of sequence, what the chat template puts
+            after a reply, and those of the model's `generation_config`, of which a chat model may have several.
 
     Raises:
         `ValueError`: for another type, beams, several sequences, or an option that needs more than scores.
@@ -211,7 +211,13 @@ class TokenSampler:
         self.suppressed = torch.tensor(sorted(never), device=model.device)
         eos = processor.tokenizer.eos_token_id
         others = model.generation_config.eos_token_id
-        self.ends = frozenset([eos, *(others if isinstance(others, list) else [eos if others is None else others])])
+        self.ends = frozenset(
+            [
+                eos,
+                processor.reply_stop_id,
+                *(others if isinstance(others, list) else [eos if others is None else others]),
+            ]
+        )
         self._end_ids = torch.tensor(sorted(self.ends), device=model.device)
         self.processors, self.generator = None, None
         if generation_config is None:

@@ -41,6 +41,8 @@ class StreamMemory:
         max_bytes (`int`, *optional*): largest size of the cache; vision tokens get what text does not use.
         token_bytes (`int`): size of a token that every layer holds.
         turn_tokens (`int`): tokens of the longest reply, whose bytes are kept free.
+        frame_text (`int`): tokens of text around a frame, which leave with its last vision token: the separator, or
+            the pieces of a family.
 
     Raises:
         `ValueError`: for another policy, no frame, or bytes that hold too little.
@@ -54,11 +56,13 @@ class StreamMemory:
         max_bytes: int | None = None,
         token_bytes: int = 1,
         turn_tokens: int = 0,
+        frame_text: int = 1,
     ):
         check_choice("cache_policy", policy, POLICIES)
         self.num_frame_tokens, self.policy = num_frame_tokens, policy
         self.max_bytes, self.token_bytes, self.turn_tokens = max_bytes, token_bytes, turn_tokens
-        self.frame_bytes = (num_frame_tokens + 1) * token_bytes  # with the separator before it
+        self.frame_text = frame_text
+        self.frame_bytes = (num_frame_tokens + frame_text) * token_bytes
         self.resize(max_frames)
         self.forgotten = 0  # tokens that have left
         # for the token at each position: its kind, the number of its frame (-1: none yet), and its score
@@ -91,7 +95,8 @@ class StreamMemory:
             return self.max_bytes
         # a separator stays as long as any token of its frame
         assert self.max_frames is not None  # a memory has one of both limits
-        per_frame = self.num_frame_tokens + (self.num_frame_tokens if self.policy == "router" else 1)
+        frames = self.num_frame_tokens if self.policy == "router" else 1  # that may share the tokens of one
+        per_frame = self.num_frame_tokens + frames * self.frame_text
         text = 2 * self.text_budget + self.max_pending + self.turn_tokens
         return (self.max_frames * per_frame + text) * self.token_bytes
 
@@ -104,8 +109,21 @@ class StreamMemory:
         """An independent copy. Tensors are shared, since nothing here writes into them."""
         return copy.copy(self)
 
-    def record(self, ids: torch.Tensor, video_token_id: int, separator_token_id: int, scores: torch.Tensor | None):
-        """Record tokens that were added to the cache. ids: int64 `[T]`; scores: `[F, N]` of the frames among them."""
+    def record(
+        self,
+        ids: torch.Tensor,
+        video_token_id: int,
+        separator_token_id: int | None,
+        scores: torch.Tensor | None,
+        owners: list[int] | None = None,
+    ):
+        """Record tokens that were added to the cache.
+
+        Args:
+            ids (int64 `[T]`), scores (`[F, N]`, *optional*): the tokens, and the scores of the frames among them.
+            owners (`list[int]`, *optional*): for each token which of these frames it stands around, -1 for none; if
+                omitted, a separator stands around the frame before it.
+        """
         is_vision = ids == video_token_id
         last = int(self.frames[-1]) if len(self.frames) else -1
         begins = is_vision.long().cumsum(0).sub(1).div(self.num_frame_tokens, rounding_mode="floor")
@@ -114,7 +132,12 @@ class StreamMemory:
         after_vision = torch.cat([before, is_vision[:-1]])
         position = torch.arange(len(ids)) + len(self.kinds)
         kinds = torch.where((frames < 0) & (position < self.text_budget), PROMPT, TEXT)
-        kinds = torch.where((ids == separator_token_id) & after_vision, SEPARATOR, kinds)
+        if owners is not None:
+            owner = torch.tensor(owners)
+            frames = torch.where(owner >= 0, last + 1 + owner, frames)
+            kinds = torch.where(owner >= 0, SEPARATOR, kinds)
+        elif separator_token_id is not None:
+            kinds = torch.where((ids == separator_token_id) & after_vision, SEPARATOR, kinds)
         kinds = torch.where(is_vision, VISION, kinds).to(torch.uint8)
         worth = torch.zeros(len(ids))
         if scores is not None:

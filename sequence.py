@@ -400,6 +400,12 @@ class SequencePieces:
         start = self.sequence.frame_start.format(time=clock(seconds or 0.0))
         return self._ids(start, after="text") + self.frame_ids + self._ids(self.sequence.frame_end)
 
+    @property
+    def frame_text_tokens(self) -> int:
+        """The most tokens of text around a frame."""
+        late = 100 * 60 * 60.0  # whose clock has more digits than that of other streams
+        return len(self.between_frames_ids) + len(self.frame_ids_at(late)) - self.num_frame_tokens
+
     def instruction_ids(self, text: str, in_stream: bool) -> list[int]:
         """Token ids of a user turn that needs no reply now. With `Pieces.one_turn` there are none: its text is that of
         the turns after which the model speaks."""

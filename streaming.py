@@ -34,6 +34,7 @@ from .steps import Encode, Feed, FeedResult, StageTime, Step, Verification, run_
 
 logger = logging.get_logger(__name__)
 
+LONGEST_QUERY = 64  # tokens by which an instruction may be longer than the default one in a bounded session
 FRAMES_AT_ONCE = 16  # frames of one push that go through the model together
 FRAMES_AT_ONCE_ON_GPU = 32  # more, since frames that are rolled back cost less there
 AHEAD_AFTER_SPEECH = 4  # frames at once after the model spoke; every block in which it is silent doubles them
@@ -141,8 +142,9 @@ class StreamingSession:
 
     @property
     def query(self) -> str | None:
-        """The last question or instruction."""
-        return self.state.query
+        """The last question or instruction. With a family's prompts it is what the model narrates after: the last
+        instruction, or the processor's `default_query`."""
+        return self.processor.default_query if self.state.query is None else self.state.query
 
     @property
     def time(self) -> float | None:
@@ -153,6 +155,8 @@ class StreamingSession:
         text, processor = self.model.config.text_config, self.processor
         per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
         around = len(processor.reply_start_ids(in_stream=True)) + len(processor.reply_end_ids)
+        if processor.sequence.one_turn:
+            around += LONGEST_QUERY
         return StreamMemory(
             self.max_cached_frames,
             self.model.config.num_frame_tokens,
@@ -160,6 +164,7 @@ class StreamingSession:
             self.max_cached_bytes,
             per_token,
             around + self.max_new_tokens,
+            processor.frame_text_tokens,
         )
 
     def fork(self) -> "StreamingSession":
@@ -222,6 +227,13 @@ class StreamingSession:
         narrates anew after the next frame."""
         check_text("`text`", text)
         self.break_off()
+        if self.processor.sequence.one_turn and self.state.memory is not None:
+            more = len(self.processor.reply_start_ids(True, text)) - len(self.processor.reply_start_ids(True))
+            if more > LONGEST_QUERY:
+                raise ValueError(
+                    f"`text` is too long for a bounded session: it has {more} tokens more than "
+                    f"{self.processor.default_query!r}, the limit is {LONGEST_QUERY}"
+                )
         self._add_turn("text", self.processor.instruction_ids(text, self.state.in_stream))
         self.state.query, self.state.narration = text, None
 
@@ -273,8 +285,8 @@ class StreamingSession:
         are rolled back and fed again. The events are the same as when frames are pushed one by one.
 
         Args:
-            frames (uint8 `[F, H, W, 3]` or `[F, 3, H, W]`): array or tensor; or a video's path, URL or file, which is
-                decoded at the processor's fps while it is watched.
+            frames (uint8 `[F, H, W, 3]` or `[F, 3, H, W]`): array or tensor; a single frame, as an array or a PIL
+                image; or a video's path, URL or file, which is decoded at the processor's fps while it is watched.
             times (`list[float]`, *optional*): of the frames, in seconds; if omitted they continue from the last frame
                 at the processor's fps. A video has its own times, which continue from the last frame too.
 
@@ -298,7 +310,7 @@ class StreamingSession:
         block by block from a video that is decoded."""
         video_processor = self.processor.video_processor
         if not is_video_source(frames):
-            frames = video_processor.load_video(frames, do_sample_frames=False)
+            frames = video_processor.load_frames(frames)
             yield frames, frame_times(times, len(frames), video_processor.fps, last)
             return
         if times is not None:
@@ -318,7 +330,7 @@ class StreamingSession:
         Raises:
             `ValueError`: for frames of another shape.
         """
-        frames = self.processor.video_processor.load_video(frames, do_sample_frames=False)
+        frames = self.processor.video_processor.load_frames(frames)
         step = Encode(self.model, self.processor.video_processor, frames)
         run_together([step])
         return step.result()
@@ -384,8 +396,8 @@ class StreamingSession:
         frames; returns how many frames were watched, and whether the model spoke after the last of them."""
         state, before, watched, spoke = self.state, self.state.mark(), 0, False
         try:
-            ids, ends = self._ids_of_frames(times[: len(features)])
-            fed = yield from self._feed(ids, features, self._verification())
+            ids, ends, owners = self._ids_of_frames(times[: len(features)])
+            fed = yield from self._feed(ids, features, self._verification(), owners)
             state.pending, state.in_stream = [], True
             silence = self._silence(fed)
             speech = speaks(silence, self.speak_threshold).tolist()
@@ -452,16 +464,20 @@ class StreamingSession:
         self.state.narration = reply
         return StreamEvent(time, "narration", text, self.query, silence)
 
-    def _ids_of_frames(self, times: list[float]) -> tuple[list[int], list[int]]:
-        """Pending tokens and those of frames with what stands between them, and the position after each frame."""
+    def _ids_of_frames(self, times: list[float]) -> tuple[list[int], list[int], list[int] | None]:
+        """Pending tokens and those of frames with what stands between them; the position after each frame; and which
+        of the frames each token belongs to, -1 for none. The last is None in the model's own sequence, where only
+        separators stand around frames."""
         processor, before = self.processor, self.state.cache.get_seq_length()
         ids, ends = list(self.state.pending), []
-        opening = processor.between_frames_ids if self.state.in_stream else processor.start_stream_ids
-        for time in times:
-            ids += opening + processor.frame_ids_at(time)
+        ids += [] if self.state.in_stream else processor.start_stream_ids
+        owners, between = [-1] * len(ids), processor.between_frames_ids if self.state.in_stream else []
+        for index, time in enumerate(times):
+            ids += between + processor.frame_ids_at(time)
+            owners += [index] * (len(ids) - len(owners))
             ends.append(before + len(ids))
-            opening = processor.between_frames_ids
-        return ids, ends
+            between = processor.between_frames_ids
+        return ids, ends, owners if processor.sequence.one_turn else None
 
     @property
     def _rotary_embedding(self):
@@ -536,7 +552,13 @@ class StreamingSession:
         finally:
             tokens.close()
 
-    def _feed(self, ids: list[int], features: torch.Tensor | None = None, verification: Verification | None = None):
+    def _feed(
+        self,
+        ids: list[int],
+        features: torch.Tensor | None = None,
+        verification: Verification | None = None,
+        owners: list[int] | None = None,
+    ):
         """Feed tokens, and features `[F, N, Dv]` of the frames among them, after all that was fed before. What is
         verified leaves no trace, nor does a call that fails. Yields steps; returns a `FeedResult`."""
         state, memory, before = self.state, self.state.memory, self.state.cache.get_seq_length()
@@ -549,7 +571,7 @@ class StreamingSession:
             if memory is not None:
                 processor = self.processor
                 memory.record(
-                    torch.tensor(ids), processor.video_token_id, processor.frame_separator_token_id, fed.scores
+                    torch.tensor(ids), processor.video_token_id, processor.frame_separator_token_id, fed.scores, owners
                 )
             return fed
         except BaseException:
