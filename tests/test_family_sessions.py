@@ -7,6 +7,8 @@ import torch
 from comparing import assert_near
 from PIL import Image
 from stock_vlms import save_vlm
+from test_generation import small_model
+from transformers import pipeline
 
 from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
@@ -92,3 +94,55 @@ def test_a_frame_may_be_a_picture(built):
         pushed.append([(e.time, e.text, e.silence_probability) for e in session.push(given)])
         assert session.stats.frames == 1
     assert all(events == pushed[0] for events in pushed)
+
+
+def described(model, processor, *media, text: str) -> tuple[str, ...]:
+    """What the pipeline says of images: in a chat, and beside a text with slots."""
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    options = {"max_new_tokens": 5, "do_sample": False, "return_full_text": False}
+    blocks = [{"type": "image", "image": medium} for medium in media]
+    chat = [{"role": "user", "content": [*blocks, {"type": "text", "text": text}]}]
+    prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
+    said = [
+        pipe(text=chat, **options),
+        pipe(images=list(media), text=prompt, **options),
+    ]
+    return tuple(one[0]["generated_text"] for one in said)
+
+
+def test_the_pipeline_takes_images(built):
+    model, processor = built
+    media = [Image.fromarray(picture) for picture in frames(2)]
+    chat, of_text = described(model, processor, *media, text="What is it?")
+    assert chat == of_text
+    assert pipeline("image-text-to-text", model=model, processor=processor)(
+        images=media[:1], text=processor.image_slot + " It", max_new_tokens=2, return_full_text=False
+    )
+
+
+def test_this_package_s_own_sequence_takes_images(tmp_path):
+    """An image is a stream of one frame."""
+    model, processor = small_model()
+    picture = frames(1)[0]
+    Image.fromarray(picture).save(tmp_path / "picture.png")
+    options = {"tokenize": True, "return_dict": True, "return_tensors": "pt", "add_generation_prompt": True}
+
+    def inputs(block: dict) -> dict:
+        return processor.apply_chat_template(
+            [{"role": "user", "content": [block, {"type": "text", "text": "What?"}]}], **options
+        )
+
+    expected = inputs({"type": "video", "video": picture[None]})
+    for source in (picture, Image.fromarray(picture), str(tmp_path / "picture.png"), torch.from_numpy(picture)):
+        found = inputs({"type": "image", "image": source})
+        assert torch.equal(found["input_ids"], expected["input_ids"])
+        assert torch.equal(found["pixel_values_videos"], expected["pixel_values_videos"])
+    text = processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What?"}]}],
+        add_generation_prompt=True,
+    )
+    called = processor(text, images=Image.fromarray(picture), return_tensors="pt")
+    assert torch.equal(called["input_ids"], expected["input_ids"])
+    assert torch.equal(called["pixel_values_videos"], expected["pixel_values_videos"])
+    said = described(model, processor, Image.fromarray(picture), text="What?")
+    assert len(set(said)) == 1
