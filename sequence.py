@@ -88,17 +88,21 @@ class Turn:
     Args:
         role (`str`): `"system"`, `"user"`, `"assistant"` or `"stream"`.
         start, stop (`int`): its first token, and the one after its last.
-        frames (`range`): the first vision token of each frame of a stream.
+        frames (`range`): the first vision token of each frame of a stream; a tuple in a family's sequence, where the
+            text around frames may differ in length.
     """
 
     role: str
     start: int
     stop: int
-    frames: range = range(0)
+    frames: range | tuple[int, ...] = range(0)
 
     def moved(self, by: int) -> "Turn":
         """The same turn where `by` more tokens stand before it."""
-        frames = range(self.frames.start + by, self.frames.stop + by, self.frames.step)
+        frames = self.frames
+        if isinstance(frames, tuple):
+            return Turn(self.role, self.start + by, self.stop + by, tuple(first + by for first in frames))
+        frames = range(frames.start + by, frames.stop + by, frames.step)
         return Turn(self.role, self.start + by, self.stop + by, frames)
 
 
@@ -150,8 +154,7 @@ class SequencePieces:
     Attributes:
         sequence (`Pieces`).
         frame_ids, stream_start_ids, stream_end_ids, user_header_ids, assistant_header_ids, system_end_ids
-            (`list[int]`): the pieces themselves; of this package's own sequence `<v>*n`, `"\\n["`, `"]"`,
-            `"\\nUser:"`, `"\\nAssistant:"`, `"\\n"`.
+            (`list[int]`): the pieces; in this package's own sequence `<v>*n`, `"\\n["`, `"]"`, `"\\nUser:"`, ...
         start_stream_ids, between_frames_ids, reply_end_ids (`list[int]`): before the first frame, between two frames,
             and after a reply.
         reply_stop_id (`int`): what the model says to end a reply.
