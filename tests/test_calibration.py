@@ -203,7 +203,20 @@ def run(folder, *arguments) -> int:
 def test_the_command_writes_what_it_has_measured(folder, videos, tmp_path, capsys):
     before = json.loads((folder / "config.json").read_text())
     report, plot = tmp_path / "report.json", tmp_path / "plot.png"
-    options = ["--operations", "0.97", "--question", QUESTION, "--frames", "6", "--json", report, "--plot", plot]
+    options = [
+        "--operations",
+        "0.97",
+        "--question",
+        QUESTION,
+        "--threshold",
+        "0",
+        "--frames",
+        "6",
+        "--json",
+        report,
+        "--plot",
+        plot,
+    ]
     assert run(folder, *videos, *options) == 0
     out, found = capsys.readouterr().out, json.loads(report.read_text())
     chosen, config = found["chosen"], json.loads((folder / "config.json").read_text())
@@ -225,7 +238,8 @@ def test_the_command_writes_what_it_has_measured(folder, videos, tmp_path, capsy
 
 def test_a_copy_leaves_the_model_as_it_was(folder, videos, tmp_path):
     before = (folder / "config.json").read_bytes()
-    assert run(folder, videos[0], "--operations", "0.98", "--frames", "3", "--output", tmp_path / "copy") == 0
+    options = ["--operations", "0.98", "--threshold", "0", "--question", QUESTION, "--frames", "3"]
+    assert run(folder, videos[0], *options, "--output", tmp_path / "copy") == 0
     assert (folder / "config.json").read_bytes() == before
     copied = tmp_path / "copy"
     assert json.loads((copied / "config.json").read_text())["text_config"]["vision_routing"] == "mod"
@@ -236,7 +250,7 @@ def test_a_copy_leaves_the_model_as_it_was(folder, videos, tmp_path):
 def test_a_budget_that_is_out_of_reach_changes_nothing_and_leaves_a_report(folder, videos, tmp_path, capsys):
     before = (folder / "config.json").read_bytes()
     report = tmp_path / "report.json"
-    assert run(folder, videos[0], "--frames", "3", "--divergence", "1e-9", "--json", report) == 2
+    assert run(folder, videos[0], "--frames", "1", "--divergence", "1e-9", "--json", report) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no routing has a divergence of at most 1e-09 nats") and error.count("\n") == 1
     assert (folder / "config.json").read_bytes() == before and "chosen" not in json.loads(report.read_text())
@@ -246,7 +260,7 @@ def test_trained_routing_needs_force(videos, tmp_path, capsys):
     for part in small_model(6):
         part.save_pretrained(tmp_path / "model")
     before = (tmp_path / "model" / "config.json").read_bytes()
-    options = [videos[0], "--frames", "2", "--operations", "0.98", "--question", QUESTION]
+    options = [videos[0], "--frames", "2", "--operations", "0.98", "--threshold", "0", "--question", QUESTION]
     assert run(tmp_path / "model", *options) == 2
     error = capsys.readouterr().err
     assert "is trained (model.language_model.layers.1.layer_expert.weight)" in error and "--force" in error
