@@ -182,10 +182,11 @@ def choose(rows: list[Measured], divergence: float | None, operations: float | N
             least = min(row.divergence for row in rows)
             raise ValueError(f"no routing has a divergence of at most {divergence:g} nats, the least is {least:.2g}")
         return min(within, key=lambda row: (row.operations, row.divergence))
-    within = [row for row in rows if row.operations <= operations]
+    share = 1.0 if operations is None else operations
+    within = [row for row in rows if row.operations <= share]
     if not within:
         least = min(row.operations for row in rows)
-        raise ValueError(f"no routing takes at most {operations:g} of the dense operations, the least is {least:.2f}")
+        raise ValueError(f"no routing takes at most {share:g} of the dense operations, the least is {least:.2f}")
     return min(within, key=lambda row: (row.divergence, row.operations))
 
 
