@@ -15,7 +15,6 @@ import math
 import random
 import shlex
 import sys
-import tempfile
 import time
 from pathlib import Path
 
@@ -25,22 +24,23 @@ import torch
 from videollm_mod import StreamPool, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 
 from ..bench.record import ROOT, enter, surroundings, write
+from ..calibration.clips import read_clip
+from ..calibration.measuring import Divergence, Measured, candidates, choose, routed
 from ..data.world import world_stream
 from ..data.world_basic import BasicStream
-from ..data.world_clip import write_clip
 from ..data.world_hard import split_seeds
 from .sight_scores import Counts, changes, score, spoken_anew
 from .stock_vlm_data import SEE, ask, describe, of_image
 from .stock_vlm_families import Family, load
 
 FPS = 2.0
-MARGINS = (0.0, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0)  # nats
+MARGINS = (0.0, 0.1, 0.3, 1.0, 2.0, 4.0, 8.0)  # nats
 REMEMBERED = (None, 12, 4, 1)  # frames; None: all
 QUESTIONS = 4  # of each stream
 AT_ONCE = 64  # streams of a pool
 REPLY = 40  # tokens at most
 DIVERGENCES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # nats, budgets of calibration
-CLIPS = 6  # to calibrate on
+CLIPS = 16  # streams to calibrate on
 
 
 def streams_of(split: str, count: int) -> list[BasicStream]:
@@ -58,11 +58,10 @@ def questions_of(stream: BasicStream, query: str) -> list[tuple[int, str, str]]:
     return asked
 
 
-def watch(model, processor, streams: list[BasicStream], query: str, asked=None, **options) -> list[list]:
+def watch(model, processor, streams: list[BasicStream], asked=None, **options) -> list[list]:
     """What a model says about each of some streams, as events.
 
     Args:
-        query: what it narrates after.
         asked: `questions_of` each stream, to ask too.
         options: of `StreamingSession`.
     """
@@ -72,7 +71,6 @@ def watch(model, processor, streams: list[BasicStream], query: str, asked=None, 
         for index, stream in enumerate(streams[first : first + AT_ONCE], first):
             member = pool.join(max_new_tokens=REPLY, **options)
             members[member] = []
-            member.instruct(query)
             frames, times, done = stream.frames(FPS), stream.frame_times(FPS).tolist(), 0
             for frame, question, _ in asked[index] if asked else ():
                 if frame + 1 > done:
@@ -87,8 +85,8 @@ def watch(model, processor, streams: list[BasicStream], query: str, asked=None, 
     return said
 
 
-def narrated(model, processor, streams: list[BasicStream], query: str, **options) -> Counts:
-    said = watch(model, processor, streams, query, **options)
+def narrated(model, processor, streams: list[BasicStream], **options) -> Counts:
+    said = watch(model, processor, streams, **options)
     return sum(
         (
             score(changes(stream), [(event.time, event.text.strip()) for event in events], stream.seconds)
@@ -98,11 +96,11 @@ def narrated(model, processor, streams: list[BasicStream], query: str, **options
     )
 
 
-def answered(model, processor, streams: list[BasicStream], query: str, **options) -> float:
+def answered(model, processor, streams: list[BasicStream], **options) -> float:
     """Percentage of questions that are answered exactly while the model narrates."""
-    asked = [questions_of(stream, query) for stream in streams]
+    asked = [questions_of(stream, processor.default_query) for stream in streams]
     right = total = 0
-    for events, questions in zip(watch(model, processor, streams, query, asked, **options), asked, strict=True):
+    for events, questions in zip(watch(model, processor, streams, asked, **options), asked, strict=True):
         answers = [event.text.strip() for event in events if event.kind == "answer"]
         right += sum(own == answer for own, (*_, answer) in zip(answers, questions, strict=True))
         total += len(questions)
@@ -151,7 +149,7 @@ def milliseconds(session, frames: np.ndarray, device: str) -> float:
     return 1000 * seconds_of(lambda: [session.push(frame[None]) for frame in frames], device) / len(frames)
 
 
-def costs(built, stock, streams: list[BasicStream], query: str, device: str, **options) -> dict:
+def costs(built, stock, streams: list[BasicStream], device: str, **options) -> dict:
     """Milliseconds per frame, one by one: narrating by `verify`, asking the stock model anew; and the bundled model by
     each rule on the same frames, where both rules say nothing but what they narrate."""
     (model, processor), (stock_model, family) = built, stock
@@ -159,7 +157,6 @@ def costs(built, stock, streams: list[BasicStream], query: str, device: str, **o
     rows = {}
     for count in (8, len(frames)):  # the first is a warm-up
         session = model.stream(processor, max_new_tokens=REPLY, **options)
-        session.instruct(query)
         rows["verify"] = milliseconds(session, frames[:count], device)
         anew = seconds_of(lambda n=count: [say(stock_model, family, frame[None], SEE) for frame in frames[:n]], device)
         rows["asked_anew"] = 1000 * anew / count
@@ -178,98 +175,99 @@ def silent(rule: str) -> dict:
     return {"speak_threshold": 0.0 if rule == "trained" else 1e-30}
 
 
-def calibrations(built, folder: Path, streams: list[BasicStream], chosen: dict, device: str) -> list[dict]:
-    """Routing by calibration for each budget: what it saves, and what it costs on streams."""
-    from ..calibration.calibrate import calibrate
-    from ..calibration.options import CalibrateOptions
-    from ..loading.checkpoint import load_checkpoint
-
+def calibrations(built, streams: list[BasicStream], options: dict) -> list[tuple[Measured, dict]]:
+    """For each budget the routing that calibration chooses, and its scores."""
     model, processor = built
-    base, rows = folder / "dense", []
-    processor.default_query = chosen["query"]
-    model.save_pretrained(base)
-    processor.save_pretrained(base)
-    count = "How many objects are there?"
-    clips = [write_clip(folder / f"{seed}.mp4", seed, height=96, fps=FPS)[0] for seed in split_seeds("train", CLIPS)]
-    for divergence in DIVERGENCES:
-        output, report = folder / f"routed_{divergence:g}", folder / f"{divergence:g}.json"
-        options = CalibrateOptions(
-            clips=clips, model=str(base), output=output, divergence=divergence, json=report, device=device,
-            question=count if chosen["query"] == SEE else of_image(count),
-        )  # fmt: skip
+    session, clips = model.stream(processor), []
+    with routed(model, None):
+        for stream in streams_of("train", CLIPS):
+            features, times = session.encode(stream.frames(FPS)), stream.frame_times(FPS).tolist()
+            asked = [(times[-1], questions_of(stream, processor.default_query)[-1][1])]
+            clips.append(read_clip(model, processor, str(stream.seed), features, times, asked, **options))
+    divergence = Divergence(model, clips)
+    tried = candidates([*divergence.ranked_layers()], model.config.num_frame_tokens)
+    measured, rows = [divergence.measured(name, routing) for name, routing in tried], []
+    for budget in DIVERGENCES:
         try:
-            calibrate(options)
+            chosen = choose(measured, budget, None)
         except ValueError as error:  # no routing is within this budget
-            print(f"divergence {divergence:g}: {error}", flush=True)
+            print(error, flush=True)
             continue
-        routed = load_checkpoint(str(output), device=device, dtype=str(model.dtype).removeprefix("torch."))
-        told = json.loads(report.read_text(encoding="utf-8"))["chosen"]
-        row = {"budget": divergence, **told, **scores_of(routed, streams, chosen)}
-        print(json.dumps(row), flush=True)
-        rows.append({**row, "folder": str(output)})
+        if not rows or chosen != rows[-1][0]:
+            with routed(model, chosen.routing):
+                rows.append((chosen, scores_of(built, streams, options)))
+            print(json.dumps(chosen.as_dict() | rows[-1][1]), flush=True)
     return rows
 
 
-def scores_of(built, streams: list[BasicStream], chosen: dict) -> dict:
-    options = {"speak_threshold": math.exp(-chosen["margin"]), "max_cached_frames": chosen["remembered"]}
-    counts = narrated(*built, streams, chosen["query"], **options)
-    return {**counts.summary(), "answers": answered(*built, streams, chosen["query"], **options)}
+def scores_of(built, streams: list[BasicStream], options: dict) -> dict:
+    counts = narrated(*built, streams, **options)
+    return {**counts.summary(), "answers": answered(*built, streams, **options)}
 
 
-def choose(grid: list[dict]) -> dict:
+def best_of(grid: list[dict]) -> dict:
     """The row with the highest F1; among equal ones that with the fewest false narrations."""
     return max(grid, key=lambda row: (row["f1"], -row["false_per_minute"]))
 
 
-def cheapest(rows: list[dict], dense: dict) -> dict | None:
+def cheapest(rows: list[tuple[Measured, dict]], dense: dict) -> Measured | None:
     """The routing with the fewest operations that costs at most one point of exact answers."""
-    fit = [row for row in rows if row["answers"] >= dense["answers"] - 1]
-    return min(fit, key=lambda row: row["operations"], default=None)
+    fit = [routing for routing, scores in rows if scores["answers"] >= dense["answers"] - 1]
+    return min(fit, key=lambda routing: routing.operations, default=None)
+
+
+def grid_of(build, streams: list[BasicStream], margins: list[float]) -> list[dict]:
+    """Scores for each instruction at one margin, and for the better one at all margins and frames to remember."""
+
+    def row(built, remembered: int | None, margin: float) -> dict:
+        counts = narrated(*built, streams, **session_options(remembered, margin))
+        chosen = {"query": built[1].default_query, "remembered": remembered, "margin": margin}
+        print(json.dumps(chosen | counts.summary()), flush=True)
+        return chosen | counts.summary()
+
+    models = [build(query) for query in (SEE, of_image(SEE))]
+    rows = [row(built, None, 1.0) for built in models]
+    built = models[rows.index(best_of(rows))]
+    for remembered in REMEMBERED:
+        rows += [row(built, remembered, margin) for margin in margins if (remembered, margin) != (None, 1.0)]
+    return rows
+
+
+def session_options(remembered: int | None, margin: float) -> dict:
+    return {"speak_threshold": math.exp(-margin), "max_cached_frames": remembered}
 
 
 def measure(args) -> dict:
     dtype = torch.float32 if args.device == "cpu" else torch.bfloat16
     stock, family = load(args.folder, dtype=dtype)
     stock.to(args.device)
-    built = VideoLLMMoDForConditionalGeneration.from_vlm(str(args.folder), dtype=dtype)
-    built[0].to(args.device)
+
+    def build(query: str) -> tuple:
+        options = {"dtype": dtype, "default_query": query}
+        model, processor = VideoLLMMoDForConditionalGeneration.from_vlm(str(args.folder), **options)
+        return model.to(args.device), processor
+
     trying, testing = streams_of("validation", args.streams), streams_of("test", args.streams)
     command = shlex.join(["python", "-m", "videollm_mod.benchmarks.sight", *args.command])
     result = {"command": command, **surroundings(), "model": args.folder.name, "fps": FPS, "streams": args.streams}
     result["reference"] = {"validation": reference(stock, family, trying), "test": reference(stock, family, testing)}
     print(json.dumps(result["reference"]), flush=True)
-    grid = result["validation"] = []
-    for remembered in REMEMBERED:
-        for query in (SEE, of_image(SEE)):
-            for margin in args.margins:
-                row = {"query": query, "remembered": remembered, "margin": margin}
-                options = {"speak_threshold": math.exp(-margin), "max_cached_frames": remembered}
-                grid.append({**row, **narrated(*built, trying, query, **options).summary()})
-                print(json.dumps(grid[-1]), flush=True)
-                write(args.json, result)
-    best = choose(grid)
-    chosen = result["chosen"] = {name: best[name] for name in ("query", "remembered", "margin")}
-    result["test"] = {"dense": scores_of(built, testing, chosen)}
-    print(json.dumps(result["test"]), flush=True)
-    options = {"speak_threshold": math.exp(-chosen["margin"]), "max_cached_frames": chosen["remembered"]}
-    result["milliseconds_per_frame"] = costs(
-        built, (stock, family), testing[:6], chosen["query"], args.device, **options
-    )
+    result["validation"] = grid_of(build, trying, args.margins)
+    best = best_of(result["validation"])
+    result["chosen"] = {name: best[name] for name in ("query", "remembered", "margin")}
+    built, options = build(best["query"]), session_options(best["remembered"], best["margin"])
+    result["test"] = {"dense": scores_of(built, testing, options)}
+    print(json.dumps(result["chosen"] | result["test"]["dense"]), flush=True)
+    result["milliseconds_per_frame"] = costs(built, (stock, family), testing[:6], args.device, **options)
     write(args.json, result)
     if args.calibrate:
-        with tempfile.TemporaryDirectory() as folder:
-            dense = scores_of(built, trying, chosen)
-            rows = calibrations(built, Path(folder), trying, chosen, args.device)
-            result["calibration"] = {"dense": dense, "routed": rows}
-            routed = cheapest(rows, dense)
-            if routed is not None:
-                from ..loading.checkpoint import load_checkpoint
-
-                model = load_checkpoint(routed["folder"], device=args.device, dtype=str(dtype).removeprefix("torch."))
-                kept = {name: routed[name] for name in ("budget", "layers", "keep_ratio", "selection", "operations")}
-                result["test"]["routed"] = {**kept, **scores_of(model, testing, chosen)}
-            for row in rows:
-                del row["folder"]
+        dense, rows = scores_of(built, trying, options), calibrations(built, trying, options)
+        routed_rows = [routing.as_dict() | scores for routing, scores in rows]
+        result["calibration"] = {"dense": dense, "routed": routed_rows}
+        chosen = cheapest(rows, dense)
+        if chosen is not None:
+            with routed(built[0], chosen.routing):
+                result["test"]["routed"] = chosen.as_dict() | scores_of(built, testing, options)
     write(args.json, result)
     return result
 
@@ -302,13 +300,11 @@ def plot(results: list[dict], path: Path) -> None:
     figure = Figure(figsize=(4 * 3, 3.1 * len(results)), layout="constrained")
     panels = figure.subplots(len(results), 3, squeeze=False)
     for (quality, false, saved), result in zip(panels, results, strict=True):
-        query, margins = result["chosen"]["query"], sorted({row["margin"] for row in result["validation"]})
-        for remembered in dict.fromkeys(row["remembered"] for row in result["validation"]):
-            rows = {
-                row["margin"]: row
-                for row in result["validation"]
-                if row["remembered"] == remembered and row["query"] == query
-            }
+        query = result["validation"][-1]["query"]  # of the curves
+        curves = [row for row in result["validation"] if row["query"] == query]
+        margins = sorted({row["margin"] for row in curves})
+        for remembered in dict.fromkeys(row["remembered"] for row in curves):
+            rows = {row["margin"]: row for row in curves if row["remembered"] == remembered}
             for axis, name in ((quality, "f1"), (false, "false_per_minute")):
                 label = "all frames remembered" if remembered is None else f"{remembered} frames"
                 axis.plot(range(len(margins)), [rows[margin][name] for margin in margins], marker="o", label=label)

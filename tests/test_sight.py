@@ -11,6 +11,7 @@ from videollm_mod.benchmarks import sight, stock_vlm
 from videollm_mod.benchmarks.sight_scores import Counts, changes, score, spoken_anew
 from videollm_mod.benchmarks.stock_vlm_data import SEE, Scene, Writer, collate, describe, of_image
 from videollm_mod.benchmarks.stock_vlm_families import FAMILIES
+from videollm_mod.calibration.measuring import Measured, Routing
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_basic import BasicStream, Event, Thing
 
@@ -110,36 +111,43 @@ def test_the_reference_sees_one_picture_in_its_own_prompt(family):
 def test_choices():
     grid = [{"f1": 90.0, "false_per_minute": 2.0}, {"f1": 95.0, "false_per_minute": 3.0}]
     grid.append({"f1": 95.0, "false_per_minute": 1.0})
-    assert sight.choose(grid) is grid[2]
-    routed = [{"answers": a, "operations": o} for a, o in ((90.0, 0.8), (89.2, 0.7), (88.9, 0.6))]
-    assert sight.cheapest(routed, {"answers": 90.0}) is routed[1]
+    assert sight.best_of(grid) is grid[2]
+    routings = [Measured("uniform", Routing((1,), 0.5, "uniform"), 0.0, share) for share in (0.8, 0.7, 0.6)]
+    routed = [(routing, {"answers": right}) for routing, right in zip(routings, (90.0, 89.2, 88.9), strict=True)]
+    assert sight.cheapest(routed, {"answers": 90.0}) is routings[1]
     assert sight.cheapest(routed, {"answers": 99.0}) is None
 
 
 def test_measure_and_report(family, tmp_path, monkeypatch, capsys):
     """On random weights, on which nothing depends: all parts are there, and the plot and the figures are made."""
-    folder = tmp_path / f"{family.name}_tiny"
-    family.save(family.new_model(width=64, layers=2), folder)
+    folder, model = tmp_path / f"{family.name}_tiny", family.new_model(width=64, layers=2)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[: len(family.special) + 256] = 0  # so that it says words, not bytes
+    family.save(model, folder)
     monkeypatch.setattr(sight, "REMEMBERED", (None, 8))
     monkeypatch.setattr(sight, "REPLY", 4)
+    monkeypatch.setattr(sight, "CLIPS", 1)
+    monkeypatch.setattr(sight, "DIVERGENCES", (0.0, 100.0))
     monkeypatch.setattr(sight, "costs", lambda *_, **__: {"bundled_verify": 3.0, "bundled_trained": 2.0})
     path = tmp_path / "sight.json"
-    options = ["--streams", "1", "--margins", "0", "100", "--json", str(path), "--device", "cpu"]
+    options = ["--streams", "1", "--margins", "0", "1", "100", "--json", str(path), "--device", "cpu", "--calibrate"]
     sight.main(["measure", str(folder), *options])
     result = json.loads(path.read_text())
-    assert len(result["validation"]) == 2 * 2 * 2
+    assert len(result["validation"]) == 2 + 2 * 3 - 1
     frames = len(world_stream(100_000_000).frame_times(sight.FPS))
     for row in result["validation"]:
         assert 1 <= row["narrations"] <= frames
-        assert row["margin"] == 0 or row["narrations"] == 1  # what was said always holds
+        assert row["margin"] != 100 or row["narrations"] == 1  # what was said always holds
     assert set(result["reference"]["test"]) >= {"f1", "false_per_minute", "answers", "exact_frames"}
+    (routed,) = result["calibration"]["routed"]  # within any budget, so that of the fewest operations
+    assert routed["operations"] < 1 and routed["keep_ratio"] == 0.1
+    del result["test"]["routed"]
     assert sight.figures(result) == {
         "verify_f1": result["test"]["dense"]["f1"],
         "verify_false_per_minute": result["test"]["dense"]["false_per_minute"],
         "verify_ms_per_frame_ratio": 1.5,
     }
     result["test"]["routed"] = {"operations": 0.5, **result["test"]["dense"]}
-    result["calibration"] = {"dense": result["test"]["dense"], "routed": [result["test"]["routed"]]}
     path.write_text(json.dumps(result))
     sight.main(["report", str(path), "--plot", str(tmp_path / "plot.png")])
     assert (tmp_path / "plot.png").stat().st_size > 10_000
@@ -155,6 +163,6 @@ def test_costs_are_measured_for_both_ways_and_both_rules(family, tmp_path, monke
     built = sight.VideoLLMMoDForConditionalGeneration.from_vlm(str(folder), dtype=torch.float32)
     stream = world_stream(4)
     monkeypatch.setattr(stream, "frames", lambda fps: np.zeros((9, 96, 96, 3), dtype=np.uint8))
-    spent = sight.costs(built, stock, [stream], SEE, "cpu")
+    spent = sight.costs(built, stock, [stream], "cpu")
     assert set(spent) == {"verify", "asked_anew", "bundled_trained", "bundled_verify"}
     assert min(spent.values()) > 0
