@@ -185,7 +185,7 @@ def test_frames_without_text_between_them_equal_the_model(name):
             assert_near(result.logits, logits)
         for cache, other in zip(caches, expected, strict=True):
             assert_same_cache(cache, other)
-    assert any(step.before == 0 for step in fast._steps.values())
+    assert any(step.text_before == 0 for step in fast._steps.values())
 
 
 @pytest.mark.parametrize("name", STATIC)
