@@ -214,6 +214,12 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             raise ValueError(f"an image must be a PIL image, a path, a URL or [H, W, 3], got {shown(image)}")
         return self.load_video([image], input_data_format=input_data_format)
 
+    def load_frames(self, frames: Any) -> torch.Tensor:
+        """Frames that a stream was given, `[F, 3, H, W]`: as `load_video` without sampling; a single one may be a PIL
+        image or 3-dimensional."""
+        is_single = hasattr(frames, "convert") or getattr(frames, "ndim", None) == 3
+        return self.load_image(frames) if is_single else self.load_video(frames, do_sample_frames=False)
+
     def prepare_image(self, image: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
         """An image `[1, 3, H, W]` as frames that are not resized any more, and how many rows and columns of tiles are
         among them, before the whole image. Needs `max_image_size`."""
