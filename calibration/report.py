@@ -1,6 +1,5 @@
 """The report of a calibration: as text, and as a plot."""
 
-from collections.abc import Iterable
 from pathlib import Path
 
 from .measuring import CONTROLS, FREE_SELECTIONS, Measured
@@ -27,10 +26,13 @@ def described(chosen: Measured, ranked: dict[int, float], exact: list[bool], num
     )
 
 
-def table(rows: Iterable[Measured], operations: tuple[float, ...] = (0.9, 0.8, 0.7, 0.6, 0.5)) -> str:
-    """The least divergence of each way of choosing within a share of the dense operations."""
-    rows = list(rows)
-    lines = ["least divergence (nats)".ljust(26) + "".join(f"{f'at {share:.0%}':>10}" for share in operations)]
+def table(rows: list[Measured], columns: int = 5) -> str:
+    """The least divergence of each way of choosing within several shares of the dense operations, from the largest
+    share that was measured to the smallest."""
+    found = [row.operations for row in rows]
+    operations = [max(found) + (min(found) - max(found)) * column / (columns - 1) for column in range(columns)]
+    operations[-1] = min(found)  # to the last bit
+    lines = ["least divergence (nats)".ljust(26) + "".join(f"{f'at {share:.1%}':>10}" for share in operations)]
     for name in (*FREE_SELECTIONS, *CONTROLS):
         cells = []
         for share in operations:

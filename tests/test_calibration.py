@@ -23,6 +23,7 @@ from videollm_mod.calibration.measuring import (
     log_probabilities,
     routed,
 )
+from videollm_mod.calibration.report import table
 from videollm_mod.evaluation.operations import forward_operations
 from videollm_mod.loading.checkpoint import load_checkpoint
 from videollm_mod.speaking import StreamEvent
@@ -170,6 +171,16 @@ def test_the_cheapest_or_the_nearest_within_the_budget_is_chosen():
         choose(rows, None, 0.4)
     with pytest.raises(ValueError, match="nothing to route"):
         choose(rows[3:], 1.0, None)
+
+
+def test_the_table_reaches_from_most_to_least_operations():
+    costs = {"change": (0.1, 0.9), "uniform": (0.25, 0.5), "random": (0.2, 0.7)}
+    rows = [Measured(name, Routing((1,), 0.2, "uniform"), *cost) for name, cost in costs.items()]
+    head, *lines = table(rows, columns=3).splitlines()
+    assert head.split()[3:] == ["at", "90.0%", "at", "70.0%", "at", "50.0%"]
+    cells = {line[:26].strip(): line[26:].split() for line in lines}
+    assert cells["change"] == ["0.1000", "-", "-"] and cells["uniform"] == ["0.2500"] * 3
+    assert cells["random"] == ["0.2000", "0.2000", "-"] and cells["difference"] == ["-"] * 3
 
 
 def test_exact_answers_are_those_of_the_dense_model(checkpoint, clips):
