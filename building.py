@@ -408,13 +408,12 @@ def frame_options_of(config) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class StockProcessor:
-    """What is taken over of the given model's processor: its tokenizer, the options of its image processor and of its
-    video processor, and its chat template, None if it has none."""
+    """What is taken over of the given model's processor: its tokenizer, the options of its image processor, and its
+    chat template."""
 
     tokenizer: Any
     image_options: dict
-    video_options: dict
-    chat_template: str | None
+    chat_template: str
 
 
 def read_processor(vlm, tokenizer, processor) -> StockProcessor:
@@ -422,7 +421,7 @@ def read_processor(vlm, tokenizer, processor) -> StockProcessor:
     Its own class may need packages that are not installed, so its files are read.
 
     Raises:
-        `ValueError`: if there is none.
+        `ValueError`: if there is none, or if it has no chat template.
         `OSError`: if it has no tokenizer or no image processor.
     """
     source = vlm if processor is None else processor
@@ -443,7 +442,10 @@ def read_processor(vlm, tokenizer, processor) -> StockProcessor:
         found = tokenizer or source
     if isinstance(found, str) or hasattr(found, "__fspath__"):
         found = read_tokenizer(found)
-    return StockProcessor(found, image_options, video_options, template or found.chat_template)
+    template = template or found.chat_template
+    if not isinstance(template, str):
+        raise ValueError("the processor of `vlm` has no chat template, or several; pass `processor`, with one")
+    return StockProcessor(found, image_options, video_options, template)
 
 
 def read_image_options(name: str, source) -> dict:

@@ -286,18 +286,18 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         for name in ("image_size", "patch_size"):
             if not is_whole(getattr(self.vision_config, name)):
                 raise ValueError(f"`vision_config.{name}` must be one number, since frames are square")
-        side = self.patches_per_side
+        side, grid = self.patches_per_side, list(pooled or ())
         if pooled is not None and max(pooled) > side:
             raise ValueError(f"`frame_token_pooled` must be at most the vision tower's {[side, side]}, got {pooled}")
         if pooling != "average" and (pooled is None or self.frame_token_cls):
             raise ValueError(f"`frame_pooling={pooling!r}` needs `frame_token_pooled` and `frame_token_cls=False`")
-        if pooling == "pixel_shuffle" and (pooled[0] != pooled[1] or side % pooled[0]):
+        if pooling == "pixel_shuffle" and (grid[0] != grid[1] or side % grid[0]):
             raise ValueError(
                 f"`frame_pooling='pixel_shuffle'` needs a square `frame_token_pooled` whose side divides the vision "
                 f"tower's {side}, got {pooled}"
             )
         if self.drop_first_patch and (
-            pooling != "average" or self.frame_token_cls or list(pooled) != [side, side] or side == 1
+            pooling != "average" or self.frame_token_cls or grid != [side, side] or side == 1
         ):
             raise ValueError(
                 f"`drop_first_patch` needs `frame_pooling='average'`, `frame_token_cls=False` and "

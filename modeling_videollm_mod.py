@@ -30,6 +30,7 @@ from .modeling_text import (
     valid_tokens,
 )
 from .routing import LayerExpert, StreamLayout
+from .static_vision import is_plain, run
 from .streaming import StreamingSession
 
 logger = logging.get_logger(__name__)
@@ -174,6 +175,10 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         if layer is None:
             outputs = self.vision_tower(pixels, return_dict=True, **kwargs)
             hidden = outputs.last_hidden_state
+        elif not kwargs and is_plain(self.vision_tower):
+            # transformers would keep all layers, and leave hooks in the tower, which ends its use in CUDA graphs
+            hidden, _ = run(self.vision_tower, pixels, feature_layer=layer)
+            outputs = BaseModelOutputWithPooling()
         else:
             outputs = self.vision_tower(pixels, return_dict=True, **{**kwargs, "output_hidden_states": True})
             layers = [layer] if isinstance(layer, int) else layer

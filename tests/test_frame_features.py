@@ -98,7 +98,11 @@ def test_bilinear_pooling_equals_stock(side, layers):
     pixels = torch.randn(3, 3, 4 * side, 4 * side)
     expected = stock.get_video_features(pixels[None]).pooler_output[0, :-1].view(3, -1, 32)
     assert_near(model.get_video_features(pixels).pooler_output, expected)
+    assert not any(part._forward_hooks for part in model.vision_tower.modules())  # graphs are captured without
     assert model.encode_frames(pixels).pooler_output.shape[1:] == model.config.video_feature_shape
+    outputs = model.encode_frames(pixels, output_hidden_states=True)  # by the tower itself
+    assert len(outputs.hidden_states) == 3
+    assert_near(model.train().get_video_features(pixels).pooler_output, expected)
 
 
 @torch.no_grad()

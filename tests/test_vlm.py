@@ -301,6 +301,9 @@ def test_given_models_need_a_head_and_their_own_tokenizer():
     stock = stock_vlm("smolvlm")
     refused(stock, "`processor` or `tokenizer` is needed")
     refused(stock.model, "`vlm` must have its language-modelling head", vlm_tokenizer("smolvlm"))
+    silent = vlm_tokenizer("smolvlm")
+    silent.chat_template = None
+    refused(stock, "the processor of `vlm` has no chat template", silent)
     stock.config.image_token_id = 5000
     refused(stock, "`tokenizer` belongs to another model: it has no token of the id 5000", vlm_tokenizer("smolvlm"))
     clip = stock_vlm("llava_onevision", tower="clip_vision_model", vision_feature_select_strategy="full")
