@@ -342,10 +342,9 @@ class StreamingSession:
             `ValueError`: for features of another shape, and as `frame_times`.
         """
         self.break_off()
-        config = self.model.config
-        size = [config.num_frame_tokens, config.vision_config.hidden_size]
+        size = self.model.config.video_feature_shape
         got = list(features.shape) if isinstance(features, torch.Tensor) else shown(features)
-        if got[1:] != size:
+        if got[1:] != list(size):
             raise ValueError(f"`features` must be a tensor [F, {size[0]}, {size[1]}], got {got}")
         times = frame_times(times, len(features), self.processor.video_processor.fps, self.time)
         return self._start(self.watching((features, times)))
