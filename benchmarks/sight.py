@@ -39,7 +39,7 @@ REMEMBERED = (None, 12, 4, 1)  # frames; None: all
 QUESTIONS = 4  # of each stream
 AT_ONCE = 64  # streams of a pool
 REPLY = 40  # tokens at most
-DIVERGENCES = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2)  # nats, budgets of calibration
+DIVERGENCES = (1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1)  # nats, budgets of calibration
 CLIPS = 16  # streams to calibrate on
 
 
@@ -211,8 +211,8 @@ def best_of(grid: list[dict]) -> dict:
 
 
 def cheapest(rows: list[tuple[Measured, dict]], dense: dict) -> Measured | None:
-    """The routing with the fewest operations that costs at most one point of exact answers."""
-    fit = [routing for routing, scores in rows if scores["answers"] >= dense["answers"] - 1]
+    """The routing with the fewest operations that costs at most one point of exact answers, and one of F1."""
+    fit = [routing for routing, scores in rows if all(scores[name] >= dense[name] - 1 for name in ("answers", "f1"))]
     return min(fit, key=lambda routing: routing.operations, default=None)
 
 

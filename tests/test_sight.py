@@ -113,9 +113,12 @@ def test_choices():
     grid.append({"f1": 95.0, "false_per_minute": 1.0})
     assert sight.best_of(grid) is grid[2]
     routings = [Measured("uniform", Routing((1,), 0.5, "uniform"), 0.0, share) for share in (0.8, 0.7, 0.6)]
-    routed = [(routing, {"answers": right}) for routing, right in zip(routings, (90.0, 89.2, 88.9), strict=True)]
-    assert sight.cheapest(routed, {"answers": 90.0}) is routings[1]
-    assert sight.cheapest(routed, {"answers": 99.0}) is None
+    scores = [{"answers": answers, "f1": f1} for answers, f1 in ((90.0, 95.0), (89.2, 95.0), (88.9, 95.0))]
+    routed = list(zip(routings, scores, strict=True))
+    assert sight.cheapest(routed, {"answers": 90.0, "f1": 95.0}) is routings[1]
+    assert sight.cheapest(routed, {"answers": 99.0, "f1": 95.0}) is None
+    scores[1]["f1"] = 93.9
+    assert sight.cheapest(routed, {"answers": 90.0, "f1": 95.0}) is routings[0]
 
 
 def test_measure_and_report(family, tmp_path, monkeypatch, capsys):
