@@ -5,7 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
-from fork_server import command, run
+from fork_server import command, run_forked
 from small_data import small_model, write_video
 
 from videollm_mod.evaluation.margin import LARGEST_GAP, Probe, pick_margin, probe, shaken, summarise
@@ -80,7 +80,7 @@ def test_the_command_writes_the_margin(folder, tmp_path):
     clips = [write_video(tmp_path / f"{seed}.mp4", 12, seed=seed) for seed in range(2)]
     files = tmp_path / "m.json", tmp_path / "m.png"
     arguments = ["calibrate-margin", *clips, "--model", model, "--fps", FPS, "--device", "cpu", "--needless", 20]
-    done = run(command(*arguments, "--json", files[0], "--plot", files[1]))
+    done = run_forked(command(*arguments, "--json", files[0], "--plot", files[1]))
     assert done.returncode == 0, done.stderr
     result = json.loads(files[0].read_text())
     margin = result["picked"]["margin"]
@@ -107,6 +107,6 @@ def test_what_is_wrong_is_named(folder, tmp_path, monkeypatch, arguments, messag
     write_video(tmp_path / "a.mp4", 4)
     write_video(tmp_path / "still.mp4", 1)
     before = (folder / "config.json").read_bytes()
-    done = run(command("calibrate-margin", "--model", folder, *arguments))
+    done = run_forked(command("calibrate-margin", "--model", folder, *arguments))
     assert done.returncode == 2 and done.stderr.startswith("error: ") and message in done.stderr, done.stderr
     assert (folder / "config.json").read_bytes() == before
