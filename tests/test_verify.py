@@ -10,9 +10,10 @@ import torch
 from comparing import assert_near, assert_same_cache, assert_same_events
 from safetensors.torch import save_file
 from small_data import small_model, write_video
+from stock_vlms import stock_vlm, vlm_tokenizer
 from transformers import GenerationConfig
 
-from videollm_mod import StreamingSession, StreamPool
+from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDForConditionalGeneration
 from videollm_mod import steps as steps_module
 from videollm_mod.cache import MoDCache
 from videollm_mod.generation import TokenSampler
@@ -67,40 +68,50 @@ def say(model, processor, ids: list[int], features: torch.Tensor) -> tuple[list[
 
 
 @torch.no_grad()
-def narrate_anew(small, frames: np.ndarray) -> tuple[dict[int, list[int]], list[int], torch.Tensor]:
+def narrate_anew(model, processor, frames: np.ndarray) -> tuple[dict[int, list[int]], list[int], torch.Tensor]:
     """The reference: after each frame the model is asked anew, and speaks if that is not what it said last. Returns
     what it says after which frame, the ids of the whole conversation, and the features of its frames."""
-    model, processor = small
-    features = model.stream(processor).encode(frames)
-    ids, spoken, last = [processor.tokenizer.bos_token_id], {}, None
+    features = model.stream(processor, speak_rule="verify").encode(frames)
+    ids, spoken, last, in_stream = processor.start_ids(None), {}, None, False
     for index in range(len(frames)):
-        in_stream = ids[-1] == processor.video_token_id
-        ids += [processor.frame_separator_token_id] if in_stream else processor.stream_start_ids
-        ids += processor.frame_ids
-        header = processor.stream_end_ids + processor.assistant_header_ids
+        ids = ids + (processor.between_frames_ids if in_stream else processor.start_stream_ids)
+        ids, in_stream = ids + processor.frame_ids_at(float(index)), True
+        header = processor.reply_start_ids(True, processor.default_query)
         anew = say(model, processor, ids + header, features[: index + 1])
         if anew != last:
             spoken[index], last = anew[0], anew
-            ids += [*header, *anew[0], processor.tokenizer.eos_token_id]
+            ids, in_stream = ids + header + anew[0] + processor.reply_end_ids, False
     return spoken, ids, features
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_margin_0_equals_asking_anew_after_each_frame(small, seed):
-    model, processor = small
     frames = images(seed)
-    session = verifying(small)
-    spoken, ids, features = narrate_anew(small, frames)
-    watched = list(session.watch(frames))
+    assert 1 < check_margin_0(*small, frames) < len(frames)
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_onevision", "smolvlm"])
+def test_margin_0_equals_asking_anew_in_the_prompts_of_a_family(kind):
+    model, processor = VideoLLMMoDForConditionalGeneration.from_vlm(
+        stock_vlm(kind), tokenizer=vlm_tokenizer(kind), mod_layers=[1], mod_keep_ratio=0.4
+    )
+    assert check_margin_0(model.eval(), processor, images(60, scenes=3)) > 1
+
+
+def check_margin_0(model, processor, frames: np.ndarray) -> int:
+    """Compare a session with `narrate_anew`, and its cache with one forward pass; returns how often it spoke."""
+    session = verifying((model, processor))
+    spoken, ids, features = narrate_anew(model, processor, frames)
+    watched = list(session.watch(frames, list(range(len(frames)))))
     assert [index for index, frame in enumerate(watched) if frame.event] == list(spoken)
     texts = [processor.decode(said, skip_special_tokens=True).strip() for said in spoken.values()]
     assert [frame.event.text for frame in watched if frame.event] == texts
-    assert 1 < len(spoken) < len(frames)
     cache, read = MoDCache(model.config), len(ids) - len(session.state.pending)
     assert ids[read:] == session.state.pending
     with torch.no_grad():
         model(input_ids=torch.tensor([ids[:read]]), video_features=features, past_key_values=cache)
     assert_same_cache(session.cache, cache)
+    return len(spoken)
 
 
 BOUNDS = [
