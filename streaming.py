@@ -336,7 +336,8 @@ class StreamingSession:
         return step.result()
 
     def watch_encoded(self, features: torch.Tensor, times: list[float] | None = None) -> Generator[WatchedFrame]:
-        """As `watch`, of frames that are encoded already: `[F, N, Dv]` as of `encode` or `model.encode_frames`.
+        """As `watch`, of frames that are encoded already, as by `encode` or `model.encode_frames`: `[F, M, Dv]`,
+        `config.video_feature_shape` for each frame.
 
         Raises:
             `ValueError`: for features of another shape, and as `frame_times`.

@@ -12,15 +12,17 @@ import av
 import httpx
 import numpy as np
 import pytest
+import torch
 from comparing import PROBABILITY, assert_near, assert_same_events
 from fresh_process import ROOT
 from pages import python_blocks
 from PIL import Image
 from space_servers import call, models, serve, upload
+from stock_vlms import save_vlm
 from video_files import moving, write_sound, write_video
 from waiting import PATIENCE
 
-from videollm_mod import VideoLLMMoDConfig
+from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.decoding import decode_video
@@ -28,7 +30,7 @@ from videollm_mod.loading.find import OWN_CHECKPOINT
 from videollm_mod.space import clips
 from videollm_mod.space.lane import Controls
 from videollm_mod.space.line import Line, LineIsFull
-from videollm_mod.space.models import dense_twin, speak_rules
+from videollm_mod.space.models import Models, dense_twin, speak_rules
 from videollm_mod.space.settings import Settings
 from videollm_mod.space.stream import Stream
 from videollm_mod.space.visitors import Gone, Visitors
@@ -197,6 +199,27 @@ def test_stream_that_verifies_equals_one_session(scene):
     one = session(speak_rule="verify")
     assert_same_events(stream.lanes["mod"].events, one.push(frames[:9], times[:9].tolist()))
     assert stream.lanes["mod"].events[0].time == 0.0 and one.stats.verified == 8  # it speaks after the first frame
+
+
+@pytest.mark.parametrize("kind", ["llava", "llava_onevision", "smolvlm"])
+def test_models_made_from_pretrained_ones_are_served(kind, tmp_path):
+    stock = save_vlm(tmp_path / "stock", kind, side=6, **({"scale_factor": 2} if kind == "smolvlm" else {}))
+    model, processor = VideoLLMMoDForConditionalGeneration.from_vlm(stock)
+    threads = torch.get_num_threads()
+    served = Models(model, processor, "a family")
+    torch.set_num_threads(threads)
+    about = served.describe()
+    assert (about["rules"], about["instruction"], about["domain"]) == ({"verify": 1.0}, "What do you see?", None)
+    fps, path = served.fps, write_video(tmp_path / "ball.mp4", moving(30, 40, 60), "libx264")
+    clip = clips.upload("id", tmp_path, path, "ball.mp4", 180.0)
+    stream = finish(Stream("id", served, clip, Controls(), served.instruction, compare=True))
+    frames, times = decode_video(path, fps)
+    for lane in ("mod", "dense"):
+        one = served.lanes[lane].stream(processor, max_cached_frames=served.max_frames)
+        one.instruct("What do you see?")
+        assert_same_events(stream.lanes[lane].events, one.push(frames, times.tolist()))
+    assert len(stream.lanes["mod"].seen) == len(frames) and stream.ask("Why?").kind == "answer"
+    assert len(decode_video(stream.write_overlay(), fps)[0]) >= len(frames)
 
 
 def jpeg(image: np.ndarray) -> str:
