@@ -29,7 +29,8 @@ CURVE = 104  # height of the curve of silence below the panel of layers
 SHOWN_FRAMES = 32  # of that curve
 BACKGROUND, TEXT, FAINT, ACCENT, QUIET = (16, 18, 24), (240, 240, 240), (130, 135, 150), (255, 190, 60), (90, 170, 250)
 BORDER = (70, 74, 88)
-LONGEST = 400  # characters; longer texts are cut
+LONGEST = 1000  # characters; longer texts are cut
+SIZES = (22, 16, 13)  # of letters, pixels
 SKIPPED = 0.4  # brightness of a cell that a layer skipped
 
 
@@ -72,7 +73,7 @@ class OverlayVideo:
         self._said: deque[StreamEvent] = deque(maxlen=4)  # the last events, newest first
         # of the last frames: probability of silence, whether it spoke
         self._silence: deque[tuple[float, bool]] = deque(maxlen=SHOWN_FRAMES)
-        self._fonts = {size: ImageFont.load_default(size) for size in (13, 16, 22)}
+        self._fonts = {size: ImageFont.load_default(size) for size in SIZES}
         self._av, self._path = av, path
         with readable_errors(str(path), "write"):
             flags = {"movflags": "frag_keyframe+empty_moov+default_base_moof", "flush_packets": "1"}
@@ -117,7 +118,7 @@ class OverlayVideo:
         pen = ImageDraw.Draw(canvas)
         pen.line((SIDE, 0, SIDE, SIDE, 0, SIDE), fill=BORDER)
         self._draw_layers(canvas, pen, seen, layers)
-        pen.text((12, SIDE + 10), f"{watched.time:.1f} s", font=self._fonts[16], fill=FAINT)
+        pen.text((12, SIDE + 10), shown_time(watched.time), font=self._fonts[16], fill=FAINT)
         if self.threshold is None:
             self._draw_lines(pen, wrapped(pen, self._why_silent, self._fonts[16]), 16, SIDE + 44, FAINT)
         else:
@@ -185,13 +186,16 @@ class OverlayVideo:
         mark = left + round(width * self.threshold)
         pen.line((mark, y - 2, mark, y + 22), fill=TEXT, width=2)
         pen.text((left - 52, y + 3), "silence", font=self._fonts[13], fill=FAINT)
-        y += 34
+        self._draw_words(pen, y + 34, ACCENT if speaks else TEXT)
+
+    def _draw_words(self, pen, y: int, colour: tuple[int, int, int]) -> None:
+        """The last event in the largest letters in which all of it fits, and below it those before, one line each."""
         for index, event in enumerate(self._said):
-            size, colour = (22, ACCENT if speaks else TEXT) if index == 0 else (16, FAINT)
-            lines = wrapped(pen, words_of(event), self._fonts[size])[: 2 if index == 0 else 1]
+            fonts, room = (self._fonts, SIDE + STRIP - y) if index == 0 else ({16: self._fonts[16]}, 22)
+            size, lines = lines_in(pen, words_of(event), fonts, room)
             if y + len(lines) * (size + 6) > SIDE + STRIP:
                 break
-            y = self._draw_lines(pen, lines, size, y, colour)
+            y = self._draw_lines(pen, lines, size, y, colour if index == 0 else FAINT)
 
     def _draw_lines(self, pen, lines: list[str], size: int, y: int, colour: tuple[int, int, int]) -> int:
         """Write lines from `y` on; returns where the next one would be."""
@@ -205,7 +209,15 @@ def words_of(event: StreamEvent) -> str:
     """What is shown of an event: its time, an answer after its question."""
     text = one_line(event.text)[:LONGEST]
     asked = f"{one_line(event.query)[:LONGEST]}  " if event.kind == "answer" else ""
-    return f"{event.time:.1f} s  {asked}{text}"
+    return f"{shown_time(event.time)}  {asked}{text}"
+
+
+def shown_time(seconds: float) -> str:
+    """`12.5 s`, and from 100 seconds on `1:40` or `1:02:03`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def outlined(image: np.ndarray, cells: np.ndarray, width: int = 1) -> np.ndarray:
@@ -231,23 +243,50 @@ def square(image: np.ndarray, side: int, letterbox: bool) -> np.ndarray:
     return np.asarray(canvas)
 
 
+WIDTH = SIDE + PANEL - 24  # of a line in the strip
+
+
 def fitted(pen, text: str, font) -> str:
-    """Cut `text` to the width of the strip."""
-    while text and pen.textlength(text, font=font) > SIDE + PANEL - 24:
-        text = text[:-4].rstrip() + "…"
-    return text
+    """Cut `text` to the width of the strip, with an ellipsis."""
+    if pen.textlength(text, font=font) <= WIDTH:
+        return text
+    return text[: max(0, num_fitting(pen, text, font) - 2)].rstrip() + "…"
+
+
+def num_fitting(pen, text: str, font) -> int:
+    """How many characters of `text` fit into a line, at least one."""
+    low, high = 1, len(text)
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if pen.textlength(text[:middle], font=font) <= WIDTH else (low, middle - 1)
+    return low
+
+
+def lines_in(pen, text: str, fonts: dict, room: int) -> tuple[int, list[str]]:
+    """The size of letters and the lines of `text` in `room` pixels: the first of `fonts` (by size) in which all of it
+    fits, or as much of it as fits in the last one."""
+    for size, font in fonts.items():
+        lines, fitting = wrapped(pen, text, font), room // (size + 6)
+        if len(lines) <= fitting:
+            return size, lines
+    return size, [*lines[: fitting - 1], fitted(pen, " ".join(lines[fitting - 1 :]), font)]
 
 
 def wrapped(pen, text: str, font) -> list[str]:
-    """Break `text` into lines as wide as the strip."""
+    """Break `text` into lines as wide as the strip: between words, and within a word that is longer than a line."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and pen.textlength(longer, font=font) > SIDE + PANEL - 24:
-            lines.append(word)
-        else:
+        if pen.textlength(longer, font=font) <= WIDTH:
             lines[-1] = longer
-    return [fitted(pen, line, font) for line in lines]
+            continue
+        lines += [word] if lines[-1] else []
+        while pen.textlength(word, font=font) > WIDTH:
+            count = num_fitting(pen, word, font)
+            lines[-1], word = word[:count], word[count:]
+            lines.append(word)
+        lines[-1] = word
+    return lines
 
 
 __all__ = ["OverlayVideo", "kept_cells"]

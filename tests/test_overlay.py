@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fresh_process import ROOT
+from PIL import Image, ImageDraw, ImageFont
 
 from videollm_mod import StreamEvent, VideoLLMMoDConfig, VideoLLMMoDVideoProcessor, WatchedFrame
 from videollm_mod.decoding import decode_video
@@ -15,14 +16,19 @@ from videollm_mod.narration.overlay import (
     PANEL,
     QUIET,
     SIDE,
+    SIZES,
     SKIPPED,
     STRIP,
     OverlayVideo,
     kept_cells,
+    lines_in,
     outlined,
+    shown_time,
     square,
 )
 
+FONTS = {size: ImageFont.load_default(size) for size in SIZES}
+PEN = ImageDraw.Draw(Image.new("RGB", (8, 8)))
 CONFIG = VideoLLMMoDConfig.from_pretrained(ROOT)
 
 
@@ -103,6 +109,28 @@ def test_the_video_has_one_frame_per_watched_frame(tmp_path, fps):
         False,
         True,
     ]  # the event of 2 s is no longer new at 3 s
+
+
+@pytest.mark.parametrize(
+    ("words", "size", "num_lines"),
+    [(4, 22, 1), (12, 22, 2), (16, 22, 3), (25, 16, 3), (34, 16, 4), (44, 13, 4), (250, 13, 5)],
+)
+def test_long_narrations_are_wrapped_in_letters_that_fit(words, size, num_lines):
+    overlay_size, lines = lines_in(PEN, " ".join(["something"] * words), FONTS, STRIP - 44)
+    assert (overlay_size, len(lines)) == (size, num_lines)
+    assert all(PEN.textlength(line, font=FONTS[size]) <= SIDE + PANEL for line in lines)
+    assert (" ".join(lines).count("something") == words) == (words < 250) and lines[-1].endswith("…") == (words == 250)
+
+
+@pytest.mark.parametrize("text", ["字" * 90, "A" * 300])
+def test_words_longer_than_a_line_are_broken(text):
+    _, lines = lines_in(PEN, text, FONTS, STRIP - 44)
+    assert "".join(lines) == text and len(lines) > 1
+
+
+@pytest.mark.parametrize(("seconds", "shown"), [(9.5, "9.5 s"), (99.9, "99.9 s"), (100, "1:40"), (3723.5, "1:02:03")])
+def test_times_of_long_streams_are_short(seconds, shown):
+    assert shown_time(seconds) == shown
 
 
 def test_models_without_routed_layers_or_patches_are_drawn(tmp_path):
