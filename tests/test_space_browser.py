@@ -351,7 +351,7 @@ def test_page_is_that_of_the_model(visit, monkeypatch, of_no_domain):
         "default_keep_ratio": 1.0,
     }.items():
         monkeypatch.setattr(models(), name, value)
-    page = visit()
+    page = visit(390)
     assert page.title().startswith("smolvlm2") and page.inner_text("#name") == "smolvlm2"
     assert "only a few patches" not in page.inner_text("#intro") and "keep every patch" in page.inner_text("main")
     assert page.get_attribute("#examples button", "data-name") == "cup" and page.is_hidden("#scene")
@@ -361,10 +361,13 @@ def test_page_is_that_of_the_model(visit, monkeypatch, of_no_domain):
     page.evaluate("document.getElementById('video').playbackRate = 4")
     page.click("#start")
     page.wait_for_selector("#log li")
-    (stream,) = [stream for stream in serve()[0].visitors.streams.values() if stream.clip.title.endswith("(real)")]
+    *_, stream = serve()[0].visitors.streams.values()
     controls = stream.full_controls
     assert (stream.rule, controls.threshold, controls.keep_ratio, stream.compare) == ("verify", 0.1353, None, False)
     assert stream.instruction == "What do you see?" and page.is_hidden("#truth")
+    page.fill("#question", "w" * 300)  # is wrapped
+    page.press("#question", "Enter")
+    page.wait_for_selector("#log li.answer button:enabled")
     page.click("#stop")
     assert page.evaluate(AUDIT) == []
 

@@ -7,6 +7,9 @@ export const clock = (seconds) => {
   return `${minutes}:${(seconds - 60 * minutes).toFixed(1).padStart(4, "0")}`;
 };
 
+// Seconds that a subtitle stays.
+const readingTime = (text) => Math.max(4, text.length / 15);
+
 export class Log {
   constructor(seek) {
     this.seek = seek;
@@ -121,9 +124,10 @@ export class Log {
       entry.mark.style.left = `${Math.min(100, (100 * entry.event.time) / seconds)}%`;
       for (const element of [entry.mark, entry.button]) element.setAttribute("aria-current", String(entry === now));
     }
-    const shown = now && time - now.event.time < 4 ? now.event : null;
-    this.subtitle.textContent = shown?.text || "\u00a0";
-    this.subtitle.className = `subtitle speaks ${shown?.kind ?? ""}`;
+    const shown = now && time - now.event.time < readingTime(now.event.text) ? now.event : null;
+    const text = shown?.text || "\u00a0";
+    this.subtitle.textContent = text;
+    this.subtitle.className = `subtitle speaks ${shown?.kind ?? ""} ${text.length > 80 ? "long" : ""}`;
   }
 
   // Show the ground truth of a scene, and the score of the model.

@@ -135,6 +135,7 @@ export class Stage {
     const [rows, columns] = this.model.grid;
     const share = new Array(rows * columns).fill(0);
     for (const kept of frame[2]) for (const cell of this.#cells(kept)) share[cell] += 1 / frame[2].length;
+    if (share.every((part) => part > 0.999)) return; // nothing was skipped
     const area = modelFrame(w, h, this.model.letterbox);
     const [cw, ch] = [area.w / columns, area.h / rows];
     share.forEach((part, cell) => {
