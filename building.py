@@ -408,11 +408,12 @@ def frame_options_of(config) -> dict:
 
 @dataclasses.dataclass(frozen=True)
 class StockProcessor:
-    """What is taken over of the given model's processor: its tokenizer, the options of its image processor, and its
-    chat template."""
+    """What is taken over of the given model's processor: its tokenizer, the options of its image processor and of its
+    video processor, and its chat template."""
 
     tokenizer: Any
     image_options: dict
+    video_options: dict
     chat_template: str
 
 
