@@ -21,8 +21,6 @@ from videollm_mod.memory import FIELDS
 from videollm_mod.narration.narrate import narrate, open_session
 from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.session_state import FORMAT, checksum, read_session
-from videollm_mod.space.lane import Controls, Lane, Request
-from videollm_mod.space.models import Models
 from videollm_mod.speaking import Reply
 from videollm_mod.static_step import PlainOps, StaticLanguageModel
 
@@ -369,20 +367,3 @@ def test_evaluation_follows_the_rule(small):
     check_rule(free, config)
     with pytest.raises(ValueError, match="the task 'narration' needs `--self-conditioned` for this model"):
         check_rule(forced, config)
-
-
-def test_the_space_takes_the_rule_of_the_model(small, tmp_path):
-    model, processor = small
-    models = Models(model, processor)
-    assert models.describe()["threshold"] == 0.725
-    model.config.speak_rule = "verify"
-    try:
-        models = Models(model, processor)
-        assert models.describe()["threshold"] == 1.0
-        lane = Lane(models, "mod", Controls(), None, tmp_path)
-        lane.run(Request(Controls(), images(50)[:5], tuple(range(5))))
-        alone = verifying(small, max_new_tokens=64, max_cached_frames=models.max_frames)
-        assert_same_events(lane.events, alone.push(images(50)[:5], list(range(5))))
-        assert all(seen.milliseconds > 0 for seen in lane.seen)
-    finally:
-        model.config.speak_rule = "trained"
