@@ -11,9 +11,11 @@ import pytest
 from fresh_process import ROOT
 from pages import command_lines, python_blocks, run_blocks, text_of
 from PIL import Image
+from stock_vlms import save_vlm
 
 from videollm_mod import cli
 from videollm_mod.data.world import world_stream
+from videollm_mod.narration.sight import COMMANDS
 
 README = ROOT / "README.md"
 CLIP = ROOT / "media" / "world.mp4"
@@ -34,13 +36,29 @@ def test_snippet_runs(tmp_path, monkeypatch):
     assert all(f"{time:5.1f} s  {text}\n" in printed.getvalue() for time, text in world_stream(7).narrations)
 
 
-def test_commands_run(tmp_path):
-    demo, narrate = command_lines(README)
+def test_commands_run(tmp_path, monkeypatch, capsys):
+    """From a pretrained model to a narrated real clip; a tiny one takes the place of SmolVLM2."""
+    demo, *commands = command_lines(README)
     assert demo == "demo"  # tests/test_demo.py runs it
-    shutil.copy(CLIP, tmp_path / "VIDEO")
-    arguments = [str(tmp_path / word) if word.startswith("VIDEO") else word for word in shlex.split(narrate)]
-    assert cli.main(arguments) == 0
-    assert (tmp_path / "VIDEO.overlay.mp4").stat().st_size > 0
+    assert ["pip install .", *(f"videollm-mod {line}" for line in commands)] == list(COMMANDS)
+    monkeypatch.chdir(tmp_path)
+    stock = tmp_path / shlex.split(commands[0])[2]
+    stock.mkdir(parents=True)
+    save_vlm(stock, "smolvlm", scale_factor=2)
+    shutil.copy(ROOT / "media" / "cup.mp4", "clip.mp4")
+    for line in commands:
+        assert cli.main(shlex.split(line)) == 0
+    assert re.search(r"^     0\.0 s  ", capsys.readouterr().out, re.M)
+
+
+def test_without_a_network_the_build_says_what_it_needs(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    build = shlex.split(command_lines(README)[1])
+    assert cli.main(build) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and build[2] in error
+    assert not (tmp_path / "smolvlm2").exists()
 
 
 def test_it_is_short_and_in_order():
