@@ -48,5 +48,5 @@ def check_imports(code: str) -> None:
 def command_lines(page: Path) -> list[str]:
     """Each line of the shell blocks that runs `videollm-mod`, from that word on, without comments and pipes."""
     shell = "\n".join(re.findall(r"^```bash\n(.*?)^```", text_of(page), re.M | re.S))
-    found = re.findall(r"videollm-mod ([^|\n]*)", shell)
+    found = re.findall(r"videollm-mod ([^|\n]*)", shell.replace("\\\n", ""))
     return [re.sub(r" +#.*", "", line).strip() for line in found]
