@@ -11,7 +11,7 @@ import pytest
 import torch
 from fresh_process import ROOT
 from picture_source import Pictures
-from test_static_step import STATIC, calls_of, check_streams_together, watch_in_a_pool
+from test_static_step import STATIC, calls_of, check_streams_together, watch_in_a_pool, with_any_norm
 from tiny_models import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_config, tiny_model
 
 from videollm_mod import (
@@ -60,9 +60,9 @@ def test_float32_in_batches_and_pieces_equals_the_cpu(name):
 
 @pytest.mark.parametrize("name", ROUTINGS)
 def test_bfloat16_is_near_float32(name):
-    """With the same tokens kept: the controls have no near-ties, and learned routing keeps all tokens."""
+    """With the same tokens kept: the controls have no near-ties, and routing by scores keeps all tokens."""
     options = ROUTINGS[name]
-    if options.get("mod_selection", "learned") == "learned":
+    if options.get("mod_selection", "learned") not in ("uniform", "random"):
         options = {**options, "mod_keep_ratio": 1.0}
     # heads of 64, so that the flash kernels take part
     model = tiny_model(1, **options, hidden_size=256, intermediate_size=256, initializer_range=0.05).cuda()
@@ -158,12 +158,13 @@ def test_a_pool_equals_its_sessions_alone(dtype, near):
 
 
 def wide_model(name: str, seed: int, dtype: torch.dtype):
-    """A random model for the kernels, with the routing `name` of `ROUTINGS`."""
-    options = ROUTINGS[name]
-    if dtype == torch.bfloat16 and options.get("mod_selection", "learned") == "learned":
+    """A random model for the kernels, with the options `name` of `STATIC`."""
+    options = STATIC[name]
+    if dtype == torch.bfloat16 and options.get("mod_selection", "learned") not in ("uniform", "random"):
         options = {**options, "mod_keep_ratio": 1.0}  # near-ties may fall either way
     size = {"hidden_size": 256, "num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
-    model = tiny_model(seed, **options, **size, intermediate_size=200, initializer_range=0.05).cuda().to(dtype)
+    model = tiny_model(seed, **options, **size, intermediate_size=200, initializer_range=0.05)
+    model = with_any_norm(model).cuda().to(dtype)
     for layer in model.model.language_model.layers:
         if layer.layer_expert is not None:
             layer.layer_expert.float()
@@ -178,7 +179,7 @@ def test_graphs_of_several_streams_equal_each_alone(name, dtype):
     logits either is by chance three times as far from float32 as the other. What a graph must not do is round more, so
     the mean square of all tensors of a kind is compared. On an H200 it is 0.87 to 1.11 times that of calls, and 1.9
     times and more where noise of 0.5 % is added to what attention and MLP take in."""
-    seed = 30 + list(ROUTINGS).index(name)
+    seed = 30 + list(ROUTINGS | STATIC).index(name)
     model = wide_model(name, seed, dtype)
     exact = copy.deepcopy(model).float()
     fast, why_not = static_language_model(model)
@@ -208,7 +209,7 @@ def test_graphs_of_several_streams_equal_each_alone(name, dtype):
 @torch.no_grad()
 def test_graphs_of_static_steps_equal_the_model(name, dtype, tolerance):
     """On streams with rollbacks and forks and growing caches: each step first without, then with its graph."""
-    seed = 10 + list(ROUTINGS).index(name)
+    seed = 10 + list(ROUTINGS | STATIC).index(name)
     model = wide_model(name, seed, dtype)
     fast, why_not = static_language_model(model)
     assert why_not is None
