@@ -185,8 +185,9 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             hidden = torch.cat([outputs.hidden_states[index] for index in layers], dim=-1)
             if not kwargs.get("output_hidden_states"):
                 outputs.hidden_states = None  # all layers of all frames take much memory
-        outputs.pooler_output = self.tokens_of(hidden, outputs.pooler_output)
-        return outputs
+        # before transformers 5.24 a tower without a pooling head has outputs without `pooler_output`
+        class_token = getattr(outputs, "pooler_output", None)
+        return BaseModelOutputWithPooling(**{**outputs, "pooler_output": self.tokens_of(hidden, class_token)})
 
     def tokens_of(self, hidden: torch.Tensor, class_token: torch.Tensor | None) -> torch.Tensor:
         """The frames' features `[F, M, Dv]` from the tower's hidden states `[F, P, Dv]` and `pooler_output`."""
