@@ -428,6 +428,28 @@ def stated_duration(container, stream) -> float | None:
     return None
 
 
+ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
+ONES += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
+TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def in_words(number: int) -> str:
+    """A whole number below a million in English, such as "one hundred and twenty-one"."""
+    if number < 20:
+        return ONES[number]
+    if number < 100:
+        return TENS[number // 10 - 2] + (f"-{ONES[number % 10]}" if number % 10 else "")
+    size, name = (100, "hundred") if number < 1000 else (1000, "thousand")
+    whole, rest = divmod(number, size)
+    link = "" if not rest else " and " if rest < 100 else " " if size == 100 else ", "
+    return f"{in_words(whole)} {name}{link}{in_words(rest) if rest else ''}"
+
+
+def clock(seconds: float) -> str:
+    """A time as `MM:SS`."""
+    return f"{int(seconds // 60):02d}:{int(seconds % 60):02d}"
+
+
 __all__ = [
     "LIMITS",
     "MediaLimits",

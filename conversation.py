@@ -159,11 +159,12 @@ class ChatTemplate:
         self.tokenizer, self.template = tokenizer, template
         self.tokens = {"image": image_token, "video": video_token}
         self.takes_blocks, self.video_as = True, "video"
-        probe = [{"role": "user", "content": [Medium("image"), Text("Q")]}]
+        content: list = [Medium("image"), Text("Q")]
+        probe = [{"role": "user", "content": content}]
         if self.attempt(probe) is None:
             self.takes_blocks = False
             self.render(probe)  # raises
-        probe[0]["content"][0] = Medium("video")
+        content[0] = Medium("video")
         if not self.takes_blocks or self.attempt(probe) is None:
             self.video_as = video_as
 

@@ -376,7 +376,7 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
     @functools.cached_property
     def _template(self) -> ChatTemplate:
         return ChatTemplate(
-            self.tokenizer, self.chat_template, self.image_slot, self.video_slot, self.sequence.video_as
+            self.tokenizer, str(self.chat_template), self.image_slot, self.video_slot, self.sequence.video_as
         )
 
     def _load(self, conversations: list[list[dict]], videos_kwargs: dict) -> list[Medium]:
@@ -421,12 +421,13 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
         if metadata is not None:  # as in transformers
             fps, indices = metadata.get("fps") or 24, metadata.get("frames_indices")
             indices = range(len(medium.frames)) if indices is None else indices
-            medium.times, medium.duration = [index / fps for index in indices], metadata.get("duration")
+            medium.times = [index / fps for index in indices]
+            duration = metadata.get("duration")
+            medium.duration = medium.times[-1] if duration is None else duration
         elif times is not None:
             medium.times, medium.duration = times, times[-1] + 1 / fps
         else:
-            medium.times, medium.duration = [index / fps for index in range(len(medium.frames))], None
-        if medium.duration is None:
+            medium.times = [index / fps for index in range(len(medium.frames))]
             medium.duration = medium.times[-1]
 
     def _pad_rows(self, rows: list[tuple[list[int], list[int], list[int]]], text_kwargs: dict) -> dict[str, list]:

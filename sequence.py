@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple
 
+from .containers import clock, in_words
+
 IGNORE_INDEX = -100  # as in the configuration, which would import torch
 # runs of white space that contain a line break of any kind
 LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
@@ -163,10 +165,20 @@ class SequencePieces:
     """
 
     tokenizer: Any
+    piece_tokenizer: Any
+    pieces: dict
     video_token: str
     video_token_id: int
     num_frame_tokens: int
     frame_ids: list[int]
+    frame_separator: str
+    stream_start: str
+    stream_end: str
+    default_query: str
+    frame_separator_token_id: int | None
+    reply_stop_id: int
+    _template: Any
+    _times_of: Callable[[dict, float | None], list[float]]
 
     def _set_own_pieces(self) -> None:
         """The ids of this package's own sequence, whose pieces are tokenised one by one."""
@@ -180,7 +192,7 @@ class SequencePieces:
         self.stream_end_ids = self._encode_piece("stream_end", pieces.stream_end)
         self.user_header_ids = self._encode_piece("user header", pieces.user_start)
         self.assistant_header_ids = self._encode_piece("assistant header", pieces.reply_start)
-        self.system_end_ids = self._encode_piece("system end", pieces.system_end)
+        self.system_end_ids = self._encode_piece("system end", pieces.system_end or "")
         self.start_stream_ids, self.between_frames_ids = self.stream_start_ids, separator_ids
         if len(separator_ids) != 1:
             raise ValueError(
@@ -195,17 +207,18 @@ class SequencePieces:
     def _set_family_pieces(self, special_ids: dict[str, int]) -> None:
         """The ids of a family's sequence, which are those of its own prompts."""
         self.sequence = pieces = Pieces(**self.pieces)
+        reply_end = pieces.reply_end or ""
         texts = "".join(text for text in asdict(pieces).values() if isinstance(text, str))
         structure = {i for name, (i, _) in added_tokens(self.tokenizer).items() if name in texts}
         self.segments = SegmentTokenizer(self.tokenizer, {*special_ids.values(), *structure, self.video_token_id})
         self.frame_separator_token_id = None
-        self._after_reply = "special" if self.segments.ends_special(pieces.reply_end) else "text"
+        self._after_reply = "special" if self.segments.ends_special(reply_end) else "text"
         self.start_stream_ids = self.stream_start_ids = self._ids(pieces.stream_start, after=self._after_reply)
         self.between_frames_ids, self.stream_end_ids = self._ids(pieces.between_frames), self._ids(pieces.stream_end)
         self.user_header_ids = self._ids(pieces.user_start, after=self._after_reply)
         self.assistant_header_ids = self._ids(pieces.reply_start, after="text")
         self.system_end_ids = self._ids(pieces.system_end or "", after="text")
-        self.reply_end_ids = self._ids(pieces.reply_end, after="text")
+        self.reply_end_ids = self._ids(reply_end, after="text")
         if self.reply_end_ids and self.reply_end_ids[0] in special_ids.values():
             self.reply_stop_id = self.reply_end_ids[0]
 
@@ -270,7 +283,8 @@ class SequencePieces:
         append(self.start_ids(system))
         in_stream, query, asked, last = False, None, False, None
         for turn, next_turn in zip(turns, [*turns[1:], None], strict=True):
-            role, learn, start, frames = turn["role"], turn["learn"], len(encoded.input_ids), ()
+            role, learn, start = turn["role"], turn["learn"], len(encoded.input_ids)
+            frames: list[int] = []
             if role == "system":
                 start = 0
             elif role == "user":
@@ -289,8 +303,7 @@ class SequencePieces:
                 in_stream = asked = False
             else:
                 check_has_frames(turn)
-                times, frames = self._times_of(turn, last), []
-                for time in times:
+                for time in self._times_of(turn, last):
                     append(self.between_frames_ids if in_stream else self.start_stream_ids)
                     frame = self.frame_ids_at(time)
                     frames.append(len(encoded.input_ids) + frame.index(self.video_token_id))
@@ -382,7 +395,7 @@ class SequencePieces:
                 return self._opening_ids(pieces.start) + self._ids(pieces.start, after="start")
             if pieces.system_start is None:
                 raise ValueError("`system_prompt` cannot be given: the chat template of this model has none")
-            parts = (pieces.system_start, Text(system_prompt), pieces.system_end)
+            parts = (pieces.system_start, Text(system_prompt), pieces.system_end or "")
             return self._opening_ids(parts[0]) + self._ids(*parts, after="start")
         if system_prompt is None:
             return ids
@@ -522,28 +535,6 @@ def added_tokens(tokenizer) -> dict[str, tuple[int, Any]]:
     return {str(token): (i, token) for i, token in tokenizer.added_tokens_decoder.items()}
 
 
-ONES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
-ONES += ["thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"]
-TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
-
-
-def in_words(number: int) -> str:
-    """A whole number below a million in English, such as "one hundred and twenty-one"."""
-    if number < 20:
-        return ONES[number]
-    if number < 100:
-        return TENS[number // 10 - 2] + (f"-{ONES[number % 10]}" if number % 10 else "")
-    size, name = (100, "hundred") if number < 1000 else (1000, "thousand")
-    whole, rest = divmod(number, size)
-    link = "" if not rest else " and " if rest < 100 else " " if size == 100 else ", "
-    return f"{in_words(whole)} {name}{link}{in_words(rest) if rest else ''}"
-
-
-def clock(seconds: float) -> str:
-    """A time as `MM:SS`."""
-    return f"{int(seconds // 60):02d}:{int(seconds % 60):02d}"
-
-
 def tokenizer_of_pieces(tokenizer, everywhere: bool = True):
     """The tokenizer, or a copy that does not add a space before a text, as those of Llama 2 and TinyLlama do; without
     `everywhere` it does not add one only where the tokenizer adds one at the start of a sequence alone.
@@ -577,11 +568,12 @@ def _without_space(step: dict | None) -> dict | None:
 
 def _without_first_space(step: dict | None) -> dict | None:
     """As `_without_space`, of the part that adds a space at the start of a sequence alone."""
-    if step is not None and step["type"] == "Sequence":
+    if step is None:
+        return None
+    if step["type"] == "Sequence":
         name = "normalizers" if "normalizers" in step else "pretokenizers"
         return step | {name: [_without_first_space(x) for x in step[name]]}
-    first = step is not None and step.get("prepend_scheme") == "first"
-    return step | {"prepend_scheme": "never"} if first else step
+    return step | {"prepend_scheme": "never"} if step.get("prepend_scheme") == "first" else step
 
 
 __all__ = [
@@ -594,7 +586,5 @@ __all__ = [
     "Turn",
     "added_tokens",
     "clean_text",
-    "clock",
-    "in_words",
     "tokenizer_of_pieces",
 ]

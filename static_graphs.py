@@ -1,5 +1,5 @@
-"""CUDA graphs of parts of a model: how they are captured and kept, when they are out of date, and which models and
-shapes of steps have them.
+"""CUDA graphs of parts of a model: how they are captured and kept, when they are out of date, which models have
+them, and the shapes and outputs of their steps.
 
 A graph holds the addresses of weights and buffers. It saves the host's time of launching kernels one by one.
 """
@@ -177,6 +177,28 @@ class ModelGuard:
 
 
 @dataclass(frozen=True)
+class StepOutput:
+    """What a step, or several in a row, computed for one stream, which has F frames here. It is on the device.
+
+    Attributes:
+        logits (`[F, V]`): after each frame, or `[1, V]` after the last token where there is no frame; or `[M, V]` of
+            each of M tokens of text that come after the frames.
+        kept (`tuple`): for each layer the tokens of the frames it kept, int64 `[F, k]` or None.
+        scores (`float32 [L, F, N]` or None): of the LayerExperts in use.
+        finite (`bool []` or None): whether the features were finite; if not, the cache has to be rolled back.
+        silence (`float32 [F]` or None), separator (`int` or None): after each frame the probability of a token, and
+            that token, the frame separator of the model's config.
+    """
+
+    logits: torch.Tensor
+    kept: tuple = ()
+    scores: torch.Tensor | None = None
+    finite: torch.Tensor | None = None
+    silence: torch.Tensor | None = None
+    separator: int | None = None
+
+
+@dataclass(frozen=True)
 class Shape:
     """What a step is built for. `frames` and `tokens` are those of one of its `streams`; one token of text is before
     each frame, or none. frames = 0 means text, of which the last logits are computed, or those of `every` token."""
@@ -306,6 +328,7 @@ __all__ = [
     "Graphs",
     "ModelGuard",
     "Shape",
+    "StepOutput",
     "first_line",
     "has_own_forward",
     "split_call",

@@ -20,7 +20,7 @@ V vocabulary, L layers with a LayerExpert. T, S and F count all streams of a ste
 import copy
 import math
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from .static_graphs import (
     Graphs,
     ModelGuard,
     Shape,
+    StepOutput,
     first_line,
     split_call,
     split_streams,
@@ -49,28 +50,6 @@ GRAPHS = 32  # captured at most
 TABLE_WIDTH = 8
 MAX_RANKED = 256  # vision tokens of a frame, in a kernel
 NOT_FINITE = "`video_features` must be finite, got nan or infinity"
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What a step, or several in a row, computed for one stream, which has F frames here. It is on the device.
-
-    Attributes:
-        logits (`[F, V]`): after each frame, or `[1, V]` after the last token where there is no frame; or `[M, V]` of
-            each of M tokens of text that come after the frames.
-        kept (`tuple`): for each layer the tokens of the frames it kept, int64 `[F, k]` or None.
-        scores (`float32 [L, F, N]` or None): of the LayerExperts in use.
-        finite (`bool []` or None): whether the features were finite; if not, the cache has to be rolled back.
-        silence (`float32 [F]` or None), separator (`int` or None): after each frame the probability of a token, and
-            that token, the frame separator of the model's config.
-    """
-
-    logits: torch.Tensor
-    kept: tuple = ()
-    scores: torch.Tensor | None = None
-    finite: torch.Tensor | None = None
-    silence: torch.Tensor | None = None
-    separator: int | None = None
 
 
 class PlainOps:
@@ -610,4 +589,4 @@ def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None
     return model._static_steps, None
 
 
-__all__ = ["PlainOps", "StaticLanguageModel", "StepOutput", "StepsUnavailable", "static_language_model"]
+__all__ = ["PlainOps", "StaticLanguageModel", "StepsUnavailable", "static_language_model"]

@@ -183,7 +183,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     image_size: dict[str, int] | None = None
     do_image_splitting = False
     as_pictures = False
-    valid_kwargs = FrameOptions
+    valid_kwargs = FrameOptions  # type: ignore[assignment]  # the base class annotates those of images
     do_convert_rgb = False
     do_sample_frames = False
     fps = DEFAULT_FPS
@@ -247,7 +247,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         return frames.to(dtype), (rows, columns)
 
     @property
-    def frame_size(self) -> list[int] | None:
+    def frame_size(self) -> list | None:
         """Height and width of pixel values; None if frames are not resized."""
         if self.do_center_crop:
             return [self.crop_size["height"], self.crop_size["width"]]
@@ -544,7 +544,15 @@ def family_frames(family: str, image: dict, video: dict | None = None) -> dict:
     if family == "llava" and image.get("do_pad"):
         raise ValueError("an image processor that pads images to squares of the mean colour is not supported")
     defaults = {"llava": CLIP_FRAMES, "llava_onevision": ONEVISION_FRAMES}.get(family, SMOLVLM_FRAMES)
-    names = ("size", "resample", "rescale_factor", "image_mean", "image_std", "do_center_crop", "crop_size")
+    names: tuple[str, ...] = (
+        "size",
+        "resample",
+        "rescale_factor",
+        "image_mean",
+        "image_std",
+        "do_center_crop",
+        "crop_size",
+    )
     names += ("do_rescale", "do_normalize", "max_image_size", "do_image_splitting")
     chosen = {name: frames[name] for name in names if frames.get(name) is not None}
     options = {**defaults, **chosen, "do_pad": False, "as_pictures": True}

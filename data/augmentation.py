@@ -5,6 +5,7 @@ After VideoLLM-online (arXiv 2406.11816) and its released code, which alters one
 
 import random
 from dataclasses import dataclass
+from typing import Any
 
 from ..configuration_videollm_mod import IGNORE_INDEX
 from ..conversation import Turn
@@ -107,7 +108,9 @@ class ReplyAugmentation:
     def stream(self, learned: list[bool], end: list[int]) -> tuple[list[int], list[int], Turn]:
         """Tokens, labels and turn of a stream with as many frames as `learned`, which says whether the token after
         each is learned, and with the tokens `end` after the last."""
-        processor, ids, labels = self.processor, [], []
+        processor: Any = self.processor
+        ids: list[int] = []
+        labels: list[int] = []
         for index, learn in enumerate(learned):
             after = [processor.frame_separator_token_id] if index + 1 < len(learned) else end
             piece = (processor.stream_start_ids if index == 0 else []) + processor.frame_ids

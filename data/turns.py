@@ -9,10 +9,20 @@ from ..conversation import Turn
 def encode_example(messages: list[dict], processor) -> dict:
     """`{"input_ids", "labels", "turns"}` of a conversation to learn from, see `processor.encode_conversation`. If it
     ends with a stream, silence after the last frame is learned too: one more separator, without which nothing would
-    tell the model that it has nothing to say there."""
+    tell the model that it has nothing to say there.
+
+    Raises:
+        `ValueError`: for the processor of a model without a frame separator, which cannot learn when to speak.
+    """
+    separator = processor.frame_separator_token_id
+    if separator is None:
+        raise ValueError(
+            "a model with the prompts of a pretrained one has no frame separator, so it cannot learn when to speak: "
+            "its rule is `verify`; build a model to train with `from_components` (`build --llm --vision`)"
+        )
     input_ids, labels, _, turns = processor.encode_conversation(messages)
     if messages[-1]["role"] == "stream":
-        separator, learn = processor.frame_separator_token_id, messages[-1].get("learn", True) is True
+        learn = messages[-1].get("learn", True) is True
         input_ids.append(separator)
         labels.append(separator if learn else IGNORE_INDEX)
         turns[-1] = replace(turns[-1], stop=len(input_ids))
@@ -57,4 +67,5 @@ def cuts(turn: Turn, is_last: bool) -> list[tuple[int, int]]:
     if not turn.frames:
         return [(turn.stop, 0)]
     between = [(start, count) for count, start in enumerate(turn.frames) if count]
-    return [*between, (turn.stop if is_last else turn.frames.stop - 1, len(turn.frames))]
+    end = turn.stop if is_last or isinstance(turn.frames, tuple) else turn.frames.stop - 1
+    return [*between, (end, len(turn.frames))]

@@ -122,8 +122,8 @@ class OverlayVideo:
         if self.threshold is None:
             self._draw_lines(pen, wrapped(pen, self._why_silent, self._fonts[16]), 16, SIDE + 44, FAINT)
         else:
-            self._draw_curve(pen)
-            self._draw_strip(pen, watched)
+            self._draw_curve(pen, self.threshold)
+            self._draw_strip(pen, watched, self.threshold)
         return np.asarray(canvas)
 
     def _highlight(self, seen: np.ndarray, layers: list[np.ndarray]) -> np.ndarray:
@@ -153,7 +153,7 @@ class OverlayVideo:
                 label = f"{layer}: {count}"
             pen.text((x, y + len(small) + 2), label, font=self._fonts[13], fill=ACCENT if class_token else TEXT)
 
-    def _draw_curve(self, pen) -> None:
+    def _draw_curve(self, pen, threshold: float) -> None:
         """The probability of silence after the last frames, with a dot where the model spoke."""
         left, right, bottom = SIDE + 12, SIDE + PANEL - 12, SIDE - 8
         pen.text(
@@ -168,14 +168,14 @@ class OverlayVideo:
             for index, (probability, _) in enumerate(self._silence)
         ]
         pen.line((left, height(0), right, height(0)), fill=BORDER)
-        pen.line((left, height(self.threshold), right, height(self.threshold)), fill=TEXT)
+        pen.line((left, height(threshold), right, height(threshold)), fill=TEXT)
         if len(points) > 1:
             pen.line(points, fill=QUIET, width=2)
         for (x, y), (_, spoke) in zip(points, self._silence, strict=True):
             if spoke:
                 pen.ellipse((x - 4, y - 4, x + 4, y + 4), fill=ACCENT)
 
-    def _draw_strip(self, pen, watched: WatchedFrame) -> None:
+    def _draw_strip(self, pen, watched: WatchedFrame, threshold: float) -> None:
         y = SIDE + 10
         # the probability of silence, and the threshold below which the model speaks
         left, width = 130, SIDE + PANEL - 130 - 12
@@ -183,7 +183,7 @@ class OverlayVideo:
         pen.rectangle((left, y + 3, left + width, y + 17), outline=FAINT)
         filled = left + round(width * watched.silence_probability)
         pen.rectangle((left, y + 3, filled, y + 17), fill=ACCENT if speaks else QUIET)
-        mark = left + round(width * self.threshold)
+        mark = left + round(width * threshold)
         pen.line((mark, y - 2, mark, y + 22), fill=TEXT, width=2)
         pen.text((left - 52, y + 3), "silence", font=self._fonts[13], fill=FAINT)
         self._draw_words(pen, y + 34, ACCENT if speaks else TEXT)
