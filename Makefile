@@ -17,9 +17,9 @@ QUICK := modeling routing cache processing video_processing streaming collator w
 demo: $(CORE)
 	HF_HUB_OFFLINE=1 $(BIN)/videollm-mod demo --output runs/demo
 
-# the demo in a browser
+# the demo in a browser; MODEL=folder serves another checkpoint
 space: $(WITH_SPACE)
-	$(BIN)/python space_app/app.py
+	$(BIN)/python space_app/app.py $(if $(MODEL),--model $(MODEL))
 
 # the pages of docs/ as a site, in build/site; the reference of the command line is generated from the parsers first
 docs: $(WITH_DOCS)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from videollm_mod.cli import build_parser
+from videollm_mod.commands.cli import build_parser
 
 PAGE = Path(__file__).resolve().parent / "reference" / "command-line.md"
 HEAD = """# Command line

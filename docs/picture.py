@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.decoding import decode_video
 
 DOCS = Path(__file__).resolve().parent

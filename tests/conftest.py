@@ -66,7 +66,7 @@ def checkpoint():
 @pytest.fixture
 def run(monkeypatch, capfd, checkpoint):
     """Call `videollm-mod narrate` in this process: `(exit code, lines of standard output, standard error)`."""
-    from videollm_mod import cli
+    from videollm_mod.commands import cli
     from videollm_mod.loading import checkpoint as loading
 
     def load(model, device, **_):

@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from small_data import small_model, write_video
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.commands import cli
 from videollm_mod.loading.checkpoint import load_checkpoint
 from videollm_mod.loading.find import find_checkpoint
 from videollm_mod.space.models import Models

@@ -10,7 +10,7 @@ from fresh_process import ROOT
 from small_data import said
 from video_files import write_video
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.data import coin, ego4d, ego4d_lta, egoexo4d, goalstep
 from videollm_mod.data.annotations import numbered, words_of
 from videollm_mod.data.jsonl import validate

@@ -8,7 +8,7 @@ from short_training import Streams, collate, fit
 from tiny_models import tiny_model
 from transformers import Trainer, TrainingArguments
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.training.arguments import check_hub_access
 from videollm_mod.training.config import TrainingConfig
 from videollm_mod.training.trainer import StreamTrainer

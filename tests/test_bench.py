@@ -12,7 +12,7 @@ from videollm_mod.bench.check import check
 from videollm_mod.bench.step import Bench, Deadline, Way
 from videollm_mod.bench.train import CHOICES, REFERENCE, figures, row, scaled, take_turns
 from videollm_mod.benchmarks import varying_lengths
-from videollm_mod.cli import main
+from videollm_mod.commands.cli import main
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
 from videollm_mod.recomputing import choices_of_layers
 

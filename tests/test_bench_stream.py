@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 
-from videollm_mod import cli
 from videollm_mod.bench import geometries, stream
 from videollm_mod.bench.filled import fill
 from videollm_mod.bench.watching import build, configured
+from videollm_mod.commands import cli
 
 
 def test_stream_measures_every_stage(tmp_path, monkeypatch, capsys):

@@ -19,8 +19,9 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.cache import MoDCache
+from videollm_mod.commands import cli
 
 FRAME = {"frame_token_pooled": [2, 2]}
 TEXTS = ["She cuts the onion, then", "He sees: [a red cup] <v> 7", "  why?\n\nbecause\u00e9 "]

@@ -8,7 +8,6 @@ import torch
 from small_data import small_model, write_video
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm_mod import cli
 from videollm_mod.calibration import calibrate as command
 from videollm_mod.calibration.clips import messages_of, read_clip, watch
 from videollm_mod.calibration.measuring import (
@@ -24,6 +23,7 @@ from videollm_mod.calibration.measuring import (
     routed,
 )
 from videollm_mod.calibration.report import table
+from videollm_mod.commands import cli
 from videollm_mod.evaluation.operations import forward_operations
 from videollm_mod.loading.checkpoint import load_checkpoint
 from videollm_mod.speaking import StreamEvent

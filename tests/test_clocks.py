@@ -9,7 +9,7 @@ from fresh_process import ROOT
 from small_data import said, small_model, write_lines
 from video_files import moving, write_video
 
-from videollm_mod.cli import main
+from videollm_mod.commands.cli import main
 from videollm_mod.containers import video_duration
 from videollm_mod.data.frames import video_seconds
 from videollm_mod.data.jsonl import validate

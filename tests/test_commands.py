@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 import pytest
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.commands.options import Parser, add_command, add_options
 from videollm_mod.data.words import counted
 from videollm_mod.narration.options import NarrateOptions
@@ -32,7 +32,7 @@ COMMANDS = subparsers(cli.build_parser())
 
 def test_help_imports_nothing_slow():
     program = (
-        "import sys\nfrom videollm_mod import cli\n"
+        "import sys\nfrom videollm_mod.commands import cli\n"
         "try: cli.main(['narrate', '--help'])\nexcept SystemExit: pass\n"
         f"print([name for name in {LAZY!r} if name in sys.modules])"
     )

@@ -8,7 +8,8 @@ from peft import LoraConfig, get_peft_model
 from stock_models import save_language_model, save_tower
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration
+from videollm_mod.commands import cli
 
 # as in its training arguments
 TARGETS = "model.*(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)|lm_head$"

@@ -9,7 +9,8 @@ import pytest
 import torch
 from fresh_process import ROOT
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.commands import cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.decoding import decode_video
 from videollm_mod.loading.checkpoint import load_checkpoint

@@ -13,7 +13,7 @@ from media_servers import FileServer
 from pages import PAGES, command_lines, python_blocks, run_blocks, text_of
 from video_files import moving, write_video
 
-from videollm_mod.cli import build_parser
+from videollm_mod.commands.cli import build_parser
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 

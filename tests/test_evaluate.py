@@ -17,7 +17,8 @@ from small_data import said, small_model, write_lines, write_video
 from torchrun import torchrun
 from waiting import PATIENCE, killed_in
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.commands import cli
 from videollm_mod.data.prepare import DATASETS, prepare
 from videollm_mod.evaluation import evaluate as evaluation
 from videollm_mod.evaluation import tasks
@@ -198,7 +199,7 @@ def test_features_and_frames_give_the_same_results(folder, tmp_path, monkeypatch
 def test_two_processes_give_the_results_of_one(folder, tmp_path):
     arguments = ["--task", "narration", "--streams", "7", "--batch-size", "2", "--json"]
     run(folder, *arguments, tmp_path / "one.json")
-    command = ["-m", "videollm_mod.cli", "evaluate", "--model", folder / "model", *arguments]
+    command = ["-m", "videollm_mod.commands.cli", "evaluate", "--model", folder / "model", *arguments]
     process = torchrun(*command, tmp_path / "two.json", cwd=tmp_path, timeout=PATIENCE)
     assert process.returncode == 0, process.stdout + process.stderr
     one, two = (json.loads((tmp_path / name).read_text()) for name in ("one.json", "two.json"))

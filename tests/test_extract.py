@@ -16,7 +16,7 @@ from safetensors.torch import load
 from small_data import said, small_model, write_lines, write_video
 from waiting import PATIENCE, killed_in
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.data.extract import extract
 from videollm_mod.data.features import read_features, read_metadata
 from videollm_mod.data.jsonl import read_streams, validate

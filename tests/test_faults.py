@@ -14,7 +14,8 @@ from comparing import assert_near
 from fork_server import command, run_forked
 from fresh_process import ROOT
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.commands import cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.decoding import decode_video

@@ -18,7 +18,8 @@ from small_data import said, small_model, write_lines, write_video
 from tiny_models import ROUTINGS, random_batch, tiny_config, tiny_model
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.commands import cli
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
 from videollm_mod.data.collator import StreamCollator
 from videollm_mod.loading.quantisation import four_bit

@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from videollm_mod import cli
 from videollm_mod.bench import growth_cases
 from videollm_mod.bench.filled import filled_cache
 from videollm_mod.bench.geometries import config_values
@@ -22,6 +21,7 @@ from videollm_mod.bench.growth_cases import (
 )
 from videollm_mod.bench.streams import random_model
 from videollm_mod.bench.watching import configured
+from videollm_mod.commands import cli
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDConfig
 
 

@@ -117,7 +117,7 @@ def command_line(package: str, *commands: str) -> dict:
 
     os.symlink(package, "videollm_mod")
     sys.path.insert(0, os.getcwd())
-    from videollm_mod import cli
+    from videollm_mod.commands import cli
 
     result = {}
     for command in commands:

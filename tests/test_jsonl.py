@@ -10,7 +10,7 @@ import pytest
 from fresh_process import ROOT
 from small_data import said, write_lines, write_video
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.data.files import written_whole
 from videollm_mod.data.jsonl import Fault, line_spans, missing_media, read_streams, validate
 from videollm_mod.data.world import world_stream
@@ -262,7 +262,7 @@ def test_features_with_another_rate_are_a_fault(folder):
 
 def test_validation_does_not_wait_for_torch(tmp_path):
     file = write_lines(tmp_path / "a.jsonl", [{"video": "no.mp4", "turns": TURNS}])
-    program = f"import sys; from videollm_mod import cli; cli.main(['validate', {str(file)!r}])"
+    program = f"import sys; from videollm_mod.commands import cli; cli.main(['validate', {str(file)!r}])"
     done = subprocess.run(
         [sys.executable, "-c", program + "; print('torch' in sys.modules)"], capture_output=True, text=True
     )
@@ -273,9 +273,9 @@ def test_validation_does_not_wait_for_torch(tmp_path):
 def test_pipe_is_validated(tmp_path, name):
     """Its paths are relative to the working directory."""
     line = {"video": "no.mp4", "turns": [{"time": 1, "role": "assistant", "content": "There."}]}
-    command = f"cat | {sys.executable} -m videollm_mod.cli validate {name}"
+    command = f"cat | {sys.executable} -m videollm_mod.commands.cli validate {name}"
     if name == "<(cat)":
-        command = f"{sys.executable} -m videollm_mod.cli validate <(cat)"
+        command = f"{sys.executable} -m videollm_mod.commands.cli validate <(cat)"
     done = subprocess.run(
         ["bash", "-c", command], input=json.dumps(line) + "\n", cwd=tmp_path, capture_output=True, text=True
     )

@@ -34,7 +34,7 @@ from videollm_mod.sources import live_source, source
 from videollm_mod.sources.live import WAITING, BoundedQueue, LiveWatch
 from videollm_mod.sources.live_source import LiveClock, LiveCounts, LiveFrame, LiveSource
 
-COMMAND = [sys.executable, "-m", "videollm_mod.cli", "narrate"]
+COMMAND = [sys.executable, "-m", "videollm_mod.commands.cli", "narrate"]
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 from fresh_process import ROOT
 from small_data import write_lines
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 
 COMMANDS = {
     "train gone.yaml": "gone.yaml: no such file",

@@ -20,7 +20,8 @@ from narrating import COMMAND, broken_checkpoint, cues, is_one_line, truth
 from PIL import Image
 from video_files import moving, write_video
 
-from videollm_mod import WatchedFrame, cli
+from videollm_mod import WatchedFrame
+from videollm_mod.commands import cli
 from videollm_mod.containers import video_duration
 from videollm_mod.data.world import world_stream
 from videollm_mod.decoding import MAX_PIXELS, decode_video, iter_video_frames, limited_size

@@ -18,7 +18,7 @@ stream_stage: {{max_steps: 1, per_device_train_batch_size: 1, gradient_checkpoin
 
 def test_training_on_a_cpu_prints_no_warnings(tmp_path):
     (tmp_path / "train.yaml").write_text(CONFIG, encoding="utf-8")
-    command = [sys.executable, "-m", "videollm_mod.cli", "train", "train.yaml"]
+    command = [sys.executable, "-m", "videollm_mod.commands.cli", "train", "train.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     words = ("Warning", "warn", "kernels", "Failed", "deprecated", "pin_memory", "tie")
@@ -28,7 +28,7 @@ def test_training_on_a_cpu_prints_no_warnings(tmp_path):
 @pytest.mark.parametrize(("given", "level"), [({}, 40), ({"HF_HUB_VERBOSITY": "info"}, 20)])
 def test_every_command_silences_retries_unless_told_otherwise(given, level):
     program = (
-        "from videollm_mod import cli\ncli.main(['validate', 'none'])\n"
+        "from videollm_mod.commands import cli\ncli.main(['validate', 'none'])\n"
         "from huggingface_hub.utils import logging\nprint(logging.get_verbosity())"
     )
     environment = {name: value for name, value in os.environ.items() if name != "HF_HUB_VERBOSITY"} | given

@@ -101,7 +101,7 @@ def test_console_script(site, tmp_path):
 
 def test_installed_bench_plan_asks_for_results(site, tmp_path):
     """Only a checkout has results of its own."""
-    run = [sys.executable, "-m", "videollm_mod.cli", "bench", "plan"]
+    run = [sys.executable, "-m", "videollm_mod.commands.cli", "bench", "plan"]
     environment = {**os.environ, "PYTHONPATH": str(site)}
     process = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert process.returncode == 2

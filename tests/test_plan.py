@@ -7,7 +7,6 @@ import shlex
 import pytest
 from fresh_process import ROOT
 
-from videollm_mod import cli
 from videollm_mod.bench import plan, plan_arithmetic
 from videollm_mod.bench.geometries import BOS, END, EOS, START
 from videollm_mod.bench.growth_cases import WORKING_BYTES
@@ -15,6 +14,7 @@ from videollm_mod.bench.plan_page import number, page
 from videollm_mod.bench.plan_results import MEASURED, growth_rows, read
 from videollm_mod.bench.record import RESULTS
 from videollm_mod.bench.streams import RandomStreams, random_model
+from videollm_mod.commands import cli
 
 COMMANDS = {wanted.command for wanted in MEASURED.values()}
 

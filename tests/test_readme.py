@@ -13,7 +13,7 @@ from pages import command_lines, python_blocks, run_blocks, text_of
 from PIL import Image
 from stock_vlms import save_vlm
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.narration.sight import COMMANDS
 

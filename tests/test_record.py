@@ -7,7 +7,7 @@ import pytest
 import yaml
 from training_configs import STAGE, write_config
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.training.record import RECORD, RunRecord
 from videollm_mod.training.train import TrainingConfig
 

@@ -26,7 +26,8 @@ from media_servers import FileServer
 from video_files import moving, write_video
 from waiting import PATIENCE
 
-from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.commands import cli
 from videollm_mod.containers import plain_float, shown, source_name
 from videollm_mod.conversation import MAX_TEXT
 from videollm_mod.decoding import iter_video_frames
@@ -119,7 +120,7 @@ def narrate_a_secret(clip: str, output: str) -> dict:
     logging.basicConfig(stream=log, level=logging.DEBUG)
     sys.dont_write_bytecode = True
     seen = watched()
-    from videollm_mod import cli
+    from videollm_mod.commands import cli
 
     code = cli.main(["narrate", clip, "--query", "Where is my wife's passport 4711?@1", "--output", output])
     return {**seen, "code": code, "log": log.getvalue()}
@@ -249,7 +250,7 @@ def test_numbers_have_only_ascii_digits(capfd, tmp_path):
 
 
 def test_query_that_is_not_utf8_gives_a_clear_error():
-    command = [sys.executable, "-m", "videollm_mod.cli", "narrate", "x", "--query", b"caf\xe9?@2"]
+    command = [sys.executable, "-m", "videollm_mod.commands.cli", "narrate", "x", "--query", b"caf\xe9?@2"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: a `--query` must be text in UTF-8, got 'caf\\udce9?'\n"
 
@@ -284,7 +285,7 @@ def test_signal_during_import_is_deferred(number, code, tmp_path, monkeypatch):
 
 
 def test_importing_program_can_be_interrupted(tmp_path, monkeypatch):
-    (tmp_path / "imported_program.py").write_text("from videollm_mod import cli\nended = cli.main([])\n")
+    (tmp_path / "imported_program.py").write_text("from videollm_mod.commands import cli\nended = cli.main([])\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(cli, "dispatch", lambda argv: (signal.raise_signal(signal.SIGINT), time.sleep(60)))
     import imported_program
@@ -311,7 +312,7 @@ def test_ignored_interrupt_stays_ignored(monkeypatch):
 
 def test_early_interrupt_prints_nothing():
     rng = random.Random(3)
-    code = "import sys; from videollm_mod.cli import main; print(flush=True); sys.exit(main())"
+    code = "import sys; from videollm_mod.commands.cli import main; print(flush=True); sys.exit(main())"
     command = [sys.executable, "-c", code, "narrate", ROOT / "media" / "world.mp4"]
     for _ in range(6):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

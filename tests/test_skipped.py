@@ -11,7 +11,7 @@ import yaml
 from small_data import said, small_model, write_lines, write_video
 from torch.utils.data import DataLoader
 
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.data import skipped, streams
 from videollm_mod.data.collator import StreamCollator
 from videollm_mod.data.features import write_features

@@ -13,7 +13,8 @@ from comparing import assert_near
 from stock_models import save_tower
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.commands import cli
 
 pytestmark = pytest.mark.backbones
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"

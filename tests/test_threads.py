@@ -109,7 +109,9 @@ def test_environment_variables_take_precedence(monkeypatch, named, free, threads
 
 
 def test_unreadable_source_fails_before_torch_is_imported():
-    program = "import sys; from videollm_mod import cli; cli.main(['narrate', 'no']); print('torch' in sys.modules)"
+    program = (
+        "import sys; from videollm_mod.commands import cli; cli.main(['narrate', 'no']); print('torch' in sys.modules)"
+    )
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     assert "there is no video no" in done.stderr and done.stdout == "False\n"
@@ -121,7 +123,7 @@ def test_commands_do_not_use_busy_cores(command):
     program = """
 import os, sys
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-from videollm_mod import cli
+from videollm_mod.commands import cli
 from videollm_mod.commands.threads import free_cores
 import torch
 torch.set_num_threads(2)

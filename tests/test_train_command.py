@@ -16,7 +16,8 @@ from small_data import small_model
 from training_configs import STAGE, write_config
 from waiting import PATIENCE, until
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor, cli
+from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod.commands import cli
 from videollm_mod.data.augmentation import ReplyAugmentation
 from videollm_mod.training.saving import load_weights
 from videollm_mod.training.train import TrainingConfig, last_checkpoint, load, stage_arguments, train

@@ -12,8 +12,9 @@ from stock_models import save_language_model
 from stock_vlms import CLASSES, save_vlm, stock_vlm, vlm_tokenizer
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLConfig
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, building, cli, steps, streaming
+from videollm_mod import VideoLLMMoDForConditionalGeneration, building, steps, streaming
 from videollm_mod.cache import MoDCache
+from videollm_mod.commands import cli
 from videollm_mod.static_step import PlainOps, StaticLanguageModel
 from videollm_mod.steps import Feed
 

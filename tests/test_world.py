@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from fresh_process import ROOT
 
-from videollm_mod import VideoLLMMoDConfig, cli
+from videollm_mod import VideoLLMMoDConfig
+from videollm_mod.commands import cli
 from videollm_mod.data.world import DOMAIN, conversation, world_stream
 from videollm_mod.data.world_basic import COLOURS, KINDS, PLACES, SHAPES, THERE, inside
 from videollm_mod.narration.sight import clip_domain

@@ -33,7 +33,7 @@ from subprocess import PIPE, STDOUT
 # server of the first is forked from that of the second.
 PACKAGE = (
     *("transformers", "videollm_mod.modeling_videollm_mod", "videollm_mod.processing_videollm_mod"),
-    *("videollm_mod.cli", "videollm_mod.narration.narrate", "videollm_mod.narration.overlay"),
+    *("videollm_mod.commands.cli", "videollm_mod.narration.narrate", "videollm_mod.narration.overlay"),
     *("videollm_mod.training.train", "matplotlib.pyplot"),
 )
 TORCH = (
@@ -166,7 +166,7 @@ def run_forked(command: Iterable[object], *, timeout: float | None = None, **opt
 
 def command(*arguments: object) -> list[object]:
     """`videollm-mod` with these arguments, for `run_forked` or `ForkedProcess`."""
-    return [sys.executable, "-m", "videollm_mod.cli", *arguments]
+    return [sys.executable, "-m", "videollm_mod.commands.cli", *arguments]
 
 
 _running: weakref.WeakSet[ForkedProcess] = weakref.WeakSet()

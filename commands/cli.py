@@ -3,9 +3,10 @@
 import os
 import sys
 
-from . import __version__
-from .bench.command import add_bench
-from .commands import (
+from .. import __version__
+from ..bench.command import add_bench
+from ..loading.quiet import quiet_libraries
+from . import (
     build,
     calibrate,
     calibrate_margin,
@@ -19,10 +20,9 @@ from .commands import (
     validate,
     world,
 )
-from .commands.messages import message_of, one_line, replace_unprintable
-from .commands.options import Parser
-from .commands.signals import raising_on_signals
-from .loading.quiet import quiet_libraries
+from .messages import message_of, one_line, replace_unprintable
+from .options import Parser
+from .signals import raising_on_signals
 
 COMMANDS = (
     narrate,
