@@ -210,10 +210,13 @@ class StreamMemory:
         leaving[old[gone_before < sizes.sum() - limit]] = True
         return leaving
 
-    def evict(self, cache: MoDCache, rotary_embedding, pending: int = 0) -> None:
-        """Remove the tokens that leave now from the cache, and from these records."""
+    def evict(self, cache: MoDCache, rotary_embedding, pending: int = 0, keep_newest: bool = False) -> None:
+        """Remove the tokens that leave now from the cache, and from these records. keep_newest: of the last frame
+        nothing leaves, since a question about it comes next and no other frame."""
         sizes = None if self.max_bytes is None else cache.token_bytes()
         leaving = self.leaving(sizes, pending)
+        if keep_newest and len(self.frames):
+            leaving &= (self.kinds == TEXT) | (self.frames != self.frames[-1])
         cache.forget(leaving, KeyRotation(rotary_embedding))
         self.forgotten += int(leaving.sum())
         for name in FIELDS:

@@ -274,7 +274,7 @@ class StreamingSession:
 
     def answering(self) -> Generator[Step | str]:
         """The answer to the last question: steps, and between them its text in pieces."""
-        self._evict()
+        self._evict(keep_newest=True)
         self.state.counts["answers"] += 1
         return self._pieces(Reply())
 
@@ -502,10 +502,10 @@ class StreamingSession:
         state = self.state
         return len(state.pending) + (0 if state.in_stream else len(self.processor.start_stream_ids))
 
-    def _evict(self) -> None:
+    def _evict(self, keep_newest: bool = False) -> None:
         memory = self.state.memory
         if memory is not None and self._free_frames(memory) == 0:
-            memory.evict(self.cache, self._rotary_embedding, self._text_before_next_frame)
+            memory.evict(self.cache, self._rotary_embedding, self._text_before_next_frame, keep_newest)
 
     def replying(self, reply: Reply | None = None) -> Generator[Step | int]:
         """Let the model speak until it ends its turn: steps, and between them token ids. They are noted in `reply`."""

@@ -258,6 +258,10 @@ def test_few_frames_can_be_remembered(count, policy):
     assert_same_events(other.push(frames), events)
     assert_same_cache(session.cache, other.cache)
     assert session.cache.frames_forgotten > 0
+    session.ask("What is there?")  # about the newest frame, which is still there
+    memory = session.state.memory
+    assert int((memory.frames[memory.kinds == VISION] == memory.frames.max()).sum()) == tokens
+    assert session.cache.num_bytes <= session.max_kv_bytes
 
 
 @pytest.mark.parametrize("policy", ["window", "router"])
