@@ -27,6 +27,7 @@ _hf_home = tempfile.TemporaryDirectory(prefix="hf-home-")
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "True",  # as gradio sets it in this process, and the fork server reads it once
     "HF_HOME": _hf_home.name,
     "HF_MODULES_CACHE": os.path.join(_hf_home.name, "modules"),
     "OMP_NUM_THREADS": THREADS,  # for the processes that tests start
