@@ -77,7 +77,8 @@ def test_a_stream_continues_after_its_server_was_killed(checkpoint, rtsp, monkey
                 until(lambda: live.source.counts.attempts_failed >= 2, "another attempt to connect")
                 rtsp.start()
                 killed = len(times)
-            if killed and live.stats["seconds_lost"] and len(times) > killed + 6:
+            # frames that were decoded before the gap come out first
+            if killed and (max(np.diff(times)) >= 0.9 or len(times) > killed + 100):
                 break
     stats = live.stats
     assert times == sorted(times) and stats["connections_lost"] >= 1 and stats["seconds_lost"] >= 1
