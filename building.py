@@ -140,7 +140,10 @@ def read_config(name: str, source, **options):
     except OSError as error:
         if Path(source).expanduser().is_dir():
             raise
-        raise OSError(f"`{name}` {source} is no folder, and cannot be loaded from the Hub: {error}") from error
+        raise OSError(
+            f"`{name}` {source} is no folder, and cannot be loaded from the Hub; without a network, bring it with `hf "
+            f"download {source} --local-dir FOLDER` and pass the folder: {error}"
+        ) from error
 
 
 def load_language_model(llm, gguf_file: str | None, dtype) -> PreTrainedModel:

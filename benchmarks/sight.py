@@ -248,7 +248,8 @@ def measure(args) -> dict:
         return model.to(args.device), processor
 
     trying, testing = streams_of("validation", args.streams), streams_of("test", args.streams)
-    command = shlex.join(["python", "-m", "videollm_mod.benchmarks.sight", *args.command])
+    given = [Path(part).name if "/" in part else part for part in args.command]  # paths differ between machines
+    command = shlex.join(["python", "-m", "videollm_mod.benchmarks.sight", *given])
     result = {"command": command, **surroundings(), "model": args.folder.name, "fps": FPS, "streams": args.streams}
     result["reference"] = {"validation": reference(stock, family, trying), "test": reference(stock, family, testing)}
     print(json.dumps(result["reference"]), flush=True)
@@ -258,6 +259,7 @@ def measure(args) -> dict:
     built, options = build(best["query"]), session_options(best["remembered"], best["margin"])
     result["test"] = {"dense": scores_of(built, testing, options)}
     print(json.dumps(result["chosen"] | result["test"]["dense"]), flush=True)
+    write(args.json, result)  # what was measured stays if a machine is taken away
     result["milliseconds_per_frame"] = costs(built, (stock, family), testing[:6], args.device, **options)
     write(args.json, result)
     if args.calibrate:

@@ -11,8 +11,8 @@ comparison, whether greedy words are equal, and the difference between the frame
 Where the shapes come from: LLaVA and LLaVA-OneVision: `convert_llava_weights_to_hf.py` and
 `convert_llava_onevision_weights_to_hf.py` of transformers, with the language models that they name (Vicuna 1.5 7B,
 Qwen1.5-0.5B, Qwen2 0.5B and 7B; vocabularies padded to 64 as there). SmolVLM2: `config.json` of
-HuggingFaceTB/SmolVLM2-256M-Video-Instruct, -500M-Video-Instruct and -2.2B-Instruct. Idefics3: `config.json` of
-HuggingFaceM4/Idefics3-8B-Llama3 and `convert_idefics3_weights_to_hf.py`.
+HuggingFaceTB/SmolVLM2-256M-Video-Instruct and -500M-Video-Instruct, as copies of them say. The sizes of SmolVLM2-2.2B
+and of Idefics3-8B-Llama3, beyond `convert_idefics3_weights_to_hf.py`, were not compared with their `config.json`.
 """
 
 import argparse
