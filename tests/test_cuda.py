@@ -19,9 +19,9 @@ from videollm_mod import (
     StreamPool,
     VideoLLMMoDForConditionalGeneration,
     VideoLLMMoDProcessor,
-    cli,
     steps,
 )
+from videollm_mod.commands import cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.sources.live import WAITING, LiveWatch
