@@ -270,11 +270,6 @@ def pixel_options(source, config) -> dict:
     if not isinstance(source, PreTrainedModel):
         with contextlib.suppress(OSError):
             stored, _ = ImageProcessingMixin.get_image_processor_dict(source)
-    return pixels_like(stored, config)
-
-
-def pixels_like(stored: dict, config) -> dict:
-    """Options of a video processor that equal the stored ones, else the defaults of the tower's family."""
     clip = config.model_type == "clip_vision_model"
     values = {"image_mean": CLIP_MEAN, "image_std": CLIP_STD} if clip else {}
     names = ("image_mean", "image_std", "resample", "rescale_factor")
@@ -387,7 +382,7 @@ def frame_options_of(config) -> dict:
     if config.model_type in ("smolvlm", "idefics3"):
         if side % config.scale_factor:
             raise ValueError(
-                f"`vlm` has {side} patches a side, which its `scale_factor` {config.scale_factor} divides not"
+                f"the `scale_factor` of `vlm`, {config.scale_factor}, must divide its {side} patches a side"
             )
         options = {"connector_type": "linear", "connector_bias": False, "frame_pooling": "pixel_shuffle"}
         return options | {"frame_token_cls": False, "frame_token_pooled": [side // config.scale_factor] * 2}

@@ -34,7 +34,6 @@ AUTO_MAP = {
     "AutoProcessor": "processing_videollm_mod.VideoLLMMoDProcessor",
     "AutoVideoProcessor": "video_processing_videollm_mod.VideoLLMMoDVideoProcessor",
 }
-IGNORE_INDEX = -100  # label of a token that nothing learns to predict
 # larger numbers in a file are an error, and would use all memory
 MAX_LAYERS = 1000
 MAX_FRAME_TOKENS = 10_000

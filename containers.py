@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+IGNORE_INDEX = -100  # label of a token that nothing learns to predict
 MAX_PIXELS = 4096 * 2304  # of a decoded frame: 4K cinema; models see far fewer
 OLDEST_AV = 18  # release of PyAV: older ones read colours wrongly or lack features
 AHEAD = (250, 2**26)  # packets of a video stream, and bytes of all streams, that are read to choose a stream

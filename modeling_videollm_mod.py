@@ -21,7 +21,8 @@ from transformers.utils import can_return_tuple, logging
 
 from .cache import MoDCache
 from .compat import CACHE_NAME, EitherCacheName, takes_either_cache_name
-from .configuration_videollm_mod import HEADLESS_MODEL_TYPES, IGNORE_INDEX, VideoLLMMoDConfig, check_keep_ratio
+from .configuration_videollm_mod import HEADLESS_MODEL_TYPES, VideoLLMMoDConfig, check_keep_ratio
+from .containers import IGNORE_INDEX
 from .generation import StreamGenerationMixin
 from .modeling_text import (
     VideoLLMMoDModelOutputWithPast,

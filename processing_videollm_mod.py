@@ -13,8 +13,8 @@ import torch
 from transformers import BatchFeature
 
 from .compat import ProcessorWithoutTorchvision
-from .configuration_videollm_mod import IGNORE_INDEX, MAX_FRAME_TOKENS
-from .containers import check_count, is_video_source, shown
+from .configuration_videollm_mod import MAX_FRAME_TOKENS
+from .containers import IGNORE_INDEX, check_count, is_video_source, shown
 from .conversation import (
     ChatTemplate,
     check_continuation,

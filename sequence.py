@@ -12,9 +12,8 @@ from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple
 
-from .containers import clock, in_words
+from .containers import IGNORE_INDEX, clock, in_words
 
-IGNORE_INDEX = -100  # as in the configuration, which would import torch
 # runs of white space that contain a line break of any kind
 LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 

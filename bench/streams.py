@@ -2,7 +2,8 @@
 
 import torch
 
-from ..configuration_videollm_mod import IGNORE_INDEX, VideoLLMMoDConfig
+from ..configuration_videollm_mod import VideoLLMMoDConfig
+from ..containers import IGNORE_INDEX
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from .geometries import BOS, END, EOS, FIRST_WORD, SEPARATOR, START, VIDEO, config_values
 

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..configuration_videollm_mod import IGNORE_INDEX
+from ..containers import IGNORE_INDEX
 from ..data.turns import encode_example
 from ..data.world import conversation, world_stream
 from ..data.world_hard import split_seeds

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.bench.record import RESULTS, summarise, surroundings, write_result
-from videollm_mod.configuration_videollm_mod import IGNORE_INDEX
+from videollm_mod.containers import IGNORE_INDEX
 from videollm_mod.data.collator import StreamCollator
 from videollm_mod.data.world_data import WorldData, WorldStreams
 from videollm_mod.evaluation.free_running import Counts, watch_world

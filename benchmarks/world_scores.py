@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from ..configuration_videollm_mod import IGNORE_INDEX
+from ..containers import IGNORE_INDEX
 from ..data.world_streams import FPS, Streams, pixels
 from ..evaluation.lockstep import Said, narrate_in_lockstep
 from ..evaluation.self_conditioned import best_pairs, precision_recall_f1, segments

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..configuration_videollm_mod import IGNORE_INDEX
+from ..containers import IGNORE_INDEX
 from ..decoding import iter_video_frames
 from ..speaking import StreamEvent
 

@@ -7,7 +7,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
-from ..configuration_videollm_mod import IGNORE_INDEX
+from ..containers import IGNORE_INDEX
 from ..conversation import Turn
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .turns import check_turns

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..configuration_videollm_mod import IGNORE_INDEX
-from ..containers import check_count
+from ..containers import IGNORE_INDEX, check_count
 from .augmentation import ReplyAugmentation
 from .turns import check_turns, clip
 

@@ -16,8 +16,7 @@ from datasets import Dataset, Features, IterableDataset, Value
 from datasets.exceptions import DatasetGenerationError
 from transformers.utils import logging
 
-from ..configuration_videollm_mod import IGNORE_INDEX
-from ..containers import check_count
+from ..containers import IGNORE_INDEX, check_count
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .features import model_fingerprint, read_features, read_metadata
 from .frames import TOLERANCE, frame_range, read_frames, video_seconds

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from ..configuration_videollm_mod import IGNORE_INDEX
+from ..containers import IGNORE_INDEX
 from ..conversation import Turn
 
 

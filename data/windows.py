@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from ..configuration_videollm_mod import IGNORE_INDEX
+from ..containers import IGNORE_INDEX
 from ..conversation import Turn
 from .frames import TOLERANCE, frame_range
 from .timeline import groups_of, is_answer, messages_of

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ..cache import MoDCache
-from ..configuration_videollm_mod import IGNORE_INDEX
+from ..containers import IGNORE_INDEX
 from ..speaking import DEFAULT_THRESHOLD, silence_probability
 from .teacher_forced import TurnScores, num_following, score_turn, wants_to_speak
 
