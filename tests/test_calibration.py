@@ -134,10 +134,11 @@ def test_counted_operations_are_the_executed_ones(checkpoint, clips):
                 inputs_embeds=torch.zeros(*clip.ids.shape, text.hidden_size), layout=model.model.lay_out(clip.ids)
             )
         run = {str(name): count for name, count in counter.get_flop_counts()["Global"].items()}
-        return sum(count for name, count in run.items() if "mm" in name)
+        return run["aten.mm"] + run.get("aten.addmm", 0)
 
     length, entered = clip.ids.shape[1], clip.ids.shape[1] - 3 * len(clip.features)
-    attention = 2 * text.hidden_size * (2 * length**2 + 2 * entered**2)  # the counter counts it on some devices only
+    # the counter sees attention on some devices only, and rotary angles as a batched product in some releases
+    attention = 2 * text.hidden_size * (2 * length**2 + 2 * entered**2)
     assert forward_operations(text, length, entered, 2) - attention == products(routing)
     dense = forward_operations(text, length, length, 0)
     assert dense - 2 * text.hidden_size * 4 * length**2 == products(None)
