@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -62,6 +63,7 @@ def test_probes_equal_a_session_at_margin_0(folder, tmp_path):
     from videollm_mod.loading.checkpoint import load_checkpoint
 
     model, processor = load_checkpoint(folder, device="cpu")
+    model.stream = partial(model.stream, max_new_tokens=6)  # this model never ends a narration
     clip = write_video(tmp_path / "a.mp4", 20)
     session = model.stream(processor, speak_rule="verify", speak_threshold=1.0, max_cached_frames=8)
     model.config.text_config.max_position_embeddings = 8 * (2 * model.config.num_frame_tokens + 1)  # 8 frames
@@ -77,16 +79,16 @@ def test_probes_equal_a_session_at_margin_0(folder, tmp_path):
 def test_the_command_writes_the_margin(folder, tmp_path):
     model = shutil.copytree(folder, tmp_path / "model")
     before = json.loads((model / "config.json").read_text())
-    clips = [write_video(tmp_path / f"{seed}.mp4", 12, seed=seed) for seed in range(2)]
+    clips = [write_video(tmp_path / f"{seed}.mp4", 4, seed=seed) for seed in range(2)]
     files = tmp_path / "m.json", tmp_path / "m.png"
-    arguments = ["calibrate-margin", *clips, "--model", model, "--fps", FPS, "--device", "cpu", "--needless", 20]
+    arguments = ["calibrate-margin", *clips, "--model", model, "--fps", FPS, "--device", "cpu", "--needless", 80]
     done = run_forked(command(*arguments, "--json", files[0], "--plot", files[1]))
     assert done.returncode == 0, done.stderr
     result = json.loads(files[0].read_text())
     margin = result["picked"]["margin"]
     assert json.loads((model / "config.json").read_text()) == {**before, "verify_margin": margin}
     assert f"verify_margin {margin:g} is written to {model / 'config.json'}" in done.stdout
-    assert len(result["probes"]) == 22 and result["picked"]["needless_per_minute"] <= 20
+    assert len(result["probes"]) == 6 and result["picked"]["needless_per_minute"] <= 80
     assert files[1].read_bytes().startswith(b"\x89PNG")
 
 
