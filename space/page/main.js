@@ -23,7 +23,7 @@ const $ = (id) => document.getElementById(id);
 const sleep = (milliseconds) => new Promise((done) => setTimeout(done, milliseconds));
 
 const about = await (await fetch("about.json")).json();
-const state = { clip: null, stream: null, running: null, waiting: 0, over: false, began: 0, lanes: {} };
+const state = { clip: null, choosing: 0, stream: null, running: null, waiting: 0, over: false, began: 0, lanes: {} };
 const stage = new Stage(about.model);
 const charts = makeCharts();
 const log = new Log((time) => { stage.seek(time); redraw(); });
@@ -39,7 +39,7 @@ function complain(error) {
 
 function showButtons() {
   const running = Boolean(state.running);
-  $("start").disabled = !state.clip || running;
+  $("start").disabled = !state.clip || running || state.choosing > 0;
   $("start").textContent = state.stream ? "Start again" : "Start";
   $("stop").disabled = !running;
   $("continue").hidden = !state.stream || running || state.over || state.clip?.camera;
@@ -69,6 +69,8 @@ async function choose(pressed, kind, value = null, name = "") {
   if (state.running) await stop();
   complain(null);
   say("One moment…");
+  state.choosing += 1;
+  showButtons();
   try {
     if (kind === "camera") await openCamera();
     show(await call("choose", kind, value, name));
@@ -77,6 +79,9 @@ async function choose(pressed, kind, value = null, name = "") {
   } catch (error) {
     complain(error);
     say("Choose another video, or try again.");
+  } finally {
+    state.choosing -= 1;
+    showButtons();
   }
 }
 
@@ -146,10 +151,12 @@ function take(view) {
   const before = JSON.stringify(known());
   for (const [name, { frames, events, from }] of Object.entries(view.lanes)) {
     const lane = (state.lanes[name] ??= { frames: [], events: [] });
-    if (from[0] <= lane.frames.length) lane.frames.splice(from[0], Infinity, ...frames);
+    // answers may come in another order than they were asked for: only what is new is added
+    if (from[0] <= lane.frames.length) lane.frames.push(...frames.slice(lane.frames.length - from[0]));
     if (from[1] <= lane.events.length) {
-      log.add(name, events.slice(lane.events.length - from[1]));
-      lane.events.splice(from[1], Infinity, ...events);
+      const said = events.slice(lane.events.length - from[1]);
+      log.add(name, said);
+      lane.events.push(...said);
     }
   }
   log.answering(view.answering);
