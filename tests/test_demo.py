@@ -6,17 +6,19 @@ import re
 import av
 import numpy as np
 import pytest
-import torch
 from fresh_process import ROOT
 
-from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.commands import cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.decoding import decode_video
-from videollm_mod.loading.checkpoint import load_checkpoint
-from videollm_mod.narration import demo
+from videollm_mod.narration import demo, savings
 from videollm_mod.narration.savings import measure_savings
 from videollm_mod.narration.sight import COMMANDS
+
+
+@pytest.fixture(autouse=True)
+def two_rounds(monkeypatch):
+    monkeypatch.setattr(savings, "ROUNDS", 2)
 
 
 def test_the_demo_narrates_the_clip_that_the_checkpoint_knows(tmp_path, capsys):
@@ -45,11 +47,11 @@ def test_the_demo_narrates_the_clip_that_the_checkpoint_knows(tmp_path, capsys):
     assert printed.endswith("\n".join(["describes real videos:", *COMMANDS, ""]))
 
 
-def test_the_demo_narrates_every_clip_with_a_model_of_no_domain(tmp_path, capsys, monkeypatch):
-    model, processor = load_checkpoint(device="cpu")
-    model.config.domain = None
-    monkeypatch.setattr(demo, "load_checkpoint", lambda: (model, processor))
+def test_the_demo_narrates_a_real_clip_with_a_model_of_no_domain(tmp_path, capsys, monkeypatch, checkpoint):
+    monkeypatch.setattr(checkpoint[0].config, "domain", None)
+    monkeypatch.setattr(demo, "load_checkpoint", lambda: checkpoint)
     monkeypatch.setattr(demo, "measure_savings", lambda *_: "")
+    monkeypatch.delitem(demo.CLIPS, "world.mp4")
     demo.demo(tmp_path)
     printed = capsys.readouterr().out
     assert "What do you see?" in printed.partition("cup.mp4: ")[2] and (tmp_path / "cup.srt").stat().st_size > 0
@@ -66,17 +68,16 @@ def test_the_world_clip_is_made_from_its_seed():
 
 
 @pytest.mark.parametrize("keep_ratio", [None, 0.5])
-def test_savings_are_counted_exactly(keep_ratio):
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    savings = measure_savings(model, processor, world_stream(8).frames(2, 96)[:5], keep_ratio)
+def test_savings_are_counted_exactly(keep_ratio, checkpoint):
+    model, processor = checkpoint
+    saved = measure_savings(model, processor, world_stream(8).frames(2, 96)[:5], keep_ratio)
     assert model.config.text_config.vision_routing == "mod" and model.keep_ratio == 0.2
     tokens = 1 + len(processor.stream_start_ids) + 5 * 10 + 4  # beginning, opening, frames, separators
     kept = 2 if keep_ratio is None else 5
     per_token = 2 * 4 * 32 * 4
-    assert savings.dense_bytes == 8 * tokens * per_token
-    assert savings.bytes == savings.dense_bytes - 4 * 5 * (10 - kept) * per_token
-    assert (savings.kept, savings.tokens, savings.routed_layers, savings.layers) == (kept, 10, 4, 8)
-    assert savings.seconds > 0 and savings.dense_seconds > 0
-    less = 100 * (1 - savings.bytes / savings.dense_bytes)
-    assert f"{less:.0f} % less" in str(savings)
+    assert saved.dense_bytes == 8 * tokens * per_token
+    assert saved.bytes == saved.dense_bytes - 4 * 5 * (10 - kept) * per_token
+    assert (saved.kept, saved.tokens, saved.routed_layers, saved.layers) == (kept, 10, 4, 8)
+    assert saved.seconds > 0 and saved.dense_seconds > 0
+    less = 100 * (1 - saved.bytes / saved.dense_bytes)
+    assert f"{less:.0f} % less" in str(saved)
