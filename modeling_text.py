@@ -8,6 +8,7 @@ k of them kept, K tokens that enter a routed layer, D hidden size.
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -239,7 +240,8 @@ class VideoLLMMoDRMSNorm(LlamaRMSNorm):
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
         if hidden_states.dtype != self.weight.dtype:
             return super().forward(hidden_states)
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        device = hidden_states.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
 
 
