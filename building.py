@@ -28,8 +28,9 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from .configuration_videollm_mod import VISION_MODEL_TYPES, VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .containers import check_count, is_whole
+from .conversation import family_frames
 from .processing_videollm_mod import VideoLLMMoDProcessor
-from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor, family_frames
+from .video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 TEXT_FIELDS = {field.name for field in dataclasses.fields(VideoLLMMoDTextConfig)}
 MOD_OPTIONS = {
@@ -328,12 +329,16 @@ def build_from_vlm(
     text_options = {name: values[name] for name in MOD_OPTIONS & set(values)}
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
+    tiling = image_tiling_of(theirs)
+
     def config_with(rows: int, tied: bool = False) -> VideoLLMMoDConfig:
         return VideoLLMMoDConfig(
             text_config=routed_config(text, vocab_size=rows, **ids, **text_options),
             vision_config=theirs.vision_config.to_dict(),
             video_token_id=video_token_id,
             image_newline_token_id=newline_id,
+            image_token_id=None if tiling is None else theirs.image_token_id,
+            image_tiling=tiling,
             frame_separator_token_id=None,
             tie_word_embeddings=tied,
             **ids,
@@ -402,6 +407,19 @@ def frame_options_of(config) -> dict:
             f"{config.vision_feature_select_strategy!r}, with which its patches are no square grid"
         )
     return options | {"frame_token_pooled": [(side + 1) // 2] * 2, "frame_pooling": "bilinear"}
+
+
+def image_tiling_of(config) -> dict | None:
+    """How the given model cuts images into tiles whose tokens it joins, as `ImageTiling`; None if it does not."""
+    if FAMILIES[config.model_type].newline is None:
+        return None
+    vision = config.vision_config
+    return {
+        "sizes": [list(size) for size in config.image_grid_pinpoints],
+        "side": vision.image_size,
+        "patches": vision.image_size // vision.patch_size,
+        "max_tiles": int(config.vision_aspect_ratio.removeprefix("anyres_max_")),
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -513,6 +531,7 @@ def family_pixels(stock: StockProcessor, config) -> dict:
     """Options of a video processor with which frames and images become what the given model's processor makes of them,
     at the size of its tower."""
     options = family_frames(config.model_type, stock.image_options, stock.video_options)
+    options["image_tiling"] = image_tiling_of(config)
     side = config.vision_config.image_size
     if VideoLLMMoDVideoProcessor(**options).frame_size == [side, side]:
         return options

@@ -5,13 +5,14 @@ computed.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, LlamaConfig, PreTrainedConfig
 from transformers.activations import ACT2FN
 
-from .containers import is_number, is_whole
+from .containers import is_number, is_whole, shown
 
 # Fields of several types are `Any` below and are checked here, since `strict` writes one sentence per type.
 VISION_ROUTINGS = ("mod", "full", "early_exit", "layer_skip")
@@ -62,6 +63,92 @@ def num_kept_tokens(keep_ratio: float, num_frame_tokens: int) -> int:
     Rounding first keeps `0.2 * 50 = 10.000000000000002` at 10.
     """
     return max(1, math.ceil(round(keep_ratio * num_frame_tokens, 6)))
+
+
+@dataclass(frozen=True)
+class ImageTiling:
+    """
+    How an image becomes tiles, and how many tokens these have, as in LLaVA-OneVision and LLaVA-NeXT. The image is
+    stretched to one square, the whole image, and also scaled to the best of several sizes, padded, and cut into square
+    tiles. Tokens of the padding are left out, and a newline follows each row of tokens.
+
+    Args:
+        sizes (`list[[height, width]]`): in pixels, multiples of `side`.
+        side (`int`): pixels along each side of a tile.
+        patches (`int`): tokens along each side of a tile.
+        max_tiles (`int`, *optional*): if the tokens would be more than 1.21 times those of this many tiles, they are
+            scaled down to these.
+
+    Raises:
+        `ValueError`: for a value that is not allowed.
+    """
+
+    sizes: Any
+    side: int
+    patches: int
+    max_tiles: int | None = None
+
+    def __post_init__(self):
+        for name in ("side", "patches", "max_tiles"):
+            value = getattr(self, name)
+            if (value is not None or name != "max_tiles") and (not is_whole(value) or value < 1):
+                raise ValueError(f"`{name}` of an image tiling must be a positive integer, got {value!r}")
+        pairs = [list(size) for size in self.sizes if isinstance(size, list | tuple) and len(size) == 2]
+        fits = all(is_whole(x) and x > 0 and x % self.side == 0 for pair in pairs for x in pair)
+        if not pairs or len(pairs) < len(self.sizes) or not fits:
+            raise ValueError(
+                f"`sizes` of an image tiling must be [height, width] in multiples of {self.side} pixels, got "
+                f"{shown(self.sizes)}"
+            )
+
+    def best_size(self, height: int, width: int) -> tuple[int, int]:
+        """The size that shows most pixels of an image of this size, and of these the one with the least padding."""
+
+        def quality(size) -> tuple[int, int]:
+            scale = min(size[1] / width, size[0] / height)
+            used = min(int(width * scale) * int(height * scale), width * height)
+            return used, used - size[0] * size[1]
+
+        return tuple(max(self.sizes, key=quality))
+
+    @staticmethod
+    def are_tiled(image_sizes, batch_num_images) -> list[tuple[tuple[int, int], bool]]:
+        """Height and width of each image, and whether it is cut: several images of a row are not.
+
+        Args:
+            image_sizes (`int [images, 2]`), batch_num_images (`int [B]` or `None`): images of each row, by default 1.
+        """
+        sizes = [(int(height), int(width)) for height, width in image_sizes]
+        rows = [1] * len(sizes) if batch_num_images is None else [int(count) for count in batch_num_images]
+        return list(zip(sizes, [count == 1 for count in rows for _ in range(count)], strict=True))
+
+    def num_frames(self, size: tuple[int, int], is_tiled: bool = True) -> int:
+        """Tiles of an image of this height and width, and the whole image."""
+        return 1 + math.prod(self.grid(*size)) if is_tiled else 1
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tiles of an image of this size."""
+        rows, columns = (size // self.side for size in self.best_size(height, width))
+        return rows, columns
+
+    def padding(self, height: int, width: int) -> tuple[int, int]:
+        """Rows of tokens that are left out above and below, and columns on the left and on the right."""
+        rows, columns = (count * self.patches for count in self.grid(height, width))
+        if width / height > columns / rows:
+            return (rows - int(round(height * (columns / width), 7))) // 2, 0
+        return 0, (columns - int(round(width * (rows / height), 7))) // 2
+
+    def token_grid(self, height: int, width: int) -> tuple[int, int]:
+        """Rows and columns of the tokens of all tiles, without newlines."""
+        cut = zip(self.grid(height, width), self.padding(height, width), strict=True)
+        rows, columns = (count * self.patches - 2 * padding for count, padding in cut)
+        ratio = 0.0 if self.max_tiles is None else math.sqrt(rows * columns / (self.max_tiles * self.patches**2))
+        return (int(rows // ratio), int(columns // ratio)) if ratio > 1.1 else (rows, columns)
+
+    def num_tokens(self, size: tuple[int, int], is_tiled: bool = True) -> int:
+        """Tokens of an image of this height and width, with newlines."""
+        rows, columns = self.token_grid(*size) if is_tiled else (1, 0)
+        return self.patches**2 + rows * (columns + 1)
 
 
 @strict
@@ -190,6 +277,10 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             a frame means to stay silent. `None`: frames follow each other without a separator.
         image_newline_token_id (`int`, *optional*): id of the token whose embedding is LLaVA-OneVision's
             `image_newline`, which follows the last frame of a video.
+        image_token_id (`int`, *optional*): id of the placeholder for one token of an image that is cut into tiles.
+            These tokens enter every layer, like text.
+        image_tiling (`dict`, *optional*): how images are cut, the arguments of `ImageTiling`. `None`: an image is a
+            frame.
         stream_loss_weight (`float`): weight of the loss at the last token of each frame.
         speak_rule (`str`): how sessions decide when to speak, unless told otherwise. `"trained"`: the model has
             learned to predict the frame separator for silence; `"verify"`: it speaks when its last narration no longer
@@ -218,6 +309,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     video_token_id: int = 3
     frame_separator_token_id: int | None = 4
     image_newline_token_id: int | None = None
+    image_token_id: int | None = None
+    image_tiling: dict[str, Any] | None = None
     stream_loss_weight: Any = 1.0
     speak_rule: str = "trained"
     verify_margin: Any = 0.0
@@ -264,6 +357,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         self._check_grid()
         self._check_features()
         self._check_token_ids()
+        self._check_tiling()
         weight = self.stream_loss_weight
         if not is_number(weight) or not 0 <= weight < math.inf:
             raise ValueError(f"`stream_loss_weight` must be finite and >= 0, got {weight!r}")
@@ -327,7 +421,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     def _check_token_ids(self) -> None:
         """Raise `ValueError` unless the ids of special tokens are in the vocabulary and differ."""
         taken: dict[int, str] = {}
-        for name in ("video_token_id", "frame_separator_token_id", "image_newline_token_id"):
+        for name in ("video_token_id", "frame_separator_token_id", "image_newline_token_id", "image_token_id"):
             value = getattr(self, name)
             if value is None and name != "video_token_id":
                 continue
@@ -336,6 +430,22 @@ class VideoLLMMoDConfig(PreTrainedConfig):
             if value in taken:
                 raise ValueError(f"`{taken[value]}` and `{name}` must differ, both are {value}")
             taken[value] = name
+
+    def _check_tiling(self) -> None:
+        """Raise `ValueError` unless images can be cut as `image_tiling` says."""
+        if self.image_tiling is None:
+            return
+        try:
+            tiling, vision = ImageTiling(**self.image_tiling), self.vision_config
+        except TypeError as error:
+            raise ValueError(f"`image_tiling` must hold the arguments of `ImageTiling`: {error}") from error
+        if self.image_token_id is None or self.image_newline_token_id is None:
+            raise ValueError("`image_tiling` needs `image_token_id` and `image_newline_token_id`")
+        if (tiling.side, tiling.patches) != (vision.image_size, self.patches_per_side):
+            raise ValueError(
+                f"`image_tiling` must have tiles of {vision.image_size} pixels and {self.patches_per_side} tokens a "
+                f"side, as the vision tower has, got {tiling.side} and {tiling.patches}"
+            )
 
     def check_speaking(self) -> None:
         """Raise `ValueError` for a rule of speaking that does not exist, or a margin out of range."""
@@ -374,4 +484,4 @@ class VideoLLMMoDConfig(PreTrainedConfig):
 
 VideoLLMMoDConfig.register_for_auto_class()
 
-__all__ = ["VideoLLMMoDConfig", "VideoLLMMoDTextConfig"]
+__all__ = ["ImageTiling", "VideoLLMMoDConfig", "VideoLLMMoDTextConfig"]

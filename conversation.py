@@ -1,5 +1,5 @@
-"""Conversations: messages as users write them, checked and normalised; the chat templates of other families; and the
-spans of a conversation's tokens."""
+"""Conversations: messages as users write them, checked and normalised; and what other families' processors make of
+messages and frames."""
 
 import re
 from collections.abc import Mapping
@@ -322,6 +322,61 @@ def family_options(family: str, tokenizer, chat_template: str) -> dict[str, Any]
     }
 
 
+CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
+# the defaults of the families' own processors in transformers
+CLIP_FRAMES: dict[str, Any] = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
+CLIP_FRAMES |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "do_center_crop": True}
+ONEVISION_FRAMES: dict[str, Any] = {"size": {"height": 384, "width": 384}}
+ONEVISION_FRAMES |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
+SMOLVLM_FRAMES: dict[str, Any] = {"size": {"longest_edge": 4 * 364}, "max_image_size": {"longest_edge": 364}}
+SMOLVLM_FRAMES |= {"resample": 1}
+
+
+def family_frames(family: str, image: dict, video: dict | None = None) -> dict:
+    """Options of `VideoLLMMoDVideoProcessor` with which frames become what a family makes of them.
+
+    Args:
+        family (`str`): the `model_type` of its configuration.
+        image, video (`dict`): the stored options of its image processor, and of its video processor if it has one.
+
+    Raises:
+        `ValueError`: for an option that no frame can follow.
+    """
+    is_smolvlm = family in ("smolvlm", "idefics3")
+    frames = image if family not in ("llava_onevision", "smolvlm") or not video else video
+    if family == "llava" and image.get("do_pad"):
+        raise ValueError("an image processor that pads images to squares of the mean colour is not supported")
+    defaults = {"llava": CLIP_FRAMES, "llava_onevision": ONEVISION_FRAMES}.get(family, SMOLVLM_FRAMES)
+    names: tuple[str, ...] = (
+        "size",
+        "resample",
+        "rescale_factor",
+        "image_mean",
+        "image_std",
+        "do_center_crop",
+        "crop_size",
+    )
+    names += ("do_rescale", "do_normalize", "max_image_size", "do_image_splitting")
+    chosen = {name: frames[name] for name in names if frames.get(name) is not None}
+    options = {**defaults, **chosen, "do_pad": False, "as_pictures": True}
+    if "height" in options["size"]:
+        options["do_center_crop"] = chosen.get("do_center_crop", False)
+    if not options.get("do_center_crop"):
+        options.pop("crop_size", None)
+    elif isinstance(options["crop_size"], int):
+        options["crop_size"] = {"height": options["crop_size"], "width": options["crop_size"]}
+    if not is_smolvlm:
+        return options
+    options["do_image_splitting"] = image.get("do_image_splitting", True)
+    options["max_image_size"] = image.get("max_image_size") or options["max_image_size"]
+    sampling = (video or {}).get("video_sampling") or image.get("video_sampling") or {}
+    options["size"] = sampling.get("video_size") or options["size"]
+    options["image_size"] = image.get("size") or SMOLVLM_FRAMES["size"]
+    if fps := sampling.get("fps") or (video or {}).get("fps"):
+        options["fps"] = float(fps)
+    return options
+
+
 def after_reply(text: str, reply_end: str) -> str:
     """What opens the next turn, of the text between a reply and the contents of that turn."""
     if not text.startswith(reply_end):
@@ -340,6 +395,7 @@ __all__ = [
     "Turn",
     "check_continuation",
     "check_text",
+    "family_frames",
     "family_options",
     "pieces_of",
     "read_conversation",

@@ -23,6 +23,7 @@ from .speaking import Reply
 # options that a stream does not support, with the value that means unused
 UNSUPPORTED = {"guidance_scale": 1, "stop_strings": None, "max_time": None, "penalty_alpha": 0}
 FRAMES = ("pixel_values_videos", "video_features")
+IMAGES = ("pixel_values", "image_sizes", "batch_num_images")
 _DRAFTS = "drafts can come from an `assistant_model`, or from the prompt (`prompt_lookup_num_tokens`)"
 _ELSEWHERE = "its code is not part of transformers, and not made for layers that hold different tokens"
 REFUSED = {
@@ -65,8 +66,8 @@ class StreamInputs(BatchFeature):
     """The inputs that a processor makes from conversations.
 
     A pipeline adds the chat that they were made from as `text`, and batches several chats by padding the second
-    dimension of their inputs. So when `text` is added, frames `[F, 3, H, W]` become a row `[1, F, 3, H, W]`, which
-    `generate` accepts and `forward` does not.
+    dimension of their inputs. So when `text` is added, frames `[F, 3, H, W]` become a row `[1, F, 3, H, W]`, and the
+    tiles of images one vector `image_tiles`, which it only joins. `generate` accepts both and `forward` does not.
     """
 
     def __setitem__(self, name: str, value) -> None:
@@ -74,6 +75,8 @@ class StreamInputs(BatchFeature):
         frames = self.get("pixel_values_videos")
         if name == "text" and isinstance(frames, torch.Tensor) and frames.ndim == 4:
             super().__setitem__("pixel_values_videos", frames[None])
+        if name == "text" and isinstance(self.get("pixel_values"), torch.Tensor):
+            super().__setitem__("image_tiles", self.pop("pixel_values").flatten())
 
 
 def frames_of_rows(rows: torch.Tensor, counts: list[int]) -> torch.Tensor:
@@ -95,8 +98,8 @@ class FramesOfRows:
     dimension 0, which would mix up the frames of rows; it does not touch other objects.
 
     Args:
-        frames (`[F, ...]`): of all rows, in row order.
-        counts (`list[int]`): frames of each row.
+        frames (`[F, ...]`): of all rows, in row order; or the tokens of their images.
+        counts (`list[int]`): how many of them each row has.
     """
 
     def __init__(self, frames: torch.Tensor, counts: list[int]):
@@ -118,7 +121,8 @@ class StreamGenerationMixin(GenerationMixin):
     def generate(self, inputs=None, generation_config=None, *args, **kwargs):
         """As `GenerationMixin.generate`, for `input_ids` or `inputs_embeds` with placeholders and the frames of all
         rows, `pixel_values_videos` or `video_features`. `pixel_values_videos` may also be `[B, P, 3, H, W]`, padded on
-        the left as pipelines do. The cache can be passed as `cache` or `past_key_values`.
+        the left as pipelines do. Images that are cut into tiles are given as in `VideoLLMMoDModel.forward`. The cache
+        can be passed as `cache` or `past_key_values`.
 
         Raises:
             `ValueError`: if frames and placeholders do not match, or for an option that routed layers do not support,
@@ -151,14 +155,32 @@ class StreamGenerationMixin(GenerationMixin):
         for name in FRAMES:
             if isinstance(kwargs.get(name), torch.Tensor):
                 kwargs[name] = self._of_rows(name, kwargs[name], input_ids, kwargs.get("inputs_embeds"), seen)
+        images = {name: kwargs.pop(name) for name in IMAGES if name in kwargs}
+        if (tiles := kwargs.pop("image_tiles", None)) is not None:
+            side = self.config.vision_config.image_size
+            images["pixel_values"] = tiles.view(-1, self.config.vision_config.num_channels, side, side)
+        if images.get("pixel_values") is not None:
+            with torch.no_grad():
+                features = self.model.get_image_features(**images)  # type: ignore[attr-defined]
+            counts = self._count(self.config.image_token_id, input_ids, kwargs.get("inputs_embeds"), seen)
+            if sum(counts) != len(features):
+                raise ValueError(
+                    f"images and placeholders do not match: {len(features)} tokens of images, {counts} placeholders"
+                )
+            kwargs["image_features"] = FramesOfRows(features, counts)
         return super(StreamGenerationMixin, model).generate(inputs, generation_config, *args, **kwargs)
 
-    def _of_rows(self, name: str, frames: torch.Tensor, input_ids, inputs_embeds, seen: int) -> FramesOfRows:
+    def _count(self, token_id, input_ids, inputs_embeds, seen: int) -> list[int]:
+        """How many tokens of this id each row holds after those that the cache has `seen`."""
         has_ids = input_ids is not None and input_ids.numel() > 0
-        is_vision = self.model.tokens_with_id(  # type: ignore[attr-defined]  # the class with this mixin has it
-            self.config.video_token_id, input_ids if has_ids else None, None if has_ids else inputs_embeds
+        found = self.model.tokens_with_id(  # type: ignore[attr-defined]  # the class with this mixin has it
+            token_id, input_ids if has_ids else None, None if has_ids else inputs_embeds
         )
-        counts = (is_vision[:, seen:].sum(1) // self.config.num_frame_tokens).tolist()
+        return found[:, seen:].sum(1).tolist()
+
+    def _of_rows(self, name: str, frames: torch.Tensor, input_ids, inputs_embeds, seen: int) -> FramesOfRows:
+        tokens = self._count(self.config.video_token_id, input_ids, inputs_embeds, seen)
+        counts = [count // self.config.num_frame_tokens for count in tokens]
         if name == "pixel_values_videos" and frames.dim() == 5:
             frames = frames_of_rows(frames, counts)
         if sum(counts) != len(frames):
@@ -177,7 +199,7 @@ class StreamGenerationMixin(GenerationMixin):
             is_first_iteration = True  # assisted decoding does not set it, and an empty cache needs the frames
         # after the prefill the cache holds the frames
         needs_frames = is_first_iteration or not kwargs.get("use_cache", True)
-        for name in FRAMES:
+        for name in (*FRAMES, "image_features"):
             frames = kwargs.pop(name, None)
             if frames is not None and needs_frames:
                 batch_size = len(input_ids if inputs_embeds is None else inputs_embeds)

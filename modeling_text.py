@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
-from transformers.modeling_outputs import BaseModelOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaAttention,
@@ -73,6 +73,19 @@ class VideoLLMMoDModelOutputWithPast(EitherCacheName, BaseModelOutputWithPast):
             where the layer uses no LayerExpert.
         kept_indices (`tuple`): one entry per layer: int64 `[F, k]`, the tokens of each frame that the layer kept,
             ascending, or None where the layer is not routed.
+    """
+
+    router_scores: tuple[torch.Tensor | None, ...] | None = None
+    kept_indices: tuple[torch.Tensor | None, ...] | None = None
+
+
+@dataclass
+class VideoLLMMoDCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
+    """
+    Args:
+        loss (scalar, with `labels`): see `VideoLLMMoDForConditionalGeneration.forward`.
+        logits (`[B, T, V]`): None in training mode with labels, which computes only the logits that a label needs.
+        cache, hidden_states, attentions, router_scores, kept_indices: as in `VideoLLMMoDModelOutputWithPast`.
     """
 
     router_scores: tuple[torch.Tensor | None, ...] | None = None
@@ -536,6 +549,7 @@ def next_positions(position_ids: torch.Tensor | None, layout: StreamLayout, cach
 
 
 __all__ = [
+    "VideoLLMMoDCausalLMOutputWithPast",
     "VideoLLMMoDDecoderLayer",
     "VideoLLMMoDModelOutputWithPast",
     "VideoLLMMoDPreTrainedModel",

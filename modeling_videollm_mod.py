@@ -7,69 +7,36 @@ Shapes: B batch, T tokens of this call, F frames of this call over all rows in r
 D hidden size of the language model, M features of a frame before the connector and Dv their size, V vocabulary.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import AutoModel
 from transformers.activations import ACT2FN
-from transformers.modeling_outputs import BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 from transformers.utils import can_return_tuple, logging
 
 from .cache import MoDCache
-from .compat import CACHE_NAME, EitherCacheName, takes_either_cache_name
-from .configuration_videollm_mod import HEADLESS_MODEL_TYPES, VideoLLMMoDConfig, check_keep_ratio
+from .compat import CACHE_NAME, takes_either_cache_name
+from .configuration_videollm_mod import HEADLESS_MODEL_TYPES, ImageTiling, VideoLLMMoDConfig, check_keep_ratio
 from .containers import IGNORE_INDEX
 from .generation import StreamGenerationMixin
 from .modeling_text import (
+    VideoLLMMoDCausalLMOutputWithPast,
     VideoLLMMoDModelOutputWithPast,
     VideoLLMMoDPreTrainedModel,
     VideoLLMMoDTextModel,
     valid_tokens,
 )
+from .recomputing import head_losses
 from .routing import LayerExpert, StreamLayout
 from .static_vision import is_plain, run
 from .streaming import StreamingSession
 
 logger = logging.get_logger(__name__)
 
-CHUNK_LOGITS = 2**26  # logits that exist at a time: 0.25 GiB in float32
 TAGS = ["custom_code", "video", "streaming", "mixture-of-depths"]  # in the model card that `push_to_hub` writes
-
-
-def head_losses(head: nn.Module, hidden_states: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """float32 `[M]`: `F.cross_entropy(head(hidden_states).float(), targets, reduction="none")`. If this takes several
-    chunks, the logits of each are computed again in the backward pass instead of being kept.
-
-    Args:
-        head: any module, `[..., D]` -> logits `[..., V]`.
-        hidden_states (`[M, D]`), targets (`int64 [M]`), vocab_size (`int`): V.
-    """
-
-    def losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        return nn.functional.cross_entropy(head(hidden_states).float(), targets, reduction="none")
-
-    rows = max(1, CHUNK_LOGITS // vocab_size)
-    if len(targets) <= rows or not torch.is_grad_enabled():
-        return losses(hidden_states, targets)
-    chunks = zip(hidden_states.split(rows), targets.split(rows), strict=True)
-    return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
-
-
-@dataclass
-class VideoLLMMoDCausalLMOutputWithPast(EitherCacheName, CausalLMOutputWithPast):
-    """
-    Args:
-        loss (scalar, with `labels`): see `VideoLLMMoDForConditionalGeneration.forward`.
-        logits (`[B, T, V]`): None in training mode with labels, which computes only the logits that a label needs.
-        cache, hidden_states, attentions, router_scores, kept_indices: as in `VideoLLMMoDModelOutputWithPast`.
-    """
-
-    router_scores: tuple[torch.Tensor | None, ...] | None = None
-    kept_indices: tuple[torch.Tensor | None, ...] | None = None
 
 
 class VideoLLMMoDConnector(nn.Module):
@@ -86,18 +53,38 @@ class VideoLLMMoDConnector(nn.Module):
             self.linear_2 = nn.Linear(hidden_size, hidden_size, bias=bias)
 
     def forward(self, video_features: torch.Tensor) -> torch.Tensor:
+        tokens = self.project(video_features)
+        return self.pooled(tokens) if self.config.frame_pooling == "bilinear" else tokens
+
+    def project(self, video_features: torch.Tensor) -> torch.Tensor:
+        """Features `[..., Dv]` to embeddings `[..., D]`, which are not pooled."""
         dtype = self.linear_1.weight.dtype
         if dtype.is_floating_point:  # quantised weights take any dtype
             video_features = video_features.to(dtype)
         tokens = self.linear_1(video_features)
-        if self.is_mlp:
-            tokens = self.linear_2(self.act(tokens))
-        return self.pooled(tokens) if self.config.frame_pooling == "bilinear" else tokens
+        return self.linear_2(self.act(tokens)) if self.is_mlp else tokens
 
     def pooled(self, tokens: torch.Tensor) -> torch.Tensor:
         side, grid = self.config.patches_per_side, tuple(self.config.frame_token_pooled)
         tokens = tokens.transpose(1, 2).unflatten(2, (side, side))
         return nn.functional.interpolate(tokens, size=grid, mode="bilinear").flatten(2).transpose(1, 2)
+
+
+def join_tiles(tokens: torch.Tensor, newline: torch.Tensor, size, tiling: ImageTiling) -> torch.Tensor:
+    """The tokens of an image, `[K, D]`: those of the whole image, and then the rows of its tiles, each with a newline.
+
+    Args:
+        tokens (`[1 + tiles, P, D]`), newline (`[D]`), size: height and width of the image in pixels.
+    """
+    if len(tokens) == 1:
+        return torch.cat([tokens[0], newline[None]])
+    (rows, columns), side, (above, left) = tiling.grid(*size), tiling.patches, tiling.padding(*size)
+    grid = tokens[1:].view(rows, columns, side, side, -1).permute(4, 0, 2, 1, 3).flatten(3).flatten(1, 2)
+    grid = grid[:, above : rows * side - above, left : columns * side - left]
+    if tuple(grid.shape[1:]) != (smaller := tiling.token_grid(*size)):
+        grid = nn.functional.interpolate(grid[None], smaller, mode="bilinear")[0]
+    grid = torch.cat([grid, newline[:, None, None].expand(-1, grid.shape[1], 1)], dim=2)
+    return torch.cat([tokens[0], grid.flatten(1).T])
 
 
 class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
@@ -218,10 +205,39 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
 
     @can_return_tuple
     def get_video_features(self, pixel_values_videos: torch.Tensor, **kwargs) -> BaseModelOutputWithPooling:
-        """As `encode_frames`, with `pooler_output` after the connector, `[F, N, D]`: the language model's input."""
+        """As `encode_frames`, with `pooler_output` after the connector, `[F, N, D]`."""
         outputs = self.encode_frames(pixel_values_videos, **kwargs)
         outputs.pooler_output = self.connector(outputs.pooler_output)
         return outputs
+
+    def get_image_features(
+        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor, batch_num_images: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """The tokens of images that are cut into tiles, `[K, D]`, one image after the other.
+
+        Args:
+            pixel_values (`[tiles, 3, H, W]`): normalised, of each image the whole image and then its tiles; or
+                `[images, tiles, 3, H, W]`, padded at the end.
+            image_sizes (`int64 [images, 2]`): heights and widths in pixels.
+            batch_num_images (`int64 [B]`, *optional*): images of each row. Several images of a row are not cut.
+
+        Raises:
+            `ValueError`: if the model cuts no images, or the numbers of tiles do not match.
+        """
+        if self.config.image_tiling is None:
+            raise ValueError("`pixel_values` are images cut into tiles; here images are `pixel_values_videos`")
+        tiling = ImageTiling(**self.config.image_tiling)
+        images = tiling.are_tiled(image_sizes, batch_num_images)
+        counts = [tiling.num_frames(*image) for image in images]
+        if pixel_values.dim() == 5:
+            pixel_values = torch.cat([own[:count] for own, count in zip(pixel_values, counts, strict=True)])
+        if len(pixel_values) != sum(counts):
+            raise ValueError(f"images and tiles do not match: `pixel_values` holds {len(pixel_values)}, not {counts}")
+        tokens = self.connector.project(self.encode_frames(pixel_values).pooler_output)
+        newline_id = torch.full((), self.config.image_newline_token_id, device=tokens.device)
+        newline = self.get_input_embeddings()(newline_id).to(tokens)
+        split = zip(tokens.split(counts), images, strict=True)
+        return torch.cat([join_tiles(own, newline, size, tiling) for own, (size, _) in split])
 
     @takes_either_cache_name
     @can_return_tuple
@@ -234,6 +250,10 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_features: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_sizes: torch.Tensor | None = None,
+        batch_num_images: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         use_cache: bool | None = None,
         layout: StreamLayout | None = None,
         **kwargs,
@@ -245,6 +265,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             attention_mask (`[B, T]` or `[B, seen + T]`, *optional*): 0 at padding.
             pixel_values_videos (`[F, 3, H, W]`) or video_features (`[F, M, Dv]`): frames of all rows, in row order.
                 Without either, placeholders are read as text.
+            pixel_values, image_sizes, batch_num_images: images that are cut into tiles, as `get_image_features` takes
+                them, or image_features (`[K, D]`), as it returns them.
             cache (`MoDCache`, *optional*): of earlier calls for the same streams. With a `PackedCache` the tokens of
                 its streams are one row, and `position_ids` are needed.
             layout (`StreamLayout`, *optional*): the result of `lay_out` for these inputs, if it is known already.
@@ -255,9 +277,13 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         if layout is None:
             has_frames = pixel_values_videos is not None or video_features is not None
             layout = self.lay_out(input_ids, inputs_embeds, attention_mask, cache, has_frames)
-        if inputs_embeds is None:
-            inputs_embeds = self.get_input_embeddings()(input_ids)
-        inputs_embeds = self._put_frames(inputs_embeds, layout, pixel_values_videos, video_features)
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        if pixel_values is not None:
+            image_features = self.get_image_features(pixel_values, image_sizes, batch_num_images)
+        if image_features is not None:
+            is_image = self.tokens_with_id(self.config.image_token_id, input_ids, inputs_embeds)
+            embeds = put_images(embeds, is_image, image_features)
+        inputs_embeds = self._put_frames(embeds, layout, pixel_values_videos, video_features)
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -319,11 +345,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         """Replace the embeddings of the placeholders by those of the frames."""
         if pixel_values_videos is not None and video_features is not None:
             raise ValueError("give only one of `pixel_values_videos` and `video_features`")
-        name, frames = (
-            ("video_features", video_features)
-            if pixel_values_videos is None
-            else ("pixel_values_videos", pixel_values_videos)
-        )
+        name = "video_features" if pixel_values_videos is None else "pixel_values_videos"
+        frames = video_features if pixel_values_videos is None else pixel_values_videos
         num_given = 0 if frames is None else frames.shape[0]
         if num_given != layout.num_frames:
             raise ValueError(
@@ -343,6 +366,14 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         embeds = embeds.flatten(0, 1).to(inputs_embeds)
         # `index_copy` would keep `embeds` for the backward pass
         return inputs_embeds.flatten(0, 1).index_put((layout.frames.flatten(),), embeds).view_as(inputs_embeds)
+
+
+def put_images(embeds: torch.Tensor, is_image: torch.Tensor, image_features: torch.Tensor) -> torch.Tensor:
+    """Replace the embeddings of the placeholders of images by their tokens."""
+    given, count = len(image_features), int(is_image.sum())
+    if count != given:
+        raise ValueError(f"images and placeholders do not match: {given} tokens of images, {count} placeholders")
+    return embeds.masked_scatter(is_image[..., None], image_features.to(embeds))
 
 
 def check_finite(name: str, frames: torch.Tensor) -> None:
@@ -461,6 +492,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         inputs_embeds: torch.Tensor | None = None,
         pixel_values_videos: torch.Tensor | None = None,
         video_features: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         labels: torch.LongTensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -496,6 +528,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
             inputs_embeds=inputs_embeds,
             pixel_values_videos=pixel_values_videos,
             video_features=video_features,
+            image_features=image_features,
             use_cache=use_cache,
             layout=layout,
             **kwargs,
@@ -564,5 +597,4 @@ __all__ = [
     "VideoLLMMoDModel",
     "VideoLLMMoDPreTrainedModel",
     "VideoLLMMoDTextModel",
-    "head_losses",
 ]

@@ -4,6 +4,7 @@ Shapes: `F` frames, `H` and `W` pixels, `n` vision tokens per frame, `B` convers
 """
 
 import functools
+import itertools
 import re
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import torch
 from transformers import BatchFeature
 
 from .compat import ProcessorWithoutTorchvision
-from .configuration_videollm_mod import MAX_FRAME_TOKENS
+from .configuration_videollm_mod import MAX_FRAME_TOKENS, ImageTiling
 from .containers import IGNORE_INDEX, check_count, is_video_source, shown
 from .conversation import (
     ChatTemplate,
@@ -390,6 +391,10 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
         ]
         if media and any("num_frames" in turn for turns in conversations for turn in turns):
             raise ValueError("streams with `num_frames` and streams with videos cannot be mixed in one call")
+        for turns in conversations:
+            own = [item for turn, item in media if item.kind == "image" and any(turn is one for one in turns)]
+            for image in own:
+                image.is_alone = len(own) == 1
         options = {name: videos_kwargs.get(name) for name in LOADING_OPTIONS}
         metadata = iter(videos_kwargs.get("video_metadata") or ())
         for turn, medium in media:
@@ -407,13 +412,19 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
         return [medium for _, medium in media]
 
     def _load_medium(self, medium: Medium, source, options: dict, metadata=None, whole: bool = False) -> None:
-        """Load a video or an image. metadata: of the video, as in transformers; whole: take an
-        image as a frame, which is never split."""
+        """Load a video or an image. metadata: of the video, as in transformers; whole: take an image as a frame, which
+        is never split."""
         video_processor = self.video_processor
         if medium.kind == "image":
             medium.frames = video_processor.load_image(source, options.get("input_data_format"))
             if video_processor.max_image_size is not None and not whole:
                 medium.frames, medium.grid = video_processor.prepare_image(medium.frames)
+                medium.is_resized = True
+            if video_processor.image_tiling is not None and not whole:
+                medium.size = (medium.frames.shape[-2], medium.frames.shape[-1])
+                tiling = ImageTiling(**video_processor.image_tiling)
+                medium.num_tokens = tiling.num_tokens(medium.size, medium.is_alone)
+                medium.frames = video_processor.cut_image(medium.frames, medium.is_alone)
                 medium.is_resized = True
             return
         medium.frames, times = video_processor.load_timed_video(source, **options)
@@ -483,10 +494,13 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
             if not isinstance(text, list | tuple) or not text or not all(isinstance(sample, str) for sample in text):
                 raise ValueError(f"`text` must be a string or a list of strings, got {shown(text)}")
             text = list(text)
-        sources = {
-            self.video_slot: [("video", video) for video in ([] if videos is None else flatten_videos(videos))],
-        }
-        given = [("image", image) for image in ([] if images is None else flatten_images(images))]
+        given = [(Medium("video"), video) for video in ([] if videos is None else flatten_videos(videos))]
+        sources = {self.video_slot: given}
+        # as in transformers, images are those of one text if they are nested; otherwise each counts as alone
+        nested = isinstance(images, list | tuple) and any(isinstance(own, list | tuple) for own in images)
+        samples = [] if images is None else images if nested else flatten_images(images)
+        of_texts = [flatten_images(own) for own in samples]
+        given = [(Medium("image", is_alone=len(own) == 1), image) for own in of_texts for image in own]
         sources[self.image_slot] = sources.get(self.image_slot, []) + given
         if text is None:
             ordered = [source for of_slot in sources.values() for source in of_slot]
@@ -495,15 +509,13 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
         options = {**kwargs, **kwargs.get("videos_kwargs", {})}
         metadata = iter(options.get("video_metadata") or ())
         options = {name: options.get(name) for name in LOADING_OPTIONS}
-        media = []
-        for kind, source in ordered:
-            media.append(Medium(kind))
-            self._load_medium(media[-1], source, options, next(metadata, None) if kind == "video" else None)
-        return None, text, media or None, None
+        for medium, source in ordered:
+            self._load_medium(medium, source, options, next(metadata, None) if medium.kind == "video" else None)
+        return None, text, [medium for medium, _ in ordered] or None, None
 
     def _in_order(self, text: list[str], sources: dict[str, list]) -> list:
         """Videos and images in the order of their placeholders in the text."""
-        if len(sources) == 1 and len({kind for given in sources.values() for kind, _ in given}) > 1:
+        if len(sources) == 1 and len({medium.kind for given in sources.values() for medium, _ in given}) > 1:
             raise ValueError(f"{self.video_slot} stands for a video or an image: give both as `videos`, in order")
         found = re.findall("|".join(map(re.escape, sources)), "\n".join(text))
         for slot, given in sources.items():
@@ -530,11 +542,15 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
             processed = self.video_processor([medium.frames for medium in videos], **kwargs)
         else:
             kwargs = {name: value for name, value in kwargs.items() if name not in ("return_tensors", "do_resize")}
-            pixels = [
-                self.video_processor([x.frames], **kwargs, **({"do_resize": False} if x.is_resized else {}))
-                for x in videos
-            ]
-            processed = BatchFeature({"pixel_values_videos": torch.cat([x["pixel_values_videos"] for x in pixels])})
+            pixels: dict[str, list] = {"pixel_values_videos": [], "pixel_values": []}
+            for medium in videos:
+                resizing = {"do_resize": False} if medium.is_resized else {}
+                own = self.video_processor([medium.frames], **kwargs, **resizing)["pixel_values_videos"]
+                pixels["pixel_values_videos" if medium.size is None else "pixel_values"].append(own)
+            processed = BatchFeature({name: torch.cat(own) for name, own in pixels.items() if own})
+            if joined := [medium for medium in videos if medium.size is not None]:
+                processed["image_sizes"] = torch.tensor([medium.size for medium in joined])
+                processed["batch_num_images"] = torch.tensor(images_of_rows(joined))
         return processed, [self.medium_text(medium) for medium in videos]
 
     def get_text_with_replacements(
@@ -544,6 +560,15 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
         waiting = iter(videos_replacements)
         pattern = "|".join(map(re.escape, {self.video_slot, self.image_slot}))
         return [re.sub(pattern, lambda _: next(waiting), sample) for sample in text], []
+
+
+def images_of_rows(images: list[Medium]) -> list[int]:
+    """`batch_num_images`. Images that are not alone count as those of one row: only whether it has several matters."""
+    counts: list[int] = []
+    for alone, group in itertools.groupby(image.is_alone for image in images):
+        number = len(list(group))
+        counts += [1] * number if alone else [number]
+    return counts
 
 
 VideoLLMMoDProcessor.register_for_auto_class()

@@ -33,6 +33,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 if TYPE_CHECKING:  # the model imports this file
     from .modeling_text import VideoLLMMoDDecoderLayer as Layer
 
+CHUNK_LOGITS = 2**26  # that exist at a time: 0.25 GiB in float32
 CHUNK_TOKENS = 4096  # that go at a time through what follows attention, where it is computed again
 
 
@@ -305,4 +306,23 @@ def _first(tensor: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-__all__ = ["CHOICES", "choices_of_layers", "run_blocks", "run_layers", "set_recomputing"]
+def head_losses(head: nn.Module, hidden_states: torch.Tensor, targets: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """float32 `[M]`: `F.cross_entropy(head(hidden_states).float(), targets, reduction="none")`. If this takes several
+    chunks, the logits of each are computed again in the backward pass instead of being kept.
+
+    Args:
+        head: any module, `[..., D]` -> logits `[..., V]`.
+        hidden_states (`[M, D]`), targets (`int64 [M]`), vocab_size (`int`): V.
+    """
+
+    def losses(hidden_states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return nn.functional.cross_entropy(head(hidden_states).float(), targets, reduction="none")
+
+    rows = max(1, CHUNK_LOGITS // vocab_size)
+    if len(targets) <= rows or not torch.is_grad_enabled():
+        return losses(hidden_states, targets)
+    chunks = zip(hidden_states.split(rows), targets.split(rows), strict=True)
+    return torch.cat([checkpoint(losses, *chunk, use_reentrant=False) for chunk in chunks])
+
+
+__all__ = ["CHOICES", "choices_of_layers", "head_losses", "run_blocks", "run_layers", "set_recomputing"]

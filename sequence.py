@@ -136,6 +136,9 @@ class Medium:
         times (`list[float]`), duration (`float`): of a video, in seconds.
         grid (`tuple[int, int]`): rows and columns of the tiles of an image; zeros if it is not split.
         is_resized (`bool`): the frames have the size of pixel values.
+        is_alone (`bool`): no other image stands in the same conversation or text.
+        size (`tuple[int, int]`, *optional*), num_tokens (`int`): height and width of an image whose tiles are joined,
+            and how many tokens it then has.
     """
 
     kind: str
@@ -145,6 +148,9 @@ class Medium:
     duration: float = 0.0
     grid: tuple[int, int] = (0, 0)
     is_resized: bool = False
+    is_alone: bool = True
+    size: tuple[int, int] | None = None
+    num_tokens: int = 0
 
 
 class SequencePieces:
@@ -168,6 +174,7 @@ class SequencePieces:
     pieces: dict
     video_token: str
     video_token_id: int
+    image_slot: str
     num_frame_tokens: int
     frame_ids: list[int]
     frame_separator: str
@@ -231,6 +238,8 @@ class SequencePieces:
             length = timedelta(seconds=int(medium.duration))
             start = pieces.video_start.format(count=in_words(len(frames)), duration=length)
             return start + pieces.between_frames.join(frames) + pieces.video_end
+        if medium.size is not None:
+            return self.image_slot * medium.num_tokens
         (rows, columns), tiles = medium.grid, ""
         for row in range(1, rows + 1):
             for column in range(1, columns + 1):

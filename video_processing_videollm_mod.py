@@ -21,6 +21,7 @@ from transformers.processing_utils import VideosKwargs
 from transformers.video_processing_utils import BaseVideoProcessor
 from transformers.video_utils import VideoMetadata
 
+from .configuration_videollm_mod import ImageTiling
 from .containers import is_video_source, shown
 from .decoding import DEFAULT_FPS, decode_video
 
@@ -40,14 +41,6 @@ FRAME_OPTIONS += (
 )
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by the numbers of PIL's resampling filters
 LARGEST_EDGE = 4096  # of an image whose longest edge is resized
-CLIP_MEAN, CLIP_STD = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-# the defaults of the families' own processors in transformers
-CLIP_FRAMES: dict[str, Any] = {"size": {"shortest_edge": 224}, "crop_size": {"height": 224, "width": 224}}
-CLIP_FRAMES |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD, "do_center_crop": True}
-ONEVISION_FRAMES: dict[str, Any] = {"size": {"height": 384, "width": 384}}
-ONEVISION_FRAMES |= {"image_mean": CLIP_MEAN, "image_std": CLIP_STD}
-SMOLVLM_FRAMES: dict[str, Any] = {"size": {"longest_edge": 4 * 364}, "max_image_size": {"longest_edge": 364}}
-SMOLVLM_FRAMES |= {"resample": 1}
 
 
 class FrameOptions(VideosKwargs, total=False):
@@ -56,6 +49,7 @@ class FrameOptions(VideosKwargs, total=False):
     max_image_size: dict[str, int] | None
     image_size: dict[str, int] | None
     do_image_splitting: bool
+    image_tiling: dict | None
     as_pictures: bool
 
 
@@ -156,6 +150,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             stretched at last, and that of the tiles of an image.
         image_size (`dict`, *optional*): `size` of images, where it is another one.
         do_image_splitting (`bool`, defaults to `False`): images that are larger become tiles and a small whole image.
+        image_tiling (`dict`, *optional*): how images become tiles whose tokens are joined, see `ImageTiling`.
         fps (`float`, defaults to 2.0): frames per second at which files and URLs are decoded. Arrays and lists of
             frames count as sampled already, unless `do_sample_frames=True`.
         do_resize, do_rescale, rescale_factor, do_normalize, image_mean, image_std: as in `transformers`. The factor
@@ -182,6 +177,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
     max_image_size: dict[str, int] | None = None
     image_size: dict[str, int] | None = None
     do_image_splitting = False
+    image_tiling: dict | None = None
     as_pictures = False
     valid_kwargs = FrameOptions  # type: ignore[assignment]  # the base class annotates those of images
     do_convert_rgb = False
@@ -245,6 +241,31 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
             tiles = image[0].unflatten(2, (columns, side)).unflatten(1, (rows, side))  # [3, rows, side, columns, side]
             frames = torch.cat([tiles.permute(1, 3, 0, 2, 4).flatten(0, 1), frames])
         return frames.to(dtype), (rows, columns)
+
+    def cut_image(self, image: torch.Tensor, is_tiled: bool) -> torch.Tensor:
+        """An image `[1, 3, H, W]` as frames that are not resized any more: the whole image and, if it is to be tiled,
+        the tiles of `image_tiling`. The whole image is stretched to a square if it is tiled, else padded."""
+        tiling = ImageTiling(**(self.image_tiling or {}))
+        dtype, image, top = image.dtype, image.float(), 1 if image.dtype.is_floating_point else 255
+        (height, width), side = image.shape[-2:], tiling.side
+
+        def padded(image: torch.Tensor, size: tuple[int, int], colour: Any) -> torch.Tensor:
+            above, left = ((new - old) // 2 for old, new in zip(image.shape[-2:], size, strict=True))
+            canvas = image.new_tensor(colour).view(-1, 1, 1).expand(1, 3, *size).clone()
+            canvas[..., above : above + image.shape[-2], left : left + image.shape[-1]] = image
+            return canvas
+
+        if not is_tiled:  # the colour is the mean, rounded down to a grey level
+            colour = [int(255 * mean) * top / 255 for mean in self.image_mean]
+            square = padded(image, (max(height, width),) * 2, colour)
+            return resize_as_pictures(square, [(side, side)], self.resample, top).to(dtype)
+        size = tiling.best_size(height, width)
+        scale = min(size[0] / height, size[1] / width)
+        inner = [min(math.ceil(old * scale), new) for old, new in zip((height, width), size, strict=True)]
+        scaled = padded(resize_as_pictures(image, [(inner[0], inner[1])], self.resample, top), size, [0.0] * 3)
+        whole = resize_as_pictures(image, [(side, side)], self.resample, top)
+        tiles = scaled[0].unflatten(2, (-1, side)).unflatten(1, (-1, side))  # [3, rows, side, columns, side]
+        return torch.cat([whole, tiles.permute(1, 3, 0, 2, 4).flatten(0, 1)]).to(dtype)
 
     @property
     def frame_size(self) -> list | None:
@@ -529,51 +550,6 @@ def pixels_by_products(
     return torch.addcmul(shift, (rows @ frames @ columns.T).clamp_(0, 255), scale)
 
 
-def family_frames(family: str, image: dict, video: dict | None = None) -> dict:
-    """Options of `VideoLLMMoDVideoProcessor` with which frames become what a family makes of them.
-
-    Args:
-        family (`str`): the `model_type` of its configuration.
-        image, video (`dict`): the stored options of its image processor, and of its video processor if it has one.
-
-    Raises:
-        `ValueError`: for an option that no frame can follow.
-    """
-    is_smolvlm = family in ("smolvlm", "idefics3")
-    frames = image if family not in ("llava_onevision", "smolvlm") or not video else video
-    if family == "llava" and image.get("do_pad"):
-        raise ValueError("an image processor that pads images to squares of the mean colour is not supported")
-    defaults = {"llava": CLIP_FRAMES, "llava_onevision": ONEVISION_FRAMES}.get(family, SMOLVLM_FRAMES)
-    names: tuple[str, ...] = (
-        "size",
-        "resample",
-        "rescale_factor",
-        "image_mean",
-        "image_std",
-        "do_center_crop",
-        "crop_size",
-    )
-    names += ("do_rescale", "do_normalize", "max_image_size", "do_image_splitting")
-    chosen = {name: frames[name] for name in names if frames.get(name) is not None}
-    options = {**defaults, **chosen, "do_pad": False, "as_pictures": True}
-    if "height" in options["size"]:
-        options["do_center_crop"] = chosen.get("do_center_crop", False)
-    if not options.get("do_center_crop"):
-        options.pop("crop_size", None)
-    elif isinstance(options["crop_size"], int):
-        options["crop_size"] = {"height": options["crop_size"], "width": options["crop_size"]}
-    if not is_smolvlm:
-        return options
-    options["do_image_splitting"] = image.get("do_image_splitting", True)
-    options["max_image_size"] = image.get("max_image_size") or options["max_image_size"]
-    sampling = (video or {}).get("video_sampling") or image.get("video_sampling") or {}
-    options["size"] = sampling.get("video_size") or options["size"]
-    options["image_size"] = image.get("size") or SMOLVLM_FRAMES["size"]
-    if fps := sampling.get("fps") or (video or {}).get("fps"):
-        options["fps"] = float(fps)
-    return options
-
-
 VideoLLMMoDVideoProcessor.register_for_auto_class()
 
-__all__ = ["VideoLLMMoDVideoProcessor", "family_frames"]
+__all__ = ["VideoLLMMoDVideoProcessor"]

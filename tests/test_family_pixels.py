@@ -15,8 +15,9 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
 from videollm_mod.benchmarks import stock_pixels
+from videollm_mod.conversation import family_frames
 from videollm_mod.processing_videollm_mod import VideoLLMMoDProcessor
-from videollm_mod.video_processing_videollm_mod import VideoLLMMoDVideoProcessor, family_frames
+from videollm_mod.video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 
 SIZES = [(480, 640), (720, 1280), (640, 360), (240, 241), (96, 96), (1000, 333)]
 HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}

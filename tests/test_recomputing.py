@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm_mod import modeling_videollm_mod, recomputing
+from videollm_mod import recomputing
 from videollm_mod.recomputing import CHOICES
 from videollm_mod.training.adapters import LoraOptions, add_lora
 from videollm_mod.training.lora_linear import LoraLinear
@@ -93,10 +93,10 @@ def test_a_chunked_loss_equals_the_whole_one(seed, dtype, monkeypatch):
     targets, weights = torch.randint(vocabulary, (rows,)), torch.rand(rows)
     expected = cross_entropy(head(states).float(), targets, reduction="none")
     wanted = torch.autograd.grad((expected * weights).sum(), [states, head.weight])
-    monkeypatch.setattr(modeling_videollm_mod, "CHUNK_LOGITS", 8 * vocabulary)
+    monkeypatch.setattr(recomputing, "CHUNK_LOGITS", 8 * vocabulary)
     sizes = []
     head.register_forward_hook(lambda module, args, output: sizes.append(len(args[0])))
-    losses = modeling_videollm_mod.head_losses(head, states, targets, vocabulary)
+    losses = recomputing.head_losses(head, states, targets, vocabulary)
     # eight rows at once may be rounded elsewhere than 37: by a unit of the last place of each dtype
     assert sizes == [8, 8, 8, 8, 5]
     assert_near(losses, expected, 1e-5 if dtype == torch.float32 else 1e-2)
@@ -111,7 +111,7 @@ def test_a_chunked_loss_equals_the_whole_one(seed, dtype, monkeypatch):
 def test_the_loss_of_the_model_in_chunks_equals_the_whole_one(seed, monkeypatch):
     model, batch = trainable(seed, LoraOptions(r=4, alpha=8))
     plain = loss_and_gradients(model, batch)
-    monkeypatch.setattr(modeling_videollm_mod, "CHUNK_LOGITS", 3 * model.config.text_config.vocab_size)
+    monkeypatch.setattr(recomputing, "CHUNK_LOGITS", 3 * model.config.text_config.vocab_size)
     assert_same(loss_and_gradients(model, batch), plain)
 
 
