@@ -137,13 +137,18 @@ def read_config(name: str, source, **options):
     """
     check_source(name, source)
     try:
-        return AutoConfig.from_pretrained(source, **options)
+        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+    except ValueError as error:  # in several lines
+        raise ValueError(
+            f"`{name}` {source} has no configuration that transformers can read without code of its own: "
+            f"{' '.join(str(error).split())}"
+        ) from error
     except OSError as error:
         if Path(source).expanduser().is_dir():
             raise
         raise OSError(
             f"`{name}` {source} is no folder, and cannot be loaded from the Hub; without a network, bring it with `hf "
-            f"download {source} --local-dir FOLDER` and pass the folder: {error}"
+            f"download {source} --local-dir FOLDER` and pass the folder: {' '.join(str(error).split())}"
         ) from error
 
 
@@ -303,6 +308,19 @@ FAMILIES = {
     "idefics3": Family("vision_model", "text_model", LINEAR),
 }
 
+# why models of other types, or of types that begin so, cannot be built
+UNLIKE = {
+    "internvl": "its vision tower is neither SigLIP nor CLIP",
+    "qwen": "its frames have any number of patches, and its positions count time, rows and columns",
+    "mllama": "its language model sees images by cross-attention",
+    "paligemma": "its language model is a Gemma, and its image tokens see each other in both directions",
+    "gemma": "its language model is a Gemma, and its image tokens see each other in both directions",
+    "video_llava": "its images and videos have towers of their own",
+    "llava_next_video": "its frames and images are pooled differently; try LLaVA-OneVision",
+    "llava_next": "it always cuts images into tiles, so it has no tokens of a single frame; try LLaVA-OneVision",
+    "vipllava": "its projector normalises the features of several layers first",
+}
+
 
 def build_from_vlm(
     model_class: type[PreTrainedModel],
@@ -370,9 +388,11 @@ def frame_options_of(config) -> dict:
         `ValueError`: for a model of another family, or with parts of another family.
     """
     if config.model_type not in FAMILIES:
+        others = "its frames are no square grid of SigLIP's or CLIP's patches, or its language model is no Llama"
+        why = next((why for name, why in UNLIKE.items() if config.model_type.startswith(name)), others)
         raise ValueError(
-            f"`vlm` is of the type {config.model_type!r}; supported are {', '.join(FAMILIES)}. In others, frames are "
-            "no square grid of SigLIP's or CLIP's patches, or positions and layers are not those of a Llama"
+            f"`vlm` is of the type {config.model_type!r}; supported are {', '.join(FAMILIES)}. This one cannot be "
+            f"built, since {why}"
         )
     if getattr(config, "quantization_config", None) is not None:
         raise ValueError(

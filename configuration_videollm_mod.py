@@ -173,7 +173,8 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         mod_force_keep_last (`bool`): always keep the last token of a frame, whose output decides whether to speak.
             Without it, a router in the last layer learns only from frames whose last token it keeps.
         mod_seed (`int`): seed of `mod_selection="random"`.
-        early_exit_layer (`int`): first layer that skips vision tokens under `vision_routing="early_exit"`.
+        early_exit_layer (`int`, *optional*): first layer that skips vision tokens under `vision_routing="early_exit"`;
+            2 if omitted, or the number of layers if that is less.
         qk_norm (`bool`): normalise queries and keys per head, with an RMS norm before the rotary embeddings, as Qwen3.
         no_rope_layers (`list[int]`): indices of the layers without rotary embeddings, as SmolLM3 has them. (SmolLM3's
             own field of this name is a list with a 0 for each of these layers.)
@@ -193,12 +194,14 @@ class VideoLLMMoDTextConfig(LlamaConfig):
     mod_gate: str = "residual"
     mod_force_keep_last: bool = False
     mod_seed: int = 0
-    early_exit_layer: int = 2
+    early_exit_layer: Any = None
     qk_norm: bool = False
     no_rope_layers: Any = ()
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
+        if self.early_exit_layer is None:
+            self.early_exit_layer = min(2, self.num_hidden_layers)
         self.check_routing()
 
     def check_routing(self) -> None:
@@ -210,7 +213,7 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         check_keep_ratio("mod_keep_ratio", self.mod_keep_ratio)
         if not 1 <= self.num_hidden_layers <= MAX_LAYERS:
             raise ValueError(f"`num_hidden_layers` must be in [1, {MAX_LAYERS}], got {self.num_hidden_layers}")
-        if not 0 <= self.early_exit_layer <= self.num_hidden_layers:
+        if not is_whole(self.early_exit_layer) or not 0 <= self.early_exit_layer <= self.num_hidden_layers:
             raise ValueError(
                 f"`early_exit_layer` must be in [0, {self.num_hidden_layers}], got {self.early_exit_layer}"
             )

@@ -40,7 +40,7 @@ class StreamMemory:
             patch.
         max_bytes (`int`, *optional*): largest size of the cache; vision tokens get what text does not use.
         token_bytes (`int`): size of a token that every layer holds.
-        turn_tokens (`int`): tokens of the longest reply, whose bytes are kept free.
+        turn_tokens (`int`): tokens of the longest reply and of what stands around it, whose bytes are kept free.
         frame_text (`int`): tokens of text around a frame, which leave with its last vision token: the separator, or
             the pieces of a family.
 
@@ -60,7 +60,8 @@ class StreamMemory:
     ):
         check_choice("cache_policy", policy, POLICIES)
         self.num_frame_tokens, self.policy = num_frame_tokens, policy
-        self.max_bytes, self.token_bytes, self.turn_tokens = max_bytes, token_bytes, turn_tokens
+        self.max_bytes, self.token_bytes = max_bytes, token_bytes
+        self.turn_tokens = self.first_turn_tokens = turn_tokens
         self.frame_text = frame_text
         self.frame_bytes = (num_frame_tokens + frame_text) * token_bytes
         self.resize(max_frames)
@@ -77,8 +78,7 @@ class StreamMemory:
             check_count("`max_cached_frames`", max_frames)
             budgets.append(max(max_frames, QUARTER) * self.num_frame_tokens)  # for instructions beside a single frame
         if self.max_bytes is not None:
-            fewest = max(TEXT_SHARE * FEWEST_WORDS * self.token_bytes, QUARTER * QUARTER * self.frame_bytes)
-            fewest += self.turn_tokens * self.token_bytes
+            fewest = self._fewest_bytes + self.turn_tokens * self.token_bytes
             if not is_whole(self.max_bytes) or self.max_bytes < fewest:
                 raise ValueError(
                     f"`max_cached_bytes` must be a whole number of at least {fewest} for this model, got "
@@ -87,6 +87,24 @@ class StreamMemory:
             self.usable_bytes = self.max_bytes - self.turn_tokens * self.token_bytes
             budgets.append(self.usable_bytes // TEXT_SHARE // self.token_bytes)
         self.max_frames, self.text_budget = max_frames, min(budgets)
+
+    @property
+    def _fewest_bytes(self) -> int:
+        """That a session needs beside a turn."""
+        return max(TEXT_SHARE * FEWEST_WORDS * self.token_bytes, QUARTER * QUARTER * self.frame_bytes)
+
+    @property
+    def max_more_tokens(self) -> int:
+        """By how many tokens a turn may be longer than was said at first."""
+        if self.max_bytes is None:
+            return self.max_pending  # nothing is pending while the model speaks
+        return (self.max_bytes - self._fewest_bytes) // self.token_bytes - self.first_turn_tokens
+
+    def lengthen_turns(self, more: int) -> None:
+        """Keep bytes free for turns that are longer by so many tokens, at most `max_more_tokens`."""
+        if self.max_bytes is not None:
+            self.turn_tokens = max(self.turn_tokens, self.first_turn_tokens + more)
+            self.resize(self.max_frames)
 
     @property
     def max_kv_bytes(self) -> int:

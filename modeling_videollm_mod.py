@@ -211,7 +211,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         return outputs
 
     def get_image_features(
-        self, pixel_values: torch.Tensor, image_sizes: torch.Tensor, batch_num_images: torch.Tensor | None = None
+        self, pixel_values: torch.Tensor, image_sizes: Any, batch_num_images: torch.Tensor | None = None
     ) -> torch.Tensor:
         """The tokens of images that are cut into tiles, `[K, D]`, one image after the other.
 
@@ -224,8 +224,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         Raises:
             `ValueError`: if the model cuts no images, or the numbers of tiles do not match.
         """
-        if self.config.image_tiling is None:
-            raise ValueError("`pixel_values` are images cut into tiles; here images are `pixel_values_videos`")
+        if self.config.image_tiling is None or image_sizes is None:
+            raise ValueError("`pixel_values` need `image_sizes` and `image_tiling`; else give `pixel_values_videos`")
         tiling = ImageTiling(**self.config.image_tiling)
         images = tiling.are_tiled(image_sizes, batch_num_images)
         counts = [tiling.num_frames(*image) for image in images]
@@ -233,8 +233,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
             pixel_values = torch.cat([own[:count] for own, count in zip(pixel_values, counts, strict=True)])
         if len(pixel_values) != sum(counts):
             raise ValueError(f"images and tiles do not match: `pixel_values` holds {len(pixel_values)}, not {counts}")
-        tokens = self.connector.project(self.encode_frames(pixel_values).pooler_output)
-        newline_id = torch.full((), self.config.image_newline_token_id, device=tokens.device)
+        tokens = self.connector.project(self.encode_frames(pixel_values).pooler_output)  # type: ignore[arg-type]
+        newline_id = torch.full((), int(self.config.image_newline_token_id or 0), device=tokens.device)
         newline = self.get_input_embeddings()(newline_id).to(tokens)
         split = zip(tokens.split(counts), images, strict=True)
         return torch.cat([join_tiles(own, newline, size, tiling) for own, (size, _) in split])
@@ -295,9 +295,12 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         )
 
     def tokens_with_id(
-        self, token_id: int, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
+        self, token_id: int | None, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.Tensor:
-        """bool `[B, T]`: where a token is; among embeddings it is found by its own embedding."""
+        """bool `[B, T]`: where a token is; among embeddings it is found by its own embedding. None is nowhere."""
+        given = input_ids if inputs_embeds is None else inputs_embeds
+        if token_id is None and given is not None:
+            return torch.zeros(given.shape[:2], dtype=torch.bool, device=given.device)
         if input_ids is not None and inputs_embeds is None:
             return input_ids == token_id
         if inputs_embeds is not None and input_ids is None:
@@ -327,10 +330,7 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         valid = None
         if attention_mask is not None and attention_mask.dim() != 4:
             valid = valid_tokens(attention_mask, is_vision, cache)
-        if config.frame_separator_token_id is None:
-            is_separator_id = torch.zeros_like(is_vision)
-        else:
-            is_separator_id = self.tokens_with_id(config.frame_separator_token_id, input_ids, inputs_embeds)
+        is_separator_id = self.tokens_with_id(config.frame_separator_token_id, input_ids, inputs_embeds)
         seen: dict[str, Any] = {
             "frames_seen": getattr(cache, "num_frames", None),
             "after_frame": getattr(cache, "after_frame", None),

@@ -308,6 +308,7 @@ def restore(cls, tensors: dict[str, torch.Tensor], content: dict, model, process
             for name in ("keys", "values", "positions"):
                 setattr(layer, name, tensors[f"layers.{index}.{name}"])
     if state.memory is not None:
+        session.make_room_for(session.query or "")
         state.memory.forgotten = content["tokens_forgotten"]
         for name in FIELDS:
             setattr(state.memory, name, tensors[f"memory.{name}"].cpu())

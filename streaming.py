@@ -34,7 +34,7 @@ from .steps import Encode, Feed, FeedResult, StageTime, Step, Verification, run_
 
 logger = logging.get_logger(__name__)
 
-LONGEST_QUERY = 64  # tokens by which an instruction may be longer than the default one in a bounded session
+LONGEST_QUERY = 64  # tokens by which an instruction may be longer than the default one before it needs more room
 FRAMES_AT_ONCE = 16  # frames of one push that go through the model together
 FRAMES_AT_ONCE_ON_GPU = 32  # more, since frames that are rolled back cost less there
 AHEAD_AFTER_SPEECH = 4  # frames at once after the model spoke; every block in which it is silent doubles them
@@ -227,15 +227,23 @@ class StreamingSession:
         narrates anew after the next frame."""
         check_text("`text`", text)
         self.break_off()
-        if self.processor.sequence.one_turn and self.state.memory is not None:
-            more = len(self.processor.reply_start_ids(True, text)) - len(self.processor.reply_start_ids(True))
-            if more > LONGEST_QUERY:
-                raise ValueError(
-                    f"`text` is too long for a bounded session: it has {more} tokens more than "
-                    f"{self.processor.default_query!r}, the limit is {LONGEST_QUERY}"
-                )
+        self.make_room_for(text)
         self._add_turn("text", self.processor.instruction_ids(text, self.state.in_stream))
         self.state.query, self.state.narration = text, None
+
+    def make_room_for(self, query: str) -> None:
+        """With a family's prompts an instruction is part of every turn: let a bounded session remember less for it, or
+        raise `ValueError` if it is too long."""
+        memory, processor = self.state.memory, self.processor
+        if memory is None or not processor.sequence.one_turn:
+            return
+        more = len(processor.reply_start_ids(True, query)) - len(processor.reply_start_ids(True))
+        if more - LONGEST_QUERY > memory.max_more_tokens:
+            raise ValueError(
+                f"`text` is too long for a bounded session: it has {more} tokens more than "
+                f"{processor.default_query!r}, the limit is {memory.max_more_tokens + LONGEST_QUERY}"
+            )
+        memory.lengthen_turns(more - LONGEST_QUERY)
 
     def add_question(self, question: str) -> None:
         """Add a user's turn that `answering` replies to."""

@@ -84,6 +84,32 @@ def test_memory_stays_within_bytes(built):
     assert set(owners[kinds == 2].tolist()) <= seen  # what stood around a frame left with it
 
 
+@pytest.mark.parametrize("bounds", [{"max_cached_bytes": 4}, {"max_cached_frames": 3}], ids=["bytes", "frames"])
+@torch.no_grad()
+def test_a_long_instruction_takes_room_from_older_frames(built, bounds, tmp_path):
+    model, processor = built
+    if "max_cached_bytes" in bounds:
+        with pytest.raises(ValueError) as error:
+            model.stream(processor, max_cached_bytes=1, max_new_tokens=4)
+        bounds = {"max_cached_bytes": 4 * int(str(error.value).split("at least ")[1].split()[0])}
+    session = model.stream(processor, max_new_tokens=4, **bounds)
+    limit = session.max_kv_bytes
+    session.push(frames(2))
+    long = "Name " + "a" * 150
+    session.instruct(long)
+    assert session.push(frames(1, 1))[0].query == long
+    session.save(tmp_path / "session")
+    other = type(session).load(tmp_path / "session", model, processor)
+    assert other.state.memory.turn_tokens == session.state.memory.turn_tokens
+    for one in (session, other):
+        for seed in range(12):
+            one.push(frames(2, seed))
+            assert one.stats.kv_bytes <= limit == one.max_kv_bytes
+    with pytest.raises(ValueError, match="`text` is too long for a bounded session: it has [0-9]+ tokens more"):
+        session.instruct("b" * 15000)
+    assert session.query == long
+
+
 @torch.no_grad()
 def test_a_frame_may_be_a_picture(built):
     model, processor = built

@@ -218,8 +218,9 @@ def test_images_that_do_not_fit_are_refused():
         with pytest.raises(ValueError, match="images and tiles do not match: `pixel_values` holds"):
             call(**{**inputs, "pixel_values": inputs["pixel_values"][:-1]})
     llava, _ = VideoLLMMoDForConditionalGeneration.from_vlm(stock_vlm("llava"), vlm_tokenizer("llava"))
-    with pytest.raises(ValueError, match="here images are `pixel_values_videos`"):
-        llava(**inputs)
+    for other, given in ((llava, inputs), (model, {**inputs, "image_sizes": None})):
+        with pytest.raises(ValueError, match="`pixel_values` need `image_sizes` and `image_tiling`"):
+            other(**given)
     tiling = model.config.image_tiling
     for changed, error in [
         ({"sizes": [[24, 30]]}, "in multiples of 24 pixels, got"),

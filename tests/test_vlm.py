@@ -266,6 +266,22 @@ def test_unsupported_models_are_refused_before_weights_are_loaded(tmp_path, monk
     other = tmp_path / "other"
     Qwen2VLConfig().save_pretrained(other)
     refused(other, "`vlm` is of the type 'qwen2_vl'; supported are llava, llava_onevision, smolvlm, idefics3")
+    for kind, why in {
+        "internvl": "its vision tower is neither SigLIP nor CLIP",
+        "qwen2_5_vl": "its positions count time, rows and columns",
+        "mllama": "sees images by cross-attention",
+        "paligemma": "its language model is a Gemma",
+        "gemma3": "its language model is a Gemma",
+        "video_llava": "its images and videos have towers of their own",
+        "llava_next": "it always cuts images into tiles",
+        "llava_next_video": "its frames and images are pooled differently",
+        "vipllava": "its projector normalises",
+        "idefics2": "no square grid of SigLIP's or CLIP's patches, or its language model is no Llama",
+        "unknown": "no configuration that transformers can read",
+    }.items():
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "config.json").write_text(json.dumps({"model_type": kind}))
+        refused(tmp_path / kind, why)
     llm = save_language_model(tmp_path / "llm")
     refused(llm, "`vlm` is of the type 'llama'")
     quantised = changed(
@@ -304,6 +320,23 @@ def test_unsupported_models_are_refused_before_weights_are_loaded(tmp_path, monk
         error = capsys.readouterr().err
         assert error.startswith("error: ") and message in error and error.count("\n") == 1
         assert not output.exists()
+
+
+@pytest.mark.parametrize("kind", CLASSES)
+@torch.no_grad()
+def test_a_model_of_one_layer(kind):
+    """The default `early_exit_layer` is at most the depth."""
+    stock = stock_vlm(
+        kind, language={"num_hidden_layers": 1}, **({"scale_factor": 2} if kind in ("smolvlm", "idefics3") else {})
+    )
+    model, _ = built(stock, kind)
+    assert model.config.text_config.early_exit_layer == 1
+    side, ids = stock.config.vision_config.image_size, prompt(model, [2], seed=2)
+    pixels = torch.randn(2, 3, side, side)
+    expected = stock(**stock_inputs(stock, model, ids, pixels, [2])).logits
+    logits = model(input_ids=torch.tensor([ids]), pixel_values_videos=pixels).logits[..., : expected.shape[-1]]
+    known = torch.arange(expected.shape[-1]) != model.config.image_newline_token_id
+    assert_near(logits[..., known], expected[..., known])
 
 
 def test_given_models_need_a_head_and_their_own_tokenizer():
