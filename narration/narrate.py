@@ -8,6 +8,7 @@ from time import perf_counter
 
 import numpy as np
 
+from ..data.frames import TOLERANCE
 from ..loading.find import find_checkpoint
 from ..sources.source import Source, open_source
 from .options import NarrateOptions, Query, stated_fps
@@ -24,7 +25,8 @@ class Narration:
     Args:
         session (`StreamingSession`), source (`Source`).
         fps (`float`): frames per second of the source.
-        queries (`list[Query]`): instructions, which come first, and questions with their times.
+        queries (`list[Query]`): instructions, which come first, and questions with their times. A question is asked
+            after the frames until its time, as in training (`data/timeline.py`), and after at least one.
         on_event (`Callable[[StreamEvent], None]`): called with each event as it is made.
         on_frame (`Callable`): called with each frame, uint8 `[H, W, 3]`, and its `WatchedFrame`.
     """
@@ -52,10 +54,10 @@ class Narration:
         block: list[tuple[np.ndarray, float]] = []
         time = 0.0
         for image, time in self._decoded():
-            if self._next_time <= time:
+            if self._next_time < time:
                 self._watch(block)
                 block = []
-                self._ask_until(time)
+                self._ask_before(time)
             block.append((image, time))
             limit = max(1, min(BLOCK_FRAMES, BLOCK_PIXELS // (image.shape[0] * image.shape[1])))
             if self.source.one_by_one or len(block) >= limit:
@@ -64,13 +66,13 @@ class Narration:
         self._watch(block)
         if self._failure is not None:
             raise self._failure
-        self._ask_until(float("inf"))
+        self._ask_before(math.inf)
         self._check_end(time)
 
     @property
     def _next_time(self) -> float:
-        """Time of the next question, in seconds; infinity if there is none."""
-        return self._questions[0][0] if self._questions else math.inf
+        """Time of the next question, in seconds; infinity if there is none. Frames until then come before it."""
+        return self._questions[0][0] + TOLERANCE if self._questions else math.inf
 
     def stats(self) -> dict:
         """The session's statistics so far, with the seconds of decoding and of everything."""
@@ -104,8 +106,9 @@ class Narration:
                 self.on_event(watched.event)
             self.on_frame(image, watched)
 
-    def _ask_until(self, time: float) -> None:
-        while self._questions and self._next_time <= time:
+    def _ask_before(self, time: float) -> None:
+        """Ask what is to be asked before the frame at `time`, which is nothing before the first one."""
+        while self._next_time < time and self.session.time is not None:
             _, question = self._questions.pop(0)
             for event in self.session.ask(question):
                 self.on_event(event)
@@ -139,14 +142,15 @@ class LiveNarration(Narration):
         with self.live:
             for block in self.live.blocks():
                 while block:
-                    self._ask_until(block[0].time)
-                    part = [frame for frame in block if frame.time < self._next_time]
+                    self._ask_before(block[0].time)
+                    until = max(self._next_time, block[0].time)
+                    part = [frame for frame in block if frame.time <= until]
                     for frame, watched in self.live.watch(part):
                         if watched.event is not None:
                             self.on_event(watched.event)
                         self.on_frame(frame.image, watched)
                     block = block[len(part) :]
-        self._ask_until(math.inf)
+        self._ask_before(math.inf)
 
 
 @contextmanager

@@ -21,7 +21,8 @@ MAX_FPS = 1000.0
 
 @dataclass(frozen=True)
 class Query:
-    """What the user says: a question at `time` (seconds), or without a time the instruction that opens the stream."""
+    """What the user says: a question after the frames until `time` (seconds), or without a time the instruction that
+    opens the stream."""
 
     text: str
     time: float | None = None

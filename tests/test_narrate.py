@@ -10,6 +10,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -23,6 +24,7 @@ from video_files import moving, write_video
 from videollm_mod import WatchedFrame
 from videollm_mod.commands import cli
 from videollm_mod.containers import video_duration
+from videollm_mod.data.timeline import groups_of
 from videollm_mod.data.world import world_stream
 from videollm_mod.decoding import MAX_PIXELS, decode_video, iter_video_frames, limited_size
 from videollm_mod.loading import checkpoint as loading
@@ -245,23 +247,68 @@ def test_queries_are_asked_at_their_times(run, clip, checkpoint):
     model, processor = checkpoint
     code, lines, _ = run(
         clip, "--format", "jsonl", "--query", "What happened last?@1000", "--query", "Narrate what happens.",
-        "--query", "How many objects are there?@3.2", "--query", "What is at the left?@0"
+        "--query", "How many objects are there?@3.2", "--query", "What is at the left?@0", "--query", "Where?@4.5"
     )  # fmt: skip
-    session, expected = model.stream(processor), []
+    session, expected, done = model.stream(processor), [], 0
     frames, times = decode_video(clip)
     session.instruct("Narrate what happens.")
-    expected += session.ask("What is at the left?")
-    cut = int(np.searchsorted(times, 3.2))
-    expected += session.push(frames[:cut], times[:cut].tolist())
-    expected += session.ask("How many objects are there?")
-    expected += session.push(frames[cut:], times[cut:].tolist())
-    expected += session.ask("What happened last?")
+    # as in training, a question at the time of a frame comes after that frame
+    stops = {"What is at the left?": 1, "How many objects are there?": 7, "Where?": 10, "What happened last?": None}
+    for question, stop in stops.items():
+        expected += session.push(frames[done:stop], times[done:stop].tolist()) + session.ask(question)
+        done = stop
     *events, last = map(json.loads, lines)
     assert code == 0
     shown = [(e["time"], e["kind"], e["text"], e["query"]) for e in events]
     assert shown == [(e.time, e.kind, e.text, e.query) for e in expected]
-    assert last["stats"]["answers"] == 3
+    assert last["stats"]["answers"] == 4
     assert [e["time"] for e in events] == sorted(e["time"] for e in events)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_questions_are_asked_where_training_places_them(live, monkeypatch):
+    """Also where the first frame comes late, and where times of frames are not exact."""
+    frames, log = [SimpleNamespace(image=np.zeros((2, 2, 3), np.uint8), time=3 * 0.1 + i / 2) for i in range(4)], []
+    times = np.array([frame.time for frame in frames])
+    queries = [Query(f"{at}", at) for at in (0.0, 0.3, 0.8, 1.0, 1.8, 9.0)]
+
+    class Session:
+        time = None
+
+        def watch(self, images, times):
+            for self.time in times:
+                log.append(self.time)
+                yield WatchedFrame(self.time, 1.0, ())
+
+        def ask(self, question):
+            log.append(question)
+            return []
+
+    class Live:
+        def __init__(self, session, *_):
+            self.session = session
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def blocks(self):
+            return iter([frames[:3], frames[3:]])
+
+        def watch(self, part):
+            yield from zip(part, self.session.watch(part, [frame.time for frame in part]), strict=True)
+
+    monkeypatch.setattr("videollm_mod.sources.live.LiveWatch", Live)
+    opened = source.Source("frames", iter([(frame.image, frame.time) for frame in frames]), live=live or None)
+    kind = narrate.LiveNarration if live else narrate.Narration
+    kind(Session(), opened, 2.0, queries, None, lambda *_: None).run()
+    turns = [{"role": "user", "time": query.time, "content": query.text} for query in queries]
+    groups = groups_of(turns, times, opening=0)
+    groups[:2] = [[], groups[0] + groups[1]]  # nothing can be answered before the first frame
+    expected = [[*times[:i][-1:], *(turn["content"] for turn in group)] for i, group in enumerate(groups)]
+    assert log == [entry for group in expected for entry in group]
 
 
 def test_a_dash_means_standard_output(run, tmp_path, monkeypatch, clip):
@@ -356,7 +403,7 @@ def test_a_player_reads_the_subtitles(run, clip, tmp_path, format):
 def test_text_shows_times_questions_and_answers(run, clip):
     code, lines, _ = run(clip, "--query", "How many objects are there?@2")
     assert code == 0
-    assert any(line.startswith("     1.5 s  [How many objects are there?] ") for line in lines)
+    assert any(line.startswith("     2.0 s  [How many objects are there?] ") for line in lines)
     narrated = [f"{time:8.1f} s  {text}" for time, text in truth(60)]
     assert [line for line in lines if line in narrated][-2:] == narrated[-2:]
 
