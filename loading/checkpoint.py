@@ -6,7 +6,7 @@ import warnings
 from pathlib import Path
 
 from ..data.words import counted
-from .find import find_checkpoint
+from .find import find_checkpoint, refuse_original
 
 HUB_TIMEOUT = 8.0  # seconds
 # what options of a wrong type or size raise where they are first used
@@ -206,6 +206,7 @@ def fetch_config(source: str) -> Path:
 
 def check_model_type(source: str, path: Path) -> None:
     """Raise `ValueError` if the configuration at `path` is of another kind of model."""
+    refuse_original(source, path)
     try:
         model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (ValueError, AttributeError) as error:

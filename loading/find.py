@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from ..conversation import FAMILIES
+
 OWN_CHECKPOINT = Path(__file__).resolve().parent.parent  # installed with the package
 ADAPTER_CONFIG = "adapter_config.json"
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
@@ -25,7 +27,7 @@ def find_checkpoint(model: str | Path | None = None) -> Found:
 
     Raises:
         `FileNotFoundError`: if a folder holds no checkpoint, or the name is neither a folder nor a Hub id.
-        `ValueError`: if an adapter does not name its base model.
+        `ValueError`: if an adapter does not name its base model, or for a model that has to be built first.
     """
     if model is None:
         return Found(str(OWN_CHECKPOINT), None)
@@ -35,6 +37,7 @@ def find_checkpoint(model: str | Path | None = None) -> Found:
             raise FileNotFoundError(f"`--model` must be a folder with a checkpoint or a Hub id, got {model}")
         return Found(str(model), None)
     if (folder / "config.json").is_file():
+        refuse_original(str(model), folder / "config.json")
         if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
             raise FileNotFoundError(f"`--model` holds no weights: there is no *.safetensors in {model}")
         return Found(str(folder), None)
@@ -43,6 +46,19 @@ def find_checkpoint(model: str | Path | None = None) -> Found:
             f"`--model` holds no checkpoint: there is no config.json in {model}, and no {ADAPTER_CONFIG}"
         )
     return Found(base_of(folder), folder)
+
+
+def refuse_original(source: str, config: Path) -> None:
+    """Raise `ValueError` if the configuration is that of a model which `videollm-mod build --vlm` takes."""
+    try:
+        model_type = json.loads(config.read_text(encoding="utf-8")).get("model_type")
+    except (ValueError, AttributeError):
+        return  # whoever loads it says so
+    if model_type in FAMILIES:
+        raise ValueError(
+            f"{source} holds a {model_type} model, of which a streaming model can be built: run `videollm-mod build "
+            f"--vlm {source} --output FOLDER`, and pass FOLDER as `--model`"
+        )
 
 
 def base_of(adapter: Path) -> str:
@@ -73,4 +89,4 @@ def base_of(adapter: Path) -> str:
     return str(folder)
 
 
-__all__ = ["OWN_CHECKPOINT", "Found", "base_of", "find_checkpoint"]
+__all__ = ["OWN_CHECKPOINT", "Found", "base_of", "find_checkpoint", "refuse_original"]

@@ -126,6 +126,7 @@ def test_a_server_that_never_answers_times_out(run, monkeypatch):
 
 CHECKPOINTS = {
     "other kind": "holds a model of type 'llama'",
+    "to be built": "holds a smolvlm model, of which a streaming model can be built: run `videollm-mod build --vlm ",
     "no configuration": "config.json",
     "wrong type": "mod_keep_ratio",
     "out of range": "`mod_keep_ratio` must be a number in (0, 1], got 3",

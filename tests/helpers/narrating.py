@@ -75,6 +75,9 @@ def broken_checkpoint(kind: str, folder: Path) -> Path:
     )
     if kind == "other kind":
         (folder / "config.json").write_text('{"model_type": "llama"}')
+    elif kind == "to be built":
+        (folder / "config.json").write_text('{"model_type": "smolvlm"}')
+        (folder / "processor_config.json").write_text('{"processor_class": "SmolVLMProcessor"}')
     elif kind == "no configuration":
         (folder / "config.json").write_text("{")
     elif kind == "wrong type":
