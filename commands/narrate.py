@@ -1,5 +1,7 @@
 """`videollm-mod narrate`."""
 
+import sys
+
 from ..narration.options import NarrateOptions
 from .options import add_command
 from .threads import sleep_while_waiting, use_free_cores
@@ -18,4 +20,9 @@ def run(options: NarrateOptions) -> None:
 
 def load(options: NarrateOptions):
     use_free_cores()  # imports torch, so it comes after the source has been opened
-    return options.load()
+    from ..narration.sight import notice
+
+    model, processor = options.load()
+    if (text := notice(model.config, options.source)) is not None and sys.stderr is not None:
+        print(f"note: {text}", file=sys.stderr)
+    return model, processor

@@ -11,7 +11,7 @@ from videollm_mod.decoding import decode_video
 DOCS = Path(__file__).resolve().parent
 CLIP = DOCS.parent / "media" / "world.mp4"
 PICTURE = DOCS / "images" / "overlay.webp"
-QUERIES = ("How many objects are there?@6", "What happened last?@9.5")
+QUERIES = ("How many objects are there?@5.5", "What happened last?@9")
 FPS = 2.0
 
 

@@ -6,7 +6,7 @@ A model names its domain in its configuration (`config.domain`), a clip in the t
 
 from pathlib import Path
 
-from ..containers import open_container
+from ..containers import local_path, open_container
 
 COMMANDS = (
     "pip install .",
@@ -31,9 +31,21 @@ def clip_domain(path: Path) -> str | None:
         return container.metadata.get("title")
 
 
+def notice(config, source: str) -> str | None:
+    """One line on how to give the model sight, unless it can describe any video or the source is a file of its domain.
+    What cameras, addresses and pipes show cannot be known."""
+    path = Path(local_path(source))
+    if can_describe(config, clip_domain(path) if path.is_file() else None):
+        return None
+    return (
+        f"this model knows only the {config.domain}; about anything else its words mean nothing. For one that sees, "
+        f"run `{COMMANDS[1]}`, and pass `--model smolvlm2`"
+    )
+
+
 def why_silent(config) -> str:
     """One sentence for a video that the model cannot describe."""
     return f"This model knows only the {config.domain}, so its words about this video would mean nothing."
 
 
-__all__ = ["COMMANDS", "can_describe", "clip_domain", "why_silent"]
+__all__ = ["COMMANDS", "can_describe", "clip_domain", "notice", "why_silent"]

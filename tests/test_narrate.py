@@ -17,18 +17,18 @@ import numpy as np
 import pytest
 from fork_server import command, run_forked
 from fresh_process import ROOT
-from narrating import COMMAND, broken_checkpoint, cues, is_one_line, truth
+from narrating import COMMAND, NOTE, broken_checkpoint, cues, is_one_line, truth
 from PIL import Image
 from video_files import moving, write_video
 
-from videollm_mod import WatchedFrame
+from videollm_mod import VideoLLMMoDConfig, WatchedFrame
 from videollm_mod.commands import cli
 from videollm_mod.containers import video_duration
 from videollm_mod.data.timeline import groups_of
 from videollm_mod.data.world import world_stream
 from videollm_mod.decoding import MAX_PIXELS, decode_video, iter_video_frames, limited_size
 from videollm_mod.loading import checkpoint as loading
-from videollm_mod.narration import narrate
+from videollm_mod.narration import narrate, sight
 from videollm_mod.narration.options import Query
 from videollm_mod.sources import source
 
@@ -145,7 +145,7 @@ def test_a_pipe_is_sampled_at_the_rate_of_the_checkpoint(tmp_path, clip):
     path = write_video(tmp_path / "a.ts", decode_video(clip, 10)[0][:30], "mpeg2video", fps=10)
     with open(path, "rb") as file:
         done = run_forked([*COMMAND, "-", "--model", folder, "--format", "jsonl"], stdin=file)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, NOTE)
     assert json.loads(done.stdout.splitlines()[-1])["stats"]["frames"] == 12
 
 
@@ -207,7 +207,7 @@ def test_standard_input_is_narrated_as_a_file(clip):
                 write.mux(packet)
     with subprocess.Popen(["cat", clip.with_suffix(".ts")], stdout=subprocess.PIPE) as cat:
         done = run_forked([*COMMAND, "-", "--format", "jsonl"], stdin=cat.stdout)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert (done.returncode, done.stderr) == (0, NOTE)
     said = [json.loads(line) for line in done.stdout.splitlines()]
     assert [(event["time"], event["text"]) for event in said[:-1]] == truth(60)
 
@@ -311,6 +311,17 @@ def test_questions_are_asked_where_training_places_them(live, monkeypatch):
     assert log == [entry for group in expected for entry in group]
 
 
+def test_a_checkpoint_that_knows_one_world_notes_it(tmp_path, clip, capfd):
+    """Of a file that states what it shows it knows whether to; of what else it is given, it does not."""
+    for arguments in ([ROOT / "media" / "cup.mp4"], [clip], [clip.as_uri()]):
+        assert cli.main(["narrate", *map(str, arguments), "--format", "jsonl"]) == 0
+        out, err = capfd.readouterr()
+        assert [json.loads(line) for line in out.splitlines()]
+        assert err == (NOTE if "cup" in str(arguments) else "")
+    assert NOTE.count("\n") == 1 and "videollm-mod build --vlm" in NOTE and "procedural world" in NOTE
+    assert sight.notice(VideoLLMMoDConfig(), "-") is None
+
+
 def test_a_dash_means_standard_output(run, tmp_path, monkeypatch, clip):
     monkeypatch.chdir(tmp_path)
     code, lines, err = run(clip, "--output", "-", "--format", "jsonl")
@@ -350,7 +361,7 @@ def test_unprintable_characters_are_replaced_in_text_only(monkeypatch, capfdbina
     arguments = [str(ROOT / "media" / "cup.mp4"), "--query", f"{question}@1", "--format", format]
     assert cli.main(["narrate", *arguments]) == 0
     written, err = out.buffer.getvalue(), capfdbinary.readouterr().err
-    assert err == b""
+    assert err.decode() == NOTE
     if format == "text":
         assert b"[????] " in written
     else:

@@ -11,10 +11,14 @@ from fresh_process import ROOT
 from safetensors.torch import load_file, save_file
 from video_files import write_sound, write_video
 
+from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.data.world import world_stream
 from videollm_mod.decoding import decode_video
+from videollm_mod.narration.sight import notice
 
 COMMAND = command("narrate")
+# what the bundled checkpoint says on standard error about clips whose title does not name the world
+NOTE = f"note: {notice(VideoLLMMoDConfig.from_pretrained(ROOT), '-')}\n"
 
 
 def truth(seed: int) -> list[tuple[float, str]]:
