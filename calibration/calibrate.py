@@ -10,10 +10,11 @@ from ..data.files import write_whole, written_whole
 from ..evaluation.surroundings import surroundings
 from ..loading.checkpoint import load_checkpoint
 from ..loading.find import find_checkpoint
+from ..memory import frames_in_context
 from ..narration.options import stated_fps
 from .clips import Clip, encoded, first_frames, read_clip
-from .measuring import Divergence, Measured, candidates, choose, exact_answers, progress, routed
-from .options import DEFAULT_DIVERGENCE, CalibrateOptions
+from .measuring import Divergence, Measured, best, candidates, choose, exact_answers, progress, routed
+from .options import CalibrateOptions
 from .report import described, plot, table
 
 
@@ -39,24 +40,26 @@ def calibrate(options: CalibrateOptions) -> str:
     ranked = divergence.ranked_layers()
     tried = candidates(list(ranked), model.config.num_frame_tokens)
     rows = [divergence.measured(name, routing) for name, routing in progress(tried, "routings")]
-    limit = None if options.operations is not None else options.divergence or DEFAULT_DIVERGENCE
+    followed = {row: divergence.followed(row) for row in progress(best(rows), "decisions")}
+    rows = [followed.get(row, row) for row in rows]
+    budget, limit = options.budget
     report = {
         "model": options.model,
         **surroundings(),
         "clips": [str(clip) for clip in options.clips],
         "frames": sum(len(clip.times) for clip in clips),
         "predictions": divergence.predictions,
-        "budget": {"operations": options.operations} if limit is None else {"divergence": limit},
+        "budget": {budget: limit},
         "said": [[event.text for event in clip.events] for clip in clips],
         "layers": [{"layer": layer, "divergence": value} for layer, value in ranked.items()],
         "rows": [row.as_dict() for row in rows],
     }
     try:
-        chosen = choose(rows, limit, options.operations)
+        chosen = choose(rows, budget, limit)
     except ValueError:
         write_report(options.json, report)
         raise
-    exact = exact_answers(model, processor, clips, chosen.routing, speak_threshold=options.threshold)
+    exact = exact_answers(model, processor, clips, chosen.routing, **session_options(options, model))
     write_report(options.json, report | {"chosen": chosen.as_dict(), "exact": [sum(exact), len(exact)]})
     if options.plot is not None:
         plot(rows, chosen, options.plot)
@@ -73,9 +76,14 @@ def read_clips(options: CalibrateOptions, model, processor) -> list[Clip]:
             features = encoded(model, processor, first_frames(path, fps, options.frames))
             times = [index / fps for index in range(len(features))]
             questions = [] if options.question is None else [(times[-1], options.question)]
-            options_of_session = {"speak_threshold": options.threshold}
-            clips.append(read_clip(model, processor, str(path), features, times, questions, **options_of_session))
+            own = session_options(options, model)
+            clips.append(read_clip(model, processor, str(path), features, times, questions, **own))
     return clips
+
+
+def session_options(options: CalibrateOptions, model) -> dict:
+    """As `narrate` makes its session, if nothing else is said."""
+    return {"speak_threshold": options.threshold, "max_cached_frames": frames_in_context(model.config)}
 
 
 def check_untrained(folder: Path, force: bool) -> None:

@@ -4,10 +4,11 @@ Shapes: F frames, N vision tokens per frame, Dv hidden size of the vision tower,
 of them after which the model predicts a word or silence.
 """
 
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from math import inf
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,9 @@ import torch
 from ..containers import IGNORE_INDEX
 from ..decoding import iter_video_frames
 from ..speaking import StreamEvent
+from ..steps import Step, run_together
+from ..streaming import StreamingSession
+from .following import Leader
 
 FRAMES_AT_ONCE = 16
 
@@ -27,7 +31,8 @@ class Clip:
         name (`str`): for messages.
         features (`[F, N, Dv]`), times (`list[float]`): of its frames.
         questions (`list[tuple[float, str]]`): asked after the last frame until these seconds, in order.
-        events (`list[StreamEvent]`): what the dense model says.
+        lead (`Leader`): the dense model's session, without its cache.
+        events (`list[StreamEvent]`): what it said.
         ids (`int64 [1, T]`): frames, questions and these events as one conversation.
         read_at (`int64 [P]`): tokens after which the model predicts.
     """
@@ -36,6 +41,7 @@ class Clip:
     features: torch.Tensor
     times: list[float]
     questions: list[tuple[float, str]]
+    lead: Leader
     events: list[StreamEvent]
     ids: torch.Tensor
     read_at: torch.Tensor
@@ -59,19 +65,55 @@ def encoded(model, processor, frames: Iterable[np.ndarray]) -> torch.Tensor:
     return torch.cat(parts)
 
 
-def watch(model, processor, features, times: list[float], questions, **options) -> list[StreamEvent]:
-    """What the model says while a session watches frames, and answers questions at their times. options: of
-    `StreamingSession`."""
-    session, events, shown = model.stream(processor, **options), [], 0
-    for time, question in [*questions, (float("inf"), None)]:
+def watching(session: StreamingSession, features, times: list[float], questions) -> Generator[Step | StreamEvent]:
+    """Let a new session watch frames, and ask it questions at their times. Yields steps, and what it says."""
+    shown = 0
+    for time, question in [*questions, (inf, None)]:
         due = sum(own <= time for own in times)
         if due > shown:
-            seen = session.watch_encoded(features[shown:due], times[shown:due])
-            events += [frame.event for frame in seen if frame.event is not None]
+            for item in session.watching((features[shown:due], times[shown:due])):
+                if isinstance(item, Step):
+                    yield item
+                elif item.event is not None:
+                    yield item.event
             shown = due
         if question is not None:
-            events += session.ask(question)
-    return events
+            yield from answering(session, question)
+
+
+def answering(session: StreamingSession, question: str) -> Generator[Step | StreamEvent]:
+    """Ask a session. Yields steps, and the answer."""
+    session.add_question(question)
+    text = ""
+    for item in session.answering():
+        if isinstance(item, Step):
+            yield item
+        else:
+            text += item
+    yield StreamEvent(session.time or 0.0, "answer", text, question)
+
+
+def run_abreast(works: list[Generator]) -> list[list]:
+    """Run the steps of generators of the same kind together; returns what else each of them yields."""
+    found: list[list] = [[] for _ in works]
+
+    def next_step(index: int) -> Step | None:
+        for item in works[index]:
+            if isinstance(item, Step):
+                return item
+            found[index].append(item)
+        return None
+
+    waiting = [*range(len(works))]
+    while steps := {index: step for index in waiting if (step := next_step(index)) is not None}:
+        run_together([*steps.values()])
+        waiting = [*steps]
+    return found
+
+
+def watch(session: StreamingSession, features, times: list[float], questions) -> list[StreamEvent]:
+    """What a new session says while it watches frames, and answers questions at their times."""
+    return run_abreast([watching(session, features, times, questions)])[0]
 
 
 def messages_of(events: list[StreamEvent], times: list[float]) -> list[dict]:
@@ -95,18 +137,30 @@ def messages_of(events: list[StreamEvent], times: list[float]) -> list[dict]:
 
 
 def read_clip(model, processor, name: str, features, times, questions=(), **options) -> Clip:
-    """Let the model, as it is configured now, watch a clip.
+    """Let the model, as it is configured now, watch a clip. options: of `StreamingSession`.
 
     Raises:
         `ValueError`: if it says nothing.
     """
-    events = watch(model, processor, features, times, questions, **options)
+    lead = Leader(model, processor, **options)
+    events = watch(lead, features, times, questions)
+    lead.reset()  # frees the cache
     if not any(event.text for event in events):
         raise ValueError(f"the model says nothing about {name}; ask it something with `--question`")
     encoded = processor.encode_conversation(messages_of(events, times))
     predicted = [i for i, label in enumerate(encoded.labels[1:]) if label != IGNORE_INDEX]
     ids, read_at = (torch.tensor(x, device=model.device) for x in ([encoded.input_ids], predicted))
-    return Clip(name, features, list(times), list(questions), events, ids, read_at)
+    return Clip(name, features, list(times), list(questions), lead, events, ids, read_at)
 
 
-__all__ = ["Clip", "encoded", "first_frames", "messages_of", "read_clip", "watch"]
+__all__ = [
+    "Clip",
+    "answering",
+    "encoded",
+    "first_frames",
+    "messages_of",
+    "read_clip",
+    "run_abreast",
+    "watch",
+    "watching",
+]

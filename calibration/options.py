@@ -9,7 +9,8 @@ from ..loading.find import find_checkpoint
 from ..loading.options import ModelOptions
 from ..narration.options import check_output
 
-DEFAULT_DIVERGENCE = 0.02  # nats
+DEFAULT_CHANGED = 0.02  # share of the replies
+BUDGETS = ("changed", "divergence", "operations")
 
 
 @dataclass
@@ -26,9 +27,14 @@ class CalibrateOptions(ModelOptions):
     output: Annotated[
         Path | None, "a new folder for the result (default: change config.json of the model)", {"metavar": "FOLDER"}
     ] = None
+    changed: Annotated[
+        float | None,
+        f"at most this share of the replies may change, or be missed or added (default: {DEFAULT_CHANGED:g})",
+        {"metavar": "C"},
+    ] = None
     divergence: Annotated[
         float | None,
-        f"the mean KL divergence from the dense model may be at most this, in nats (default: {DEFAULT_DIVERGENCE:g})",
+        "instead, the mean KL divergence from the dense model may be at most this, in nats",
         {"metavar": "D"},
     ] = None
     operations: Annotated[
@@ -45,10 +51,19 @@ class CalibrateOptions(ModelOptions):
     force: Annotated[bool, "replace routing that was trained"] = False
     keep_ratio: None = None  # is what the command chooses
 
+    @property
+    def budget(self) -> tuple[str, float]:
+        """The name of the budget that was given, or of the default one, and its limit."""
+        given = {name: value for name in BUDGETS if (value := getattr(self, name)) is not None}
+        return next(iter(given.items()), ("changed", DEFAULT_CHANGED))
+
     def check(self) -> None:
         super().check()
-        if self.divergence is not None and self.operations is not None:
-            raise ValueError("`--divergence` and `--operations` are two budgets; give one of them")
+        given = [f"`--{name}`" for name in BUDGETS if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} are {len(given)} budgets; give one of them")
+        if self.changed is not None and not 0 <= self.changed < 1:
+            raise ValueError(f"`--changed` must be a share of at least 0 and below 1, got {self.changed:g}")
         if self.divergence is not None and not 0 < self.divergence < inf:
             raise ValueError(f"`--divergence` must be a number above 0, got {self.divergence:g}")
         if self.operations is not None and not 0 < self.operations < 1:
@@ -77,4 +92,4 @@ class CalibrateOptions(ModelOptions):
             check_plot(self.plot)
 
 
-__all__ = ["DEFAULT_DIVERGENCE", "CalibrateOptions"]
+__all__ = ["DEFAULT_CHANGED", "CalibrateOptions"]

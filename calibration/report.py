@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+from .following import Changes
 from .measuring import CONTROLS, FREE_SELECTIONS, Measured
 
+ENOUGH = 50  # replies, so that the default budget is at least one of them
 COLOURS = {
     "change": "#1b6ca8",
     "difference": "#c4572e",
@@ -22,7 +24,22 @@ def described(chosen: Measured, ranked: dict[int, float], exact: list[bool], num
         f"kept: {routing.keep_ratio:g} of each frame's tokens, mod_selection={routing.selection!r}\n"
         f"operations of the language model: {100 * chosen.operations:.1f} % of the dense model's\n"
         f"divergence from it: {chosen.divergence:.4f} nats\n"
+        f"{changes_of(chosen.changes)}"
         f"replies that are the same: {sum(exact)} of {len(exact)}"
+    )
+
+
+def changes_of(changes: Changes | None) -> str:
+    """What a routing changes, as a line; empty if it was not measured."""
+    if changes is None:
+        return ""
+    few = (
+        "" if changes.replies >= ENOUGH else f"; of so few, less than {1 / max(1, changes.replies):.0%} cannot be seen"
+    )
+    return (
+        f"after the same past, replies that it gives otherwise or misses: {changes.other_replies} of "
+        f"{changes.replies}{few}\n"
+        f"narrations that it adds: {changes.added}, after {changes.frames} frames\n"
     )
 
 
@@ -44,7 +61,7 @@ def table(rows: list[Measured], columns: int = 5) -> str:
 
 def plot(rows: list[Measured], chosen: Measured, path: Path) -> None:
     """Divergence and operations against the number of routed layers at the chosen keep ratio, and against the keep
-    ratio at the chosen number of layers."""
+    ratio at the chosen number of layers; and the changed replies against the operations."""
     from matplotlib.figure import Figure
 
     layers, ratio = len(chosen.routing.layers), chosen.routing.keep_ratio
@@ -56,8 +73,9 @@ def plot(rows: list[Measured], chosen: Measured, path: Path) -> None:
         [row for row in rows if row.routing.keep_ratio == ratio],
         [row for row in rows if len(row.routing.layers) == layers],
     ]
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
-    panels = figure.subplots(2, 2, sharex="col", sharey="row", height_ratios=(2, 1))
+    figure = Figure(figsize=(13, 6.4), layout="constrained")
+    left, right = figure.subfigures(1, 2, width_ratios=(9, 4))  # type: ignore[misc]
+    panels = left.subplots(2, 2, sharex="col", sharey="row", height_ratios=(2, 1))
     for column, (label, title, place) in enumerate(columns):
         upper, lower = panels[:, column]
         for name, colour in COLOURS.items():
@@ -73,9 +91,27 @@ def plot(rows: list[Measured], chosen: Measured, path: Path) -> None:
     panels[0, 0].set(ylabel="divergence from dense, nats")
     panels[1, 0].set(ylabel="operations, % of dense", ylim=(0, 102))
     panels[0, 0].legend(frameon=False)
-    for axes in panels.flat:
+    changed = right.subplots()
+    plot_changed(changed, rows, chosen)
+    for axes in [*panels.flat, changed]:
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=130)
+
+
+def plot_changed(axes, rows: list[Measured], chosen: Measured) -> None:
+    """The share of changed replies against the operations, where it was measured."""
+    for row in rows:
+        if row.changes is not None:
+            place = 100 * row.operations, 100 * row.changes.share
+            axes.plot(*place, "o", color=COLOURS[row.name], markersize=5)
+            if row == chosen:
+                axes.plot(*place, "o", color="none", markeredgecolor="black", markersize=11)
+    axes.set(
+        title="routings of least divergence",
+        xlabel="operations, % of dense",
+        ylabel="replies changed, missed or added, %",
+        ylim=(-2, None),
+    )
 
 
 __all__ = ["described", "plot", "table"]

@@ -1,6 +1,7 @@
 """Calibration: what is measured equals what sessions do, and what is written is what was measured."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,12 +11,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from videollm_mod.calibration import calibrate as command
 from videollm_mod.calibration.clips import messages_of, read_clip, watch
+from videollm_mod.calibration.following import Changes, Follower, Leader
 from videollm_mod.calibration.measuring import (
     CONTROLS,
     FREE_SELECTIONS,
     Divergence,
     Measured,
     Routing,
+    best,
     candidates,
     choose,
     exact_answers,
@@ -26,6 +29,7 @@ from videollm_mod.calibration.report import table
 from videollm_mod.commands import cli
 from videollm_mod.evaluation.operations import forward_operations
 from videollm_mod.loading.checkpoint import load_checkpoint
+from videollm_mod.session_state import OPTIONS as SESSION_OPTIONS
 from videollm_mod.speaking import StreamEvent
 
 QUESTION = "How many objects are there?"
@@ -164,14 +168,20 @@ def test_the_cheapest_or_the_nearest_within_the_budget_is_chosen():
             [("change", 0.3, 0.5), ("uniform", 0.1, 0.7), ("difference", 0.2, 0.7), ("random", 0.0, 0.1)]
         )
     ]
-    assert choose(rows, 0.2, None) is rows[1] and choose(rows, 0.5, None) is rows[0]
-    assert choose(rows, None, 0.8) is rows[1] and choose(rows, None, 0.6) is rows[0]
+    assert choose(rows, "divergence", 0.2) is rows[1] and choose(rows, "divergence", 0.5) is rows[0]
+    assert choose(rows, "operations", 0.8) is rows[1] and choose(rows, "operations", 0.6) is rows[0]
+    assert best(rows) == [rows[1], rows[0]]  # the one by "difference" has the operations of a nearer one
     with pytest.raises(ValueError, match="no routing has a divergence of at most 0.05 nats, the least is 0.1"):
-        choose(rows, 0.05, None)
+        choose(rows, "divergence", 0.05)
     with pytest.raises(ValueError, match="no routing takes at most 0.4 of the dense operations, the least is 0.50"):
-        choose(rows, None, 0.4)
+        choose(rows, "operations", 0.4)
     with pytest.raises(ValueError, match="nothing to route"):
-        choose(rows[3:], 1.0, None)
+        choose(rows[3:], "divergence", 1.0)
+    rows[0] = replace(rows[0], changes=Changes(replies=10, other_replies=2))
+    rows[1] = replace(rows[1], changes=Changes(replies=8, other_replies=1, added=2))
+    assert choose(rows, "changed", 0.3) is rows[0] and choose(rows, "changed", 0.25) is rows[0]
+    with pytest.raises(ValueError, match="no routing changes at most 0.1 of the replies, the least is 0.2"):
+        choose(rows, "changed", 0.1)
 
 
 def test_the_table_reaches_from_most_to_least_operations():
@@ -189,10 +199,69 @@ def test_exact_answers_are_those_of_the_dense_model(checkpoint, clips):
     assert all(exact_answers(model, processor, clips, Routing((1,), 1.0, "change"), **OPTIONS))
     routing = Routing((1, 2, 3), 0.2, "uniform")
     with routed(model, routing):
-        said = [watch(model, processor, c.features, c.times, c.questions, **OPTIONS) for c in clips]
+        said = [watch(model.stream(processor, **OPTIONS), c.features, c.times, c.questions) for c in clips]
     said = [{(event.time, event.kind, event.text) for event in events} for events in said]
     expected = [(e.time, e.kind, e.text) in own for clip, own in zip(clips, said, strict=True) for e in clip.events]
     assert exact_answers(model, processor, clips, routing, **OPTIONS) == expected and not all(expected)
+
+
+@pytest.fixture(params=["trained", "verify"])
+def ruled(request, checkpoint, clips):
+    """A clip whose leader speaks by one of the rules, and remembers three frames."""
+    own, options = clips[1], OPTIONS | {"speak_rule": request.param, "max_cached_frames": 3}
+    clip = read_clip(*checkpoint, "clip", own.features, own.times, own.questions, **options)
+    options["speak_threshold"] = sorted(clip.lead.silence)[-2]  # so that it does not speak after every frame
+    clip = read_clip(*checkpoint, "clip", own.features, own.times, own.questions, **options)
+    assert 0 < sum(clip.lead.spoke) < len(own.times)
+    return clip
+
+
+def follow(clip) -> tuple[Follower, list[StreamEvent]]:
+    follower = Follower(clip.lead)
+    return follower, watch(follower, clip.features, clip.times, clip.questions)
+
+
+def essence(events: list[StreamEvent]) -> list[tuple]:
+    return [(event.time, event.kind, event.text) for event in events]
+
+
+def test_a_dense_follower_changes_nothing(ruled):
+    follower, events = follow(ruled)
+    assert essence(events) == essence(ruled.events)
+    assert follower.silence == pytest.approx(ruled.lead.silence, abs=1e-5)
+    found = follower.changes(events)
+    assert (found.spoken, found.other_words, found.other_replies, found.added, found.share) == (0, 0, 0, 0, 0)
+    assert found.frames == len(ruled.times) and found.replies == len(ruled.events)
+    assert found.words == len(found.divergences) == sum(map(len, ruled.lead.said.tokens)) > found.replies
+    assert max(found.divergences) < 1e-5
+
+
+def test_a_follower_says_what_its_leader_said_and_notes_what_it_would_do(checkpoint, ruled):
+    """Up to the first change that is what the routed model does by itself."""
+    model, processor = checkpoint
+    with routed(model, Routing((1, 2, 3), 0.2, "uniform")):
+        follower, events = follow(ruled)
+        alone = Leader(model, processor, **{name: getattr(ruled.lead, name) for name in SESSION_OPTIONS})
+        said = watch(alone, ruled.features, ruled.times, ruled.questions)
+    assert essence(events) == essence(ruled.events)
+    found = follower.changes(events)
+    same = sum(own == other for own, other in zip(essence(said), essence(ruled.events), strict=False))
+    assert same < len(events) and found.other_replies + found.added > 0
+    decisions = zip(ruled.times, alone.spoke, ruled.lead.spoke, strict=True)
+    changed = [time for time, own, other in decisions if own != other]
+    told = [e.time for e, other in zip(events, said, strict=False) if essence([e]) != essence([other])]
+    until = sum(time <= min(changed + told) for time in ruled.times)
+    assert follower.silence[:until] == pytest.approx(alone.silence[:until], rel=1e-3)
+    mine, theirs = follower.spoke, ruled.lead.spoke
+    assert found.spoken == sum(own != other for own, other in zip(mine, theirs, strict=True))
+    assert found.added == sum(own and not other for own, other in zip(mine, theirs, strict=True))
+    assert found.other_words == sum(map(sum, follower.words.others)) and max(found.divergences) > 1e-3
+    missed = [own for own, other in zip(mine, theirs, strict=True) if other]
+    narrated = [others for e, others in zip(events, follower.words.others, strict=True) if e.kind == "narration"]
+    answers = [others for e, others in zip(events, follower.words.others, strict=True) if e.kind == "answer"]
+    changed = sum(not own or any(others) for own, others in zip(missed, narrated, strict=True))
+    assert found.other_replies == changed + sum(map(any, answers))
+    assert found.share == (found.other_replies + found.added) / (len(events) + found.added)
 
 
 @pytest.fixture
@@ -288,7 +357,8 @@ def test_trained_routing_needs_force(videos, tmp_path, capsys):
         (["--divergence", "0"], "`--divergence` must be a number above 0, got 0"),
         (["--divergence", "nan"], "`--divergence` must be a number above 0, got nan"),
         (["--operations", "1"], "`--operations` must be a share between 0 and 1, got 1"),
-        (["--operations", "0.5", "--divergence", "1"], "`--divergence` and `--operations` are two budgets"),
+        (["--operations", "0.5", "--divergence", "1"], "`--divergence` and `--operations` are 2 budgets; give one"),
+        (["--changed", "1"], "`--changed` must be a share of at least 0 and below 1, got 1"),
         (["--frames", "0"], "`--frames` must be at least 1, got 0"),
         (["--question", " "], "`--question` must not be empty"),
         (["--output", "{model}"], "`--output` must be a new or empty folder"),
