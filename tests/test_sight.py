@@ -2,16 +2,19 @@
 
 import json
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from videollm_mod.benchmarks import sight, stock_vlm
+from videollm_mod.benchmarks import sight, sight_routing, stock_vlm
+from videollm_mod.benchmarks.sight_routing import Scores
 from videollm_mod.benchmarks.sight_scores import Counts, changes, score, spoken_anew
 from videollm_mod.benchmarks.stock_vlm_data import SEE, Scene, Writer, collate, describe, of_image
 from videollm_mod.benchmarks.stock_vlm_families import FAMILIES
-from videollm_mod.calibration.measuring import Measured, Routing
+from videollm_mod.calibration.clips import run_abreast
+from videollm_mod.calibration.following import Changes
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_basic import BasicStream, Event, Thing
 
@@ -75,11 +78,34 @@ def test_questions_are_about_what_is_in_view():
     for seed in range(10):
         stream = world_stream(seed)
         plain, told = (sight.questions_of(stream, query) for query in (SEE, of_image(SEE)))
-        assert [frame for frame, *_ in plain] == [frame for frame, *_ in told] == sorted({x for x, *_ in plain})
-        for (frame, question, answer), (_, other, _) in zip(plain, told, strict=True):
+        times = stream.frame_times(sight.FPS)
+        for time, (question, answer), (other, _) in zip(times, plain, told, strict=True):
             assert other == of_image(question)
             if question == SEE:
-                assert answer == describe(stream.things(frame / sight.FPS))
+                assert answer == describe(stream.things(time))
+
+
+def test_what_is_lost_has_the_error_of_its_streams():
+    dense = Scores(Counts(), [[True, True], [True, True], [True, False], [False, False]])
+    other = Scores(Counts(), [[True, False], [False, True], [True, True], [False, False]])
+    points, error = sight_routing.lost(dense, other)
+    lost = np.array([1, 1, -1, 0])
+    assert points == 100 * lost.sum() / 8
+    # the mean over 4 streams of 2 questions each
+    assert error == pytest.approx(100 * lost.std(ddof=1) / np.sqrt(4) / 2, abs=1e-3)
+    assert sight_routing.lost(dense, dense) == (0.0, 0.0)
+    assert dense.summary()["answers"] == 62.5 and "answers" not in Scores(Counts(), [[], []]).summary()
+
+
+def test_rank_correlation():
+    assert sight_routing.ranks([3.0, 1.0, 3.0, 9.0]).tolist() == [1.5, 0.0, 1.5, 3.0]
+    rows = [
+        {"divergence": d, "f1": 100 - lost, "answers_lost": 0.0, "decisions": Changes(4, i, 9, 9 - i, 5, i).as_dict()}
+        for i, (d, lost) in enumerate([(0.1, 1.0), (0.3, 2.0), (0.2, 5.0)])
+    ]
+    found = sight_routing.rank_correlations(rows, {"f1": 100.0})
+    assert found["divergence"] == {"f1_lost": 0.5, "answers_lost": None}  # the latter is constant
+    assert found["changed replies"]["f1_lost"] == 1.0 and found["other words"]["f1_lost"] == -1.0
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -112,49 +138,80 @@ def test_choices():
     grid = [{"f1": 90.0, "false_per_minute": 2.0}, {"f1": 95.0, "false_per_minute": 3.0}]
     grid.append({"f1": 95.0, "false_per_minute": 1.0})
     assert sight.best_of(grid) is grid[2]
-    routings = [Measured("uniform", Routing((1,), 0.5, "uniform"), 0.0, share) for share in (0.8, 0.7, 0.6)]
-    scores = [{"answers": answers, "f1": f1} for answers, f1 in ((90.0, 95.0), (89.2, 95.0), (88.9, 95.0))]
-    routed = list(zip(routings, scores, strict=True))
-    assert sight.cheapest(routed, {"answers": 90.0, "f1": 95.0}) is routings[1]
-    assert sight.cheapest(routed, {"answers": 99.0, "f1": 95.0}) is None
-    scores[1]["f1"] = 93.9
-    assert sight.cheapest(routed, {"answers": 90.0, "f1": 95.0}) is routings[0]
 
 
-def test_measure_and_report(family, tmp_path, monkeypatch, capsys):
+def test_questions_in_forks_leave_no_trace(family, tmp_path):
+    """And they are answered as a session would that was asked after the same frames."""
+    folder = tmp_path / "tiny"
+    family.save(family.new_model(width=64, layers=2), folder)
+    built = sight.VideoLLMMoDForConditionalGeneration.from_vlm(str(folder), dtype=torch.float32)
+    (own, other), options = sight_routing.encode(built, [world_stream(5), world_stream(6)]), {"max_cached_frames": 2}
+    own, other = (replace(x, stream=Short(x.stream), questions=x.questions[:4]) for x in (own, other))
+
+    def run(*streams, asks=True) -> list[list[tuple]]:
+        sessions = [built[0].stream(built[1], max_new_tokens=3, **options) for _ in streams]
+        works = [sight_routing.watching(*pair, asks) for pair in zip(sessions, streams, strict=True)]
+        return [[(e.kind, e.time, e.text) for e in events] for events in run_abreast(works)]
+
+    (alone,), both = run(own), run(own, other)
+    assert both[0] == alone and sum(kind == "answer" for kind, *_ in alone) == 4
+    (quiet,) = run(own, asks=False)
+    assert [event for event in alone if event[0] == "narration"] == quiet
+    session = built[0].stream(built[1], max_new_tokens=3, **options)
+    for index in range(3):
+        list(session.watch_encoded(own.features[index : index + 1]))
+    (expected,) = session.ask(own.questions[2][0])
+    assert [text for kind, _, text in alone if kind == "answer"][2] == expected.text
+
+
+class Short:
+    """The first four frames of a stream."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def frame_times(self, fps: float) -> np.ndarray:
+        return self.stream.frame_times(fps)[:4]
+
+
+def test_measure_calibrate_and_report(family, tmp_path, monkeypatch, capsys):
     """On random weights, on which nothing depends: all parts are there, and the plot and the figures are made."""
     folder, model = tmp_path / f"{family.name}_tiny", family.new_model(width=64, layers=2)
     with torch.no_grad():
         model.get_input_embeddings().weight[: len(family.special) + 256] = 0  # so that it says words, not bytes
     family.save(model, folder)
     monkeypatch.setattr(sight, "REMEMBERED", (None, 8))
-    monkeypatch.setattr(sight, "REPLY", 4)
+    for module in (sight, sight_routing):
+        monkeypatch.setattr(module, "REPLY", 4)
     monkeypatch.setattr(sight, "CLIPS", 1)
-    monkeypatch.setattr(sight, "DIVERGENCES", (0.0, 100.0))
-    monkeypatch.setattr(sight, "costs", lambda *_, **__: {"bundled_verify": 3.0, "bundled_trained": 2.0})
+    monkeypatch.setattr(sight_routing, "KEEP_RATIOS", [0.1])
+    monkeypatch.setattr(sight, "costs", lambda *_, **__: {"verify": 3.0, "asked_anew": 9.0})
     path = tmp_path / "sight.json"
-    options = ["--streams", "1", "--margins", "0", "1", "100", "--json", str(path), "--device", "cpu", "--calibrate"]
-    sight.main(["measure", str(folder), *options])
+    common = [str(folder), "--margins", "1", "100", "--json", str(path), "--device", "cpu"]
+    sight.main(["measure", *common, "--streams", "1"])
     result = json.loads(path.read_text())
-    assert len(result["validation"]) == 2 + 2 * 3 - 1
+    assert len(result["validation"]) == 2 + 2 * 2 - 1
     frames = len(world_stream(100_000_000).frame_times(sight.FPS))
     for row in result["validation"]:
         assert 1 <= row["narrations"] <= frames
         assert row["margin"] != 100 or row["narrations"] == 1  # what was said always holds
     assert set(result["reference"]["test"]) >= {"f1", "false_per_minute", "answers", "exact_frames"}
-    (routed,) = result["calibration"]["routed"]  # within any budget, so that of the fewest operations
-    assert routed["operations"] < 1 and routed["keep_ratio"] == 0.1
-    del result["test"]["routed"]
+    assert set(sight.figures(result)) == {"verify_f1", "verify_false_per_minute"}
+    sight.main(["report", str(path), "--plot", str(tmp_path / "plot.png")])
+    monkeypatch.setattr(sight_routing, "LOST", 100.0)  # so that one is chosen
+    sight.main(["calibrate", *common])
+    result = json.loads(path.read_text())
+    found, chosen = result["calibration"], result["test"]["routed"]
+    assert found["questions"] == frames and found["routed"]
+    assert [row["margin"] for row in found["margins"]] == [1, 100]
+    assert chosen["operations"] == min(row["operations"] for row in found["routed"]) < 1
     assert sight.figures(result) == {
         "verify_f1": result["test"]["dense"]["f1"],
         "verify_false_per_minute": result["test"]["dense"]["false_per_minute"],
-        "verify_ms_per_frame_ratio": 1.5,
+        "calibrated_operations_ratio": chosen["operations"],
     }
-    result["test"]["routed"] = {"operations": 0.5, **result["test"]["dense"]}
-    path.write_text(json.dumps(result))
     sight.main(["report", str(path), "--plot", str(tmp_path / "plot.png")])
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    assert sight.figures(result)["calibrated_operations_ratio"] == 0.5
     assert "reference" in capsys.readouterr().out
 
 
@@ -167,5 +224,5 @@ def test_costs_are_measured_for_both_ways_and_both_rules(family, tmp_path, monke
     stream = world_stream(4)
     monkeypatch.setattr(stream, "frames", lambda fps: np.zeros((9, 96, 96, 3), dtype=np.uint8))
     spent = sight.costs(built, stock, [stream], "cpu")
-    assert set(spent) == {"verify", "asked_anew", "bundled_trained", "bundled_verify"}
+    assert set(spent) == {"verify", "asked_anew"}
     assert min(spent.values()) > 0

@@ -1,0 +1,190 @@
+"""Routing by calibration of the models of `sight`: what it costs in answers and narrations, on the same questions.
+
+A question is asked after each frame, in a fork that is thrown away, so that it changes nothing of the stream. Dense
+and routed model get the same questions. What routing loses is the difference of the shares of exact answers; its
+standard error is that over streams, since questions about one stream depend on one another.
+"""
+
+import json
+import random
+import time
+from collections.abc import Generator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..calibration.clips import answering, encoded, read_clip, run_abreast
+from ..calibration.measuring import FREE_SELECTIONS, Divergence, Measured, best, candidates, routed
+from ..data.world_basic import BasicStream
+from ..speaking import StreamEvent
+from ..steps import Step
+from .sight_scores import Counts, changes, score
+from .stock_vlm_data import SEE, ask, of_image
+
+FPS = 2.0
+AT_ONCE = 64  # streams
+REPLY = 40  # tokens at most
+CLIPS = 16  # streams of the training split to calibrate on
+KEEP_RATIOS = [tenth / 10 for tenth in range(1, 10)]
+LOST = 1.0  # points of exact answers that routing may cost
+HOPELESS = 5.0  # points, from which on no cheaper routing is tried
+STATISTICS = {  # of what is measured without labels
+    "divergence": lambda row: row["divergence"],
+    "divergence, 99th percentile": lambda row: row["decisions"]["percentile_99"],
+    "divergence, largest": lambda row: row["decisions"]["largest"],
+    "other words": lambda row: row["decisions"]["other_words"] / row["decisions"]["words"],
+    "other decisions to speak": lambda row: row["decisions"]["spoken"] / row["decisions"]["frames"],
+    "changed replies": lambda row: row["decisions"]["share"],
+}
+
+
+def questions_of(stream: BasicStream, query: str) -> list[tuple[str, str]]:
+    """`(question, answer)` for each frame, about what is in view there. A question says which image it is about if the
+    instruction does."""
+    rng, found = random.Random(f"sight/{stream.seed}"), []
+    for moment in stream.frame_times(FPS):
+        _, question, answer = ask(rng, stream.things(moment))
+        found.append((question if query == SEE else of_image(question), answer))
+    return found
+
+
+@dataclass(frozen=True)
+class Watched:
+    """A stream with its features `[F, N, Dv]`, and a question and an answer for each frame."""
+
+    stream: BasicStream
+    features: torch.Tensor
+    questions: list[tuple[str, str]]
+
+
+def encode(built, streams: list[BasicStream]) -> list[Watched]:
+    model, processor = built
+    return [
+        Watched(own, encoded(model, processor, own.frames(FPS)), questions_of(own, processor.default_query))
+        for own in streams
+    ]
+
+
+def watching(session, own: Watched, asks: bool) -> Generator[Step | StreamEvent]:
+    """Narrate a stream, and answer its questions in forks."""
+    times = own.stream.frame_times(FPS).tolist()
+    for index, (moment, (question, _)) in enumerate(zip(times, own.questions, strict=True)):
+        for item in session.watching((own.features[index : index + 1], [moment])):
+            if isinstance(item, Step):
+                yield item
+            elif item.event is not None:
+                yield item.event
+        if asks:
+            yield from answering(session.fork(), question)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What was narrated, and for each stream which questions were answered exactly."""
+
+    counts: Counts
+    right: list[list[bool]]
+
+    def summary(self) -> dict:
+        answers = [each for own in self.right for each in own]
+        found = self.counts.summary()
+        return {**found, "answers": round(100 * sum(answers) / len(answers), 2)} if answers else found
+
+
+def watch(built, streams: list[Watched], asks: bool = True, **options) -> Scores:
+    """Let a model watch streams. options: of `StreamingSession`."""
+    model, processor = built
+    counts, right = Counts(), []
+    for first in range(0, len(streams), AT_ONCE):
+        group = streams[first : first + AT_ONCE]
+        sessions = [model.stream(processor, max_new_tokens=REPLY, **options) for _ in group]
+        works = [watching(session, own, asks) for session, own in zip(sessions, group, strict=True)]
+        for own, events in zip(group, run_abreast(works), strict=True):
+            said = [(event.time, event.text.strip()) for event in events if event.kind == "narration"]
+            counts += score(changes(own.stream), said, own.stream.seconds)
+            answers = [event.text.strip() for event in events if event.kind == "answer"]
+            right.append([text == answer for text, (_, answer) in zip(answers, own.questions, strict=asks)])
+    return Scores(counts, right)
+
+
+def lost(dense: Scores, other: Scores) -> tuple[float, float]:
+    """Percentage points of exact answers that the other model loses, and the standard error over streams."""
+    of_stream = np.array([sum(own) - sum(routed) for own, routed in zip(dense.right, other.right, strict=True)])
+    per_question, count = 100 / sum(map(len, dense.right)), len(of_stream)
+    error = per_question * np.sqrt(count / max(1, count - 1) * ((of_stream - of_stream.mean()) ** 2).sum())
+    return round(per_question * int(of_stream.sum()), 3), round(float(error), 3)
+
+
+def compared(dense: Scores, other: Scores) -> dict:
+    points, error = lost(dense, other)
+    return {**other.summary(), "answers_lost": points, "answers_lost_error": error}
+
+
+def candidates_of(built, streams: list[BasicStream], options: dict) -> list[Measured]:
+    """From the most to the least operations, the routings that calibration chooses from, with what they change."""
+    model, processor = built
+    clips = []
+    with routed(model, None):
+        for own in encode(built, streams):
+            times = own.stream.frame_times(FPS).tolist()
+            asked = [(times[-1], own.questions[-1][0])]
+            clips.append(read_clip(model, processor, str(own.stream.seed), own.features, times, asked, **options))
+    divergence = Divergence(model, clips)
+    tried = candidates([*divergence.ranked_layers()], model.config.num_frame_tokens, keep_ratios=KEEP_RATIOS)
+    rows = [divergence.measured(name, routing) for name, routing in tried if name in FREE_SELECTIONS]
+    return [divergence.followed(row) for row in best(rows)]
+
+
+def ranks(values: list[float]) -> np.ndarray:
+    """Of each value among all; equal ones share their mean rank."""
+    array = np.array(values)
+    return (array[:, None] > array).sum(1) + ((array[:, None] == array).sum(1) - 1) / 2
+
+
+def rank_correlations(rows: list[dict], dense: dict) -> dict:
+    """Spearman's, of each statistic with the points of F1 and of exact answers that are lost; None where one of both
+    is constant, and where there are fewer than three rows."""
+    if len(rows) < 3:
+        return {name: {"f1_lost": None, "answers_lost": None} for name in STATISTICS}
+    losses = {
+        "f1_lost": ranks([dense["f1"] - row["f1"] for row in rows]),
+        "answers_lost": ranks([row["answers_lost"] for row in rows]),
+    }
+    found: dict = {}
+    for name, of in STATISTICS.items():
+        own = ranks([of(row) for row in rows])
+        found[name] = {
+            loss: round(float(np.corrcoef(own, other)[0, 1]), 3) if np.ptp(own) and np.ptp(other) else None
+            for loss, other in losses.items()
+        }
+    return found
+
+
+def search(built, trying: list[Watched], rows: list[Measured], options: dict, until: float) -> dict:
+    """Scores of the routings in `rows`, from the most operations to the least, until one is hopeless or the time is
+    out; and the one of the fewest operations that loses at most `LOST` points.
+
+    Args:
+        until: on the clock of `time.monotonic`.
+    """
+    dense, found = watch(built, trying, **options), []
+    for row in rows:
+        if time.monotonic() > until:
+            print("the time is out", flush=True)
+            break
+        with routed(built[0], row.routing):
+            found.append((row, row.as_dict() | compared(dense, watch(built, trying, **options))))
+        print(json.dumps(found[-1][1]), flush=True)
+        if found[-1][1]["answers_lost"] > HOPELESS:
+            break
+    scores = [own for _, own in found]
+    fit = [row for row, own in found if own["answers_lost"] <= LOST]
+    return {
+        "questions": sum(len(own.questions) for own in trying),
+        "untried": len(rows) - len(found),
+        "dense": dense.summary(),
+        "routed": scores,
+        "rank_correlation": rank_correlations(scores, dense.summary()),
+        "best": min(fit, key=lambda row: row.operations, default=None),
+    }
