@@ -31,7 +31,7 @@ from ..data.world import world_stream
 from ..data.world_basic import BasicStream
 from ..data.world_hard import split_seeds
 from .sight_plot import plot
-from .sight_routing import CLIPS, FPS, REPLY, Watched, candidates_of, compared, encode, questions_of, search, watch
+from .sight_routing import CLIPS, FPS, REPLY, Watched, calibrated, compared, encode, questions_of, search, watch
 from .sight_scores import Counts, changes, score, spoken_anew
 from .stock_vlm_data import SEE, describe, of_image
 from .stock_vlm_families import Family, load
@@ -144,11 +144,11 @@ def threshold_of(margin: float) -> dict:
     return {"speak_threshold": math.exp(-margin)}
 
 
-def build(args, query: str) -> tuple:
+def build(folder: Path, device: str, query: str) -> tuple:
     """`(model, processor)`."""
-    options = {"dtype": dtype_on(args.device), "default_query": query}
-    model, processor = VideoLLMMoDForConditionalGeneration.from_vlm(str(args.folder), **options)
-    return model.to(args.device), processor
+    options = {"dtype": dtype_on(device), "default_query": query}
+    model, processor = VideoLLMMoDForConditionalGeneration.from_vlm(str(folder), **options)
+    return model.to(device), processor
 
 
 def load_stock(args) -> tuple:
@@ -174,10 +174,13 @@ def measure(args) -> None:
     result["streams"] = args.streams
     result["reference"] = {"validation": reference(stock, family, trying), "test": reference(stock, family, testing)}
     print(json.dumps(result["reference"]), flush=True)
-    result["validation"] = grid_of(partial(build, args), trying, args.margins)
+    result["validation"] = grid_of(partial(build, args.folder, args.device), trying, args.margins)
     best = best_of(result["validation"])
     result["chosen"] = {name: best[name] for name in ("query", "remembered", "margin")}
-    built, options = build(args, best["query"]), session_options(best["remembered"], best["margin"])
+    built, options = (
+        build(args.folder, args.device, best["query"]),
+        session_options(best["remembered"], best["margin"]),
+    )
     result["test"] = {"dense": watch(built, encode(built, testing), **options).summary()}
     print(json.dumps(result["chosen"] | result["test"]["dense"]), flush=True)
     write(args.json, result)  # what was measured stays if a machine is taken away
@@ -188,11 +191,14 @@ def measure(args) -> None:
 def calibrate(args) -> None:
     result = json.loads(args.json.read_text(encoding="utf-8"))
     chosen = result["chosen"]
-    built, options = build(args, chosen["query"]), session_options(chosen["remembered"], chosen["margin"])
-    rows = candidates_of(built, streams_of("train", CLIPS), options)
+    built, options = (
+        build(args.folder, args.device, chosen["query"]),
+        session_options(chosen["remembered"], chosen["margin"]),
+    )
+    divergence, rows = calibrated(built, streams_of("train", CLIPS), options)
     print(f"{len(rows)} routings", flush=True)
     trying, testing = (encode(built, streams_of(split, result["streams"])) for split in ("validation", "test"))
-    found = search(built, trying, rows, options, until=time.monotonic() + args.seconds)
+    found = search(built, trying, divergence, rows, options, args.seconds)
     best = found.pop("best")
     result["calibration"] = {"command": command_of(args), "clips": CLIPS, **found}
     write(args.json, result)
@@ -243,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     measured.set_defaults(run=measure)
     calibrated = commands.add_parser("calibrate", help="choose a routing for a model that was measured")
     calibrated.add_argument("--json", type=Path, required=True, help="result of measure; it is continued")
-    calibrated.add_argument("--seconds", type=float, default=120, help="for the search (default: 120)")
+    calibrated.add_argument("--seconds", type=float, default=100, help="for the search (default: 100)")
     calibrated.set_defaults(run=calibrate)
     for command in (measured, calibrated):
         command.add_argument("folder", type=Path, help="a model of stock_vlm")

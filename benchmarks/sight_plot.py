@@ -16,7 +16,7 @@ def plot(results: list[dict], path: Path) -> None:
         draw_margins(row[0], result, "f1", "F1 of narrations, %")
         draw_margins(row[1], result, "false_per_minute", "false narrations per minute")
         row[0].set_title(f"{result['model']}, “{result['chosen']['query']}”", fontsize=9)
-        row[0].legend(fontsize=7)
+        row[1].legend(fontsize=7)
         if "calibration" in result:
             draw_lost(row[2], result, "operations", "operations of the language model, % of dense")
             draw_lost(row[3], result, "share", "replies that routing changes on the clips, %")
@@ -56,8 +56,7 @@ def draw_lost(axis, result: dict, name: str, label: str) -> None:
             across, down, errors, fmt="o", color=colour, markersize=4, capsize=2, label=f"{what}, validation"
         )
         if tested is not None:
-            value, error = lost(tested, result["test"]["dense"], loss)
-            place = value_of(tested, name), value, error
+            place = value_of(tested, name), *lost(tested, result["test"]["dense"], loss)
             axis.errorbar(*place, fmt="D", mfc="none", markersize=9, label=f"{what}, chosen routing, test", **style)
     axis.axhline(0, color="0.6", linewidth=0.8)
     axis.axhline(1, color="0.6", linewidth=0.8, linestyle="--")

@@ -28,7 +28,6 @@ REPLY = 40  # tokens at most
 CLIPS = 16  # streams of the training split to calibrate on
 KEEP_RATIOS = [tenth / 10 for tenth in range(1, 10)]
 LOST = 1.0  # points of exact answers that routing may cost
-HOPELESS = 5.0  # points, from which on no cheaper routing is tried
 STATISTICS = {  # of what is measured without labels
     "divergence": lambda row: row["divergence"],
     "divergence, 99th percentile": lambda row: row["decisions"]["percentile_99"],
@@ -92,14 +91,14 @@ class Scores:
         return {**found, "answers": round(100 * sum(answers) / len(answers), 2)} if answers else found
 
 
-def watch(built, streams: list[Watched], asks: bool = True, **options) -> Scores:
-    """Let a model watch streams. options: of `StreamingSession`."""
+def watch(built, streams: list[Watched], asks: bool = True, work=watching, **options) -> Scores:
+    """Let a model watch streams. work: as `watching`; options: of `StreamingSession`."""
     model, processor = built
     counts, right = Counts(), []
     for first in range(0, len(streams), AT_ONCE):
         group = streams[first : first + AT_ONCE]
         sessions = [model.stream(processor, max_new_tokens=REPLY, **options) for _ in group]
-        works = [watching(session, own, asks) for session, own in zip(sessions, group, strict=True)]
+        works = [work(session, own, asks) for session, own in zip(sessions, group, strict=True)]
         for own, events in zip(group, run_abreast(works), strict=True):
             said = [(event.time, event.text.strip()) for event in events if event.kind == "narration"]
             counts += score(changes(own.stream), said, own.stream.seconds)
@@ -121,8 +120,9 @@ def compared(dense: Scores, other: Scores) -> dict:
     return {**other.summary(), "answers_lost": points, "answers_lost_error": error}
 
 
-def candidates_of(built, streams: list[BasicStream], options: dict) -> list[Measured]:
-    """From the most to the least operations, the routings that calibration chooses from, with what they change."""
+def calibrated(built, streams: list[BasicStream], options: dict) -> tuple[Divergence, list[Measured]]:
+    """What measures routings on some streams, and from the most to the least operations those that `videollm-mod
+    calibrate` would choose from."""
     model, processor = built
     clips = []
     with routed(model, None):
@@ -132,8 +132,7 @@ def candidates_of(built, streams: list[BasicStream], options: dict) -> list[Meas
             clips.append(read_clip(model, processor, str(own.stream.seed), own.features, times, asked, **options))
     divergence = Divergence(model, clips)
     tried = candidates([*divergence.ranked_layers()], model.config.num_frame_tokens, keep_ratios=KEEP_RATIOS)
-    rows = [divergence.measured(name, routing) for name, routing in tried if name in FREE_SELECTIONS]
-    return [divergence.followed(row) for row in best(rows)]
+    return divergence, best([divergence.measured(name, own) for name, own in tried if name in FREE_SELECTIONS])
 
 
 def ranks(values: list[float]) -> np.ndarray:
@@ -161,30 +160,43 @@ def rank_correlations(rows: list[dict], dense: dict) -> dict:
     return found
 
 
-def search(built, trying: list[Watched], rows: list[Measured], options: dict, until: float) -> dict:
-    """Scores of the routings in `rows`, from the most operations to the least, until one is hopeless or the time is
-    out; and the one of the fewest operations that loses at most `LOST` points.
+def search(
+    built, trying: list[Watched], divergence: Divergence, rows: list[Measured], options: dict, seconds: float
+) -> dict:
+    """Scores of routings, and the one of the fewest operations that loses at most `LOST` points.
+
+    The border between those that lose more and those that do not is found by bisection. While there is time, the
+    nearest others are scored too.
 
     Args:
-        until: on the clock of `time.monotonic`.
+        rows: from the most to the least operations.
+        seconds: for all but the bisection.
     """
-    dense, found = watch(built, trying, **options), []
-    for row in rows:
+    rows, found = [*rows], {}
+    dense, until = watch(built, trying, **options), time.monotonic() + seconds
+
+    def fits(index: int) -> bool:
+        rows[index] = divergence.followed(rows[index])
+        with routed(built[0], rows[index].routing):
+            found[index] = rows[index].as_dict() | compared(dense, watch(built, trying, **options))
+        print(json.dumps(found[index]), flush=True)
+        return found[index]["answers_lost"] <= LOST
+
+    good, bad = -1, len(rows)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    for index in sorted({*range(len(rows))} - {*found}, key=lambda index: abs(index - good)):
         if time.monotonic() > until:
-            print("the time is out", flush=True)
             break
-        with routed(built[0], row.routing):
-            found.append((row, row.as_dict() | compared(dense, watch(built, trying, **options))))
-        print(json.dumps(found[-1][1]), flush=True)
-        if found[-1][1]["answers_lost"] > HOPELESS:
-            break
-    scores = [own for _, own in found]
-    fit = [row for row, own in found if own["answers_lost"] <= LOST]
+        fits(index)
+    scores = [found[index] for index in sorted(found)]
+    fit = [index for index, own in found.items() if own["answers_lost"] <= LOST]
     return {
         "questions": sum(len(own.questions) for own in trying),
-        "untried": len(rows) - len(found),
+        "routings": len(rows),
         "dense": dense.summary(),
         "routed": scores,
         "rank_correlation": rank_correlations(scores, dense.summary()),
-        "best": min(fit, key=lambda row: row.operations, default=None),
+        "best": rows[max(fit)] if fit else None,
     }

@@ -1,8 +1,10 @@
-"""Rules that decide without training when to speak, on streams of the world: F1 of narrations over each rule's margin.
+"""Rules that decide without training when to speak, on streams of the world: F1 and false narrations of each.
 
-    python -m videollm_mod.benchmarks.verify_rules MODEL --query "What do you see?" --json verify_rules.json
+    python -m videollm_mod.benchmarks.verify_rules benchmarks/results/sight_*.json --models runs/stock_vlm \\
+        --json verify_rules.json --plot verify_rules.png
 
-MODEL is a folder that `videollm-mod build --vlm` wrote. Scores are those of `sight_scores`. The rules:
+The models are those of `sight`, with the instruction and the memory that were chosen there. Each rule's margin is the
+one of the highest F1 on validation streams, and is scored on test streams. The rules:
 
 - `gap`, the product's: the largest gap between a token of the last narration and the best one is above the margin;
 - `perplexity`, as LiveStar (arXiv 2511.05299) decides: the logarithm of the last narration's perplexity has grown by
@@ -12,27 +14,30 @@ MODEL is a folder that `videollm-mod build --vlm` wrote. Scores are those of `si
 """
 
 import argparse
+import json
 import math
 import shlex
 import sys
+from collections.abc import Generator
+from functools import partial
 from pathlib import Path
 
 import torch
 
-from ..bench.record import commit, surroundings, write
-from ..data.world import world_stream
-from ..data.world_hard import split_seeds
+from ..bench.record import surroundings, write
 from ..generation import TokenSampler
-from ..loading.checkpoint import load_checkpoint
-from ..speaking import Reply
-from .sight_scores import Counts, changes, score
+from ..speaking import Reply, StreamEvent
+from ..steps import Step
+from .sight import best_of, build, streams_of
+from .sight_routing import FPS, Watched, encode, watch
+from .sight_routing import watching as plain
 
-FPS = 2.0
 MARGINS = {
-    "gap": (0.0, 0.1, 0.3, 0.6, 1.0, 2.0, 4.0, 8.0),
-    "perplexity": (0.0, 0.01, 0.02, 0.04, 0.1, 0.2, 0.5, 1.0),
-    "picture": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3),
+    "gap": (0.0, 0.3, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0),
+    "perplexity": (0.0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6),
+    "picture": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1),
 }
+LABELS = {"gap": "largest gap", "perplexity": "perplexity", "picture": "distance of features"}
 
 
 class PerplexitySampler(TokenSampler):
@@ -50,62 +55,91 @@ class PerplexitySampler(TokenSampler):
 
     def largest_gap(self, reply: Reply, logits: torch.Tensor) -> torch.Tensor:
         scores = logits.float().log_softmax(-1)
-        tokens = [*reply.ids, *([self._end_ids[scores[-1, self._end_ids].argmax()]] if reply.ended else [])]
+        tokens = [*reply.ids, *([int(self._end_ids[scores[-1, self._end_ids].argmax()])] if reply.ended else [])]
         now = scores[range(len(tokens)), tokens].mean()
         return (sum(self.said) / len(self.said) - now).clamp(min=0)
 
 
-def narrate(model, processor, stream, features: torch.Tensor, rule: str, margin: float, args) -> Counts:
-    """The counts of one stream, whose frames are encoded."""
-    session = model.stream(
-        processor,
-        speak_rule="verify",
-        speak_threshold=math.exp(-margin) if rule != "picture" else 1.0,
-        max_cached_frames=args.remember,
-        max_new_tokens=args.reply,
-    )
-    if rule == "perplexity":
-        session.sampler = PerplexitySampler(model, processor)
-    if args.query:
-        session.instruct(args.query)
-    said, narrated = [], None
-    for index, time in enumerate(stream.frame_times(FPS).tolist()):
-        if rule == "picture":
-            seen = features[index].float().flatten()
-            far = narrated is None or 1 - torch.cosine_similarity(seen, narrated, dim=0) > margin
-            session.speak_threshold = 1.0 if far else 0.0
-            if far:
-                narrated, session.state.narration = seen, None  # nothing to verify: it speaks
-        (watched,) = session.watch_encoded(features[index : index + 1], [time])
-        if watched.event is not None:
-            said.append((time, watched.event.text.strip()))
-    return score(changes(stream), said, stream.seconds)
+def by_perplexity(session, own: Watched, asks: bool) -> Generator[Step | StreamEvent]:
+    session.sampler = PerplexitySampler(session.model, session.processor)
+    yield from plain(session, own, asks)
+
+
+def by_picture(margin: float, session, own: Watched, asks: bool) -> Generator[Step | StreamEvent]:
+    narrated = None
+    for index, time in enumerate(own.stream.frame_times(FPS).tolist()):
+        seen = own.features[index].float().flatten()
+        far = narrated is None or float(1 - torch.cosine_similarity(seen, narrated, dim=0)) > margin
+        session.speak_threshold = 1.0 if far else 0.0
+        if far:
+            narrated, session.state.narration = seen, None  # nothing to verify: it speaks
+        for item in session.watching((own.features[index : index + 1], [time])):
+            if isinstance(item, Step):
+                yield item
+            elif item.event is not None:
+                yield item.event
+
+
+def narrate(built, streams: list[Watched], rule: str, margin: float, remembered: int | None) -> dict:
+    """The scores of a rule."""
+    work = {"gap": plain, "perplexity": by_perplexity, "picture": partial(by_picture, margin)}[rule]
+    options = {"speak_threshold": math.exp(-margin), "max_cached_frames": remembered}
+    return {"rule": rule, "margin": margin, **watch(built, streams, asks=False, work=work, **options).summary()}
+
+
+def measure(built, trying: list[Watched], testing: list[Watched], remembered: int | None) -> dict:
+    """The scores of each rule on validation streams, and those of its best margin on test streams."""
+    found: dict = {"validation": [], "test": []}
+    for rule, margins in MARGINS.items():
+        rows = [narrate(built, trying, rule, margin, remembered) for margin in margins]
+        found["validation"] += rows
+        found["test"].append(narrate(built, testing, rule, best_of(rows)["margin"], remembered))
+        print(json.dumps(found["test"][-1]), flush=True)
+    return found
+
+
+def plot(models: list[dict], path: Path) -> None:
+    """F1 against false narrations, a curve for each rule; the best margin on test streams has a diamond."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.6 * len(models), 3.6), layout="constrained")
+    for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+        for (rule, label), colour in zip(LABELS.items(), ("#1b6ca8", "#c4572e", "#3c9a5f"), strict=True):
+            for split, style in (("validation", "o-"), ("test", "D")):
+                rows = [row for row in model[split] if row["rule"] == rule]
+                across, down = [row["false_per_minute"] for row in rows], [row["f1"] for row in rows]
+                fill = "none" if split == "test" else colour
+                axis.plot(
+                    across, down, style, color=colour, markerfacecolor=fill, markersize=5, label=f"{label}, {split}"
+                )
+        axis.set(title=model["model"], xlabel="false narrations per minute", ylabel="F1 of narrations, %")
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].legend(fontsize=7)
+    figure.savefig(path, dpi=110)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", type=Path)
-    parser.add_argument("--query", help="the instruction that opens each stream")
-    parser.add_argument("--streams", type=int, default=100)
-    parser.add_argument("--remember", type=int, default=None, metavar="FRAMES")
-    parser.add_argument("--reply", type=int, default=40, help="most tokens of a narration")
+    parser.add_argument("results", type=Path, nargs="+", help="files of `sight measure`")
+    parser.add_argument("--models", type=Path, required=True, help="folder of the models of stock_vlm")
+    parser.add_argument("--streams", type=int, default=32, help="of each split (default: 32)")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path)
     args = parser.parse_args(argv)
-    model, processor = load_checkpoint(str(args.model), device=args.device)
-    streams = [world_stream(seed) for seed in split_seeds("test", args.streams)]
-    encoder = model.stream(processor, speak_rule="verify")
-    features = [encoder.encode(stream.frames(FPS)) for stream in streams]
-    command = shlex.join(["python", "-m", "videollm_mod.benchmarks.verify_rules", *(argv or sys.argv[1:])])
-    result = {"what": __doc__.splitlines()[0], "command": command, "commit": commit(), **surroundings(), "rows": []}
-    for rule, margins in MARGINS.items():
-        for margin in margins:
-            counts = Counts()
-            for stream, own in zip(streams, features, strict=True):
-                counts += narrate(model, processor, stream, own, rule, margin, args)
-            result["rows"].append({"rule": rule, "margin": margin, **counts.summary()})
-            print(result["rows"][-1], flush=True)
-            write(args.json, result)
+    given = [Path(part).name if "/" in part else part for part in (sys.argv[1:] if argv is None else argv)]
+    command = shlex.join(["python", "-m", "videollm_mod.benchmarks.verify_rules", *given])
+    result = {"command": command, **surroundings(), "streams": args.streams, "models": []}
+    for path in args.results:
+        sight = json.loads(path.read_text(encoding="utf-8"))
+        chosen = sight["chosen"]
+        built = build(args.models / sight["model"], args.device, chosen["query"])
+        trying, testing = (encode(built, streams_of(split, args.streams)) for split in ("validation", "test"))
+        found = measure(built, trying, testing, chosen["remembered"])
+        result["models"].append({"model": sight["model"], **chosen, **found})
+        write(args.json, result)
+    if args.plot is not None:
+        plot(result["models"], args.plot)
 
 
 if __name__ == "__main__":
