@@ -128,7 +128,7 @@ def calibrated(built, streams: list[BasicStream], options: dict) -> tuple[Diverg
     with routed(model, None):
         for own in encode(built, streams):
             times = own.stream.frame_times(FPS).tolist()
-            asked = [(times[-1], own.questions[-1][0])]
+            asked = [(time, question) for time, (question, _) in list(zip(times, own.questions, strict=True))[::4]]
             clips.append(read_clip(model, processor, str(own.stream.seed), own.features, times, asked, **options))
     divergence = Divergence(model, clips)
     tried = candidates([*divergence.ranked_layers()], model.config.num_frame_tokens, keep_ratios=KEEP_RATIOS)

@@ -33,9 +33,9 @@ def changes_of(changes: Changes | None) -> str:
     """What a routing changes, as a line; empty if it was not measured."""
     if changes is None:
         return ""
-    few = (
-        "" if changes.replies >= ENOUGH else f"; of so few, less than {1 / max(1, changes.replies):.0%} cannot be seen"
-    )
+    few = ""
+    if changes.replies < ENOUGH:
+        few = f"; nothing between 0 and {1 / max(1, changes.replies):.2g} of so few can be seen"
     return (
         f"after the same past, replies that it gives otherwise or misses: {changes.other_replies} of "
         f"{changes.replies}{few}\n"
