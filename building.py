@@ -351,7 +351,8 @@ def build_from_vlm(
 
     def config_with(rows: int, tied: bool = False) -> VideoLLMMoDConfig:
         return VideoLLMMoDConfig(
-            text_config=routed_config(text, vocab_size=rows, **ids, **text_options),
+            # the text config may say otherwise than the model does, as it does by default with SmolLM3
+            text_config=routed_config(text, vocab_size=rows, tie_word_embeddings=tied, **ids, **text_options),
             vision_config=theirs.vision_config.to_dict(),
             video_token_id=video_token_id,
             image_newline_token_id=newline_id,
@@ -401,8 +402,11 @@ def frame_options_of(config) -> dict:
     vision = config.vision_config
     check_tower_config("`vlm`", vision)
     check_language_config("the language model of `vlm`", config.text_config)
-    if not is_whole(vision.image_size) or not is_whole(vision.patch_size):
-        raise ValueError(f"`vlm` must have a tower for square images, got {vision.image_size}")
+    if not is_whole(vision.image_size) or not is_whole(vision.patch_size) or vision.num_channels != 3:
+        raise ValueError(
+            f"`vlm` must have a tower for square images of 3 channels, got {vision.image_size} pixels and "
+            f"{vision.num_channels}"
+        )
     side = vision.image_size // vision.patch_size
     if config.model_type in ("smolvlm", "idefics3"):
         if side % config.scale_factor:
@@ -433,12 +437,14 @@ def image_tiling_of(config) -> dict | None:
     """How the given model cuts images into tiles whose tokens it joins, as `ImageTiling`; None if it does not."""
     if FAMILIES[config.model_type].newline is None:
         return None
-    vision = config.vision_config
+    vision, ratio = config.vision_config, config.vision_aspect_ratio.removeprefix("anyres_max_")
+    if not ratio.isdecimal():
+        raise ValueError(f"`vlm` must have a `vision_aspect_ratio` such as 'anyres_max_9', got {ratio!r}")
     return {
         "sizes": [list(size) for size in config.image_grid_pinpoints],
         "side": vision.image_size,
         "patches": vision.image_size // vision.patch_size,
-        "max_tiles": int(config.vision_aspect_ratio.removeprefix("anyres_max_")),
+        "max_tiles": int(ratio),
     }
 
 

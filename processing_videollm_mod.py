@@ -445,7 +445,8 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
         """Truncate and pad the `(input_ids, labels, assistant_mask)` of each row."""
         if text_kwargs.get("truncation"):
             limit = text_kwargs.get("max_length") or self.tokenizer.model_max_length
-            if any(self.video_token_id in input_ids[limit:] for input_ids, _, _ in rows):
+            placeholders = {self.video_token_id, self.tokenizer.convert_tokens_to_ids(self.image_slot)}
+            if any(not placeholders.isdisjoint(input_ids[limit:]) for input_ids, _, _ in rows):
                 raise ValueError(f"truncation to `max_length={limit}` would cut frames; raise it or give fewer frames")
             rows = [(ids[:limit], labels[:limit], mask[:limit]) for ids, labels, mask in rows]
         side = text_kwargs.get("padding_side") or self.tokenizer.padding_side

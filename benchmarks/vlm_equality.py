@@ -10,9 +10,13 @@ comparison, whether greedy words are equal, and the difference between the frame
 
 Where the shapes come from: LLaVA and LLaVA-OneVision: `convert_llava_weights_to_hf.py` and
 `convert_llava_onevision_weights_to_hf.py` of transformers, with the language models that they name (Vicuna 1.5 7B,
-Qwen1.5-0.5B, Qwen2 0.5B and 7B; vocabularies padded to 64 as there). SmolVLM2: `config.json` of
-HuggingFaceTB/SmolVLM2-256M-Video-Instruct and -500M-Video-Instruct, as copies of them say. The sizes of SmolVLM2-2.2B
-and of Idefics3-8B-Llama3, beyond `convert_idefics3_weights_to_hf.py`, were not compared with their `config.json`.
+Qwen1.5-0.5B, Qwen2 0.5B and 7B; vocabularies padded to 64 as there). SmolVLM2-256M and -500M: `config.json` of
+HuggingFaceTB/SmolVLM2-256M-Video-Instruct and -500M-Video-Instruct, as copies of them say. SmolVLM2-2.2B:
+`config.json` of SmolVLM-Base and SmolVLM-Instruct, of the same sizes (hidden 2048, intermediate 8192, 24 layers, heads
+of 64, 16384 positions, `scale_factor` 3, `image_seq_len` 81), as copies of them say, and `processor_config.json` of
+SmolVLM2-2.2B-Base (`image_seq_len` 81). Idefics3-8B-Llama3: its `config.json` at revision 92a708a (hidden 4096,
+intermediate 14336, `scale_factor` 2, `image_token_id` 128257) and `convert_idefics3_weights_to_hf.py`. Not compared
+with a `config.json`: the placeholder's id and the rotary base of SmolVLM2-2.2B, and the towers of both.
 """
 
 import argparse
@@ -109,7 +113,7 @@ SHAPES = {
     "SmolVLM2-2.2B": {
         "model_type": "smolvlm",
         "vision_config": {**SO400M, "model_type": "smolvlm_vision", "num_hidden_layers": 27},
-        "text_config": text("llama", 2048, 8192, 24, 32, 32, 49280, **SMOL),
+        "text_config": text("llama", 2048, 8192, 24, 32, 32, 49280, **{**SMOL, "max_position_embeddings": 16384}),
         "image_token_id": 49190,
         "scale_factor": 3,
     },

@@ -215,12 +215,17 @@ def test_images_that_do_not_fit_are_refused():
     for call in (model, model.generate):
         with pytest.raises(ValueError, match="images and placeholders do not match"):
             call(**fewer)
-        with pytest.raises(ValueError, match="images and tiles do not match: `pixel_values` holds"):
+        with pytest.raises(ValueError, match="images and tiles do not match: `pixel_values` holds 6, not .7."):
             call(**{**inputs, "pixel_values": inputs["pixel_values"][:-1]})
     llava, _ = VideoLLMMoDForConditionalGeneration.from_vlm(stock_vlm("llava"), vlm_tokenizer("llava"))
     for other, given in ((llava, inputs), (model, {**inputs, "image_sizes": None})):
         with pytest.raises(ValueError, match="`pixel_values` need `image_sizes` and `image_tiling`"):
             other(**given)
+    with pytest.raises(ValueError, match="would cut frames"):
+        processor.apply_chat_template(message(picture(30, 70)), **OPTIONS, truncation=True, max_length=30)
+    stock.config.vision_aspect_ratio = "square"
+    with pytest.raises(ValueError, match="`vision_aspect_ratio` such as 'anyres_max_9', got 'square'"):
+        VideoLLMMoDForConditionalGeneration.from_vlm(stock, vlm_tokenizer("llava_onevision"))
     tiling = model.config.image_tiling
     for changed, error in [
         ({"sizes": [[24, 30]]}, "in multiples of 24 pixels, got"),

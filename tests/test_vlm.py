@@ -42,10 +42,13 @@ CASES = {
         "tower": "clip_vision_model",
         "vision_feature_select_strategy": "default",
     },
+    "onevision, one head": {"kind": "llava_onevision", "side": 1, "vision": {"num_attention_heads": 1}},
     "smolvlm": {"kind": "smolvlm", "scale_factor": 2},
+    "smolvlm, smollm3": {"kind": "smolvlm", "scale_factor": 3, "text": "smollm3"},
     "smolvlm, 19 a side": {"kind": "smolvlm", "side": 19, "patch": 2, "scale_factor": 1, "seed": 2},
     "smolvlm, 25 a side": {"kind": "smolvlm", "side": 25, "patch": 3, "scale_factor": 5},
     "smolvlm, tied": {"kind": "smolvlm", "side": 12, "scale_factor": 4, "tie_word_embeddings": True},
+    "idefics3, tied in words": {"kind": "idefics3", "scale_factor": 2, "language": {"tie_word_embeddings": True}},
     "idefics3": {"kind": "idefics3", "side": 6, "scale_factor": 3},
     "idefics3, 29 a side": {"kind": "idefics3", "side": 29, "patch": 2, "scale_factor": 29, "seed": 4},
 }
@@ -300,6 +303,9 @@ def test_unsupported_models_are_refused_before_weights_are_loaded(tmp_path, monk
         changed("llava", "tower", vision_config={"model_type": "dinov2"}), "`vlm` has a tower of the type 'dinov2'"
     )
     refused(changed("smolvlm", "factor", scale_factor=4), "6 patches a side")
+    refused(
+        changed("smolvlm", "grey", vision_config={"num_channels": 1}), "square images of 3 channels, got 24 pixels"
+    )
     refused(changed("smolvlm", "bare"), "`vlm` .*bare has no image processor; pass `processor`")
     without = changed("smolvlm", "without")
     (without / "preprocessor_config.json").write_text((tmp_path / "smolvlm" / "preprocessor_config.json").read_text())
