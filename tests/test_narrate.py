@@ -54,7 +54,8 @@ VIDEOS = {
 def test_containers_codecs_and_rates_are_narrated(run, tmp_path, name):
     file, codec, options = VIDEOS[name]
     height, width = random.Random(name).choice([(48, 64), (120, 90), (240, 426)])
-    path = write_video(tmp_path / file, moving(12, height, width), codec, **options)
+    count = 4 if options.get("fps") == 1 else 12
+    path = write_video(tmp_path / file, moving(count, height, width), codec, **options)
     code, lines, err = run(path, "--format", "jsonl", "--fps", 4)
     events = [json.loads(line) for line in lines]
     assert (code, err) == (0, "")
@@ -71,7 +72,7 @@ def test_containers_codecs_and_rates_are_narrated(run, tmp_path, name):
 def test_a_world_clip_is_narrated_correctly_in_any_codec(run, tmp_path, file, codec, seed):
     stream = world_stream(seed)
     options = {"seekable": False} if file.endswith("webm") else {}
-    path = write_video(tmp_path / file, stream.frames(8, 192), codec, fps=8, **options)
+    path = write_video(tmp_path / file, stream.frames(4, 192), codec, fps=4, **options)
     code, lines, _ = run(path, "--format", "jsonl")
     said = [(event["time"], event["text"]) for event in map(json.loads, lines[:-1])]
     assert code == 0 and said == truth(seed)
@@ -86,10 +87,10 @@ def test_frames_of_any_size_are_narrated(run, tmp_path, height, width):
 
 
 def test_a_frame_of_64_million_pixels_is_scaled_down(run, tmp_path):
-    Image.new("RGB", (8000, 8000), (200, 30, 30)).save(tmp_path / "big.png")
-    code, _, err = run(tmp_path / "big.png")
+    Image.new("RGB", (8000, 8000), (200, 30, 30)).save(tmp_path / "big.jpg", quality=95)
+    code, _, err = run(tmp_path / "big.jpg", "--threshold", 0)
     assert (code, err) == (0, "")
-    (frame,), _ = decode_video(tmp_path / "big.png")
+    (frame,), _ = decode_video(tmp_path / "big.jpg")
     assert frame.shape[0] * frame.shape[1] <= MAX_PIXELS and frame.shape[0] == frame.shape[1]
     assert np.abs(frame.astype(int) - (200, 30, 30)).max() <= 2
     assert limited_size(1920, 1080) == (1920, 1080)
@@ -101,7 +102,7 @@ def test_a_frame_of_64_million_pixels_is_scaled_down(run, tmp_path):
 
 @pytest.mark.parametrize("fps", [0.001, 0.1, 0.15, 0.2, 0.37, 3])
 def test_a_whole_video_is_not_cut_off_at_any_rate(run, fps):
-    code, _, err = run(ROOT / "media" / "cup.mp4", "--fps", fps)
+    code, _, err = run(ROOT / "media" / "cup.mp4", "--fps", fps, "--threshold", 0)
     assert (code, err) == (0, "")
 
 
@@ -110,7 +111,7 @@ def test_a_whole_video_is_not_cut_off_at_any_rate(run, fps):
 )
 def test_a_video_that_starts_late_is_not_cut_off(run, tmp_path, file, codec):
     path = write_video(tmp_path / file, moving(60, 48, 64), codec, times=[30 + index / 10 for index in range(60)])
-    code, lines, err = run(path, "--format", "jsonl")
+    code, lines, err = run(path, "--format", "jsonl", "--threshold", 0)
     assert (code, err) == (0, "") and json.loads(lines[-1])["stats"]["frames"] == 12
     assert video_duration(path) == pytest.approx(6.0, abs=0.15)
 
@@ -176,7 +177,7 @@ def test_events_equal_those_of_a_session(run, clip, checkpoint):
 
 def test_long_streams_are_narrated_correctly(run, tmp_path):
     """More than twice as long as any stream in training: by default the model forgets what exceeds its context."""
-    streams, frames, expected, start = [world_stream(seed) for seed in range(5000, 5006)], [], [], 0.0
+    streams, frames, expected, start = [world_stream(seed) for seed in range(5000, 5004)], [], [], 0.0
     for stream in streams:
         frames.append(stream.frames(2, 192))
         expected += [(time + start, text) for time, text in stream.narrations]
@@ -335,7 +336,8 @@ def test_file_name_with_a_leading_dash_is_explained(run, tmp_path, monkeypatch, 
     for arguments in (["-vid.mp4"], ["a.mp4", "-vid.mp4"], ["a.mp4", "--overlay", "-vid.mp4"]):
         code, _, err = run(*arguments)
         assert code == 2 and is_one_line(err) and err.endswith(hint)
-    assert run("--", "-vid.mp4")[:2] == run("./-vid.mp4")[:2] == run(clip)[:2]
+    found = [run("--fps", 1, *name) for name in (["--", "-vid.mp4"], ["./-vid.mp4"], [clip])]
+    assert found[0][:2] == found[1][:2] == found[2][:2] and found[2][1]
     assert "begins with" not in run("a.mp4", "--threshold", "-x")[2]
 
 
@@ -347,7 +349,9 @@ LOCALES = {
 
 @pytest.mark.parametrize("locale", LOCALES)
 @pytest.mark.parametrize("format", ["text", "jsonl", "vtt", "srt"])
-def test_unprintable_characters_are_replaced_in_text_only(monkeypatch, capfdbinary, checkpoint, locale, format):
+def test_unprintable_characters_are_replaced_in_text_only(
+    monkeypatch, capfdbinary, checkpoint, tmp_path, locale, format
+):
     """In this process, with standard output as Python opens it in that locale."""
     ask = "import sys; print(sys.stdout.encoding, sys.stdout.errors)"
     encoding, errors = subprocess.run(
@@ -358,7 +362,8 @@ def test_unprintable_characters_are_replaced_in_text_only(monkeypatch, capfdbina
     out = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=errors, newline="\r\n")
     monkeypatch.setattr(sys, "stdout", out)
     question = os.fsencode("在哪里?").decode("ascii", "surrogateescape") if locale == "ASCII" else "在哪里?"
-    arguments = [str(ROOT / "media" / "cup.mp4"), "--query", f"{question}@1", "--format", format]
+    path = write_video(tmp_path / "a.mkv", world_stream(61).frames(2, 96)[:4], "mjpeg", fps=2)
+    arguments = [str(path), "--query", f"{question}@1", "--format", format]
     assert cli.main(["narrate", *arguments]) == 0
     written, err = out.buffer.getvalue(), capfdbinary.readouterr().err
     assert err.decode() == NOTE
@@ -422,7 +427,7 @@ def test_text_shows_times_questions_and_answers(run, clip):
 def test_suffix_of_the_output_selects_the_format(run, clip, tmp_path):
     starts = {"a.vtt": "WEBVTT", "a.srt": "1\n00:", "a.jsonl": '{"time"', "a.txt": "     "}
     for name, start in starts.items():
-        assert run(clip, "--output", tmp_path / name)[0] == 0
+        assert run(clip, "--output", tmp_path / name, "--fps", 1)[0] == 0
         assert (tmp_path / name).read_text().startswith(start)
-    run(clip, "--output", tmp_path / "a.srt", "--format", "jsonl")
+    run(clip, "--output", tmp_path / "a.srt", "--format", "jsonl", "--fps", 1)
     assert (tmp_path / "a.srt").read_text().startswith('{"time"')

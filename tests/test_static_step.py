@@ -9,13 +9,10 @@ import weakref
 import pytest
 import torch
 from comparing import assert_near, assert_same_cache, assert_same_events
-from fresh_process import ROOT
 from tiny_models import FIRST_WORD, ROUTINGS, SEPARATOR, START, VIDEO, random_batch, tiny_model
 
 from videollm_mod import (
     StreamPool,
-    VideoLLMMoDForConditionalGeneration,
-    VideoLLMMoDProcessor,
 )
 from videollm_mod import steps as steps_module
 from videollm_mod.cache import MoDCache
@@ -28,6 +25,7 @@ needs_triton = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
     reason="needs a GPU, or Triton's interpreter, TRITON_INTERPRET=1",
 )
+QUESTION = "What happened last?"
 STATIC = {
     name: options
     for name, options in ROUTINGS.items()
@@ -298,10 +296,9 @@ def test_a_model_is_copied_and_freed_with_its_steps():
     assert reference() is None
 
 
-def test_sessions_call_the_model_if_steps_fail(monkeypatch):
+def test_sessions_call_the_model_if_steps_fail(monkeypatch, checkpoint):
     """For example if a kernel does not compile. The cache is rolled back to before the text of the frame."""
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    model, processor = checkpoint
     frames = world_stream(41).frames(height=96)[:6]
     expected = model.stream(processor, system_prompt="Watch.").push(frames)
 
@@ -339,18 +336,24 @@ def watch_in_a_pool(pool, videos, options: list[dict], question: str, asked_afte
     return said
 
 
-@pytest.mark.parametrize("kind", ["static", "failing"])
-def test_a_pool_in_static_steps_equals_its_sessions_alone(monkeypatch, kind):
-    """Streams that join one by one and leave, are asked in between, and are bounded or not. If a step fails, every
-    stream is rolled back."""
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+@pytest.fixture(scope="module")
+def watched_alone(checkpoint):
+    """`(options, videos, events)` of five sessions that are asked after four frames."""
+    model, processor = checkpoint
     options = [{}, {"max_cached_frames": 6}, {"max_cached_frames": 5, "cache_policy": "router"}, {}, {}]
-    videos = [world_stream(seed).frames(2, height=96)[:14] for seed in range(910, 915)]
-    question, expected = "What happened last?", []
+    videos, events = [world_stream(seed).frames(2, height=96)[:10] for seed in range(910, 915)], []
     for own, video in zip(options, videos, strict=True):
         session = model.stream(processor, **own)
-        expected.append([*session.push(video[:4]), *session.ask(question), *session.push(video[4:])])
+        events.append([*session.push(video[:4]), *session.ask(QUESTION), *session.push(video[4:])])
+    return options, videos, events
+
+
+@pytest.mark.parametrize("kind", ["static", "failing"])
+def test_a_pool_in_static_steps_equals_its_sessions_alone(monkeypatch, checkpoint, watched_alone, kind):
+    """Streams that join one by one and leave, are asked in between, and are bounded or not. If a step fails, every
+    stream is rolled back."""
+    model, processor = checkpoint
+    options, videos, expected = watched_alone
     calls = []
 
     class Failing(PlainOps):
@@ -365,16 +368,15 @@ def test_a_pool_in_static_steps_equals_its_sessions_alone(monkeypatch, kind):
     monkeypatch.setattr(
         steps_module, "static_language_model", lambda model: (None if fast.broken else fast, fast.why_not)
     )
-    said = watch_in_a_pool(StreamPool(model, processor), videos, options, question, asked_after=4)
+    said = watch_in_a_pool(StreamPool(model, processor), videos, options, QUESTION, asked_after=4)
     for stream, events in zip(said, expected, strict=True):
         assert_same_events(said[stream], events)
     assert fast.broken == (kind == "failing") and max(calls) >= 4
 
 
 @pytest.mark.parametrize("static", [False, True])
-def test_steps_built_in_inference_mode_work_outside_of_it(monkeypatch, static):
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+def test_steps_built_in_inference_mode_work_outside_of_it(monkeypatch, checkpoint, static):
+    model, processor = checkpoint
     fast = StaticLanguageModel(model, PlainOps)
     if static:
         monkeypatch.setattr(steps_module, "static_language_model", lambda model: (fast, fast.why_not))
