@@ -137,7 +137,7 @@ def read_config(name: str, source, **options):
     """
     check_source(name, source)
     try:
-        return AutoConfig.from_pretrained(source, trust_remote_code=False, **options)
+        return AutoConfig.from_pretrained(source, **options)
     except ValueError as error:  # in several lines
         raise ValueError(
             f"`{name}` {source} has no configuration that transformers can read without code of its own: "

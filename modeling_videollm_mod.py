@@ -298,8 +298,8 @@ class VideoLLMMoDModel(VideoLLMMoDPreTrainedModel):
         self, token_id: int | None, input_ids: torch.Tensor | None, inputs_embeds: torch.Tensor | None
     ) -> torch.Tensor:
         """bool `[B, T]`: where a token is; among embeddings it is found by its own embedding. None is nowhere."""
-        given = input_ids if inputs_embeds is None else inputs_embeds
-        if token_id is None and given is not None:
+        if token_id is None:
+            given: Any = input_ids if inputs_embeds is None else inputs_embeds
             return torch.zeros(given.shape[:2], dtype=torch.bool, device=given.device)
         if input_ids is not None and inputs_embeds is None:
             return input_ids == token_id
@@ -395,7 +395,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         self.vocab_size = config.text_config.vocab_size
         self.lm_head = nn.Linear(config.text_config.hidden_size, self.vocab_size, bias=False)
         # placeholders stand for given frames, so they are never generated
-        never = (config.video_token_id, config.image_newline_token_id)
+        never = (config.video_token_id, config.image_newline_token_id, config.image_token_id)
         self.generation_config.suppress_tokens = [token for token in never if token is not None]
         self.add_model_tags(TAGS)
         self.post_init()
