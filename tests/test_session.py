@@ -12,6 +12,7 @@ from fork_server import ForkedProcess, run_forked
 from fresh_process import HELPERS, ROOT
 from safetensors.torch import save_file
 from transformers import GenerationConfig
+from video_files import write_video
 
 from videollm_mod import (
     StreamEvent,
@@ -69,10 +70,12 @@ def saved(checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def watched_world(checkpoint):
+def watched_world(checkpoint, tmp_path_factory):
     """`(path, frames, times, events)` of a video, after which its first frames are watched again."""
-    path, (model, processor) = ROOT / "media" / "world.mp4", checkpoint
+    model, processor = checkpoint
+    path = write_video(tmp_path_factory.mktemp("world") / "a.mkv", clip(59, 20)[0], "mjpeg", fps=2)
     frames, times = decode_video(path, processor.video_processor.fps)
+    assert len(frames) == 20  # more than are decoded at once
     session = model.stream(processor)
     events = session.push(frames, times) + session.push(frames[:4], times[:4] + times[-1] + 0.5)
     return path, frames, times, events
@@ -100,9 +103,9 @@ def test_a_video_is_sampled_at_the_sessions_rate(checkpoint, watched_world, kind
         else:
             events = session.push(source) + session.push(frames[:4])
     assert_same_events(events, said)
-    assert len(said) >= 7 and session.time == times[-1] + 2.0
+    assert len(said) >= 6 and session.time == times[-1] + 2.0
     if kind == "path":
-        assert len(session.push(str(path))) >= 7 and session.time == 2 * times[-1] + 2.5  # goes on after what was
+        assert len(session.push(str(path))) >= 5 and session.time == 2 * times[-1] + 2.5  # goes on after what was
 
 
 def test_invalid_videos_are_refused(checkpoint, tmp_path):
