@@ -18,7 +18,8 @@ from videollm_mod.sources import source
 
 
 def start(clip: Path, folder: Path, *arguments) -> ForkedProcess:
-    return ForkedProcess([*COMMAND, clip, "--overlay", folder / "o.mp4", *arguments])
+    """A process that writes an overlay too, and speaks after each frame."""
+    return ForkedProcess([*COMMAND, clip, "--overlay", folder / "o.mp4", "--threshold", 1, *arguments])
 
 
 def readable(folder: Path, name: str) -> int:
@@ -44,11 +45,11 @@ def test_a_killed_process_leaves_whole_files(tmp_path, clip, name):
         folder.mkdir()
         process = start(clip, folder, "--output", folder / name, "--fps", 8)
         until(lambda path=folder / name: path.exists() and path.stat().st_size > 20, "the first event")
+        until(lambda path=folder / "o.mp4": path.exists() and path.stat().st_size > 0, "the first frame")
         clock.sleep(rng.uniform(0, 0.5))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         counts.append(readable(folder, name))
-        assert (folder / "o.mp4").stat().st_size > 0
     assert max(counts) > 0
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 from contextlib import suppress
 from pathlib import Path
@@ -159,11 +160,17 @@ def test_an_unreachable_hub_id_is_one_error_line(clip):
         threading.Thread(target=hang_up, daemon=True).start()
         hub = f"http://127.0.0.1:{server.getsockname()[1]}"
         environment = {**os.environ, "HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub}
-        for extra in ([], ["--trust-remote-code"]):
-            asking = [*COMMAND, clip, "--model", "no/model", *extra]
-            done = run_forked(asking, env=environment, preloaded=TORCH)
-            assert done.returncode == 2 and is_one_line(done.stderr) and "the Hub cannot be reached" in done.stderr
-        assert len(asked) <= 2 * 2
+        asking = f"""
+import sys
+from videollm_mod.commands import cli
+for extra in ([], ["--trust-remote-code"]):
+    sys.stdout.write(str(cli.main(["narrate", {str(clip)!r}, "--model", "no/model", *extra])))
+"""
+        done = run_forked([sys.executable, "-c", asking], env=environment, preloaded=TORCH)
+        errors = done.stderr.splitlines(keepends=True)
+        assert done.stdout == "22" and len(errors) == 2
+        assert all(is_one_line(error) and "the Hub cannot be reached" in error for error in errors)
+        assert 2 <= len(asked) <= 2 * 2
     done = run_forked([*COMMAND, clip, "--model", "no/model"])
     assert done.returncode == 2 and is_one_line(done.stderr) and "which is offline" in done.stderr
 
