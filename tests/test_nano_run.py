@@ -88,7 +88,7 @@ def small_run(tmp_path, monkeypatch):
 
 @needs_muon
 def test_a_run_writes_a_checkpoint_and_a_log(small_run):
-    result, folder = small_run("whole", "--seconds", "12")
+    result, folder = small_run("whole", "--seconds", "6")
     for stage in ("vision", "stream"):
         own = [entry for entry in result["log"] if entry["stage"] == stage]
         assert own[-1]["progress"] == 1 and own[-1]["loss"] < own[0]["loss"]
