@@ -11,6 +11,7 @@ import pytest
 from fresh_process import ROOT
 from pages import command_lines, python_blocks, run_blocks, text_of
 from PIL import Image
+from small_data import write_video
 from stock_vlms import save_vlm
 
 from videollm_mod.commands import cli
@@ -37,7 +38,7 @@ def test_snippet_runs(tmp_path, monkeypatch):
 
 
 def test_commands_run(tmp_path, monkeypatch, capsys):
-    """From a pretrained model to a narrated real clip; a tiny one takes the place of SmolVLM2."""
+    """From a pretrained model to a narrated clip; a tiny model takes the place of SmolVLM2."""
     demo, *commands = command_lines(README)
     assert demo == "demo"  # tests/test_demo.py runs it
     assert ["pip install .", *(f"videollm-mod {line}" for line in commands)] == list(COMMANDS)
@@ -45,7 +46,7 @@ def test_commands_run(tmp_path, monkeypatch, capsys):
     stock = tmp_path / shlex.split(commands[0])[2]
     stock.mkdir(parents=True)
     save_vlm(stock, "smolvlm", scale_factor=2)
-    shutil.copy(ROOT / "media" / "cup.mp4", "clip.mp4")
+    write_video(tmp_path / "clip.mp4", 8)
     for line in commands:
         assert cli.main(shlex.split(line)) == 0
     assert re.search(r"^     0\.0 s  ", capsys.readouterr().out, re.M)
