@@ -14,9 +14,10 @@ import torch
 THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]
 # Files that take longest start first, so that the processes which share the files end together.
 LONGEST = (
-    *("session", "security", "memory", "live", "space_browser", "narrate", "nano_run", "hub", "bench", "recomputing"),
-    *("packaging", "hub_round_trip", "demo", "space", "static_step", "distributed", "skipped", "noise", "finetune"),
-    *("narrate_errors", "narrate_endings", "auto_classes", "faults", "evaluate", "adapters", "soak", "space_app"),
+    *("space_browser", "session", "security", "memory", "live", "narrate", "hub", "nano_run"),
+    *("recomputing", "packaging", "hub_round_trip", "space", "bench", "static_step", "distributed", "demo", "noise"),
+    *("finetune", "narrate_errors", "narrate_endings", "auto_classes", "faults", "evaluate", "adapters", "soak"),
+    *("space_app", "skipped"),
 )
 gc.disable()  # until the tests begin: libraries make a million objects when they are imported
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and break off.
