@@ -88,7 +88,7 @@ class Models:
         """Watch two frames and say a word with each model, so that no visitor waits for lazy initialisation."""
         for model in self.lanes.values():
             session = model.stream(self.processor, max_new_tokens=2, speak_threshold=1.0)
-            side = self.processor.video_processor.size["height"]
+            side = self.config.vision_config.image_size
             session.push(torch.zeros(2, 3, side, side, dtype=torch.uint8))
 
     def describe(self) -> dict:

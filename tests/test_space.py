@@ -211,6 +211,7 @@ def test_models_made_from_pretrained_ones_are_served(kind, tmp_path):
     torch.set_num_threads(threads)
     for lane in served.lanes.values():
         lane.stream = partial(lane.stream, max_new_tokens=6)  # these models never end a narration
+    served.warm_up()
     about = served.describe()
     assert (about["rules"], about["instruction"], about["domain"]) == ({"verify": 1.0}, "What do you see?", None)
     fps, path = served.fps, write_video(tmp_path / "ball.mp4", moving(30, 40, 60), "libx264")
