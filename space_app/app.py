@@ -52,9 +52,11 @@ if __name__ == "__main__":
     parser.add_argument("--model", help="folder or Hub id of a checkpoint or adapter (default: the repository's)")
     model = parser.parse_args().model
     import_package(repository())
-    from videollm_mod.space.server import launch
+    from videollm_mod.commands.messages import message_of
 
     try:
+        from videollm_mod.space.server import launch
+
         launch(model)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    except (ValueError, OSError, ImportError) as error:
+        sys.exit(f"error: {message_of(error)}")

@@ -11,7 +11,7 @@ import sys
 import httpx
 import pytest
 import yaml
-from fork_server import TORCH, ForkedProcess
+from fork_server import TORCH, ForkedProcess, run_forked
 from fresh_process import ROOT, run_fresh
 from waiting import PATIENCE, until
 
@@ -65,6 +65,13 @@ def test_missing_model_is_reported_in_one_line():
     _, errors = process.communicate(timeout=PATIENCE)
     assert process.returncode == 1
     assert errors == "error: `--model` must be a folder with a checkpoint or a Hub id, got ./nowhere\n"
+
+
+def test_a_missing_package_is_reported_in_one_line():
+    code = "import runpy, sys; sys.modules['gradio'] = None; sys.argv[1:] = []; "
+    done = run_forked([sys.executable, "-c", code + f"runpy.run_path({str(APP / 'app.py')!r}, run_name='__main__')"])
+    assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "gradio" in done.stderr and done.stderr.endswith(": pip install videollm-mod[space]\n")
 
 
 def test_code_and_weights_come_from_the_pinned_revision(pushed, tmp_path):
