@@ -13,7 +13,7 @@ from ..loading.find import OWN_CHECKPOINT
 from ..speaking import StreamEvent
 from .narrate import narrate
 from .options import NarrateOptions
-from .overlay import OverlayVideo
+from .overlay import OverlayVideo, frame_fit
 from .savings import measure_savings
 from .sight import COMMANDS, can_describe, clip_domain, why_silent
 from .writers import file_writer
@@ -76,8 +76,8 @@ def watched(model, processor, clip: Path, stem: Path) -> None:
     frames, times = decode_video(clip, fps)
     decoding = perf_counter() - start
     session = model.stream(processor, speak_threshold=0.0)
-    letterbox = processor.video_processor.do_pad
-    with closing(OverlayVideo(Path(f"{stem}.overlay.mp4"), model.config, fps, None, letterbox)) as overlay:
+    fit = frame_fit(processor.video_processor)
+    with closing(OverlayVideo(Path(f"{stem}.overlay.mp4"), model.config, fps, None, fit)) as overlay:
         for image, seen in zip(frames, session.watch(frames, times.tolist()), strict=True):
             overlay.frame(image, seen)
     height, width = frames.shape[1:3]

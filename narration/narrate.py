@@ -190,9 +190,8 @@ def narrate(options: NarrateOptions, load: Callable = NarrateOptions.load, echo:
     with readable_memory_errors():
         model, processor = load(options)
         session = open_session(options, model, processor)
-        letterbox = processor.video_processor.do_pad
-        threshold = session.speak_threshold
-        with Outputs(options, source, model.config, letterbox, fps, threshold, echo) as outputs:
+        video_processor, threshold = processor.video_processor, session.speak_threshold
+        with Outputs(options, source, model.config, video_processor, fps, threshold, echo) as outputs:
             arguments = (session, source, fps, queries, outputs.event, outputs.frame)
             if source.live is None:
                 narration = Narration(*arguments)

@@ -24,7 +24,7 @@ class Outputs:
     Args:
         options (`NarrateOptions`): which outputs there are.
         source (`Source`): for the progress bar.
-        config (`VideoLLMMoDConfig`), letterbox (`bool`): of the model and its video processor, for the overlay.
+        config (`VideoLLMMoDConfig`), video_processor (`VideoLLMMoDVideoProcessor`): of the model, for the overlay.
         fps (`float`): frames per second of the source.
         threshold (`float`): of P(silence), for the overlay.
         echo (`Callable[[StreamEvent], None]`, *optional*): called with each event.
@@ -35,7 +35,7 @@ class Outputs:
         options: NarrateOptions,
         source: Source,
         config,
-        letterbox: bool,
+        video_processor,
         fps: float,
         threshold: float,
         echo: Callable | None = None,
@@ -47,9 +47,10 @@ class Outputs:
             stack.callback(self.writer.close)
             self.overlay = None
             if options.overlay is not None:
-                from .overlay import OverlayVideo
+                from .overlay import OverlayVideo, frame_fit
 
-                self.overlay = OverlayVideo(options.overlay, config, fps, threshold, letterbox)
+                fit = frame_fit(video_processor)
+                self.overlay = OverlayVideo(options.overlay, config, fps, threshold, fit)
                 stack.callback(self.overlay.close)
             self.bar = stack.enter_context(progress_bar(source))
             self._open = stack.pop_all()

@@ -1,8 +1,8 @@
 """A video of what the model saw: the patches that routed layers kept, and below them what the model said.
 
-On the left is the frame as the model sees it, letterboxed; the more routed layers kept a cell, the brighter it is. On
-the right are the cells that each routed layer kept, and the probability of silence over time. Below are that of this
-frame with the threshold, and what was said last.
+On the left is the frame as the model sees it; the more routed layers kept a cell, the brighter it is. On the right are
+the cells that each routed layer kept, and the probability of silence over time. Below are that of this frame with the
+threshold, and what was said last.
 
 Shapes: H and W pixels, h x w grid of pooled patches, L routed layers, k tokens kept of the N of a frame.
 """
@@ -58,13 +58,13 @@ class OverlayVideo:
         fps (`float`): frames per second.
         speak_threshold (`float`, *optional*): marked on the bar of the probability of silence; None for a model that
             cannot describe the clip, of which neither this probability nor any words are shown.
-        letterbox (`bool`): frames are padded to a square, not stretched.
+        fit (`str`): how the model's frames become squares, see `frame_fit`.
     """
 
-    def __init__(self, path: Path, config, fps: float, speak_threshold: float | None, letterbox: bool = True):
+    def __init__(self, path: Path, config, fps: float, speak_threshold: float | None, fit: str = "pad"):
         import av
 
-        self.letterbox = letterbox
+        self.fit = fit
         self._last: tuple[np.ndarray, WatchedFrame] | None = None  # the last frame
         self._unseen = False  # whether something was said since
         self.grid = tuple(config.frame_token_pooled or (1, 1))
@@ -111,7 +111,7 @@ class OverlayVideo:
 
     def draw(self, image: np.ndarray, watched: WatchedFrame) -> np.ndarray:
         """uint8 `[SIDE + STRIP, SIDE + PANEL, 3]`."""
-        seen = square(image, SIDE, self.letterbox)
+        seen = square(image, SIDE, self.fit)
         layers = {i: kept.cpu().numpy() for i, kept in enumerate(watched.kept) if kept is not None}
         canvas = Image.new("RGB", (SIDE + PANEL, SIDE + STRIP), BACKGROUND)
         canvas.paste(Image.fromarray(self._highlight(seen, list(layers.values()))), (0, 0))
@@ -233,11 +233,16 @@ def outlined(image: np.ndarray, cells: np.ndarray, width: int = 1) -> np.ndarray
     return image
 
 
-def square(image: np.ndarray, side: int, letterbox: bool) -> np.ndarray:
-    """Make uint8 `[H, W, 3]` `[side, side, 3]`, padded or stretched as the video processor does it."""
+def frame_fit(video_processor) -> str:
+    """How frames become squares: `"pad"`, `"stretch"`, or `"crop"`, which keeps the middle."""
+    return "crop" if video_processor.do_center_crop else "pad" if video_processor.do_pad else "stretch"
+
+
+def square(image: np.ndarray, side: int, fit: str) -> np.ndarray:
+    """Make uint8 `[H, W, 3]` `[side, side, 3]`, as the video processor does it. fit: as `frame_fit`."""
     height, width = image.shape[:2]
-    scale = side / max(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale))) if letterbox else (side, side)
+    scale = side / (min if fit == "crop" else max)(height, width)
+    size = (side, side) if fit == "stretch" else (max(1, round(width * scale)), max(1, round(height * scale)))
     canvas = Image.new("RGB", (side, side))
     canvas.paste(Image.fromarray(image).resize(size), ((side - size[0]) // 2, (side - size[1]) // 2))
     return np.asarray(canvas)
@@ -289,4 +294,4 @@ def wrapped(pen, text: str, font) -> list[str]:
     return lines
 
 
-__all__ = ["OverlayVideo", "kept_cells"]
+__all__ = ["OverlayVideo", "frame_fit", "kept_cells"]

@@ -11,6 +11,7 @@ from ..commands.threads import allowed_cores
 from ..data.world import DOMAIN
 from ..loading.checkpoint import load_checkpoint
 from ..memory import frames_in_context
+from ..narration.overlay import frame_fit
 from ..speaking import default_threshold
 
 try:
@@ -105,7 +106,7 @@ class Models:
             "fps": self.fps,
             "grid": list(grid),
             "class_token": config.frame_token_cls,
-            "letterbox": bool(self.processor.video_processor.do_pad),
+            "fit": frame_fit(self.processor.video_processor),
             "tokens": config.num_frame_tokens,
             "layers": text.num_hidden_layers,
             "routed_layers": list(text.routed_layers),

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ..narration.overlay import OverlayVideo
+from ..narration.overlay import OverlayVideo, frame_fit
 from ..narration.sight import can_describe, why_silent
 from ..narration.writers import file_writer
 from ..speaking import StreamEvent
@@ -251,9 +251,9 @@ class Stream:
         if not seen:
             raise ValueError("There is nothing to show yet: the model has not watched a frame.")
         path = self.clip.folder / f"{self.id}.overlay.mp4"
-        letterbox = bool(self.models.processor.video_processor.do_pad)
         threshold = self.full_controls.threshold if self.describes else None
-        video = OverlayVideo(path, self.models.config, self.models.fps, threshold, letterbox)
+        fit = frame_fit(self.models.processor.video_processor)
+        video = OverlayVideo(path, self.models.config, self.models.fps, threshold, fit)
         try:
             for image, frame in zip(self._images(), seen, strict=False):
                 while events and events[0].time <= frame.watched.time:

@@ -20,6 +20,7 @@ from videollm_mod.narration.overlay import (
     SKIPPED,
     STRIP,
     OverlayVideo,
+    frame_fit,
     kept_cells,
     lines_in,
     outlined,
@@ -77,13 +78,23 @@ def test_curve_is_high_where_silence_is_probable(tmp_path, silence, half):
     assert halves[half] > 0 == halves[1 - half]
 
 
-@pytest.mark.parametrize("do_pad", [True, False])
+SQUARE = {"height": 96, "width": 96}
+FITS = {
+    "pad": {"size": SQUARE},
+    "stretch": {"size": SQUARE, "do_pad": False},
+    "crop": {"size": {"shortest_edge": 96}, "crop_size": SQUARE, "do_center_crop": True, "as_pictures": True},
+}
+
+
+@pytest.mark.parametrize("fit", FITS)
 @pytest.mark.parametrize("height, width", [(30, 90), (90, 30), (64, 64)])
-def test_the_frame_is_placed_as_the_processor_places_it(do_pad, height, width):
+def test_the_frame_is_placed_as_the_processor_places_it(fit, height, width):
     frame = np.full((height, width, 3), 255, np.uint8)
-    processor = VideoLLMMoDVideoProcessor(size={"height": 96, "width": 96}, do_pad=do_pad, do_normalize=False)
+    frame[: height // 2, : width // 2] = 0
+    processor = VideoLLMMoDVideoProcessor(**FITS[fit], do_normalize=False)
     pixels = processor(torch.from_numpy(frame)[None], return_tensors="pt")["pixel_values_videos"][0, 0]
-    assert np.array_equal(square(frame, 96, do_pad)[:, :, 0] > 127, pixels.numpy() > 0.5)
+    assert frame_fit(processor) == fit
+    assert np.array_equal(square(frame, 96, fit)[:, :, 0] > 127, pixels.numpy() > 0.5)
 
 
 @pytest.mark.parametrize("fps", [0.5, 2.0, 29.97])

@@ -15,7 +15,7 @@ const RULES = {
   },
   verify: {
     option: "When its last words no longer hold",
-    hint: "The model speaks when one of its last words is less probable than this, as a share of the best word now; higher is more talkative.",
+    hint: "The model speaks again when a word of its last narration is less probable than this share of the best word there; higher is more talkative.",
     chart: "Doubt in its last words",
   },
 };

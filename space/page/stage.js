@@ -3,10 +3,10 @@
 const DIM = "6,7,11";
 const KEPT = "255,190,60";
 
-// The area that the model's frame covers, in pixels of a w x h picture. It is larger than the picture if letterboxed.
-function modelFrame(w, h, letterbox) {
-  if (!letterbox) return { x: 0, y: 0, w, h };
-  const side = Math.max(w, h);
+// The area that the model's frame covers, in pixels of a w x h picture. It is larger than the picture if that is padded.
+function modelFrame(w, h, fit) {
+  if (fit === "stretch") return { x: 0, y: 0, w, h };
+  const side = fit === "crop" ? Math.min(w, h) : Math.max(w, h);
   return { x: (w - side) / 2, y: (h - side) / 2, w: side, h: side };
 }
 
@@ -136,7 +136,7 @@ export class Stage {
     const share = new Array(rows * columns).fill(0);
     for (const kept of frame[2]) for (const cell of this.#cells(kept)) share[cell] += 1 / frame[2].length;
     if (share.every((part) => part > 0.999)) return; // nothing was skipped
-    const area = modelFrame(w, h, this.model.letterbox);
+    const area = modelFrame(w, h, this.model.fit);
     const [cw, ch] = [area.w / columns, area.h / rows];
     share.forEach((part, cell) => {
       const [x, y] = [area.x + (cell % columns) * cw, area.y + Math.floor(cell / columns) * ch];
@@ -152,7 +152,7 @@ export class Stage {
   #drawLayer({ layer, canvas, caption }, picture, w, h, kept) {
     const pen = canvas.getContext("2d");
     const side = canvas.width;
-    const area = modelFrame(w, h, this.model.letterbox);
+    const area = modelFrame(w, h, this.model.fit);
     const [sx, sy] = [side / area.w, side / area.h];
     pen.fillStyle = `rgb(${DIM})`;
     pen.fillRect(0, 0, side, side);
