@@ -72,6 +72,6 @@ def run(options: CalibrateMarginOptions) -> None:
     result = calibrate_margin(options, command=shlex.join(["videollm-mod", *sys.argv[1:]]))
     out = beside(options.json)
     print(table(result), file=out)
-    print(
-        f"verify_margin {result['picked']['margin']:g} is written to {Path(options.model) / 'config.json'}", file=out
-    )
+    path, margin = Path(options.model) / "config.json", f"verify_margin {result['picked']['margin']:g}"
+    use = "" if result["speak_rule"] == "verify" else "; this model uses it with `--speak-rule verify` only"
+    print(f"{margin} is written to {path}{use}", file=out)

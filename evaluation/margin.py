@@ -12,7 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
+from ..containers import video_duration
 from ..data.files import write_whole
 from ..decoding import iter_video_blocks
 from ..loading.checkpoint import load_checkpoint
@@ -148,13 +150,16 @@ def calibrate_margin(options, command: str = "") -> dict:
     fps = options.fps or float(processor.video_processor.fps)
     probes: list[Probe] = []
     for clip in options.clips:
-        probes += probe(model, processor, clip, fps, options.query, options.keep_ratio)
+        found = probe(model, processor, clip, fps, options.query, options.keep_ratio)
+        total = max(1, round(fps * (video_duration(clip) or 0)) - 1)  # none after the first frame
+        probes += tqdm(found, clip.name, total, disable=None, unit=" frames")  # on a terminal
     if not probes:
         raise ValueError("the clips must have at least two frames each, so that there is something to verify")
     summary = summarise(probes, fps, options.needless)
     result = {
         "command": command,
         "model": Path(options.model).name,
+        "speak_rule": model.config.speak_rule,
         "clips": [clip.name for clip in options.clips],
         "query": options.query,
         "fps": fps,

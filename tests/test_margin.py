@@ -9,6 +9,8 @@ import pytest
 from fork_server import command, run_forked
 from small_data import small_model, write_video
 
+from videollm_mod.commands.cli import main
+from videollm_mod.evaluation import margin
 from videollm_mod.evaluation.margin import LARGEST_GAP, Probe, pick_margin, probe, shaken, summarise
 
 FPS = 4.0
@@ -28,9 +30,9 @@ def test_the_margin_is_the_smallest_that_keeps_to_the_limit(seed):
     rng = np.random.default_rng(seed)
     gaps = np.where(rng.random(90) < 0.5, 0.0, rng.exponential(2.0, 90)).tolist()
     for limit in (0.0, 1.0, 5.0, 30.0, 1000.0):
-        margin = pick_margin(gaps, FPS, limit)
-        rates = [60 * FPS * np.mean([gap > value for gap in gaps]) for value in (margin, margin - 0.002)]
-        assert rates[0] <= limit and (margin == 0 or rates[1] > limit)
+        picked = pick_margin(gaps, FPS, limit)
+        rates = [60 * FPS * np.mean([gap > value for gap in gaps]) for value in (picked, picked - 0.002)]
+        assert rates[0] <= limit and (picked == 0 or rates[1] > limit)
 
 
 def test_rates_of_a_margin():
@@ -85,11 +87,26 @@ def test_the_command_writes_the_margin(folder, tmp_path):
     done = run_forked(command(*arguments, "--json", files[0], "--plot", files[1]))
     assert done.returncode == 0, done.stderr
     result = json.loads(files[0].read_text())
-    margin = result["picked"]["margin"]
-    assert json.loads((model / "config.json").read_text()) == {**before, "verify_margin": margin}
-    assert f"verify_margin {margin:g} is written to {model / 'config.json'}" in done.stdout
+    picked = result["picked"]["margin"]
+    assert json.loads((model / "config.json").read_text()) == {**before, "verify_margin": picked}
+    use = "; this model uses it with `--speak-rule verify` only"
+    assert f"verify_margin {picked:g} is written to {model / 'config.json'}{use}\n" in done.stdout
     assert len(result["probes"]) == 6 and result["picked"]["needless_per_minute"] <= 80
     assert files[1].read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_shows_how_far_it_is(folder, tmp_path, monkeypatch):
+    shown = []
+
+    def bar(probes, name, total, **_):
+        shown.append((name, total, probes := list(probes)))
+        return probes
+
+    monkeypatch.setattr(margin, "tqdm", bar)
+    clip = str(write_video(tmp_path / "a.mp4", 12))
+    assert main(["calibrate-margin", clip, "--model", str(shutil.copytree(folder, tmp_path / "m"))]) == 0
+    ((name, total, probes),) = shown
+    assert name == "a.mp4" and total == len(probes) > 3
 
 
 @pytest.mark.parametrize(
