@@ -1,10 +1,10 @@
 """Builds a VideoLLM-MoD from pretrained models: from a language model and a vision tower (`from_components`), or from
 one that reads images already (`from_vlm`).
 
-The given models keep all of their weights. Of `from_components` only the connector, the LayerExperts and the embedding
-of the placeholder are new. The LayerExperts are zero at first: then the model computes the same as the given language
-model for text, at any keep ratio, and is dense at ratio 1. `from_vlm` adds nothing, and equals the given model for
-images and videos too, at keep ratio 1.
+The given models keep all of their weights. `from_components` adds a connector, the LayerExperts and the embedding of
+the placeholder. The LayerExperts are zero at first, so the model computes the same as the given language model for
+text, at any keep ratio, and is dense at ratio 1. `from_vlm` adds nothing. At keep ratio 1 its model equals the given
+one for images and videos too.
 """
 
 import contextlib
