@@ -189,6 +189,7 @@ def narrate(options: NarrateOptions, load: Callable = NarrateOptions.load, echo:
     source = open_source(options.source, fps, options.when_behind, options.limits)
     with readable_memory_errors():
         model, processor = load(options)
+        check_instructions(queries, processor)
         session = open_session(options, model, processor)
         video_processor, threshold = processor.video_processor, session.speak_threshold
         with Outputs(options, source, model.config, video_processor, fps, threshold, echo) as outputs:
@@ -206,6 +207,13 @@ def narrate(options: NarrateOptions, load: Callable = NarrateOptions.load, echo:
             stats = narration.stats()
             outputs.finish(stats)
             return stats
+
+
+def check_instructions(queries: list[Query], processor) -> None:
+    """Raise `ValueError` for several instructions to a model that narrates after the last one alone."""
+    given = sum(query.time is None for query in queries)
+    if given > 1 and getattr(processor, "default_query", None) is not None:
+        raise ValueError(f"this model narrates after one instruction: give one `--query` without a time, got {given}")
 
 
 def open_session(options: NarrateOptions, model, processor):

@@ -17,7 +17,7 @@ COMMANDS = (
 
 def can_describe(config, domain: str | None) -> bool:
     """Whether a model of this `VideoLLMMoDConfig` has learned what a clip of this domain shows."""
-    return config.domain in (None, domain)
+    return getattr(config, "domain", None) in (None, domain)  # the code of an older checkpoint has no domains
 
 
 def clip_domain(path: Path) -> str | None:

@@ -320,7 +320,15 @@ def test_a_checkpoint_that_knows_one_world_notes_it(tmp_path, clip, capfd):
         assert [json.loads(line) for line in out.splitlines()]
         assert err == (NOTE if "cup" in str(arguments) else "")
     assert NOTE.count("\n") == 1 and "videollm-mod build --vlm" in NOTE and "procedural world" in NOTE
-    assert sight.notice(VideoLLMMoDConfig(), "-") is None
+    assert sight.notice(VideoLLMMoDConfig(), "-") is sight.notice(SimpleNamespace(), "-") is None
+
+
+def test_one_instruction_is_all_that_a_family_takes(run, clip, checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(checkpoint[1], "default_query", "What do you see?")
+    queries = ["--query", "Who?", "--query", "Where?", "--query", "When?@1"]
+    code, lines, err = run(clip, *queries, "--output", tmp_path / "a.srt")
+    assert code == 2 and lines == [] and is_one_line(err) and not (tmp_path / "a.srt").exists()
+    assert "narrates after one instruction: give one `--query` without a time, got 2" in err
 
 
 def test_a_dash_means_standard_output(run, tmp_path, monkeypatch, clip):
