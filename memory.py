@@ -66,6 +66,8 @@ class StreamMemory:
         self.frame_bytes = (num_frame_tokens + frame_text) * token_bytes
         self.resize(max_frames)
         self.forgotten = 0  # tokens that have left
+        # bool [M] for each eviction, which tokens left, for a store that follows the cache; None if there is none
+        self.evictions: list[torch.Tensor] | None = None
         # for the token at each position: its kind, the number of its frame (-1: none yet), and its score
         self.kinds = torch.empty(0, dtype=torch.uint8)
         self.frames = torch.empty(0, dtype=torch.long)
@@ -124,8 +126,10 @@ class StreamMemory:
         return self.text_budget if self.max_bytes is not None else max(self.text_budget, LONGEST_TURN)
 
     def copy(self) -> "StreamMemory":
-        """An independent copy. Tensors are shared, since nothing here writes into them."""
-        return copy.copy(self)
+        """An independent copy, which no store follows. Tensors are shared, since nothing here writes into them."""
+        other = copy.copy(self)
+        other.evictions = None
+        return other
 
     def record(
         self,
@@ -237,6 +241,8 @@ class StreamMemory:
             leaving &= (self.kinds == TEXT) | (self.frames != self.frames[-1])
         cache.forget(leaving, KeyRotation(rotary_embedding))
         self.forgotten += int(leaving.sum())
+        if self.evictions is not None:
+            self.evictions.append(leaving)
         for name in FIELDS:
             setattr(self, name, getattr(self, name)[~leaving])
 

@@ -200,30 +200,36 @@ def checksum(tensors: dict[str, torch.Tensor], content: str) -> str:
     return digest.hexdigest()
 
 
-def save_session(session, path: str | os.PathLike) -> Path:
-    """Write `session` to `path`; its folder must exist. See `StreamingSession.save`."""
-    path, cache, memory = Path(path), session.state.cache, session.state.memory
-    if path.is_dir():
-        raise IsADirectoryError(f"`path` must be a file, {path} is a directory")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"the folder of `path` does not exist: {path.parent}")
+def state_tensors(session) -> dict[str, torch.Tensor]:
+    """The tensors of a session but for those of the layers of its cache, each where it is."""
+    cache, memory = session.state.cache, session.state.memory
     tensors = {"next_position": cache.next_position, "frame_ends": cache.frame_ends}
-    for index, layer in enumerate(cache.layers):
-        if layer.is_initialized:
-            tensors |= {f"layers.{index}.keys": layer.keys, f"layers.{index}.values": layer.values}
-            tensors[f"layers.{index}.positions"] = layer.positions.clone()  # dense layers share theirs
     if memory is not None:
         tensors |= {f"memory.{name}": getattr(memory, name) for name in FIELDS}
     if session.sampler.generator is not None:
         tensors["generator"] = session.sampler.generator.get_state()
-    tensors = {name: value.detach().cpu().contiguous() for name, value in tensors.items() if value is not None}
-    config = session.generation_config
+    return {name: value for name, value in tensors.items() if value is not None}
+
+
+def session_tensors(session) -> dict[str, torch.Tensor]:
+    """All tensors of a session, each where it is."""
+    tensors = state_tensors(session)
+    for index, layer in enumerate(session.state.cache.layers):
+        if layer.is_initialized:
+            tensors |= {f"layers.{index}.keys": layer.keys, f"layers.{index}.values": layer.values}
+            tensors[f"layers.{index}.positions"] = layer.positions.clone()  # dense layers share theirs
+    return tensors
+
+
+def session_content(session, fingerprint: str) -> str:
+    """Everything of a session that is no tensor, as JSON. fingerprint: see `model_fingerprint`."""
+    cache, memory, config = session.state.cache, session.state.memory, session.generation_config
     options = {name: getattr(session, name) for name in OPTIONS}
     if options["keep_ratio"] is None:
         options["keep_ratio"] = session.model.keep_ratio  # which may be another one by the time it is restored
-    content = json.dumps(
+    return json.dumps(
         {
-            "model": model_fingerprint(session.model),
+            "model": fingerprint,
             "options": options,
             "generation_config": None if config is None else json.loads(config.to_json_string(use_diff=True)),
             "state": session.state.plain_values(),
@@ -233,6 +239,17 @@ def save_session(session, path: str | os.PathLike) -> Path:
         },
         default=methodcaller("item"),  # numbers of numpy
     )
+
+
+def save_session(session, path: str | os.PathLike) -> Path:
+    """Write `session` to `path`; its folder must exist. See `StreamingSession.save`."""
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"`path` must be a file, {path} is a directory")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"the folder of `path` does not exist: {path.parent}")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in session_tensors(session).items()}
+    content = session_content(session, model_fingerprint(session.model))
     metadata = {"format": FORMAT, "version": str(VERSION), "content": content}
     metadata["checksum"] = checksum(tensors, content)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -275,15 +292,50 @@ def load_session(cls, path: str | os.PathLike, model, processor):
     """See `StreamingSession.load`."""
     path = Path(path)
     tensors, content = read_session(path)
+    return restore_session(cls, tensors, content, model, processor, model_fingerprint(model), str(path))
+
+
+def check_model(content: dict, fingerprint: str, place: str) -> None:
+    if content["model"] != fingerprint:
+        raise ValueError(f"{place} was saved with another model, other routing options or another dtype")
+
+
+def restore_session(cls, tensors, content: dict, model, processor, fingerprint: str, place: str):
+    """A session of `session_tensors` and `session_content`; errors name the place that they come from."""
     try:
-        if content["model"] != model_fingerprint(model):
-            raise ValueError(f"{path} was saved with another model, other routing options or another dtype")
+        check_model(content, fingerprint, place)
         return restore(cls, tensors, content, model, processor)
     except (KeyError, TypeError, IndexError, AttributeError, RuntimeError) as error:
-        raise ValueError(f"{path} is no saved session of this package: {error!r}") from error
+        raise ValueError(f"{place} is no saved session of this package: {error!r}") from error
+
+
+def ascending(positions: torch.Tensor, limit: int) -> bool:
+    """Whether positions, int64 `[L]`, ascend within `[0, limit)`."""
+    bounded = torch.cat([positions.new_tensor([-1]), positions, positions.new_tensor([limit])])
+    return bool((bounded.diff() > 0).all())
+
+
+def check_indices(tensors: dict[str, torch.Tensor], content: dict, model) -> None:
+    """Raise `IndexError` if something that is used as an index is out of range, which would end a process on CUDA."""
+    seen, vocabulary = content["seen_tokens"], model.config.text_config.vocab_size
+    for name, value in tensors.items():
+        if name == "frame_ends" or name.endswith(".positions"):
+            fits = value.dtype == torch.long and value.shape[:-1] == (1,) and ascending(value[0].cpu(), seen)
+        elif name == "next_position":
+            fits = value.tolist() == [seen]
+        elif name.startswith("memory."):
+            fits = value.shape == (seen,)
+        else:
+            continue
+        if not fits:
+            raise IndexError(f"`{name}` does not fit a cache of {seen} tokens")
+    pending = content["state"].get("pending", content["state"].get("_pending"))
+    if not all(isinstance(token, int) and 0 <= token < vocabulary for token in pending):
+        raise IndexError("`pending` must hold token ids of the model")
 
 
 def restore(cls, tensors: dict[str, torch.Tensor], content: dict, model, processor):
+    check_indices(tensors, content, model)
     config = content["generation_config"]
     config = None if config is None else GenerationConfig.from_dict(config)
     old = {"speak_rule": "trained"}  # before version 4

@@ -545,7 +545,7 @@ def test_a_restored_session_keeps_the_ratio_it_ran_at(checkpoint, tmp_path):
         model.keep_ratio = 0.2
 
 
-@pytest.mark.parametrize("change", ["state", "options", "tensors"])
+@pytest.mark.parametrize("change", ["state", "options", "tensors", "positions", "frame ends", "pending"])
 def test_forged_states_are_refused(checkpoint, saved, tmp_path, change):
     """The checksums fit, but nothing forged may reach the session."""
     path = tmp_path / "s"
@@ -554,6 +554,12 @@ def test_forged_states_are_refused(checkpoint, saved, tmp_path, change):
         content["state"] = {"push": "x"}
     elif change == "options":
         content["options"] = []
+    elif change == "positions":
+        tensors["layers.1.positions"] += 10**6
+    elif change == "frame ends":
+        tensors["frame_ends"][0, -1] = -2
+    elif change == "pending":
+        content["state"]["pending"] = [10**6]
     else:
         del tensors["layers.3.values"]
     metadata = {"format": FORMAT, "version": str(VERSION), "content": json.dumps(content)}
