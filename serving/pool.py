@@ -84,6 +84,19 @@ class PooledStream:
         self._settle()
         return self.session.save(path)
 
+    def settle(self) -> list[StreamEvent]:
+        """Complete the current frame or answer without the pool, so that the session is between two frames, as for
+        `SavedSession.save`.
+
+        Returns:
+            The events since the last tick. The next tick does not return them again.
+        """
+        self._settle()
+        events = [event for stream, event in self.pool._said if stream is self] + self._events
+        self.pool._said = [(stream, event) for stream, event in self.pool._said if stream is not self]
+        self._events = []
+        return events
+
     def fork(self) -> StreamingSession:
         """A session outside of the pool that continues after the events that came out of this one so far."""
         self._settle()

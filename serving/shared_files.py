@@ -7,6 +7,8 @@ written is seen by the next read and listing, and `pipe_file(mode="create")` is 
 """
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from uuid import uuid4
 
 import fsspec
@@ -16,6 +18,7 @@ from fsspec.implementations.local import LocalFileSystem
 class SharedFolder:
     """
     A folder of a shared store. Names in it are relative, with `/` between folders, which exist once a file is written.
+    All methods raise `OSError` if the store cannot be reached.
 
     Args:
         url (`str`): a path, or any URL that `fsspec` knows, such as `s3://bucket/folder` or `memory://folder`.
@@ -32,16 +35,28 @@ class SharedFolder:
     def folder(self, name: str) -> "SharedFolder":
         return SharedFolder(f"{self.url}/{name}")
 
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        """Raise the errors of all file systems as `OSError`."""
+        try:
+            yield
+        except OSError:
+            raise
+        except Exception as error:
+            raise OSError(f"cannot reach {self.url}: {error}") from error
+
     def read(self, name: str) -> bytes:
         """Raises `FileNotFoundError` if there is no such file."""
-        return self.fs.cat_file(f"{self.path}/{name}")
+        with self._reached():
+            return self.fs.cat_file(f"{self.path}/{name}")
 
     def write(self, name: str, data: bytes) -> None:
         """Write a file, or replace it."""
         path = f"{self.path}/{name}"
         if self.is_local:
             write_local(path, data, os.replace)
-        else:
+            return
+        with self._reached():
             self.fs.pipe_file(path, data)
 
     def create(self, name: str, data: bytes) -> None:
@@ -53,14 +68,16 @@ class SharedFolder:
         path = f"{self.path}/{name}"
         if self.is_local:
             write_local(path, data, os.link)
-        else:
+            return
+        with self._reached():
             self.fs.pipe_file(path, data, mode="create")
 
     def names(self, folder: str = "") -> list[str]:
         """Sorted names of the files and folders in a folder; none if it does not exist."""
         path = f"{self.path}/{folder}".rstrip("/")
         try:
-            found = os.listdir(path) if self.is_local else self.fs.ls(path, detail=False)
+            with self._reached():
+                found = os.listdir(path) if self.is_local else self.fs.ls(path, detail=False)
         except FileNotFoundError:
             return []
         return sorted(os.path.basename(name.rstrip("/")) for name in found)
@@ -68,12 +85,13 @@ class SharedFolder:
     def remove(self, name: str) -> None:
         """Remove a file or a folder with all in it, if it is there."""
         try:
-            self.fs.rm(f"{self.path}/{name}".rstrip("/"), recursive=True)
+            with self._reached():
+                self.fs.rm(f"{self.path}/{name}".rstrip("/"), recursive=True)
         except FileNotFoundError:
             return
 
 
-def write_local(path: str, data: bytes, give_name) -> None:
+def write_local(path: str, data: bytes, give_name: Callable[[str, str], None]) -> None:
     """Write a file under a temporary name, and then call `give_name(temporary, path)`. Bytes and names are on the disk
     afterwards."""
     folder, name = os.path.split(path)

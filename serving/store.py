@@ -1,0 +1,501 @@
+"""Sessions that outlive their process: a store that several machines share keeps what each session needs to go on.
+
+A session is a folder of the store:
+
+- `segments/`: keys and values, in files that never change; each save adds one with the tokens that are new
+  (`segments.py`).
+- `manifests/GENERATION.json`: the segments that make up the session now, its events, and everything else of it. Each
+  owner has a manifest of its own, which every save replaces as a whole.
+- `leases/`: who owns the session (`lease.py`).
+
+A save writes the segment, then the manifest, and then checks that this process still owns the session. It is durable
+once the check has passed. Whoever takes over reads the manifest of the highest generation, hence the last durable save
+or a later one. Only then are segments removed that no manifest needs.
+
+**No event is lost or doubled.** Each event of a session has a number, 1, 2, 3, ..., and is in the same save as the
+frames up to it. The server shows an event to the client only when its save is durable. So the store holds every event
+that a client has seen, and the frames that must be sent again after a crash are those whose events nobody has seen. It
+does no harm if these events then differ, as the floats of other batches do: each number occurs once. A client that
+reconnects with the number of its last event gets `events_after` that number, and sends the frames after `time` again.
+
+What a server shows before it is durable, such as the pieces of an answer, may be lost in a crash: the client then has
+to ask again.
+"""
+
+import hashlib
+import json
+import re
+import threading
+import time
+import weakref
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from operator import methodcaller
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as tensors_of_bytes
+from safetensors.torch import save as bytes_of_tensors
+from transformers.utils import logging
+
+from ..session_state import check_model, model_fingerprint, restore_session, session_content
+from ..speaking import StreamEvent
+from ..streaming import StreamingSession
+from .lease import Lease, SessionLost, current_claim, owner_name
+from .segments import Segment, Written, assemble, check_segment, snapshot, written_before
+from .shared_files import SharedFolder
+
+logger = logging.get_logger(__name__)
+
+FORMAT = "videollm-mod session store"
+VERSION = 1
+SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
+MOST_EVENTS = 1000  # events that are kept for a client that does not acknowledge them
+READERS = 8  # segments that are read at the same time
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A durable save.
+
+    Args:
+        time (`float`, *optional*): of the last frame in it, in seconds; None before the first.
+        last_event (`int`): number of the last event in it, 0 before the first.
+        num_bytes (`int`): that were written.
+        seconds (`float`): that writing took.
+    """
+
+    time: float | None
+    last_event: int
+    num_bytes: int
+    seconds: float
+
+
+class SessionStore:
+    """
+    Sessions in a folder or bucket that several processes share. Its methods may be called from any thread.
+
+    ```python
+    store = SessionStore("/srv/sessions")
+    saved = store.open(session_id)
+    session = saved.restore(model, processor) or model.stream(processor, max_cached_frames=600)
+    events = session.push(frames)
+    saved.save(session, events).result()  # from here on the events may be shown
+    ```
+
+    Args:
+        url (`str`): a folder, or any URL that `fsspec` knows; see `shared_files` for what a store must be able to do.
+        owner (`str`, *optional*): a name of this process for people; made up if omitted.
+        lease_seconds (`float`): a session whose lease was not renewed for so long may be taken over.
+        threads (`int`): that write.
+
+    Attributes:
+        failures (`int`): saves that failed so far.
+
+    Raises:
+        `ValueError`: for a URL that `fsspec` does not know.
+    """
+
+    def __init__(self, url: str, owner: str | None = None, lease_seconds: float = 30.0, threads: int = 4):
+        self.files, self.owner, self.lease_seconds = SharedFolder(url), owner or owner_name(), lease_seconds
+        self.failures = 0
+        self.open_sessions: dict[str, SavedSession] = {}
+        self._writers = ThreadPoolExecutor(threads, "session-store")
+        self._fingerprints: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+    def open(self, session_id: str, force: bool = False) -> "SavedSession":
+        """Become the owner of a session, new or saved.
+
+        Args:
+            session_id (`str`): letters, digits, `-` and `_`, at most 128.
+            force (`bool`): take it over even if the lease of its owner has not expired, as when the owner is known to
+                be dead.
+
+        Raises:
+            `SessionHeld`: if another process owns it.
+            `ValueError`: for another kind of id, or if what was saved is damaged or of another version.
+            `OSError`: if the store cannot be reached.
+        """
+        if not SESSION_ID.fullmatch(session_id):
+            raise ValueError(f"a session id must have 1 to 128 letters, digits, `-` or `_`, got {session_id!r}")
+        files = self.files.folder(session_id)
+        lease = Lease.acquire(files, self.owner, self.lease_seconds, force)
+        try:
+            session = SavedSession(self, session_id, files, lease)
+        except BaseException:
+            lease.release()
+            raise
+        self.open_sessions[session_id] = session
+        return session
+
+    def renew(self) -> list["SavedSession"]:
+        """Renew the leases of all open sessions, and return those that others have taken over. Call it about three
+        times in `lease_seconds`.
+
+        Raises:
+            `OSError`: if the store cannot be reached.
+        """
+        for session in list(self.open_sessions.values()):
+            session.renew()
+        return [session for session in list(self.open_sessions.values()) if session.lost]
+
+    def __contains__(self, session_id: str) -> bool:
+        """Whether something was saved under this id."""
+        known = SESSION_ID.fullmatch(session_id) is not None
+        return known and bool(self.files.folder(session_id).names("manifests"))
+
+    def session_ids(self) -> list[str]:
+        """Of all sessions in the store."""
+        return [name for name in self.files.names() if SESSION_ID.fullmatch(name)]
+
+    def remove_abandoned(self, seconds: float) -> list[str]:
+        """Delete sessions that nobody has owned for so long; returns their ids."""
+        removed = []
+        for session_id in self.session_ids():
+            claim = current_claim(self.files.folder(session_id))
+            if claim is None or claim.seconds_left < -seconds:
+                Lease.acquire(self.files.folder(session_id), self.owner, self.lease_seconds)
+                remove_session(self.files.folder(session_id))
+                removed.append(session_id)
+        return removed
+
+    def close(self) -> None:
+        """Wait for all writes, and let other processes take the sessions at once."""
+        for session in list(self.open_sessions.values()):
+            session.close()
+        self._writers.shutdown()
+
+    def fingerprint(self, model) -> str:
+        """`model_fingerprint`, computed once a model: its weights must not change while its sessions are saved."""
+        if model not in self._fingerprints:
+            self._fingerprints[model] = model_fingerprint(model)
+        return self._fingerprints[model]
+
+
+class SavedSession:
+    """
+    A session in a `SessionStore` that this process owns; made by `SessionStore.open`.
+
+    `restore` and `save` are for the thread that uses the model.
+
+    Attributes:
+        time (`float`, *optional*): of the last frame that is saved: later frames must be sent again. None if no frame
+            is.
+        last_event (`int`): number of the last event that was given to `save`, or restored.
+        durable_event (`int`): number of the last event that may be shown.
+        notes (`dict`): what the server has saved with the session.
+        lost (`bool`): the session is not this process's: another one has taken it over, or it was closed or deleted.
+        failures (`int`): saves that failed since the last that was durable.
+    """
+
+    def __init__(self, store: SessionStore, session_id: str, files: SharedFolder, lease: Lease):
+        self.store, self.session_id, self.files, self.lease = store, session_id, files, lease
+        self.time: float | None = None
+        self.notes: dict = {}
+        self.last_event = self.durable_event = 0
+        self._dropped = 0  # events up to this one are not kept
+        self.lost, self.failures = False, 0
+        self._events: list[tuple[int, StreamEvent]] = []
+        self._lock = threading.Lock()  # for the events, which the thread of a server reads
+        self._state = None  # of the session that `_written` describes
+        self._written = Written()
+        self._masks: list[torch.Tensor] = []  # of the evictions in the save that is being written
+        self._number = -1  # of the last segment
+        self._writing: Future | None = None
+        self._garbage: set[str] = set()  # files to remove after the next durable save
+        self._is_first = True  # save of this owner
+        self._content: dict | None = self._read_manifest()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing was saved when the session was opened."""
+        return self._content is None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a save is being written. `save` would wait for it."""
+        return self._writing is not None and not self._writing.done()
+
+    def events_after(self, number: int) -> list[tuple[int, StreamEvent]]:
+        """The events after a number that a client has seen, with their numbers, up to `last_event`. Show those after
+        `durable_event` only when their save is durable.
+
+        Raises:
+            `ValueError`: for a number after the last one, or if later events have been dropped.
+        """
+        with self._lock:
+            if not self._dropped <= number <= self.last_event:
+                raise ValueError(
+                    f"the number of the last event must be in {self._dropped} .. {self.last_event}, got {number}"
+                )
+            return [(own, event) for own, event in self._events if own > number]
+
+    def acknowledge(self, number: int) -> None:
+        """Drop the events up to a number, which the client has seen."""
+        with self._lock:
+            self._dropped = max(self._dropped, min(number, self.last_event))
+            self._events = [(own, event) for own, event in self._events if own > self._dropped]
+
+    def save(self, session: StreamingSession, events: Iterable[StreamEvent] = (), notes: dict | None = None) -> Future:
+        """Save a session. What is new is copied to the host before this returns, and then written by another thread.
+        A save that is still being written is waited for first, so call this when not `busy`, or to drain.
+
+        Args:
+            session (`StreamingSession`): between two frames; for a stream of a pool see `PooledStream.settle`.
+            events (`Iterable[StreamEvent]`): since the last save, in order. They get the numbers after `last_event`.
+            notes (`dict`, *optional*): JSON values to be saved with it; the former ones stay if omitted.
+
+        Returns:
+            `Future`: its result is the `Saved`, once it is durable. It fails with `SessionLost` if another process has
+            taken the session over, and with `OSError` if the store is full or cannot be reached. The session can go on
+            after an `OSError`; the next save then holds everything.
+
+        Raises:
+            `SessionLost`: if that was known before.
+        """
+        self._wait()
+        with self._lock:
+            for event in events:
+                self.last_event += 1
+                self._events.append((self.last_event, event))
+            self._events = self._events[-MOST_EVENTS:]
+            self._dropped = self._events[0][0] - 1 if self._events else self._dropped
+            kept, last_event, dropped = list(self._events), self.last_event, self._dropped
+        if self.lost:
+            raise SessionLost(f"session {self.session_id} is not, or no longer, owned by this process")
+        self.notes = self.notes if notes is None else notes
+        session.break_off()
+        state, frames = session.state, session.stats.frames
+        if state is not self._state:  # another session, or one that was reset
+            self._follow(state, Written())
+        masks = [] if state.memory is None else list(state.memory.evictions)
+        self._number += 1  # also after a failed save, whose segment may be in use
+        generation, seen_tokens = self.lease.generation, state.cache.get_seq_length()
+        written, wanted = self._written.after(masks, seen_tokens, self._number, generation)
+        tensors = snapshot(session, written, wanted)
+        content = {
+            "session": json.loads(session_content(session, self.store.fingerprint(session.model))),
+            "evictions": [written.first, len(written.masks)],
+            "events": [[number, asdict(event)] for number, event in kept],
+            "last_event": last_event,
+            "dropped": dropped,
+            "notes": self.notes,
+            "frames": frames,
+        }
+        self._masks = masks
+        self._writing = self.store._writers.submit(self._write, tensors, content, written, state.time)
+        return self._writing
+
+    def _follow(self, state, written: Written) -> None:
+        """From now on the saves are of this state, of which the store holds what `written` says."""
+        self._garbage |= {f"segments/{segment.name}" for segment in self._written.segments}
+        self._state, self._written = state, written
+        if state.memory is not None:
+            state.memory.evictions = []
+
+    def _wait(self) -> None:
+        """Wait for the save that is being written, and take note of what it wrote."""
+        writing, self._writing = self._writing, None
+        if writing is None or writing.exception() is not None:
+            return
+        self._written = self._next
+        if self._state.memory is not None:
+            del self._state.memory.evictions[: len(self._masks)]
+
+    def _write(self, tensors: dict, content: dict, written: Written, frame_time: float | None) -> Saved:
+        """Write a save, in another thread."""
+        start = time.perf_counter()
+        try:
+            data = bytes_of_tensors(tensors)
+            *older, new = written.segments
+            new = replace(new, sha256=hashlib.sha256(data).hexdigest())
+            self._garbage.add(f"segments/{new.name}")
+            self.files.write(f"segments/{new.name}", data)
+            content["segments"] = [asdict(segment) for segment in (*older, new)]
+            manifest = manifest_bytes(content)
+            self.files.write(self._manifest_name(self.lease.generation), manifest)
+            self.lease.check()
+        except (OSError, SessionLost) as error:
+            self._refuse_if_lost(error)
+            self._count_failure(error)
+            raise OSError(f"cannot save session {self.session_id} to {self.files.url}: {error}") from error
+        self._next = Written((*older, new), written.owners, written.masks, written.first)
+        self.time, self.durable_event, self.failures = frame_time, content["last_event"], 0
+        self._remove_garbage(self._next)
+        return Saved(frame_time, content["last_event"], len(data) + len(manifest), time.perf_counter() - start)
+
+    def _refuse_if_lost(self, error: Exception) -> None:
+        """Raise `SessionLost` if that is why a save failed; a new owner also removes what it is writing."""
+        try:
+            self.lease.check()
+        except SessionLost as lost:
+            self.lost = True
+            raise SessionLost(f"session {self.session_id} was not saved: {lost}") from error
+        except OSError:
+            return
+
+    def _count_failure(self, error: Exception) -> None:
+        self.failures += 1
+        self.store.failures += 1
+        if self.failures == 1:
+            logger.warning(
+                f"session {self.session_id} goes on unsaved: cannot write to {self.files.url}: {error} "
+                f"({self.store.failures} failed saves of this process so far)"
+            )
+
+    def _remove_garbage(self, written: Written) -> None:
+        """Remove what no manifest needs. What cannot be removed now is removed later, or with the session."""
+        needed = {f"segments/{segment.name}" for segment in written.segments}
+        self._garbage |= {f"segments/{segment.name}" for segment in self._written.segments}
+        try:
+            if self._is_first:  # what earlier owners left; a later one may be writing already
+                for name in self.files.names("segments"):
+                    if written_before(self.lease.generation, name):
+                        self._garbage.add(f"segments/{name}")
+                for generation in self._manifests():
+                    if generation < self.lease.generation:
+                        self.files.remove(self._manifest_name(generation))
+                self.lease.remove_older()
+            for name in self._garbage - needed:
+                self.files.remove(name)
+        except OSError as error:
+            logger.warning(f"files of session {self.session_id} could not be removed: {error}")
+            return
+        self._garbage, self._is_first = set(), False
+
+    def restore(self, model, processor) -> StreamingSession | None:
+        """The session as it was saved, on the same model; None if nothing was saved. The next save adds to it.
+
+        Raises:
+            `ValueError`: if it is damaged or malicious, or of another model.
+            `OSError`: if a file cannot be read.
+        """
+        if self._content is None:
+            return None
+        place, content = f"session {self.session_id} in {self.store.files.url}", self._content
+        fingerprint = self.store.fingerprint(model)
+        check_model(content["session"], fingerprint, place)
+        try:
+            segments = [Segment(**own) for own in content["segments"]]
+            with ThreadPoolExecutor(READERS) as readers:
+                found = list(readers.map(self._read_segment, segments))
+            state = {name[6:]: x for name, x in found[-1].items() if name.startswith("state.")}
+            first, count = content["evictions"]
+            masks = tuple(state.pop(f"leaving.{first + index}") for index in range(count))
+            written = Written(tuple(segments), state.pop("owners"), masks, first)
+            seen = content["session"]["seen_tokens"]
+            limits = {written.evictions: seen} | {first + index: len(mask) for index, mask in enumerate(masks)}
+            check_masks(masks, written.owners, seen)
+            for segment, tensors in zip(segments, found, strict=True):
+                check_segment(segment, tensors, limits[segment.evictions], model)
+            tensors = state | assemble(list(zip(segments, found, strict=True)), masks, first, model)
+        except (KeyError, TypeError, IndexError, AttributeError, RuntimeError, ValueError) as error:
+            raise ValueError(f"{place} is damaged or malicious: {error!r}") from error
+        session = restore_session(StreamingSession, tensors, content["session"], model, processor, fingerprint, place)
+        self._follow(session.state, written)
+        self._number = max(segment.number for segment in segments)
+        return session
+
+    def _read_segment(self, segment: Segment) -> dict[str, torch.Tensor]:
+        data = self.files.read(f"segments/{segment.name}")
+        if hashlib.sha256(data).hexdigest() != segment.sha256:
+            raise ValueError(f"the checksum of segment {segment.name} does not fit its content")
+        try:
+            return tensors_of_bytes(data)
+        except SafetensorError as error:
+            raise ValueError(f"the segment {segment.name} is no safetensors file: {error}") from error
+
+    def _manifests(self) -> list[int]:
+        """Generations whose owners have saved something, ascending."""
+        names = (name.removesuffix(".json") for name in self.files.names("manifests") if name.endswith(".json"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    @staticmethod
+    def _manifest_name(generation: int) -> str:
+        return f"manifests/{generation:010d}.json"
+
+    def _read_manifest(self) -> dict | None:
+        """The content of the newest manifest, if there is one; sets the attributes that it holds."""
+        found = self._manifests()
+        if not found:
+            return None
+        name = self._manifest_name(found[-1])
+        content = manifest_content(self.files.read(name), f"{self.files.url}/{name}")
+        try:
+            self._events = [(int(number), StreamEvent(**event)) for number, event in content["events"]]
+            self.last_event = self.durable_event = int(content["last_event"])
+            self._dropped = int(content["dropped"])
+            self.time, self.notes = content["session"]["state"]["time"], content["notes"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{self.files.url}/{name} is damaged or malicious: {error!r}") from error
+        return content
+
+    def renew(self) -> None:
+        """Renew the lease; sets `lost` if another process has taken over. Raises `OSError` as `save`."""
+        try:
+            self.lease.renew()
+        except SessionLost:
+            self.lost = True
+
+    def close(self) -> None:
+        """Wait for the last save, and let other processes take the session at once."""
+        self._wait()
+        self.store.open_sessions.pop(self.session_id, None)
+        if not self.lost:
+            self.lost = True
+            self.lease.release()
+
+    def delete(self) -> None:
+        """Remove the session from the store, as it has ended. Does nothing if another process has taken it over."""
+        self._wait()
+        self.store.open_sessions.pop(self.session_id, None)
+        self.lost = True
+        try:
+            self.lease.check()
+        except SessionLost:
+            return
+        remove_session(self.files)
+
+
+def remove_session(files: SharedFolder) -> None:
+    files.remove("manifests")  # first, so that what is left if this is interrupted is no session
+    files.remove("")
+
+
+def check_masks(masks: tuple[torch.Tensor, ...], owners: torch.Tensor, seen_tokens: int) -> None:
+    """Raise `ValueError` if the masks of evictions do not fit each other, or the owners of tokens not the last."""
+    if owners.dtype != torch.int32 or owners.shape != (seen_tokens,):
+        raise ValueError(f"its segments do not hold {seen_tokens} tokens")
+    lengths = [len(mask) for mask in masks] + [seen_tokens]
+    for mask, later in zip(masks, lengths[1:], strict=True):
+        if mask.dtype != torch.bool or mask.dim() != 1 or len(mask) - int(mask.sum()) > later:
+            raise ValueError("its evictions do not fit each other")
+
+
+def manifest_bytes(content: dict) -> bytes:
+    text = json.dumps(content, default=methodcaller("item"))  # numbers of numpy
+    checksum = hashlib.sha256(text.encode()).hexdigest()
+    return json.dumps({"format": FORMAT, "version": VERSION, "checksum": checksum, "content": text}).encode()
+
+
+def manifest_content(data: bytes, place: str) -> dict:
+    """The content of a manifest whose checksum was verified.
+
+    Raises:
+        `ValueError`: if it is damaged, or of another version.
+    """
+    try:
+        manifest = json.loads(data)
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"its format is {manifest['format']!r}")
+        if manifest["version"] != VERSION:
+            raise ValueError(f"it has version {manifest['version']!r}, this package reads version {VERSION}")
+        if hashlib.sha256(manifest["content"].encode()).hexdigest() != manifest["checksum"]:
+            raise ValueError("its checksum does not fit its content")
+        return json.loads(manifest["content"])
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{place} is no manifest of a session, or damaged: {error}") from error
+
+
+__all__ = ["Saved", "SavedSession", "SessionStore"]
