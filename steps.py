@@ -448,13 +448,13 @@ def run_together(steps: Sequence[Step]) -> None:
             step.error = error
 
 
-def run_steps(work: Generator) -> Generator:
-    """Run each step that `work` yields, and yield everything else."""
+def run_steps(work: Generator, kind: type = object) -> Generator:
+    """Run each step that `work` yields, and yield everything of this kind."""
     with closing(work):
         for item in work:
             if isinstance(item, Step):
                 run_together([item])
-            else:
+            elif isinstance(item, kind):
                 yield item
 
 

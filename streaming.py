@@ -132,6 +132,7 @@ class StreamingSession:
         pending = self.processor.start_ids(self.system_prompt)
         self.state = SessionState(MoDCache(self.model.config), memory, pending, ahead=self._frames_at_once)
         self._stage_times: list[StageTime] = []  # to be added to `state.seconds`
+        self._speaking = self._hushed = False
         if self.system_prompt is not None:
             self._check_fits("system_prompt", 0)
 
@@ -275,8 +276,8 @@ class StreamingSession:
         return [StreamEvent(self.time or 0.0, "answer", text, question)]
 
     def ask_tokens(self, question: str) -> Generator[str]:
-        """As `ask`, but yields the text of the answer piece by piece. Closing the iterator, by `close()` or by any
-        other call of the session, cancels the rest: the answer then ends with the last piece that came out."""
+        """As `ask`, but yields the text piece by piece. Closing the iterator, by `close()` or by any other call of the
+        session, cancels the rest: the answer then ends with the last piece that came out."""
         self.add_question(question)
         return self._start(self.answering())
 
@@ -285,6 +286,11 @@ class StreamingSession:
         self._evict(keep_newest=True)
         self.state.counts["answers"] += 1
         return self._pieces(Reply())
+
+    def hush(self) -> bool:
+        """End the reply that is being generated with the last piece that came out. Returns whether there is one."""
+        self._hushed = self._speaking
+        return self._speaking
 
     def push(self, frames, times: list[float] | None = None) -> list[StreamEvent]:
         """Let the model see frames, and speak after any of them.
@@ -311,7 +317,7 @@ class StreamingSession:
         by any other call of the session, drops the frames that have not come out."""
         self.break_off()
         blocks = self.blocks(frames, times, self.time)
-        return self._start(self.watching(next(blocks), blocks))  # bad frames are an error now, not later
+        return self._start(self.watching(next(blocks), blocks), WatchedFrame)  # bad frames are an error now, not later
 
     def blocks(self, frames, times: list[float] | None, last: float | None) -> Generator[tuple[torch.Tensor, list]]:
         """Frames that are pushed after the time `last` as `[F, 3, H, W]` with a time for each frame: all at once, or
@@ -356,11 +362,11 @@ class StreamingSession:
         if got[1:] != list(size):
             raise ValueError(f"`features` must be a tensor [F, {size[0]}, {size[1]}], got {got}")
         times = frame_times(times, len(features), self.processor.video_processor.fps, self.time)
-        return self._start(self.watching((features, times)))
+        return self._start(self.watching((features, times)), WatchedFrame)
 
-    def _start(self, work: Generator) -> Generator:
-        """Iterate over what `work` yields beside steps. Any other call of the session closes the iterator."""
-        running = run_steps(work)
+    def _start(self, work: Generator, kind: type = str) -> Generator:
+        """Iterate over what `work` yields of this kind. Any other call of the session closes the iterator."""
+        running = run_steps(work, kind)
         self._running = weakref.ref(running)
         return running
 
@@ -374,8 +380,8 @@ class StreamingSession:
     # The generators below yield a `Step` where they need the model, and continue with its result once the caller has
     # run it. Between the steps they yield what they produce.
 
-    def watching(self, block: tuple, more: Generator | None = None) -> Generator[Step | WatchedFrame]:
-        """Watch frames with their times: steps, and between them each watched frame.
+    def watching(self, block: tuple, more: Generator | None = None) -> Generator[Step | str | WatchedFrame]:
+        """Watch frames with their times: steps, and between them the pieces of narrations, and each watched frame.
 
         Args:
             block (`tuple`): frames, uint8 `[F, 3, H, W]` or features `[F, N, Dv]`, and the time of each.
@@ -460,16 +466,16 @@ class StreamingSession:
             )
 
     def _narrate(self, time: float, silence: float):
-        """Speak after a frame. Yields steps; returns the event."""
+        """Speak after a frame. Yields steps and pieces of the text; returns the event."""
         text, reply = "", Reply()
         with closing(self._pieces(reply)) as pieces:
             for piece in pieces:
-                if isinstance(piece, Step):
-                    yield piece
-                else:
+                if isinstance(piece, str):
                     text += piece
+                yield piece
         self.state.counts["narrations"] += 1
-        self.state.narration = reply
+        if reply.ids or reply.ended:  # otherwise it was hushed before its first token
+            self.state.narration = reply
         return StreamEvent(time, "narration", text, self.query, silence)
 
     def _ids_of_frames(self, times: list[float]) -> tuple[list[int], list[int], list[int] | None]:
@@ -521,13 +527,15 @@ class StreamingSession:
         if self.generation_config is not None and self.generation_config.max_new_tokens is not None:
             limit = min(limit, self.generation_config.max_new_tokens)
         state, reply = self.state, Reply() if reply is None else reply
-        said = reply.ids
+        said, self._speaking, self._hushed = reply.ids, True, False
         state.pending = state.pending + self.processor.reply_start_ids(state.in_stream, state.query)
         state.in_stream = False
         try:
             while len(said) < limit:
                 fed = yield from self._feed(state.pending)
                 state.pending = []
+                if self._hushed:
+                    break
                 self._warn_if_long(state.cache.get_seq_length())
                 token = self.sampler(said, fed.logits[-1])
                 reply.ended = token in self.sampler.ends
@@ -540,6 +548,7 @@ class StreamingSession:
                 state.pending = [token]
                 yield token
         finally:
+            self._speaking = False
             state.pending = state.pending + self.processor.reply_end_ids  # a reply that was cancelled ends here too
 
     def _pieces(self, reply: Reply) -> Generator[Step | str]:

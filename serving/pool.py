@@ -9,7 +9,7 @@ weights are read once for all streams.
 
 import os
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Callable, Collection, Generator
 from pathlib import Path
 
 from ..containers import check_count
@@ -24,17 +24,26 @@ class PooledStream:
     """One stream of a `StreamPool`, made by `StreamPool.join`: its frames and questions wait for the pool's ticks.
 
     `session.stats` counts what was watched so far, `waiting` the frames that were not.
+
+    Attributes:
+        on_output (`Callable`, *optional*): is called with everything that comes out of the stream, in order and at
+            once, by whoever makes it come out: a piece of a reply (`str`), a `WatchedFrame` (after the pieces of its
+            narration), or the `StreamEvent` of an answer. A reply that fails midway is begun anew, with all its
+            pieces.
+        error (`BaseException`, *optional*): with which the stream failed in the last tick.
     """
 
     def __init__(self, pool: "StreamPool", session: StreamingSession):
         self.pool, self.session = pool, session
         # ("frames", frames, times), ("instruct", text) or ("ask", question), in order
         self._work: deque[tuple] = deque()
-        self._doing: Generator[Step | WatchedFrame | str] | None = None  # of the session, while it waits for a step
+        self._doing: Generator[Step | str | WatchedFrame] | None = None  # of the session, while it waits for a step
         self._step: Step | None = None
         self._said = ""  # of the answer being made
         self._events: list[StreamEvent] = []
         self._last_time = session.time  # of the last frame that was pushed
+        self.on_output: Callable[[str | WatchedFrame | StreamEvent], None] | None = None
+        self.error: BaseException | None = None
 
     @property
     def waiting(self) -> int:
@@ -78,6 +87,10 @@ class PooledStream:
         self._check_member()
         check_text("`text`", text)
         self._work.append(("instruct", text))
+
+    def hush(self) -> bool:
+        """As `StreamingSession.hush`: the reply ends in the next tick."""
+        return self.session.hush()
 
     def save(self, path: str | os.PathLike) -> Path:
         """Save the session after the events that came out of it so far; waiting frames are not saved."""
@@ -132,6 +145,7 @@ class PooledStream:
                         return
                     if isinstance(item, str):
                         self._said += item
+                        self._put(item)
                         continue
                     self._take(item)
                     if until_boundary:
@@ -142,7 +156,9 @@ class PooledStream:
             kind, text, *_ = self._work.popleft()
             self._doing = None
             if kind == "ask":
-                self._events.append(StreamEvent(self.session.time or 0.0, "answer", self._said, text))
+                event = StreamEvent(self.session.time or 0.0, "answer", self._said, text)
+                self._events.append(event)
+                self._put(event)
             if until_boundary:
                 return
 
@@ -152,6 +168,11 @@ class PooledStream:
         self._work[0] = (kind, frames[1:], times[1:])
         if watched.event is not None:
             self._events.append(watched.event)
+        self._put(watched)
+
+    def _put(self, output: str | WatchedFrame | StreamEvent) -> None:
+        if self.on_output is not None:
+            self.on_output(output)
 
     def _abandon(self) -> None:
         """After a failure, keep the frames that were not watched, and drop a question that failed."""
@@ -259,15 +280,18 @@ class StreamPool:
         stream._work.clear()
         return stream.session
 
-    def tick(self) -> list[tuple[PooledStream, StreamEvent]]:
+    def tick(self, only: Collection[PooledStream] | None = None) -> list[tuple[PooledStream, StreamEvent]]:
         """Run one step of every stream that has work.
+
+        Args:
+            only (`Collection[PooledStream]`, *optional*): the streams that may run: all of them if omitted.
 
         Returns:
             The events, each with its stream; those of one stream are in order.
 
         Raises:
-            the error of a step: its streams are at their last frame, and their other frames wait again. The events of
-            the other streams come with the next tick.
+            the error of a step: its streams are at their last frame, and their other frames wait again. `error` of
+            each of them is set. The events of the other streams come with the next tick.
             `ValueError`: if streams have different keep ratios, since the model's was changed.
         """
         if len(ratios := self._keep_ratios) > 1:
@@ -275,18 +299,21 @@ class StreamPool:
                 f"the streams of a pool must keep one share of vision tokens, got {sorted(ratios)}: the model's "
                 "`keep_ratio` was changed, but some streams have one of their own"
             )
-        errors: list[BaseException] = []
-        self._advance([stream for stream in self.streams if stream._step is None], errors)
+        members = [stream for stream in self.streams if only is None or stream in only]
+        for stream in members:
+            stream.error = None
+        self._advance([stream for stream in members if stream._step is None])
         for kind in (Encode, Feed):
-            chosen = {stream: stream._step for stream in self.streams if isinstance(stream._step, kind)}
+            chosen = {stream: stream._step for stream in members if isinstance(stream._step, kind)}
             if chosen:
                 run_together(list(chosen.values()))
-                self._advance(list(chosen), errors)
+                self._advance(list(chosen))
         for stream in self.streams:
             self._said += [(stream, event) for event in stream._events]
             stream._events = []
-        if errors:
-            raise errors[0]
+        for stream in members:
+            if stream.error is not None:
+                raise stream.error
         said, self._said = self._said, []
         return said
 
@@ -298,13 +325,13 @@ class StreamPool:
         return said + self.tick()
 
     @staticmethod
-    def _advance(streams: list[PooledStream], errors: list[BaseException]) -> None:
+    def _advance(streams: list[PooledStream]) -> None:
         for stream in streams:
             stream._step = None
             try:
                 stream._advance()
             except BaseException as error:  # an interrupt fails all of them
-                errors.append(error)
+                stream.error = error
 
 
 __all__ = ["PooledStream", "StreamPool"]
