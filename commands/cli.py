@@ -16,6 +16,7 @@ from . import (
     merge,
     narrate,
     prepare,
+    serve,
     train,
     validate,
     world,
@@ -37,6 +38,7 @@ COMMANDS = (
     build,
     calibrate,
     calibrate_margin,
+    serve,
 )
 
 

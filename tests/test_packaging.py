@@ -125,9 +125,11 @@ def test_lower_bounds_are_the_oldest_releases_that_are_tested():
         assert Version(tested).release[: len(Version(bound).release)] == Version(bound).release, name
     # for developers
     tools = {
+        "httpx",
         "hypothesis",
         "mkdocs-material",
         "mypy",
+        "openai",
         "playwright",
         "pytest",
         "pytest-xdist",

@@ -1,0 +1,124 @@
+"""`videollm-mod serve`."""
+
+import sys
+from dataclasses import KW_ONLY, dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+from ..containers import MAX_PIXELS
+from .options import add_command
+from .threads import share_cores
+
+
+@dataclass
+class ServeOptions:
+    """The options of `videollm-mod serve`."""
+
+    _: KW_ONLY
+    model: Annotated[str | None, "folder or Hub id (default: the bundled checkpoint)", {"metavar": "MODEL"}] = None
+    name: Annotated[str | None, "name of the model for clients (default: that of its folder)"] = None
+    host: Annotated[str, "address to listen on"] = "127.0.0.1"
+    port: Annotated[int, "port to listen on; 0 takes a free one (default: 8000)"] = 8000
+    keys: Annotated[
+        Path | None,
+        "file with the keys of clients, one a line; more in the environment variable VIDEOLLM_MOD_API_KEYS, with "
+        "commas between them (default: no key is needed)",
+    ] = None
+    saved: Annotated[
+        Path | None, "folder where sessions are saved when they end (default: they are not)", {"metavar": "FOLDER"}
+    ] = None
+    device: Annotated[str, "cpu, cuda, cuda:N or mps; auto takes the best one there is (default: auto)"] = "auto"
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"], "of the weights (default: the checkpoint's)"
+    ] = "auto"
+    load_in_4bit: Annotated[bool, "quantise the language model to 4 bit"] = False
+    trust_remote_code: Annotated[bool, "run the Python code that comes with the checkpoint"] = False
+    frames: Annotated[
+        int | None,
+        "frames that each session remembers (default: as many as the model supports)",
+        {"flag": "--max-cached-frames"},
+    ] = None
+    max_cached_bytes: Annotated[int | None, "of the caches of all sessions together (default: no limit)"] = None
+    max_new_tokens: Annotated[int, "of one narration or answer (default: 64)"] = 64
+    threshold: Annotated[float | None, "speak when P(silence) is below this (default: the model's)"] = None
+    keep_ratio_range: Annotated[
+        list[float],
+        "under load, keep fewer vision tokens, from HIGH down to LOW, before frames are dropped (default: the range "
+        "that the checkpoint was trained on, if it says so; otherwise the ratio stays)",
+        {"nargs": 2, "metavar": ("LOW", "HIGH")},
+    ] = field(default_factory=list)
+    max_sessions: Annotated[int, "open at the same time (default: 64)"] = 64
+    max_fps: Annotated[float, "frames a second of one session (default: 30)"] = 30.0
+    max_waiting_frames: Annotated[int, "of one session, before its oldest ones are dropped (default: 16)"] = 16
+    max_message_bytes: Annotated[int, "of one message or request (default: 8388608)"] = 8 * 2**20
+    max_image_pixels: Annotated[int, f"of one image (default: {MAX_PIXELS})"] = MAX_PIXELS
+    idle_seconds: Annotated[float, "after which a session without a message is closed (default: 600)"] = 600.0
+    allow_origin: Annotated[
+        list[str], "sites whose pages may connect in browsers, such as https://example.org", {"metavar": "ORIGIN"}
+    ] = field(default_factory=list)
+
+
+def add(commands) -> None:
+    add_command(commands, "serve", ServeOptions, run, help="serve a model to many live streams over HTTP")
+
+
+def run(options: ServeOptions) -> None:
+    share_cores()
+    from ..loading.checkpoint import load_checkpoint
+    from ..memory import frames_in_context
+    from ..serving.keys import Keys
+    from ..serving.limits import Limits
+    from ..serving.server import Server, listen, make_app
+
+    limits = Limits(
+        sessions=options.max_sessions,
+        message_bytes=options.max_message_bytes,
+        frames_per_second=options.max_fps,
+        waiting_frames=options.max_waiting_frames,
+        image_pixels=options.max_image_pixels,
+        idle_seconds=options.idle_seconds,
+    )
+    keys = Keys.load(options.keys)
+    listening = listen(options.host, options.port)
+    with listening:
+        model, processor = load_checkpoint(
+            options.model,
+            device=options.device,
+            dtype=options.dtype,
+            load_in_4bit=options.load_in_4bit,
+            trust_remote_code=options.trust_remote_code,
+        )
+        trained = getattr(model.config.text_config, "mod_keep_ratio_range", None)
+        chosen = options.keep_ratio_range or trained
+        app = make_app(
+            model,
+            processor,
+            options.name or ("videollm-mod" if options.model is None else Path(options.model).resolve().name),
+            limits,
+            keys,
+            options={
+                "max_cached_frames": options.frames or frames_in_context(model.config),
+                "max_new_tokens": options.max_new_tokens,
+                "speak_threshold": options.threshold,
+            },
+            keep_ratio_range=tuple(chosen) if chosen else None,
+            max_cached_bytes=options.max_cached_bytes,
+            saved=options.saved,
+            origins=tuple(options.allow_origin),
+        )
+        warn(options, keys)
+        host, port = listening.getsockname()[:2]
+        print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        server = Server(app, limits.message_bytes)
+        try:
+            server.run(sockets=[listening])
+        except (KeyboardInterrupt, SystemExit):  # uvicorn raises the signal again, after all sessions were closed
+            print("stopped", flush=True)
+
+
+def warn(options: ServeOptions, keys) -> None:
+    """Say what may surprise."""
+    if not keys.needed and options.host not in ("127.0.0.1", "::1", "localhost"):
+        print("warning: no key is needed, so anybody who reaches this address may use it", file=sys.stderr)
+    if options.saved is None:
+        print("note: sessions are not saved; give --saved FOLDER to continue them later", file=sys.stderr)

@@ -1,0 +1,105 @@
+"""The web application: its routes, and how it starts and stops."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from time import time
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from . import realtime, sessions
+from .body_limit import BodyLimit
+from .engine import Closed
+from .errors import INVALID, SERVER, ApiError
+from .event_log import FellBehind
+from .keys import Keys
+from .metrics import CONTENT_TYPE
+from .registry import Registry
+from .sessions import Owner
+
+
+def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = ()) -> FastAPI:
+    """The application of a server.
+
+    Args:
+        registry (`Registry`): it is started and stopped with the application.
+        keys (`Keys`): of its clients.
+        origins (`Sequence[str]`): of pages of other sites that may use it in browsers, such as `https://example.org`;
+            `*` for all.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        registry.start()
+        yield
+        await registry.stop()
+
+    app = FastAPI(title="VideoLLM-MoD", summary="A video language model that watches streams.", lifespan=lifespan)
+    app.state.registry, app.state.keys, app.state.origins = registry, keys, tuple(origins)
+    app.add_middleware(BodyLimit, limit=registry.limits.message_bytes)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
+    app.include_router(realtime.router)
+    app.include_router(sessions.router)
+    created = int(time())
+
+    @app.get("/health", tags=["server"])
+    async def health() -> JSONResponse:
+        """`ok`, or 503 while the server stops."""
+        if registry.stopping or not registry.engine.alive:
+            return JSONResponse({"status": "stopping"}, 503)
+        return JSONResponse({"status": "ok", "model": registry.name, "sessions": len(registry.sessions)})
+
+    @app.get("/metrics", tags=["server"])
+    async def metrics() -> Response:
+        """Metrics for Prometheus."""
+        return Response(registry.metrics.text(), media_type=CONTENT_TYPE)
+
+    @app.get("/v1/models", tags=["server"])
+    async def models(owner: Owner) -> dict:
+        """The model of this server."""
+        model = {"id": registry.name, "object": "model", "created": created, "owned_by": "videollm-mod"}
+        return {"object": "list", "data": [model]}
+
+    add_error_handlers(app)
+    return app
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Answer every error as OpenAI's API does: `{"error": {"type", "code", "message", "param"}}`."""
+
+    def answer(request: Request, error: ApiError) -> JSONResponse:
+        request.app.state.registry.metrics.refused(error.code)
+        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+        return JSONResponse({"error": error.body()}, error.status, headers)
+
+    @app.exception_handler(ApiError)
+    async def refused(request: Request, error: ApiError) -> JSONResponse:
+        return answer(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    @app.exception_handler(ValidationError)
+    async def not_valid(request: Request, error: RequestValidationError | ValidationError) -> JSONResponse:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])[:200]
+        return answer(request, ApiError("invalid_request", f"`{where}`: {first['msg']}"[:500], param=where))
+
+    @app.exception_handler(FellBehind)
+    async def gone(request: Request, error: FellBehind) -> JSONResponse:
+        return answer(request, ApiError("events_not_kept", str(error), 410))
+
+    @app.exception_handler(Closed)
+    async def closed(request: Request, error: Closed) -> JSONResponse:
+        return answer(request, ApiError("session_closed", "the session is closed", 410))
+
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
+        kind = INVALID if error.status_code < 500 else SERVER
+        return answer(request, ApiError("http_error", str(error.detail), error.status_code, kind))
+
+
+__all__ = ["build_app"]

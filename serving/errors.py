@@ -1,0 +1,33 @@
+"""Errors that clients are told: as an `error` event of a session, or as the answer to an HTTP request."""
+
+from starlette.exceptions import HTTPException
+
+INVALID, FORBIDDEN, RATE, SERVER = (
+    "invalid_request_error",
+    "authentication_error",
+    "rate_limit_error",
+    "server_error",
+)
+
+
+class ApiError(HTTPException):
+    """
+    Args:
+        code (`str`): names the error for programs.
+        message (`str`): says what is wrong, and what would be right.
+        status (`int`): of an HTTP answer.
+        type (`str`): as OpenAI's API names kinds of errors.
+        param (`str`, *optional*): the field that is wrong.
+    """
+
+    def __init__(self, code: str, message: str, status: int = 400, type: str = INVALID, param: str | None = None):
+        super().__init__(status, message)
+        self.code, self.message, self.status, self.type, self.param = code, message, status, type, param
+
+    def body(self, event_id: str | None = None) -> dict:
+        """The object `error` of an event or an answer; `event_id` is that of the client's event."""
+        error = {"type": self.type, "code": self.code, "message": self.message, "param": self.param}
+        return error if event_id is None else {**error, "event_id": event_id}
+
+
+__all__ = ["FORBIDDEN", "INVALID", "RATE", "SERVER", "ApiError"]

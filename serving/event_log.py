@@ -1,0 +1,106 @@
+"""The events of a session, numbered, and the readers that follow them.
+
+A log keeps the last events. A reader that comes back names the last event that it has seen, and gets those after it;
+one that falls behind what is kept is too slow.
+"""
+
+import asyncio
+import json
+from collections import deque
+from collections.abc import AsyncGenerator, Iterable
+from dataclasses import dataclass
+
+
+class FellBehind(Exception):
+    """The events after the one that the reader has seen are not kept anymore."""
+
+
+class EventLog:
+    """
+    Args:
+        name (`str`): is part of each `event_id`.
+        keep (`int`): how many events are kept.
+        events (`Iterable[tuple[int, str]]`): of the same log before it was saved, see `kept`.
+        last (`int`): sequence number of the last event before.
+    """
+
+    def __init__(self, name: str, keep: int, events: Iterable[tuple[int, str]] = (), last: int = 0):
+        self.name, self.last, self.closed = name, last, False
+        self._events: deque[tuple[int, str]] = deque(((int(at), text) for at, text in events), maxlen=keep)
+        self._more = asyncio.Event()
+        self._readers: list[_Reader] = []
+
+    @property
+    def kept(self) -> list[tuple[int, str]]:
+        """Sequence numbers and events, as JSON."""
+        return list(self._events)
+
+    def add(self, event: dict) -> dict:
+        """Add an event; it gets an `event_id` and its number, `sequence`. Returns it."""
+        self.last += 1
+        event = {**event, "event_id": f"event_{self.name}_{self.last}", "sequence": self.last}
+        self._events.append((self.last, json.dumps(event)))
+        for reader in self._readers:
+            if reader.behind is not None and reader.seen < self._events[0][0] - 1:
+                reader.behind.set()
+        self._wake()
+        return event
+
+    def close(self) -> None:
+        """Readers end after the last event."""
+        self.closed = True
+        self._wake()
+
+    def _wake(self) -> None:
+        self._more.set()
+        self._more = asyncio.Event()
+
+    def after(self, sequence: int) -> list[tuple[int, str]]:
+        """The events after one of them.
+
+        Raises:
+            `FellBehind`: if some of them are not kept.
+        """
+        first = self._events[0][0] if self._events else self.last + 1
+        if sequence < first - 1:
+            raise FellBehind(f"events {sequence + 1} to {first - 1} are not kept anymore")
+        return [each for each in self._events if each[0] > sequence]
+
+    async def follow(
+        self, sequence: int, behind: asyncio.Event | None = None
+    ) -> AsyncGenerator[tuple[int, str], None]:
+        """Sequence numbers and events as JSON after `sequence`, as they come, until the log is closed.
+
+        Args:
+            behind (`asyncio.Event`, *optional*): is set as soon as the reader has fallen behind, while it is still
+                busy with an earlier event.
+
+        Raises:
+            `FellBehind`: when it asks for the next one.
+        """
+        reader = _Reader(sequence, behind)
+        self._readers.append(reader)
+        try:
+            while True:
+                more = self._more
+                for number, event in self.after(reader.seen):
+                    if self._events[0][0] > number:
+                        break  # the reader took long, and `after` says what it has missed
+                    reader.seen = number
+                    yield number, event
+                if reader.seen < self.last:
+                    continue
+                if self.closed:
+                    return
+                await more.wait()
+        finally:
+            self._readers.remove(reader)
+
+
+@dataclass
+class _Reader:
+    seen: int
+    behind: asyncio.Event | None
+
+
+__all__ = ["EventLog", "FellBehind"]

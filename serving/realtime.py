@@ -1,0 +1,137 @@
+"""The WebSocket `/v1/realtime`: one connection, one session.
+
+`?session_id=ID&after=N` continues an open or a saved session after its event `N`. If another connection still reads
+it, that one is closed.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from urllib.parse import urlsplit
+
+from fastapi import APIRouter, WebSocket
+from fastapi.responses import JSONResponse
+from starlette.websockets import WebSocketDisconnect
+
+from .errors import FORBIDDEN, ApiError
+from .event_log import FellBehind
+from .keys import PROTOCOL
+from .realtime_session import RealtimeSession
+from .registry import Registry
+
+# why the server closes a connection
+DONE, FAILED, SLOW, REPLACED = 1000, 1011, 4008, 4009
+TOO_SLOW = (SLOW, "events are read too slowly")
+NOTICES = {"server_stopping": 1012, "session_idle": 4010, "server_error": FAILED}  # of a session that was closed
+CLOSE_SECONDS = 10.0  # for a client that reads slowly to take the close frame
+
+router = APIRouter()
+
+
+@router.websocket("/v1/realtime")
+async def realtime(socket: WebSocket, session_id: str | None = None, after: int | None = None):
+    state = socket.app.state
+    protocols = socket.scope.get("subprotocols", [])
+    try:
+        check_origin(socket, state.origins)
+        owner = state.keys.owner(socket.headers.get("authorization"), protocols)
+        registry: Registry = state.registry
+        session = await (registry.open(owner) if session_id is None else registry.find(owner, session_id))
+        start = session.log.last if after is None else max(0, after)
+        if start < session.log.last:
+            session.log.after(start)
+    except ApiError as error:
+        state.registry.metrics.refused(error.code)
+        await socket.send_denial_response(JSONResponse({"error": error.body()}, error.status))
+        return
+    except FellBehind as error:
+        gone = ApiError("events_not_kept", str(error), 410)
+        await socket.send_denial_response(JSONResponse({"error": gone.body()}, gone.status))
+        return
+    connection = Connection(socket, session)
+    try:
+        await socket.accept(subprotocol=PROTOCOL if PROTOCOL in protocols else None)
+        kind = "session.created" if after is None else "session.updated"
+        session.log.add({"type": kind, "session": session.describe()})
+        await connection.serve(start)
+    finally:
+        if connection.is_last and not session.is_kept:
+            await asyncio.shield(registry.close(session))
+
+
+def check_origin(socket: WebSocket, allowed: Sequence[str]) -> None:
+    """Refuse other sites' pages: a browser tells where a page is from, and lets any page open a WebSocket."""
+    origin = socket.headers.get("origin")
+    if origin is None or "*" in allowed or origin in allowed:
+        return
+    if urlsplit(origin).netloc != socket.headers.get("host"):
+        raise ApiError("origin_not_allowed", f"pages of {origin[:200]} may not connect", 403, FORBIDDEN)
+
+
+class Connection:
+    """A WebSocket that reads and feeds a session. The newest connection of a session replaces the others."""
+
+    def __init__(self, socket: WebSocket, session: RealtimeSession):
+        self.socket, self.session = socket, session
+        self.replaced, self.behind = asyncio.Event(), asyncio.Event()
+        if session.connection is not None:
+            session.connection.replaced.set()
+        session.connection = self
+
+    @property
+    def is_last(self) -> bool:
+        return self.session.connection is self
+
+    async def serve(self, after: int) -> None:
+        """Pass messages on until either side ends."""
+        ends = (self._receive(), self._send(after), self._fall_behind(), self._be_replaced())
+        tasks = [asyncio.create_task(end) for end in ends]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            code, why = next((task.result() for task in tasks if task in done and not task.exception()), (FAILED, ""))
+            if code == SLOW:
+                self.session.metrics.slow_reader()
+            if code is not None:
+                await self._close(code, why)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _receive(self) -> tuple[int | None, str]:
+        while True:
+            message = await self.socket.receive()
+            if message["type"] == "websocket.disconnect":
+                return None, ""
+            content = message.get("text")
+            await self.session.receive(message.get("bytes") or b"" if content is None else content)
+
+    async def _send(self, after: int) -> tuple[int | None, str]:
+        try:
+            async for _, event in self.session.log.follow(after, self.behind):
+                await self.socket.send_text(event)
+        except FellBehind:
+            return TOO_SLOW
+        except (WebSocketDisconnect, RuntimeError):
+            return None, ""
+        notice = self.session.notice
+        return (DONE, "") if notice is None else (NOTICES.get(notice.code, DONE), notice.message[:100])
+
+    async def _fall_behind(self) -> tuple[int | None, str]:
+        await self.behind.wait()
+        return TOO_SLOW
+
+    async def _be_replaced(self) -> tuple[int | None, str]:
+        await self.replaced.wait()
+        return REPLACED, "another connection continues the session"
+
+    async def _close(self, code: int, why: str) -> None:
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self.socket.close(code, why)
+        except (TimeoutError, WebSocketDisconnect, RuntimeError):
+            pass  # gone, or still not reading
+
+
+__all__ = ["router"]

@@ -1,0 +1,433 @@
+"""One session of the realtime protocol, whatever carries its messages: requests in, numbered events out.
+
+It turns a client's requests into work for a stream of the engine, and what comes out of the stream into events.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from secrets import token_hex
+from time import monotonic
+from typing import Any
+
+from ..streaming import StreamingSession
+from .engine import Began, Closed, Engine, Failed, Instructed, Output, Piece, Said, Stream, Watched
+from .errors import SERVER, ApiError
+from .event_log import EventLog
+from .events import (
+    FrameAppend,
+    FrameCommit,
+    Item,
+    ItemCreate,
+    ResponseCancel,
+    ResponseCreate,
+    ResponseOptions,
+    SessionOptions,
+    SessionUpdate,
+    error_event,
+    read_event,
+    user_item,
+)
+from .images import decode_image, split_message
+from .limits import FrameRate, Limits
+from .metrics import Metrics
+from .response import Response
+
+CLOSED = ("session_closed", "the session is closed")
+# what work of a stream is named with, each with what is needed of it later
+FRAME, ANSWER, INSTRUCTION = "frame", "answer", "instruction"
+
+
+class RealtimeSession:
+    """
+    Args:
+        session_id, owner (`str`): its id, and who may use it.
+        engine (`Engine`), limits (`Limits`), metrics (`Metrics`).
+        decoders (`Executor`): where images are decoded.
+        log (`EventLog`): takes the events.
+        name (`str`): of the model.
+
+    Attributes:
+        stream (`Stream`): of the engine, once `open` has returned.
+        last_time (`float`, *optional*): of the last frame that was accepted.
+        on_fatal (`Callable`): is called when the stream has failed for good; closes the session by default.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        owner: str,
+        engine: Engine,
+        limits: Limits,
+        metrics: Metrics,
+        decoders: Executor,
+        log: EventLog,
+        name: str,
+    ):
+        self.id, self.owner, self.log, self.name = session_id, owner, log, name
+        self.engine, self.limits, self.metrics, self.decoders = engine, limits, metrics, decoders
+        self.last_time: float | None = None
+        self.watched_time: float | None = None
+        self.dropped = 0
+        self.touched = monotonic()
+        self.closed = False
+        self.notice: ApiError | None = None  # why it was closed
+        self.is_kept = False  # also without a connection, until it is deleted or idle
+        self.connection: Any = None  # the newest one
+        self.stream: Stream
+        self.on_fatal: Callable[[], Awaitable] = self.close
+        self._instructions: str | None = None
+        self._rate = FrameRate(limits.frames_per_second)
+        self._texts: list[str] = []  # of items, for the next question
+        self._asked: Response | None = None  # a response that a client asked for, until it is done
+        self._response: Response | None = None  # the one that is being generated
+        self._answers: dict[str, asyncio.Future] = {}  # response id -> its last event
+        self._last_item: str | None = None
+        self._tasks: set[asyncio.Task] = set()
+
+    async def open(self, make: Callable[[], StreamingSession]) -> None:
+        """Join the engine. Raises as `Engine.open`."""
+        self.stream = await self.engine.open(self._receive, make)
+        session = self.stream.pooled.session
+        self.last_time = self.watched_time = session.time
+        self._instructions, self._most_tokens = session.query, session.max_new_tokens
+        self.metrics.opened()
+
+    # Requests.
+
+    async def receive(self, message: str | bytes) -> None:
+        """A message of a client. What is wrong with it becomes an `error` event."""
+        self.touched = monotonic()
+        event_id = None
+        try:
+            if isinstance(message, bytes):
+                time, image = split_message(message)
+                await self.append(image, time)
+                return
+            event, event_id, wrong = read_event(message)
+            if wrong is not None:
+                raise wrong
+            await self._handle(event)
+        except ApiError as error:
+            self.refuse(error, event_id)
+        except Closed:
+            self.refuse(ApiError(*CLOSED, status=410), event_id)
+
+    async def _handle(self, event: Any) -> None:
+        if isinstance(event, FrameAppend):
+            await self.append(event.image_url, event.timestamp, event.event_id)
+        elif isinstance(event, FrameCommit):
+            self._start(self._commit(event.event_id))
+        elif isinstance(event, ItemCreate):
+            await self.add_item(event.item)
+        elif isinstance(event, ResponseCreate):
+            self.respond(event.response)
+        elif isinstance(event, ResponseCancel):
+            self.cancel(event.response_id)
+        elif isinstance(event, SessionUpdate):
+            self.update(event.session, event.event_id)
+
+    def refuse(self, error: ApiError, event_id: str | None = None) -> None:
+        self.metrics.refused(error.code)
+        self.log.add(error_event(error, event_id))
+
+    async def append(self, image: bytes | str, time: float | None = None, event_id: str | None = None) -> float:
+        """Add a frame to the stream: the bytes of an image, or a data URL. Returns its time.
+
+        Raises:
+            `ApiError`: for an image or a time that is not valid, or too many frames.
+        """
+        self._rate.take()
+        self._check_time(time)
+        decoding = asyncio.get_running_loop().run_in_executor(
+            self.decoders, decode_image, image, self.limits.image_pixels
+        )
+        pixels = await decoding
+        time = self._check_time(time)  # again: others may have added frames meanwhile
+        self.last_time = time
+        self.metrics.received()
+        self.touched = monotonic()
+        for ref, reason in self.stream.push(pixels, time, (FRAME, time, event_id)):
+            self._drop(ref, reason)
+        return time
+
+    def _drop(self, ref: tuple, reason: str) -> None:
+        self.dropped += 1
+        self.metrics.dropped(reason)
+        self._acknowledge(ref, "dropped", reason)
+
+    def _check_time(self, time: float | None) -> float:
+        if time is None:
+            step = 1 / self.engine.processor.video_processor.fps
+            return 0.0 if self.last_time is None else self.last_time + step
+        self.limits.check_time(time, self.last_time)
+        return time
+
+    async def commit(self) -> None:
+        """Wait until every frame that was added before was watched or dropped. Raises `Closed`."""
+        await self.stream.call()
+
+    async def _commit(self, event_id: str | None) -> None:
+        await self.commit()
+        self._acknowledge((FRAME, self.last_time, event_id), "committed")
+
+    async def add_item(self, item: Item) -> None:
+        """Add what a user said or showed. Text becomes part of the next question, a system's text an instruction, and
+        an image a frame. Raises `ApiError`."""
+        for part in item.content:
+            if part.type == "input_text":
+                self.limits.check_text("text", part.text or "")
+            elif not part.image_url:
+                raise ApiError("missing_image", "`image_url` must be a data URL", param="item.content")
+            elif item.role == "system":
+                raise ApiError("invalid_item", "a system's item can hold text only", param="item.content")
+        shown = user_item(item, item.id or f"item_{token_hex(12)}")
+        for part in item.content:
+            if part.type == "input_image":
+                await self.append(part.image_url or "")
+            elif item.role == "system":
+                self.stream.instruct(part.text or "", (INSTRUCTION, None, False))
+                self._instructions = part.text
+            else:
+                self._texts.append(part.text or "")
+                self.limits.check_text("text", "\n".join(self._texts))
+        place = {"previous_item_id": self._last_item, "item": shown}
+        self._last_item = shown["id"]
+        self.log.add({"type": "conversation.item.added", **place})
+        self.log.add({"type": "conversation.item.done", **place})
+
+    def respond(self, options: ResponseOptions | None = None) -> str:
+        """Ask what the items since the last question say. Returns the response's id.
+
+        Raises:
+            `ApiError`: if there is nothing to answer, or a question is being answered.
+        """
+        options = options or ResponseOptions()
+        check_modalities(options.output_modalities)
+        if options.conversation not in (None, "auto"):
+            message = "`conversation` must be auto: a question beside the stream is a fork of it"
+            raise ApiError("unsupported_option", message, param="response.conversation")
+        if self._asked is not None:
+            message = f"{self._asked.id} is not done yet; wait for its response.done, or cancel it"
+            raise ApiError("conversation_already_has_active_response", message, 409)
+        texts = self._texts or ([options.instructions] if options.instructions else [])
+        if not texts:
+            message = "there is no question: create an item with input_text first"
+            raise ApiError("no_question", message)
+        self.limits.check_text("question", "\n".join(texts))
+        response = Response(self.log.add, {"kind": "answer", **(options.metadata or {})})
+        self.stream.ask("\n".join(texts), (ANSWER, response.id))
+        self._texts, self._asked = [], response
+        return response.id
+
+    async def ask(self, question: str) -> dict:
+        """Ask, and wait for the answer: the object `response` of its `response.done`. Raises `ApiError`, `Closed`."""
+        self.touched = monotonic()
+        self.limits.check_text("question", question)
+        await self.add_item(Item(role="user", content=[{"type": "input_text", "text": question}]))  # type: ignore
+        try:
+            response_id = self.respond()
+        except ApiError:
+            self._texts.pop()
+            raise
+        answer = self._answers[response_id] = asyncio.get_running_loop().create_future()
+        return (await answer)["response"]
+
+    async def fork_and_ask(self, question: str) -> dict:
+        """Ask a copy of the stream, after all that was sent before. The stream itself never knows.
+
+        Returns:
+            `{"question", "text", "time"}`.
+
+        Raises:
+            `ApiError`, `Closed`, and as `Engine.open`.
+        """
+        self.touched = monotonic()
+        self.limits.check_text("question", question)
+        answer: asyncio.Future = asyncio.get_running_loop().create_future()
+
+        def receive(output: Output) -> None:
+            if isinstance(output, Said) and not answer.done():
+                answer.set_result({"question": question, "text": output.event.text, "time": output.event.time})
+            elif isinstance(output, Failed) and not answer.done():
+                answer.set_exception(ApiError("fork_failed", output.message, 500, SERVER))
+
+        fork = await self.stream.fork(receive)
+        try:
+            fork.ask(question, (ANSWER, None))
+            return await answer
+        finally:
+            await fork.close()
+
+    def cancel(self, response_id: str | None = None) -> None:
+        """End a response: the one with this id, or whichever is in progress. Raises `ApiError` if there is none."""
+        active = [each for each in (self._response, self._asked) if each is not None]
+        found = next((each for each in active if response_id in (None, each.id)), None)
+        if found is None:
+            which = "no response" if response_id is None else f"no response {response_id}"
+            raise ApiError("response_cancel_not_active", f"there is {which} in progress")
+        if self.stream.cancel((ANSWER, found.id)):
+            self._end(found, "cancelled", "client_cancelled")
+
+    def update(self, options: SessionOptions, event_id: str | None = None) -> None:
+        """Change options from now on, and instructions after what was sent before. Raises `ApiError`."""
+        check_modalities(options.output_modalities)
+        if options.tools:
+            raise ApiError("unsupported_option", "`tools` must be empty: this model calls none", param="session.tools")
+        session, tokens = self.stream.pooled.session, options.max_output_tokens
+        most = self._most_tokens
+        if isinstance(tokens, int) and not 1 <= tokens <= most:
+            message = f"`max_output_tokens` must be in 1 to {most}, got {tokens}"
+            raise ApiError("invalid_option", message, param="session.max_output_tokens")
+        if options.instructions:
+            self.limits.check_text("instructions", options.instructions)
+        if tokens is not None:
+            session.max_new_tokens = most if tokens == "inf" else tokens
+        if options.speak_threshold is not None:
+            session.speak_threshold = options.speak_threshold
+        if options.instructions:
+            self._instructions = options.instructions
+            # `session.updated` comes when it is in effect
+            self.stream.instruct(options.instructions, (INSTRUCTION, event_id, True))
+        else:
+            self.log.add({"type": "session.updated", "session": self.describe()})
+
+    def describe(self) -> dict:
+        """The session as OpenAI's clients know it, with what is our own beside."""
+        session = self.stream.pooled.session
+        return {
+            "type": "realtime",
+            "object": "realtime.session",
+            "id": self.id,
+            "model": self.name,
+            "instructions": self._instructions or "",
+            "output_modalities": ["text"],
+            "max_output_tokens": session.max_new_tokens,
+            "speak_threshold": session.speak_threshold,
+            "max_cached_frames": session.max_cached_frames,
+            "time": self.watched_time,
+        }
+
+    # What comes out of the stream.
+
+    def _receive(self, output: Output) -> None:
+        if isinstance(output, Piece):
+            self._spoken(output.time).add(output.text)
+        elif isinstance(output, Watched):
+            self.watched_time = output.frame.time
+            self._acknowledge(output.ref, "watched", silence=output.frame.silence_probability)
+        elif isinstance(output, Began):
+            if self._asked is not None and self._asked.id == output.ref[1]:
+                self._begin(self._asked)
+        elif isinstance(output, Said):
+            self._said(output)
+        elif isinstance(output, Instructed):
+            if output.ref[2]:
+                self.log.add({"type": "session.updated", "session": self.describe()})
+        elif isinstance(output, Failed):
+            self._failed(output)
+
+    def _spoken(self, time: float) -> Response:
+        """The response that is being generated; a narration begins if there is none."""
+        if self._response is None:
+            self._begin(Response(self.log.add, {"kind": "narration", "time": f"{time:g}"}))
+        assert self._response is not None
+        return self._response
+
+    def _said(self, said: Said) -> None:
+        response = self._spoken(said.event.time)
+        if said.hushed:
+            self._end(response, "cancelled", "client_cancelled")
+        else:
+            self._end(response)
+
+    def _failed(self, failed: Failed) -> None:
+        error = ApiError("server_error", failed.message or "the model failed", 500, SERVER)
+        kind, event_id = failed.ref[0] if failed.ref else None, None
+        if kind == FRAME:
+            event_id = failed.ref[2]
+            self._drop(failed.ref, "failed")
+        elif kind == INSTRUCTION:
+            event_id = failed.ref[1]
+            error = ApiError("invalid_instructions", failed.message, param="session.instructions")
+        if self._response is not None and kind in (None, ANSWER):
+            self._end(self._response, "failed", error=error.body())
+        if self._asked is not None and (kind == ANSWER or failed.fatal):
+            self._end(self._asked, "failed", error=error.body())
+        self.refuse(error, event_id)
+        if failed.fatal:
+            self._start(self.on_fatal())
+
+    def _begin(self, response: Response) -> None:
+        response.metadata.setdefault("time", f"{self.watched_time or 0.0:g}")
+        response.begin(self._last_item)
+        self._last_item, self._response = response.item_id, response
+
+    def _end(self, response: Response, status: str = "completed", reason: str | None = None, error=None) -> None:
+        done = response.end(status, reason, error)
+        self._response = None if response is self._response else self._response
+        self._asked = None if response is self._asked else self._asked
+        answer = self._answers.pop(response.id, None)
+        if answer is not None and not answer.done():
+            answer.set_result(done)
+
+    def _acknowledge(self, ref: tuple, status: str, reason: str | None = None, silence: float | None = None) -> None:
+        _, time, event_id = ref
+        self.log.add(
+            {
+                "type": "input_video_frame.acknowledged",
+                "timestamp": time,
+                "status": status,
+                "reason": reason,
+                "client_event_id": event_id,
+                "silence_probability": silence,
+                "waiting": self.stream.waiting,
+                "dropped": self.dropped,
+                "keep_ratio": self.engine.keep_ratio,
+            }
+        )
+
+    # Its end.
+
+    def _start(self, work) -> None:
+        """Run a coroutine beside the messages that follow."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), Closed):
+            self.refuse(ApiError("server_error", str(task.exception()), 500, SERVER))
+
+    async def close(self, notice: ApiError | None = None, finish: Callable[[StreamingSession], Any] | None = None):
+        """Leave the engine, and end the log.
+
+        Args:
+            notice (`ApiError`, *optional*): why, as the last event.
+            finish (`Callable`, *optional*): see `Stream.close`.
+        """
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            await self.stream.close(finish)
+        finally:
+            for response in (self._response, self._asked):
+                if response is not None:
+                    self._end(response, "cancelled", "client_cancelled")
+            for answer in self._answers.values():
+                answer.cancel()
+            if notice is not None:
+                self.notice = notice
+                self.refuse(notice)
+            self.log.close()
+
+
+def check_modalities(modalities: list[str] | None) -> None:
+    if modalities is not None and modalities != ["text"]:
+        message = '`output_modalities` must be ["text"]: the model does not speak aloud'
+        raise ApiError("unsupported_option", message, param="output_modalities")
+
+
+__all__ = ["RealtimeSession"]

@@ -1,0 +1,197 @@
+"""All sessions of a server: opening, finding, closing and saving them, and the limits of how many there are."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from secrets import token_urlsafe
+from time import monotonic
+from typing import Any, Protocol
+
+from ..streaming import StreamingSession
+from .engine import Closed, Engine
+from .errors import RATE, SERVER, ApiError
+from .event_log import EventLog
+from .limits import Limits
+from .metrics import Metrics
+from .realtime_session import RealtimeSession
+
+SESSION_ID = re.compile(r"sess_[A-Za-z0-9_-]{16,64}")
+DECODERS = 4  # threads that decode images
+CHECK_SECONDS = 1.0  # between two looks for idle sessions
+STOPPING = ("server_stopping", "the server stops", 503, SERVER)
+
+
+class Store(Protocol):
+    """Where sessions are saved. Its methods run in the engine's thread, and may raise `OSError`."""
+
+    def save(self, session_id: str, session: StreamingSession, about: dict) -> None:
+        """Save a session, with what the server knows of it (JSON)."""
+
+    def about(self, session_id: str) -> dict | None:
+        """What was saved of a session beside itself; None if there is none."""
+
+    def load(self, session_id: str, model, processor) -> StreamingSession:
+        """A saved session."""
+
+    def delete(self, session_id: str) -> None:
+        """Forget a session, if there is one."""
+
+
+class Registry:
+    """
+    Args:
+        engine (`Engine`), limits (`Limits`), metrics (`Metrics`).
+        name (`str`): of the model.
+        options (`dict`): of new sessions, for `StreamingSession`.
+        store (`Store`, *optional*): where sessions are saved when they are closed; nowhere if omitted.
+    """
+
+    def __init__(
+        self, engine: Engine, limits: Limits, metrics: Metrics, name: str, options: dict, store: Store | None = None
+    ):
+        self.engine, self.limits, self.metrics, self.name = engine, limits, metrics, name
+        self.options, self.store = options, store
+        self.sessions: dict[str, RealtimeSession] = {}
+        self.decoders = ThreadPoolExecutor(DECODERS, "decode")
+        self.stopping = False
+        self._opening: set[str] = set()
+        self._reaper: asyncio.Task | None = None
+
+    def start(self) -> None:
+        self.engine.start()
+        self.metrics.watch(self.engine)
+        self._reaper = asyncio.get_running_loop().create_task(self._close_idle())
+
+    async def open(self, owner: str, session_id: str | None = None) -> RealtimeSession:
+        """A new session, or a saved one with this id.
+
+        Raises:
+            `ApiError`: if there is no such session of this owner, or no room for another one.
+        """
+        if self.stopping:
+            raise ApiError(*STOPPING)
+        if len(self.sessions) + len(self._opening) >= self.limits.sessions:
+            message = f"{self.limits.sessions} sessions are open, the limit of this server; try again later"
+            raise self.refused(ApiError("session_limit_exceeded", message, 429, RATE))
+        opening = f"sess_{token_urlsafe(18)}" if session_id is None else session_id
+        if opening in self._opening:
+            raise ApiError("session_in_use", f"{session_id} is being opened", 409)
+        self._opening.add(opening)
+        try:
+            session = await self._open(owner, opening, is_new=session_id is None)
+        except RuntimeError as error:  # the pool has no room
+            raise self.refused(ApiError("no_memory", str(error), 503, SERVER)) from error
+        except Closed:
+            raise ApiError(*STOPPING) from None
+        except (OSError, ValueError) as error:
+            raise self.refused(ApiError("session_not_restored", str(error), 500, SERVER)) from error
+        finally:
+            self._opening.discard(opening)
+        self.sessions[session.id] = session
+        session.on_fatal = partial(self.close, session)
+        return session
+
+    async def _open(self, owner: str, session_id: str, is_new: bool) -> RealtimeSession:
+        model, processor = self.engine.model, self.engine.processor
+        make: Callable[[], StreamingSession] = partial(StreamingSession, model, processor, **self.options)
+        saved: dict[str, Any] = {}
+        store = self.store
+        if not is_new:
+            about = None
+            if store is not None and SESSION_ID.fullmatch(session_id):
+                about = await self.engine.call(partial(store.about, session_id))
+            if about is None or about["owner"] != owner or store is None:
+                raise not_found(session_id)
+            saved, make = about, partial(store.load, session_id, model, processor)
+        log = EventLog(session_id[5:15], self.limits.kept_events, saved.get("events", ()), saved.get("sequence", 0))
+        session = RealtimeSession(
+            session_id, owner, self.engine, self.limits, self.metrics, self.decoders, log, self.name
+        )
+        session.dropped = saved.get("dropped", 0)
+        await session.open(make)
+        return session
+
+    def get(self, owner: str, session_id: str) -> RealtimeSession:
+        """An open session. Raises `ApiError` if this owner has none of this id."""
+        session = self.sessions.get(session_id)
+        if session is None or session.owner != owner:
+            raise not_found(session_id)
+        return session
+
+    async def find(self, owner: str, session_id: str) -> RealtimeSession:
+        """An open session, or a saved one, which is opened. Raises `ApiError`."""
+        try:
+            return self.get(owner, session_id)
+        except ApiError:
+            return await self.open(owner, session_id)
+
+    async def close(self, session: RealtimeSession, notice: ApiError | None = None, forget: bool = False) -> None:
+        """Close a session, and save it unless it is to be forgotten, or there is no store.
+
+        Args:
+            notice (`ApiError`, *optional*): why, for the client.
+        """
+        if self.sessions.pop(session.id, None) is None:
+            return
+        store = self.store
+        finish = None
+        if store is not None and not forget:
+            finish = partial(self._save, store, session)
+        elif store is not None:
+            finish = partial(self._forget, store, session)
+        try:
+            await session.close(notice, finish)
+        except (Closed, OSError) as error:
+            session.refuse(ApiError("session_not_saved", str(error), 500, SERVER))
+
+    @staticmethod
+    def _save(store: Store, session: RealtimeSession, state: StreamingSession) -> None:
+        log = session.log
+        about = {"owner": session.owner, "sequence": log.last, "events": log.kept, "dropped": session.dropped}
+        store.save(session.id, state, about)
+
+    @staticmethod
+    def _forget(store: Store, session: RealtimeSession, state: StreamingSession) -> None:
+        store.delete(session.id)
+
+    def refused(self, error: ApiError) -> ApiError:
+        """Count an error."""
+        self.metrics.refused(error.code)
+        return error
+
+    async def stop(self) -> None:
+        """Take no more work, finish what waits, save all sessions, tell their clients, and end the engine."""
+        if self.stopping:
+            return
+        self.stopping = True
+        if self._reaper is not None:
+            self._reaper.cancel()
+        await self.engine.settle()
+        kept = "it was saved, and continues on a server with the same store" if self.store else "it was not saved"
+        for session in list(self.sessions.values()):
+            notice = ApiError(STOPPING[0], f"the server stops; session {session.id}: {kept}", *STOPPING[2:])
+            await self.close(session, notice)
+        await self.engine.stop()
+        self.decoders.shutdown(wait=False)
+
+    async def _close_idle(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_SECONDS)
+            await self.close_idle(monotonic())
+
+    async def close_idle(self, now: float) -> None:
+        """Close the sessions whose clients have sent nothing for longer than the limit. now: as `monotonic`."""
+        limit = self.limits.idle_seconds
+        for session in list(self.sessions.values()):
+            if now - session.touched > limit:
+                message = f"nothing was sent for {limit:g} seconds, the limit of a session"
+                await self.close(session, ApiError("session_idle", message, 408))
+
+
+def not_found(session_id: str) -> ApiError:
+    return ApiError("session_not_found", f"there is no session {session_id[:80]!r}", 404, param="session_id")
+
+
+__all__ = ["Registry", "Store"]

@@ -1,0 +1,99 @@
+"""Runs the application with uvicorn, until it is interrupted or terminated."""
+
+import socket
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+
+from .app import build_app
+from .engine import Engine
+from .folder_store import FolderStore
+from .keys import Keys
+from .limits import Limits
+from .metrics import Metrics
+from .registry import Registry
+
+PING_SECONDS = 20.0  # between pings, and for their answer: a half-open connection is closed after that
+STALLED_SECONDS = 60.0  # after which the kernel closes a connection that takes no more data
+SLOW_STOP_SECONDS = 5  # for connections that do not close by themselves when the server stops
+BACKLOG = 2048  # connections that wait to be accepted
+
+
+class Server(uvicorn.Server):
+    """A uvicorn server that finishes the work of all sessions, saves them and tells their clients, before it closes
+    their connections."""
+
+    def __init__(self, app: FastAPI, max_message_bytes: int, log_level: str = "warning"):
+        config = uvicorn.Config(
+            app,
+            log_level=log_level,
+            ws_max_size=max_message_bytes,
+            ws_ping_interval=PING_SECONDS,
+            ws_ping_timeout=PING_SECONDS,
+            ws_per_message_deflate=False,  # images are compressed already
+            timeout_graceful_shutdown=SLOW_STOP_SECONDS,
+        )
+        super().__init__(config)
+        self.app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await self.app.state.registry.stop()
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one.
+
+    Raises:
+        `OSError`: if the address is in use, or not one of this machine.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit it
+            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STALLED_SECONDS))
+        listening.bind((host, port))
+        listening.listen(BACKLOG)
+    except OSError as error:
+        listening.close()
+        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
+    return listening
+
+
+def make_app(
+    model,
+    processor,
+    name: str,
+    limits: Limits,
+    keys: Keys,
+    *,
+    options: dict | None = None,
+    keep_ratio_range: tuple[float, float] | None = None,
+    max_cached_bytes: int | None = None,
+    saved: Path | None = None,
+    origins: tuple[str, ...] = (),
+) -> FastAPI:
+    """The application for a model.
+
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`), processor (`VideoLLMMoDProcessor`), name (`str`): of the model.
+        limits (`Limits`), keys (`Keys`).
+        options (`dict`): of new sessions, for `StreamingSession`.
+        keep_ratio_range, max_cached_bytes: see `Engine`.
+        saved (`Path`, *optional*): folder where sessions are saved.
+        origins: see `build_app`.
+
+    Raises:
+        `ValueError`: for an argument out of range. `OSError`: if the folder cannot be made.
+    """
+    metrics = Metrics()
+    engine = Engine(model, processor, metrics, keep_ratio_range, max_cached_bytes, limits.waiting_frames)
+    store = None if saved is None else FolderStore(saved)
+    model.stream(processor, **(options or {}))  # wrong options are an error now
+    registry = Registry(engine, limits, metrics, name, options or {}, store)
+    return build_app(registry, keys, origins)
+
+
+__all__ = ["Server", "listen", "make_app"]
