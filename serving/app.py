@@ -1,7 +1,7 @@
 """The web application: its routes, and how it starts and stops."""
 
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from time import time
 
 from fastapi import FastAPI, Request, Response
@@ -13,11 +13,11 @@ from starlette.exceptions import HTTPException
 
 from . import realtime, sessions
 from .body_limit import BodyLimit
-from .engine import Closed
-from .errors import INVALID, SERVER, ApiError
+from .errors import INVALID, SERVER, ApiError, too_many
 from .event_log import FellBehind
 from .keys import Keys
 from .metrics import CONTENT_TYPE
+from .outputs import Busy, Closed
 from .registry import Registry
 from .sessions import Owner
 
@@ -57,7 +57,10 @@ def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = ()) -> Fa
     @app.get("/metrics", tags=["server"])
     async def metrics() -> Response:
         """Metrics for Prometheus."""
-        return Response(registry.metrics.text(), media_type=CONTENT_TYPE)
+        num_bytes = 0
+        with suppress(Closed):
+            num_bytes = await registry.engine.cache_bytes()
+        return Response(registry.metrics.text(num_bytes), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models", tags=["server"])
     async def models(owner: Owner) -> dict:
@@ -95,6 +98,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Closed)
     async def closed(request: Request, error: Closed) -> JSONResponse:
         return answer(request, ApiError("session_closed", "the session is closed", 410))
+
+    @app.exception_handler(Busy)
+    async def busy(request: Request, error: Busy) -> JSONResponse:
+        return answer(request, too_many(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:

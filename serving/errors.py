@@ -30,4 +30,9 @@ class ApiError(HTTPException):
         return error if event_id is None else {**error, "event_id": event_id}
 
 
-__all__ = ["FORBIDDEN", "INVALID", "RATE", "SERVER", "ApiError"]
+def too_many(error: Exception) -> ApiError:
+    """For `Busy` of a stream."""
+    return ApiError("too_many_requests", str(error), 429, RATE)
+
+
+__all__ = ["FORBIDDEN", "INVALID", "RATE", "SERVER", "ApiError", "too_many"]

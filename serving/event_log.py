@@ -51,6 +51,11 @@ class EventLog:
         self.closed = True
         self._wake()
 
+    async def grown(self) -> None:
+        """Wait for the next event, or the end."""
+        if not self.closed:
+            await self._more.wait()
+
     def _wake(self) -> None:
         self._more.set()
         self._more = asyncio.Event()

@@ -77,8 +77,9 @@ def decode_image(content: bytes | str, max_pixels: int = MAX_PIXELS) -> np.ndarr
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except ApiError:
         raise
-    except Image.DecompressionBombError as error:
-        raise ApiError("image_too_large", str(error), 413, param="image") from None
+    except Image.DecompressionBombError:
+        message = f"the image has far more than {max_pixels} pixels, the limit"
+        raise ApiError("image_too_large", message, 413, param="image") from None
     except Exception:  # Pillow's decoders raise many kinds for damaged files
         message = "the image cannot be decoded: it must be a whole JPEG, PNG or WebP"
         raise ApiError("invalid_image", message, param="image") from None

@@ -59,11 +59,11 @@ class Metrics:
         """Read the state of an engine whenever the metrics are asked for."""
         self._sessions.set_function(lambda: len(engine.streams))
         self._waiting.set_function(lambda: sum(stream.waiting for stream in list(engine.streams)))
-        self._bytes.set_function(lambda: sum(stream.pooled.session.cache.num_bytes for stream in list(engine.streams)))
         self._ratio.set_function(lambda: engine.keep_ratio)
 
-    def text(self) -> bytes:
-        """In Prometheus' format, of the type `CONTENT_TYPE`."""
+    def text(self, cache_bytes: int) -> bytes:
+        """In Prometheus' format, of the type `CONTENT_TYPE`. cache_bytes: of all sessions."""
+        self._bytes.set(cache_bytes)
         return generate_latest(self.registry)
 
 

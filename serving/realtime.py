@@ -36,9 +36,8 @@ async def realtime(socket: WebSocket, session_id: str | None = None, after: int 
         owner = state.keys.owner(socket.headers.get("authorization"), protocols)
         registry: Registry = state.registry
         session = await (registry.open(owner) if session_id is None else registry.find(owner, session_id))
-        start = session.log.last if after is None else max(0, after)
-        if start < session.log.last:
-            session.log.after(start)
+        start = session.log.last if after is None else min(max(0, after), session.log.last)
+        session.log.after(start)  # raises if not all of them are kept
     except ApiError as error:
         state.registry.metrics.refused(error.code)
         await socket.send_denial_response(JSONResponse({"error": error.body()}, error.status))

@@ -11,8 +11,8 @@ from time import monotonic
 from typing import Any
 
 from ..streaming import StreamingSession
-from .engine import Began, Closed, Engine, Failed, Instructed, Output, Piece, Said, Stream, Watched
-from .errors import SERVER, ApiError
+from .engine import Engine
+from .errors import SERVER, ApiError, too_many
 from .event_log import EventLog
 from .events import (
     FrameAppend,
@@ -31,11 +31,13 @@ from .events import (
 from .images import decode_image, split_message
 from .limits import FrameRate, Limits
 from .metrics import Metrics
+from .outputs import Began, Busy, Changed, Closed, Failed, Output, Piece, Said, Watched
 from .response import Response
+from .stream import Stream
 
 CLOSED = ("session_closed", "the session is closed")
 # what work of a stream is named with, each with what is needed of it later
-FRAME, ANSWER, INSTRUCTION = "frame", "answer", "instruction"
+FRAME, ANSWER, CHANGE = "frame", "answer", "change"
 
 
 class RealtimeSession:
@@ -71,6 +73,8 @@ class RealtimeSession:
         self.dropped = 0
         self.touched = monotonic()
         self.closed = False
+        self.refusing: ApiError | None = None  # why nothing more is accepted
+        self._forking = False
         self.notice: ApiError | None = None  # why it was closed
         self.is_kept = False  # also without a connection, until it is deleted or idle
         self.connection: Any = None  # the newest one
@@ -107,9 +111,12 @@ class RealtimeSession:
             event, event_id, wrong = read_event(message)
             if wrong is not None:
                 raise wrong
+            self._check_open()
             await self._handle(event)
         except ApiError as error:
             self.refuse(error, event_id)
+        except Busy as error:
+            self.refuse(too_many(error), event_id)
         except Closed:
             self.refuse(ApiError(*CLOSED, status=410), event_id)
 
@@ -137,6 +144,7 @@ class RealtimeSession:
         Raises:
             `ApiError`: for an image or a time that is not valid, or too many frames.
         """
+        self._check_open()
         self._rate.take()
         self._check_time(time)
         decoding = asyncio.get_running_loop().run_in_executor(
@@ -150,6 +158,15 @@ class RealtimeSession:
         for ref, reason in self.stream.push(pixels, time, (FRAME, time, event_id)):
             self._drop(ref, reason)
         return time
+
+    def _check_open(self) -> None:
+        if self.refusing is not None:
+            raise self.refusing
+
+    async def room(self) -> None:
+        """Wait until a frame fits without dropping another one."""
+        while not self.closed and self.stream.waiting >= self.limits.waiting_frames:
+            await self.log.grown()
 
     def _drop(self, ref: tuple, reason: str) -> None:
         self.dropped += 1
@@ -186,8 +203,7 @@ class RealtimeSession:
             if part.type == "input_image":
                 await self.append(part.image_url or "")
             elif item.role == "system":
-                self.stream.instruct(part.text or "", (INSTRUCTION, None, False))
-                self._instructions = part.text
+                self._change(SessionOptions(instructions=part.text), None, is_update=False)
             else:
                 self._texts.append(part.text or "")
                 self.limits.check_text("text", "\n".join(self._texts))
@@ -215,7 +231,7 @@ class RealtimeSession:
             message = "there is no question: create an item with input_text first"
             raise ApiError("no_question", message)
         self.limits.check_text("question", "\n".join(texts))
-        response = Response(self.log.add, {"kind": "answer", **(options.metadata or {})})
+        response = Response(self.log.add, {**(options.metadata or {}), "kind": "answer"})
         self.stream.ask("\n".join(texts), (ANSWER, response.id))
         self._texts, self._asked = [], response
         return response.id
@@ -223,6 +239,7 @@ class RealtimeSession:
     async def ask(self, question: str) -> dict:
         """Ask, and wait for the answer: the object `response` of its `response.done`. Raises `ApiError`, `Closed`."""
         self.touched = monotonic()
+        self._check_open()
         self.limits.check_text("question", question)
         await self.add_item(Item(role="user", content=[{"type": "input_text", "text": question}]))  # type: ignore
         try:
@@ -252,12 +269,18 @@ class RealtimeSession:
             elif isinstance(output, Failed) and not answer.done():
                 answer.set_exception(ApiError("fork_failed", output.message, 500, SERVER))
 
-        fork = await self.stream.fork(receive)
+        if self._forking:
+            raise ApiError("fork_in_progress", "another fork of this session is being asked", 409)
+        self._forking = True
         try:
-            fork.ask(question, (ANSWER, None))
-            return await answer
+            fork = await self.stream.fork(receive)
+            try:
+                fork.ask(question, (ANSWER, None))
+                return await answer
+            finally:
+                await fork.close()
         finally:
-            await fork.close()
+            self._forking = False
 
     def cancel(self, response_id: str | None = None) -> None:
         """End a response: the one with this id, or whichever is in progress. Raises `ApiError` if there is none."""
@@ -266,7 +289,7 @@ class RealtimeSession:
         if found is None:
             which = "no response" if response_id is None else f"no response {response_id}"
             raise ApiError("response_cancel_not_active", f"there is {which} in progress")
-        if self.stream.cancel((ANSWER, found.id)):
+        if self.stream.cancel((ANSWER, found.id) if found is self._asked else None):
             self._end(found, "cancelled", "client_cancelled")
 
     def update(self, options: SessionOptions, event_id: str | None = None) -> None:
@@ -274,23 +297,28 @@ class RealtimeSession:
         check_modalities(options.output_modalities)
         if options.tools:
             raise ApiError("unsupported_option", "`tools` must be empty: this model calls none", param="session.tools")
-        session, tokens = self.stream.pooled.session, options.max_output_tokens
-        most = self._most_tokens
+        tokens, most = options.max_output_tokens, self._most_tokens
         if isinstance(tokens, int) and not 1 <= tokens <= most:
             message = f"`max_output_tokens` must be in 1 to {most}, got {tokens}"
             raise ApiError("invalid_option", message, param="session.max_output_tokens")
         if options.instructions:
             self.limits.check_text("instructions", options.instructions)
-        if tokens is not None:
-            session.max_new_tokens = most if tokens == "inf" else tokens
-        if options.speak_threshold is not None:
-            session.speak_threshold = options.speak_threshold
-        if options.instructions:
-            self._instructions = options.instructions
-            # `session.updated` comes when it is in effect
-            self.stream.instruct(options.instructions, (INSTRUCTION, event_id, True))
-        else:
-            self.log.add({"type": "session.updated", "session": self.describe()})
+        self._change(options, event_id, is_update=True)
+
+    def _change(self, options: SessionOptions, event_id: str | None, is_update: bool) -> None:
+        """Queue a change of the session; `session.updated` comes once an update is in effect."""
+
+        def change(session: StreamingSession) -> None:
+            if options.instructions:
+                session.instruct(options.instructions)
+                self._instructions = options.instructions
+            if options.max_output_tokens is not None:
+                given = options.max_output_tokens
+                session.max_new_tokens = self._most_tokens if given == "inf" else given
+            if options.speak_threshold is not None:
+                session.speak_threshold = options.speak_threshold
+
+        self.stream.change(change, (CHANGE, event_id, is_update))
 
     def describe(self) -> dict:
         """The session as OpenAI's clients know it, with what is our own beside."""
@@ -321,7 +349,7 @@ class RealtimeSession:
                 self._begin(self._asked)
         elif isinstance(output, Said):
             self._said(output)
-        elif isinstance(output, Instructed):
+        elif isinstance(output, Changed):
             if output.ref[2]:
                 self.log.add({"type": "session.updated", "session": self.describe()})
         elif isinstance(output, Failed):
@@ -330,7 +358,7 @@ class RealtimeSession:
     def _spoken(self, time: float) -> Response:
         """The response that is being generated; a narration begins if there is none."""
         if self._response is None:
-            self._begin(Response(self.log.add, {"kind": "narration", "time": f"{time:g}"}))
+            self._begin(Response(self.log.add, {"kind": "narration", "time": str(time)}))
         assert self._response is not None
         return self._response
 
@@ -347,7 +375,7 @@ class RealtimeSession:
         if kind == FRAME:
             event_id = failed.ref[2]
             self._drop(failed.ref, "failed")
-        elif kind == INSTRUCTION:
+        elif kind == CHANGE:
             event_id = failed.ref[1]
             error = ApiError("invalid_instructions", failed.message, param="session.instructions")
         if self._response is not None and kind in (None, ANSWER):
@@ -359,7 +387,7 @@ class RealtimeSession:
             self._start(self.on_fatal())
 
     def _begin(self, response: Response) -> None:
-        response.metadata.setdefault("time", f"{self.watched_time or 0.0:g}")
+        response.metadata.setdefault("time", str(self.watched_time or 0.0))
         response.begin(self._last_item)
         self._last_item, self._response = response.item_id, response
 
@@ -397,8 +425,11 @@ class RealtimeSession:
 
     def _finished(self, task: asyncio.Task) -> None:
         self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None and not isinstance(task.exception(), Closed):
-            self.refuse(ApiError("server_error", str(task.exception()), 500, SERVER))
+        error = None if task.cancelled() else task.exception()
+        if isinstance(error, Busy):
+            self.refuse(too_many(error))
+        elif error is not None and not isinstance(error, Closed):
+            self.refuse(ApiError("server_error", str(error), 500, SERVER))
 
     async def close(self, notice: ApiError | None = None, finish: Callable[[StreamingSession], Any] | None = None):
         """Leave the engine, and end the log.

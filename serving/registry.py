@@ -4,22 +4,25 @@ import asyncio
 import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from secrets import token_urlsafe
 from time import monotonic
 from typing import Any, Protocol
 
 from ..streaming import StreamingSession
-from .engine import Closed, Engine
+from .engine import Engine
 from .errors import RATE, SERVER, ApiError
 from .event_log import EventLog
 from .limits import Limits
 from .metrics import Metrics
+from .outputs import Closed
 from .realtime_session import RealtimeSession
 
 SESSION_ID = re.compile(r"sess_[A-Za-z0-9_-]{16,64}")
 DECODERS = 4  # threads that decode images
 CHECK_SECONDS = 1.0  # between two looks for idle sessions
+SETTLE_SECONDS = 20.0  # for the work that waits when the server stops
 STOPPING = ("server_stopping", "the server stops", 503, SERVER)
 
 
@@ -57,6 +60,7 @@ class Registry:
         self.decoders = ThreadPoolExecutor(DECODERS, "decode")
         self.stopping = False
         self._opening: set[str] = set()
+        self._closing: dict[str, asyncio.Event] = {}
         self._reaper: asyncio.Task | None = None
 
     def start(self) -> None:
@@ -80,6 +84,8 @@ class Registry:
             raise ApiError("session_in_use", f"{session_id} is being opened", 409)
         self._opening.add(opening)
         try:
+            if opening in self._closing:  # its client has come back before it was saved
+                await self._closing[opening].wait()
             session = await self._open(owner, opening, is_new=session_id is None)
         except RuntimeError as error:  # the pool has no room
             raise self.refused(ApiError("no_memory", str(error), 503, SERVER)) from error
@@ -135,6 +141,14 @@ class Registry:
         """
         if self.sessions.pop(session.id, None) is None:
             return
+        closing = self._closing[session.id] = asyncio.Event()
+        try:
+            await self._close(session, notice, forget)
+        finally:
+            del self._closing[session.id]
+            closing.set()
+
+    async def _close(self, session: RealtimeSession, notice: ApiError | None, forget: bool) -> None:
         store = self.store
         finish = None
         if store is not None and not forget:
@@ -143,7 +157,7 @@ class Registry:
             finish = partial(self._forget, store, session)
         try:
             await session.close(notice, finish)
-        except (Closed, OSError) as error:
+        except (Closed, OSError, ValueError) as error:
             session.refuse(ApiError("session_not_saved", str(error), 500, SERVER))
 
     @staticmethod
@@ -168,7 +182,11 @@ class Registry:
         self.stopping = True
         if self._reaper is not None:
             self._reaper.cancel()
-        await self.engine.settle()
+        for session in self.sessions.values():
+            session.refusing = ApiError(*STOPPING)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await self.engine.settle()
         kept = "it was saved, and continues on a server with the same store" if self.store else "it was not saved"
         for session in list(self.sessions.values()):
             notice = ApiError(STOPPING[0], f"the server stops; session {session.id}: {kept}", *STOPPING[2:])

@@ -3,9 +3,11 @@
 import socket
 from pathlib import Path
 
+import numpy as np
 import uvicorn
 from fastapi import FastAPI
 
+from ..streaming import StreamingSession
 from .app import build_app
 from .engine import Engine
 from .folder_store import FolderStore
@@ -91,9 +93,15 @@ def make_app(
     metrics = Metrics()
     engine = Engine(model, processor, metrics, keep_ratio_range, max_cached_bytes, limits.waiting_frames)
     store = None if saved is None else FolderStore(saved)
-    model.stream(processor, **(options or {}))  # wrong options are an error now
+    warm_up(model.stream(processor, **(options or {})))  # wrong options are an error now
     registry = Registry(engine, limits, metrics, name, options or {}, store)
     return build_app(registry, keys, origins)
+
+
+def warm_up(session: StreamingSession) -> None:
+    """Watch a frame and say a word, so that no client waits for what is set up at the first time."""
+    session.speak_threshold, session.max_new_tokens = 1.0, 1
+    session.push(np.zeros((1, 384, 384, 3), np.uint8))
 
 
 __all__ = ["Server", "listen", "make_app"]

@@ -78,15 +78,18 @@ async def describe(session: Session) -> dict:
 
 @router.post("/{session_id}/frames", status_code=202)
 async def frames(request: Request, session: Session, timestamp: float | None = None) -> dict:
-    """Add frames: JSON with data URLs, or the bytes of one image with `?timestamp=`. They are watched after the answer
-    to this request; `input_video_frame.acknowledged` tells of each."""
+    """Add frames: JSON with data URLs, which wait for room, or the bytes of one image with `?timestamp=`. They are
+    watched after the answer to this request; `input_video_frame.acknowledged` tells of each."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     body = await request.body()
     if kind in IMAGES:
         times = [await session.append(body, timestamp)]
     elif kind == "application/json":
         given = Frames.model_validate_json(body)
-        times = [await session.append(frame.image_url, frame.timestamp) for frame in given.frames]
+        times = []
+        for frame in given.frames:
+            await session.room()
+            times.append(await session.append(frame.image_url, frame.timestamp))
     else:
         message = f"the content type must be application/json or one of {', '.join(IMAGES)}"
         raise ApiError("unsupported_media_type", message, 415)

@@ -1,0 +1,254 @@
+"""What breaks servers: wrong keys, garbage, bombs, wrong times, slow readers, and clients that vanish."""
+
+import asyncio
+import contextlib
+import json
+import struct
+import zlib
+
+import httpx
+import pytest
+from running_servers import client, data_url, frames_of, metric, png, serving
+from waiting import PATIENCE, until
+from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from videollm_mod.serving.errors import ApiError
+from videollm_mod.serving.images import decode_image
+from videollm_mod.serving.keys import Keys
+from videollm_mod.serving.limits import FrameRate, Limits
+
+KEY, OTHER = "a-key-for-tests-0123456789", "another-key-for-tests-01234"
+IMAGE, _ = frames_of(60, 1)[0]
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint):
+    limits = {"sessions": 3, "message_bytes": 200_000, "text_characters": 100, "image_pixels": 10**6}
+    with serving(checkpoint, (KEY, OTHER), limits) as running:
+        yield running
+
+
+def bearer(key: str = KEY) -> dict:
+    return {"additional_headers": {"Authorization": f"Bearer {key}"}}
+
+
+def bomb() -> bytes:
+    """A PNG of a few hundred bytes that says it has 3.6 thousand million pixels."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    body = zlib.compress(bytes(10**5))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
+
+
+async def refused(url: str, **options) -> tuple[int, str]:
+    with pytest.raises(InvalidStatus) as caught:
+        async with client(url, **options):
+            pass
+    response = caught.value.response
+    return response.status_code, json.loads(response.body)["error"]["code"]
+
+
+def test_a_key_is_needed_before_the_upgrade(server):
+    async def run():
+        assert await refused(server.url) == (401, "missing_api_key")
+        assert await refused(server.url, **bearer("wrong-key-0123456789")) == (401, "invalid_api_key")
+        evil = {"origin": "https://evil.example", **bearer()}
+        assert await refused(server.url, **evil) == (403, "origin_not_allowed")
+        protocols = ["realtime", f"openai-insecure-api-key.{OTHER}"]
+        async with client(server.url, subprotocols=protocols) as mine:
+            assert mine.socket.subprotocol == "realtime"
+            assert (await mine.next())["type"] == "session.created"
+
+    asyncio.run(run())
+    answer = httpx.get(f"{server.url}/v1/models")
+    assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
+    assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
+
+
+WRONG = {
+    "not json": "invalid_json",
+    "[" * 100_000: "invalid_json",
+    "[]": "invalid_event",
+    "{}": "unknown_event",
+    '{"type": ["x"]}': "unknown_event",
+    '{"type": "input_audio_buffer.append", "audio": ""}': "unknown_event",
+    '{"type": "response.cancel"}': "response_cancel_not_active",
+    '{"type": "response.create"}': "no_question",
+    '{"type": "response.create", "response": {"output_modalities": ["audio"]}}': "unsupported_option",
+    '{"type": "session.update", "session": {"tools": [{}]}}': "unsupported_option",
+    '{"type": "session.update", "session": {"speak_threshold": NaN}}': "invalid_event",
+    '{"type": "session.update", "session": {"instructions": "' + "x" * 101 + '"}}': "text_too_long",
+    '{"type": "session.update", "session": {"instructions": "\\ud800"}}': "invalid_text",
+    '{"type": "session.update", "session": {"max_output_tokens": 0}}': "invalid_option",
+    '{"type": "input_video_frame.append", "image_url": "http://x/y.png"}': "invalid_image_url",
+    '{"type": "input_video_frame.append", "image_url": "data:image/png;base64,QUJD"}': "invalid_image",
+    '{"type": "input_video_frame.append", "image_url": "data:image/png;base64,Q"}': "invalid_image_url",
+    '{"type": "input_video_frame.append", "timestamp": 1}': "invalid_event",
+    '{"type": "conversation.item.create", "item": {"role": "assistant", "content": []}}': "invalid_event",
+}
+
+
+def test_whatever_is_sent_gets_its_error_and_the_session_goes_on(server):
+    append = {"type": "input_video_frame.append", "image_url": data_url(IMAGE)}
+
+    async def run():
+        async with client(server.url, **bearer()) as mine:
+            for text, code in WRONG.items():
+                await mine.socket.send(text)
+                assert (await mine.until("error"))["error"]["code"] == code, text[:100]
+            for time, code in ((float("nan"), "invalid_timestamp"), (float("inf"), "invalid_timestamp")):
+                await mine.frame(IMAGE, time)
+                assert (await mine.until("error"))["error"]["code"] == code
+            await mine.socket.send(b"VMF2" + bytes(100))
+            assert (await mine.until("error"))["error"]["code"] == "invalid_frame_message"
+            await mine.frame(IMAGE, 2.0)
+            await mine.until("input_video_frame.acknowledged", timestamp=2.0)
+            await mine.socket.send(json.dumps({**append, "timestamp": 1.5, "event_id": "mine"}))
+            error = (await mine.until("error"))["error"]
+            assert (error["code"], error["event_id"]) == ("timestamp_goes_back", "mine")
+            await mine.socket.send(json.dumps(append))  # after the last one
+            done = await mine.until("input_video_frame.acknowledged")
+            assert (done["timestamp"], done["status"], done["dropped"]) == (2.5, "watched", 0)
+
+    asyncio.run(run())
+
+
+def test_bombs_are_refused_before_they_are_decoded(server):
+    gif = b"GIF89a" + bytes(99)
+    for content, code in ((bomb(), "image_too_large"), (png(IMAGE)[:-40], "invalid_image"), (gif, "invalid_image")):
+        with pytest.raises(ApiError) as caught:
+            decode_image(content)
+        assert caught.value.code == code
+
+    async def run():
+        async with client(server.url, **bearer()) as mine:
+            await mine.socket.send(struct.pack(">4sd", b"VMF1", 0.0) + bomb())
+            error = (await mine.until("error"))["error"]
+            assert error["code"] == "image_too_large" and "than 1000000 pixels" in error["message"]
+
+    asyncio.run(run())
+
+
+def test_too_large_messages_close_the_connection(server):
+    async def run():
+        async with client(server.url, **bearer()) as mine:
+            await mine.until("session.created")
+            await mine.socket.send("x" * 200_001)
+            with pytest.raises(ConnectionClosed) as caught:
+                await mine.next()
+            assert caught.value.rcvd.code == 1009
+
+    asyncio.run(run())
+    headers = {"Authorization": f"Bearer {KEY}"}
+    for body in ("x" * 200_001, iter([b"x" * 200_001])):
+        answer = httpx.post(f"{server.url}/v1/streaming/sessions", content=body, headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
+
+
+def test_sessions_are_limited_and_leave_nothing_behind(server):
+    """Clients that come, ask and vanish in the middle: when all are gone, so is everything of theirs."""
+    registry = server.registry
+
+    async def vanish(number: int) -> None:
+        async with client(server.url, **bearer()) as mine:
+            await mine.until("session.created")
+            await mine.ask("How many objects are there?")
+            for image, time in frames_of(60, 1 + number % 3):
+                await mine.frame(image, time)
+            if number % 2:
+                await mine.until("response.created")
+            mine.socket.transport.abort()
+
+    async def run():
+        async with contextlib.AsyncExitStack() as stack:
+            for _ in range(3):
+                await stack.enter_async_context(client(server.url, **bearer()))
+            assert await refused(server.url, **bearer()) == (429, "session_limit_exceeded")
+
+    asyncio.run(run())
+    for round in range(0, 24, 3):
+        until_empty(server)
+        asyncio.run(asyncio.wait_for(all_of(vanish, range(round, round + 3)), PATIENCE))
+    until_empty(server)
+    assert not registry.engine.streams and not registry.engine.pool.streams and not registry.engine.waiting_bytes
+
+
+async def all_of(work, numbers) -> None:
+    await asyncio.gather(*(work(number) for number in numbers), return_exceptions=True)
+
+
+def until_empty(server) -> None:
+    until(lambda: not server.registry.sessions and not server.registry._closing, "the end of all sessions")
+
+
+def test_one_client_never_sees_the_stream_of_another(server):
+    mine, theirs = ({"Authorization": f"Bearer {key}"} for key in (KEY, OTHER))
+    sessions = f"{server.url}/v1/streaming/sessions"
+    made = httpx.post(sessions, headers=mine, timeout=PATIENCE).json()["id"]
+    for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/commit"), ("DELETE", "")):
+        answer = httpx.request(method, f"{sessions}/{made}{path}", headers=theirs)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
+    query = f"?session_id={made}"
+    with pytest.raises(InvalidStatus, match="404"):
+        asyncio.run(connected(server.url, query, OTHER))
+    asyncio.run(connected(server.url, query, KEY))
+    assert httpx.delete(f"{sessions}/{made}", headers=mine).json()["deleted"]
+
+
+async def connected(url: str, query: str, key: str) -> None:
+    async with client(url, query, **bearer(key)) as mine:
+        await mine.until("session.created")
+
+
+def test_a_slow_reader_is_closed_and_the_others_are_not(checkpoint):
+    with serving(checkpoint, limits={"kept_events": 64}) as running:
+        asyncio.run(asyncio.wait_for(read_slowly(running.url), PATIENCE))
+
+
+async def read_slowly(url: str) -> None:
+    async with client(url) as quick, client(url, max_queue=1) as slow:
+        await slow.until("session.created")
+        garbage = json.dumps({"type": "x" * 100, "event_id": "y" * 500})
+        while not metric(url, "videollm_mod_slow_readers_total"):
+            for _ in range(2000):  # each is answered by an event, until the sockets are full
+                await slow.socket.send(garbage)
+        with pytest.raises(ConnectionClosed):
+            while True:
+                await slow.next()
+        assert slow.socket.close_code in (4008, 1006)
+        await quick.frame(IMAGE, 0.0)
+        assert (await quick.until("input_video_frame.acknowledged"))["status"] == "watched"
+
+
+def test_keys_come_from_the_environment_and_a_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("VIDEOLLM_MOD_API_KEYS", f"{KEY}, {OTHER}")
+    (tmp_path / "keys").write_text("# of the cameras\nthird-key-0123456789\n")
+    keys = Keys.load(tmp_path / "keys")
+    owners = {keys.owner(f"Bearer {key}") for key in (KEY, OTHER, "third-key-0123456789")}
+    assert len(owners) == 3 and not any(key in owner for owner in owners for key in (KEY, OTHER))
+    with pytest.raises(ValueError, match="at least 16 printable"):
+        Keys(["short"])
+    (tmp_path / "keys").write_text("# none\n")
+    with pytest.raises(ValueError, match="holds no key"):
+        Keys.load(tmp_path / "keys")
+
+
+def test_frames_may_come_in_bursts_but_not_faster_on_average():
+    now = [0.0]
+    rate = FrameRate(2.0, lambda: now[0])
+    for _ in range(4):
+        rate.take()
+    with pytest.raises(ApiError, match="faster than 2 a second"):
+        rate.take()
+    now[0] = 0.5
+    rate.take()
+    with pytest.raises(ApiError):
+        rate.take()
+
+
+def test_limits_must_be_above_zero():
+    with pytest.raises(ValueError, match="`sessions` must be a finite number > 0, got 0"):
+        Limits(sessions=0)
