@@ -63,7 +63,7 @@ def test_arguments_that_nothing_reads_are_refused(part):
     _, (row,) = random_batch(model, part, [1])
     model, inputs = parts_of(model, row)[part]
     expected = model(**inputs)[0]
-    for name in ("past_key_value", "mems", "pixel_values", "keep_rato"):
+    for name in ("past_key_value", "mems", "pixel_value", "keep_rato"):
         with pytest.raises(ValueError, match=f"nothing reads: `{name}`"):
             model(**inputs, **{name: torch.zeros(1)})
         assert torch.equal(model(**inputs, **{name: None})[0], expected)
