@@ -249,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     measured.set_defaults(run=measure)
     calibrated = commands.add_parser("calibrate", help="choose a routing for a model that was measured")
     calibrated.add_argument("--json", type=Path, required=True, help="result of measure; it is continued")
-    calibrated.add_argument("--seconds", type=float, default=100, help="for the search (default: 100)")
+    calibrated.add_argument("--seconds", type=float, default=90, help="for the search (default: 90)")
     calibrated.set_defaults(run=calibrate)
     for command in (measured, calibrated):
         command.add_argument("folder", type=Path, help="a model of stock_vlm")
