@@ -114,8 +114,15 @@ def costs(built, stock, streams: list[BasicStream], device: str, **options) -> d
 
 
 def best_of(grid: list[dict]) -> dict:
-    """The row with the highest F1; among equal ones that with the fewest false narrations."""
-    return max(grid, key=lambda row: (row["f1"], -row["false_per_minute"]))
+    """The row with the highest F1 and the fewest false narrations; of equal ones the middle one, which is the farthest
+    from margins that are worse."""
+
+    def merit(row: dict) -> tuple[float, float]:
+        return row["f1"], -row["false_per_minute"]
+
+    best = max(map(merit, grid))
+    equal = [row for row in grid if merit(row) == best]
+    return equal[(len(equal) - 1) // 2]
 
 
 def grid_of(build, streams: list[BasicStream], margins: list[float]) -> list[dict]:

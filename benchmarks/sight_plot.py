@@ -16,14 +16,16 @@ def plot(results: list[dict], path: Path) -> None:
         draw_margins(row[0], result, "f1", "F1 of narrations, %")
         draw_margins(row[1], result, "false_per_minute", "false narrations per minute")
         row[0].set_title(f"{result['model']}, “{result['chosen']['query']}”", fontsize=9)
-        row[1].legend(fontsize=7)
         if "calibration" in result:
             draw_lost(row[2], result, "operations", "operations of the language model, % of dense")
             draw_lost(row[3], result, "share", "replies that routing changes on the clips, %")
-            row[2].legend(fontsize=7)
         else:
             for axis in row[2:]:
                 axis.set_axis_off()
+    entries: dict = {}
+    for axis in panels.flat:
+        entries |= {label: handle for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries, loc="outside lower center", ncols=columns + 1, fontsize=8, frameon=False)
     for axis in panels.flat:
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=110)

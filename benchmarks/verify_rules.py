@@ -99,18 +99,19 @@ def measure(built, trying: list[Watched], testing: list[Watched], remembered: in
 
 
 def plot(models: list[dict], path: Path) -> None:
-    """F1 against false narrations, a curve for each rule; the best margin on test streams has a diamond."""
+    """F1 against false narrations, a curve for each rule; the best margin on test streams is hollow."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(4.6 * len(models), 3.6), layout="constrained")
     for axis, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
-        for (rule, label), colour in zip(LABELS.items(), ("#1b6ca8", "#c4572e", "#3c9a5f"), strict=True):
-            for split, style in (("validation", "o-"), ("test", "D")):
-                rows = [row for row in model[split] if row["rule"] == rule]
+        styles = (("o", "#1b6ca8"), ("s", "#c4572e"), ("^", "#3c9a5f"))
+        for (rule, label), (marker, colour) in zip(LABELS.items(), styles, strict=True):
+            for split, line in (("validation", "-"), ("test", "")):
+                rows, tested = [row for row in model[split] if row["rule"] == rule], split == "test"
                 across, down = [row["false_per_minute"] for row in rows], [row["f1"] for row in rows]
-                fill = "none" if split == "test" else colour
+                fill = {"color": colour, "markerfacecolor": "none" if tested else colour, "alpha": 0.7}
                 axis.plot(
-                    across, down, style, color=colour, markerfacecolor=fill, markersize=5, label=f"{label}, {split}"
+                    across, down, marker + line, markersize=11 if tested else 5, label=f"{label}, {split}", **fill
                 )
         axis.set(title=model["model"], xlabel="false narrations per minute", ylabel="F1 of narrations, %")
         axis.spines[["top", "right"]].set_visible(False)

@@ -137,6 +137,8 @@ def test_choices():
     grid = [{"f1": 90.0, "false_per_minute": 2.0}, {"f1": 95.0, "false_per_minute": 3.0}]
     grid.append({"f1": 95.0, "false_per_minute": 1.0})
     assert sight.best_of(grid) is grid[2]
+    grid += [dict(grid[2]), dict(grid[2])]
+    assert sight.best_of(grid) is grid[3]  # of equal ones the middle one
 
 
 def test_questions_in_forks_leave_no_trace(family, tmp_path):
