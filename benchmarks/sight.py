@@ -26,12 +26,24 @@ import torch
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 
 from ..bench.record import enter, surroundings, write
-from ..calibration.measuring import routed
+from ..calibration.measuring import Routing, routed
 from ..data.world import world_stream
 from ..data.world_basic import BasicStream
 from ..data.world_hard import split_seeds
 from .sight_plot import plot
-from .sight_routing import CLIPS, FPS, REPLY, Watched, calibrated, compared, encode, questions_of, search, watch
+from .sight_routing import (
+    CLIPS,
+    FPS,
+    REPLY,
+    Watched,
+    calibrated,
+    cheapest,
+    compared,
+    encode,
+    questions_of,
+    search,
+    watch,
+)
 from .sight_scores import Counts, changes, score, spoken_anew
 from .stock_vlm_data import SEE, describe, of_image
 from .stock_vlm_families import Family, load
@@ -202,17 +214,17 @@ def calibrate(args) -> None:
         build(args.folder, args.device, chosen["query"]),
         session_options(chosen["remembered"], chosen["margin"]),
     )
-    divergence, rows = calibrated(built, streams_of("train", CLIPS), options)
-    print(f"{len(rows)} routings", flush=True)
     trying, testing = (encode(built, streams_of(split, result["streams"])) for split in ("validation", "test"))
-    found = search(built, trying, divergence, rows, options, args.seconds)
-    best = found.pop("best")
-    result["calibration"] = {"command": command_of(args), "clips": CLIPS, **found}
-    write(args.json, result)
-    dense = watch(built, testing, **options)
+    if "questions" not in result.get("calibration", {}):
+        divergence, rows = calibrated(built, streams_of("train", CLIPS), options)
+        print(f"{len(rows)} routings", flush=True)
+        found = search(built, trying, divergence, rows, options, args.seconds)
+        result["calibration"] = {"command": command_of(args), "clips": CLIPS, **found}
+        write(args.json, result)  # a run that is cut off later continues from here
+    dense, best = watch(built, testing, **options), cheapest(result["calibration"]["routed"])
     result["test"] = {"dense": dense.summary()}
     if best is not None:
-        with routed(built[0], best.routing):
+        with routed(built[0], Routing(tuple(best["layers"]), best["keep_ratio"], best["selection"])):
             margins = [
                 {"margin": margin, **watch(built, trying, False, **options | threshold_of(margin)).summary()}
                 for margin in args.margins
@@ -220,7 +232,7 @@ def calibrate(args) -> None:
             margin = best_of(margins)["margin"]
             again = compared(dense, watch(built, testing, **options | threshold_of(margin)))
         result["calibration"]["margins"] = margins
-        result["test"]["routed"] = {"margin": margin, **best.as_dict(), **again}
+        result["test"]["routed"] = {**best, "margin": margin, **again}
     print(json.dumps(result["test"]), flush=True)
     write(args.json, result)
     stock, family = load_stock(args)

@@ -17,7 +17,7 @@ import torch
 from ..calibration.clips import answering, encoded, read_clip, run_abreast
 from ..calibration.measuring import FREE_SELECTIONS, Divergence, Measured, best, candidates, routed
 from ..data.world_basic import BasicStream
-from ..speaking import StreamEvent
+from ..speaking import StreamEvent, WatchedFrame
 from ..steps import Step
 from .sight_scores import Counts, changes, score
 from .stock_vlm_data import SEE, ask, of_image
@@ -72,7 +72,7 @@ def watching(session, own: Watched, asks: bool) -> Generator[Step | StreamEvent]
         for item in session.watching((own.features[index : index + 1], [moment])):
             if isinstance(item, Step):
                 yield item
-            elif item.event is not None:
+            elif isinstance(item, WatchedFrame) and item.event is not None:
                 yield item.event
         if asks:
             yield from answering(session.fork(), question)
@@ -163,7 +163,7 @@ def rank_correlations(rows: list[dict], dense: dict) -> dict:
 def search(
     built, trying: list[Watched], divergence: Divergence, rows: list[Measured], options: dict, seconds: float
 ) -> dict:
-    """Scores of routings, and the one of the fewest operations that loses at most `LOST` points.
+    """Scores of routings.
 
     The border between those that lose more and those that do not is found by bisection. While there is time, the
     nearest others are scored too.
@@ -191,12 +191,16 @@ def search(
             break
         fits(index)
     scores = [found[index] for index in sorted(found)]
-    fit = [index for index, own in found.items() if own["answers_lost"] <= LOST]
     return {
         "questions": sum(len(own.questions) for own in trying),
         "routings": len(rows),
         "dense": dense.summary(),
         "routed": scores,
         "rank_correlation": rank_correlations(scores, dense.summary()),
-        "best": rows[max(fit)] if fit else None,
     }
+
+
+def cheapest(rows: list[dict]) -> dict | None:
+    """The routing of the fewest operations that loses at most `LOST` points."""
+    fit = [row for row in rows if row["answers_lost"] <= LOST]
+    return min(fit, key=lambda row: row["operations"], default=None)

@@ -26,7 +26,7 @@ import torch
 
 from ..bench.record import surroundings, write
 from ..generation import TokenSampler
-from ..speaking import Reply, StreamEvent
+from ..speaking import Reply, StreamEvent, WatchedFrame
 from ..steps import Step
 from .sight import best_of, build, streams_of
 from .sight_routing import FPS, Watched, encode, watch
@@ -76,7 +76,7 @@ def by_picture(margin: float, session, own: Watched, asks: bool) -> Generator[St
         for item in session.watching((own.features[index : index + 1], [time])):
             if isinstance(item, Step):
                 yield item
-            elif item.event is not None:
+            elif isinstance(item, WatchedFrame) and item.event is not None:
                 yield item.event
 
 

@@ -16,7 +16,7 @@ import torch
 
 from ..containers import IGNORE_INDEX
 from ..decoding import iter_video_frames
-from ..speaking import StreamEvent
+from ..speaking import StreamEvent, WatchedFrame
 from ..steps import Step, run_together
 from ..streaming import StreamingSession
 from .following import Leader
@@ -74,7 +74,7 @@ def watching(session: StreamingSession, features, times: list[float], questions)
             for item in session.watching((features[shown:due], times[shown:due])):
                 if isinstance(item, Step):
                     yield item
-                elif item.event is not None:
+                elif isinstance(item, WatchedFrame) and item.event is not None:
                     yield item.event
             shown = due
         if question is not None:
