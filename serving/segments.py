@@ -120,7 +120,7 @@ def snapshot(session, written: Written, wanted: torch.Tensor) -> dict[str, torch
     on = {device: wanted.to(device) for device in {layer.positions.device for layer in layers.values()}}
     chosen = [on[layer.positions.device][layer.positions[0]] for layer in layers.values()]
     counts = to_host([mask.sum() for mask in chosen])  # the only time that the device is waited for before the copy
-    tensors = {}
+    tensors: dict[str, torch.Tensor] = {}
     for (index, layer), mask, count in zip(layers.items(), chosen, counts, strict=True):
         at = torch.nonzero_static(mask, size=int(count)).flatten()
         tensors |= {f"layers.{index}.keys": layer.keys[:, :, at], f"layers.{index}.values": layer.values[:, :, at]}
@@ -163,10 +163,10 @@ def check_segment(segment: Segment, tensors: dict[str, torch.Tensor], limit: int
     if not isinstance(segment.tokens, int):
         raise ValueError(f"the segment {segment.name} must hold a number of tokens")
     for index in range(text.num_hidden_layers):
-        own = [tensors.get(f"layers.{index}.{name}") for name in LAYER]
-        if all(tensor is None for tensor in own):
+        names = [f"layers.{index}.{name}" for name in LAYER]
+        if not any(name in tensors for name in names):
             continue
-        keys, values, positions = own
+        keys, values, positions = (tensors[name] for name in names)
         shape = [1, text.num_key_value_heads, positions.numel(), text.head_dim]
         fits = list(keys.shape) == list(values.shape) == shape and keys.dtype == values.dtype == model.dtype
         fits = fits and list(positions.shape) == [1, positions.numel()] and positions.dtype == torch.long
@@ -196,7 +196,7 @@ def assemble(found: list[tuple[Segment, dict]], masks: Sequence[torch.Tensor], f
                 layer.forget(mask.to(model.device), rotate)
     tensors = {}
     for index, layer in enumerate(layers):
-        if layer.is_initialized:
+        if layer.positions is not None:
             order = layer.positions[0].argsort()  # what was written again comes earlier in the stream
             for name, dim in LAYER.items():
                 tensors[f"layers.{index}.{name}"] = getattr(layer, name).index_select(dim, order)

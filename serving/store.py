@@ -39,7 +39,7 @@ from safetensors.torch import load as tensors_of_bytes
 from safetensors.torch import save as bytes_of_tensors
 from transformers.utils import logging
 
-from ..session_state import check_model, model_fingerprint, restore_session, session_content
+from ..session_state import SessionState, check_model, model_fingerprint, restore_session, session_content
 from ..speaking import StreamEvent
 from ..streaming import StreamingSession
 from .lease import Lease, SessionLost, current_claim, owner_name
@@ -198,8 +198,8 @@ class SavedSession:
         self.lost, self.failures = False, 0
         self._events: list[tuple[int, StreamEvent]] = []
         self._lock = threading.Lock()  # for the events, which the thread of a server reads
-        self._state = None  # of the session that `_written` describes
-        self._written = Written()
+        self._state: SessionState | None = None  # of the session that `_written` describes
+        self._written = self._next = Written()
         self._masks: list[torch.Tensor] = []  # of the evictions in the save that is being written
         self._number = -1  # of the last segment
         self._writing: Future | None = None
@@ -269,7 +269,7 @@ class SavedSession:
         state, frames = session.state, session.stats.frames
         if state is not self._state:  # another session, or one that was reset
             self._follow(state, Written())
-        masks = [] if state.memory is None else list(state.memory.evictions)
+        masks = [] if state.memory is None else list(state.memory.evictions or ())
         self._number += 1  # also after a failed save, whose segment may be in use
         generation, seen_tokens = self.lease.generation, state.cache.get_seq_length()
         written, wanted = self._written.after(masks, seen_tokens, self._number, generation)
@@ -300,8 +300,9 @@ class SavedSession:
         if writing is None or writing.exception() is not None:
             return
         self._written = self._next
-        if self._state.memory is not None:
-            del self._state.memory.evictions[: len(self._masks)]
+        memory = None if self._state is None else self._state.memory
+        if memory is not None and memory.evictions is not None:
+            del memory.evictions[: len(self._masks)]
 
     def _write(self, tensors: dict, content: dict, written: Written, frame_time: float | None) -> Saved:
         """Write a save, in another thread."""
