@@ -14,7 +14,7 @@ import pytest
 import torch
 from fork_server import TORCH, run_forked
 from fresh_process import ROOT
-from narrating import COMMAND, broken_checkpoint, is_one_line, make_broken, truth
+from narrating import COMMAND, NOTE, broken_checkpoint, is_one_line, make_broken, truth
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.data.world import world_stream
@@ -214,7 +214,7 @@ def test_a_fresh_process_prints_only_events(tmp_path, clip):
     """No traceback and no messages of libraries, which bypass Python's streams."""
     path = make_broken("cut off", tmp_path, clip)
     done = subprocess.run([*COMMAND, path, "--overlay", tmp_path / "o.mp4"], capture_output=True, text=True)
-    assert done.returncode == 2 and is_one_line(done.stderr)
+    assert done.returncode == 2 and done.stderr.startswith(NOTE) and is_one_line(done.stderr.removeprefix(NOTE))
     assert done.stdout.splitlines()[0] == "{:8.1f} s  {}".format(*truth(60)[0])
     assert len(decode_video(tmp_path / "o.mp4", 2)[0]) > 4
 
