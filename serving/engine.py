@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 from ..containers import check_count
@@ -23,6 +24,7 @@ from .stream import Stream
 
 logger = logging.getLogger(__name__)
 
+APART = 64  # ticks in which streams run one by one, after a tick of all has failed
 MAX_WAITING_BYTES = 2**30  # of decoded frames of all streams
 
 
@@ -68,6 +70,7 @@ class Engine:
         self.stopping = False
         self._calls: deque[tuple[Callable[[], Any], Future]] = deque()
         self._out: list[tuple[Stream, Output]] = []
+        self._apart = 0
         self._own_ratio = model.keep_ratio
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="videollm-mod engine", daemon=True)
@@ -175,8 +178,10 @@ class Engine:
     def _run(self) -> None:
         try:
             self._serve()
-        except BaseException:
+        except BaseException as error:
             logger.exception("the engine has failed")
+            for stream in self.streams:
+                self.put(stream, Failed(None, f"the server has failed: {error!r}", fatal=True))
         finally:
             with self.ready:
                 self.stopping = True
@@ -214,26 +219,34 @@ class Engine:
             self.model.keep_ratio = ratio
 
     def _tick(self) -> None:
-        try:
-            self.pool.tick()
-        except Exception as error:
-            failed = [stream for stream in self.streams if stream.pooled.error is not None]
-            for stream in failed or list(self.streams):
-                self._recover(stream, stream.pooled.error or error)
+        if self._apart:
+            self._apart -= 1
+            for stream in list(self.streams):
+                if stream.pooled.busy:
+                    self._tick_alone(stream)
+        else:
+            try:
+                self.pool.tick()
+            except Exception as error:  # which may be the fault of one stream
+                self._apart = APART
+                for stream in self.streams:
+                    if stream.pooled.error is not None:
+                        stream.void(str(error) or repr(error))
         for stream in self.streams:
             self.metrics.read(stream.newly_read())
 
-    def _recover(self, stream: Stream, error: BaseException) -> None:
-        """Say what failed. Frames are tried once more, without the streams that may have made them fail."""
-        stream.void(str(error) or repr(error))
-        if not stream.pooled.busy:
-            return
+    def _tick_alone(self, stream: Stream) -> None:
+        """Run a step of one stream. It is closed if it fails twice in a row."""
         try:
             self.pool.tick([stream.pooled])
-        except Exception as again:
-            logger.exception("a stream failed twice and is closed")
-            self.put(stream, Failed(None, str(again) or repr(again), fatal=True))
-            self._leave(stream)
+            stream.failures = 0
+        except Exception as error:
+            stream.failures += 1
+            stream.void(str(error) or repr(error))
+            if stream.failures >= 2:
+                logger.exception("a stream failed twice and is closed")
+                self.put(stream, Failed(None, str(error) or repr(error), fatal=True))
+                self._leave(stream)
 
     def _hand_out(self) -> None:
         out, self._out = self._out, []
@@ -242,7 +255,8 @@ class Engine:
 
     def _end(self) -> None:
         for stream in list(self.streams):
-            self.remove(stream)
+            with suppress(Exception):  # if the engine has failed, so may this
+                self.remove(stream)
         with self.ready:
             calls = list(self._calls)
             self._calls.clear()

@@ -4,7 +4,7 @@ It turns a client's requests into work for a stream of the engine, and what come
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from concurrent.futures import Executor
 from secrets import token_hex
 from time import monotonic
@@ -52,7 +52,8 @@ class RealtimeSession:
     Attributes:
         stream (`Stream`): of the engine, once `open` has returned.
         last_time (`float`, *optional*): of the last frame that was accepted.
-        on_fatal (`Callable`): is called when the stream has failed for good; closes the session by default.
+        on_fatal (`Callable`): is called with the error when the stream has failed for good, and returns what to await;
+            it closes the session by default.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class RealtimeSession:
         self.is_kept = False  # also without a connection, until it is deleted or idle
         self.connection: Any = None  # the newest one
         self.stream: Stream
-        self.on_fatal: Callable[[], Awaitable] = self.close
+        self.on_fatal: Callable[[ApiError], Any] = self.close
         self._instructions: str | None = None
         self._rate = FrameRate(limits.frames_per_second)
         self._texts: list[str] = []  # of items, for the next question
@@ -382,9 +383,10 @@ class RealtimeSession:
             self._end(self._response, "failed", error=error.body())
         if self._asked is not None and (kind == ANSWER or failed.fatal):
             self._end(self._asked, "failed", error=error.body())
-        self.refuse(error, event_id)
         if failed.fatal:
-            self._start(self.on_fatal())
+            self._start(self.on_fatal(error))
+        else:
+            self.refuse(error, event_id)
 
     def _begin(self, response: Response) -> None:
         response.metadata.setdefault("time", str(self.watched_time or 0.0))

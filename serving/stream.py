@@ -71,6 +71,7 @@ class Stream:
         self._watching: deque[_Frame] = deque()  # frames in the pool
         self._asked: _Ask | None = None  # in the pool
         self._speaking = self._hushed = False
+        self.failures = 0  # of steps, in a row
         self._read = read_tokens(pooled.session)
         pooled.on_output = self._put
 
