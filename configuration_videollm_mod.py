@@ -51,6 +51,16 @@ def check_keep_ratio(name: str, value: float) -> None:
         raise ValueError(f"`{name}` must be a number in (0, 1], got {value!r}")
 
 
+def check_keep_ratio_range(name: str, value: Any) -> None:
+    """Raise `ValueError` unless `value` is a list of two ratios in (0, 1], the lower one first."""
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        raise ValueError(f"`{name}` must be [low, high], got {value!r}")
+    for ratio in value:
+        check_keep_ratio(name, ratio)
+    if value[0] > value[1]:
+        raise ValueError(f"`{name}` must be [low, high] with low <= high, got {value}")
+
+
 def check_margin(name: str, value: float) -> None:
     """Raise `ValueError` unless `value` is a finite number >= 0."""
     if not is_number(value) or not 0 <= value < math.inf:
@@ -164,6 +174,8 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         mod_layers (`str` or `list[int]`): which layers route under `"mod"`. `"interleaved"`: odd indices (the paper's
             choice, section 3.3); `"all"`; `"all_deep"`: index >= 2; `"interleaved_deep"`: odd and >= 3; or indices.
         mod_keep_ratio (`float`): share of each frame's vision tokens that a routed layer keeps, in (0, 1].
+        mod_keep_ratio_range (`[low, high]`, *optional*): ratios that the model was trained with, so that a server may
+            lower the ratio under load.
         mod_selection (`str`): which vision tokens of a frame a routed layer keeps. `"learned"`: those with the highest
             scores of the layer's LayerExpert. The other values need no training and use no gate. `"change"`: the
             tokens that the layer before changed most; `"difference"`: those that differ most from the same token of
@@ -190,6 +202,7 @@ class VideoLLMMoDTextConfig(LlamaConfig):
     vision_routing: str = "mod"
     mod_layers: Any = "interleaved"
     mod_keep_ratio: Any = 0.2
+    mod_keep_ratio_range: Any = None
     mod_selection: str = "learned"
     mod_gate: str = "residual"
     mod_force_keep_last: bool = False
@@ -211,6 +224,8 @@ class VideoLLMMoDTextConfig(LlamaConfig):
         check_choice("mod_selection", self.mod_selection, MOD_SELECTIONS)
         check_choice("mod_gate", self.mod_gate, MOD_GATES)
         check_keep_ratio("mod_keep_ratio", self.mod_keep_ratio)
+        if self.mod_keep_ratio_range is not None:
+            check_keep_ratio_range("mod_keep_ratio_range", self.mod_keep_ratio_range)
         if not 1 <= self.num_hidden_layers <= MAX_LAYERS:
             raise ValueError(f"`num_hidden_layers` must be in [1, {MAX_LAYERS}], got {self.num_hidden_layers}")
         if not is_whole(self.early_exit_layer) or not 0 <= self.early_exit_layer <= self.num_hidden_layers:

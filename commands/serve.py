@@ -88,7 +88,7 @@ def run(options: ServeOptions) -> None:
             load_in_4bit=options.load_in_4bit,
             trust_remote_code=options.trust_remote_code,
         )
-        trained = getattr(model.config.text_config, "mod_keep_ratio_range", None)
+        trained = getattr(model.config.text_config, "mod_keep_ratio_range", None)  # code of a checkpoint may be older
         chosen = options.keep_ratio_range or trained
         app = make_app(
             model,

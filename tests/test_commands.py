@@ -15,7 +15,7 @@ from videollm_mod.data.words import counted
 from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.speaking import DEFAULT_THRESHOLD
 
-LAZY = ("torch", "transformers", "accelerate", "huggingface_hub", "av", "matplotlib")
+LAZY = ("torch", "transformers", "accelerate", "huggingface_hub", "av", "matplotlib", "fastapi", "uvicorn")
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

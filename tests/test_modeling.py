@@ -414,6 +414,8 @@ def test_building_the_model_checks_options_again():
     [
         ({"mod_keep_ratio": 0}, r"`mod_keep_ratio` must be a number in \(0, 1\], got 0"),
         ({"mod_keep_ratio": 1.5}, "`mod_keep_ratio`.*1.5"),
+        ({"mod_keep_ratio_range": 0.5}, r"^`mod_keep_ratio_range` must be \[low, high\], got 0.5$"),
+        ({"mod_keep_ratio_range": [0.5, 0.2]}, r"^`mod_keep_ratio_range` must be \[low, high\] with low <= high"),
         ({"mod_layers": [0, 5]}, r"`mod_layers` must hold layer indices in \[0, 5\), got 5 in \[0, 5\]"),
         ({"mod_layers": [-1]}, "`mod_layers`.*-1"),
         ({"no_rope_layers": [5]}, r"`no_rope_layers` must hold layer indices in \[0, 5\), got 5 in \[5\]"),

@@ -60,7 +60,8 @@ def assert_finished(config, weights: str) -> None:
 
 
 def test_killed_run_resumes_to_the_same_result(tmp_path):
-    whole, cut = write_config(tmp_path, "whole"), write_config(tmp_path, "cut")
+    stage = {**STAGE, "elastic_keep_ratio": [0.1, 0.9]}
+    whole, cut = (write_config(tmp_path, name, stream_stage=stage) for name in ("whole", "cut"))
     uninterrupted = start(whole)
     interrupted = start(cut)
     kill_when(interrupted, tmp_path / "cut" / "vision" / "checkpoint-4" / "trainer_state.json")
@@ -81,6 +82,7 @@ def test_killed_run_resumes_to_the_same_result(tmp_path):
     processor = VideoLLMMoDProcessor.from_pretrained(tmp_path / "cut" / "final")
     assert model.config.frame_separator_token_id == processor.frame_separator_token_id
     assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
+    assert model.config.text_config.mod_keep_ratio_range == [0.1, 0.9]
     assert_finished(whole, "model.safetensors")
 
 

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub.errors import StrictDataclassError
 from transformers import TrainingArguments
 
-from ..configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig, check_keep_ratio
+from ..configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig, check_keep_ratio_range
 from ..containers import check_count, is_number
 from ..data.world_data import WorldData
 from .adapters import LoraOptions
@@ -174,15 +174,8 @@ class TrainingConfig:
         share = self.augmentation
         if not is_number(share) or not 0 <= share <= 1:
             raise ValueError(f"`augmentation` must be in [0, 1], got {share!r}")
-        elastic = stage.get("elastic_keep_ratio")
-        if elastic is None:
-            return
-        if not isinstance(elastic, list) or len(elastic) != 2:
-            raise ValueError(f"`elastic_keep_ratio` must be [low, high], got {elastic!r}")
-        for ratio in elastic:
-            check_keep_ratio("elastic_keep_ratio", ratio)
-        if elastic[0] > elastic[1]:
-            raise ValueError(f"`elastic_keep_ratio` must be [low, high] with low <= high, got {elastic}")
+        if stage.get("elastic_keep_ratio") is not None:
+            check_keep_ratio_range("elastic_keep_ratio", stage["elastic_keep_ratio"])
 
     @property
     def freeze_vision_tower(self) -> bool:

@@ -139,6 +139,8 @@ def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model
         model = add_lora(model, LoraOptions(**config.lora), train_tower)
     freeze_unreached(model, given_features)
     options = config.stream_stage or {}
+    if options.get("elastic_keep_ratio") is not None:
+        model.config.text_config.mod_keep_ratio_range = list(options["elastic_keep_ratio"])  # for whoever serves it
     schedule = KeepRatioSchedule(
         options.get("keep_ratio_warmup_steps", 0), options.get("elastic_keep_ratio"), config.seed
     )
