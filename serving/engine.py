@@ -261,7 +261,8 @@ class Engine:
             calls = list(self._calls)
             self._calls.clear()
         for _, future in calls:
-            future.set_exception(Closed("the engine has stopped"))
+            if future.set_running_or_notify_cancel():
+                future.set_exception(Closed("the engine has stopped"))
         self._hand_out()
         self.model.keep_ratio = self._own_ratio
 

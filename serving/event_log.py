@@ -35,13 +35,18 @@ class EventLog:
         """Sequence numbers and events, as JSON."""
         return list(self._events)
 
+    @property
+    def forgotten(self) -> int:
+        """Number of the last event that is not kept anymore, 0 if all are."""
+        return self._events[0][0] - 1 if self._events else self.last
+
     def add(self, event: dict) -> dict:
         """Add an event; it gets an `event_id` and its number, `sequence`. Returns it."""
         self.last += 1
         event = {**event, "event_id": f"event_{self.name}_{self.last}", "sequence": self.last}
         self._events.append((self.last, json.dumps(event)))
         for reader in self._readers:
-            if reader.behind is not None and reader.seen < self._events[0][0] - 1:
+            if reader.behind is not None and reader.seen < self.forgotten:
                 reader.behind.set()
         self._wake()
         return event
@@ -66,9 +71,8 @@ class EventLog:
         Raises:
             `FellBehind`: if some of them are not kept.
         """
-        first = self._events[0][0] if self._events else self.last + 1
-        if sequence < first - 1:
-            raise FellBehind(f"events {sequence + 1} to {first - 1} are not kept anymore")
+        if sequence < self.forgotten:
+            raise FellBehind(f"events {sequence + 1} to {self.forgotten} are not kept anymore")
         return [each for each in self._events if each[0] > sequence]
 
     async def follow(
@@ -89,7 +93,7 @@ class EventLog:
             while True:
                 more = self._more
                 for number, event in self.after(reader.seen):
-                    if self._events[0][0] > number:
+                    if self.forgotten >= number:
                         break  # the reader took long, and `after` says what it has missed
                     reader.seen = number
                     yield number, event

@@ -136,13 +136,15 @@ async def delete(request: Request, session: Session) -> dict:
 
 @router.get("/{session_id}/events", response_class=StreamingResponse)
 async def events(
-    session: Session, after: int = 0, last_event_id: Annotated[int | None, Header()] = None
+    session: Session, after: int | None = None, last_event_id: Annotated[int | None, Header()] = None
 ) -> StreamingResponse:
-    """Server-sent events after number `after`, or after `Last-Event-ID`, until the session is closed."""
+    """Server-sent events after number `after`, or after `Last-Event-ID`, or all that are kept, until the session is
+    closed."""
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    start = after if last_event_id is None else last_event_id
-    session.log.after(max(0, start))  # raises before the answer begins
-    return StreamingResponse(sent_events(session, max(0, start)), media_type="text/event-stream", headers=headers)
+    given = after if last_event_id is None else last_event_id
+    start = session.log.forgotten if given is None else min(max(0, given), session.log.last)
+    session.log.after(start)  # raises before the answer begins
+    return StreamingResponse(sent_events(session, start), media_type="text/event-stream", headers=headers)
 
 
 async def sent_events(session: RealtimeSession, after: int) -> AsyncIterator[str]:
