@@ -14,6 +14,8 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
+import torch
+
 from ..containers import check_count
 from ..streaming import FRAMES_AT_ONCE, StreamingSession
 from .load import KeepRatioControl
@@ -177,6 +179,8 @@ class Engine:
 
     def _run(self) -> None:
         try:
+            if self.model.device.type == "cuda":
+                torch.cuda.set_device(self.model.device)  # of this thread
             self._serve()
         except BaseException as error:
             logger.exception("the engine has failed")

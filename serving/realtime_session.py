@@ -224,9 +224,7 @@ class RealtimeSession:
         if options.conversation not in (None, "auto"):
             message = "`conversation` must be auto: a question beside the stream is a fork of it"
             raise ApiError("unsupported_option", message, param="response.conversation")
-        if self._asked is not None:
-            message = f"{self._asked.id} is not done yet; wait for its response.done, or cancel it"
-            raise ApiError("conversation_already_has_active_response", message, 409)
+        self._check_nothing_asked()
         texts = self._texts or ([options.instructions] if options.instructions else [])
         if not texts:
             message = "there is no question: create an item with input_text first"
@@ -237,17 +235,19 @@ class RealtimeSession:
         self._texts, self._asked = [], response
         return response.id
 
+    def _check_nothing_asked(self) -> None:
+        if self._asked is not None:
+            message = f"{self._asked.id} is not done yet; wait for its response.done, or cancel it"
+            raise ApiError("conversation_already_has_active_response", message, 409)
+
     async def ask(self, question: str) -> dict:
         """Ask, and wait for the answer: the object `response` of its `response.done`. Raises `ApiError`, `Closed`."""
         self.touched = monotonic()
         self._check_open()
+        self._check_nothing_asked()
         self.limits.check_text("question", question)
         await self.add_item(Item(role="user", content=[{"type": "input_text", "text": question}]))  # type: ignore
-        try:
-            response_id = self.respond()
-        except ApiError:
-            self._texts.pop()
-            raise
+        response_id = self.respond()
         answer = self._answers[response_id] = asyncio.get_running_loop().create_future()
         return (await answer)["response"]
 

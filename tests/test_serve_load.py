@@ -1,13 +1,11 @@
 """Under load the server keeps fewer tokens, then drops the oldest frames, and recovers. Failures stay apart."""
 
 import asyncio
-import contextlib
 import json
-import threading
 
 import httpx
 import pytest
-from running_servers import Running, client, frames_of, metric, plain, serving
+from running_servers import Running, client, frames_of, held, metric, plain, serving
 from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed
 
@@ -36,19 +34,6 @@ def test_a_range_of_one_ratio_is_no_control():
 def test_wrong_ranges_are_refused(low, high):
     with pytest.raises(ValueError, match="keep_ratio_range"):
         KeepRatioControl(low, high, num_frame_tokens=10)
-
-
-@contextlib.contextmanager
-def held(running: Running):
-    """Keep the engine's thread busy."""
-    go, there = threading.Event(), threading.Event()
-    engine = running.registry.engine
-    asyncio.run_coroutine_threadsafe(engine.call(lambda: (there.set(), go.wait())), engine._loop)
-    until(there.is_set)
-    try:
-        yield
-    finally:
-        go.set()
 
 
 def test_overload_lowers_the_ratio_then_drops_the_oldest_frames(checkpoint):

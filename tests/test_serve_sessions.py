@@ -8,7 +8,7 @@ from time import monotonic
 import httpx
 import pytest
 from fresh_process import ROOT
-from running_servers import client, data_url, frames_of, metric, plain, png, serving, serving_elsewhere
+from running_servers import client, data_url, frames_of, held, metric, plain, png, serving, serving_elsewhere
 from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed
 
@@ -129,6 +129,22 @@ def test_wrong_requests_are_answered_with_errors(server, http):
     http.delete(f"/sessions/{session}")
     names = {"/v1/streaming/sessions", "/v1/models", "/health", "/metrics"}
     assert names <= set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
+
+
+def test_one_question_at_a_time(server):
+    async def run():
+        async with client(server.url) as mine:
+            await mine.until("session.created")
+            with held(server):
+                await mine.ask(QUESTION)
+                await mine.ask(QUESTION)
+                error = (await mine.until("error"))["error"]
+            assert error["code"] == "conversation_already_has_active_response"
+            await mine.until("response.done")
+            await mine.send("response.create")  # the second question still waits for its answer
+            assert (await mine.until("response.done"))["response"]["status"] == "completed"
+
+    asyncio.run(run())
 
 
 def test_a_response_is_cancelled_in_the_queue_and_midway(checkpoint):

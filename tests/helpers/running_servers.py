@@ -75,6 +75,19 @@ def serving_elsewhere(*arguments: str, **environment: str) -> Iterator[tuple[str
         process.communicate()
 
 
+@contextlib.contextmanager
+def held(running: Running):
+    """Keep the engine's thread busy."""
+    go, there = threading.Event(), threading.Event()
+    engine = running.registry.engine
+    asyncio.run_coroutine_threadsafe(engine.call(lambda: (there.set(), go.wait())), engine._loop)
+    until(there.is_set)
+    try:
+        yield
+    finally:
+        go.set()
+
+
 class Client:
     """A plain WebSocket client of one session."""
 
