@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import uvicorn
+import websockets  # noqa: F401  # without it, uvicorn serves no WebSockets
 from fastapi import FastAPI
 
 from ..streaming import StreamingSession

@@ -28,7 +28,7 @@ def test_wrong_options_are_one_line(capsys, tmp_path):
     assert "`sessions` must be a finite number > 0, got 0" in failed(capsys, "--max-sessions", "0")
 
 
-@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client"])
+@pytest.mark.parametrize("package", ["fastapi", "uvicorn", "prometheus_client", "websockets"])
 def test_a_missing_package_names_the_extra(package):
     error = ModuleNotFoundError(f"No module named {package!r}", name=package)
     assert message_of(error).endswith("pip install videollm-mod[serve]")
