@@ -39,7 +39,7 @@ MOD_OPTIONS = {
 FRAME_OPTIONS = {"frame_token_cls", "frame_token_pooled", "stream_loss_weight"}
 PIECE_OPTIONS = {"video_token", "frame_separator", "stream_start", "stream_end"}
 VLM_OPTIONS = {"frame_token_pooled", "stream_loss_weight", "verify_margin"}
-PROMPT_OPTIONS = {"default_query"}
+PROMPT_OPTIONS = {"default_query", "frame_separator"}
 # Types whose layers ours can compute exactly: Mistral and Qwen without a window, Qwen2 with a zero output bias.
 TEXT_MODEL_TYPES = ("llama", "mistral", "qwen2", "qwen3", "smollm3")
 IMAGE_NEWLINE = "<image_newline>"

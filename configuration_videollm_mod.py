@@ -292,14 +292,17 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         connector_act (`str`): the activation, a name that transformers knows.
         video_token_id (`int`): id of the placeholder for one vision token.
         frame_separator_token_id (`int` or `None`): id of the token between two frames of a stream; predicting it after
-            a frame means to stay silent. `None`: frames follow each other without a separator.
+            a frame means to stay silent. `None`: the model has not learned when to be silent.
+        decision_offset (`int`, *optional*): of a model with the prompts of another family that has learned when to be
+            silent: how many tokens of text stand between a frame and the token that predicts silence or speech.
         image_newline_token_id (`int`, *optional*): id of the token whose embedding is LLaVA-OneVision's
             `image_newline`, which follows the last frame of a video.
         image_token_id (`int`, *optional*): id of the placeholder for one token of an image that is cut into tiles.
             These tokens enter every layer, like text.
         image_tiling (`dict`, *optional*): how images are cut, the arguments of `ImageTiling`. `None`: an image is a
             frame.
-        stream_loss_weight (`float`): weight of the loss at the last token of each frame.
+        stream_loss_weight (`float`): weight of the loss at the last token of each frame, where the model learns
+            whether to speak.
         speak_rule (`str`): how sessions decide when to speak, unless told otherwise. `"trained"`: the model has
             learned to predict the frame separator for silence; `"verify"`: it speaks when its last narration no longer
             holds, which needs no training. See `speaking`.
@@ -326,6 +329,7 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     connector_act: str = "gelu"
     video_token_id: int = 3
     frame_separator_token_id: int | None = 4
+    decision_offset: int | None = None
     image_newline_token_id: int | None = None
     image_token_id: int | None = None
     image_tiling: dict[str, Any] | None = None
@@ -469,6 +473,8 @@ class VideoLLMMoDConfig(PreTrainedConfig):
         """Raise `ValueError` for a rule of speaking that does not exist, or a margin out of range."""
         check_choice("speak_rule", self.speak_rule, SPEAK_RULES)
         check_margin("verify_margin", self.verify_margin)
+        if self.decision_offset is not None and (not is_whole(self.decision_offset) or self.decision_offset < 0):
+            raise ValueError(f"`decision_offset` must be None or a whole number >= 0, got {self.decision_offset!r}")
         if self.speak_rule == "trained" and self.frame_separator_token_id is None:
             raise ValueError("`speak_rule='trained'` needs a `frame_separator_token_id`; without one use 'verify'")
 

@@ -161,6 +161,14 @@ def check_fps(name: str, value: Any) -> None:
         raise ValueError(f"{name} must be a finite number > 0, got {shown(value)}")
 
 
+def check_finite(name: str, frames: Any) -> None:
+    """Raise `ValueError` if a frame of a tensor `[F, ...]` holds nan or infinity, naming the first of these frames."""
+    finite = frames.isfinite().flatten(1).all(1)
+    if not finite.all():
+        bad = (~finite).nonzero().flatten().tolist()
+        raise ValueError(f"`{name}` must be finite, got nan or infinity in frames {bad[:10]} of {frames.shape[0]}")
+
+
 def is_video_source(video: Any) -> bool:
     """Whether `video` has to be decoded: a path, a URL or a binary file object."""
     return isinstance(video, str | os.PathLike) or hasattr(video, "read")
@@ -455,6 +463,7 @@ __all__ = [
     "LIMITS",
     "MediaLimits",
     "check_count",
+    "check_finite",
     "check_fps",
     "is_number",
     "is_video_source",

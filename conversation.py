@@ -1,16 +1,156 @@
-"""Conversations: messages as users write them, checked and normalised; and what other families' processors make of
-messages and frames."""
+"""Conversations: messages as users write them, checked and normalised; the pieces between their contents; the spans of
+their tokens; and what other families' processors make of messages and frames."""
 
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, NamedTuple
 
 from .containers import check_count, check_fps, shown
-from .sequence import EncodedConversation, Medium, Pieces, Text, Turn, added_tokens, clean_text
 
 MAX_TEXT = 20_000  # characters of one message: far more than a model can use, too few to fill the memory
 ROLES = ("system", "user", "assistant", "stream")
+
+
+# runs of white space that contain a line break of any kind
+LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+
+
+def clean_text(text: str) -> str:
+    """Text as it is tokenised: stripped, with a space in place of each run of white space that has a line break.
+
+    So no line of a message can look like the header of another message.
+    """
+    text = text.encode("utf-8", "replace").decode()  # lone surrogates, as from undecodable command lines
+    return LINE_BREAKS.sub(" ", text).strip()
+
+
+class Text(str):
+    """What a user or the model says. Among structure, which is plain `str`, special tokens in it are text."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    r"""
+    What stands between the contents of a conversation, as text. The defaults are this package's own sequence;
+    `pieces_of` reads those of a chat template.
+
+    Args:
+        start (`str`): opens a sequence without a system message.
+        system_start, system_end (`str`, *optional*): around the text of a system message; None if the template has
+            none.
+        stream_start, stream_end (`str`): around the frames of a stream, or of a user turn.
+        frame_start, frame_end (`str`): around the vision tokens of a frame. `{time}` becomes its time, `MM:SS`.
+        between_frames (`str`): between two frames.
+        frame_separator (`str`): in a family's stream, one token more after a frame that another frame follows.
+        user_start (`str`): opens a user turn without frames.
+        reply_start (`str`): from the text of a user turn to the reply.
+        reply_prefix (`str`): what the model says before the text of a reply, such as a space.
+        reply_end (`str`, *optional*): after a reply; the end of sequence if omitted.
+        one_turn (`bool`): frames and text share one user turn: frames come first, and an instruction is the text of
+            every turn after which the model speaks. Otherwise an instruction stands where it was given.
+        video_as (`str`): how a recorded video stands in the family's template: `"video"`, as a `"video"` block;
+            `"text"`, as a block of text; `"images"`, as one image a frame.
+        video_start, video_end (`str`): around the frames of a recorded video. `{count}` becomes their number in words,
+            and `{duration}` the length of the video, `H:MM:SS`.
+        image_start, image_end (`str`): around the vision tokens of an image.
+        tile_start, tiles_end (`str`): before each tile of an image that is split, with `{row}` and `{column}`, and
+            between its tiles and the whole image. A row of tiles ends with a line break.
+    """
+
+    start: str = ""
+    system_start: str | None = ""
+    system_end: str | None = "\n"
+    stream_start: str = "\n["
+    stream_end: str = "]"
+    frame_start: str = ""
+    frame_end: str = ""
+    between_frames: str = ","
+    frame_separator: str = ""
+    user_start: str = "\nUser:"
+    reply_start: str = "\nAssistant:"
+    reply_prefix: str = " "
+    reply_end: str | None = None
+    one_turn: bool = False
+    video_as: str = "video"
+    video_start: str = ""
+    video_end: str = ""
+    image_start: str = ""
+    image_end: str = ""
+    tile_start: str = ""
+    tiles_end: str = ""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """
+    Where a turn stands in the tokens of a conversation.
+
+    Args:
+        role (`str`): `"system"`, `"user"`, `"assistant"` or `"stream"`.
+        start, stop (`int`): its first token, and the one after its last.
+        frames (`range`): the first vision token of each frame of a stream; a tuple in a family's sequence, where the
+            text around frames may differ in length.
+    """
+
+    role: str
+    start: int
+    stop: int
+    frames: range | tuple[int, ...] = range(0)
+
+    def moved(self, by: int) -> "Turn":
+        """The same turn where `by` more tokens stand before it."""
+        frames = self.frames
+        if isinstance(frames, tuple):
+            return Turn(self.role, self.start + by, self.stop + by, tuple(first + by for first in frames))
+        frames = range(frames.start + by, frames.stop + by, frames.step)
+        return Turn(self.role, self.start + by, self.stop + by, frames)
+
+
+class EncodedConversation(NamedTuple):
+    """
+    The tokens of a conversation.
+
+    Args:
+        input_ids (`list[int]`): `T` tokens.
+        labels (`list[int]`): of each token, not shifted; -100 where nothing is learned.
+        assistant_mask (`list[int]`): 1 on replies and their end of sequence, 0 elsewhere.
+        turns (`list[Turn]`): one after the other without gaps, from after the beginning of sequence to the end.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    assistant_mask: list[int]
+    turns: list[Turn]
+
+
+@dataclass
+class Medium:
+    """
+    A video or an image in the content of a message, for which a template puts a placeholder.
+
+    Args:
+        kind (`str`): `"video"` or `"image"`.
+        block (`Mapping`): as the user wrote it.
+        frames (`[F, 3, H, W]`): once it is loaded; of an image one, or its tiles and then the whole image.
+        times (`list[float]`), duration (`float`): of a video, in seconds.
+        grid (`tuple[int, int]`): rows and columns of the tiles of an image; zeros if it is not split.
+        is_resized (`bool`): the frames have the size of pixel values.
+        is_alone (`bool`): no other image stands in the same conversation or text.
+        size (`tuple[int, int]`, *optional*), num_tokens (`int`): height and width of an image whose tiles are joined,
+            and how many tokens it then has.
+    """
+
+    kind: str
+    block: Mapping = field(default_factory=dict)
+    frames: Any = None
+    times: list[float] = field(default_factory=list)
+    duration: float = 0.0
+    grid: tuple[int, int] = (0, 0)
+    is_resized: bool = False
+    is_alone: bool = True
+    size: tuple[int, int] | None = None
+    num_tokens: int = 0
 
 
 def check_text(name: str, text: Any) -> None:
@@ -54,6 +194,8 @@ def read_conversation(conversation: Any, name: str = "conversation", one_turn: b
                 raise ValueError(f"`{where}`: `num_frames` goes with the role 'stream' and without `content`")
             check_count(f"`num_frames` of `{where}`", message["num_frames"])
             turns.append({"role": role, "num_frames": int(message["num_frames"]), "learn": learn})
+            if one_turn and message.get("times") is not None:
+                turns[-1]["at"] = message["times"]
             continue
         items = read_blocks(message.get("content"), role, where)
         media = [item for item in items if isinstance(item, Medium)]
@@ -226,6 +368,11 @@ class ChatTemplate:
         return blocks if self.takes_blocks else "".join(media) + " ".join(texts)
 
 
+def added_tokens(tokenizer) -> dict[str, tuple[int, Any]]:
+    """Id and properties of each token that the tokenizer does not split, such as special ones, by its text."""
+    return {str(token): (i, token) for i, token in tokenizer.added_tokens_decoder.items()}
+
+
 FAKE, NEWLINE = "<fake_token_around_image>", "<image_newline>"
 IMAGE = {
     "image_start": f"{FAKE}<global-img>",
@@ -392,9 +539,13 @@ __all__ = [
     "ChatTemplate",
     "EncodedConversation",
     "Medium",
+    "Pieces",
+    "Text",
     "Turn",
+    "added_tokens",
     "check_continuation",
     "check_text",
+    "clean_text",
     "family_frames",
     "family_options",
     "pieces_of",

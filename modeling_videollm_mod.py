@@ -20,7 +20,7 @@ from transformers.utils import can_return_tuple, logging
 from .cache import MoDCache
 from .compat import CACHE_NAME, takes_either_cache_name
 from .configuration_videollm_mod import HEADLESS_MODEL_TYPES, ImageTiling, VideoLLMMoDConfig, check_keep_ratio
-from .containers import IGNORE_INDEX
+from .containers import IGNORE_INDEX, check_finite
 from .generation import StreamGenerationMixin
 from .modeling_text import (
     VideoLLMMoDCausalLMOutputWithPast,
@@ -376,13 +376,6 @@ def put_images(embeds: torch.Tensor, is_image: torch.Tensor, image_features: tor
     return embeds.masked_scatter(is_image[..., None], image_features.to(embeds))
 
 
-def check_finite(name: str, frames: torch.Tensor) -> None:
-    finite = torch.isfinite(frames).flatten(1).all(1)
-    if not finite.all():
-        bad = (~finite).nonzero().flatten().tolist()
-        raise ValueError(f"`{name}` must be finite, got nan or infinity in frames {bad[:10]} of {frames.shape[0]}")
-
-
 class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGenerationMixin):
     """The whole model, with the `generate` of transformers (greedy, sampling, beams), and its loss on streams."""
 
@@ -446,7 +439,8 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
                 `vlm` is a model.
             dtype (`str` or `torch.dtype`, defaults to `"auto"`): of the new model; by default that of `vlm`.
             options: routing of `VideoLLMMoDTextConfig`; `frame_token_pooled`, `stream_loss_weight` and `verify_margin`
-                of `VideoLLMMoDConfig`; `default_query`, what is asked before each narration.
+                of `VideoLLMMoDConfig`; `default_query`, what is asked before each narration; `frame_separator`, a text
+                of one token that a stream has between frames, with which a LLaVA can learn when to be silent.
 
         Returns:
             `(model, processor)`.
@@ -504,8 +498,9 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         Args:
             labels (`int64 [B, T]`, *optional*): the ids to predict, which are shifted here; -100 is ignored. The loss
                 is `sum(w * ce) / count(labels != -100)`, or `/ num_items_in_batch` if the Trainer passes it. `w` is
-                `config.stream_loss_weight` where the predicting token ends a frame, else 1. Source: VideoLLM-online
-                (arXiv 2406.11816), equation 2. Labels that are already shifted can be given as `shift_labels`.
+                `config.stream_loss_weight` where the token decides whether to speak after a frame, else 1. Source:
+                VideoLLM-online (arXiv 2406.11816), equation 2. Labels that are already shifted can be given as
+                `shift_labels`.
             logits_to_keep (`int` or `int64` indices): compute logits only for that many last tokens, or for tokens
                 at these indices; 0 means all.
         """
@@ -538,7 +533,9 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
             shift_labels = nn.functional.pad(labels, (0, 1), value=IGNORE_INDEX)[:, 1:]
         loss = logits = None
         if shift_labels is not None:
-            loss = self.stream_loss(hidden_states, shift_labels, layout.ends_frame, num_items_in_batch)
+            offset, decides = self.config.decision_offset or 0, layout.ends_frame
+            decides = nn.functional.pad(decides, (offset, 0))[:, : decides.shape[1]]
+            loss = self.stream_loss(hidden_states, shift_labels, decides, num_items_in_batch)
         if loss is None or not self.training:
             keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = self.lm_head(hidden_states[:, keep])
@@ -556,15 +553,15 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         self,
         hidden_states: torch.Tensor,
         shift_labels: torch.Tensor,
-        ends_frame: torch.Tensor,
+        decides: torch.Tensor,
         num_items_in_batch: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """The loss of `forward`. Logits are computed at labelled positions only.
 
         Args:
             hidden_states (`[B, T, D]`), shift_labels (`int64 [B, T]`: the id to be predicted at each token),
-            ends_frame (`bool [B, T]`), num_items_in_batch (*optional*): number of labels in all micro-batches
-                of a step.
+            decides (`bool [B, T]`: after this token the model speaks or is silent), num_items_in_batch (*optional*):
+                number of labels in all micro-batches of a step.
         """
         if shift_labels.shape != hidden_states.shape[:2]:
             raise ValueError(
@@ -575,7 +572,7 @@ class VideoLLMMoDForConditionalGeneration(VideoLLMMoDPreTrainedModel, StreamGene
         targets = shift_labels.flatten()[learned]
         hidden_states = hidden_states.flatten(0, 1).index_select(0, learned)
         losses = head_losses(self.lm_head, hidden_states, targets, self.vocab_size)
-        weights = torch.where(ends_frame.flatten()[learned], self.config.stream_loss_weight, 1.0)
+        weights = torch.where(decides.flatten()[learned], self.config.stream_loss_weight, 1.0)
         if num_items_in_batch is None:
             num_items_in_batch = max(losses.numel(), 1)
         elif isinstance(num_items_in_batch, torch.Tensor):

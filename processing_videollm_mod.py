@@ -61,9 +61,11 @@ def differences(model, processor) -> list[tuple[str, object, object]]:
     text, side = config.text_config, config.vision_config.image_size
     pairs = [
         ("id of the video token", processor.video_token_id, config.video_token_id),
-        ("id of the frame separator", processor.frame_separator_token_id, config.frame_separator_token_id),
         ("number of tokens per frame", processor.num_frame_tokens, config.num_frame_tokens),
     ]
+    if config.frame_separator_token_id is not None or not processor.sequence.one_turn:  # else it is not learned yet
+        separators = processor.frame_separator_token_id, config.frame_separator_token_id
+        pairs.insert(1, ("id of the frame separator", *separators))
     if video_processor.frame_size is not None:
         pairs.append(("frame size", video_processor.frame_size, [side, side]))
     found = [pair for pair in pairs if pair[1] != pair[2]]
@@ -184,6 +186,7 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
         chat_template: str,
         num_frame_tokens: int,
         default_query: str = "What do you see?",
+        frame_separator: str = "",
     ) -> "VideoLLMMoDProcessor":
         """The processor of a pretrained model: its own prompts for recorded videos and images, and the same pieces
         around the frames of a stream.
@@ -191,19 +194,15 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
         Args:
             family (`str`): the `model_type` of its configuration, one of `FAMILIES`.
             tokenizer, chat_template: its own. OneVision's tokenizer gets a token for the end of a video.
+            frame_separator (`str`): see `Pieces`; needed to learn silence where frames follow each other directly.
 
         Raises:
             `ValueError`: for another family, a tokenizer without the family's tokens, or a template that cannot be
                 cut into pieces.
         """
-        return cls(
-            video_processor,
-            tokenizer,
-            chat_template,
-            num_frame_tokens,
-            default_query=default_query,
-            **family_options(family, tokenizer, chat_template),
-        )
+        options = family_options(family, tokenizer, chat_template)
+        options["pieces"] |= {"frame_separator": frame_separator}
+        return cls(video_processor, tokenizer, chat_template, num_frame_tokens, default_query=default_query, **options)
 
     def to_dict(self) -> dict[str, Any]:
         unused = FAMILY_OPTIONS if self.pieces is None else NATIVE_OPTIONS
@@ -227,7 +226,8 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
     def encode_conversation(
         self, conversation: list[dict], add_generation_prompt: bool = False, continue_final_message: bool = False
     ) -> EncodedConversation:
-        """Tokens of a conversation whose streams are `{"role": "stream", "num_frames": int}`.
+        """Tokens of a conversation whose streams are `{"role": "stream", "num_frames": int}`, and may have the `times`
+        of their frames, in seconds, which a family's prompts may write.
 
         Returns:
             `(input_ids, labels, assistant_mask, turns)`. Labels are not shifted, which the model does: they are the
@@ -244,6 +244,8 @@ class VideoLLMMoDProcessor(SequencePieces, ProcessorWithoutTorchvision):
     def _times_of(self, turn: dict, last: float | None) -> list[float]:
         """Times of the frames of a stream; those of a video continue from the `last` frame."""
         fps, given = self.video_processor.fps, turn.get("times")
+        if turn.get("at") is not None:
+            return frame_times(turn["at"], turn["num_frames"], fps, last)
         start = 0.0 if last is None else last + 1 / fps
         return frame_times(given and [start + time for time in given], turn["num_frames"], fps, last)
 

@@ -7,150 +7,15 @@ its own prompts, and a user turn holds frames and then text.
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from .containers import IGNORE_INDEX, clock, in_words
+from .conversation import EncodedConversation, Medium, Pieces, Text, Turn, added_tokens, clean_text
 
-# runs of white space that contain a line break of any kind
-LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
-
-
-def clean_text(text: str) -> str:
-    """Text as it is tokenised: stripped, with a space in place of each run of white space that has a line break.
-
-    So no line of a message can look like the header of another message.
-    """
-    text = text.encode("utf-8", "replace").decode()  # lone surrogates, as from undecodable command lines
-    return LINE_BREAKS.sub(" ", text).strip()
-
-
-class Text(str):
-    """What a user or the model says. Among structure, which is plain `str`, special tokens in it are text."""
-
-
-@dataclass(frozen=True)
-class Pieces:
-    r"""
-    What stands between the contents of a conversation, as text. The defaults are this package's own sequence;
-    `pieces_of` reads those of a chat template.
-
-    Args:
-        start (`str`): opens a sequence without a system message.
-        system_start, system_end (`str`, *optional*): around the text of a system message; None if the template has
-            none.
-        stream_start, stream_end (`str`): around the frames of a stream, or of a user turn.
-        frame_start, frame_end (`str`): around the vision tokens of a frame. `{time}` becomes its time, `MM:SS`.
-        between_frames (`str`): between two frames.
-        user_start (`str`): opens a user turn without frames.
-        reply_start (`str`): from the text of a user turn to the reply.
-        reply_prefix (`str`): what the model says before the text of a reply, such as a space.
-        reply_end (`str`, *optional*): after a reply; the end of sequence if omitted.
-        one_turn (`bool`): frames and text share one user turn: frames come first, and an instruction is the text of
-            every turn after which the model speaks. Otherwise an instruction stands where it was given.
-        video_as (`str`): how a recorded video stands in the family's template: `"video"`, as a `"video"` block;
-            `"text"`, as a block of text; `"images"`, as one image a frame.
-        video_start, video_end (`str`): around the frames of a recorded video. `{count}` becomes their number in words,
-            and `{duration}` the length of the video, `H:MM:SS`.
-        image_start, image_end (`str`): around the vision tokens of an image.
-        tile_start, tiles_end (`str`): before each tile of an image that is split, with `{row}` and `{column}`, and
-            between its tiles and the whole image. A row of tiles ends with a line break.
-    """
-
-    start: str = ""
-    system_start: str | None = ""
-    system_end: str | None = "\n"
-    stream_start: str = "\n["
-    stream_end: str = "]"
-    frame_start: str = ""
-    frame_end: str = ""
-    between_frames: str = ","
-    user_start: str = "\nUser:"
-    reply_start: str = "\nAssistant:"
-    reply_prefix: str = " "
-    reply_end: str | None = None
-    one_turn: bool = False
-    video_as: str = "video"
-    video_start: str = ""
-    video_end: str = ""
-    image_start: str = ""
-    image_end: str = ""
-    tile_start: str = ""
-    tiles_end: str = ""
-
-
-@dataclass(frozen=True)
-class Turn:
-    """
-    Where a turn stands in the tokens of a conversation.
-
-    Args:
-        role (`str`): `"system"`, `"user"`, `"assistant"` or `"stream"`.
-        start, stop (`int`): its first token, and the one after its last.
-        frames (`range`): the first vision token of each frame of a stream; a tuple in a family's sequence, where the
-            text around frames may differ in length.
-    """
-
-    role: str
-    start: int
-    stop: int
-    frames: range | tuple[int, ...] = range(0)
-
-    def moved(self, by: int) -> "Turn":
-        """The same turn where `by` more tokens stand before it."""
-        frames = self.frames
-        if isinstance(frames, tuple):
-            return Turn(self.role, self.start + by, self.stop + by, tuple(first + by for first in frames))
-        frames = range(frames.start + by, frames.stop + by, frames.step)
-        return Turn(self.role, self.start + by, self.stop + by, frames)
-
-
-class EncodedConversation(NamedTuple):
-    """
-    The tokens of a conversation.
-
-    Args:
-        input_ids (`list[int]`): `T` tokens.
-        labels (`list[int]`): of each token, not shifted; -100 where nothing is learned.
-        assistant_mask (`list[int]`): 1 on replies and their end of sequence, 0 elsewhere.
-        turns (`list[Turn]`): one after the other without gaps, from after the beginning of sequence to the end.
-    """
-
-    input_ids: list[int]
-    labels: list[int]
-    assistant_mask: list[int]
-    turns: list[Turn]
-
-
-@dataclass
-class Medium:
-    """
-    A video or an image in the content of a message, for which a template puts a placeholder.
-
-    Args:
-        kind (`str`): `"video"` or `"image"`.
-        block (`Mapping`): as the user wrote it.
-        frames (`[F, 3, H, W]`): once it is loaded; of an image one, or its tiles and then the whole image.
-        times (`list[float]`), duration (`float`): of a video, in seconds.
-        grid (`tuple[int, int]`): rows and columns of the tiles of an image; zeros if it is not split.
-        is_resized (`bool`): the frames have the size of pixel values.
-        is_alone (`bool`): no other image stands in the same conversation or text.
-        size (`tuple[int, int]`, *optional*), num_tokens (`int`): height and width of an image whose tiles are joined,
-            and how many tokens it then has.
-    """
-
-    kind: str
-    block: Mapping = field(default_factory=dict)
-    frames: Any = None
-    times: list[float] = field(default_factory=list)
-    duration: float = 0.0
-    grid: tuple[int, int] = (0, 0)
-    is_resized: bool = False
-    is_alone: bool = True
-    size: tuple[int, int] | None = None
-    num_tokens: int = 0
+LATE = 100 * 60 * 60.0  # seconds; the clock has more digits than in other streams
 
 
 class SequencePieces:
@@ -165,8 +30,9 @@ class SequencePieces:
         start_stream_ids, between_frames_ids, reply_end_ids (`list[int]`): before the first frame, between two frames,
             and after a reply.
         reply_stop_id (`int`): what the model says to end a reply.
-        frame_separator_token_id (`int`, *optional*): the token between frames that means silence; None for a family,
-            which has none.
+        frame_separator_token_id (`int`, *optional*): the token after a frame that means silence: the separator, or in
+            a family's sequence the token that opens the next frame. None if that is the frame itself.
+        decision_offset (`int`): tokens of text from the end of a frame to the decision whether to speak.
     """
 
     tokenizer: Any
@@ -182,6 +48,7 @@ class SequencePieces:
     stream_end: str
     default_query: str
     frame_separator_token_id: int | None
+    decision_offset: int = 0
     reply_stop_id: int
     _template: Any
     _times_of: Callable[[dict, float | None], list[float]]
@@ -217,16 +84,47 @@ class SequencePieces:
         texts = "".join(text for text in asdict(pieces).values() if isinstance(text, str))
         structure = {i for name, (i, _) in added_tokens(self.tokenizer).items() if name in texts}
         self.segments = SegmentTokenizer(self.tokenizer, {*special_ids.values(), *structure, self.video_token_id})
-        self.frame_separator_token_id = None
         self._after_reply = "special" if self.segments.ends_special(reply_end) else "text"
         self.start_stream_ids = self.stream_start_ids = self._ids(pieces.stream_start, after=self._after_reply)
-        self.between_frames_ids, self.stream_end_ids = self._ids(pieces.between_frames), self._ids(pieces.stream_end)
+        separator_ids = self._ids(pieces.frame_separator, after="text")
+        if len(separator_ids) > 1:
+            raise ValueError(
+                f"`frame_separator` {pieces.frame_separator!r} must be one token of the vocabulary, got the ids "
+                f"{separator_ids}"
+            )
+        self.between_frames_ids = separator_ids + self._ids(pieces.between_frames)
+        self.stream_end_ids = self._ids(pieces.stream_end)
         self.user_header_ids = self._ids(pieces.user_start, after=self._after_reply)
         self.assistant_header_ids = self._ids(pieces.reply_start, after="text")
         self.system_end_ids = self._ids(pieces.system_end or "", after="text")
         self.reply_end_ids = self._ids(reply_end, after="text")
         if self.reply_end_ids and self.reply_end_ids[0] in special_ids.values():
             self.reply_stop_id = self.reply_end_ids[0]
+        self._set_silence()
+
+    def _set_silence(self) -> None:
+        """Find the token that means silence in a family's sequence: the first one of the next frame that speech does
+        not have. What both begin with, such as a line break, is read first, as the end of a frame."""
+        self.frame_separator_token_id, self._shared_ids, self._num_moved = None, [], 0
+        self._stream_end, self._after_frame = self.sequence.stream_end, "special"
+        frames = [self.between_frames_ids + self.frame_ids_at(time) for time in (0.0, LATE)]
+        speech = self.reply_start_ids(True)
+        count = next((n for n, ids in enumerate(zip(*frames, speech, strict=False)) if len(set(ids)) > 1), len(speech))
+        shared, (silence, late) = speech[:count], (ids[count] for ids in frames)
+        cut = next((n for n in range(len(self._stream_end) + 1) if self._ids(self._stream_end[:n]) == shared), None)
+        if cut is None or silence == self.video_token_id or silence != late:
+            return
+        if cut:
+            self._stream_end, self._after_frame = self._stream_end[cut:], "text"
+            if shared + self.reply_start_ids(True) != speech:
+                self._stream_end, self._after_frame = self.sequence.stream_end, "special"
+                return
+        between = min(len(shared), len(self.between_frames_ids))
+        self._shared_ids, self._num_moved = shared, len(shared) - between
+        self.start_stream_ids = self.start_stream_ids + shared[between:]
+        self.between_frames_ids = self.between_frames_ids[between:]
+        self.frame_separator_token_id = silence
+        self.decision_offset = len(self._ids(self.sequence.frame_end)) + len(shared)
 
     def medium_text(self, medium) -> str:
         """The text of a loaded video or image (`Medium`) in a prompt, with the placeholders of all vision tokens."""
@@ -290,12 +188,16 @@ class SequencePieces:
         system = turns[0]["content"] if turns[0]["role"] == "system" else None
         append(self.start_ids(system))
         in_stream, query, asked, last = False, None, False, None
+        learns = self.frame_separator_token_id is not None
+        decides = False  # whether to speak after the last frame is learned
+        ends = False  # so is the end of the last reply, where the template writes none
         for turn, next_turn in zip(turns, [*turns[1:], None], strict=True):
-            role, learn, start = turn["role"], turn["learn"], len(encoded.input_ids)
+            role, learn, start, owed = turn["role"], turn["learn"], len(encoded.input_ids), ends
             frames: list[int] = []
             if role == "system":
                 start = 0
             elif role == "user":
+                decides = False
                 asked = prompt if next_turn is None else next_turn["role"] == "assistant"
                 if asked:
                     append(self.question_ids(turn["content"], in_stream))
@@ -303,20 +205,28 @@ class SequencePieces:
                 else:
                     query = turn["content"]
             elif role == "assistant":
-                append(self._speak_ids(in_stream, asked, query))
+                opening = self._speak_ids(in_stream, asked, query)
+                append(opening[:1], decides)
+                append(opening[1:])
                 append(self.encode_text(turn["content"], self.sequence.reply_prefix), learn, reply=True)
                 if next_turn is not None or not proceed:
                     append(self.reply_end_ids[:1], learn, reply=True)
                     append(self.reply_end_ids[1:], reply=True)
-                in_stream = asked = False
+                    ends = bool(learn) and not self.reply_end_ids
+                in_stream = asked = decides = False
             else:
                 check_has_frames(turn)
-                for time in self._times_of(turn, last):
-                    append(self.between_frames_ids if in_stream else self.start_stream_ids)
-                    frame = self.frame_ids_at(time)
-                    frames.append(len(encoded.input_ids) + frame.index(self.video_token_id))
-                    append(frame)
+                num_learned = (turn["num_frames"] * learn if isinstance(learn, bool) else learn) * learns
+                for index, time in enumerate(self._times_of(turn, last)):
+                    ids = self.between_frames_ids if in_stream else self.start_stream_ids
+                    ids = ids + self.frame_ids_at(time)
+                    frames.append(len(encoded.input_ids) + ids.index(self.video_token_id))
+                    append(ids[:1], 0 < index <= num_learned)
+                    append(ids[1:])
                     in_stream, last = True, time
+                decides = turn["num_frames"] <= num_learned
+            if owed and len(encoded.input_ids) > start:
+                encoded.labels[start], ends = self.reply_stop_id, ends and role == "assistant"
             encoded.turns.append(Turn(role, start, len(encoded.input_ids), tuple(frames)))
         if prompt:
             append(self._speak_ids(in_stream, asked, query))
@@ -422,13 +332,37 @@ class SequencePieces:
         if not self.sequence.one_turn:
             return list(self.frame_ids)
         start = self.sequence.frame_start.format(time=clock(seconds or 0.0))
-        return self._ids(start, after="text") + self.frame_ids + self._ids(self.sequence.frame_end)
+        start_ids, end_ids = self._ids(start, after="text"), self._ids(self.sequence.frame_end)
+        return start_ids[self._num_moved :] + self.frame_ids + end_ids + self._shared_ids
+
+    def stream_ids(
+        self, times: Iterable[float], in_stream: bool, pending: Sequence[int] = ()
+    ) -> tuple[list[int], list[int], list[int] | None]:
+        """Token ids of pending text and of frames at these times, with what stands between them.
+
+        Args:
+            times (`list[float]`): in seconds.
+            in_stream (`bool`): frames stand directly before these.
+            pending (`list[int]`): token ids of text before the frames.
+
+        Returns:
+            `(ids, ends, owners)`: the ids; how many of them come before the end of each frame; and which of the frames
+            each token belongs to, -1 for none. The last is None in this package's own sequence, where only separators
+            stand around frames.
+        """
+        ids, ends = [*pending, *([] if in_stream else self.start_stream_ids)], []
+        owners, between = [-1] * len(ids), self.between_frames_ids if in_stream else []
+        for index, time in enumerate(times):
+            ids += between + self.frame_ids_at(time)
+            owners += [index] * (len(ids) - len(owners))
+            ends.append(len(ids))
+            between = self.between_frames_ids
+        return ids, ends, owners if self.sequence.one_turn else None
 
     @property
     def frame_text_tokens(self) -> int:
         """The most tokens of text around a frame."""
-        late = 100 * 60 * 60.0  # whose clock has more digits than that of other streams
-        return len(self.between_frames_ids) + len(self.frame_ids_at(late)) - self.num_frame_tokens
+        return len(self.between_frames_ids) + len(self.frame_ids_at(LATE)) - self.num_frame_tokens
 
     def instruction_ids(self, text: str, in_stream: bool) -> list[int]:
         """Token ids of a user turn that needs no reply now. With `Pieces.one_turn` there are none: its text is that of
@@ -440,7 +374,7 @@ class SequencePieces:
         if not self.sequence.one_turn:
             return (self.stream_end_ids if in_stream else []) + self.user_header_ids + self.encode_text(text)
         if in_stream:
-            return self._ids(self.sequence.stream_end, Text(text))
+            return self._ids(self._stream_end, Text(text), after=self._after_frame)
         return self._ids(self.sequence.user_start, Text(text), after=self._after_reply)
 
     def reply_start_ids(self, in_stream: bool, query: str | None = None) -> list[int]:
@@ -452,7 +386,7 @@ class SequencePieces:
         if not in_stream:
             return list(self.assistant_header_ids)
         query = self.default_query if query is None else query
-        return self._ids(self.sequence.stream_end, Text(query), self.sequence.reply_start)
+        return self._ids(self._stream_end, Text(query), self.sequence.reply_start, after=self._after_frame)
 
 
 def check_has_frames(turn: dict) -> None:
@@ -536,11 +470,6 @@ class SegmentTokenizer:
         found = [(i, at + 1) for at, x in enumerate(text) for i in encode(self.after_text, x)[0]]
         found = [(i, end) for i, end in found if i not in self.structure]
         return [i for i, _ in found], [end for _, end in found]
-
-
-def added_tokens(tokenizer) -> dict[str, tuple[int, Any]]:
-    """Id and properties of each token that the tokenizer does not split, such as special ones, by its text."""
-    return {str(token): (i, token) for i, token in tokenizer.added_tokens_decoder.items()}
 
 
 def tokenizer_of_pieces(tokenizer, everywhere: bool = True):

@@ -1,7 +1,8 @@
 """The speaking rules: after each frame the session computes how probable silence is, and below a threshold the model
 speaks.
 
-- `"trained"`: the model has learned to predict the frame separator for silence.
+- `"trained"`: the model has learned to predict the frame separator for silence. In the prompts of another family this
+  is the first token of what opens the next frame, where a reply to the last one would differ.
 - `"verify"`, which needs no training: the session scores the last narration as if the model said it now. Its gap is
   the largest difference, over its tokens, between the log probability of the best token and that of the token that was
   said. P(silence) is `exp(-gap)`: a gap of 0 means that greedy decoding would say the same again. Before the first
@@ -21,6 +22,10 @@ from .containers import is_number
 if TYPE_CHECKING:  # commands read the threshold, and should not wait for torch
     import torch
 
+NO_SILENCE = (
+    "no token can mean silence in the prompts of this model, whose frames follow each other directly; build it with a "
+    "token between frames: `from_vlm(..., frame_separator=',')`, `videollm-mod build --frame-separator ,`"
+)
 DEFAULT_THRESHOLD = 0.725  # a trained model speaks when P(silence) is below this, as in VideoLLM-online
 
 
@@ -28,6 +33,26 @@ def default_threshold(speak_rule: str, verify_margin: float) -> float:
     """The threshold of P(silence) where none is given: `DEFAULT_THRESHOLD`, or for `"verify"` the one below which the
     gap is larger than the margin. verify_margin: in nats."""
     return math.exp(-verify_margin) if speak_rule == "verify" else DEFAULT_THRESHOLD
+
+
+def learn_silence(model, processor) -> None:
+    """Make `"trained"` the rule of a model that is being trained on streams, or has been, and is saved. A model of
+    this package's own sequence has this rule from the beginning.
+
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`): one of `from_vlm` gets a `frame_separator_token_id`, which says
+            that it has learned when to be silent.
+        processor (`VideoLLMMoDProcessor`): of the model.
+
+    Raises:
+        `ValueError`: if no token can mean silence in the family's prompts.
+    """
+    if processor.frame_separator_token_id is None:
+        raise ValueError(NO_SILENCE)
+    config = model.config
+    if config.frame_separator_token_id is None:
+        config.decision_offset = processor.decision_offset
+        config.frame_separator_token_id, config.speak_rule = processor.frame_separator_token_id, "trained"
 
 
 def silence_probability(logits: "torch.Tensor", separator_token_id: int) -> "torch.Tensor":
@@ -109,11 +134,13 @@ class WatchedFrame:
 
 __all__ = [
     "DEFAULT_THRESHOLD",
+    "NO_SILENCE",
     "Reply",
     "StreamEvent",
     "WatchedFrame",
     "check_threshold",
     "default_threshold",
+    "learn_silence",
     "silence_probability",
     "speaks",
 ]

@@ -212,6 +212,8 @@ class Feed(Step):
         keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep; the model's own if omitted.
         wants_scores (`bool`): whether the result holds `scores`.
         verification (`Verification`, *optional*): what is read after `ids`, which end with the only frame.
+        ends (`list[int]`, *optional*): for each frame, where in `ids` the token stands after which the model speaks or
+            not; if omitted, a separator stands between two frames, and nothing after the last.
     """
 
     def __init__(
@@ -223,10 +225,12 @@ class Feed(Step):
         keep_ratio: float | None = None,
         wants_scores: bool = False,
         verification: Verification | None = None,
+        ends: list[int] | None = None,
     ):
         super().__init__()
         self.model, self.cache, self.ids, self.features = model, cache, ids, features
         self.keep_ratio, self.wants_scores, self.verification = keep_ratio, wants_scores, verification
+        self.ends = ends
         if verification is not None:
             self.ids = ids + verification.ids
 
@@ -264,6 +268,8 @@ class Feed(Step):
         last = len(self.ids) - 1
         if self.features is None:
             return [last]
+        if self.ends is not None:
+            return self.ends
         apart = self.model.config.num_frame_tokens + 1  # a separator between two frames
         return [last - apart * index for index in reversed(range(self.num_frames))]
 

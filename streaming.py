@@ -410,8 +410,9 @@ class StreamingSession:
         frames; returns how many frames were watched, and whether the model spoke after the last of them."""
         state, before, watched, spoke = self.state, self.state.mark(), 0, False
         try:
-            ids, ends, owners = self._ids_of_frames(times[: len(features)])
-            fed = yield from self._feed(ids, features, self._verification(), owners)
+            ids, ends, owners = self.processor.stream_ids(times[: len(features)], state.in_stream, state.pending)
+            fed = yield from self._feed(ids, features, self._verification(), owners, ends)
+            ends = [before.tokens + end for end in ends]
             state.pending, state.in_stream = [], True
             silence = self._silence(fed)
             speech = speaks(silence, self.speak_threshold).tolist()
@@ -477,21 +478,6 @@ class StreamingSession:
         if reply.ids or reply.ended:  # otherwise it was hushed before its first token
             self.state.narration = reply
         return StreamEvent(time, "narration", text, self.query, silence)
-
-    def _ids_of_frames(self, times: list[float]) -> tuple[list[int], list[int], list[int] | None]:
-        """Pending tokens and those of frames with what stands between them; the position after each frame; and which
-        of the frames each token belongs to, -1 for none. The last is None in the model's own sequence, where only
-        separators stand around frames."""
-        processor, before = self.processor, self.state.cache.get_seq_length()
-        ids, ends = list(self.state.pending), []
-        ids += [] if self.state.in_stream else processor.start_stream_ids
-        owners, between = [-1] * len(ids), processor.between_frames_ids if self.state.in_stream else []
-        for index, time in enumerate(times):
-            ids += between + processor.frame_ids_at(time)
-            owners += [index] * (len(ids) - len(owners))
-            ends.append(before + len(ids))
-            between = processor.between_frames_ids
-        return ids, ends, owners if processor.sequence.one_turn else None
 
     @property
     def _rotary_embedding(self):
@@ -575,11 +561,14 @@ class StreamingSession:
         features: torch.Tensor | None = None,
         verification: Verification | None = None,
         owners: list[int] | None = None,
+        ends: list[int] | None = None,
     ):
-        """Feed tokens, and features `[F, N, Dv]` of the frames among them, after all that was fed before. What is
-        verified leaves no trace, nor does a call that fails. Yields steps; returns a `FeedResult`."""
+        """Feed tokens, and features `[F, N, Dv]` of the frames among them, which `owners` and `ends` tell apart as
+        `stream_ids` does, after all that was fed before. What is verified leaves no trace, nor does a call that fails.
+        Yields steps; returns a `FeedResult`."""
         state, memory, before = self.state, self.state.memory, self.state.cache.get_seq_length()
-        feed = Feed(self.model, state.cache, ids, features, self.keep_ratio, memory is not None, verification)
+        read_at = None if ends is None else [end - 1 for end in ends]
+        feed = Feed(self.model, state.cache, ids, features, self.keep_ratio, memory is not None, verification, read_at)
         try:
             fed: FeedResult = yield from self._result_of(feed)
             if verification is not None:

@@ -33,6 +33,11 @@ class BuildOptions:
         {"flag": "--keep-ratio", "metavar": "R"},
     ] = None
     mod_layers: Annotated[str | None, LAYERS, {"metavar": "LAYERS"}] = None
+    frame_separator: Annotated[
+        str | None,
+        "one token between two frames, which means silence (default: a comma; with `--vlm` none)",
+        {"metavar": "TEXT"},
+    ] = None
     no_class_token: Annotated[
         bool, "leave out the class token of each frame, as for a tower without a pooling head"
     ] = False

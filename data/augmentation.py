@@ -5,13 +5,13 @@ After VideoLLM-online (arXiv 2406.11816) and its released code, which alters one
 
 import random
 from dataclasses import dataclass
-from typing import Any
 
 from ..containers import IGNORE_INDEX
 from ..conversation import Turn
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .turns import check_turns
 
+Part = tuple[list[int], list[int]]  # tokens and labels
 KINDS = ("shift", "replace", "remove")
 
 
@@ -73,58 +73,61 @@ class ReplyAugmentation:
         """Alter the narration that is turn `index` of an example."""
         input_ids, labels, turns = (example[name] for name in ("input_ids", "labels", "turns"))
         before, reply, after = turns[index - 1 : index + 2]
-        first, second = self.decisions(before, labels), self.decisions(after, labels)
-        end = input_ids[after.frames.stop - 1 : after.stop]
-        said = cut_out(example, reply)
+        between = self.processor.between_frames_ids
+        to_decision = self.processor.num_frame_tokens + self.processor.decision_offset  # from the start of a frame
+        decision = before.frames[-1] + to_decision  # the first token after the last frame before the narration
+        begin = after.start + len(self.processor.start_stream_ids)  # of the first frame after it
+
+        def part(start: int, stop: int, learn: bool = True) -> Part:
+            return input_ids[start:stop], labels[start:stop] if learn else [IGNORE_INDEX] * (stop - start)
+
+        separator = (between, [IGNORE_INDEX] * len(between))
+        first, end = part(before.start, decision), part(decision, before.stop, learn=False)
+        said, follows = part(reply.start, reply.stop), part(after.stop, len(labels))
+        decides = [] if end[0] else [IGNORE_INDEX]  # in a family's sequence the reply begins with the decision
         if kind == "shift":
+            moved = after.frames[0] + to_decision
+            said = (said[0], decides + said[1][len(decides) :])
+            rest = part(moved + len(between), after.stop)
+            if not between:  # then the next frame begins with the decision
+                rest = (rest[0], [IGNORE_INDEX, *rest[1][1:]])
             parts = [
-                self.stream([*first[:-1], False, False], self.processor.stream_end_ids),
-                said,
-                self.stream(second[1:], end),
-            ]
-        elif kind == "replace":
-            others = {tuple(input_ids[turns[i].start : turns[i].stop]) for i in narrations(turns, labels)}
-            other = list(rng.choice(sorted(others - {tuple(said[0])})))
-            parts = [
-                cut_out(example, before),
-                (other, [IGNORE_INDEX] * len(other), Turn("assistant", 0, len(other))),
-                self.stream([False] * len(second), end),
+                ("stream", first, separator, part(begin, moved, learn=False), end),
+                ("assistant", said),
+                ("stream", part(after.start, begin), rest),
             ]
         else:
-            parts = [self.stream([*first[:-1], False, *[False] * len(second)], end)]
+            if not input_ids[after.frames[-1] + to_decision : after.stop]:
+                follows = (follows[0], decides + follows[1][len(decides) :])
+            if kind == "replace":
+                others = {tuple(input_ids[turns[i].start : turns[i].stop]) for i in narrations(turns, labels)}
+                other = list(rng.choice(sorted(others - {tuple(said[0])})))
+                decided = [IGNORE_INDEX] * len(other)
+                if decides and said[1][0] != IGNORE_INDEX:
+                    decided[0] = other[0]
+                parts = [
+                    ("stream", part(before.start, before.stop)),
+                    ("assistant", (other, decided)),
+                    ("stream", part(after.start, after.stop, learn=False)),
+                ]
+            else:
+                parts = [("stream", first, separator, part(begin, after.stop, learn=False))]
         ids, learned, placed = input_ids[: before.start], labels[: before.start], turns[: index - 1]
-        for part_ids, part_labels, turn in parts:
-            placed = [*placed, turn.moved(len(ids))]
-            ids, learned = ids + part_ids, learned + part_labels
+        for role, *pieces in parts:
+            start = len(ids)
+            for own_ids, own_labels in pieces:
+                ids, learned = ids + own_ids, learned + own_labels
+            placed = [*placed, Turn(role, start, len(ids), self.frames_in(ids, start, like=before.frames))]
         placed += [turn.moved(len(ids) - after.stop) for turn in turns[index + 2 :]]
-        ids, learned = ids + input_ids[after.stop :], learned + labels[after.stop :]
-        return {**example, "input_ids": ids, "labels": learned, "turns": placed}
+        return {**example, "input_ids": ids + follows[0], "labels": learned + follows[1], "turns": placed}
 
-    def decisions(self, turn: Turn, labels: list[int]) -> list[bool]:
-        """For each frame of a stream, whether the token after it is learned."""
-        places = [start + self.processor.num_frame_tokens for start in turn.frames]
-        return [place < turn.stop and labels[place] != IGNORE_INDEX for place in places]
-
-    def stream(self, learned: list[bool], end: list[int]) -> tuple[list[int], list[int], Turn]:
-        """Tokens, labels and turn of a stream with as many frames as `learned`, which says whether the token after
-        each is learned, and with the tokens `end` after the last."""
-        processor: Any = self.processor
-        ids: list[int] = []
-        labels: list[int] = []
-        for index, learn in enumerate(learned):
-            after = [processor.frame_separator_token_id] if index + 1 < len(learned) else end
-            piece = (processor.stream_start_ids if index == 0 else []) + processor.frame_ids
-            ids += piece + after
-            labels += [IGNORE_INDEX] * len(piece)
-            labels += [token if learn and place == 0 else IGNORE_INDEX for place, token in enumerate(after)]
-        first, step = len(processor.stream_start_ids), processor.num_frame_tokens + 1
-        return ids, labels, Turn("stream", 0, len(ids), range(first, first + len(learned) * step, step))
-
-
-def cut_out(example: dict, turn: Turn) -> tuple[list[int], list[int], Turn]:
-    """Tokens and labels of a turn, and the turn as it stands in them."""
-    span = slice(turn.start, turn.stop)
-    return example["input_ids"][span], example["labels"][span], turn.moved(-turn.start)
+    def frames_in(self, ids: list[int], start: int, like: range | tuple[int, ...]) -> range | tuple[int, ...]:
+        """Where the frames of `ids` begin from `start` on; `like`: as in `Turn`."""
+        video, count = self.processor.video_token_id, self.processor.num_frame_tokens
+        found = [place for place in range(start, len(ids)) if ids[place] == video][::count]
+        if isinstance(like, tuple):
+            return tuple(found)
+        return range(found[0], found[-1] + like.step, like.step) if found else range(0)
 
 
 def narrations(turns: list[Turn], labels: list[int]) -> list[int]:
@@ -133,5 +136,5 @@ def narrations(turns: list[Turn], labels: list[int]) -> list[int]:
         index
         for index in range(1, len(turns) - 1)
         if [turn.role for turn in turns[index - 1 : index + 2]] == ["stream", "assistant", "stream"]
-        and labels[turns[index].start] != IGNORE_INDEX
+        and any(label != IGNORE_INDEX for label in labels[turns[index].start + 1 : turns[index].stop])
     ]

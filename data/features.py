@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from safetensors import SafetensorError, safe_open
 
 from .files import written_whole
+from .frames import input_size
 
 if TYPE_CHECKING:  # files are validated without waiting for torch
     import torch
@@ -44,7 +45,7 @@ def model_fingerprint(model, video_processor) -> str:
         for name in ("do_resize", "do_pad", "do_rescale", "do_normalize", "resample", "rescale_factor")
     }
     rest |= {name: list(getattr(video_processor, name)) for name in ("image_mean", "image_std")}
-    rest["size"] = [video_processor.size["height"], video_processor.size["width"]]
+    rest["size"] = list(input_size(video_processor))
     rest["tokens"] = [config.frame_token_cls, list(config.frame_token_pooled or ())]
     kind = [config.frame_pooling, config.vision_feature_layer, config.drop_first_patch]
     if kind != ["average", None, False]:  # files from before these options are still right

@@ -34,6 +34,11 @@ def frame_range(fps: float, start: float | None = None, end: float | None = None
     return first, max(stop, first + 1)
 
 
+def input_size(video_processor) -> list[int]:
+    """Height and width of the frames that the model takes."""
+    return video_processor.frame_size or [video_processor.size[name] for name in ("height", "width")]
+
+
 def iter_frames(
     video: str, fps: float, video_processor, first: int = 0, stop: int | None = None, batch_size: int = 16
 ) -> Iterator["torch.Tensor"]:
@@ -53,7 +58,11 @@ def iter_frames(
     frames = islice((frame for frame, _ in iter_video_frames(video, fps, first)), count)
     while batch := list(islice(frames, batch_size)):
         pixels = torch.from_numpy(np.stack(batch)).movedim(-1, 1)
-        if video_processor.do_resize:
+        if video_processor.as_pictures or video_processor.do_center_crop:  # as another family resizes them
+            options = {"do_rescale": False, "do_normalize": False, "return_tensors": "pt"}
+            resized = video_processor(pixels, **options)["pixel_values_videos"]
+            pixels = resized.clamp(0, 255).round().to(torch.uint8)
+        elif video_processor.do_resize:
             size, resample, do_pad = video_processor.size, video_processor.resample, video_processor.do_pad
             pixels = resize_frames(pixels.float(), size, resample, do_pad).clamp(0, 255).round().to(torch.uint8)
         yield pixels.contiguous()

@@ -19,7 +19,7 @@ from transformers.utils import logging
 from ..containers import IGNORE_INDEX, check_count
 from ..processing_videollm_mod import VideoLLMMoDProcessor
 from .features import model_fingerprint, read_features, read_metadata
-from .frames import TOLERANCE, frame_range, read_frames, video_seconds
+from .frames import TOLERANCE, frame_range, input_size, read_frames, video_seconds
 from .jsonl import check, line_spans, missing_error, missing_media, read_streams
 from .skipped import Skipped
 from .timeline import conversation
@@ -116,8 +116,8 @@ class StreamExamples:
         return example
 
     def _example(self, stream: dict) -> dict:
-        messages, frames, _, fps = self._read(stream)
-        example = encode_example(messages, self.processor)
+        messages, frames, times, fps = self._read(stream)
+        example = encode_example(messages, self.processor, times)
         if stream.get("learned_from") is not None:
             first, learned = (frame_range(fps, stream.get(name))[0] for name in ("start", "learned_from"))
             example["labels"] = mask_before(example["labels"], example["turns"], learned - first)
@@ -128,8 +128,8 @@ class StreamExamples:
         number of steps, and a resumed run continues in the right place."""
         example = encode_example([{"role": "stream", "num_frames": 1}], self.processor)
         if stream.get("features") is None:
-            size = self.processor.video_processor.size
-            frames = {"frames": torch.zeros(1, 3, size["height"], size["width"], dtype=torch.uint8)}
+            size = input_size(self.processor.video_processor)
+            frames = {"frames": torch.zeros(1, 3, *size, dtype=torch.uint8)}
         else:
             frames = {"video_features": torch.zeros_like(self._any_features())}
         return {**example, "labels": [IGNORE_INDEX] * len(example["labels"]), **frames}

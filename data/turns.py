@@ -1,30 +1,47 @@
 """Examples to learn from with the spans of their turns, and where they can be cut."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import islice
 
 from ..containers import IGNORE_INDEX
 from ..conversation import Turn
+from ..speaking import NO_SILENCE
 
 
-def encode_example(messages: list[dict], processor) -> dict:
+def timed(messages: list[dict], times: Iterable[float]) -> list[dict]:
+    """Messages whose streams have the times of their frames, which are those of all streams in order, in seconds."""
+    left = iter(times)
+    return [
+        {**x, "times": [float(time) for time in islice(left, x["num_frames"])]} if x["role"] == "stream" else x
+        for x in messages
+    ]
+
+
+def encode_example(messages: list[dict], processor, times: Iterable[float] | None = None) -> dict:
     """`{"input_ids", "labels", "turns"}` of a conversation to learn from, see `processor.encode_conversation`. If it
     ends with a stream, silence after the last frame is learned too: one more separator, without which nothing would
-    tell the model that it has nothing to say there.
+    tell the model that it has nothing to say there. times: of the frames, which the prompts of a family may write.
 
     Raises:
-        `ValueError`: for the processor of a model without a frame separator, which cannot learn when to speak.
+        `ValueError`: if no token can mean silence in the prompts of this processor.
     """
     separator = processor.frame_separator_token_id
     if separator is None:
-        raise ValueError(
-            "a model with the prompts of a pretrained one has no frame separator, so it cannot learn when to speak: "
-            "its rule is `verify`; build a model to train with `from_components` (`build --llm --vision`)"
-        )
+        raise ValueError(NO_SILENCE)
+    if times is not None:
+        messages = timed(messages, times)
     input_ids, labels, _, turns = processor.encode_conversation(messages)
     if messages[-1]["role"] == "stream":
         learn = messages[-1].get("learn", True) is True
         input_ids.append(separator)
         labels.append(separator if learn else IGNORE_INDEX)
+        turns[-1] = replace(turns[-1], stop=len(input_ids))
+    elif (
+        messages[-1]["role"] == "assistant" and not processor.reply_end_ids
+    ):  # the template writes nothing after a reply, but the model has to end it
+        input_ids.append(processor.reply_stop_id)
+        labels.append(processor.reply_stop_id if messages[-1].get("learn", True) else IGNORE_INDEX)
         turns[-1] = replace(turns[-1], stop=len(input_ids))
     return {"input_ids": input_ids, "labels": labels, "turns": turns}
 

@@ -35,19 +35,24 @@ def windows(stream: dict, fps: float, max_tokens: int, processor, num_frames: in
     Raises:
         `ValueError`: if a frame and what is said after it do not fit.
     """
-    turns, step = stream["turns"], processor.num_frame_tokens + 1
+    turns, step = stream["turns"], processor.num_frame_tokens + processor.frame_text_tokens
     first, stop = frame_range(fps, stream.get("start"), stream.get("end"))
     count = max(1, math.ceil(turns[-1]["time"] * fps - TOLERANCE) + 1 - first)
     count = min(count, (stop or math.inf) - first, max(1, (num_frames or math.inf) - first))
     groups = groups_of(turns, (first + np.arange(count)) / fps)
-    # of frame i and what follows it, i = 1, 2, ...
-    costs = [0, *(step + added_tokens(group, processor) for group in groups[1:])]
     instructions = [
         (place, turn)
         for place, group in enumerate(groups)
         for turn, following in zip(group, [*group, {}][1:], strict=False)
-        if place and turn["role"] == "user" and not is_answer(turn, following)
+        if turn["role"] == "user" and not is_answer(turn, following)
     ]
+    # of frame i and what follows it, i = 1, 2, ...
+    costs, held, waiting = [0], [], list(instructions)
+    for place, group in enumerate(groups[1:], 1):
+        while waiting and waiting[0][0] < place:
+            held = [waiting.pop(0)[1]]
+        costs.append(step + added_tokens(group, processor, held))
+    instructions = [(place, turn) for place, turn in instructions if place]
     lines, learned = [], 0
     while learned < count:
         begin, free = learned, CARRIED * max_tokens
@@ -85,13 +90,14 @@ def windows(stream: dict, fps: float, max_tokens: int, processor, num_frames: in
     return lines
 
 
-def added_tokens(turns: list[dict], processor) -> int:
-    """By how many tokens a stream is longer with turns between two of its frames."""
+def added_tokens(turns: list[dict], processor, held: list[dict]) -> int:
+    """By how many tokens a stream is longer with turns between two of its frames. held: the instruction before them,
+    which a family's prompts repeat before each narration."""
     if not turns:
         return 0
-    frame = {"role": "stream", "num_frames": 1}
-    parted = processor.encode_conversation([frame, *messages_of(turns), frame])[0]
-    return len(parted) - len(processor.encode_conversation([{**frame, "num_frames": 2}])[0])
+    frame, opening = {"role": "stream", "num_frames": 1}, messages_of(held)
+    parted = processor.encode_conversation([*opening, frame, *messages_of(turns), frame])[0]
+    return len(parted) - len(processor.encode_conversation([*opening, {**frame, "num_frames": 2}])[0])
 
 
 def opening_tokens(turns: list[dict], processor) -> int:

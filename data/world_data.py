@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch.utils.data import Dataset
 
+from .frames import input_size
 from .turns import encode_example
 from .world import conversation, texts, world_stream
 
@@ -87,13 +88,13 @@ class WorldStreams(WorldDataset):
 
     def __init__(self, data: WorldData, processor):
         self.data, self.processor = data, processor
-        self.height = processor.video_processor.size["height"]
+        self.height = input_size(processor.video_processor)[0]
 
     def example(self, stream) -> dict:
         fps = self.data.fps
         messages = conversation(stream, fps, self.data.num_questions)
         return {
-            **encode_example(messages, self.processor),
+            **encode_example(messages, self.processor, stream.frame_times(fps)),
             "frames": torch.from_numpy(stream.drawn(self.height)).permute(0, 3, 1, 2),
             "frame_index": torch.from_numpy(stream.shown(fps)),
         }

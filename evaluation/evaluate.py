@@ -15,6 +15,7 @@ from tqdm import tqdm
 from ..data.ego4d_lta import word_of
 from ..data.files import STANDARD, write_whole
 from ..data.processes import process_state
+from ..data.turns import timed
 from ..loading.checkpoint import load_checkpoint
 from ..loading.find import find_checkpoint
 from ..memory import frames_in_context
@@ -121,7 +122,7 @@ def evaluate_batch(options: EvaluateOptions, model, processor, examples: list[Ex
             results.append({**result, "end": float(example.times[-1]) + 1 / example.fps, "fps": example.fps})
         return results
     features = [encode(model, processor, example.frames) for example in examples]
-    conversations = [example.messages for example in examples]
+    conversations = [timed(example.messages, example.times) for example in examples]
     if options.task in STREAMING:
         forced = teacher_forced(model, processor, conversations, features, threshold_of(options, model.config))
         return [{**asdict(stream), "fps": example.fps} for stream, example in zip(forced, examples, strict=True)]

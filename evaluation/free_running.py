@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
+from ..data.frames import input_size
 from ..data.world import conversation, world_stream
 from ..speaking import StreamEvent
 from ..streaming import StreamingSession
@@ -138,7 +139,7 @@ def watch_world(
 ) -> Watched:
     """`watch` on the stream of a seed of the world, with its questions."""
     stream = world_stream(seed, level)
-    frames = stream.frames(fps, processor.video_processor.size["height"])
+    frames = stream.frames(fps, input_size(processor.video_processor)[0])
     return watch(
         model, processor, conversation(stream, fps, num_questions), frames, stream.frame_times(fps), **options
     )

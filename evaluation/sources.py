@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from ..data import jsonl
 from ..data.files import hash_ends
+from ..data.frames import input_size
 from ..data.streams import StreamExamples, check_features
 from ..data.world import LEVELS, conversation, world_stream
 from ..data.world_hard import split_seeds
@@ -139,7 +140,7 @@ class WorldSource:
 
     def open(self, model, processor) -> None:
         """Get ready to give examples for a model."""
-        self.height = processor.video_processor.size["height"]
+        self.height = input_size(processor.video_processor)[0]
 
     @property
     def answers(self) -> list[str]:

@@ -13,12 +13,14 @@ Shapes: F frames of a stream, N vision tokens per frame, Dv hidden size of the v
 """
 
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
 
 from ..cache import MoDCache
 from ..containers import IGNORE_INDEX
+from ..decoding import frame_times
 from ..speaking import DEFAULT_THRESHOLD, silence_probability
 from .teacher_forced import TurnScores, num_following, score_turn, wants_to_speak
 
@@ -60,17 +62,22 @@ class ForcedStream:
 
 
 def forced_turns(input_ids: list[int], labels: list[int], processor) -> list[ForcedTurn]:
-    """The turns of a sequence of `VideoLLMMoDProcessor.encode_conversation`; each ends with the end of a reply."""
-    eos, video, speaks = processor.tokenizer.eos_token_id, processor.video_token_id, processor.stream_end_ids[0]
+    """The turns of a sequence of `VideoLLMMoDProcessor.encode_conversation`; each ends with the end of a reply. In a
+    family's sequence, where other turns may end with the same token, it is one that is learned."""
+    video, silence, offset = processor.video_token_id, processor.frame_separator_token_id, processor.decision_offset
     targets = [*labels[1:], IGNORE_INDEX]
     turns, start, seen = [], 0, 0
-    for stop in (index + 1 for index, token in enumerate(input_ids) if token == eos):
+    ends = labels if processor.sequence.one_turn else input_ids
+    stops = [index + 1 for index, token in enumerate(ends) if token == processor.reply_stop_id]
+    if not processor.reply_end_ids and labels[-1] != IGNORE_INDEX:  # nothing stands after the last reply
+        stops.append(len(labels))
+    for stop in stops:
         learned = [i for i in range(start, stop) if targets[i] != IGNORE_INDEX]
-        decisions = [i for i in learned if input_ids[i] == video]
+        decisions = [i for i in learned if i >= offset and input_ids[i - offset] == video]
         frames = input_ids[start:stop].count(video) // processor.num_frame_tokens
         if learned:
-            speak = [targets[i] == speaks for i in decisions]
-            reply = [i for i in learned if input_ids[i] != video]
+            speak = [targets[i] != silence for i in decisions]
+            reply = [i for i in learned if i not in decisions]
             turns.append(ForcedTurn(decisions, speak, reply, frames, seen))
         start, seen = stop, seen + frames
     return turns
@@ -85,12 +92,23 @@ def teacher_forced(
 ) -> list[ForcedStream]:
     """
     Args:
-        conversations: messages of each stream, with `num_frames` instead of frames.
+        conversations: messages of each stream, with `num_frames` instead of frames, and `times` if they are known.
         features (`list[Tensor]`): `[F, N, Dv]` of each stream, on the model's device.
         threshold (`float`): the model wants to speak when P(silence) is below this, or another token is more probable.
     """
     rows = [processor.encode_conversation(messages)[:2] for messages in conversations]
-    return teacher_forced_rows(model, processor, rows, features, threshold)
+    times = [times_of(messages, processor) for messages in conversations]
+    return teacher_forced_rows(model, processor, rows, features, threshold, times)
+
+
+def times_of(messages: list[dict], processor) -> list[float]:
+    """The time of each frame of a conversation, in seconds."""
+    times: list[float] = []
+    for turn in messages:
+        if turn["role"] == "stream":
+            last = times[-1] if times else None
+            times += frame_times(turn.get("times"), turn["num_frames"], processor.video_processor.fps, last)
+    return times
 
 
 @torch.no_grad()
@@ -100,8 +118,10 @@ def teacher_forced_rows(
     rows: list[tuple[list[int], list[int]]],
     features: list[torch.Tensor],
     threshold: float = DEFAULT_THRESHOLD,
+    times: list[list[float]] | None = None,
 ) -> list[ForcedStream]:
-    """`teacher_forced` for tokenised streams: `(input_ids, labels)` of each."""
+    """`teacher_forced` for tokenised streams: `(input_ids, labels)` of each. times: of their frames, which the prompts
+    of a family may write."""
     turns_of = [forced_turns(ids, labels, processor) for ids, labels in rows]
     cache = MoDCache(model.config)
     hidden = forward(model, processor, [ids for ids, _ in rows], torch.cat(features), cache)
@@ -118,8 +138,10 @@ def teacher_forced_rows(
             following = turns[number + 1].frames if number + 1 < len(turns) else None
             count = num_following(turn.frames, following)
             if turn.decisions and not wants.any() and count:
-                frames = features[row][turn.first_frame + turn.frames :][:count]
-                late.append((row, number, turn.decisions[-1] + 1, frames))
+                first = turn.first_frame + turn.frames
+                frames = features[row][first : first + count]
+                seconds = [None] * len(frames) if times is None else times[row][first : first + count]
+                late.append((row, number, turn.decisions[-1] + 1, frames, seconds))
         streams.append((turns, predicted))
     later: dict[tuple[int, int], np.ndarray] = {}
     for first in range(0, len(late), len(rows)):
@@ -156,18 +178,19 @@ def later_decisions(
     """`(row, turn) -> bool [A]`: whether the model wants to speak after each frame that follows a late turn.
 
     Args:
-        late: `(row, turn, position, features [A, N, Dv])` of each late turn; the frames are fed from `position` on.
+        late: `(row, turn, position, features [A, N, Dv], times)` of each late turn; the frames are fed from `position`
+            on.
     """
-    rows = torch.tensor([row for row, _, _, _ in late], device=model.device)
+    rows = torch.tensor([row for row, *_ in late], device=model.device)
     cache = cache.copy()
     cache.batch_select_indices(rows)
-    cache.rollback(torch.tensor([position for _, _, position, _ in late], device=model.device))
-    piece = [processor.frame_separator_token_id, *processor.frame_ids]
-    ids = [piece * len(frames) for _, _, _, frames in late]
-    hidden = forward(model, processor, ids, torch.cat([frames for _, _, _, frames in late]), cache)
+    cache.rollback(torch.tensor([position for _, _, position, *_ in late], device=model.device))
+    pieces = [[processor.between_frames_ids + processor.frame_ids_at(time) for time in times] for *_, times in late]
+    ids = [[token for piece in own for token in piece] for own in pieces]
+    hidden = forward(model, processor, ids, torch.cat([frames for *_, frames, _ in late]), cache)
     decisions = {}
-    for index, (row, number, _, frames) in enumerate(late):
-        ends = torch.arange(1, len(frames) + 1, device=hidden.device) * len(piece) - 1
+    for index, (row, number, *_) in enumerate(late):
+        ends = [end - 1 for end in accumulate(len(piece) for piece in pieces[index])]
         decisions[row, number] = decide(model, hidden[index, ends], threshold)[1]
     return decisions
 

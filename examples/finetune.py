@@ -12,6 +12,7 @@ from transformers import Trainer, TrainingArguments
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.data.collator import StreamCollator
 from videollm_mod.data.streams import load_streams
+from videollm_mod.speaking import learn_silence
 from videollm_mod.training.adapters import LoraOptions, add_lora
 from videollm_mod.training.freezing import freeze_unreached
 
@@ -22,19 +23,18 @@ parser.add_argument("--model", default=".")
 parser.add_argument("--lora", action="store_true", help="train an adapter instead of all weights")
 parser.add_argument("--steps", type=int, default=200)
 arguments = parser.parse_args()
-
 processor = VideoLLMMoDProcessor.from_pretrained(arguments.model)
 model = VideoLLMMoDForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
+learn_silence(model, processor)
 model.model.vision_tower.requires_grad_(False)
 if arguments.lora:
     model = add_lora(model, LoraOptions())
 dataset = load_streams(arguments.data, processor)
 freeze_unreached(model, given_features="video_features" in dataset[0])
-collator = StreamCollator(processor.tokenizer.pad_token_id)
 
 
 def collate(examples: list[dict]) -> dict:
-    batch = collator(examples)
+    batch = StreamCollator(processor.tokenizer.pad_token_id)(examples)
     if "frames" in batch:
         batch |= processor.video_processor(batch.pop("frames"), return_tensors="pt")
     return batch

@@ -1,5 +1,6 @@
 """Put the weights of an adapter on a model."""
 
+import json
 import warnings
 from pathlib import Path
 
@@ -7,6 +8,30 @@ from safetensors import SafetensorError
 from torch import nn
 
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
+
+RULE = "speaking.json"  # beside an adapter: the part of the model's configuration that was learned with it
+RULE_FIELDS = ("frame_separator_token_id", "decision_offset", "speak_rule")
+
+
+def write_rule(config, adapter: Path) -> None:
+    """Note beside an adapter that a model with the prompts of another family has learned when to be silent."""
+    if config.decision_offset is not None:
+        values = {name: getattr(config, name) for name in RULE_FIELDS}
+        (adapter / RULE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+
+
+def read_rule(config, adapter: Path) -> None:
+    """Enter what `write_rule` noted into the configuration of the base model."""
+    if not (adapter / RULE).is_file():
+        return
+    try:
+        values = json.loads((adapter / RULE).read_text(encoding="utf-8"))
+        for name in RULE_FIELDS:
+            setattr(config, name, values[name])
+        config.check_frames()
+        config.check_speaking()
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{adapter / RULE} is damaged: {error!r}") from error
 
 
 def with_adapter(model: VideoLLMMoDForConditionalGeneration, adapter: Path, merged: bool = True):
@@ -19,6 +44,7 @@ def with_adapter(model: VideoLLMMoDForConditionalGeneration, adapter: Path, merg
     from peft import PeftModel
 
     model.config.domain = None  # the adapter may have learned anything
+    read_rule(model.config, adapter)
     if merged:
         untie_head(model)
     try:

@@ -1,6 +1,8 @@
 """Prompts of other families: our ids are those of the family's own template, rendered and tokenised by the stock
 tokenizer, with the stock processor's text for videos and images."""
 
+from itertools import chain
+
 import numpy as np
 import pytest
 from family_tokenizers import family
@@ -199,12 +201,12 @@ def test_live_pieces_of_smolvlm():
     frame = "<fake_token_around_image><global-img>" + "<image>" * N + "<fake_token_around_image>"
     assert decode(processor.start_ids()) == "<|im_start|>"
     assert decode(processor.start_ids("Hi <image>.")) == "<|im_start|>System: Hi <image>.<end_of_utterance>\n"
-    assert decode(processor.start_stream_ids) == "User: "
-    assert decode(processor.frame_ids_at(0.0)) == "\nFrame from 00:00:" + frame
-    assert decode(processor.frame_ids_at(725.9)) == "\nFrame from 12:05:" + frame
+    assert decode(processor.start_stream_ids) == "User: \n"  # a line break ends each frame, whatever comes next
+    assert decode(processor.frame_ids_at(0.0)) == "Frame from 00:00:" + frame + "\n"
+    assert decode(processor.frame_ids_at(725.9)) == "Frame from 12:05:" + frame + "\n"
     assert processor.between_frames_ids == [] and processor.instruction_ids("What?", True) == []
-    assert decode(processor.reply_start_ids(True)) == "\n\nWhat do you see?<end_of_utterance>\nAssistant:"
-    assert decode(processor.reply_start_ids(True, "Why?")) == "\n\nWhy?<end_of_utterance>\nAssistant:"
+    assert decode(processor.reply_start_ids(True)) == "\nWhat do you see?<end_of_utterance>\nAssistant:"
+    assert decode(processor.reply_start_ids(True, "Why?")) == "\nWhy?<end_of_utterance>\nAssistant:"
     assert decode(processor.question_ids("Why?", True) + processor.reply_start_ids(False)) == decode(
         processor.reply_start_ids(True, "Why?")
     )
@@ -237,7 +239,6 @@ def test_live_pieces(name):
         start, between, reply = "USER: ", "\n", "\nWhy? ASSISTANT:"
         decoded = [text.removeprefix(" ") for text in decoded]
     assert decoded == [start, between, reply, end]
-    assert processor.frame_separator_token_id is None
     start = "<|im_start|>system\nYou are helpful.<|im_end|>\n" if name == "llava chatml" else ""
     decoded = processor.tokenizer.decode(processor.start_ids())
     assert decoded.removeprefix("<s>").removeprefix("<|begin_of_text|>") == start
@@ -286,8 +287,10 @@ def test_conversations_with_streams_are_what_a_session_feeds(name):
     at = [first for turn in encoded.turns for first in turn.frames]
     assert all(expected[i : i + N] == [processor.video_token_id] * N for i in at) and len(at) == 6
     learned = [y for y in encoded.labels if y != -100]
-    stop = processor.reply_end_ids[:1]
-    assert learned == [i for text in ("A cat.", "Er.", "A.") for i in processor.encode_text(text, prefix) + stop]
+    replies = [[*processor.encode_text(text, prefix), processor.reply_stop_id] for text in ("A cat.", "Er.", "A.")]
+    silence, speech = processor.frame_separator_token_id, processor.reply_start_ids(True, "Name it.")[0]
+    decisions = [[], [], []] if silence is None else [[silence], [speech], [silence] * 2]
+    assert learned == [*decisions[0], *decisions[1], *chain(*replies), *decisions[2]]
 
 
 def test_labels_of_prompts_are_the_replies_and_their_ends(named):

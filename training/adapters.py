@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..containers import check_count, is_number
 from ..data.files import written_whole
-from ..loading.adapters import with_adapter
+from ..loading.adapters import with_adapter, write_rule
 from ..loading.find import base_of
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
@@ -62,7 +62,12 @@ def add_lora(model: VideoLLMMoDForConditionalGeneration, options: LoraOptions, t
     adapted = get_peft_model(model, config)
     use_lora_linear(adapted)
     # peft would save the frozen lm_head in every checkpoint: 1 GiB with the vocabulary of Llama-3-8B
-    slim = partial(adapted.save_pretrained, save_embedding_layers=False)
+    save_all = partial(adapted.save_pretrained, save_embedding_layers=False)
+
+    def slim(folder: str | Path, *arguments, **kwargs) -> None:
+        save_all(folder, *arguments, **kwargs)
+        write_rule(model.config, Path(folder))
+
     adapted.save_pretrained = slim  # type: ignore[method-assign]  # of this object alone
     return adapted
 

@@ -20,6 +20,7 @@ from ..data.world_data import collate_cells
 from ..loading.quantisation import four_bit
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
+from ..speaking import learn_silence
 from .adapters import LoraOptions, add_lora
 from .arguments import check_hub_access, stage_arguments
 from .config import TrainingConfig, last_checkpoint
@@ -53,7 +54,10 @@ def load(
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(source, **options)
     if config.data is not None:
         model.config.domain = None  # what it learns now is the user's
-    return model, VideoLLMMoDProcessor.from_pretrained(source)
+    processor = VideoLLMMoDProcessor.from_pretrained(source)
+    if config.stream_stage is not None:
+        learn_silence(model, processor)
+    return model, processor
 
 
 def finished_stage(folder: Path, arguments: TrainingArguments) -> tuple[TrainerState, Path] | None:
