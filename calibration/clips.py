@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..containers import IGNORE_INDEX
+from ..data.turns import timed
 from ..decoding import iter_video_frames
 from ..speaking import StreamEvent, WatchedFrame
 from ..steps import Step, run_together
@@ -147,7 +148,10 @@ def read_clip(model, processor, name: str, features, times, questions=(), **opti
     lead.reset()  # frees the cache
     if not any(event.text for event in events):
         raise ValueError(f"the model says nothing about {name}; ask it something with `--question`")
-    encoded = processor.encode_conversation(messages_of(events, times))
+    messages = timed(messages_of(events, times), times)
+    if model.config.frame_separator_token_id is None:  # it has not learned when to be silent
+        messages = [{**message, "learn": message["role"] != "stream"} for message in messages]
+    encoded = processor.encode_conversation(messages)
     predicted = [i for i, label in enumerate(encoded.labels[1:]) if label != IGNORE_INDEX]
     ids, read_at = (torch.tensor(x, device=model.device) for x in ([encoded.input_ids], predicted))
     return Clip(name, features, list(times), list(questions), lead, events, ids, read_at)

@@ -32,7 +32,7 @@ def answers(
         num_beams=candidates,
         num_return_sequences=candidates,
         max_new_tokens=max_new_tokens,
-        eos_token_id=processor.tokenizer.eos_token_id,
+        eos_token_id=processor.reply_stop_id,
         pad_token_id=pad,
     )
     texts = [processor.decode(ids, skip_special_tokens=True).strip() for ids in output[:, length:]]

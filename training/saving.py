@@ -14,7 +14,8 @@ def save(model, processor, folder: Path, dtype: torch.dtype) -> None:
     model.to(dtype)
     for name, value in routers.items():
         model.get_parameter(name).data = value
-    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    if not processor.sequence.one_turn:  # other families may have several
+        model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
 
