@@ -85,6 +85,7 @@ class ReplyAugmentation:
         first, end = part(before.start, decision), part(decision, before.stop, learn=False)
         said, follows = part(reply.start, reply.stop), part(after.stop, len(labels))
         decides = [] if end[0] else [IGNORE_INDEX]  # in a family's sequence the reply begins with the decision
+        parts: list[tuple[str, list[Part]]]
         if kind == "shift":
             moved = after.frames[0] + to_decision
             said = (said[0], decides + said[1][len(decides) :])
@@ -92,9 +93,9 @@ class ReplyAugmentation:
             if not between:  # then the next frame begins with the decision
                 rest = (rest[0], [IGNORE_INDEX, *rest[1][1:]])
             parts = [
-                ("stream", first, separator, part(begin, moved, learn=False), end),
-                ("assistant", said),
-                ("stream", part(after.start, begin), rest),
+                ("stream", [first, separator, part(begin, moved, learn=False), end]),
+                ("assistant", [said]),
+                ("stream", [part(after.start, begin), rest]),
             ]
         else:
             if not input_ids[after.frames[-1] + to_decision : after.stop]:
@@ -106,14 +107,14 @@ class ReplyAugmentation:
                 if decides and said[1][0] != IGNORE_INDEX:
                     decided[0] = other[0]
                 parts = [
-                    ("stream", part(before.start, before.stop)),
-                    ("assistant", (other, decided)),
-                    ("stream", part(after.start, after.stop, learn=False)),
+                    ("stream", [part(before.start, before.stop)]),
+                    ("assistant", [(other, decided)]),
+                    ("stream", [part(after.start, after.stop, learn=False)]),
                 ]
             else:
-                parts = [("stream", first, separator, part(begin, after.stop, learn=False))]
+                parts = [("stream", [first, separator, part(begin, after.stop, learn=False)])]
         ids, learned, placed = input_ids[: before.start], labels[: before.start], turns[: index - 1]
-        for role, *pieces in parts:
+        for role, pieces in parts:
             start = len(ids)
             for own_ids, own_labels in pieces:
                 ids, learned = ids + own_ids, learned + own_labels

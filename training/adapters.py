@@ -65,10 +65,10 @@ def add_lora(model: VideoLLMMoDForConditionalGeneration, options: LoraOptions, t
     save_all = partial(adapted.save_pretrained, save_embedding_layers=False)
 
     def slim(folder: str | Path, *arguments, **kwargs) -> None:
-        save_all(folder, *arguments, **kwargs)
+        save_all(str(folder), *arguments, **kwargs)
         write_rule(model.config, Path(folder))
 
-    adapted.save_pretrained = slim  # type: ignore[method-assign]  # of this object alone
+    adapted.save_pretrained = slim  # type: ignore[method-assign, assignment]  # of this object alone
     return adapted
 
 
