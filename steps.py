@@ -214,6 +214,9 @@ class Feed(Step):
         verification (`Verification`, *optional*): what is read after `ids`, which end with the only frame.
         ends (`list[int]`, *optional*): for each frame, where in `ids` the token stands after which the model speaks or
             not; if omitted, a separator stands between two frames, and nothing after the last.
+
+    Attributes:
+        image_features (`[K, D]`, *optional*): of images that are cut into tiles, as of `get_image_features`.
     """
 
     def __init__(
@@ -231,6 +234,7 @@ class Feed(Step):
         self.model, self.cache, self.ids, self.features = model, cache, ids, features
         self.keep_ratio, self.wants_scores, self.verification = keep_ratio, wants_scores, verification
         self.ends = ends
+        self.image_features: torch.Tensor | None = None
         if verification is not None:
             self.ids = ids + verification.ids
 
@@ -326,6 +330,8 @@ class Feed(Step):
         features = [step.features for step in steps if step.features is not None]
         if features:
             inputs |= {"video_features": torch.cat(features), "output_router_scores": True}
+        if images := [step.image_features for step in steps if step.image_features is not None]:
+            inputs["image_features"] = torch.cat(images)
         read_at = [start + index for start, step in zip(starts, steps, strict=True) for index in step.read_at]
         output = model(
             input_ids=torch.tensor([[token for step in steps for token in step.ids]], device=device),
@@ -378,7 +384,7 @@ class Feed(Step):
         if others:
             logits = [found[step].logits for step in others]
             computed = silence_probability(logits[0] if len(logits) == 1 else torch.cat(logits), separator)
-            computed = computed.split([step.num_frames for step in others])
+            computed = computed.split([len(own) for own in logits])
             silence |= {(step, "silence"): x for step, x in zip(others, computed, strict=True)}
         return silence
 
