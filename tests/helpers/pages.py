@@ -8,7 +8,7 @@ from pathlib import Path
 from fresh_process import ROOT
 
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-PYTHON = re.compile(r"^(?:<!-- (?P<note>.*) -->\n)?```python\n(?P<code>.*?)^```", re.M | re.S)
+PYTHON = re.compile(r"^(?:<!-- (?P<note>[^\n]*) -->\n)?```python\n(?P<code>.*?)^```", re.M | re.S)
 NOT_RUN = re.compile(r"not run: needs (a camera|a GPU|a network)|run by tests/test_\w+\.py: .*")
 
 
