@@ -52,6 +52,11 @@ class ServeOptions:
     max_waiting_frames: Annotated[int, "of one session, before its oldest ones are dropped (default: 16)"] = 16
     max_message_bytes: Annotated[int, "of one message or request (default: 8388608)"] = 8 * 2**20
     max_image_pixels: Annotated[int, f"of one image (default: {MAX_PIXELS})"] = MAX_PIXELS
+    max_chats: Annotated[int, "chats that are answered at the same time (default: 8)"] = 8
+    max_chat_frames: Annotated[int, "images and frames of videos of one chat (default: 512)"] = 512
+    allow_urls: Annotated[
+        bool, "fetch images and videos of chats from public http(s) addresses (default: only data URLs are taken)"
+    ] = False
     idle_seconds: Annotated[float, "after which a session without a message is closed (default: 600)"] = 600.0
     allow_origin: Annotated[
         list[str], "sites whose pages may connect in browsers, such as https://example.org", {"metavar": "ORIGIN"}
@@ -77,6 +82,8 @@ def run(options: ServeOptions) -> None:
         waiting_frames=options.max_waiting_frames,
         image_pixels=options.max_image_pixels,
         idle_seconds=options.idle_seconds,
+        chats=options.max_chats,
+        chat_frames=options.max_chat_frames,
     )
     keys = Keys.load(options.keys)
     listening = listen(options.host, options.port)
@@ -105,6 +112,7 @@ def run(options: ServeOptions) -> None:
             max_cached_bytes=options.max_cached_bytes,
             saved=options.saved,
             origins=tuple(options.allow_origin),
+            allow_urls=options.allow_urls,
         )
         warn(options, keys)
         host, port = listening.getsockname()[:2]

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
-from . import realtime, sessions
+from . import chat, realtime, sessions
 from .body_limit import BodyLimit
 from .errors import INVALID, SERVER, ApiError, too_many
 from .event_log import FellBehind
@@ -22,7 +22,7 @@ from .registry import Registry
 from .sessions import Owner
 
 
-def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = ()) -> FastAPI:
+def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = (), allow_urls: bool = False) -> FastAPI:
     """The application of a server.
 
     Args:
@@ -30,6 +30,7 @@ def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = ()) -> Fa
         keys (`Keys`): of its clients.
         origins (`Sequence[str]`): of pages of other sites that may use it in browsers, such as `https://example.org`;
             `*` for all.
+        allow_urls (`bool`): fetch images and videos of chats from public http(s) addresses.
     """
 
     @asynccontextmanager
@@ -37,14 +38,17 @@ def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = ()) -> Fa
         registry.start()
         yield
         await registry.stop()
+        app.state.chats.close()
 
     app = FastAPI(title="VideoLLM-MoD", summary="A video language model that watches streams.", lifespan=lifespan)
     app.state.registry, app.state.keys, app.state.origins = registry, keys, tuple(origins)
+    app.state.chats = chat.Chats(registry, allow_urls)
     app.add_middleware(BodyLimit, limit=registry.limits.message_bytes)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     app.include_router(realtime.router)
     app.include_router(sessions.router)
+    app.include_router(chat.router)
     created = int(time())
 
     @app.get("/health", tags=["server"])
@@ -88,7 +92,10 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ValidationError)
     async def not_valid(request: Request, error: RequestValidationError | ValidationError) -> JSONResponse:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])[:200]
+        names = first["loc"]
+        if names[0] == "body" and len(names) > 1 and isinstance(names[1], str):
+            names = names[1:]  # as in OpenAI's API, a field is named from the body on
+        where = ".".join(map(str, names))[:200]
         return answer(request, ApiError("invalid_request", f"`{where}`: {first['msg']}"[:500], param=where))
 
     @app.exception_handler(FellBehind)

@@ -21,6 +21,8 @@ class Limits:
         text_characters (`int`): of one question or instruction.
         idle_seconds (`float`): without a message, after which a session is closed.
         kept_events (`int`): of one session, for readers that come back or fall behind.
+        chats (`int`): answered at the same time.
+        chat_frames (`int`): images and frames of videos of one chat.
 
     Raises:
         `ValueError`: for a number that is not above 0.
@@ -34,6 +36,8 @@ class Limits:
     text_characters: int = 8192
     idle_seconds: float = 600.0
     kept_events: int = 1024
+    chats: int = 8
+    chat_frames: int = 512
 
     def __post_init__(self):
         for each in fields(self):

@@ -77,6 +77,7 @@ def make_app(
     max_cached_bytes: int | None = None,
     saved: Path | None = None,
     origins: tuple[str, ...] = (),
+    allow_urls: bool = False,
 ) -> FastAPI:
     """The application for a model.
 
@@ -86,7 +87,7 @@ def make_app(
         options (`dict`): of new sessions, for `StreamingSession`.
         keep_ratio_range, max_cached_bytes: see `Engine`.
         saved (`Path`, *optional*): folder where sessions are saved.
-        origins: see `build_app`.
+        origins, allow_urls: see `build_app`.
 
     Raises:
         `ValueError`: for an argument out of range. `OSError`: if the folder cannot be made.
@@ -96,7 +97,7 @@ def make_app(
     store = None if saved is None else FolderStore(saved)
     warm_up(model.stream(processor, **(options or {})))  # wrong options are an error now
     registry = Registry(engine, limits, metrics, name, options or {}, store)
-    return build_app(registry, keys, origins)
+    return build_app(registry, keys, origins, allow_urls)
 
 
 def warm_up(session: StreamingSession) -> None:

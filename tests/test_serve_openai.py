@@ -70,7 +70,7 @@ async def converse(url: str) -> None:
 
 
 def test_the_example_of_the_docs_runs(url, monkeypatch, capsys):
-    ((note, code),) = python_blocks(PAGE)
+    note, code = python_blocks(PAGE)[0]
     assert note == "run by tests/test_serve_openai.py: with a server"
     monkeypatch.setenv("VIDEOLLM_MOD_API_KEYS", KEY)
     jpegs = []
