@@ -93,7 +93,7 @@ def add_error_handlers(app: FastAPI) -> None:
     async def not_valid(request: Request, error: RequestValidationError | ValidationError) -> JSONResponse:
         first = error.errors()[0]
         names = first["loc"]
-        if names[0] == "body" and len(names) > 1 and isinstance(names[1], str):
+        if names[:1] == ("body",) and len(names) > 1 and isinstance(names[1], str):
             names = names[1:]  # as in OpenAI's API, a field is named from the body on
         where = ".".join(map(str, names))[:200]
         return answer(request, ApiError("invalid_request", f"`{where}`: {first['msg']}"[:500], param=where))

@@ -28,7 +28,7 @@ from ..containers import MediaLimits
 from ..decoding import iter_video_frames
 from .chat_session import ChatSession, Prompt
 from .errors import RATE, SERVER, ApiError
-from .fetching import fetch
+from .fetching import FETCH_SECONDS, fetch
 from .images import decode_image
 from .outputs import Closed, Failed, Output, Piece
 from .registry import STOPPING, Registry
@@ -229,6 +229,7 @@ class Chats:
     def __init__(self, registry: Registry, allow_urls: bool = False):
         self.registry, self.allow_urls = registry, allow_urls
         self.running: set[Answer] = set()
+        self.closing: set[asyncio.Task] = set()
         self.threads = ThreadPoolExecutor(PREPARERS, "chat")
         self.processor = copy.deepcopy(registry.engine.processor)  # the engine's thread uses the other one
         self.lock = Lock()  # of the processor, which may not be used by two threads
@@ -257,19 +258,27 @@ class Chats:
         return answer
 
     async def load(self, messages: list[Message]) -> list[list[str | bytes | None]]:
-        """For each part what holds its image or video: a data URL, or what was fetched."""
-        return [[await self._load_part(part) for part in message.content] for message in messages]
+        """For each part what holds its image or video: a data URL, or what was fetched. The limits of a message and of
+        the time are those of all addresses together."""
+        left, deadline = self.registry.limits.message_bytes, monotonic() + FETCH_SECONDS
+        loaded: list[list[str | bytes | None]] = []
+        for message in messages:
+            loaded.append([])
+            for part in message.content:
+                content: str | bytes | None = None
+                if not isinstance(part, TextPart):
+                    content = part.image_url.url if isinstance(part, ImagePart) else part.video_url.url
+                    if content[:8].lower().startswith(("http://", "https://")):
+                        self._check_urls_allowed(part.type)
+                        content = await fetch(content, left, max(0.0, deadline - monotonic()))
+                        left -= len(content)
+                loaded[-1].append(content)
+        return loaded
 
-    async def _load_part(self, part) -> str | bytes | None:
-        if isinstance(part, TextPart):
-            return None
-        url = part.image_url.url if isinstance(part, ImagePart) else part.video_url.url
-        if not url[:8].lower().startswith(("http://", "https://")):
-            return url
+    def _check_urls_allowed(self, param: str) -> None:
         if not self.allow_urls:
             message = "this server fetches no addresses: give a data URL (--allow-urls allows public addresses)"
-            raise ApiError("url_not_allowed", message, param=part.type)
-        return await fetch(url, self.registry.limits.message_bytes)
+            raise ApiError("url_not_allowed", message, param=param)
 
     def prepare(self, messages: list[Message], contents: list[list[str | bytes | None]], cancelled: Event) -> Prompt:
         """The prompt of a conversation. Runs in a thread."""
@@ -363,7 +372,8 @@ class Answer:
             self.chats.running.discard(self)
             if self._opening is not None:
                 task = asyncio.get_running_loop().create_task(self._close(self._opening))
-                task.add_done_callback(lambda _: None)
+                self.chats.closing.add(task)  # the event loop keeps only weak references
+                task.add_done_callback(self.chats.closing.discard)
 
     async def _close(self, opening: asyncio.Task[Stream]) -> None:
         with suppress(Closed, RuntimeError, ValueError):

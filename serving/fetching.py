@@ -14,14 +14,14 @@ import h11
 
 from .errors import ApiError
 
-FETCH_SECONDS = 20.0  # for all of it, with redirects
+FETCH_SECONDS = 20.0  # for all addresses of a chat, with redirects
 MAX_REDIRECTS = 3
 REDIRECTS = (301, 302, 303, 307, 308)
 CHUNK = 2**16  # bytes
 EMBEDS_IPV4 = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "2002::/16", "2001::/32")))  # gateways, 6to4, Teredo
 
 
-async def fetch(url: str, max_bytes: int, seconds: float = FETCH_SECONDS) -> bytes:
+async def fetch(url: str, max_bytes: int, seconds: float) -> bytes:
     """What is at an address.
 
     Raises:
@@ -36,7 +36,7 @@ async def fetch(url: str, max_bytes: int, seconds: float = FETCH_SECONDS) -> byt
                     return content
                 url = urljoin(url, location)
     except TimeoutError:
-        raise refused(url, f"did not answer within {seconds:g} seconds", "url_timeout") from None
+        raise refused(url, "did not answer in time", "url_timeout") from None
     except (OSError, h11.RemoteProtocolError) as error:
         raise refused(url, f"cannot be read: {error}", "url_not_read") from None
     raise refused(url, f"was redirected more than {MAX_REDIRECTS} times", "url_not_read")
@@ -86,7 +86,9 @@ async def read_answer(url: str, connection: h11.Connection, reader, max_bytes: i
         elif isinstance(event, h11.Data):
             content += event.data
             if len(content) > max_bytes:
-                raise refused(url, f"holds more than {max_bytes} bytes, the limit", "url_too_large", 413)
+                raise refused(
+                    url, f"holds more than {max_bytes} bytes, which are left of the limit", "url_too_large", 413
+                )
         elif isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
             return bytes(content), None
 
@@ -133,4 +135,4 @@ def refused(url: str, why: str, code: str, status: int = 400) -> ApiError:
     return ApiError(code, f"the address of the host {host[:80]!r} {why}"[:400], status, param="url")
 
 
-__all__ = ["fetch"]
+__all__ = ["FETCH_SECONDS", "fetch"]

@@ -19,7 +19,7 @@ from video_files import write_video
 from waiting import until
 
 from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
-from videollm_mod.serving import fetching
+from videollm_mod.serving import fetching, registry
 from videollm_mod.serving.chat import Stops
 from videollm_mod.serving.chat_session import ChatSession, Prompt
 from videollm_mod.serving.errors import ApiError
@@ -275,6 +275,53 @@ def test_more_chats_than_the_limit_are_refused(server):
         chats.running.clear()
 
 
+def test_a_failure_midway_is_told_and_others_go_on(server, monkeypatch):
+    made = ChatSession.__init__
+
+    def failing(session, *arguments, **options):
+        made(session, *arguments, **options)
+        sample = session.sampler.__call__
+
+        class Sampler:
+            ends = frozenset()
+            generator = None
+
+            def __call__(self, said, logits):
+                if len(said) == 3:
+                    raise ValueError("the weights are damaged")
+                return sample(said, logits)
+
+        session.sampler = Sampler()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ChatSession, "__init__", failing)
+        assert refusal(server, user("Hi")) == (500, "generation_failed")
+        own = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any-key-does", max_retries=0)
+        with pytest.raises(openai.APIError, match="the weights are damaged"):
+            list(own.chat.completions.create(model="any", messages=[user("Hi")], stream=True))
+    answered = own.chat.completions.create(model="any", messages=[user("Hi")], max_tokens=3)
+    assert answered.choices[0].message.content is not None and not server.app.state.chats.running
+
+
+def test_a_chat_is_told_that_the_server_stops(checkpoint, monkeypatch):
+    made = ChatSession.__init__
+
+    def endless(session, *arguments, **options):
+        made(session, *arguments, **options)
+        session.sampler.ends = frozenset()
+
+    monkeypatch.setattr(ChatSession, "__init__", endless)
+    monkeypatch.setattr(registry, "SETTLE_SECONDS", 0.1)
+    with serving(checkpoint) as own:
+        own.app.state.chats.context = 10**6
+        own_client = openai.OpenAI(base_url=f"{own.url}/v1", api_key="any-key-does", max_retries=0)
+        told = own_client.chat.completions.create(model="any", messages=[user("Hi")], max_tokens=10**5, stream=True)
+        next(told)
+        own.server.should_exit = True
+        with pytest.raises(openai.APIError, match="the server stops"):
+            list(told)
+
+
 KINDS = {"llava": {"tower": "clip_vision_model"}, "llava_onevision": {"side": 6}, "smolvlm": {"scale_factor": 2}}
 
 
@@ -371,7 +418,7 @@ def pages():
 def test_fetching_has_limits_and_checks_redirects(pages, monkeypatch):
     async def code(path: str, **options) -> str:
         with pytest.raises(ApiError) as caught:
-            await fetching.fetch(pages + path, **{"max_bytes": 10**7, **options})
+            await fetching.fetch(pages + path, **{"max_bytes": 10**7, "seconds": 20.0, **options})
         return caught.value.code
 
     async def run():
@@ -379,7 +426,7 @@ def test_fetching_has_limits_and_checks_redirects(pages, monkeypatch):
         assert await code("", max_bytes=1) == "url_not_allowed"
         public = fetching.is_public
         monkeypatch.setattr(fetching, "is_public", lambda ip: ip == "127.0.0.1" or public(ip))
-        assert await fetching.fetch(pages + "/a.png", 10**7) == png(FRAMES[0])
+        assert await fetching.fetch(pages + "/a.png", 10**7, 20.0) == png(FRAMES[0])
         assert await code("/a.png", max_bytes=100) == "url_too_large"
         assert await code("/none") == "url_not_read"
         assert await code("/loop") == "url_not_read"
