@@ -163,15 +163,10 @@ class Engine:
             self._hand_out()
             future.set_result(result)
 
-    def remove(self, stream: Stream, finish: Callable[[StreamingSession], Any] | None = None) -> None:
+    def remove(self, stream: Stream) -> None:
         """Take a stream out of the pool; see `Stream.close`."""
         if stream.closed:
             return
-        self._leave(stream)
-        if finish is not None:
-            finish(stream.pooled.session)
-
-    def _leave(self, stream: Stream) -> None:
         with self.ready:
             self.streams.remove(stream)
         stream.abandon()
@@ -250,7 +245,7 @@ class Engine:
             if stream.failures >= 2:
                 logger.exception("a stream failed twice and is closed")
                 self.put(stream, Failed(None, str(error) or repr(error), fatal=True))
-                self._leave(stream)
+                self.remove(stream)
 
     def _hand_out(self) -> None:
         out, self._out = self._out, []

@@ -6,6 +6,7 @@ It turns a client's requests into work for a stream of the engine, and what come
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Executor
+from functools import partial
 from secrets import token_hex
 from time import monotonic
 from typing import Any
@@ -366,7 +367,7 @@ class RealtimeSession:
     def _said(self, said: Said) -> None:
         response = self._spoken(said.event.time)
         if said.hushed:
-            self._end(response, "cancelled", "client_cancelled")
+            self._end(response, "cancelled", "session_closed" if self.closed else "client_cancelled")
         else:
             self._end(response)
 
@@ -438,22 +439,28 @@ class RealtimeSession:
 
         Args:
             notice (`ApiError`, *optional*): why, as the last event.
-            finish (`Callable`, *optional*): see `Stream.close`.
+            finish (`Callable`, *optional*): is called with the session in the engine's thread when the log holds all
+                events, such as to save it. A stream that has failed is not finished.
         """
         if self.closed:
             return
         self.closed = True
+        has_failed = self.stream.closed
         try:
-            await self.stream.close(finish)
+            try:
+                await self.stream.close()
+            finally:
+                for response in (self._response, self._asked):
+                    if response is not None:
+                        self._end(response, "cancelled", "session_closed")
+                for answer in self._answers.values():
+                    answer.cancel()
+                if notice is not None:
+                    self.notice = notice
+                    self.refuse(notice)
+            if finish is not None and not has_failed:
+                await self.engine.call(partial(finish, self.stream.pooled.session))
         finally:
-            for response in (self._response, self._asked):
-                if response is not None:
-                    self._end(response, "cancelled", "client_cancelled")
-            for answer in self._answers.values():
-                answer.cancel()
-            if notice is not None:
-                self.notice = notice
-                self.refuse(notice)
             self.log.close()
 
 

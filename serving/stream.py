@@ -147,13 +147,10 @@ class Stream:
         session = await self.call(lambda session: session.fork())
         return await self.engine.open(receive, lambda: session)
 
-    async def close(self, finish: Callable[[StreamingSession], Any] | None = None) -> None:
-        """Leave the pool. Work that waits is dropped, and a reply is cut short.
-
-        Args:
-            finish (`Callable`, *optional*): is called with the session in the engine's thread, such as to save it.
-        """
-        await self.engine.call(lambda: self.engine.remove(self, finish))
+    async def close(self) -> None:
+        """Leave the pool. Work that waits is dropped, and a reply is cut short. All that came out before has been
+        received when this returns."""
+        await self.engine.call(lambda: self.engine.remove(self))
 
     def _queue(self, work: _Ask | _Change | _Call) -> None:
         with self.engine.ready:
