@@ -9,6 +9,7 @@ import sys
 
 import pytest
 from fresh_process import ROOT
+from pages import python_blocks
 from PIL import Image
 from running_servers import Client, client, frames_of, png, serving, serving_elsewhere
 from waiting import PATIENCE, until
@@ -104,6 +105,16 @@ def test_import_is_light():
     code = "import sys, videollm_mod.client.sync; print(sorted({'numpy', 'torch', 'transformers'} & set(sys.modules)))"
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert printed == "[]\n"
+
+
+def test_the_example_of_the_docs_runs(server, monkeypatch, capsys):
+    note, code = python_blocks(ROOT / "docs" / "how-to" / "serving.md")[0]
+    assert note == "run by tests/test_client.py: with a server"
+    monkeypatch.setenv("VIDEOLLM_MOD_API_KEYS", KEY)
+    exec(code, names := {})
+    images = [image for image, _ in frames_of(60, 6)]
+    answer = run(names["narrate"](server.url, images))
+    assert answer in capsys.readouterr().out
 
 
 async def undisturbed(url: str, frames, key: str | None = None, at: int = 8) -> list:

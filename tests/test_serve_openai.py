@@ -70,8 +70,8 @@ async def converse(url: str) -> None:
 
 
 def test_the_example_of_the_docs_runs(url, monkeypatch, capsys):
-    note, code = python_blocks(PAGE)[0]
-    assert note == "run by tests/test_serve_openai.py: with a server"
+    notes = dict(python_blocks(PAGE))
+    code = notes["run by tests/test_serve_openai.py: with a server"]
     monkeypatch.setenv("VIDEOLLM_MOD_API_KEYS", KEY)
     jpegs = []
     for image, _ in frames_of(60, 6):
