@@ -14,7 +14,7 @@ from PIL import Image
 from running_servers import Client, client, frames_of, png, serving, serving_elsewhere
 from waiting import PATIENCE, until
 
-from videollm_mod.client import Dropped, Refused, Resumed, Said, Saying, Unreachable, Watched, connect
+from videollm_mod.client import Dropped, Refused, Resumed, Said, Saying, SessionLost, Unreachable, Watched, connect
 from videollm_mod.client import sync as sync_client
 
 KEY = "a-key-for-tests-0123456789"
@@ -79,8 +79,7 @@ class Listener:
             self.events.append(event)
 
     async def end(self) -> list:
-        await asyncio.wait_for(self.stream.finish(), PATIENCE)
-        await self._task
+        await asyncio.gather(self.stream.finish(), self._task)
         return self.events
 
     async def watched(self, time: float) -> None:
@@ -305,3 +304,37 @@ def test_a_loop_without_asyncio_skips_frames_instead_of_waiting(server):
     assert taken[:2] == [0.0, 0.5] and watched_times(events) == [*taken, 100.0] and answer in events
     with pytest.raises(Refused, match="the key is wrong"):
         sync_client.connect(server.url, key="another-key-0123456789")
+
+
+def test_a_server_that_saves_nothing_gets_everything_again_or_the_stream_is_lost(checkpoint):
+    async def play(url: str, keep_bytes: int) -> list:
+        async with Wire(url) as wire, connect(wire.url, keep_bytes=keep_bytes) as stream:
+            listener = Listener(stream)
+            for index, (image, time) in enumerate(frames_of(60, 6)):
+                await stream.push(image, time)
+                if index in (1, 3):
+                    await listener.watched(time)
+                if index == 3:
+                    wire.cut()
+            return await listener.end()
+
+    with serving(checkpoint) as running:
+        events = run(play(running.url, 2**20))
+        assert watched_times(events) == [time for _, time in frames_of(60, 6)]
+        (resumed,) = [event for event in events if isinstance(event, Resumed)]
+        assert resumed.time is None and resumed.complete
+        with pytest.raises(SessionLost, match="its first frames are not kept here"):
+            run(play(running.url, 1))
+
+
+def test_another_connection_takes_the_session_over(server):
+    async def play() -> None:
+        async with connect(server.url, key=KEY) as stream:
+            query = f"?session_id={stream.session['id']}"
+            async with client(server.url, query, additional_headers={"Authorization": f"Bearer {KEY}"}):
+                with pytest.raises(Refused, match="another connection continues the session") as refused:
+                    async for _ in stream:
+                        pass
+        assert refused.value.code == "session_taken_over"
+
+    run(play())
