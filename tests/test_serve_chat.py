@@ -155,8 +155,7 @@ def test_errors_reach_the_client_as_its_own_kinds(remote):
 
 
 def test_the_example_of_the_docs_runs(url, video, monkeypatch, capsys):
-    note, code = python_blocks(PAGE)[1]
-    assert note == "run by tests/test_serve_chat.py: with a server"
+    code = dict(python_blocks(PAGE))["run by tests/test_serve_chat.py: with a server"]
     monkeypatch.setenv("VIDEOLLM_MOD_API_KEYS", KEY)
     monkeypatch.chdir(video.parent)
     exec(code.replace("http://localhost:8000", url), {})
