@@ -17,7 +17,7 @@ LONGEST = (
     *("space_browser", "session", "security", "memory", "live", "narrate", "hub", "nano_run"),
     *("recomputing", "packaging", "hub_round_trip", "space", "bench", "static_step", "distributed", "demo", "noise"),
     *("finetune", "narrate_errors", "narrate_endings", "auto_classes", "faults", "evaluate", "adapters", "soak"),
-    *("space_app", "skipped"),
+    *("space_app", "skipped", "serve_sessions", "serve_realtime", "serve_chat", "client", "camera_example"),
 )
 gc.disable()  # until the tests begin: libraries make a million objects when they are imported
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and break off.
