@@ -17,7 +17,7 @@ LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
 
 
 def clean_text(text: str) -> str:
-    """Text as it is tokenised: stripped, with a space in place of each run of white space that has a line break.
+    """Strip a text, and turn each run of white space that holds a line break into a space. This is what is tokenised.
 
     So no line of a message can look like the header of another message.
     """

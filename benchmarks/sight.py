@@ -252,7 +252,9 @@ def figures(result: dict) -> dict[str, float]:
 def report(args) -> None:
     results = {path: json.loads(path.read_text(encoding="utf-8")) for path in args.results}
     path = max(results, key=lambda path: results[path]["test"]["dense"]["f1"])
-    enter(path, figures(results[path]), results[path]["command"])
+    best = results[path]
+    commands = [best["command"], *([best["calibration"]["command"]] if "routed" in best["test"] else [])]
+    enter(path, figures(best), "; ".join(commands))
     if args.plot is not None:
         plot([*results.values()], args.plot)
     for each, result in results.items():

@@ -138,7 +138,7 @@ def messages_of(events: list[StreamEvent], times: list[float]) -> list[dict]:
 
 
 def read_clip(model, processor, name: str, features, times, questions=(), **options) -> Clip:
-    """Let the model, as it is configured now, watch a clip. options: of `StreamingSession`.
+    """Let the model watch a clip with its present configuration. options: of `StreamingSession`.
 
     Raises:
         `ValueError`: if it says nothing.

@@ -4,6 +4,7 @@ import json
 import os
 from pathlib import Path
 
+from ..data.files import written_whole
 from ..streaming import StreamingSession
 
 
@@ -20,9 +21,8 @@ class FolderStore:
     def save(self, session_id: str, session: StreamingSession, about: dict) -> None:
         state, beside = self._files(session_id)
         session.save(state)
-        partial = beside.with_suffix(".partial")
-        partial.write_text(json.dumps(about), encoding="utf-8")
-        partial.replace(beside)
+        with written_whole(beside) as partial:
+            partial.write_text(json.dumps(about), encoding="utf-8")
 
     def about(self, session_id: str) -> dict | None:
         beside = self._files(session_id)[1]

@@ -188,15 +188,21 @@ def test_bad_media_are_refused(server, video, tmp_path, monkeypatch):
     assert refusal(server, user("")) == (400, "empty_text")
 
 
-def test_a_client_that_hangs_up_ends_its_answer(server, monkeypatch):
-    """Both ways, while the model speaks: nothing of the chat is left, and others are answered."""
+@pytest.fixture
+def endless(monkeypatch):
+    """Answers end only at the limit of their tokens."""
     made = ChatSession.__init__
 
-    def endless(session, *arguments, **options):
+    def make(session, *arguments, **options):
         made(session, *arguments, **options)
         session.sampler.ends = frozenset()
 
-    monkeypatch.setattr(ChatSession, "__init__", endless)
+    monkeypatch.setattr(ChatSession, "__init__", make)
+
+
+@pytest.mark.usefixtures("endless")
+def test_a_client_that_hangs_up_ends_its_answer(server, monkeypatch):
+    """Both ways, while the model speaks: nothing of the chat is left, and others are answered."""
     body = {"model": "any", "messages": [user(part("image_url", data_url(FRAMES[0])), "?")], "max_tokens": 10**5}
     engine, chats = server.registry.engine, server.app.state.chats
     monkeypatch.setattr(chats, "context", 10**6)
@@ -302,14 +308,8 @@ def test_a_failure_midway_is_told_and_others_go_on(server, monkeypatch):
     assert answered.choices[0].message.content is not None and not server.app.state.chats.running
 
 
+@pytest.mark.usefixtures("endless")
 def test_a_chat_is_told_that_the_server_stops(checkpoint, monkeypatch):
-    made = ChatSession.__init__
-
-    def endless(session, *arguments, **options):
-        made(session, *arguments, **options)
-        session.sampler.ends = frozenset()
-
-    monkeypatch.setattr(ChatSession, "__init__", endless)
     monkeypatch.setattr(registry, "SETTLE_SECONDS", 0.1)
     with serving(checkpoint) as own:
         own.app.state.chats.context = 10**6

@@ -87,7 +87,7 @@ def test_a_video_is_sampled_at_the_sessions_rate(checkpoint, watched_world, kind
     model, processor = checkpoint
     session = model.stream(processor)
     if kind == "path":
-        start = session.watch(path)  # decoded as it is watched
+        start = session.watch(path)  # decoded while it is watched
         assert next(start).time == 0 and session.stats.frames == 1
         start.close()
         session.reset()
