@@ -26,7 +26,8 @@ from ..data.turns import encode_example
 from ..data.world import world_stream
 from ..speaking import learn_silence
 from ..training.trainer import StreamTrainer
-from .sight import FPS, narrated, streams_of
+from .sight import FPS, streams_of
+from .sight_routing import Watched, encode, watch
 from .sight_scores import changes
 
 
@@ -56,9 +57,9 @@ class NamedStreams(torch.utils.data.Dataset):
         }
 
 
-def scores(model, processor, streams: list, **options) -> dict:
+def scores(model, processor, streams: list[Watched], **options) -> dict:
     started = time.perf_counter()
-    summary = narrated(model.eval(), processor, streams, **options).summary()
+    summary = watch((model.eval(), processor), streams, asks=False, **options).summary()
     return {"speak_rule": model.config.speak_rule, **options, **summary, "took": round(time.perf_counter() - started)}
 
 
@@ -80,7 +81,8 @@ def main() -> None:
     model, processor = VideoLLMMoDForConditionalGeneration.from_vlm(
         args.vlm, dtype=torch.float32, frame_separator=args.frame_separator, verify_margin=args.margin
     )
-    model, unseen = model.to(device), streams_of("test", args.streams)
+    model = model.to(device).eval()
+    unseen = encode((model, processor), streams_of("test", args.streams))  # the tower is frozen
     rows = [scores(model, processor, unseen)]
     print(json.dumps(rows[-1]), flush=True)
 
