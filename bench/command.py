@@ -117,6 +117,25 @@ class GrowthOptions(WatchingOptions):
 
 
 @dataclass(kw_only=True)
+class ServeOptions(WatchingOptions):
+    repeats: Annotated[int, "turns of the comparison with the pool (default: 3)", {"metavar": "N"}] = 3
+    url: Annotated[str | None, "measure a running server instead, such as http://127.0.0.1:8000"] = None
+    fps: Annotated[float, "frames a second of each session (default: 2)", {"metavar": "F"}] = 2.0
+    seconds: Annotated[float, "that each number of sessions is measured (default: 15)", {"metavar": "S"}] = 15.0
+    held: Annotated[
+        int, "frames that each session has watched at first; no more than it remembers are kept (default: 600)"
+    ] = 600
+    sessions: Annotated[
+        list[int] | None, "numbers of sessions to measure (default: raise it until the server breaks)", {"nargs": "+"}
+    ] = None
+    keep_ratio_range: Annotated[
+        list[float] | None,
+        "measure again with a keep ratio that follows the load",
+        {"nargs": 2, "metavar": ("LOW", "HIGH")},
+    ] = None
+
+
+@dataclass(kw_only=True)
 class PlanOptions:
     results: Annotated[
         Path | None, "folder of results (default: benchmarks/results of a checkout)", {"metavar": "FOLDER"}
@@ -180,6 +199,23 @@ def growth(options: GrowthOptions) -> None:
     bench(**{**arguments, "frames": options.frames or FRAMES, "tokens": options.tokens or TOKENS})
 
 
+def serve(options: ServeOptions) -> None:
+    at_least_one(options, "held")
+    if options.sessions and min(options.sessions) < 1:
+        raise ValueError(f"--sessions must be at least 1, got {min(options.sessions)}")
+    for name in ("fps", "seconds"):
+        if not 0 < getattr(options, name) < math.inf:
+            raise ValueError(f"--{name} must be a number above 0, got {getattr(options, name):g}")
+    if options.keep_ratio_range:
+        low, high = options.keep_ratio_range
+        if not 0 < low <= high <= 1:
+            raise ValueError(f"--keep-ratio-range must be a lower and a higher share in (0, 1], got {low:g} {high:g}")
+    arguments = options.resolved()
+    from .serve import bench
+
+    bench(**arguments)
+
+
 def plan(options: PlanOptions) -> None:
     from .plan import bench
 
@@ -196,5 +232,6 @@ BENCHMARKS: dict[str, tuple[type, Callable[..., None], str]] = {
         growth,
         "time and memory by frames held, tokens per frame, number of streams and keep ratio",
     ),
+    "serve": (ServeOptions, serve, "how many live streams a server holds, and what it costs beside its pool"),
     "plan": (PlanOptions, plan, "print a page that scales results to 8 GPUs, 64 GPUs and a million hours of video"),
 }
