@@ -231,8 +231,7 @@ class Engine:
                 for stream in self.streams:
                     if stream.pooled.error is not None:
                         stream.void(str(error) or repr(error))
-        for stream in self.streams:
-            self.metrics.read(stream.newly_read())
+        self.metrics.read(sum(stream.newly_read() for stream in self.streams))
 
     def _tick_alone(self, stream: Stream) -> None:
         """Run a step of one stream. It is closed if it fails twice in a row."""

@@ -228,7 +228,8 @@ class StreamPool:
 
     @property
     def _keep_ratios(self) -> set[float]:
-        return {stream.session.keep_ratio or self.model.keep_ratio for stream in self.streams}
+        own = self.model.keep_ratio  # looked up once: that takes longer than a stream
+        return {stream.session.keep_ratio or own for stream in self.streams}
 
     def join(self, session: StreamingSession | None = None, **options) -> PooledStream:
         """Add a stream, at any time: an existing session of this model, such as a restored one, or a new one with the

@@ -207,7 +207,8 @@ class Stream:
                         self._forget(frames[-1])
             try:
                 if isinstance(work, _Frame):
-                    self.pooled.push(np.stack([frame.image for frame in frames]), [frame.time for frame in frames])
+                    images = work.image[None] if len(frames) == 1 else np.stack([frame.image for frame in frames])
+                    self.pooled.push(images, [frame.time for frame in frames])
                     self._watching += frames
                 elif isinstance(work, _Ask):
                     self.pooled.ask(work.text)
@@ -224,6 +225,8 @@ class Stream:
 
     def take_hush(self) -> None:
         """Hush the reply that is to end."""
+        if not self._hush:  # as nearly always: no lock is needed to see that
+            return
         with self.engine.ready:
             refs, self._hush = self._hush, []
         asked = None if self._asked is None else self._asked.ref
