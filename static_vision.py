@@ -25,7 +25,7 @@ try:  # comes with torch for CUDA; elsewhere the kernel below is defined, but ne
 except ImportError:
     triton, tl, jit = None, SimpleNamespace(constexpr=None), lambda function: function
 
-GRAPHS = 12  # numbers of frames with a graph: in a pool of streams they vary
+GRAPHS = 20  # numbers of frames with a graph: in a pool of streams all up to 15 occur, and powers of two
 MAX_FRAMES = 64  # of one graph: with more, launching kernels takes no time beside the work
 ROWS, WARPS = 1, 4  # of one program of the kernel
 

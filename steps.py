@@ -133,16 +133,23 @@ def in_pieces(steps: list[Encode], device: torch.device) -> list[list[tuple[Enco
     if device.type != "cuda" or total < 2 * FIRST_FRAMES:
         return [[(step, step.frames) for step in steps]]
     pieces: list[list[tuple[Encode, torch.Tensor]]] = [[]]
-    left = FIRST_FRAMES
+    left, rest = FIRST_FRAMES, total - FIRST_FRAMES  # of this piece, and of those after it
     for step in steps:
         frames = step.frames
         while len(frames):
             if not left:
                 pieces.append([])
-                left = MAX_FRAMES
+                left = min(rest, MAX_FRAMES if len(steps) == 1 else next_piece(rest))
+                rest -= left
             pieces[-1].append((step, frames[:left]))
             left, frames = left - len(frames[:left]), frames[left:]
     return pieces
+
+
+def next_piece(frames: int) -> int:
+    """Of so many frames of several streams, how many go through the tower next. Their number differs from step to
+    step, and each number needs a graph of its own: so many frames are cut into powers of two."""
+    return frames if frames < 2 * FIRST_FRAMES else min(MAX_FRAMES, 1 << (frames.bit_length() - 1))
 
 
 def to_device(frames: torch.Tensor, device: torch.device) -> torch.Tensor:

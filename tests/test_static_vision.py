@@ -188,7 +188,20 @@ def test_pieces_hold_all_frames_in_order(counts):
         sizes = [sum(len(frames) for _, frames in piece) for piece in pieces]
         cut = device == "cuda" and sum(counts) >= 2 * FIRST_FRAMES
         assert all(sizes) and (sizes[0] <= FIRST_FRAMES < sum(sizes) if cut else len(sizes) == 1)
-        assert not cut or (max(sizes) <= MAX_FRAMES and len(sizes) <= 2 + sum(sizes) // (MAX_FRAMES - FIRST_FRAMES))
+        assert not cut or max(sizes) <= MAX_FRAMES
+        assert not cut or len(counts) > 1 or len(sizes) <= 2 + sum(sizes) // (MAX_FRAMES - FIRST_FRAMES)
+
+
+def test_a_pool_needs_few_graphs_of_the_tower():
+    """However many frames come together, their pieces have few sizes, and most frames are in large ones."""
+    found = set()
+    for total in range(1, 301):
+        steps = [Encode(mock.Mock(), mock.Mock(), torch.zeros(1, 1)) for _ in range(total)]
+        sizes = [sum(len(own) for _, own in piece) for piece in in_pieces(steps, torch.device("cuda"))]
+        assert sum(sizes) == total and all(size >= FIRST_FRAMES for size in sizes[:-1])
+        assert len(sizes) <= 5 + total // MAX_FRAMES
+        found.update(sizes)
+    assert len(found) <= static_vision.GRAPHS
 
 
 def cut_in_three(steps, device):
