@@ -8,18 +8,19 @@ import uvicorn
 import websockets  # noqa: F401  # without it, uvicorn serves no WebSockets
 from fastapi import FastAPI
 
-from ..streaming import StreamingSession
 from .app import build_app
 from .engine import Engine
 from .folder_store import FolderStore
 from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
+from .pool import StreamPool
 from .registry import Registry
 
 PING_SECONDS = 20.0  # between pings, and for their answer: a half-open connection is closed after that
 STALLED_SECONDS = 60.0  # after which the kernel closes a connection that takes no more data
 SLOW_STOP_SECONDS = 5  # for connections that do not close by themselves when the server stops
+WARM_STREAMS = 8  # that watch together before a server on a GPU starts
 BACKLOG = 2048  # connections that wait to be accepted
 
 
@@ -95,15 +96,23 @@ def make_app(
     metrics = Metrics()
     engine = Engine(model, processor, metrics, keep_ratio_range, max_cached_bytes, limits.waiting_frames)
     store = None if saved is None else FolderStore(saved)
-    warm_up(model.stream(processor, **(options or {})))  # wrong options are an error now
+    on_gpu = model.device.type == "cuda"
+    warm_up(model, processor, options or {}, WARM_STREAMS if on_gpu else 1)  # wrong options are an error now
     registry = Registry(engine, limits, metrics, name, options or {}, store)
     return build_app(registry, keys, origins, allow_urls)
 
 
-def warm_up(session: StreamingSession) -> None:
-    """Watch a frame and say a word, so that no client waits for what is set up at the first time."""
-    session.speak_threshold, session.max_new_tokens = 1.0, 1
-    session.push(np.zeros((1, 384, 384, 3), np.uint8))
+def warm_up(model, processor, options: dict, streams: int) -> None:
+    """Watch frames and say words with 1 to `streams` streams, so that no client waits for what is set up at the first
+    time. A GPU has graphs for each number of frames, which are captured when that number comes for the second time."""
+    pool, frame = StreamPool(model, processor), np.zeros((1, 384, 384, 3), np.uint8)
+    for _ in range(streams):
+        pool.join(model.stream(processor, **options))
+        for threshold in (0.0, 0.0, 0.0, 1.0, 1.0) if streams > 1 else (1.0,):
+            for stream in pool.streams:
+                stream.session.speak_threshold, stream.session.max_new_tokens = threshold, 1
+                stream.push(frame)
+            pool.run()
 
 
 __all__ = ["Server", "listen", "make_app"]
