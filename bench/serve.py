@@ -32,8 +32,9 @@ FIRST_FRAMES, SECONDS_OF_A_TURN = (
     12,
     3.0,
 )  # frames of each stream in its first turn, and about how long the others take
-WAITING = 16  # frames of a session that may wait, as by default
+WAITING = 4  # frames of a session that may wait: a camera's older ones are of no use
 IN_FLIGHT = (1, 2, 4)  # frames that a client of the comparison has sent and not seen answered
+START = (8, 32)  # sessions to begin with: of small models, of large ones
 CHOSEN = 2  # of these: the next frame waits when the one before is watched, as in the pool
 
 
@@ -129,8 +130,7 @@ def holds(row: dict) -> bool:
 
 
 def search(measure: Callable[[int], bool | None], start: int) -> int:
-    """The largest number that holds, to about an eighth; 0 if none does. Twice the first one that does not hold is
-    measured too, to see how the server breaks.
+    """The largest number that holds, to about an eighth; 0 if none does.
 
     Args:
         measure (`Callable`): says whether a number holds, or None when there is no time left.
@@ -140,8 +140,6 @@ def search(measure: Callable[[int], bool | None], start: int) -> int:
         held = measure(count)
         if held is None:
             return good
-        if not held and bad is None:
-            measure(2 * count)
         good, bad = (count, bad) if held else (good, count)
         count = 2 * good if bad is None else (good + bad) // 2
     return good
@@ -200,6 +198,11 @@ class Measurements:
         if row["errors"] and self.server is not None:
             self.server.restart()
         return row["holds"]
+
+    def broken(self, ratio: str) -> list[int]:
+        """Numbers of sessions whose frames the server took, but too late."""
+        rows = [row for row in self.result["rows"] if row["name"] == "live" and row["ratio"] == ratio]
+        return [row["sessions"] for row in rows if not row["holds"] and not row["errors"]]
 
     def flood(self, frames: int, warm: int, in_flight: int) -> dict:
         """Frames a second of clients that send as soon as they are answered, and where the server spent its time."""
@@ -312,7 +315,8 @@ def bench(
         `ChildProcessError`: if the server does not start, or fails.
     """
     end = time.perf_counter() + 60 * minutes
-    about = {"geometry": geometry, "device": device, "fps": fps, "seconds": seconds, "limit_s": LIMIT}
+    about: dict = {"geometry": geometry, "device": device, "fps": fps, "seconds": seconds, "limit_s": LIMIT}
+    about["max_waiting_frames"] = WAITING
     result: dict = {**header(), **about, "rows": []}
     server = None
     if url is None:
@@ -327,7 +331,6 @@ def bench(
         result["client_processes"] = rows.processes
         if server is not None:
             result["overhead"] = overhead(rows, repeats)
-        start = 16 if geometry == "llama3-8b" else 4
         for ratios in ([], keep_ratio_range) if keep_ratio_range else ([],):
             if server is not None:
                 limits = dict(zip(("low", "high"), ratios, strict=False))
@@ -337,11 +340,16 @@ def bench(
             def measure(count: int) -> bool | None:
                 return rows.live(count, fps, seconds, 0 if server else held, ratio=ratio)  # noqa: B023
 
-            held_sessions = (
-                max((count for count in sessions if measure(count)), default=0) if sessions else search(measure, start)
-            )
-            result["largest"] = {**result.get("largest", {}), ratio: held_sessions}
-            tqdm.write(f"keep ratio {ratio}: the server holds {held_sessions} sessions of {fps:g} frames/s")
+            if rows.over:
+                break
+            if sessions:
+                most = max((count for count in sessions if measure(count)), default=0)
+            else:
+                most = search(measure, START[geometry == "llama3-8b"])
+                if broken := rows.broken(ratio):  # how it looks when much more is asked
+                    measure(2 * max(broken))
+            result["largest"] = {**result.get("largest", {}), ratio: most}
+            tqdm.write(f"keep ratio {ratio}: the server holds {most} sessions of {fps:g} frames/s")
     finally:
         if server is not None:
             server.stop()

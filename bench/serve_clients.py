@@ -26,7 +26,7 @@ from websockets.exceptions import WebSocketException
 HEADER = struct.Struct(">4sd")  # of a binary message: VMF1, and the frame's time in seconds
 PICTURES = 8  # different ones, which the sessions send in turn
 QUALITY = 90  # of the JPEGs
-PATIENCE = 10.0  # seconds to wait for the last answers
+PATIENCE = 5.0  # seconds to wait for the last answers
 OPENING = 8  # sessions of a process that are opened at the same time
 
 
