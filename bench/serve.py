@@ -316,7 +316,7 @@ def bench(
     """
     end = time.perf_counter() + 60 * minutes
     about: dict = {"geometry": geometry, "device": device, "fps": fps, "seconds": seconds, "limit_s": LIMIT}
-    about["max_waiting_frames"] = WAITING
+    about |= {"max_waiting_frames": WAITING, "load_of_the_machine_before": os.getloadavg()[0]}
     result: dict = {**header(), **about, "rows": []}
     server = None
     if url is None:
