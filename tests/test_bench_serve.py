@@ -115,6 +115,27 @@ def test_what_clients_see_becomes_a_row():
     assert not serve.holds(serve.live_row([], ["no memory"], 0.0, 1.0))
 
 
+def test_a_number_that_failed_is_measured_once_more(monkeypatch):
+    rows = serve.Measurements("", None, None, {"rows": []}, 0.0)
+    answers: list = []
+
+    def live(count, **about):
+        held, errors = answers.pop(0)
+        rows.result["rows"].append({"errors": errors})
+        return held
+
+    monkeypatch.setattr(rows, "live", live)
+    for given, expected in (
+        ([(True, [])], True),
+        ([(False, []), (True, [])], True),
+        ([(False, []), (False, [])], False),
+        ([(False, ["no memory"])], False),
+        ([(None, [])], None),
+    ):
+        answers[:] = given
+        assert rows.live_or_again(4, ratio="fixed") is expected and not answers
+
+
 def test_a_narration_is_the_decision_of_its_frame():
     client = Client(Job("", [0], 96, 2.0, 1), 0, None)
     client.frames = {1.5: Seen(0.0, 0.0)}
