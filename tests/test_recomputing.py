@@ -252,7 +252,7 @@ class Made(TorchDispatchMode):
 
     def __init__(self, others):
         super().__init__()
-        self.others = [StorageWeakRef(tensor.untyped_storage()) for tensor in others]
+        self.others = {StorageWeakRef(tensor.untyped_storage()) for tensor in others}
         self.storages = {}
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):

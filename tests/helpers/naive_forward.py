@@ -49,15 +49,12 @@ def keep_of_frame(config, scores: list[float], layer: int, frame: int) -> list[i
     return sorted(ranked[:k])
 
 
-def rope(vector: torch.Tensor, position: int, theta: float) -> torch.Tensor:
-    half = vector.shape[-1] // 2
-    out = [None] * (2 * half)
-    for i in range(half):
-        angle = position / theta ** (2 * i / (2 * half))
-        a, b = vector[i], vector[half + i]
-        out[i] = a * math.cos(angle) - b * math.sin(angle)
-        out[half + i] = b * math.cos(angle) + a * math.sin(angle)
-    return torch.stack(out)
+def rope(heads: torch.Tensor, position: int, theta: float) -> torch.Tensor:
+    half = heads.shape[-1] // 2
+    angles = position / theta ** (torch.arange(half, dtype=torch.float64) / half)
+    cos, sin = angles.cos().to(heads.dtype), angles.sin().to(heads.dtype)
+    a, b = heads.split(half, dim=-1)
+    return torch.cat([a * cos - b * sin, b * cos + a * sin], dim=-1)
 
 
 def rms(x: torch.Tensor, norm) -> torch.Tensor:
@@ -71,16 +68,15 @@ def decoder_layer(layer, config, tokens: list[torch.Tensor], positions: list[int
     q = [attention.q_proj(x).view(heads, dim) for x in normed]
     k = [attention.k_proj(x).view(kv_heads, dim) for x in normed]
     v = [attention.v_proj(x).view(kv_heads, dim) for x in normed]
-    q = [torch.stack([rope(h, p, theta) for h in x]) for x, p in zip(q, positions, strict=True)]
-    k = [torch.stack([rope(h, p, theta) for h in x]) for x, p in zip(k, positions, strict=True)]
+    q = [rope(x, p, theta) for x, p in zip(q, positions, strict=True)]
+    k = [rope(x, p, theta) for x, p in zip(k, positions, strict=True)]
     outputs = []
     for i, x in enumerate(tokens):
         mixed = []
         for head in range(heads):
             group = head // (heads // kv_heads)
-            logits = torch.stack([q[i][head] @ k[j][group] for j in range(i + 1)]) / math.sqrt(dim)
-            weights = logits.softmax(0)
-            mixed.append(sum(weights[j] * v[j][group] for j in range(i + 1)))
+            keys, values = (torch.stack([x[group] for x in earlier[: i + 1]]) for earlier in (k, v))
+            mixed.append((keys @ q[i][head] / math.sqrt(dim)).softmax(0) @ values)
         x = x + attention.o_proj(torch.cat(mixed))
         y = rms(x, layer.post_attention_layernorm)
         mlp = layer.mlp
