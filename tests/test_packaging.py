@@ -1,7 +1,6 @@
 """The repository as a Python package: the contents of its wheel, which works outside the repository."""
 
 import configparser
-import os
 import re
 import subprocess
 import sys
@@ -71,6 +70,9 @@ def test_public_names_are_importable():
 
 
 def use_installed_package(site: str) -> dict:
+    import contextlib
+    import io
+
     import videollm_mod
 
     home = Path(videollm_mod.__file__).parent
@@ -79,19 +81,32 @@ def use_installed_package(site: str) -> dict:
 
     import torch
 
+    from videollm_mod.commands import cli
+
     processor = videollm_mod.VideoLLMMoDProcessor.from_pretrained(home)
     model = videollm_mod.VideoLLMMoDForConditionalGeneration.from_pretrained(home).eval()
     stream = {"role": "stream", "content": [{"type": "video", "video": torch.zeros(2, 3, 32, 48, dtype=torch.uint8)}]}
     inputs = processor.apply_chat_template([stream], tokenize=True, return_dict=True, return_tensors="pt")
     with torch.no_grad():
         logits = model(**inputs).logits
-    return {"finite": bool(logits.isfinite().all()), "tokens": logits.shape[1], "given": inputs["input_ids"].shape[1]}
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as err:
+        code = cli.main(["bench", "plan"])
+    assert cli.main(["bench", "plan", "--results", str(ROOT / "benchmarks" / "results"), "--output", "plan.md"]) == 0
+    tokens = {"tokens": logits.shape[1], "given": inputs["input_ids"].shape[1]}
+    plan = {"without": [code, out.getvalue(), err.getvalue()], "page": Path("plan.md").read_text(encoding="utf-8")}
+    return {"finite": bool(logits.isfinite().all()), "plan": plan} | tokens
 
 
-def test_installed_wheel_works_away_from_the_repository(site, tmp_path):
-    result = run_fresh(use_installed_package, tmp_path / "process", site, new=True, PYTHONPATH=str(site))
-    assert result["finite"]
-    assert result["tokens"] == result["given"]
+@pytest.fixture(scope="module")
+def used(site, tmp_path_factory) -> dict:
+    """What `use_installed_package` found, in a new process away from the repository."""
+    folder = tmp_path_factory.mktemp("used") / "process"
+    return run_fresh(use_installed_package, folder, site, new=True, PYTHONPATH=str(site))
+
+
+def test_installed_wheel_works_away_from_the_repository(used):
+    assert used["finite"]
+    assert used["tokens"] == used["given"]
 
 
 def test_console_script(site, tmp_path):
@@ -99,17 +114,11 @@ def test_console_script(site, tmp_path):
     assert printed == f"videollm-mod {videollm_mod.__version__}\n"
 
 
-def test_installed_bench_plan_asks_for_results(site, tmp_path):
+def test_installed_bench_plan_asks_for_results(used):
     """Only a checkout has results of its own."""
-    run = [sys.executable, "-m", "videollm_mod.commands.cli", "bench", "plan"]
-    environment = {**os.environ, "PYTHONPATH": str(site)}
-    process = subprocess.run(run, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    assert process.returncode == 2
-    assert process.stderr.startswith("error: --results must be given") and process.stdout == ""
-    output = tmp_path / "plan.md"
-    options = ["--results", ROOT / "benchmarks" / "results", "--output", output]
-    assert command(*run, *options, cwd=tmp_path, env=environment).startswith(f"{output}\n")
-    assert output.read_text(encoding="utf-8") == (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
+    code, out, err = used["plan"]["without"]
+    assert code == 2 and out == "" and err.startswith("error: --results must be given")
+    assert used["plan"]["page"] == (ROOT / "docs" / "planning.md").read_text(encoding="utf-8")
 
 
 def test_lower_bounds_are_the_oldest_releases_that_are_tested():
