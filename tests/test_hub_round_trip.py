@@ -1,5 +1,6 @@
 """`push_to_hub` to a local hub, then `from_pretrained` in an environment with only the packages of the model card."""
 
+import inspect
 import json
 import os
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bare_environment import bare_python
+from fork_server import TORCH, run_forked
 from fresh_process import ROOT
 from hub_server import serve
 
@@ -32,6 +34,12 @@ def push(repo: str, *folders: str) -> dict:
         model.push_to_hub(repo, token="hf_any", max_shard_size="8MB")
         commits.append(HfApi().model_info(repo).sha)
     return {"commits": commits}
+
+
+def use_without_extras(repo: str, revision: str, frames: str, package: str, clip: str, *blocked: str) -> dict:
+    """`watch`, then `command_line`."""
+    commands = (f"narrate {clip}", f"narrate {clip} --load-in-4bit", "train any.yaml")
+    return watch(repo, revision, frames, *blocked) | {"commands": command_line(package, *commands)}
 
 
 def watch(repo: str, revision: str, frames: str, *blocked: str) -> dict:
@@ -85,9 +93,12 @@ def write(path: str, frames) -> None:
 
 
 def call(python: Path, function, folder: Path, endpoint: str, *arguments: str) -> dict:
-    """Call the function in a new process of `python` that may only connect to this machine."""
+    """Call the function in a process of `python` that may only connect to this machine: a new one, unless it is the
+    Python of the tests."""
     folder.mkdir()
-    clean = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHON"))}
+    own = str(python) == sys.executable
+    dropped = "HF_" if own else ("HF_", "PYTHON")
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
     clean |= {"HOME": str(folder), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
     code = f"""
 import json, pathlib, runpy, sys
@@ -99,11 +110,12 @@ function = {function.__name__!r}
 names = runpy.run_path({str(folder / "functions.py")!r})
 pathlib.Path("result.json").write_text(json.dumps(names[function](*{arguments!r})))
 """
-    import inspect
-
-    source = "\n".join(inspect.getsource(function) for function in (push, watch, write, command_line))
+    source = "\n".join(inspect.getsource(each) for each in (push, use_without_extras, watch, write, command_line))
     (folder / "functions.py").write_text(source)
-    process = subprocess.run([python, "-P", "-c", code], cwd=folder, env=clean, capture_output=True, text=True)
+    if own:
+        process = run_forked([python, "-c", code], cwd=folder, env=clean, preloaded=TORCH)
+    else:
+        process = subprocess.run([python, "-P", "-c", code], cwd=folder, env=clean, capture_output=True, text=True)
     assert process.returncode == 0, process.stderr
     return json.loads((folder / "result.json").read_text())
 
@@ -129,7 +141,7 @@ def command_line(package: str, *commands: str) -> dict:
 
 @pytest.fixture(scope="module")
 def round_trip(tmp_path_factory):
-    """`(hub, what was pushed, what was watched)`: two commits, the first of which is loaded."""
+    """`(hub, what was pushed, what was said and printed)`: two commits, the first of which is loaded."""
     from small_data import small_model
 
     folder = tmp_path_factory.mktemp("round-trip")
@@ -138,16 +150,14 @@ def round_trip(tmp_path_factory):
     processor.save_pretrained(folder / "other")
     stream = world_stream(SEED)
     np.save(folder / "frames.npy", stream.frames(fps=2.0))
+    clip = write_clip(folder / "clip.mp4", seed=SEED)[0]
     with serve() as (hub, url):
         pushed = call(Path(sys.executable), push, folder / "push", url, REPO, str(ROOT), str(folder / "other"))
         pushing = len(hub.served)
         python = bare_python(folder / "venv")
-        arguments = (REPO, pushed["commits"][0], str(folder / "frames.npy"), *OPTIONAL)
-        watched = call(python, watch, folder / "watch", url, *arguments)
-    clip = write_clip(folder / "clip.mp4", seed=SEED)[0]
-    commands = (f"narrate {clip}", f"narrate {clip} --load-in-4bit", "train any.yaml")
-    watched["commands"] = call(python, command_line, folder / "commands", url, str(ROOT), *commands)
-    return hub, pushed, watched | {"downloads": hub.served[pushing:]}
+        arguments = (REPO, pushed["commits"][0], str(folder / "frames.npy"), str(ROOT), str(clip), *OPTIONAL)
+        used = call(python, use_without_extras, folder / "used", url, *arguments)
+    return hub, pushed, used | {"downloads": hub.served[pushing:]}
 
 
 def test_requested_revision_narrates(round_trip):
