@@ -6,9 +6,10 @@ import sys
 
 import pytest
 from fresh_process import ROOT
+from small_data import small_model
 
 CONFIG = f"""
-model: {ROOT}
+model: model
 data: {ROOT / "media" / "world.jsonl"}
 output_dir: out
 lora: {{}}
@@ -17,6 +18,8 @@ stream_stage: {{max_steps: 1, per_device_train_batch_size: 1, gradient_checkpoin
 
 
 def test_training_on_a_cpu_prints_no_warnings(tmp_path):
+    for part in small_model(tie_word_embeddings=True):
+        part.save_pretrained(tmp_path / "model")
     (tmp_path / "train.yaml").write_text(CONFIG, encoding="utf-8")
     command = [sys.executable, "-m", "videollm_mod.commands.cli", "train", "train.yaml"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
