@@ -71,14 +71,14 @@ def test_memory_stays_within_bytes(built):
     except ValueError as error:
         smallest = int(str(error).split("at least ")[1].split()[0])
     session = model.stream(processor, max_cached_bytes=smallest, max_new_tokens=4)
-    for seed in range(30):
+    for seed in range(13):
         session.push(frames(2, seed))
         assert session.stats.kv_bytes <= smallest
-        if seed == 20:
+        if seed == 9:
             session.instruct("Say " + "a " * 10)
     with pytest.raises(ValueError, match="`text` is too long for a bounded session"):
         session.instruct("a " * 100)
-    assert session.stats.frames == 60
+    assert session.stats.frames == 26 > len(set(session.state.memory.frames.tolist()))
     kinds, owners = session.state.memory.kinds, session.state.memory.frames
     seen = set(owners[kinds == 3].tolist())
     assert set(owners[kinds == 2].tolist()) <= seen  # what stood around a frame left with it
@@ -102,7 +102,7 @@ def test_a_long_instruction_takes_room_from_older_frames(built, bounds, tmp_path
     other = type(session).load(tmp_path / "session", model, processor)
     assert other.state.memory.turn_tokens == session.state.memory.turn_tokens
     for one in (session, other):
-        for seed in range(12):
+        for seed in range(4):
             one.push(frames(2, seed))
             assert one.stats.kv_bytes <= limit == one.max_kv_bytes
     with pytest.raises(ValueError, match="`text` is too long for a bounded session: it has [0-9]+ tokens more"):

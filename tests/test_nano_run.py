@@ -75,8 +75,8 @@ def small_run(tmp_path, monkeypatch):
     monkeypatch.setattr(nano_run, "LEVELS", {"basic": 1.5, "hard_small": 1})
     monkeypatch.setattr(nano_run, "CHECKED", 2)
     monkeypatch.setattr(nano_run, "SAVING", 1.0)
-    # each look at the clock takes 0.03 seconds, so that as many steps are taken on any machine
-    monkeypatch.setattr(nano_run, "time", SimpleNamespace(monotonic=itertools.count(step=0.03).__next__))
+    # each look at the clock takes 0.06 seconds, so that as many steps are taken on any machine
+    monkeypatch.setattr(nano_run, "time", SimpleNamespace(monotonic=itertools.count(step=0.06).__next__))
     options = ["--streams", "4", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
 
     def main(name: str, *more: str) -> tuple[dict, Path]:
@@ -208,7 +208,7 @@ def test_the_bundled_checkpoint_scores_well():
 def test_scaled_frames_change_only_the_tower(tmp_path, monkeypatch):
     monkeypatch.setattr(nano_scales, "HELD_OUT", 1)
     monkeypatch.setattr(nano_scales, "BATCH", 4)
-    nano_scales.main(["--begin", str(ROOT), "--output", str(tmp_path), "--minutes", "0.02"])
+    nano_scales.main(["--begin", str(ROOT), "--output", str(tmp_path), "--minutes", "0.001"])
     result = json.loads((tmp_path / "scales.json").read_text())
     assert result["log"] and result["before"].keys() == result["after"].keys()
     assert all((value == 0) == name.endswith(" 96") for name, value in result["before"].items())
