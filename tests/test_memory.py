@@ -177,7 +177,7 @@ def test_bytes_are_never_exceeded(seed, tmp_path):
     limit, policy = 512 * rng.randint(330, 500), rng.choice(("window", "router"))
     options = {"max_cached_bytes": limit, "cache_policy": policy, "max_new_tokens": 4}
     probe = model.stream(processor, speak_threshold=0.0)
-    frames = images.integers(0, 256, (90, 32, 32, 3), dtype=np.uint8)
+    frames = images.integers(0, 256, (60, 32, 32, 3), dtype=np.uint8)
     silence = sorted(frame.silence_probability for frame in probe.watch(frames[:20]))
     threshold = (silence[3] + silence[4]) / 2  # no frame is at it, where the last bit would decide
     sessions = [model.stream(processor, speak_threshold=threshold, **options) for _ in range(2)]
