@@ -7,13 +7,12 @@ import io
 import json
 import os
 import struct
-import subprocess
-import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 
 import httpx
 import numpy as np
+from fork_server import ForkedProcess, command
 from PIL import Image
 from waiting import PATIENCE, until
 from websockets.asyncio.client import ClientConnection, connect
@@ -57,14 +56,10 @@ def serving(checkpoint, keys: tuple[str, ...] = (), limits: dict | None = None, 
 
 
 @contextlib.contextmanager
-def serving_elsewhere(*arguments: str, **environment: str) -> Iterator[tuple[str, subprocess.Popen]]:
+def serving_elsewhere(*arguments: str, **environment: str) -> Iterator[tuple[str, ForkedProcess]]:
     """Run the command `videollm-mod serve` in another process: its address, and the process."""
-    command = [sys.executable, "-m", "videollm_mod.commands.cli", "serve", "--port", "0", *arguments]
-    process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment}
-    )
+    process = ForkedProcess(command("serve", "--port", "0", *arguments), env={**os.environ, **environment})
     try:
-        assert process.stdout is not None
         line = process.stdout.readline()
         if not line.startswith("serving on http"):
             process.kill()
