@@ -63,7 +63,7 @@ def test_the_plain_trainer_teaches_silence_and_speech(tmp_path, kind):
     collator = StreamCollator(processor.tokenizer.pad_token_id)
     arguments = TrainingArguments(
         str(tmp_path / "run"),
-        max_steps=60,
+        max_steps=40,
         per_device_train_batch_size=len(examples),
         learning_rate=1e-2,
         lr_scheduler_type="cosine",

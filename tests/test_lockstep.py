@@ -23,7 +23,7 @@ def test_lockstep_equals_sessions(row, tmp_path):
     model, processor = world_rows.build(row, "hard_small", args)
     for parameter in model.parameters():
         parameter.data.normal_(0, 0.3)
-    bank, seeds = normalised_sprites(processor, "cpu"), range(SPLITS["validation"], SPLITS["validation"] + 4)
+    bank, seeds = normalised_sprites(processor, "cpu"), range(SPLITS["validation"], SPLITS["validation"] + 3)
     streams = [world_stream(seed, "hard_small") for seed in seeds]
     codes = [torch.from_numpy(stream.codes()[stream.shown(FPS)]) for stream in streams]
     padded = torch.nn.utils.rnn.pad_sequence(codes, batch_first=True)

@@ -1,10 +1,11 @@
 """Processes that start after torch has run: the package spawns its own, and the docs tell users how to fork safely."""
 
+import os
 import re
-import subprocess
 import sys
 
 import torch
+from fork_server import TORCH, run_forked
 from fresh_process import ROOT
 
 from videollm_mod import VideoLLMMoDProcessor
@@ -35,8 +36,8 @@ def test_map_with_a_function_of_the_docs_does_not_hang(tmp_path):
     assert "should begin with `torch.set_num_threads(1)`" in " ".join(
         (ROOT / "docs" / "how-to" / "fine-tuning.md").read_text().split()
     )
-    environment = {"HF_DATASETS_CACHE": str(tmp_path), "PATH": ""}
-    done = subprocess.run([sys.executable, "-c", MAPPED], env=environment, capture_output=True, text=True, timeout=240)
+    environment = os.environ | {"HF_DATASETS_CACHE": str(tmp_path), "PATH": "", "OMP_NUM_THREADS": ""}
+    done = run_forked([sys.executable, "-c", MAPPED], env=environment, preloaded=TORCH, timeout=240)
     assert done.returncode == 0, done.stderr
 
 
