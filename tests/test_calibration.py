@@ -271,6 +271,14 @@ def folder(checkpoint, tmp_path):
     return tmp_path / "model"
 
 
+@pytest.fixture
+def shallow(tmp_path):
+    """The folder of a model of two layers, for which few routings are tried."""
+    for part in small_model(5, vision_routing="full", num_hidden_layers=2):
+        part.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     base = tmp_path_factory.mktemp("videos")
@@ -317,28 +325,28 @@ def test_the_command_writes_what_it_has_measured(folder, videos, tmp_path, capsy
     assert [index for index, tokens in enumerate(kept) if tokens is not None] == chosen["layers"]
 
 
-def test_a_copy_leaves_the_model_as_it_was(folder, videos, tmp_path):
-    before = (folder / "config.json").read_bytes()
+def test_a_copy_leaves_the_model_as_it_was(shallow, videos, tmp_path):
+    before = (shallow / "config.json").read_bytes()
     options = ["--operations", "0.98", "--threshold", "0", "--question", QUESTION, "--frames", "3"]
-    assert run(folder, videos[0], *options, "--output", tmp_path / "copy") == 0
-    assert (folder / "config.json").read_bytes() == before
+    assert run(shallow, videos[0], *options, "--output", tmp_path / "copy") == 0
+    assert (shallow / "config.json").read_bytes() == before
     copied = tmp_path / "copy"
     assert json.loads((copied / "config.json").read_text())["text_config"]["vision_routing"] == "mod"
-    assert {file.name for file in copied.iterdir()} == {file.name for file in folder.iterdir()}
+    assert {file.name for file in copied.iterdir()} == {file.name for file in shallow.iterdir()}
     load_checkpoint(copied, device="cpu")
 
 
-def test_a_budget_that_is_out_of_reach_changes_nothing_and_leaves_a_report(folder, videos, tmp_path, capsys):
-    before = (folder / "config.json").read_bytes()
+def test_a_budget_that_is_out_of_reach_changes_nothing_and_leaves_a_report(shallow, videos, tmp_path, capsys):
+    before = (shallow / "config.json").read_bytes()
     report = tmp_path / "report.json"
-    assert run(folder, videos[0], "--frames", "1", "--divergence", "1e-9", "--json", report) == 2
+    assert run(shallow, videos[0], "--frames", "1", "--divergence", "1e-9", "--json", report) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: no routing has a divergence of at most 1e-09 nats") and error.count("\n") == 1
-    assert (folder / "config.json").read_bytes() == before and "chosen" not in json.loads(report.read_text())
+    assert (shallow / "config.json").read_bytes() == before and "chosen" not in json.loads(report.read_text())
 
 
 def test_trained_routing_needs_force(videos, tmp_path, capsys):
-    for part in small_model(6):
+    for part in small_model(6, num_hidden_layers=2):
         part.save_pretrained(tmp_path / "model")
     before = (tmp_path / "model" / "config.json").read_bytes()
     options = [videos[0], "--frames", "2", "--operations", "0.98", "--threshold", "0", "--question", QUESTION]

@@ -76,12 +76,18 @@ def test_session_equals_one_pass_over_the_conversation(checkpoint):
         assert_near(layer.keys, expected.keys[:, :, :length])
 
 
-@pytest.mark.parametrize("sizes", [[1], [3, 1], [7], [16]])
-def test_pushing_frames_together_equals_one_by_one(checkpoint, sizes):
+@pytest.fixture(scope="module")
+def watched(checkpoint):
+    """`(frames, times, events)` of a stream that was pushed at once."""
     model, processor = checkpoint
-
     frames, times = world_stream(21).frames(height=96), world_stream(21).frame_times(2.0).tolist()
-    expected = model.stream(processor).push(frames, times)
+    return frames, times, model.stream(processor).push(frames, times)
+
+
+@pytest.mark.parametrize("sizes", [[1], [3, 1], [7], [16]])
+def test_pushing_frames_together_equals_one_by_one(checkpoint, watched, sizes):
+    model, processor = checkpoint
+    frames, times, expected = watched
     session, events, start = model.stream(processor), [], 0
     while start < len(frames):
         for size in sizes:

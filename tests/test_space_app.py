@@ -11,7 +11,7 @@ import sys
 import httpx
 import pytest
 import yaml
-from fork_server import TORCH, ForkedProcess, run_forked
+from fork_server import PACKAGE, TORCH, ForkedProcess, run_forked
 from fresh_process import ROOT, run_fresh
 from waiting import PATIENCE, until
 
@@ -37,7 +37,8 @@ def start(app, *arguments, **environment) -> tuple[ForkedProcess, str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_SERVER_NAME": "127.0.0.1"} | environment
-    process = ForkedProcess([sys.executable, app, *arguments], env=environment, preloaded=TORCH)
+    preloaded = PACKAGE if app == APP / "app.py" else TORCH  # a Space of its own loads the package from the Hub
+    process = ForkedProcess([sys.executable, app, *arguments], env=environment, preloaded=preloaded)
     return process, f"http://127.0.0.1:{port}/"
 
 
