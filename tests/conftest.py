@@ -54,6 +54,12 @@ def seed():
     torch.manual_seed(0)
 
 
+@pytest.fixture
+def without_curves(monkeypatch):
+    """`train` draws no curves, which takes as long as a few steps."""
+    monkeypatch.setattr("videollm_mod.training.train.draw_curves", lambda *_: None)
+
+
 @pytest.fixture(scope="module")
 def checkpoint():
     """`(model, processor)` that the repository carries, in float32."""

@@ -91,7 +91,7 @@ def test_the_plain_trainer_teaches_silence_and_speech(tmp_path, kind):
 
 
 @pytest.fixture
-def folder(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch, without_curves):
     """A SmolVLM that has not learned silence, and a JSONL file of streams for it."""
     from small_data import write_video
 

@@ -270,10 +270,9 @@ def test_wrong_lora_options_give_a_clear_error(options):
 
 
 @pytest.fixture
-def own_streams(tmp_path, monkeypatch):
-    """A small checkpoint, and a JSONL file of three streams. Runs draw no curves, which takes as long as training."""
+def own_streams(tmp_path, monkeypatch, without_curves):
+    """A small checkpoint, and a JSONL file of three streams."""
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("videollm_mod.training.train.draw_curves", lambda *_: None)
     model, processor = small_model()
     save(model, processor, tmp_path / "base", torch.float32)
     lines = []

@@ -147,7 +147,7 @@ def write_config(folder, tmp_path, workers: int = 0, **data) -> str:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_training_continues_after_a_bad_line(folder, tmp_path, told, workers):
+def test_training_continues_after_a_bad_line(folder, tmp_path, told, workers, without_curves):
     """Even if all examples of a step are bad: its loss is 0, and the weights do not change."""
     assert cli.main(["train", write_config(folder, tmp_path, workers)]) == 0
     state = json.loads((tmp_path / "out" / "stream" / "trainer_state.json").read_text())

@@ -10,7 +10,7 @@ import torch
 from comparing import assert_near, assert_same_cache, assert_same_events
 from safetensors.torch import save_file
 from small_data import small_model, write_video
-from stock_vlms import stock_vlm, vlm_tokenizer
+from stock_vlms import stock_vlm, vlm_tokenizer, with_small_pictures
 from transformers import GenerationConfig
 
 from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDForConditionalGeneration
@@ -93,7 +93,7 @@ def test_margin_0_equals_asking_anew_in_the_prompts_of_a_family(kind):
     model, processor = VideoLLMMoDForConditionalGeneration.from_vlm(
         stock_vlm(kind), tokenizer=vlm_tokenizer(kind), mod_layers=[1], mod_keep_ratio=0.4
     )
-    assert check_margin_0(model.eval(), processor, images(60, scenes=3)) > 1
+    assert check_margin_0(model.eval(), with_small_pictures(processor), images(60, scenes=3)) > 1
 
 
 def check_margin_0(model, processor, frames: np.ndarray) -> int:

@@ -9,7 +9,7 @@ import torch
 from comparing import assert_near, assert_same_cache
 from fresh_process import run_fresh
 from stock_models import save_language_model
-from stock_vlms import CLASSES, save_vlm, stock_vlm, vlm_tokenizer
+from stock_vlms import CLASSES, save_vlm, stock_vlm, vlm_tokenizer, with_small_pictures
 from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLConfig
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, building, steps, streaming
@@ -376,6 +376,7 @@ def test_the_first_narration_of_a_session_is_the_stock_class_s(monkeypatch, name
     """For the same tokens, in steps and in calls of the model; later ones are equal in both."""
     stock = stock_vlm(**CASES[name])
     model, processor = built(stock, CASES[name]["kind"], default_query="What is 12?")
+    with_small_pictures(processor)
     monkeypatch.setattr(RecordedFeed, "calls", [])
     monkeypatch.setattr(streaming, "Feed", RecordedFeed)
     steps_by_torch = StaticLanguageModel(model, PlainOps)
@@ -405,7 +406,7 @@ def test_the_first_narration_of_a_session_is_the_stock_class_s(monkeypatch, name
 @torch.no_grad()
 def test_memory_is_bounded(name):
     model, processor = built(stock_vlm(**CASES[name]), CASES[name]["kind"], mod_keep_ratio=0.5)
-    session = model.stream(processor, max_new_tokens=3, max_cached_frames=4)
+    session = model.stream(with_small_pictures(processor), max_new_tokens=3, max_cached_frames=4)
     lengths = []
     for number in range(16):
         session.push(picture(24, 24, number)[None], [number / 2])

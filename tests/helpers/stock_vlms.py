@@ -99,3 +99,12 @@ def save_vlm(path: Path, kind: str, **options) -> Path:
     image["image_processor_type"] = {"llava": "CLIPImageProcessor"}.get(kind, CLASSES[kind][0].__name__)
     (path / "preprocessor_config.json").write_text(json.dumps(image))
     return path
+
+
+def with_small_pictures(processor):
+    """The processor of a tiny model, without making frames 1456 pixels wide first as SmolVLM and Idefics3 do: that
+    takes longer than the model."""
+    pixels = processor.video_processor
+    if pixels.size.longest_edge:
+        pixels.size = type(pixels.size)(longest_edge=3 * pixels.max_image_size["longest_edge"])
+    return processor
