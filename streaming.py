@@ -72,6 +72,8 @@ class StreamingSession:
     Attributes:
         state (`SessionState`): everything that the session knows of the stream.
         sampler (`TokenSampler`): chooses the tokens of replies.
+        reply (`Reply`), reply_context (`int`): the last narration or answer of this object, in tokens, and how many
+            tokens the session held when it began.
 
     Raises:
         `ValueError`: for an argument out of range, the processor of another model, or the rule `"trained"` for a model
@@ -133,6 +135,7 @@ class StreamingSession:
         self.state = SessionState(MoDCache(self.model.config), memory, pending, ahead=self._frames_at_once)
         self._stage_times: list[StageTime] = []  # to be added to `state.seconds`
         self._speaking = self._hushed = False
+        self.reply, self.reply_context = Reply(), 0
         if self.system_prompt is not None:
             self._check_fits("system_prompt", 0)
 
@@ -514,12 +517,13 @@ class StreamingSession:
             limit = min(limit, self.generation_config.max_new_tokens)
         state, reply = self.state, Reply() if reply is None else reply
         said, self._speaking, self._hushed = reply.ids, True, False
+        self.reply, self.reply_context = reply, state.cache.get_seq_length()
         state.pending = state.pending + self.processor.reply_start_ids(state.in_stream, state.query)
         state.in_stream = False
         try:
             while len(said) < limit:
                 fed = yield from self._feed(state.pending)
-                state.pending = []
+                state.pending, self.reply_context = [], self.reply_context if said else state.cache.get_seq_length()
                 if self._hushed:
                     break
                 self._warn_if_long(state.cache.get_seq_length())

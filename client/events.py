@@ -56,7 +56,8 @@ class Said:
         time (`float`): of the newest frame that it is about, in seconds.
         text (`str`).
         question (`str`, *optional*): that is answered.
-        status (`str`): `"completed"`, or `"cancelled"` or `"failed"` before its end.
+        status (`str`): `"completed"`, or `"incomplete"` (cut off at the limit of tokens), `"cancelled"` or `"failed"`
+            before its end.
     """
 
     kind: str

@@ -402,8 +402,21 @@ class Answer:
     @property
     def usage(self) -> dict:
         assert self._session is not None
-        prompt, completion = len(self._session.prompt.ids), self._session.completion_tokens
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        ids, completion = self._session.prompt.ids, self._session.completion_tokens
+        config, prompt = self.chats.registry.engine.model.config, len(ids)
+        images = ids.count(config.video_token_id) + ids.count(config.image_token_id)
+        return {
+            "prompt_tokens": prompt,
+            "prompt_tokens_details": {
+                "text_tokens": prompt - images,
+                "image_tokens": images,
+                "audio_tokens": 0,
+                "cached_tokens": 0,
+            },
+            "completion_tokens": completion,
+            "completion_tokens_details": {"text_tokens": completion, "audio_tokens": 0, "reasoning_tokens": 0},
+            "total_tokens": prompt + completion,
+        }
 
     def as_dict(self, kind: str, choices: list[dict], **fields) -> dict:
         name = self.chats.registry.name

@@ -40,11 +40,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Said:
-    """A narration (`ref` is None) or an answer is complete, or was hushed."""
+    """A narration (`ref` is None) or an answer is complete, or was hushed, or cut off at the limit of new tokens (the
+    model has not `ended` it). `usage`: see `Usage.take`."""
 
     ref: Any
     event: StreamEvent
     hushed: bool
+    ended: bool
+    usage: dict
 
 
 @dataclass(frozen=True)

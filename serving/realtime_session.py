@@ -84,6 +84,7 @@ class RealtimeSession:
         self.on_fatal: Callable[[ApiError], Any] = self.close
         self._instructions: str | None = None
         self._rate = FrameRate(limits.frames_per_second)
+        self.shared_rate: FrameRate | None = None  # of all sessions of its owner
         self._texts: list[str] = []  # of items, for the next question
         self._asked: Response | None = None  # a response that a client asked for, until it is done
         self._response: Response | None = None  # the one that is being generated
@@ -148,6 +149,8 @@ class RealtimeSession:
         """
         self._check_open()
         self._rate.take()
+        if self.shared_rate is not None:
+            self.shared_rate.take()
         self._check_time(time)
         decoding = asyncio.get_running_loop().run_in_executor(
             self.decoders, decode_image, image, self.limits.image_pixels
@@ -367,9 +370,12 @@ class RealtimeSession:
     def _said(self, said: Said) -> None:
         response = self._spoken(said.event.time)
         if said.hushed:
-            self._end(response, "cancelled", "session_closed" if self.closed else "client_cancelled")
+            reason = "session_closed" if self.closed else "client_cancelled"
+            self._end(response, "cancelled", reason, usage=said.usage)
+        elif not said.ended:
+            self._end(response, "incomplete", "max_output_tokens", usage=said.usage)
         else:
-            self._end(response)
+            self._end(response, usage=said.usage)
 
     def _failed(self, failed: Failed) -> None:
         error = ApiError("server_error", failed.message or "the model failed", 500, SERVER)
@@ -394,8 +400,8 @@ class RealtimeSession:
         response.begin(self._last_item)
         self._last_item, self._response = response.item_id, response
 
-    def _end(self, response: Response, status: str = "completed", reason: str | None = None, error=None) -> None:
-        done = response.end(status, reason, error)
+    def _end(self, response: Response, status: str = "completed", reason=None, error=None, usage=None) -> None:
+        done = response.end(status, reason, error, usage)
         self._response = None if response is self._response else self._response
         self._asked = None if response is self._asked else self._asked
         answer = self._answers.pop(response.id, None)

@@ -35,8 +35,15 @@ class Response:
         self.text += piece
         self._send({"type": "response.output_text.delta", **self._part_place(), "delta": piece})
 
-    def end(self, status: str = "completed", reason: str | None = None, error: dict | None = None) -> dict:
-        """status: `completed`, `cancelled` (for a `reason`) or `failed` (with an `error`). Returns the last event."""
+    def end(
+        self,
+        status: str = "completed",
+        reason: str | None = None,
+        error: dict | None = None,
+        usage: dict | None = None,
+    ) -> dict:
+        """status: `completed`, `incomplete` or `cancelled` (for a `reason`), or `failed` (with an `error`). usage: of
+        tokens, if they were counted. Returns the last event."""
         details = {"type": status, "reason": reason, "error": error}
         content = [{"type": "output_text", "text": self.text}]
         item = message_item(self.item_id, "assistant", content, "completed" if status == "completed" else "incomplete")
@@ -50,6 +57,7 @@ class Response:
             self._send({"type": "response.created", "response": self._as_dict("in_progress", [])})
         done = self._as_dict(status, [item] if self.begun else [])
         done["status_details"] = None if status == "completed" else details
+        done["usage"] = usage
         event = {"type": "response.done", "response": done}
         self._send(event)
         return event
@@ -69,6 +77,7 @@ class Response:
             "output": output,
             "output_modalities": ["text"],
             "metadata": self.metadata,
+            "usage": None,
         }
 
 

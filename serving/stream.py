@@ -19,6 +19,7 @@ from ..speaking import StreamEvent, WatchedFrame
 from ..streaming import FRAMES_AT_ONCE, StreamingSession
 from .outputs import Began, Busy, Changed, Closed, Failed, Output, Piece, Said, Watched
 from .pool import PooledStream
+from .usage import Usage, read_tokens
 
 if TYPE_CHECKING:
     from .engine import Engine
@@ -73,6 +74,7 @@ class Stream:
         self._speaking = self._hushed = False
         self.failures = 0  # of steps, in a row
         self._read = read_tokens(pooled.session)
+        self._usage = Usage(pooled.session)
         pooled.on_output = self._put
 
     def push(self, image: np.ndarray, time: float, ref: Any) -> list[tuple[Any, str]]:
@@ -185,12 +187,15 @@ class Stream:
             metrics.watched(monotonic() - frame.since)
             if output.event is not None:
                 metrics.said("narration")
-                put(self, Said(None, output.event, hushed))
+                put(self, Said(None, output.event, hushed, *self._counted()))
             put(self, Watched(frame.ref, output, self.engine.keep_ratio))
         else:
             asked, self._asked = self._asked, None
             metrics.said("answer")
-            put(self, Said(None if asked is None else asked.ref, output, hushed))
+            put(self, Said(None if asked is None else asked.ref, output, hushed, *self._counted()))
+
+    def _counted(self) -> tuple[bool, dict]:
+        return self.pooled.session.reply.ended, self._usage.take()
 
     def begin(self) -> None:
         """Give the next piece of work to the pool, if it has none of this stream."""
@@ -262,12 +267,6 @@ class Stream:
     @property
     def has_work(self) -> bool:
         return bool(self._work) or self.pooled.busy
-
-
-def read_tokens(session: StreamingSession) -> int:
-    """Tokens that the model has read in a session."""
-    state = session.state
-    return state.cache.get_seq_length() + (0 if state.memory is None else state.memory.forgotten)
 
 
 def is_like(work: Any, frame: _Frame) -> bool:

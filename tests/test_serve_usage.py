@@ -1,0 +1,84 @@
+"""Tokens that a response took, and answers that are cut off at their limit."""
+
+import asyncio
+
+import pytest
+from running_servers import client, frames_of, metric, serving
+from waiting import PATIENCE
+
+QUESTION = "How many objects are there?"
+
+
+@pytest.fixture(scope="module")
+def server(checkpoint):
+    with serving(checkpoint, options={"max_cached_frames": 6}) as running:
+        yield running
+
+
+async def asked(mine) -> dict:
+    """Ask, and get the answer."""
+    await mine.ask(QUESTION)
+    while (done := await mine.until("response.done"))["response"]["metadata"]["kind"] != "answer":
+        pass
+    return done["response"]
+
+
+def test_tokens_of_each_response_add_up_to_what_the_model_has_read(server, checkpoint):
+    per_frame = checkpoint[0].config.num_frame_tokens
+
+    def read() -> float:
+        return metric(server.url, "videollm_mod_tokens_total")
+
+    async def run():
+        start = read()
+        async with client(server.url) as mine:
+            await mine.send("session.update", session={"speak_threshold": 0.0})  # only answers
+            frames = frames_of(60, 9)
+            for image, time in frames[:4]:
+                await mine.frame(image, time)
+            first = (await asked(mine))["usage"]
+            details = first["input_token_details"]
+            assert details["image_tokens"] == 4 * per_frame and details["cached_tokens"] == 0
+            assert details["text_tokens"] + details["image_tokens"] == first["input_tokens"]
+            assert first["total_tokens"] == first["input_tokens"] + first["output_tokens"]
+            once = read() - start
+            assert once == first["total_tokens"] - 1  # the token that ends the answer is read with what follows
+            await mine.frame(*frames[4])
+            second = (await asked(mine))["usage"]
+            details = second["input_token_details"]
+            assert details["image_tokens"] == 5 * per_frame and details["cached_tokens"] == once
+            assert read() - start == second["total_tokens"] - 1
+            for image, time in frames[5:]:
+                await mine.frame(image, time)
+            third = (await asked(mine))["usage"]
+            details = third["input_token_details"]
+            assert per_frame < details["image_tokens"] <= 6 * per_frame  # which the session remembers
+            assert 0 < details["cached_tokens"] < third["input_tokens"] < read() - start
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+def test_a_narration_has_its_own_tokens(server):
+    async def run():
+        async with client(server.url) as mine:
+            await mine.send("session.update", session={"instructions": "Narrate the scene.", "speak_threshold": 1.0})
+            for image, time in frames_of(60, 2):
+                await mine.frame(image, time)
+            first, second = [(await mine.until("response.done"))["response"]["usage"] for _ in range(2)]
+            assert first["input_token_details"]["cached_tokens"] == 0 < first["output_tokens"]
+            assert second["input_token_details"]["cached_tokens"] == first["total_tokens"] - 1
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+def test_an_answer_that_is_cut_off_is_incomplete(server):
+    async def run():
+        async with client(server.url) as mine:
+            await mine.send("session.update", session={"max_output_tokens": 2, "speak_threshold": 0.0})
+            await mine.frame(*frames_of(60, 1)[0])
+            response = await asked(mine)
+            assert (response["status"], response["usage"]["output_tokens"]) == ("incomplete", 2)
+            details = {"type": "incomplete", "reason": "max_output_tokens", "error": None}
+            assert response["status_details"] == details and response["output"][0]["status"] == "incomplete"
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
