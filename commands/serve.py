@@ -21,8 +21,9 @@ class ServeOptions:
     port: Annotated[int, "port to listen on; 0 takes a free one (default: 8000)"] = 8000
     keys: Annotated[
         Path | None,
-        "file with the keys of clients, one a line; more in the environment variable VIDEOLLM_MOD_API_KEYS, with "
-        "commas between them (default: no key is needed)",
+        "file with the keys of clients, one a line, which may end with sessions=N and fps=N, the limits of that key; "
+        "more keys in the environment variable VIDEOLLM_MOD_API_KEYS, with commas between them (default: no key is "
+        "needed)",
     ] = None
     saved: Annotated[
         Path | None, "folder where sessions are saved when they end (default: they are not)", {"metavar": "FOLDER"}

@@ -1,12 +1,20 @@
-"""Keys that clients must show: from the environment or a file, never from the command line, where others see them."""
+"""Keys that clients must show: from the environment or a file, never from the command line, where others see them.
+
+A line of the file is a key, and what it may use if that is less than the server allows:
+
+    a-key-0123456789abcdef sessions=4 fps=8
+"""
 
 import hashlib
 import hmac
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import FORBIDDEN, ApiError
+from .errors import FORBIDDEN, RATE, ApiError
+from .limits import FrameRate
 
 VARIABLE = "VIDEOLLM_MOD_API_KEYS"  # keys with commas between them
 PROTOCOL = "realtime"
@@ -15,25 +23,64 @@ SHORTEST = 16  # characters
 ANYONE = "anyone"  # the owner of everything, where no keys are needed
 
 
+@dataclass
+class Allowance:
+    """What all sessions of one key together may use.
+
+    Args:
+        sessions (`float`): open at the same time.
+        frames (`FrameRate`, *optional*): of all its sessions; None without a limit.
+    """
+
+    sessions: float = math.inf
+    frames: FrameRate | None = None
+
+    @classmethod
+    def read(cls, words: Sequence[str]) -> "Allowance":
+        """From words such as `sessions=4` and `fps=8`. Raises `ValueError`."""
+        given: dict[str, float] = {}
+        for word in words:
+            name, _, value = word.partition("=")
+            try:
+                given[name] = float(value)
+            except ValueError:
+                given[name] = math.nan
+            if name not in ("sessions", "fps") or not 0 < given[name] < math.inf:
+                raise ValueError(f"after a key stand sessions=N and fps=N, numbers above 0, or nothing, got {word!r}")
+        fps = given.get("fps")
+        return cls(given.get("sessions", math.inf), None if fps is None else FrameRate(fps, whose="this key"))
+
+    def check_sessions(self, number: int) -> None:
+        """number: of open sessions. Raises `ApiError` if there may be no other one."""
+        if number + 1 > self.sessions:
+            message = f"{number} sessions of this key are open, its limit is {self.sessions:g}; close one first"
+            raise ApiError("key_session_limit_exceeded", message, 429, RATE)
+
+
 class Keys:
     """
     Args:
-        keys (`Sequence[str]`): of which each client has one; empty if none is needed.
+        lines (`Sequence[str]`): keys, each with its limits as in the file; empty if no key is needed.
 
     Raises:
-        `ValueError`: for a key that is short enough to guess, or holds other than printable ASCII characters.
+        `ValueError`: for a key that is short enough to guess, or holds other than printable ASCII characters; or a
+            limit that is none.
     """
 
-    def __init__(self, keys: Sequence[str] = ()):
-        for key in keys:
-            if len(key) < SHORTEST or not key.isascii() or not key.isprintable() or " " in key:
+    def __init__(self, lines: Sequence[str] = ()):
+        self._allowances: dict[str, Allowance] = {}
+        self._digests: list[bytes] = []
+        for line in lines:
+            key, *words = line.split()
+            if len(key) < SHORTEST or not key.isascii() or not key.isprintable():
                 raise ValueError(f"a key must have at least {SHORTEST} printable ASCII characters without spaces")
-        self._digests = [digest(key) for key in keys]
+            self._digests.append(digest(key))
+            self._allowances[owner_of(digest(key))] = Allowance.read(words)
 
     @classmethod
     def load(cls, file: Path | None = None) -> "Keys":
         """The keys of a file, one a line (empty lines and those with # do not count), and those of the environment
-        variable `VIDEOLLM_MOD_API_KEYS`."""
+        variable `VIDEOLLM_MOD_API_KEYS`. Raises `ValueError`, `OSError`."""
         keys = [key.strip() for key in os.environ.get(VARIABLE, "").split(",") if key.strip()]
         if file is not None:
             lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
@@ -69,11 +116,19 @@ class Keys:
         matches = [hmac.compare_digest(asked, known) for known in self._digests]  # all of them, whichever fits
         if not any(matches):
             raise ApiError("invalid_api_key", "the key is wrong", 401, FORBIDDEN)
-        return asked.hex()[:32]
+        return owner_of(asked)
+
+    def allowance(self, owner: str) -> Allowance:
+        """What an owner may use."""
+        return self._allowances.get(owner) or Allowance()
+
+
+def owner_of(digest: bytes) -> str:
+    return digest.hex()[:32]
 
 
 def digest(key: str) -> bytes:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
 
 
-__all__ = ["ANYONE", "PROTOCOL", "PROTOCOL_KEY", "VARIABLE", "Keys"]
+__all__ = ["ANYONE", "PROTOCOL", "PROTOCOL_KEY", "VARIABLE", "Allowance", "Keys"]

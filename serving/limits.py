@@ -67,10 +67,10 @@ class Limits:
 
 
 class FrameRate:
-    """Counts the frames of a session against its limit. clock (`Callable`): seconds."""
+    """Counts frames against a limit. whose (`str`): of whom it is the limit; clock (`Callable`): seconds."""
 
-    def __init__(self, limit: float, clock: Callable[[], float] = monotonic):
-        self.limit, self.burst, self._clock = limit, max(1.0, 2 * limit), clock
+    def __init__(self, limit: float, clock: Callable[[], float] = monotonic, whose: str = "a session"):
+        self.limit, self.burst, self._clock, self.whose = limit, max(1.0, 2 * limit), clock, whose
         self._free, self._then = self.burst, clock()
 
     def take(self) -> None:
@@ -79,7 +79,7 @@ class FrameRate:
         self._free = min(self.burst, self._free + (now - self._then) * self.limit)
         self._then = now
         if self._free < 1:
-            message = f"frames come faster than {self.limit:g} a second, the limit of a session; this one is ignored"
+            message = f"frames come faster than {self.limit:g} a second, the limit of {self.whose}; it is ignored"
             raise ApiError("frame_rate_exceeded", message, 429, RATE)
         self._free -= 1
 

@@ -14,6 +14,7 @@ from ..streaming import StreamingSession
 from .engine import Engine
 from .errors import RATE, SERVER, ApiError
 from .event_log import EventLog
+from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
 from .outputs import Closed
@@ -49,17 +50,25 @@ class Registry:
         name (`str`): of the model.
         options (`dict`): of new sessions, for `StreamingSession`.
         store (`Store`, *optional*): where sessions are saved when they are closed; nowhere if omitted.
+        keys (`Keys`, *optional*): which may have limits of their own.
     """
 
     def __init__(
-        self, engine: Engine, limits: Limits, metrics: Metrics, name: str, options: dict, store: Store | None = None
+        self,
+        engine: Engine,
+        limits: Limits,
+        metrics: Metrics,
+        name: str,
+        options: dict,
+        store: Store | None = None,
+        keys: Keys | None = None,
     ):
         self.engine, self.limits, self.metrics, self.name = engine, limits, metrics, name
-        self.options, self.store = options, store
+        self.options, self.store, self.keys = options, store, keys or Keys()
         self.sessions: dict[str, RealtimeSession] = {}
         self.decoders = ThreadPoolExecutor(DECODERS, "decode")
         self.stopping = False
-        self._opening: set[str] = set()
+        self._opening: dict[str, str] = {}  # session ids, and their owners
         self._closing: dict[str, asyncio.Event] = {}
         self._reaper: asyncio.Task | None = None
 
@@ -82,7 +91,9 @@ class Registry:
         opening = f"sess_{token_urlsafe(18)}" if session_id is None else session_id
         if opening in self._opening:
             raise ApiError("session_in_use", f"{session_id} is being opened", 409)
-        self._opening.add(opening)
+        owners = [*self._opening.values(), *(session.owner for session in self.sessions.values())]
+        self.keys.allowance(owner).check_sessions(owners.count(owner))
+        self._opening[opening] = owner
         try:
             if opening in self._closing:  # its client has come back before it was saved
                 await self._closing[opening].wait()
@@ -94,7 +105,7 @@ class Registry:
         except (OSError, ValueError) as error:
             raise self.refused(ApiError("session_not_restored", str(error), 500, SERVER)) from error
         finally:
-            self._opening.discard(opening)
+            self._opening.pop(opening, None)
         self.sessions[session.id] = session
         session.on_fatal = partial(self.close, session)
         return session
@@ -116,6 +127,7 @@ class Registry:
             session_id, owner, self.engine, self.limits, self.metrics, self.decoders, log, self.name
         )
         session.dropped = saved.get("dropped", 0)
+        session.shared_rate = self.keys.allowance(owner).frames
         await session.open(make)
         return session
 

@@ -98,7 +98,7 @@ def make_app(
     store = None if saved is None else FolderStore(saved)
     on_gpu = model.device.type == "cuda"
     warm_up(model, processor, options or {}, WARM_STREAMS if on_gpu else 1)  # wrong options are an error now
-    registry = Registry(engine, limits, metrics, name, options or {}, store)
+    registry = Registry(engine, limits, metrics, name, options or {}, store, keys)
     return build_app(registry, keys, origins, allow_urls)
 
 
