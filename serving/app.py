@@ -1,5 +1,6 @@
 """The web application: its routes, and how it starts and stops."""
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import time
@@ -64,7 +65,7 @@ def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = (), allow
         num_bytes = 0
         with suppress(Closed):
             num_bytes = await registry.engine.cache_bytes()
-        return Response(registry.metrics.text(num_bytes), media_type=CONTENT_TYPE)
+        return Response(registry.metrics.text(num_bytes, len(asyncio.all_tasks())), media_type=CONTENT_TYPE)
 
     @app.get("/v1/models", tags=["server"])
     async def models(owner: Owner) -> dict:

@@ -1,8 +1,12 @@
-"""Refuses a request with a larger body than the limit, before all of it has arrived."""
+"""Refuses a request with a larger body than the limit, before all of it has arrived; or whose body stops arriving."""
+
+import asyncio
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError
+
+PART_SECONDS = 30.0  # for the next part of a body
 
 
 class BodyLimit:
@@ -14,11 +18,17 @@ class BodyLimit:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         length = dict(scope.get("headers", ())).get(b"content-length", b"")
         received = int(length) if length.isdigit() else 0
-        stated = bool(received)
+        stated, whole = bool(received), False
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            try:
+                message = await asyncio.wait_for(receive(), None if whole else PART_SECONDS)
+            except TimeoutError:
+                raise ApiError(
+                    "request_timeout", f"nothing of the body came for {PART_SECONDS:g} seconds", 408
+                ) from None
+            whole = not message.get("more_body", False)
             if not stated:
                 received += len(message.get("body", b""))
             if received > self.limit:

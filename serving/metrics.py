@@ -27,6 +27,7 @@ class Metrics:
         self._opened = Counter("sessions_opened", "Sessions that were opened, new or restored.", **own)
         self._sessions = Gauge("sessions", "Open sessions.", **own)
         self._waiting = Gauge("frames_waiting", "Frames that wait for the model.", **own)
+        self._tasks = Gauge("tasks", "Tasks of the event loop: each connection has a few.", **own)
         self._bytes = Gauge("cache_bytes", "Size of the caches of all sessions.", **own)
         self._ratio = Gauge("keep_ratio", "Share of vision tokens that routed layers keep.", **own)
 
@@ -61,9 +62,10 @@ class Metrics:
         self._waiting.set_function(lambda: sum(stream.waiting for stream in list(engine.streams)))
         self._ratio.set_function(lambda: engine.keep_ratio)
 
-    def text(self, cache_bytes: int) -> bytes:
-        """In Prometheus' format, of the type `CONTENT_TYPE`. cache_bytes: of all sessions."""
+    def text(self, cache_bytes: int, tasks: int) -> bytes:
+        """In Prometheus' format, of the type `CONTENT_TYPE`. cache_bytes: of all sessions; tasks: that run."""
         self._bytes.set(cache_bytes)
+        self._tasks.set(tasks)
         return generate_latest(self.registry)
 
 

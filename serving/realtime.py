@@ -6,6 +6,7 @@ it, that one is closed.
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket
@@ -40,11 +41,12 @@ async def realtime(socket: WebSocket, session_id: str | None = None, after: int 
         session.log.after(start)  # raises if not all of them are kept
     except ApiError as error:
         state.registry.metrics.refused(error.code)
-        await socket.send_denial_response(JSONResponse({"error": error.body()}, error.status))
+        await deny(socket, error)
         return
     except FellBehind as error:
-        gone = ApiError("events_not_kept", str(error), 410)
-        await socket.send_denial_response(JSONResponse({"error": gone.body()}, gone.status))
+        await deny(socket, ApiError("events_not_kept", str(error), 410))
+        if session.connection is None and not session.is_kept:  # it was opened for this
+            await registry.close(session)
         return
     connection = Connection(socket, session)
     try:
@@ -53,8 +55,21 @@ async def realtime(socket: WebSocket, session_id: str | None = None, after: int 
         session.log.add({"type": kind, "session": session.describe()})
         await connection.serve(start)
     finally:
-        if connection.is_last and not session.is_kept:
-            await asyncio.shield(registry.close(session))
+        await asyncio.shield(leave(connection, registry))
+
+
+async def leave(connection: "Connection", registry: Registry) -> None:
+    """Close the session of a connection that has ended, unless another one has taken over. It may do so until here."""
+    session = connection.session
+    if connection.is_last and not session.is_kept:
+        await registry.close(session)
+
+
+async def deny(socket: WebSocket, error: ApiError) -> None:
+    """Answer the handshake with an error, unless the client has gone."""
+    with suppress(WebSocketDisconnect):
+        await socket.send_denial_response(JSONResponse({"error": error.body()}, error.status))
+    await asyncio.sleep(0)  # uvicorn takes notice of its own answer only now, and complains if there is none
 
 
 def check_origin(socket: WebSocket, allowed: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import uvicorn
 import websockets  # noqa: F401  # without it, uvicorn serves no WebSockets
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .app import build_app
 from .engine import Engine
@@ -19,9 +20,34 @@ from .registry import Registry
 
 PING_SECONDS = 20.0  # between pings, and for their answer: a half-open connection is closed after that
 STALLED_SECONDS = 60.0  # after which the kernel closes a connection that takes no more data
+REQUEST_SECONDS = 30.0  # for the head of a request, after which a connection without one is closed
 SLOW_STOP_SECONDS = 5  # for connections that do not close by themselves when the server stops
 WARM_STREAMS = 8  # that watch together before a server on a GPU starts
 BACKLOG = 2048  # connections that wait to be accepted
+
+
+class PatientProtocol(H11Protocol):
+    """HTTP as uvicorn speaks it. A connection on which no request arrives is closed; uvicorn would keep it forever."""
+
+    def connection_made(self, transport) -> None:
+        super().connection_made(transport)
+        self._look_again()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._looking.cancel()
+        super().connection_lost(exc)
+
+    def _look_again(self) -> None:
+        self._looking = self.loop.call_later(REQUEST_SECONDS, self._look, self.cycle)
+
+    def _look(self, cycle) -> None:
+        """cycle: the request that was the newest one at the last look."""
+        if self.transport.is_closing() or self.transport.get_protocol() is not self:  # now a WebSocket
+            return
+        if self.cycle is cycle and (cycle is None or cycle.response_complete):
+            self.transport.abort()
+        else:
+            self._look_again()
 
 
 class Server(uvicorn.Server):
@@ -31,6 +57,7 @@ class Server(uvicorn.Server):
     def __init__(self, app: FastAPI, max_message_bytes: int, log_level: str = "warning"):
         config = uvicorn.Config(
             app,
+            http=PatientProtocol,
             log_level=log_level,
             ws_max_size=max_message_bytes,
             ws_ping_interval=PING_SECONDS,

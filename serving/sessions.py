@@ -25,7 +25,7 @@ async def owner_of(request: Request, authorization: Annotated[str | None, Header
 Owner = Annotated[str, Depends(owner_of)]
 
 
-def session_of(request: Request, session_id: str, owner: Owner) -> RealtimeSession:
+async def session_of(request: Request, session_id: str, owner: Owner) -> RealtimeSession:
     return request.app.state.registry.get(owner, session_id)
 
 

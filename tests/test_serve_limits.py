@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import socket
 import struct
 import zlib
 
@@ -12,6 +13,8 @@ from running_servers import client, data_url, frames_of, metric, png, serving
 from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from videollm_mod.serving import body_limit, realtime
+from videollm_mod.serving import server as server_module
 from videollm_mod.serving.errors import ApiError
 from videollm_mod.serving.images import decode_image
 from videollm_mod.serving.keys import Keys
@@ -148,6 +151,43 @@ def test_too_large_messages_close_the_connection(server):
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
+def test_refusals_and_connections_without_a_request_end_quietly(checkpoint, monkeypatch, caplog):
+    """No request, half a request, and half a body are not waited for; and nothing of it is the server's fault."""
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.05)
+    monkeypatch.setattr(body_limit, "PART_SECONDS", 0.05)
+    with serving(checkpoint, (KEY,)) as running:
+        address = running.listening.getsockname()
+        assert asyncio.run(refused(running.url)) == (401, "missing_api_key")
+        for begun in (b"", b"GET /health HTTP/1.1\r\nHost: x"):
+            with socket.create_connection(address, timeout=PATIENCE) as opened:
+                opened.sendall(begun)
+                with contextlib.suppress(ConnectionResetError):
+                    assert opened.recv(1) == b""
+        with socket.create_connection(address, timeout=PATIENCE) as opened:
+            head = f"POST /v1/streaming/sessions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
+            opened.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode())
+            assert b" 408 " in opened.recv(1000)
+        with httpx.Client(base_url=running.url) as http:  # a connection that is used stays
+            assert all(http.get("/health").status_code == 200 for _ in range(3))
+    assert not caplog.records
+
+
+def test_a_client_that_returns_at_the_last_moment_keeps_its_session(checkpoint):
+    async def run(registry):
+        session = await registry.open("anyone")
+        old, new = (realtime.Connection(None, session) for _ in range(2))
+        session.connection = old
+        leaving = asyncio.create_task(realtime.leave(old, registry))
+        session.connection = new
+        await leaving
+        assert registry.sessions == {session.id: session}
+        await realtime.leave(new, registry)
+        assert not registry.sessions
+
+    with serving(checkpoint) as running:
+        asyncio.run_coroutine_threadsafe(run(running.registry), running.registry.engine._loop).result(PATIENCE)
+
+
 def test_sessions_are_limited_and_leave_nothing_behind(server):
     """Clients that come, ask and vanish in the middle: when all are gone, so is everything of theirs."""
     registry = server.registry
@@ -247,6 +287,35 @@ def test_frames_may_come_in_bursts_but_not_faster_on_average():
     rate.take()
     with pytest.raises(ApiError):
         rate.take()
+
+
+def test_a_key_may_have_limits_of_its_own(checkpoint):
+    few = "a-key-with-few-0123456789"
+    with serving(checkpoint, (f"{few} sessions=2 fps=2", OTHER)) as running:
+
+        async def run():
+            async with client(running.url, **bearer(few)) as first, client(running.url, **bearer(few)) as second:
+                assert await refused(running.url, **bearer(few)) == (429, "key_session_limit_exceeded")
+                for index, mine in enumerate((first, second, first, second, first)):
+                    await mine.frame(IMAGE, index / 2)
+                    last = await mine.until("input_video_frame.acknowledged" if index < 4 else "error")
+                assert (
+                    last["error"]["code"] == "frame_rate_exceeded" and "limit of this key" in last["error"]["message"]
+                )
+                async with client(running.url, **bearer(OTHER)) as other:
+                    for index in range(6):
+                        await other.frame(IMAGE, index / 2)
+                        await other.until("input_video_frame.acknowledged")
+
+        asyncio.run(run())
+        until_empty(running)
+        asyncio.run(connected(running.url, "", few))
+
+
+@pytest.mark.parametrize("words", ["sessions=0", "fps=fast", "frames=2", "sessions", "fps=nan"])
+def test_limits_of_a_key_are_checked(words):
+    with pytest.raises(ValueError, match="sessions=N and fps=N"):
+        Keys([f"{KEY} {words}"])
 
 
 def test_limits_must_be_above_zero():
