@@ -89,9 +89,9 @@ def test_the_official_client_gets_what_generate_says(remote, checkpoint, video):
     choice = found.choices[0]
     assert choice.message.content == text and text and choice.message.role == "assistant"
     assert (found.usage.prompt_tokens, found.usage.completion_tokens) == (prompt, completion)
-    kinds = found.usage.prompt_tokens_details
-    assert kinds.text_tokens + kinds.image_tokens == prompt and kinds.image_tokens % checkpoint[0].config.num_frame_tokens == 0
-    assert kinds.image_tokens and not kinds.cached_tokens
+    kinds, per_frame = found.usage.prompt_tokens_details, checkpoint[0].config.num_frame_tokens
+    assert kinds.text_tokens + kinds.image_tokens == prompt and not kinds.cached_tokens
+    assert kinds.image_tokens and kinds.image_tokens % per_frame == 0
     assert prompt > 12 * checkpoint[0].config.num_frame_tokens
     assert choice.finish_reason == ("length" if completion == 24 else "stop") and found.model == ROOT.name
 
