@@ -11,12 +11,16 @@ from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 
 RULE = "speaking.json"  # beside an adapter: the part of the model's configuration that was learned with it
 RULE_FIELDS = ("frame_separator_token_id", "decision_offset", "speak_rule")
+RANGE = "mod_keep_ratio_range"
 
 
 def write_rule(config, adapter: Path) -> None:
-    """Note beside an adapter that a model with the prompts of another family has learned when to be silent."""
-    if config.decision_offset is not None:
-        values = {name: getattr(config, name) for name in RULE_FIELDS}
+    """Note beside an adapter that a model with the prompts of another family has learned when to be silent, and with
+    which keep ratios it was trained."""
+    values = {} if config.decision_offset is None else {name: getattr(config, name) for name in RULE_FIELDS}
+    if config.text_config.mod_keep_ratio_range is not None:
+        values[RANGE] = list(config.text_config.mod_keep_ratio_range)
+    if values:
         (adapter / RULE).write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
 
 
@@ -26,7 +30,10 @@ def read_rule(config, adapter: Path) -> None:
         return
     try:
         values = json.loads((adapter / RULE).read_text(encoding="utf-8"))
-        for name in RULE_FIELDS:
+        if RANGE in values:
+            config.text_config.mod_keep_ratio_range = values.pop(RANGE)
+            config.text_config.check_routing()
+        for name in RULE_FIELDS if values else ():
             setattr(config, name, values[name])
         config.check_frames()
         config.check_speaking()

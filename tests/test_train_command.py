@@ -19,6 +19,7 @@ from waiting import PATIENCE, until
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.commands import cli
 from videollm_mod.data.augmentation import ReplyAugmentation
+from videollm_mod.loading.checkpoint import load_checkpoint
 from videollm_mod.training.saving import load_weights
 from videollm_mod.training.train import TrainingConfig, last_checkpoint, load, stage_arguments, train
 from videollm_mod.training.trainer import StreamTrainer
@@ -111,6 +112,7 @@ def test_killed_lora_run_resumes_to_the_same_result(tmp_path):
     VideoLLMMoDProcessor.from_pretrained(final)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(base)
     assert PeftModel.from_pretrained(model, final).peft_config["default"].base_model_name_or_path == str(base)
+    assert load_checkpoint(final)[0].config.text_config.mod_keep_ratio_range == [0.1, 0.9]
     assert_finished(whole, "adapter_model.safetensors")
 
 
