@@ -71,6 +71,7 @@ def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = (), allow
     async def models(owner: Owner) -> dict:
         """The model of this server."""
         model = {"id": registry.name, "object": "model", "created": created, "owned_by": "videollm-mod"}
+        model["video"] = registry.describe_model()
         return {"object": "list", "data": [model]}
 
     add_error_handlers(app)

@@ -10,6 +10,7 @@ from secrets import token_urlsafe
 from time import monotonic
 from typing import Any, Protocol
 
+from ..speaking import default_threshold
 from ..streaming import StreamingSession
 from .engine import Engine
 from .errors import RATE, SERVER, ApiError
@@ -76,6 +77,19 @@ class Registry:
         self.engine.start()
         self.metrics.watch(self.engine)
         self._reaper = asyncio.get_running_loop().create_task(self._close_idle())
+
+    def describe_model(self) -> dict:
+        """What a page or a program has to know of the model to stream to it."""
+        model, processor = self.engine.model, self.engine.processor
+        threshold = self.options.get("speak_threshold")
+        if threshold is None:
+            threshold = default_threshold(model.config.speak_rule, model.config.verify_margin)
+        return {
+            "fps": processor.video_processor.fps,
+            "domain": model.config.domain,
+            "instruction": processor.default_query,
+            "speak_threshold": threshold,
+        }
 
     async def open(self, owner: str, session_id: str | None = None) -> RealtimeSession:
         """A new session, or a saved one with this id.

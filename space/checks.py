@@ -10,7 +10,7 @@ import gradio as gr
 from ..containers import is_number
 from .lane import Controls
 from .line import LineIsFull
-from .models import Models
+from .remote import AnyModels
 
 MAX_CHARACTERS = 300  # of a question or an instruction
 log = logging.getLogger(__name__)
@@ -54,19 +54,21 @@ def checked_text(text: str | None, name: str) -> str | None:
     return text.strip() if text and text.strip() else None
 
 
-def checked_rule(models: Models, rule: Any) -> str | None:
+def checked_rule(models: AnyModels, rule: Any) -> str | None:
     """Check a speaking rule; None if none is given. Raises `ValueError` for one that the model cannot follow."""
     if rule is not None and rule not in models.rules:
         raise ValueError(f"The speaking rule must be {' or '.join(models.rules)}, got {rule!r}.")
     return rule
 
 
-def controls_of(models: Models, keep_ratio: Any = None, threshold: Any = None, memory: Any = None) -> Controls:
+def controls_of(models: AnyModels, keep_ratio: Any = None, threshold: Any = None, memory: Any = None) -> Controls:
     """Check the controls. Those that are not given are the model's own.
 
     Raises:
         `ValueError`: for a control that is out of range.
     """
+    if models.is_remote and (keep_ratio is not None or memory is not None):
+        raise ValueError("The model runs on a server, which sets the keep ratio and the memory.")
     for name, value in {"keep ratio": keep_ratio, "threshold": threshold, "memory": memory}.items():
         if value is not None and not is_number(value):
             raise ValueError(f"The {name} must be a number, got {value!r}.")

@@ -38,6 +38,7 @@ class Request:
         images (uint8 `[F, H, W, 3]`, *optional*): the frames.
         times (`tuple[float, ...]`): times of the frames, seconds.
         features (`[F, N, Dv]`, *optional*): features of the frames, if another session has encoded them.
+        wait (`bool`): wait until a server has room for the frames; otherwise they are left out.
     """
 
     controls: Controls
@@ -45,15 +46,16 @@ class Request:
     times: tuple[float, ...] = ()
     question: str | None = None
     features: torch.Tensor | None = None
+    wait: bool = True
 
 
 @dataclass(frozen=True)
 class Seen:
-    """A watched frame, the size of the cache after it in bytes, and the language model's time for it in
-    milliseconds."""
+    """A watched frame, the size of the cache after it in bytes (None if a server holds it), and the language model's
+    time for it in milliseconds (for a server the time until its decision came)."""
 
     watched: WatchedFrame
-    kv_bytes: int
+    kv_bytes: int | None
     milliseconds: float
 
 
@@ -119,6 +121,9 @@ class Lane:
         folder (`Path`): where the session is saved between calls on ZeroGPU.
     """
 
+    settled = True  # unlike those of a `RemoteLane`, results are there when `run` returns
+    problem: str | None = None
+
     def __init__(
         self, models: Models, name: str, controls: Controls, instruction: str | None, rule: str, folder: Path
     ):
@@ -150,6 +155,19 @@ class Lane:
         self.seen += result.seen
         self.events += result.events
         return replace(request, features=result.features)
+
+    def collect(self) -> None:
+        """See `RemoteLane`."""
+
+    def rest(self) -> None:
+        """See `RemoteLane`."""
+
+    def close(self) -> None:
+        """See `RemoteLane`."""
+
+    def state(self) -> dict | None:
+        """See `RemoteLane`."""
+        return None
 
 
 __all__ = ["Controls", "Lane", "Request", "Seen"]

@@ -64,6 +64,8 @@ class Models:
         instruction (`str`): how a stream opens unless the visitor says otherwise.
     """
 
+    is_remote = False  # see `RemoteModels`
+
     def __init__(self, model, processor, name: str = "VideoLLM-MoD"):
         self.processor, self.name = processor, name
         self.lanes = {"mod": model, "dense": dense_twin(model)}

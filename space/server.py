@@ -9,6 +9,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from ..narration.sight import COMMANDS, can_describe, why_silent
 from . import clips
 from .checks import checked_rule, checked_text, controls_of, with_visitor_errors
 from .models import Models
-from .settings import Settings
+from .remote import AnyModels, RemoteModels
+from .settings import PREFIX, Settings
 from .stream import FORMATS, Stream
 from .visitors import Visitors
 
@@ -39,6 +41,7 @@ ASSETS = {
     **dict.fromkeys(("main.js", "calls.js", "stage.js", "charts.js", "log.js"), "text/javascript"),
 }
 WAIT_SECONDS = 0.5
+REMOTE_RUNNING = 32  # streams at the same time, if a server runs the model; it has limits of its own
 # the page loads nothing from other sites
 POLICY = "default-src 'self'; img-src 'self' data: blob:; media-src 'self' blob:; object-src 'none'; base-uri 'none'"
 
@@ -48,10 +51,10 @@ class Space:
     The gradio server with all endpoints and routes.
 
     Args:
-        models (`Models`), settings (`Settings`).
+        models (`Models` or `RemoteModels`), settings (`Settings`).
     """
 
-    def __init__(self, models: Models, settings: Settings):
+    def __init__(self, models: AnyModels, settings: Settings):
         self.models, self.settings = models, settings
         self.visitors = Visitors(models, settings, self._uploads)
         self._last: dict[str, str] = {}  # session of an API client -> its last stream
@@ -291,15 +294,27 @@ def ascii_name(name: str) -> str:
     return "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "-" for c in name)
 
 
-def launch(checkpoint: str | None = None, **options) -> None:
+def launch(checkpoint: str | None = None, server: str | None = None, key: str | None = None, **options) -> None:
     """Load the model, by default that of the package, and serve until interrupted.
 
+    Args:
+        checkpoint (`str`, *optional*): folder or Hub id.
+        server (`str`, *optional*): address of a `videollm-mod serve` whose model is used instead; `key`: for it.
+
     Raises:
-        `ValueError`, `OSError`: from `load_checkpoint` and `Settings`.
+        `ValueError`, `OSError`: from `load_checkpoint`, `RemoteModels` and `Settings`.
+        `ImportError`: from `RemoteModels`.
     """
+    settings = Settings.from_environment()
+    if server is not None:
+        remote = RemoteModels(server, key)
+        if not os.environ.get(f"{PREFIX}RUNNING"):
+            settings = replace(settings, running=REMOTE_RUNNING)
+        Space(remote, settings).launch(**options)
+        return
     models = Models.load(checkpoint)
     models.warm_up()
-    Space(models, Settings.from_environment()).launch(**options)
+    Space(models, settings).launch(**options)
 
 
 __all__ = ["Space", "launch"]

@@ -48,4 +48,4 @@ class Settings:
         return cls(**given)
 
 
-__all__ = ["Settings"]
+__all__ = ["PREFIX", "Settings"]

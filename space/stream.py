@@ -23,7 +23,7 @@ from ..narration.writers import file_writer
 from ..speaking import StreamEvent
 from .clips import Clip
 from .lane import Controls, Lane, Request
-from .models import Models
+from .remote import AnyModels, RemoteLane, RemoteModels
 
 FRAMES_PER_CALL = 8  # of a video at most, so that each call returns soon
 CAMERA_PIXELS = 1024  # maximum width and height of a camera's picture
@@ -35,17 +35,20 @@ class Stream:
     """
     Args:
         id (`str`): a secret id.
-        models (`Models`), clip (`Clip`), controls (`Controls`).
+        models (`Models` or `RemoteModels`), clip (`Clip`), controls (`Controls`).
         instruction (`str`, *optional*): the opening instruction.
         compare (`bool`): whether the dense twin watches too.
         rule (`str`, *optional*): how the model decides when to speak; its own rule if omitted.
         max_seconds (`float`): how much of the clip to watch.
+
+    Raises:
+        `ValueError`: if the model runs on a server that refuses, or is to be compared.
     """
 
     def __init__(
         self,
         id: str,
-        models: Models,
+        models: AnyModels,
         clip: Clip,
         controls: Controls,
         instruction: str | None = None,
@@ -57,10 +60,7 @@ class Stream:
         self.controls, self.compare, self.instruction = controls, compare, instruction
         self.rule = rule or next(iter(models.rules))
         self.describes = can_describe(models.config, clip.domain)  # if not, the models watch without a word
-        self.lanes = {
-            name: Lane(models, name, self.full_controls, instruction, self.rule, clip.folder)
-            for name in (("mod", "dense") if compare else ("mod",))
-        }
+        self.lanes = self._open_lanes()
         self.ended = self.stopped = False
         self.problem: str | None = None  # why the video ended early, if it did
         self.answering: dict | None = None  # the answer that is being generated
@@ -69,6 +69,17 @@ class Stream:
         self._next: tuple[np.ndarray, float] | None = None  # the next frame, decoded but not watched yet
         self._reverse, self._lock = False, threading.Lock()
         self.touched = time.monotonic()
+
+    def _open_lanes(self) -> dict[str, Lane | RemoteLane]:
+        if isinstance(self.models, RemoteModels):
+            if self.compare:
+                raise ValueError("The model runs on a server, so it cannot be compared with a dense one here.")
+            return {"mod": RemoteLane(self.models, self.full_controls, self.instruction)}
+        names = ("mod", "dense") if self.compare else ("mod",)
+        return {
+            name: Lane(self.models, name, self.full_controls, self.instruction, self.rule, self.clip.folder)
+            for name in names
+        }
 
     @property
     def time(self) -> float:
@@ -85,7 +96,7 @@ class Stream:
 
     @property
     def over(self) -> bool:
-        return self.ended or self.stopped
+        return self.stopped or (self.ended and all(lane.settled for lane in self.lanes.values()))
 
     def advance(self, seconds: float, controls: Controls | None = None) -> bool:
         """Watch at most `FRAMES_PER_CALL` of the clip's frames up to `seconds`. Returns whether there are more."""
@@ -105,6 +116,9 @@ class Stream:
             if block:
                 images, times = zip(*block, strict=True)
                 self._run(Request(self.full_controls, np.stack(images), times))
+            else:
+                self.lanes["mod"].rest()
+            self.collect()
             frame = None if self.over else self._peek()
             return frame is not None and frame[1] <= seconds
         finally:
@@ -133,7 +147,7 @@ class Stream:
                 self.ended = True
                 return
             self.pictures.append(raw)
-            self._run(Request(self.full_controls, pixels[None], (max(float(seconds), self.time),)))
+            self._run(Request(self.full_controls, pixels[None], (max(float(seconds), self.time),), wait=False))
 
     def ask(self, question: str) -> StreamEvent:
         """Ask a question after the last watched frame. Returns the answer of the routed model.
@@ -156,13 +170,26 @@ class Stream:
                     lane.run(Request(self.full_controls, question=question), grow if name == "mod" else None)
             finally:
                 self.answering = None
-            return self.lanes["mod"].events[-1]
+            return next(event for event in reversed(self.lanes["mod"].events) if event.kind == "answer")
 
     def stop(self) -> None:
         """Stop watching. Questions are still answered."""
         self.stopped = True
         with self._lock:
             self._close()
+
+    def collect(self) -> None:
+        """Take what a server has sent."""
+        lane = self.lanes["mod"]
+        lane.collect()
+        if lane.problem is not None:
+            self.ended, self.problem = True, lane.problem
+
+    def close(self) -> None:
+        """Stop, and leave the server. Questions are not answered anymore."""
+        self.stop()
+        for lane in self.lanes.values():
+            lane.close()
 
     def _peek(self) -> tuple[np.ndarray, float] | None:
         if self._next is None and self._source is not None:
@@ -188,6 +215,7 @@ class Stream:
 
     def view(self, known: dict | None = None) -> dict:
         """What the page shows, without what it has already. `known` is `{lane: [number of frames, of events]}`."""
+        self.collect()
         lanes = {}
         for name, lane in self.lanes.items():
             frames, events = (known or {}).get(name) or (0, 0)
@@ -197,7 +225,7 @@ class Stream:
                 "from": [frames, events],
             }
         view = {"stream": self.id, "time": self.time, "lanes": lanes, "over": self.over, "problem": self.problem}
-        view["answering"] = self.answering
+        view |= {"answering": self.answering, "server": self.lanes["mod"].state()}
         if self.over and self.clip.truth is not None and self.clip.domain == self.models.config.domain:
             view["truth"] = self.score_narrations()
         return view
@@ -248,6 +276,8 @@ class Stream:
             `ValueError`: if no frame has been watched.
         """
         seen, events = list(self.lanes["mod"].seen), list(self.lanes["mod"].events)
+        if isinstance(self.models, RemoteModels):
+            raise ValueError("The overlay shows what the model's layers keep, and the model runs on a server.")
         if not seen:
             raise ValueError("There is nothing to show yet: the model has not watched a frame.")
         path = self.clip.folder / f"{self.id}.overlay.mp4"

@@ -13,7 +13,7 @@ from pathlib import Path
 from .clips import Clip
 from .lane import Controls
 from .line import Line
-from .models import Models
+from .remote import AnyModels
 from .settings import Settings
 from .stream import Stream
 
@@ -30,11 +30,11 @@ class Visitors:
     Clips and streams by their secret ids: only a visitor who has the id can see or change them.
 
     Args:
-        models (`Models`), settings (`Settings`).
+        models (`Models` or `RemoteModels`), settings (`Settings`).
         uploads (`Callable[[], set[str]]`): returns the paths of all uploads; clips have their own links to them.
     """
 
-    def __init__(self, models: Models, settings: Settings, uploads: Callable[[], set[str]] = set):
+    def __init__(self, models: AnyModels, settings: Settings, uploads: Callable[[], set[str]] = set):
         self.models, self.settings, self._uploads = models, settings, uploads
         self.line = Line(settings.running, settings.waiting, settings.patience_seconds)
         self.clips: dict[str, Clip] = {}
@@ -106,7 +106,7 @@ class Visitors:
                 del self.clips[clip.id]
         for stream in streams:
             self.line.leave(stream.id)
-            stream.stop()
+            stream.close()
         for clip in clips:
             shutil.rmtree(clip.folder, ignore_errors=True)
         oldest = time.time() - self.settings.idle_seconds
@@ -127,7 +127,7 @@ class Visitors:
         """Stop all streams and delete all files."""
         self._closed.set()
         for stream in list(self.streams.values()):
-            stream.stop()
+            stream.close()
         self._folder.cleanup()
 
 

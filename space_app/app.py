@@ -3,7 +3,7 @@
 `VIDEOLLM_MOD_MODEL` names a model repository on the Hub, and `VIDEOLLM_MOD_REVISION` one of its commits or tags. Both
 the code and the weights come from there, since a model repository is also the package. Without them, the repository
 around this folder runs. `--model` names a folder or Hub id with other weights, such as one that `videollm-mod build
---vlm` made.
+--vlm` made. `--server`, or `VIDEOLLM_MOD_SERVER`, names a `videollm-mod serve` that runs the model instead.
 """
 
 import argparse
@@ -50,13 +50,30 @@ def import_package(folder: Path) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="Serve the demo in a browser.", allow_abbrev=False)
     parser.add_argument("--model", help="folder or Hub id of a checkpoint or adapter (default: the repository's)")
-    model = parser.parse_args().model
+    parser.add_argument(
+        "--server",
+        metavar="URL",
+        default=os.environ.get("VIDEOLLM_MOD_SERVER") or None,
+        help="address of a `videollm-mod serve` that runs the model (default: VIDEOLLM_MOD_SERVER, if it is set)",
+    )
+    parser.add_argument(
+        "--key-env",
+        metavar="NAME",
+        default="VIDEOLLM_MOD_API_KEY",
+        help="environment variable with the key for that server (default: VIDEOLLM_MOD_API_KEY)",
+    )
+    options = parser.parse_args()
+    if options.model and options.server:
+        parser.error("a server has its own model: give --model or --server")
+    key = os.environ.get(options.key_env) or None
+    if key is None and options.key_env != parser.get_default("key_env"):
+        parser.error(f"the environment variable {options.key_env} is not set")
     import_package(repository())
     from videollm_mod.commands.messages import message_of
 
     try:
         from videollm_mod.space.server import launch
 
-        launch(model)
+        launch(options.model, options.server, key)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {message_of(error)}")

@@ -9,12 +9,17 @@ import time as clock
 import av
 import numpy as np
 import pytest
+from running_servers import serving
 from space_servers import models, serve
+from waiting import until
 
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.loading.find import OWN_CHECKPOINT
 from videollm_mod.narration.sight import COMMANDS
+from videollm_mod.space.remote import RemoteModels
+from videollm_mod.space.server import Space
+from videollm_mod.space.settings import Settings
 
 playwright = pytest.importorskip("playwright.sync_api", reason="pip install playwright")
 
@@ -57,10 +62,15 @@ def browser(camera_clip):
 
 
 @pytest.fixture
-def visit(browser):
+def space_url() -> str:
+    return serve()[1]
+
+
+@pytest.fixture
+def visit(browser, space_url):
     """`visit(width, scheme, query)`: the page of a new visitor, ready to use. Checks at the end that nothing failed
     and no other server was contacted."""
-    _, url = serve()
+    url = space_url
     contexts, wrong = [], []
 
     def note(kind):
@@ -428,3 +438,68 @@ def test_page_works_with_keyboard_alone_in_both_themes(visit, width):
         for theme in ("light", "dark"):
             page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
             page.screenshot(path=f"{folder}/{width}-{theme}.png", full_page=True)
+
+
+class TestSpaceOnAServer:
+    """The model runs in `videollm-mod serve`, and the Space only streams to it."""
+
+    @pytest.fixture
+    def server(self, checkpoint):
+        with serving(checkpoint, ("a-key-for-tests-0123456789",)) as running:
+            yield running
+
+    @pytest.fixture
+    def space_url(self, server):
+        remote = RemoteModels(server.url, "a-key-for-tests-0123456789")
+        remote.config.domain = None  # so that it speaks about a camera, whatever that shows
+        space = Space(remote, Settings(running=4))
+        yield space.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")[1]
+        space.visitors.close()
+        until(lambda: not server.registry.sessions, "the end of all sessions")
+
+    def test_visitors_of_a_video_and_a_camera_are_sessions_there(self, visit, server, tmp_path):
+        pages = clip, camera = visit(), visit(width=900)
+        upload(clip, write_clip(tmp_path / "111.mp4", 111)[0])
+        camera.click("#camera")
+        wait_until(camera, "document.getElementById('status').textContent.startsWith('Your camera')")
+        for page in pages:
+            for name in (
+                "#layers",
+                "#show-kept",
+                "#compare",
+                "#keep-ratio",
+                "#chart-bytes",
+                "[data-name='overlay.mp4']",
+            ):
+                assert not page.is_visible(name), name
+            assert "A server runs the model" in page.inner_text("#elsewhere")
+            page.click("#start")
+        for page in pages:
+            wait_until(page, "document.querySelectorAll('#log li').length >= 2")
+        assert len(server.registry.sessions) == 2
+        for page in pages:
+            page.fill("#question", "How many objects are there?")
+            page.press("#question", "Enter")
+            page.wait_for_selector("#log li.answer button:enabled")
+            state = page.inner_text("#server")
+            assert re.match(r"The model keeps 20 % of .* on the way\. None were dropped\.", state), state
+        narrated = [{text for _, text in said(page)} for page in pages]
+        assert narrated[0] & {text for _, text in world_stream(111).narrations}
+        assert narrated[1] & {text for _, text in world_stream(101).narrations}
+        wait_until(clip, "document.getElementById('status').textContent.startsWith('The model has watched')")
+        assert "ms" in clip.inner_text("#chart-time") and clip.inner_text("#chart-time-title").endswith("its decision")
+        with clip.expect_download() as download:
+            clip.click("#downloads a[data-name='narration.vtt']")
+        assert download.value.suggested_filename.endswith(".vtt")
+        camera.click("#stop")
+
+    def test_the_page_tells_when_the_server_ends(self, visit, server, monkeypatch):
+        monkeypatch.setattr("videollm_mod.space.remote.PATIENCE_SECONDS", 0.1)
+        page = visit(expect_errors=True)
+        page.click("[data-name=world]")
+        page.click("#start")
+        page.wait_for_selector("#log li")
+        server.stop()
+        page.wait_for_selector("#problem:not([hidden])")
+        assert "The server that runs the model cannot be reached." in page.inner_text("#problem")
+        page.wait_for_selector("#log li")  # and what was said stays

@@ -101,6 +101,7 @@ function show(clip) {
   log.clear();
   log.truth(null);
   $("clock").textContent = "";
+  $("server").hidden = true;
   redraw();
   showButtons();
 }
@@ -162,9 +163,18 @@ function take(view) {
   log.answering(view.answering);
   state.waiting = view.waiting ?? 0;
   state.over = view.over;
+  if (view.server) showServer(view.server);
   if (view.problem) complain(new Refused(`The video ended early: ${view.problem}`));
   if (view.truth) log.truth(view.truth);
   if (JSON.stringify(known()) !== before) redraw();
+}
+
+// What the server does with the frames: of those on their way, some may wait, and some be dropped.
+function showServer({ waiting, dropped, left_out, keep_ratio }) {
+  const ratio = keep_ratio === null ? "" : `The model keeps ${Math.round(100 * keep_ratio)} % of a frame's tokens in its routed layers. `;
+  const lost = dropped + left_out ? `${dropped + left_out} were dropped.` : "None were dropped.";
+  $("server").hidden = false;
+  $("server").textContent = `${ratio}${waiting} ${waiting === 1 ? "frame is" : "frames are"} on the way. ${lost}`;
 }
 
 async function start() {
@@ -413,8 +423,21 @@ function describe() {
     (routes() ? "Bright patches were kept, dark ones were skipped." : "They keep every patch, unless you lower the keep ratio.");
 
   $("sight").textContent = about.sight.join("\n");
+  if (model.server) return describeServer();
   $("about").textContent = `This model has ${million} million parameters and runs on ${model.device === "cpu" ? "the CPU" : "a GPU"}. ` +
     (model.domain ? `It knows only the ${model.domain}, and watches other videos without a word.` : "");
+}
+
+// The model runs elsewhere, so what its layers do cannot be seen or set here.
+function describeServer() {
+  const { model } = about;
+  document.body.classList.add("is-remote");
+  $("elsewhere").hidden = false;
+  $("elsewhere").textContent = "A server runs the model, and sets its keep ratio and its memory. Which patches its layers keep, " +
+    "and what a dense model would cost, can be seen where the model itself runs.";
+  $("charts-title").textContent = "Decisions";
+  $("chart-time-title").textContent = "Time from a frame to its decision";
+  $("about").textContent = `The model runs on the server ${model.server}. ` + (model.domain ? `It knows only the ${model.domain}.` : "");
 }
 
 // Restore the stream after a reload.
