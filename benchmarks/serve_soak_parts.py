@@ -114,6 +114,9 @@ class Player:
         while True:
             response = (await self.until("response.done"))["response"]
             if response["metadata"]["kind"] == "answer":
+                is_fine = response["status"] in ("completed", "cancelled", "incomplete")
+                why = response["status_details"]
+                self.crowd.check(is_fine, "order", f"an answer is {response['status']}: {why}")
                 return response
 
     async def watch(self, frames: list[tuple[bytes, float]], pause: Callable[[], float]) -> None:
@@ -212,7 +215,8 @@ async def follow(crowd: Crowd, script: Script, pause: Callable[[], float]) -> li
         await mine.send("session.update", session={"instructions": "Narrate the scene."})
         await mine.watch(script.frames, pause)
         await mine.ask()
-        await mine.answer()
+        answer = await mine.answer()
+        crowd.check(answer["status"] == "completed", "behave", f"an answer is {answer['status_details']}")
         return mine.events
 
 

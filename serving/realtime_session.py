@@ -401,6 +401,7 @@ class RealtimeSession:
         self._last_item, self._response = response.item_id, response
 
     def _end(self, response: Response, status: str = "completed", reason=None, error=None, usage=None) -> None:
+        response.metadata.setdefault("time", str(self.watched_time or 0.0))  # also of one that was never begun
         done = response.end(status, reason, error, usage)
         self._response = None if response is self._response else self._response
         self._asked = None if response is self._asked else self._asked
