@@ -5,6 +5,7 @@ import io
 import re
 import shlex
 import sys
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -111,6 +112,22 @@ def test_every_page_is_in_the_navigation():
     assert sorted(found) == sorted(str(page.relative_to(DOCS)) for page in DOCS.rglob("*.md"))
     linked = text_of(ROOT / "README.md")
     assert all(f"](docs/{page})" in linked for page in found if page != "index.md")
+
+
+def test_diagrams_are_drawn_without_a_script(monkeypatch):
+    monkeypatch.syspath_prepend(DOCS)
+    from sequence_diagram import draw
+
+    sources = re.findall(r"```mermaid\n(.*?)```", "".join(map(text_of, PAGES)), re.DOTALL)
+    assert sources
+    for source in sources:
+        picture = ElementTree.fromstring(draw(source))
+        drawn = {element.text for element in picture.iter() if element.tag.endswith("text")}
+        told = re.findall(r">>\w+: (.+)|Note over [\w,]+: (.+)|participant \w+ as (.+)", source)
+        assert {"".join(each) for each in told} <= drawn
+    for wrong in ("graph TD", "sequenceDiagram\n  alt x", "sequenceDiagram\n  end"):
+        with pytest.raises(ValueError, match="sequence diagrams"):
+            draw(wrong)
 
 
 def test_the_reference_of_the_command_line_is_not_stale(monkeypatch):
