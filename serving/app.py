@@ -71,8 +71,15 @@ def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = (), allow
     async def models(owner: Owner) -> dict:
         """The model of this server."""
         model = {"id": registry.name, "object": "model", "created": created, "owned_by": "videollm-mod"}
-        model["video"] = registry.describe_model()
-        return {"object": "list", "data": [model]}
+        return {"object": "list", "data": [{**model, "video": registry.describe_model()}]}
+
+    @app.get("/v1/models/{name}", tags=["server"])
+    async def model(owner: Owner, name: str) -> dict:
+        """The model, by its name."""
+        found = (await models(owner))["data"][0]
+        if name != found["id"]:
+            raise ApiError("model_not_found", f"the model of this server is {found['id']}", 404, param="model")
+        return found
 
     add_error_handlers(app)
     return app
@@ -98,6 +105,9 @@ def add_error_handlers(app: FastAPI) -> None:
         if names[:1] == ("body",) and len(names) > 1 and isinstance(names[1], str):
             names = names[1:]  # as in OpenAI's API, a field is named from the body on
         where = ".".join(map(str, names))[:200]
+        if where == "body" and "json" not in request.headers.get("content-type", ""):
+            message = "the body must be JSON, with the header Content-Type: application/json"
+            return answer(request, ApiError("invalid_request", message, param="body"))
         return answer(request, ApiError("invalid_request", f"`{where}`: {first['msg']}"[:500], param=where))
 
     @app.exception_handler(FellBehind)

@@ -55,6 +55,9 @@ class ResponseOptions(BaseModel):
     instructions: str | None = None
     conversation: str | None = None
     output_modalities: list[str] | None = None
+    max_output_tokens: int | Literal["inf"] | None = None
+    input: list[Any] | None = None
+    tools: list[Any] | None = None
     metadata: dict[Annotated[str, Field(max_length=64)], Name] | None = Field(default=None, max_length=16)
 
 

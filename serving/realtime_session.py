@@ -9,7 +9,7 @@ from concurrent.futures import Executor
 from functools import partial
 from secrets import token_hex
 from time import monotonic
-from typing import Any
+from typing import Any, Literal
 
 from ..streaming import StreamingSession
 from .engine import Engine
@@ -228,16 +228,46 @@ class RealtimeSession:
         if options.conversation not in (None, "auto"):
             message = "`conversation` must be auto: a question beside the stream is a fork of it"
             raise ApiError("unsupported_option", message, param="response.conversation")
+        if options.input:
+            message = "`input` must be empty: the question is what the items since the last one say"
+            raise ApiError("unsupported_option", message, param="response.input")
+        check_tools(options.tools, "response.tools")
+        self._check_tokens(options.max_output_tokens, "response.max_output_tokens")
         self._check_nothing_asked()
-        texts = self._texts or ([options.instructions] if options.instructions else [])
+        texts = [*([options.instructions] if options.instructions else []), *self._texts]
         if not texts:
             message = "there is no question: create an item with input_text first"
             raise ApiError("no_question", message)
         self.limits.check_text("question", "\n".join(texts))
         response = Response(self.log.add, {**(options.metadata or {}), "kind": "answer"})
-        self.stream.ask("\n".join(texts), (ANSWER, response.id))
+        if options.max_output_tokens is None:
+            self.stream.ask("\n".join(texts), (ANSWER, response.id))
+        else:
+            self._ask_briefly("\n".join(texts), response, options.max_output_tokens)
         self._texts, self._asked = [], response
         return response.id
+
+    def _ask_briefly(self, question: str, response: Response, given: int | Literal["inf"]) -> None:
+        """Ask with another limit of tokens, which holds for this response alone."""
+        usual = self._most_tokens
+
+        def limit(session: StreamingSession) -> None:
+            nonlocal usual
+            usual, session.max_new_tokens = session.max_new_tokens, self._most_tokens if given == "inf" else given
+
+        def restore(session: StreamingSession) -> None:
+            session.max_new_tokens = usual
+
+        self.stream.change(limit, (CHANGE, None, False))
+        try:
+            self.stream.ask(question, (ANSWER, response.id))
+        finally:
+            self.stream.change(restore, (CHANGE, None, False))
+
+    def _check_tokens(self, tokens: int | Literal["inf"] | None, param: str) -> None:
+        if isinstance(tokens, int) and not 1 <= tokens <= self._most_tokens:
+            message = f"`max_output_tokens` must be in 1 to {self._most_tokens}, got {tokens}"
+            raise ApiError("invalid_option", message, param=param)
 
     def _check_nothing_asked(self) -> None:
         if self._asked is not None:
@@ -300,12 +330,8 @@ class RealtimeSession:
     def update(self, options: SessionOptions, event_id: str | None = None) -> None:
         """Change options from now on, and instructions after what was sent before. Raises `ApiError`."""
         check_modalities(options.output_modalities)
-        if options.tools:
-            raise ApiError("unsupported_option", "`tools` must be empty: this model calls none", param="session.tools")
-        tokens, most = options.max_output_tokens, self._most_tokens
-        if isinstance(tokens, int) and not 1 <= tokens <= most:
-            message = f"`max_output_tokens` must be in 1 to {most}, got {tokens}"
-            raise ApiError("invalid_option", message, param="session.max_output_tokens")
+        check_tools(options.tools, "session.tools")
+        self._check_tokens(options.max_output_tokens, "session.max_output_tokens")
         if options.instructions:
             self.limits.check_text("instructions", options.instructions)
         self._change(options, event_id, is_update=True)
@@ -475,6 +501,11 @@ def check_modalities(modalities: list[str] | None) -> None:
     if modalities is not None and modalities != ["text"]:
         message = '`output_modalities` must be ["text"]: the model does not speak aloud'
         raise ApiError("unsupported_option", message, param="output_modalities")
+
+
+def check_tools(tools: list | None, param: str) -> None:
+    if tools:
+        raise ApiError("unsupported_option", "`tools` must be empty: this model calls none", param=param)
 
 
 __all__ = ["RealtimeSession"]

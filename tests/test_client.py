@@ -33,6 +33,7 @@ class Wire:
 
     def __init__(self, target: str):
         self.target, self._writers = target, []
+        self.busy = lambda: False  # while it is true, clients wait
 
     async def __aenter__(self) -> "Wire":
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
@@ -50,6 +51,8 @@ class Wire:
             writer.transport.abort()
 
     async def _accept(self, reader, writer) -> None:
+        while self.busy():
+            await asyncio.sleep(0.01)
         host, port = self.target.removeprefix("http://").split(":")
         try:
             far_reader, far_writer = await asyncio.open_connection(host, int(port))
@@ -315,6 +318,7 @@ def test_a_server_that_saves_nothing_gets_everything_again_or_the_stream_is_lost
                 if index in (1, 3):
                     await listener.watched(time)
                 if index == 3:
+                    wire.busy = lambda: running.registry.sessions or running.registry._closing
                     wire.cut()
             return await listener.end()
 

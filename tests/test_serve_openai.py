@@ -33,6 +33,7 @@ def test_the_async_client_narrates_asks_and_cancels(url):
 async def converse(url: str) -> None:
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY)
     assert [model.id for model in (await client.models.list()).data] == [ROOT.name]
+    assert (await client.models.retrieve(ROOT.name)).id == ROOT.name
     async with client.realtime.connect(model=ROOT.name) as connection:
         first = await connection.recv()
         assert first.type == "session.created" and first.session.type == "realtime" and first.event_id

@@ -82,3 +82,36 @@ def test_an_answer_that_is_cut_off_is_incomplete(server):
             assert response["status_details"] == details and response["output"][0]["status"] == "incomplete"
 
     asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+def test_a_limit_of_one_response_leaves_the_others_alone(server):
+    async def run():
+        async with client(server.url) as mine:
+            await mine.send("session.update", session={"max_output_tokens": 40, "speak_threshold": 0.0})
+            await mine.frame(*frames_of(60, 1)[0])
+            for limit, status in ((1, "incomplete"), (None, "completed")):
+                options = {"instructions": QUESTION, **({} if limit is None else {"max_output_tokens": limit})}
+                await mine.send("response.create", response=options)
+                response = (await mine.until("response.done"))["response"]
+                assert response["status"] == status and (limit is None or response["usage"]["output_tokens"] == limit)
+            await mine.send("session.update", session={})
+            assert (await mine.until("session.updated"))["session"]["max_output_tokens"] == 40
+            for wrong in ({"max_output_tokens": 0}, {"input": [{}]}, {"tools": [{}]}):
+                await mine.send("response.create", response={"instructions": QUESTION, **wrong})
+                error = (await mine.until("error"))["error"]
+                assert error["param"] == f"response.{next(iter(wrong))}"
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+def test_instructions_of_a_response_come_before_the_texts_since(server):
+    async def run():
+        async with client(server.url) as mine:
+            item = {"role": "user", "content": [{"type": "input_text", "text": QUESTION}]}
+            await mine.send("conversation.item.create", item=item)
+            await mine.send("response.create", response={"instructions": "Be brief."})
+            await mine.until("response.done")
+            session = next(iter(server.registry.sessions.values()))
+            assert session.stream.pooled.session.query == f"Be brief.\n{QUESTION}"
+
+    asyncio.run(asyncio.wait_for(run(), PATIENCE))
