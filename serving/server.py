@@ -31,23 +31,25 @@ class PatientProtocol(H11Protocol):
 
     def connection_made(self, transport) -> None:
         super().connection_made(transport)
-        self._look_again()
+        self._look_again(True)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._looking.cancel()
         super().connection_lost(exc)
 
-    def _look_again(self) -> None:
-        self._looking = self.loop.call_later(REQUEST_SECONDS, self._look, self.cycle)
+    def _look_again(self, lacked_request: bool) -> None:
+        self._looking = self.loop.call_later(REQUEST_SECONDS, self._look, lacked_request, self.cycle)
 
-    def _look(self, cycle) -> None:
-        """cycle: the request that was the newest one at the last look."""
+    def _look(self, lacked_request: bool, newest) -> None:
+        """lacked_request: at the last look the head of a request had begun or was due; newest: the request then."""
         if self.transport.is_closing() or self.transport.get_protocol() is not self:  # now a WebSocket
             return
-        if self.cycle is cycle and (cycle is None or cycle.response_complete):
+        is_done = self.cycle is None or self.cycle.response_complete
+        lacks_request = is_done and self.timeout_keep_alive_task is None  # otherwise uvicorn closes it
+        if lacks_request and lacked_request and newest is self.cycle:
             self.transport.abort()
         else:
-            self._look_again()
+            self._look_again(lacks_request)
 
 
 class Server(uvicorn.Server):
