@@ -25,7 +25,12 @@ LONGEST_PAUSE = 5.0  # seconds between two attempts to connect again
 OPTIONS = ("instructions", "speak_threshold", "max_output_tokens")
 IDLE = 4010  # and other codes with which a server closes a connection
 FINAL = {1000: "session_closed", 1009: "message_too_large", 1011: "stream_failed", 4009: "session_taken_over"}
-CLOSING = ("server_stopping", "session_closed", "session_idle")  # errors after which a request may be sent again
+CLOSING = (
+    "server_stopping",
+    "session_moved",
+    "session_closed",
+    "session_idle",
+)  # errors after which a request may be sent again
 BUSY = (409, 429, 502, 503, 504)  # HTTP answers after which the server may still take the session
 
 
@@ -47,7 +52,7 @@ class Stream:
         self._numbers = count(1)
         self._last = 0  # number of the last event
         self._time = -math.inf  # of the last frame
-        self._first = self._ready = self._closed = False
+        self._ready = self._closed = False
         self._complete = True
         self._barrier = ""
         self._spoken: dict[str, tuple[dict, str]] = {}  # response id -> its metadata, and the text so far
@@ -252,7 +257,7 @@ class Stream:
 
     async def _exchange(self, socket: ClientConnection) -> None:
         """Send and receive until the connection ends."""
-        self._socket, self._first, self._notice = socket, True, ""
+        self._socket, self._notice = socket, ""
         async with socket:
             sending = asyncio.create_task(self._send(socket))
             try:
@@ -332,12 +337,12 @@ class Stream:
 
     def _take(self, event: dict) -> None:
         kind, sequence = event["type"], event["sequence"]
-        if self._first and sequence <= self._last:  # the server continues from before that
-            self._complete = self._sent.go_back(sequence - 1, event["session"]["time"])
-            self._spoken.clear()
-        self._first, self._last = False, sequence
+        self._last = sequence
         if kind in ("session.created", "session.updated"):
             self.session = event["session"]
+            if "restored_after" in self.session:  # the server continues from before
+                self._complete &= self._sent.go_back(self.session["restored_after"], self.session["time"])
+                self._spoken.clear()
         elif kind == "input_video_frame.acknowledged":
             self._acknowledged(event, sequence)
         elif kind == "response.created":
@@ -418,7 +423,7 @@ class Stream:
 
 def knows(about: Ask | Frame | None) -> bool:
     """Whether the user has had what is said about it."""
-    return about is not None and (about.narrated if isinstance(about, Frame) else about.told)
+    return about is not None and (about.told or (isinstance(about, Frame) and about.narrated))
 
 
 def address(url: str) -> str:

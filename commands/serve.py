@@ -26,8 +26,18 @@ class ServeOptions:
         "needed)",
     ] = None
     saved: Annotated[
-        Path | None, "folder where sessions are saved when they end (default: they are not)", {"metavar": "FOLDER"}
+        str | None,
+        "folder, or URL that fsspec knows, where sessions are saved; several servers may share it (default: they are "
+        "not saved)",
+        {"flag": "--store", "metavar": "URL"},
     ] = None
+    save_seconds: Annotated[float, "between two saves of a session (default: 5)"] = 5.0
+    lease_seconds: Annotated[
+        float,
+        "after which a session of a server that does not answer is continued elsewhere; at once if its process is "
+        "known to be dead (default: 15)",
+    ] = 15.0
+    keep_days: Annotated[float, "for which saved sessions are kept that nobody continues (default: 7)"] = 7.0
     device: Annotated[str, "cpu, cuda, cuda:N or mps; auto takes the best one there is (default: auto)"] = "auto"
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"], "of the weights (default: the checkpoint's)"
@@ -112,6 +122,9 @@ def run(options: ServeOptions) -> None:
             keep_ratio_range=tuple(chosen) if chosen else None,
             max_cached_bytes=options.max_cached_bytes,
             saved=options.saved,
+            save_seconds=options.save_seconds,
+            lease_seconds=options.lease_seconds,
+            keep_seconds=86400 * options.keep_days,
             origins=tuple(options.allow_origin),
             allow_urls=options.allow_urls,
         )
@@ -130,4 +143,4 @@ def warn(options: ServeOptions, keys) -> None:
     if not keys.needed and options.host not in ("127.0.0.1", "::1", "localhost"):
         print("warning: no key is needed, so anybody who reaches this address may use it", file=sys.stderr)
     if options.saved is None:
-        print("note: sessions are not saved; give --saved FOLDER to continue them later", file=sys.stderr)
+        print("note: sessions are not saved; give --store FOLDER to continue them later", file=sys.stderr)

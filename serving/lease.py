@@ -24,7 +24,15 @@ FOLDER = "leases"
 
 
 class SessionHeld(RuntimeError):
-    """Another process owns the session."""
+    """Another process owns the session.
+
+    Attributes:
+        owner (`str`): its name.
+    """
+
+    def __init__(self, message: str, owner: str = ""):
+        super().__init__(message)
+        self.owner = owner
 
 
 class SessionLost(RuntimeError):
@@ -53,6 +61,22 @@ class Claim:
 def owner_name() -> str:
     """A name for this process: host, process id, and a part that no other process has."""
     return f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:8]}"
+
+
+def has_died(owner: str) -> bool:
+    """Whether a process with a name of `owner_name` ran on this machine and has ended. Then nobody has to
+    wait for its leases to expire. Being wrong, as with machines of the same name, does no harm: the other process is
+    fenced off."""
+    host, pid, *rest = owner.rsplit(":", 2)
+    if host != socket.gethostname() or len(rest) != 1 or not pid.isdecimal():
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def generations(files: SharedFolder) -> list[int]:
@@ -99,7 +123,9 @@ class Lease:
         """
         held = current_claim(files)
         if held is not None and held.seconds_left > 0 and not force:
-            raise SessionHeld(f"the session is held by {held.owner} for another {held.seconds_left:.1f} seconds")
+            raise SessionHeld(
+                f"the session is held by {held.owner} for another {held.seconds_left:.1f} seconds", held.owner
+            )
         lease = cls(files, 1 if held is None else held.generation + 1, owner, seconds)
         try:
             files.create(file_name(lease.generation), lease._content(seconds))
@@ -142,4 +168,4 @@ class Lease:
                 self.files.remove(file_name(generation))
 
 
-__all__ = ["Claim", "Lease", "SessionHeld", "SessionLost", "current_claim", "owner_name"]
+__all__ = ["Claim", "Lease", "SessionHeld", "SessionLost", "current_claim", "has_died", "owner_name"]

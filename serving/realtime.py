@@ -22,7 +22,12 @@ from .registry import Registry
 # why the server closes a connection
 DONE, FAILED, SLOW, REPLACED = 1000, 1011, 4008, 4009
 TOO_SLOW = (SLOW, "events are read too slowly")
-NOTICES = {"server_stopping": 1012, "session_idle": 4010, "server_error": FAILED}  # of a session that was closed
+NOTICES = {
+    "server_stopping": 1012,
+    "session_moved": 1012,
+    "session_idle": 4010,
+    "server_error": FAILED,
+}  # of a session that was closed
 CLOSE_SECONDS = 10.0  # for a client that reads slowly to take the close frame
 
 router = APIRouter()

@@ -4,9 +4,8 @@ It turns a client's requests into work for a stream of the engine, and what come
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Executor
-from functools import partial
 from secrets import token_hex
 from time import monotonic
 from typing import Any, Literal
@@ -38,7 +37,7 @@ from .stream import Stream
 
 CLOSED = ("session_closed", "the session is closed")
 # what work of a stream is named with, each with what is needed of it later
-FRAME, ANSWER, CHANGE = "frame", "answer", "change"
+FRAME, ANSWER, CHANGE, MARK = "frame", "answer", "change", "mark"
 
 
 class RealtimeSession:
@@ -85,7 +84,10 @@ class RealtimeSession:
         self._instructions: str | None = None
         self._rate = FrameRate(limits.frames_per_second)
         self.shared_rate: FrameRate | None = None  # of all sessions of its owner
+        self._usual_tokens: int | None = None  # the limit of a response, while one with a limit of its own is spoken
         self._texts: list[str] = []  # of items, for the next question
+        self._asked_texts: list[str] = []  # of items, in the question that is asked
+        self._marks: set[asyncio.Future] = set()
         self._asked: Response | None = None  # a response that a client asked for, until it is done
         self._response: Response | None = None  # the one that is being generated
         self._answers: dict[str, asyncio.Future] = {}  # response id -> its last event
@@ -127,7 +129,7 @@ class RealtimeSession:
         if isinstance(event, FrameAppend):
             await self.append(event.image_url, event.timestamp, event.event_id)
         elif isinstance(event, FrameCommit):
-            self._start(self._commit(event.event_id))
+            self.start(self._commit(event.event_id))
         elif isinstance(event, ItemCreate):
             await self.add_item(event.item)
         elif isinstance(event, ResponseCreate):
@@ -212,8 +214,11 @@ class RealtimeSession:
             else:
                 self._texts.append(part.text or "")
                 self.limits.check_text("text", "\n".join(self._texts))
-        place = {"previous_item_id": self._last_item, "item": shown}
-        self._last_item = shown["id"]
+        self._show(shown)
+
+    def _show(self, item: dict) -> None:
+        place = {"previous_item_id": self._last_item, "item": item}
+        self._last_item = item["id"]
         self.log.add({"type": "conversation.item.added", **place})
         self.log.add({"type": "conversation.item.done", **place})
 
@@ -239,30 +244,33 @@ class RealtimeSession:
             message = "there is no question: create an item with input_text first"
             raise ApiError("no_question", message)
         self.limits.check_text("question", "\n".join(texts))
-        response = Response(self.log.add, {**(options.metadata or {}), "kind": "answer"})
-        if options.max_output_tokens is None:
+        return self._ask(texts, options.metadata or {}, options.max_output_tokens)
+
+    def _ask(self, texts: list[str], metadata: dict, most_tokens: int | Literal["inf"] | None = None) -> str:
+        response = Response(self.log.add, {**metadata, "kind": "answer"})
+        if most_tokens is None:
             self.stream.ask("\n".join(texts), (ANSWER, response.id))
         else:
-            self._ask_briefly("\n".join(texts), response, options.max_output_tokens)
-        self._texts, self._asked = [], response
+            self._ask_briefly("\n".join(texts), response, most_tokens)
+        self._texts, self._asked_texts, self._asked = [], self._texts, response
         return response.id
 
     def _ask_briefly(self, question: str, response: Response, given: int | Literal["inf"]) -> None:
         """Ask with another limit of tokens, which holds for this response alone."""
-        usual = self._most_tokens
 
         def limit(session: StreamingSession) -> None:
-            nonlocal usual
-            usual, session.max_new_tokens = session.max_new_tokens, self._most_tokens if given == "inf" else given
-
-        def restore(session: StreamingSession) -> None:
-            session.max_new_tokens = usual
+            self._usual_tokens = session.max_new_tokens
+            session.max_new_tokens = self._most_tokens if given == "inf" else given
 
         self.stream.change(limit, (CHANGE, None, False))
         try:
             self.stream.ask(question, (ANSWER, response.id))
         finally:
-            self.stream.change(restore, (CHANGE, None, False))
+            self.stream.change(self._restore_tokens, (CHANGE, None, False))
+
+    def _restore_tokens(self, session: StreamingSession) -> None:
+        if self._usual_tokens is not None:
+            session.max_new_tokens, self._usual_tokens = self._usual_tokens, None
 
     def _check_tokens(self, tokens: int | Literal["inf"] | None, param: str) -> None:
         if isinstance(tokens, int) and not 1 <= tokens <= self._most_tokens:
@@ -280,8 +288,8 @@ class RealtimeSession:
         self._check_open()
         self._check_nothing_asked()
         self.limits.check_text("question", question)
-        await self.add_item(Item(role="user", content=[{"type": "input_text", "text": question}]))  # type: ignore
-        response_id = self.respond()
+        response_id = self._ask([*self._texts, question], {})
+        self._asked.item = Item(role="user", content=[{"type": "input_text", "text": question}])  # type: ignore
         answer = self._answers[response_id] = asyncio.get_running_loop().create_future()
         return (await answer)["response"]
 
@@ -377,11 +385,15 @@ class RealtimeSession:
             self._acknowledge(output.ref, "watched", silence=output.frame.silence_probability)
         elif isinstance(output, Began):
             if self._asked is not None and self._asked.id == output.ref[1]:
+                if self._asked.item is not None:
+                    self._show(user_item(self._asked.item, f"item_{token_hex(12)}"))
                 self._begin(self._asked)
         elif isinstance(output, Said):
             self._said(output)
         elif isinstance(output, Changed):
-            if output.ref[2]:
+            if output.ref[0] == MARK:
+                self._marked(*output.ref[1:])
+            elif output.ref[2]:
                 self.log.add({"type": "session.updated", "session": self.describe()})
         elif isinstance(output, Failed):
             self._failed(output)
@@ -406,6 +418,9 @@ class RealtimeSession:
     def _failed(self, failed: Failed) -> None:
         error = ApiError("server_error", failed.message or "the model failed", 500, SERVER)
         kind, event_id = failed.ref[0] if failed.ref else None, None
+        if kind == MARK:
+            self._marked(*failed.ref[1:], error=OSError(failed.message))
+            return
         if kind == FRAME:
             event_id = failed.ref[2]
             self._drop(failed.ref, "failed")
@@ -417,7 +432,7 @@ class RealtimeSession:
         if self._asked is not None and (kind == ANSWER or failed.fatal):
             self._end(self._asked, "failed", error=error.body())
         if failed.fatal:
-            self._start(self.on_fatal(error))
+            self.start(self.on_fatal(error))
         else:
             self.refuse(error, event_id)
 
@@ -451,10 +466,46 @@ class RealtimeSession:
             }
         )
 
+    # What a store needs.
+
+    async def mark(self, take: Callable[[StreamingSession], Any], note: Callable[[], Any]) -> tuple[Any, Any]:
+        """The result of `take(session)`, called in the engine's thread after the work that waits now, and that of
+        `note()`, called when the log holds all events up to there and none after.
+
+        Raises:
+            `OSError`: if `take` fails. `Closed`, `Busy`.
+        """
+        future: asyncio.Future = asyncio.get_running_loop().create_future()
+        taken: list[Any] = []
+        self.stream.change(lambda session: taken.append(take(session)), (MARK, future, taken, note))
+        self._marks.add(future)
+        try:
+            return await future
+        finally:
+            self._marks.discard(future)
+
+    @staticmethod
+    def _marked(future: asyncio.Future, taken: list, note: Callable[[], Any], error: Exception | None = None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result((taken[0], note()))
+
+    def notes(self) -> dict:
+        """What to save beside the stream and the log. A question that waits is not in the stream yet: its texts are
+        those of the next one."""
+        waiting = self._asked_texts if self._asked is not None and not self._asked.begun else []
+        return {"dropped": self.dropped, "texts": [*waiting, *self._texts], "last_item": self._last_item}
+
+    def take_notes(self, notes: dict) -> None:
+        self.dropped, self._texts, self._last_item = notes["dropped"], list(notes["texts"]), notes["last_item"]
+
     # Its end.
 
-    def _start(self, work) -> None:
-        """Run a coroutine beside the messages that follow."""
+    def start(self, work) -> None:
+        """Run a coroutine beside the messages that follow, until the session is closed."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._finished)
@@ -467,17 +518,23 @@ class RealtimeSession:
         elif error is not None and not isinstance(error, Closed):
             self.refuse(ApiError("server_error", str(error), 500, SERVER))
 
-    async def close(self, notice: ApiError | None = None, finish: Callable[[StreamingSession], Any] | None = None):
+    async def close(
+        self,
+        notice: ApiError | None = None,
+        finish: Callable[[StreamingSession], Coroutine[Any, Any, None]] | None = None,
+    ) -> None:
         """Leave the engine, and end the log.
 
         Args:
             notice (`ApiError`, *optional*): why, as the last event.
-            finish (`Callable`, *optional*): is called with the session in the engine's thread when the log holds all
-                events, such as to save it. A stream that has failed is not finished.
+            finish (`Callable`, *optional*): is called with the session when the log holds all events, such as to save
+                it, and awaited. A stream that has failed is not finished.
         """
         if self.closed:
             return
         self.closed = True
+        for task in self._tasks - {asyncio.current_task()}:
+            task.cancel()
         has_failed = self.stream.closed
         try:
             try:
@@ -488,11 +545,15 @@ class RealtimeSession:
                         self._end(response, "cancelled", "session_closed")
                 for answer in self._answers.values():
                     answer.cancel()
+                for mark in self._marks:
+                    if not mark.done():
+                        mark.set_exception(Closed("the session is closed"))
                 if notice is not None:
                     self.notice = notice
                     self.refuse(notice)
             if finish is not None and not has_failed:
-                await self.engine.call(partial(finish, self.stream.pooled.session))
+                self._restore_tokens(self.stream.pooled.session)  # which has left the engine
+                await finish(self.stream.pooled.session)
         finally:
             self.log.close()
 

@@ -1,14 +1,17 @@
-"""All sessions of a server: opening, finding, closing and saving them, and the limits of how many there are."""
+"""All sessions of a server: opening, finding, closing and saving them, and the limits of how many there are.
+
+With a store each open session has a lease in it. One that another server has taken over is closed here.
+"""
 
 import asyncio
-import re
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from secrets import token_urlsafe
 from time import monotonic
-from typing import Any, Protocol
+from typing import Any
 
 from ..speaking import default_threshold
 from ..streaming import StreamingSession
@@ -16,32 +19,22 @@ from .engine import Engine
 from .errors import RATE, SERVER, ApiError
 from .event_log import EventLog
 from .keys import Keys
+from .lease import SessionHeld, SessionLost, has_died
 from .limits import Limits
 from .metrics import Metrics
-from .outputs import Closed
+from .outputs import Busy, Closed
 from .realtime_session import RealtimeSession
+from .saving import Saving, restored_log
+from .store import SavedSession, SessionStore
 
-SESSION_ID = re.compile(r"sess_[A-Za-z0-9_-]{16,64}")
+logger = logging.getLogger(__name__)
+
 DECODERS = 4  # threads that decode images
 CHECK_SECONDS = 1.0  # between two looks for idle sessions
 SETTLE_SECONDS = 20.0  # for the work that waits when the server stops
+CLEAN_SECONDS = 3600.0  # between two looks for sessions that nobody has continued
 STOPPING = ("server_stopping", "the server stops", 503, SERVER)
-
-
-class Store(Protocol):
-    """Where sessions are saved. Its methods run in the engine's thread, and may raise `OSError`."""
-
-    def save(self, session_id: str, session: StreamingSession, about: dict) -> None:
-        """Save a session, with what the server knows of it (JSON)."""
-
-    def about(self, session_id: str) -> dict | None:
-        """What was saved of a session beside itself; None if there is none."""
-
-    def load(self, session_id: str, model, processor) -> StreamingSession:
-        """A saved session."""
-
-    def delete(self, session_id: str) -> None:
-        """Forget a session, if there is one."""
+MOVED = ("session_moved", "another server continues the session; connect again", 503, SERVER)
 
 
 class Registry:
@@ -50,8 +43,14 @@ class Registry:
         engine (`Engine`), limits (`Limits`), metrics (`Metrics`).
         name (`str`): of the model.
         options (`dict`): of new sessions, for `StreamingSession`.
-        store (`Store`, *optional*): where sessions are saved when they are closed; nowhere if omitted.
+        store (`SessionStore`, *optional*): where sessions are saved; nowhere if omitted.
         keys (`Keys`, *optional*): which may have limits of their own.
+        save_seconds (`float`): between two saves of a session.
+        keep_seconds (`float`): for which a saved session is kept that nobody continues.
+
+    Attributes:
+        take_over (`Callable`): is awaited with the id of a saved session and the name of the process that owns it;
+            returns whether that process is known to be dead.
     """
 
     def __init__(
@@ -61,22 +60,32 @@ class Registry:
         metrics: Metrics,
         name: str,
         options: dict,
-        store: Store | None = None,
+        store: SessionStore | None = None,
         keys: Keys | None = None,
+        save_seconds: float = 5.0,
+        keep_seconds: float = 7 * 86400.0,
     ):
         self.engine, self.limits, self.metrics, self.name = engine, limits, metrics, name
         self.options, self.store, self.keys = options, store, keys or Keys()
+        self.save_seconds, self.keep_seconds = save_seconds, keep_seconds
+        self.take_over: Callable[[str, str], Awaitable[bool]] = ended_here
+        self._savings: dict[str, Saving] = {}
         self.sessions: dict[str, RealtimeSession] = {}
         self.decoders = ThreadPoolExecutor(DECODERS, "decode")
         self.stopping = False
         self._opening: dict[str, str] = {}  # session ids, and their owners
         self._closing: dict[str, asyncio.Event] = {}
-        self._reaper: asyncio.Task | None = None
+        self._tasks: list[asyncio.Task] = []
+        self._losing: set[asyncio.Task] = set()
 
     def start(self) -> None:
         self.engine.start()
         self.metrics.watch(self.engine)
-        self._reaper = asyncio.get_running_loop().create_task(self._close_idle())
+        regular: list[tuple[float, Callable[[], Awaitable]]] = [(CHECK_SECONDS, self._close_idle)]
+        if self.store is not None:
+            regular.append((self.store.lease_seconds / 3, partial(self._renew, self.store)))
+            regular.append((CLEAN_SECONDS, partial(self._clean, self.store)))
+        self._tasks = [asyncio.create_task(repeat(seconds, work)) for seconds, work in regular]
 
     def describe_model(self) -> dict:
         """What a page or a program has to know of the model to stream to it."""
@@ -91,8 +100,8 @@ class Registry:
             "speak_threshold": threshold,
         }
 
-    async def open(self, owner: str, session_id: str | None = None) -> RealtimeSession:
-        """A new session, or a saved one with this id.
+    async def open(self, owner: str, session_id: str | None = None, new_id: str | None = None) -> RealtimeSession:
+        """A new session, or a saved one with this id. new_id: of the new one, if the caller knows it already.
 
         Raises:
             `ApiError`: if there is no such session of this owner, or no room for another one.
@@ -102,7 +111,7 @@ class Registry:
         if len(self.sessions) + len(self._opening) >= self.limits.sessions:
             message = f"{self.limits.sessions} sessions are open, the limit of this server; try again later"
             raise self.refused(ApiError("session_limit_exceeded", message, 429, RATE))
-        opening = f"sess_{token_urlsafe(18)}" if session_id is None else session_id
+        opening = (new_id or f"sess_{token_urlsafe(18)}") if session_id is None else session_id
         if opening in self._opening:
             raise ApiError("session_in_use", f"{session_id} is being opened", 409)
         owners = [*self._opening.values(), *(session.owner for session in self.sessions.values())]
@@ -112,6 +121,8 @@ class Registry:
             if opening in self._closing:  # its client has come back before it was saved
                 await self._closing[opening].wait()
             session = await self._open(owner, opening, is_new=session_id is None)
+        except SessionHeld as error:
+            raise self.refused(ApiError("session_in_use", str(error), 409)) from error
         except RuntimeError as error:  # the pool has no room
             raise self.refused(ApiError("no_memory", str(error), 503, SERVER)) from error
         except Closed:
@@ -125,25 +136,51 @@ class Registry:
         return session
 
     async def _open(self, owner: str, session_id: str, is_new: bool) -> RealtimeSession:
-        model, processor = self.engine.model, self.engine.processor
-        make: Callable[[], StreamingSession] = partial(StreamingSession, model, processor, **self.options)
-        saved: dict[str, Any] = {}
-        store = self.store
         if not is_new:
-            about = None
-            if store is not None and SESSION_ID.fullmatch(session_id):
-                about = await self.engine.call(partial(store.about, session_id))
-            if about is None or about["owner"] != owner or store is None:
-                raise not_found(session_id)
-            saved, make = about, partial(store.load, session_id, model, processor)
-        log = EventLog(session_id[5:15], self.limits.kept_events, saved.get("events", ()), saved.get("sequence", 0))
+            await self._check_owner(owner, session_id)
+        elif self.store is None:
+            return await self._join(owner, session_id, None)
+        saved = await self._hold(session_id)
+        try:
+            return await self._join(owner, session_id, saved)
+        except BaseException:
+            await asyncio.shield(asyncio.to_thread(saved.close))
+            raise
+
+    async def _join(self, owner: str, session_id: str, saved: SavedSession | None) -> RealtimeSession:
+        """Open a session that this process owns."""
+        name, model, processor = session_id[5:15], self.engine.model, self.engine.processor
+        state: StreamingSession | None = None
+        log = EventLog(name, self.limits.kept_events)
+        if saved is not None and not saved.is_new:
+            state = await asyncio.to_thread(saved.restore, model, processor)
+            log = restored_log(name, self.limits.kept_events, saved)
         session = RealtimeSession(
             session_id, owner, self.engine, self.limits, self.metrics, self.decoders, log, self.name
         )
-        session.dropped = saved.get("dropped", 0)
         session.shared_rate = self.keys.allowance(owner).frames
-        await session.open(make)
+        await session.open(lambda: StreamingSession(model, processor, **self.options) if state is None else state)
+        if saved is not None:
+            saving = self._savings[session_id] = Saving(session, saved)
+            saving.start()
+            session.start(repeat(self.save_seconds, partial(self._save, saving)))
         return session
+
+    async def _check_owner(self, owner: str, session_id: str) -> None:
+        """Raise `ApiError` unless this owner has saved a session with this id."""
+        notes = None if self.store is None else await asyncio.to_thread(self.store.notes, session_id)
+        if notes is None or notes["owner"] != owner:
+            raise not_found(session_id)
+
+    async def _hold(self, session_id: str) -> SavedSession:
+        """Own a session of the store. Raises as `SessionStore.open`."""
+        store = self.store
+        assert store is not None
+        try:
+            return await asyncio.to_thread(store.open, session_id)
+        except SessionHeld as held:
+            is_dead = await self.take_over(session_id, held.owner)
+        return await asyncio.to_thread(store.open, session_id, force=is_dead)
 
     def get(self, owner: str, session_id: str) -> RealtimeSession:
         """An open session. Raises `ApiError` if this owner has none of this id."""
@@ -175,26 +212,64 @@ class Registry:
             closing.set()
 
     async def _close(self, session: RealtimeSession, notice: ApiError | None, forget: bool) -> None:
-        store = self.store
-        finish = None
-        if store is not None and not forget:
-            finish = partial(self._save, store, session)
-        elif store is not None:
-            finish = partial(self._forget, store, session)
+        saving = self._savings.pop(session.id, None)
+        finish: Callable[[StreamingSession], Coroutine[Any, Any, None]] | None = None
+        if saving is not None and not forget and not saving.saved.lost:
+            finish = saving.finish
         try:
             await session.close(notice, finish)
-        except (Closed, OSError, ValueError) as error:
+        except (Closed, OSError, ValueError, SessionLost) as error:
             session.refuse(ApiError("session_not_saved", str(error), 500, SERVER))
+        finally:
+            if saving is not None:
+                with suppress(OSError):  # the lease expires
+                    await asyncio.to_thread(saving.saved.delete if forget else saving.saved.close)
 
-    @staticmethod
-    def _save(store: Store, session: RealtimeSession, state: StreamingSession) -> None:
-        log = session.log
-        about = {"owner": session.owner, "sequence": log.last, "events": log.kept, "dropped": session.dropped}
-        store.save(session.id, state, about)
+    async def delete(self, owner: str, session_id: str) -> None:
+        """Close a session, and delete what was saved of it. Raises `ApiError` if this owner has none of this id, or
+        another server has it."""
+        if session_id in self._closing:
+            await self._closing[session_id].wait()
+        try:
+            await self.close(self.get(owner, session_id), forget=True)
+        except ApiError:
+            await self._check_owner(owner, session_id)
+            try:
+                await asyncio.to_thread((await self._hold(session_id)).delete)
+            except SessionHeld as error:
+                raise self.refused(ApiError("session_in_use", str(error), 409)) from error
 
-    @staticmethod
-    def _forget(store: Store, session: RealtimeSession, state: StreamingSession) -> None:
-        store.delete(session.id)
+    # Saving.
+
+    async def _save(self, saving: Saving) -> None:
+        """Save a session that is open. What cannot be saved now is saved the next time."""
+        with suppress(OSError, Busy, Closed, SessionLost):  # the store has warned
+            await saving.save()
+        if saving.saved.lost:
+            self._lose(saving)
+
+    async def _renew(self, store: SessionStore) -> None:
+        try:
+            lost = await asyncio.to_thread(store.renew)
+        except OSError as error:
+            logger.warning(f"the leases of sessions cannot be renewed: {error}")
+            return
+        for saving in list(self._savings.values()):
+            if saving.saved in lost:
+                self._lose(saving)
+
+    def _lose(self, saving: Saving) -> None:
+        """Close a session that another server has."""
+        session = saving.session
+        if self.sessions.get(session.id) is session:
+            self._losing.add(task := asyncio.create_task(self.close(session, ApiError(*MOVED))))
+            task.add_done_callback(self._losing.discard)
+
+    async def _clean(self, store: SessionStore) -> None:
+        try:
+            await asyncio.to_thread(store.remove_abandoned, self.keep_seconds, CLEAN_SECONDS)
+        except OSError as error:
+            logger.warning(f"old sessions cannot be removed: {error}")
 
     def refused(self, error: ApiError) -> ApiError:
         """Count an error."""
@@ -206,24 +281,24 @@ class Registry:
         if self.stopping:
             return
         self.stopping = True
-        if self._reaper is not None:
-            self._reaper.cancel()
         for session in self.sessions.values():
             session.refusing = ApiError(*STOPPING)
         with suppress(TimeoutError):
             async with asyncio.timeout(SETTLE_SECONDS):
                 await self.engine.settle()
         kept = "it was saved, and continues on a server with the same store" if self.store else "it was not saved"
+        closing = []
         for session in list(self.sessions.values()):
             notice = ApiError(STOPPING[0], f"the server stops; session {session.id}: {kept}", *STOPPING[2:])
-            await self.close(session, notice)
+            closing.append(self.close(session, notice))
+        await asyncio.gather(*closing)
+        for task in self._tasks:
+            task.cancel()
         await self.engine.stop()
         self.decoders.shutdown(wait=False)
 
     async def _close_idle(self) -> None:
-        while True:
-            await asyncio.sleep(CHECK_SECONDS)
-            await self.close_idle(monotonic())
+        await self.close_idle(monotonic())
 
     async def close_idle(self, now: float) -> None:
         """Close the sessions whose clients have sent nothing for longer than the limit. now: as `monotonic`."""
@@ -234,8 +309,21 @@ class Registry:
                 await self.close(session, ApiError("session_idle", message, 408))
 
 
+async def repeat(seconds: float, work: Callable[[], Awaitable]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception:  # the next time may be better
+            logger.exception("regular work of the server has failed")
+
+
+async def ended_here(session_id: str, owner: str) -> bool:
+    return has_died(owner)
+
+
 def not_found(session_id: str) -> ApiError:
     return ApiError("session_not_found", f"there is no session {session_id[:80]!r}", 404, param="session_id")
 
 
-__all__ = ["Registry", "Store"]
+__all__ = ["Registry"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from secrets import token_hex
 
-from .events import message_item
+from .events import Item, message_item
 
 
 class Response:
@@ -20,6 +20,7 @@ class Response:
         self.metadata, self.text = metadata, ""
         self._send, self._previous = send, None  # type: Callable[[dict], object], str | None
         self.begun = False
+        self.item: Item | None = None  # of the user, to be shown when the response begins
 
     def begin(self, previous: str | None) -> None:
         """previous: id of the item before."""

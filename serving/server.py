@@ -1,7 +1,7 @@
 """Runs the application with uvicorn, until it is interrupted or terminated."""
 
+import os
 import socket
-from pathlib import Path
 
 import numpy as np
 import uvicorn
@@ -11,12 +11,12 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from .app import build_app
 from .engine import Engine
-from .folder_store import FolderStore
 from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
 from .pool import StreamPool
-from .registry import Registry
+from .registry import CLEAN_SECONDS, Registry
+from .store import SessionStore
 
 PING_SECONDS = 20.0  # between pings, and for their answer: a half-open connection is closed after that
 STALLED_SECONDS = 60.0  # after which the kernel closes a connection that takes no more data
@@ -105,7 +105,11 @@ def make_app(
     options: dict | None = None,
     keep_ratio_range: tuple[float, float] | None = None,
     max_cached_bytes: int | None = None,
-    saved: Path | None = None,
+    saved: str | os.PathLike | None = None,
+    save_seconds: float = 5.0,
+    lease_seconds: float = 15.0,
+    keep_seconds: float = 7 * 86400.0,
+    owner: str | None = None,
     origins: tuple[str, ...] = (),
     allow_urls: bool = False,
 ) -> FastAPI:
@@ -116,18 +120,24 @@ def make_app(
         limits (`Limits`), keys (`Keys`).
         options (`dict`): of new sessions, for `StreamingSession`.
         keep_ratio_range, max_cached_bytes: see `Engine`.
-        saved (`Path`, *optional*): folder where sessions are saved.
+        saved (`str`, *optional*): folder or URL where sessions are saved, for all servers that share it.
+        save_seconds, keep_seconds: see `Registry`.
+        lease_seconds, owner: see `SessionStore`.
         origins, allow_urls: see `build_app`.
 
     Raises:
-        `ValueError`: for an argument out of range. `OSError`: if the folder cannot be made.
+        `ValueError`: for an argument out of range. `OSError`: if the store cannot be reached.
     """
     metrics = Metrics()
     engine = Engine(model, processor, metrics, keep_ratio_range, max_cached_bytes, limits.waiting_frames)
-    store = None if saved is None else FolderStore(saved)
+    store = None
+    if saved is not None:
+        store = SessionStore(os.fspath(saved), owner, lease_seconds)
+        store.fingerprint(model)  # no session waits for it later
+        store.remove_abandoned(keep_seconds, CLEAN_SECONDS)  # a store that cannot be reached is an error now
     on_gpu = model.device.type == "cuda"
     warm_up(model, processor, options or {}, WARM_STREAMS if on_gpu else 1)  # wrong options are an error now
-    registry = Registry(engine, limits, metrics, name, options or {}, store, keys)
+    registry = Registry(engine, limits, metrics, name, options or {}, store, keys, save_seconds, keep_seconds)
     return build_app(registry, keys, origins, allow_urls)
 
 

@@ -67,7 +67,7 @@ async def create(request: Request, owner: Owner, options: Annotated[NewSession |
         if is_new:
             await registry.close(session, forget=True)
         raise
-    return session.describe()
+    return {**session.describe(), **state_of(session)}
 
 
 @router.get("/{session_id}")
@@ -128,10 +128,10 @@ async def cancel(session: Session) -> dict:
 
 
 @router.delete("/{session_id}")
-async def delete(request: Request, session: Session) -> dict:
-    """Close a session, and forget what was saved of it."""
-    await request.app.state.registry.close(session, forget=True)
-    return {"id": session.id, "object": "streaming.session.deleted", "deleted": True}
+async def delete(request: Request, session_id: str, owner: Owner) -> dict:
+    """Close a session, and delete what was saved of it."""
+    await request.app.state.registry.delete(owner, session_id)
+    return {"id": session_id, "object": "streaming.session.deleted", "deleted": True}
 
 
 @router.get("/{session_id}/events", response_class=StreamingResponse)

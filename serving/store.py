@@ -12,14 +12,10 @@ A save writes the segment, then the manifest, and then checks that this process 
 once the check has passed. Whoever takes over reads the manifest of the highest generation, hence the last durable save
 or a later one. Only then are segments removed that no manifest needs.
 
-**No event is lost or doubled.** Each event of a session has a number, 1, 2, 3, ..., and is in the same save as the
-frames up to it. The server shows an event to the client only when its save is durable. So the store holds every event
-that a client has seen, and the frames that must be sent again after a crash are those whose events nobody has seen. It
-does no harm if these events then differ, as the floats of other batches do: each number occurs once. A client that
-reconnects with the number of its last event gets `events_after` that number, and sends the frames after `time` again.
-
-What a server shows before it is durable, such as the pieces of an answer, may be lost in a crash: the client then has
-to ask again.
+Each event of a session is in the same save as the frames up to it. A user of this module that shows events only when
+their save is durable loses and doubles none: a client that reconnects with the number of its last event gets
+`events_after` that number, and sends the frames after `time` again. `videollm-mod serve` does not wait for that; it
+keeps its events in `notes`, and matches those that come again to their frames (`saving.py`).
 """
 
 import hashlib
@@ -30,6 +26,7 @@ import time
 import weakref
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from operator import methodcaller
 
@@ -42,7 +39,7 @@ from transformers.utils import logging
 from ..session_state import SessionState, check_model, model_fingerprint, restore_session, session_content
 from ..speaking import StreamEvent
 from ..streaming import StreamingSession
-from .lease import Lease, SessionLost, current_claim, owner_name
+from .lease import Lease, SessionHeld, SessionLost, current_claim, owner_name
 from .segments import Segment, Written, assemble, check_segment, snapshot, written_before
 from .shared_files import SharedFolder
 
@@ -52,6 +49,7 @@ FORMAT = "videollm-mod session store"
 VERSION = 1
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 MOST_EVENTS = 1000  # events that are kept for a client that does not acknowledge them
+CLEANING = ".cleaning"  # folder for the lease of `remove_abandoned`
 READERS = 8  # segments that are read at the same time
 
 
@@ -140,6 +138,20 @@ class SessionStore:
             session.renew()
         return [session for session in list(self.open_sessions.values()) if session.lost]
 
+    def notes(self, session_id: str) -> dict | None:
+        """What the server has saved with a session, whoever owns it; None if nothing was saved under this id.
+
+        Raises:
+            `ValueError`: if what was saved is damaged or of another version. `OSError`.
+        """
+        if SESSION_ID.fullmatch(session_id) is None:
+            return None
+        files = self.files.folder(session_id)
+        while found := manifests(files):
+            with suppress(FileNotFoundError):  # a new owner has just replaced it
+                return manifest_content(files.read(manifest_name(found[-1])), f"{files.url}")["notes"]
+        return None
+
     def __contains__(self, session_id: str) -> bool:
         """Whether something was saved under this id."""
         known = SESSION_ID.fullmatch(session_id) is not None
@@ -149,15 +161,25 @@ class SessionStore:
         """Of all sessions in the store."""
         return [name for name in self.files.names() if SESSION_ID.fullmatch(name)]
 
-    def remove_abandoned(self, seconds: float) -> list[str]:
-        """Delete sessions that nobody has owned for so long; returns their ids."""
-        removed = []
-        for session_id in self.session_ids():
-            claim = current_claim(self.files.folder(session_id))
-            if claim is None or claim.seconds_left < -seconds:
-                Lease.acquire(self.files.folder(session_id), self.owner, self.lease_seconds)
-                remove_session(self.files.folder(session_id))
-                removed.append(session_id)
+    def remove_abandoned(self, seconds: float, every: float = 0.0) -> list[str]:
+        """Delete sessions that nobody has owned for so long; returns their ids.
+
+        Args:
+            every (`float`): seconds in which one process does this for all that share the store; the others return at
+                once.
+        """
+        removed: list[str] = []
+        with suppress(SessionHeld):
+            turn = Lease.acquire(self.files.folder(CLEANING), self.owner, every)
+            turn.remove_older()
+            for session_id in self.session_ids():
+                files = self.files.folder(session_id)
+                claim = current_claim(files)
+                if claim is None or claim.seconds_left < -seconds:
+                    with suppress(SessionHeld):  # somebody has come back at this moment
+                        Lease.acquire(files, self.owner, self.lease_seconds)
+                        remove_session(files)
+                        removed.append(session_id)
         return removed
 
     def close(self) -> None:
@@ -173,6 +195,22 @@ class SessionStore:
         return self._fingerprints[model]
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a save will write, on the host.
+
+    Args:
+        tensors, content (`dict`): of the segment and the manifest.
+        written (`Written`): what the store holds afterwards.
+        time (`float`, *optional*): of the last frame.
+    """
+
+    tensors: dict[str, torch.Tensor]
+    content: dict
+    written: Written
+    time: float | None
+
+
 class SavedSession:
     """
     A session in a `SessionStore` that this process owns; made by `SessionStore.open`.
@@ -185,6 +223,7 @@ class SavedSession:
         last_event (`int`): number of the last event that was given to `save`, or restored.
         durable_event (`int`): number of the last event that may be shown.
         notes (`dict`): what the server has saved with the session.
+        saved_by (`int`): generation of the owner that had saved what this one found, 0 if nothing was.
         lost (`bool`): the session is not this process's: another one has taken it over, or it was closed or deleted.
         failures (`int`): saves that failed since the last that was durable.
     """
@@ -196,6 +235,7 @@ class SavedSession:
         self.last_event = self.durable_event = 0
         self._dropped = 0  # events up to this one are not kept
         self.lost, self.failures = False, 0
+        self.saved_by = 0  # generation of the owner that has saved what was found
         self._events: list[tuple[int, StreamEvent]] = []
         self._lock = threading.Lock()  # for the events, which the thread of a server reads
         self._state: SessionState | None = None  # of the session that `_written` describes
@@ -254,17 +294,13 @@ class SavedSession:
         Raises:
             `SessionLost`: if that was known before.
         """
+        return self.write(self.take(session), events, notes)
+
+    def take(self, session: StreamingSession) -> "Taken":
+        """Copy what is new in a session to the host: the first half of `save`, for the thread that uses the model."""
         self._wait()
-        with self._lock:
-            for event in events:
-                self.last_event += 1
-                self._events.append((self.last_event, event))
-            self._events = self._events[-MOST_EVENTS:]
-            self._dropped = self._events[0][0] - 1 if self._events else self._dropped
-            kept, last_event, dropped = list(self._events), self.last_event, self._dropped
         if self.lost:
             raise SessionLost(f"session {self.session_id} is not, or no longer, owned by this process")
-        self.notes = self.notes if notes is None else notes
         session.break_off()
         state, frames = session.state, session.stats.frames
         if state is not self._state:  # another session, or one that was reset
@@ -273,18 +309,34 @@ class SavedSession:
         self._number += 1  # also after a failed save, whose segment may be in use
         generation, seen_tokens = self.lease.generation, state.cache.get_seq_length()
         written, wanted = self._written.after(masks, seen_tokens, self._number, generation)
-        tensors = snapshot(session, written, wanted)
         content = {
             "session": json.loads(session_content(session, self.store.fingerprint(session.model))),
             "evictions": [written.first, len(written.masks)],
-            "events": [[number, asdict(event)] for number, event in kept],
-            "last_event": last_event,
-            "dropped": dropped,
-            "notes": self.notes,
             "frames": frames,
         }
         self._masks = masks
-        self._writing = self.store._writers.submit(self._write, tensors, content, written, state.time)
+        return Taken(snapshot(session, written, wanted), content, written, state.time)
+
+    def write(self, taken: "Taken", events: Iterable[StreamEvent] = (), notes: dict | None = None) -> Future:
+        """Write what `take` has copied, the second half of `save`, for any thread. Between the two there must be no
+        other `take`."""
+        with self._lock:
+            for event in events:
+                self.last_event += 1
+                self._events.append((self.last_event, event))
+            self._events = self._events[-MOST_EVENTS:]
+            self._dropped = self._events[0][0] - 1 if self._events else self._dropped
+            kept, last_event, dropped = list(self._events), self.last_event, self._dropped
+        self.notes = self.notes if notes is None else notes
+        taken.content.update(
+            events=[[number, asdict(event)] for number, event in kept],
+            last_event=last_event,
+            dropped=dropped,
+            notes=self.notes,
+        )
+        self._writing = self.store._writers.submit(
+            self._write, taken.tensors, taken.content, taken.written, taken.time
+        )
         return self._writing
 
     def _follow(self, state, written: Written) -> None:
@@ -315,7 +367,7 @@ class SavedSession:
             self.files.write(f"segments/{new.name}", data)
             content["segments"] = [asdict(segment) for segment in (*older, new)]
             manifest = manifest_bytes(content)
-            self.files.write(self._manifest_name(self.lease.generation), manifest)
+            self.files.write(manifest_name(self.lease.generation), manifest)
             self.lease.check()
         except (OSError, SessionLost) as error:
             self._refuse_if_lost(error)
@@ -354,9 +406,9 @@ class SavedSession:
                 for name in self.files.names("segments"):
                     if written_before(self.lease.generation, name):
                         self._garbage.add(f"segments/{name}")
-                for generation in self._manifests():
+                for generation in manifests(self.files):
                     if generation < self.lease.generation:
-                        self.files.remove(self._manifest_name(generation))
+                        self.files.remove(manifest_name(generation))
                 self.lease.remove_older()
             for name in self._garbage - needed:
                 self.files.remove(name)
@@ -407,21 +459,12 @@ class SavedSession:
         except SafetensorError as error:
             raise ValueError(f"the segment {segment.name} is no safetensors file: {error}") from error
 
-    def _manifests(self) -> list[int]:
-        """Generations whose owners have saved something, ascending."""
-        names = (name.removesuffix(".json") for name in self.files.names("manifests") if name.endswith(".json"))
-        return sorted(int(name) for name in names if name.isdecimal())
-
-    @staticmethod
-    def _manifest_name(generation: int) -> str:
-        return f"manifests/{generation:010d}.json"
-
     def _read_manifest(self) -> dict | None:
         """The content of the newest manifest, if there is one; sets the attributes that it holds."""
-        found = self._manifests()
+        found = manifests(self.files)
         if not found:
             return None
-        name = self._manifest_name(found[-1])
+        self.saved_by, name = found[-1], manifest_name(found[-1])
         content = manifest_content(self.files.read(name), f"{self.files.url}/{name}")
         try:
             self._events = [(int(number), StreamEvent(**event)) for number, event in content["events"]]
@@ -457,6 +500,16 @@ class SavedSession:
         except SessionLost:
             return
         remove_session(self.files)
+
+
+def manifests(files: SharedFolder) -> list[int]:
+    """Generations whose owners have saved something, ascending."""
+    names = (name.removesuffix(".json") for name in files.names("manifests") if name.endswith(".json"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
+def manifest_name(generation: int) -> str:
+    return f"manifests/{generation:010d}.json"
 
 
 def remove_session(files: SharedFolder) -> None:
@@ -499,4 +552,4 @@ def manifest_content(data: bytes, place: str) -> dict:
         raise ValueError(f"{place} is no manifest of a session, or damaged: {error}") from error
 
 
-__all__ = ["Saved", "SavedSession", "SessionStore"]
+__all__ = ["Saved", "SavedSession", "SessionStore", "Taken"]

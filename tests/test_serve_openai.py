@@ -23,7 +23,7 @@ def url():
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=PATIENCE)
         assert (process.returncode, out) == (0, "stopped\n")
-        assert err == "note: sessions are not saved; give --saved FOLDER to continue them later\n"
+        assert err == "note: sessions are not saved; give --store FOLDER to continue them later\n"
 
 
 def test_the_async_client_narrates_asks_and_cancels(url):

@@ -248,7 +248,8 @@ def test_wherever_a_process_is_killed_its_session_goes_on(checkpoint, features, 
             saved = SessionStore(url).open("s", force=True)
             assert saved.events_after(0) == numbered(events[FRAMES])
             assert digest(saved.restore(*checkpoint)) == digests[FRAMES]
-            own = manifest_content(saved.files.read(f"manifests/{saved._manifests()[-1]:010d}.json"), "it")["segments"]
+            manifest = saved.files.read(store.manifest_name(store.manifests(saved.files)[-1]))
+            own = manifest_content(manifest, "it")["segments"]
             assert saved.files.names("segments") == sorted(store.Segment(**one).name for one in own)
         if not killed:
             break
