@@ -3,7 +3,7 @@
 from typing import Any
 
 from prometheus_client import CONTENT_TYPE_LATEST as CONTENT_TYPE
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Metric, generate_latest
 
 LATENCIES = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 2.0, 4.0, 8.0)  # seconds
 
@@ -67,6 +67,11 @@ class Metrics:
         self._bytes.set(cache_bytes)
         self._tasks.set(tasks)
         return generate_latest(self.registry)
+
+    def families(self, cache_bytes: int) -> list[Metric]:
+        """The same as objects, which can be sent to another process."""
+        self._bytes.set(cache_bytes)
+        return list(self.registry.collect())
 
 
 __all__ = ["CONTENT_TYPE", "Metrics"]

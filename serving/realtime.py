@@ -15,6 +15,7 @@ from starlette.websockets import WebSocketDisconnect
 
 from .errors import FORBIDDEN, ApiError
 from .event_log import FellBehind
+from .exchange import NEW_SESSION
 from .keys import PROTOCOL
 from .realtime_session import RealtimeSession
 from .registry import Registry
@@ -41,7 +42,10 @@ async def realtime(socket: WebSocket, session_id: str | None = None, after: int 
         check_origin(socket, state.origins)
         owner = state.keys.owner(socket.headers.get("authorization"), protocols)
         registry: Registry = state.registry
-        session = await (registry.open(owner) if session_id is None else registry.find(owner, session_id))
+        new_id = socket.scope.get(NEW_SESSION)
+        session = await (
+            registry.open(owner, None, new_id) if session_id is None else registry.find(owner, session_id)
+        )
         start = session.log.last if after is None else min(max(0, after), session.log.last)
         session.log.after(start)  # raises if not all of them are kept
     except ApiError as error:

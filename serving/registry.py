@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from secrets import token_urlsafe
 from time import monotonic
 from typing import Any
 
@@ -18,6 +17,7 @@ from ..streaming import StreamingSession
 from .engine import Engine
 from .errors import RATE, SERVER, ApiError
 from .event_log import EventLog
+from .exchange import new_session_id
 from .keys import Keys
 from .lease import SessionHeld, SessionLost, has_died
 from .limits import Limits
@@ -111,7 +111,7 @@ class Registry:
         if len(self.sessions) + len(self._opening) >= self.limits.sessions:
             message = f"{self.limits.sessions} sessions are open, the limit of this server; try again later"
             raise self.refused(ApiError("session_limit_exceeded", message, 429, RATE))
-        opening = (new_id or f"sess_{token_urlsafe(18)}") if session_id is None else session_id
+        opening = (new_id or new_session_id()) if session_id is None else session_id
         if opening in self._opening:
             raise ApiError("session_in_use", f"{session_id} is being opened", 409)
         owners = [*self._opening.values(), *(session.owner for session in self.sessions.values())]

@@ -12,6 +12,7 @@ from pydantic import AliasChoices, BaseModel, Field
 from .errors import SERVER, ApiError
 from .event_log import FellBehind
 from .events import SessionOptions, error_event
+from .exchange import NEW_SESSION
 from .realtime_session import RealtimeSession
 
 ALIVE_SECONDS = 15.0  # between two comments that keep a silent stream of events open
@@ -57,7 +58,11 @@ async def create(request: Request, owner: Owner, options: Annotated[NewSession |
     """Open a session."""
     options, registry = options or NewSession(), request.app.state.registry
     is_new = options.session_id is None
-    session = await (registry.open(owner) if is_new else registry.find(owner, options.session_id))
+    session = await (
+        registry.open(owner, None, request.scope.get(NEW_SESSION))
+        if is_new
+        else registry.find(owner, options.session_id)
+    )
     session.is_kept = True
     session.log.add({"type": "session.created" if is_new else "session.updated", "session": session.describe()})
     try:
