@@ -1,13 +1,25 @@
-"""`videollm-mod serve`."""
+"""`videollm-mod serve`, and the application that `serve run` and `serve deploy` of Ray Serve run:
+
+    serve run videollm_mod.commands.serve:app model=DIR store=FOLDER replicas=2
+
+Its arguments are the options of the command; those that take no value are `true`.
+"""
 
 import sys
 from dataclasses import KW_ONLY, dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..containers import MAX_PIXELS
-from .options import add_command
+from .options import Parser, add_command, add_options
 from .threads import share_cores
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from ..serving.keys import Keys
+    from ..serving.limits import Limits
 
 
 @dataclass
@@ -72,6 +84,15 @@ class ServeOptions:
     allow_origin: Annotated[
         list[str], "sites whose pages may connect in browsers, such as https://example.org", {"metavar": "ORIGIN"}
     ] = field(default_factory=list)
+    ray: Annotated[
+        bool,
+        "serve from replicas on the Ray cluster of this machine, or of the environment variable RAY_ADDRESS; without "
+        "one, on this machine. Limits are those of one replica",
+    ] = False
+    replicas: Annotated[int, "of the model, with --ray (default: 1)"] = 1
+    max_replicas: Annotated[
+        int | None, "start more, up to so many, when frames wait, with --ray (default: as many as --replicas)"
+    ] = None
 
 
 def add(commands) -> None:
@@ -80,13 +101,36 @@ def add(commands) -> None:
 
 def run(options: ServeOptions) -> None:
     share_cores()
-    from ..loading.checkpoint import load_checkpoint
-    from ..memory import frames_in_context
     from ..serving.keys import Keys
-    from ..serving.limits import Limits
-    from ..serving.server import Server, listen, make_app
+    from ..serving.server import Server, listen
 
-    limits = Limits(
+    limits, keys = limits_of(options), Keys.load(options.keys)
+    check_replicas(options)
+    with listen(options.host, options.port) as listening:
+        host, port = listening.getsockname()[:2]
+        address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        if not options.ray:
+            app = make(options, keys)
+            warn(options, keys)
+            print(f"serving on {address}", flush=True)
+            server = Server(app, limits.message_bytes)
+            try:
+                server.run(sockets=[listening])
+            except (KeyboardInterrupt, SystemExit):  # uvicorn raises the signal again, after all sessions were closed
+                print("stopped", flush=True)
+            return
+    from ..serving.ray_app import serve_until_stopped  # its processes listen themselves
+
+    warn(options, keys)
+    ready = partial(print, f"serving on {address}", flush=True)
+    serve_until_stopped(partial(cluster_app, options, keys), host, port, ready)
+    print("stopped", flush=True)
+
+
+def limits_of(options: ServeOptions) -> "Limits":
+    from ..serving.limits import Limits
+
+    return Limits(
         sessions=options.max_sessions,
         message_bytes=options.max_message_bytes,
         frames_per_second=options.max_fps,
@@ -96,46 +140,94 @@ def run(options: ServeOptions) -> None:
         chats=options.max_chats,
         chat_frames=options.max_chat_frames,
     )
-    keys = Keys.load(options.keys)
-    listening = listen(options.host, options.port)
-    with listening:
-        model, processor = load_checkpoint(
-            options.model,
-            device=options.device,
-            dtype=options.dtype,
-            load_in_4bit=options.load_in_4bit,
-            trust_remote_code=options.trust_remote_code,
-        )
-        trained = getattr(model.config.text_config, "mod_keep_ratio_range", None)  # code of a checkpoint may be older
-        chosen = options.keep_ratio_range or trained
-        app = make_app(
-            model,
-            processor,
-            options.name or ("videollm-mod" if options.model is None else Path(options.model).resolve().name),
-            limits,
-            keys,
-            options={
-                "max_cached_frames": options.frames or frames_in_context(model.config),
-                "max_new_tokens": options.max_new_tokens,
-                "speak_threshold": options.threshold,
-            },
-            keep_ratio_range=tuple(chosen) if chosen else None,
-            max_cached_bytes=options.max_cached_bytes,
-            saved=options.saved,
-            save_seconds=options.save_seconds,
-            lease_seconds=options.lease_seconds,
-            keep_seconds=86400 * options.keep_days,
-            origins=tuple(options.allow_origin),
-            allow_urls=options.allow_urls,
-        )
-        warn(options, keys)
-        host, port = listening.getsockname()[:2]
-        print(f"serving on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
-        server = Server(app, limits.message_bytes)
-        try:
-            server.run(sockets=[listening])
-        except (KeyboardInterrupt, SystemExit):  # uvicorn raises the signal again, after all sessions were closed
-            print("stopped", flush=True)
+
+
+def check_replicas(options: ServeOptions) -> None:
+    """Raise `ValueError` for options of a cluster that do not fit."""
+    if options.replicas < 1:
+        raise ValueError(f"`replicas` must be at least 1, got {options.replicas}")
+    if options.max_replicas is not None and options.max_replicas < options.replicas:
+        raise ValueError(f"`max_replicas` must be at least `replicas`, {options.replicas}, got {options.max_replicas}")
+    if not options.ray and (options.replicas > 1 or options.max_replicas is not None):
+        raise ValueError("several replicas need --ray")
+    if options.ray and options.saved is None:
+        raise ValueError("--ray needs --store URL, which all machines see: sessions move between replicas")
+
+
+def make(options: ServeOptions, keys: "Keys", owner: str | None = None) -> "FastAPI":
+    """The application for the options, with its model. owner: name of this process in the store."""
+    from ..loading.checkpoint import load_checkpoint
+    from ..memory import frames_in_context
+    from ..serving.server import make_app
+
+    model, processor = load_checkpoint(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        load_in_4bit=options.load_in_4bit,
+        trust_remote_code=options.trust_remote_code,
+    )
+    trained = getattr(model.config.text_config, "mod_keep_ratio_range", None)  # code of a checkpoint may be older
+    chosen = options.keep_ratio_range or trained
+    return make_app(
+        model,
+        processor,
+        options.name or ("videollm-mod" if options.model is None else Path(options.model).resolve().name),
+        limits_of(options),
+        keys,
+        options={
+            "max_cached_frames": options.frames or frames_in_context(model.config),
+            "max_new_tokens": options.max_new_tokens,
+            "speak_threshold": options.threshold,
+        },
+        keep_ratio_range=tuple(chosen) if chosen else None,
+        max_cached_bytes=options.max_cached_bytes,
+        saved=options.saved,
+        save_seconds=options.save_seconds,
+        lease_seconds=options.lease_seconds,
+        keep_seconds=86400 * options.keep_days,
+        owner=owner,
+        origins=tuple(options.allow_origin),
+        allow_urls=options.allow_urls,
+    )
+
+
+def cluster_app(options: ServeOptions, keys: "Keys") -> Any:
+    """The application for options, on the Ray cluster to which this process is connected."""
+    from ..serving.ray_app import application, has_gpus
+
+    check_replicas(options)
+    limits = limits_of(options)
+    return application(
+        partial(make, options, keys),
+        message_bytes=limits.message_bytes,
+        calls=limits.sessions + limits.chats,
+        replicas=options.replicas,
+        max_replicas=options.max_replicas,
+        resources={"num_cpus": 1, "num_gpus": int(options.device != "cpu" and has_gpus())},
+    )
+
+
+def app(arguments: dict) -> Any:
+    """The application for arguments of `serve run`. Raises `ValueError` for options that do not fit."""
+    from ..serving.keys import Keys
+
+    given = ["--ray"]
+    for name, value in arguments.items():
+        flag, text = f"--{name.replace('_', '-')}", str(value).lower()
+        if text != "false":
+            values = value if isinstance(value, list) else [value]
+            given += [flag] if text == "true" else [flag, *map(str, values)]
+    add_options(parser := ArgumentParser(), ServeOptions)
+    options = ServeOptions(**vars(parser.parse_args(given)))
+    return cluster_app(options, Keys.load(options.keys))
+
+
+class ArgumentParser(Parser):
+    """For arguments that do not come from a command line."""
+
+    def error(self, message: str):
+        raise ValueError(message)
 
 
 def warn(options: ServeOptions, keys) -> None:
