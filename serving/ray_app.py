@@ -62,10 +62,10 @@ class RayReplicas:
         except (RayError, RayServeException) as error:
             raise ReplicaLost(first_line(error)) from error
 
-    async def ask_all(self, method: str) -> list[Any]:
+    async def ask_all(self, method: str, *arguments: Any) -> list[Any]:
         answers: list[Any] = []
         with suppress(TimeoutError, RayError, RayServeException):
-            asked = self.handle.broadcast(method)
+            asked = self.handle.broadcast(method, *arguments)
             answers = await asked.results_async(timeout_s=ANSWER_SECONDS, return_exceptions=True)
         return [answer for answer in answers if not isinstance(answer, BaseException)]
 

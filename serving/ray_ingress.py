@@ -27,6 +27,7 @@ IN_PATH = re.compile(rf"{SESSIONS}/([^/]+)")
 MOVED = 1012, "the session moves to another replica; connect again"
 TOO_LARGE = 1009, "the message is larger than the limit"
 TOO_MUCH = 1008, "messages come faster than they are read"
+MOVE_SECONDS = 15.0  # for the former replica of a session to close its connection
 MOST_AT_ONCE = 64  # messages that travel together
 MOST_WAITING = 8  # messages of the largest size that one connection may have waiting
 
@@ -88,6 +89,8 @@ class Ingress:
             while True:
                 batch = await incoming.take()
                 if not await self.replicas.deliver(key, connection, batch):
+                    await self.replicas.ask_all("give_up", key)  # its last events come before it closes the connection
+                    await asyncio.sleep(MOVE_SECONDS)
                     return MOVED
                 if batch[-1]["type"] == "websocket.disconnect":
                     return None

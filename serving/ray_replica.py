@@ -13,12 +13,13 @@ from prometheus_client import Metric
 
 from .errors import SERVER, ApiError
 from .exchange import Exchanges
-from .outputs import Closed
+from .outputs import Busy, Closed
 
 if TYPE_CHECKING:
     from .registry import Registry
 
 WATCH_SECONDS = 0.5  # between two looks whether a session is still routed to this replica
+SETTLE_SECONDS = 10.0  # for what a session is doing when it moves
 MOVED = ("session_moved", "the session moves to another replica; connect again", 503, SERVER)
 
 
@@ -48,10 +49,15 @@ class Replica:
         await self._lifespan.aclose()
 
     async def give_up(self, session_id: str) -> None:
-        """Save and close a session, if it is here, so that another replica can open it."""
+        """Finish the work of a session, if it is here, save it and close it, so that another replica can open it."""
         session = self.registry.sessions.get(session_id)
-        if session is not None:
-            await self.registry.close(session, ApiError(*MOVED))
+        if session is None:
+            return
+        session.refusing = ApiError(*MOVED)
+        with suppress(TimeoutError, Closed, Busy):
+            async with asyncio.timeout(SETTLE_SECONDS):
+                await session.stream.call()
+        await self.registry.close(session, session.refusing)
 
     async def _watch(self) -> None:
         """Give up the sessions that are routed elsewhere: replicas came or went, or this one is being drained. One

@@ -50,8 +50,9 @@ class LocalReplicas:
         self.delivered += messages
         return await self._at(key).deliver(connection, messages)
 
-    async def ask_all(self, method):
-        answers = [getattr(replica, method)() for place, replica in enumerate(self.replicas) if place not in self.lost]
+    async def ask_all(self, method, *arguments):
+        there = [replica for place, replica in enumerate(self.replicas) if place not in self.lost]
+        answers = [getattr(replica, method)(*arguments) for replica in there]
         return [await answer if asyncio.iscoroutine(answer) else answer for answer in answers]
 
 

@@ -1,0 +1,237 @@
+"""Two replicas on two Ray nodes of this machine: whatever dies or moves, each client gets each event exactly once.
+
+`make test-ray` runs this file in an environment with Ray.
+"""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+from pathlib import Path
+from secrets import token_hex
+
+import httpx
+import pytest
+
+# Ray reads these when it is imported, and would otherwise write a token to the home folder
+os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+ray = pytest.importorskip("ray", reason="needs Ray, which is large: make test-ray")
+
+from fresh_process import ROOT  # noqa: E402
+from ray import serve  # noqa: E402
+from ray.cluster_utils import Cluster  # noqa: E402
+from running_servers import client, frames_of, serving  # noqa: E402
+from waiting import PATIENCE, until  # noqa: E402
+
+from videollm_mod.client import Dropped, Problem, Resumed, Said, Watched, connect  # noqa: E402
+from videollm_mod.commands.serve import ServeOptions, app, cluster_app  # noqa: E402
+from videollm_mod.serving.keys import Keys  # noqa: E402
+
+pytestmark = pytest.mark.ray
+
+KEY = "a-key-for-tests-0123456789"
+NAME = f"test-{os.getpid()}"  # of the application, and so part of the names of its processes
+SEEDS, FRAMES = (60, 61, 62), 16
+QUESTION = "How many objects are there?"
+
+
+class Nodes:
+    """A head and one more node, and the application on them."""
+
+    def __init__(self, saved: Path):
+        self.cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+        self.other = self.cluster.add_node(num_cpus=1)
+        ray.init(address=self.cluster.address, log_to_driver=False, configure_logging=False)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url, self.saved = f"http://127.0.0.1:{port}", saved
+        serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
+
+    def run(self, replicas: int = 2, **options) -> None:
+        """Deploy the application, or another version of it."""
+        own = {"max_fps": 1e6, "max_waiting_frames": 256, "device": "cpu", "name": "nano", **options}
+        chosen = ServeOptions(ray=True, replicas=replicas, saved=self.saved, **own)
+        serve.run(cluster_app(chosen, Keys([KEY])), name=NAME)
+
+    def health(self) -> dict:
+        return httpx.get(f"{self.url}/health", timeout=PATIENCE).json()
+
+    def has(self, replicas: int) -> bool:
+        return self.health().get("replicas") == replicas
+
+    def stop(self) -> None:
+        serve.shutdown()
+        ray.shutdown()
+        self.cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory):
+    nodes = Nodes(tmp_path_factory.mktemp("sessions"))
+    try:
+        nodes.run()
+        yield nodes
+    finally:
+        nodes.stop()
+
+
+def processes(deployment: str) -> list[int]:
+    """Of a deployment of the application."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (folder / "cmdline").read_text()
+        except OSError:  # it has just ended
+            continue
+        if command.startswith(f"ray::ServeReplica:{NAME}:{deployment}"):
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def kill(*pids: int) -> None:
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+
+
+class Streams:
+    """One client per seed: each pushes frames, asks a question, and pushes the rest."""
+
+    def __init__(self, url: str):
+        self.url, self.events = url, {seed: [] for seed in SEEDS}
+        self.sessions: dict[int, str] = {}
+        self.half, self.go_on = asyncio.Event(), asyncio.Event()
+
+    async def play(self, seed: int) -> None:
+        async with connect(self.url, key=KEY, instructions="Narrate the scene.", patience=PATIENCE) as stream:
+            reading = asyncio.create_task(self._read(stream, seed))
+            frames = frames_of(seed, FRAMES)
+            for index, (image, time) in enumerate(frames):
+                await stream.push(image, time)
+                if index == FRAMES // 2:
+                    self.sessions[seed] = stream.session["id"]
+                    if len(self.sessions) == len(SEEDS):
+                        self.half.set()
+                    await self.go_on.wait()
+                if index == FRAMES - 4:
+                    await stream.ask(QUESTION)
+            await stream.finish()
+            await reading
+
+    async def _read(self, stream, seed: int) -> None:
+        async for event in stream:
+            self.events[seed].append(event)
+
+    def results(self) -> dict[int, list]:
+        """What each client was told, without what says that something went wrong."""
+        assert not [e for events in self.events.values() for e in events if isinstance(e, Dropped | Problem)]
+        return {
+            seed: [
+                (type(each).__name__, each.time, getattr(each, "text", ""))
+                for kind in (Watched, Said)
+                for each in events
+                if isinstance(each, kind)
+            ]
+            for seed, events in self.events.items()
+        }
+
+    @property
+    def resumed(self) -> int:
+        return sum(isinstance(event, Resumed) for events in self.events.values() for event in events)
+
+
+def play(url: str, disturb=lambda streams: None) -> Streams:
+    """Run all clients. `disturb` is called, in another thread, when each has pushed half of its frames: the last of
+    them are on their way."""
+
+    async def run() -> Streams:
+        streams = Streams(url)
+        playing = [asyncio.create_task(streams.play(seed)) for seed in SEEDS]
+        halfway = asyncio.create_task(streams.half.wait())
+        await asyncio.wait([*playing, halfway], return_when=asyncio.FIRST_COMPLETED)
+        disturbing = asyncio.create_task(asyncio.to_thread(disturb, streams))
+        streams.go_on.set()
+        await asyncio.gather(*playing, disturbing)
+        return streams
+
+    return asyncio.run(run())
+
+
+@pytest.fixture(scope="module")
+def alone(checkpoint) -> dict[int, list]:
+    """What a server of one process says."""
+    with serving(checkpoint, keys=(KEY,)) as server:
+        return play(server.url).results()
+
+
+def test_two_replicas_say_what_one_server_says(nodes, alone):
+    streams = play(nodes.url)
+    assert streams.results() == alone and streams.resumed == 0
+
+
+def test_a_killed_replica_is_replaced_and_its_sessions_go_on(nodes, alone):
+    before = processes("Replica")
+    streams = play(nodes.url, lambda _: kill(before[0]))
+    assert streams.results() == alone
+    until(lambda: nodes.has(2), "the new replica")
+    assert len({*processes("Replica")} - {*before}) == 1
+
+
+def test_a_killed_ingress_is_as_if_the_server_came_back(nodes, alone):
+    before = processes("Ingress")
+    streams = play(nodes.url, lambda _: kill(*before))
+    assert streams.results() == alone and streams.resumed >= len(SEEDS)
+    until(lambda: not {*processes("Ingress")} & {*before} and len(processes("Ingress")) == len(before))
+
+
+def test_draining_moves_sessions(nodes, alone):
+    streams = play(nodes.url, lambda _: nodes.run(replicas=1))
+    assert streams.results() == alone
+    until(lambda: len(processes("Replica")) == 1 and nodes.has(1), "one replica")
+    streams = play(nodes.url, lambda _: nodes.run(replicas=2))
+    assert streams.results() == alone
+    until(lambda: len(processes("Replica")) == 2 and nodes.has(2), "two replicas")
+
+
+def test_another_version_takes_the_sessions_over(nodes, alone):
+    before = processes("Replica")
+    streams = play(nodes.url, lambda _: nodes.run(name="nano-2"))
+    assert streams.results() == alone
+    until(lambda: not {*processes("Replica")} & {*before}, "the end of the old replicas")
+    assert nodes.health()["model"] == "nano-2"
+
+
+def test_a_killed_node_takes_its_replicas_with_it(nodes, alone):
+    streams = play(nodes.url, lambda _: nodes.cluster.remove_node(nodes.other, allow_graceful=False))
+    assert streams.results() == alone
+    nodes.other = nodes.cluster.add_node(num_cpus=1)
+    until(lambda: nodes.has(2), "two replicas")
+
+
+def test_options_come_from_serve_run(nodes):
+    arguments = {
+        "model": str(ROOT),
+        "saved": str(nodes.saved),
+        "max_sessions": 3,
+        "allow_urls": True,
+        "load_in_4bit": False,
+    }
+    made = app(arguments)
+    assert made is not None
+    with pytest.raises(ValueError, match="--ray needs --saved"):
+        app({})
+    with pytest.raises(ValueError, match="unrecognized arguments: --colour"):
+        app({"colour": "red"})
+
+
+def test_limits_are_those_of_one_replica(nodes):
+    async def run() -> None:
+        with pytest.raises(Exception, match="401"):
+            async with client(nodes.url):
+                pass
+
+    asyncio.run(run())
+    metrics = httpx.get(f"{nodes.url}/metrics", timeout=PATIENCE).text
+    names = {*re.findall(r'videollm_mod_sessions\{replica="(\w+)"\}', metrics)}
+    assert len(names) == 2
