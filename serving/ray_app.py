@@ -33,6 +33,7 @@ NAME, INGRESS, REPLICA = "videollm-mod", "Ingress", "Replica"  # of the applicat
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 CHECK_SECONDS = 2.0  # between two looks whether a process lives; one that has died is replaced then
 ANSWER_SECONDS = 5.0  # for all replicas to answer an ingress
+TAKE_SECONDS = 8.0  # for another replica to give a session up
 PLACE_SECONDS = 3.0  # to learn where a session is routed; there is no replica if it takes longer
 STOP_SECONDS = 60.0  # for a replica to finish its work, and to save its sessions
 WAITING_FRAMES = 4.0  # of one replica, on average, that more replicas are started for
@@ -92,7 +93,8 @@ class ReplicaDeployment:
         self._handle = serve.get_deployment_handle(context.deployment, context.app_name)
         app = await asyncio.to_thread(make, ray.get_runtime_context().get_actor_name() or context.replica_tag)
         self._replica = Replica(app, context.replica_tag, self._place)
-        app.state.registry.take_over = self._take_over
+        if (shared := app.state.registry.shared) is not None:
+            shared.take_over, shared.patience = self._take_over, TAKE_SECONDS
         await self._replica.start()
 
     async def _place(self, session_id: str) -> str:

@@ -36,6 +36,7 @@ class Replica:
         self.name, self.place = name, place
         self._app, self._exchanges, self._lifespan = app, Exchanges(app), AsyncExitStack()
         self._watching: asyncio.Task | None = None
+        self._moving: dict[str, asyncio.Future] = {}  # sessions that are being given up
         self.exchange, self.deliver = self._exchanges.exchange, self._exchanges.deliver
 
     async def start(self) -> None:
@@ -49,7 +50,14 @@ class Replica:
         await self._lifespan.aclose()
 
     async def give_up(self, session_id: str) -> None:
-        """Finish the work of a session, if it is here, save it and close it, so that another replica can open it."""
+        """Finish the work of a session, if it is here, save it and close it, so that another replica can open it. Once
+        begun, this goes on also when the one who asks has gone."""
+        if session_id not in self._moving:
+            self._moving[session_id] = asyncio.ensure_future(self._give_up(session_id))
+            self._moving[session_id].add_done_callback(lambda _: self._moving.pop(session_id))
+        await asyncio.shield(self._moving[session_id])
+
+    async def _give_up(self, session_id: str) -> None:
         session = self.registry.sessions.get(session_id)
         if session is None:
             return

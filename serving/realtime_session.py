@@ -158,7 +158,8 @@ class RealtimeSession:
             self.decoders, decode_image, image, self.limits.image_pixels
         )
         pixels = await decoding
-        time = self._check_time(time)  # again: others may have added frames meanwhile
+        self._check_open()  # again: the session may be closing meanwhile
+        time = self._check_time(time)  # again: others may have added frames
         self.last_time = time
         self.metrics.received()
         self.touched = monotonic()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 
 import httpx
 import pytest
@@ -11,6 +12,9 @@ from test_serve_realtime import play
 from waiting import PATIENCE
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
+
+from videollm_mod.client import Resumed, Said, Watched
+from videollm_mod.client import connect as connect_client
 
 KEY, OTHER = "a-key-for-tests-0123456789", "another-key-for-tests-0123456789"
 
@@ -128,5 +132,90 @@ def test_a_replica_that_dies_sends_its_clients_away(checkpoint):
             both.replicas.lost.add(1)
             assert (await http.get(f"{both.url}/health")).status_code == 503
             both.replicas.lost.clear()
+
+    asyncio.run(run())
+
+
+async def until(condition) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def move(both, session: str) -> None:
+    """Route a session to the other replica, and wait until it is there."""
+    both.replicas.placed[session] = 1
+    await until(lambda: session in both.sessions(1))
+
+
+@pytest.mark.parametrize("meanwhile", ["frames", "nothing"])
+def test_a_session_that_is_routed_elsewhere_goes_on_there(checkpoint, tmp_path, meanwhile):
+    """While frames come, the ingress notices that the session has moved; without any, its replica does."""
+
+    async def run(moves: bool) -> list:
+        async with (
+            cluster(checkpoint, saved=tmp_path / str(moves)) as both,
+            connect_client(both.url, instructions="Narrate the scene.") as stream,
+        ):
+            for index, (image, time) in enumerate(frames_of(62, 12)):
+                await stream.push(image, time)
+                if moves and index == 6 and meanwhile == "frames":
+                    both.replicas.placed[stream.session["id"]] = 1
+                elif moves and index == 6:
+                    await move(both, stream.session["id"])
+            await stream.finish()
+            assert [len(both.sessions(place)) for place in (0, 1)] == ([0, 1] if moves else [1, 0])
+            return stream.pending()
+
+    alone, moved = asyncio.run(run(False)), asyncio.run(run(True))
+    assert [event for event in moved if isinstance(event, Resumed)]
+    for kind in (Watched, Said):
+        mine, theirs = ([e for e in events if isinstance(e, kind)] for events in (moved, alone))
+        assert [(e.time, getattr(e, "text", "")) for e in mine] == [(e.time, getattr(e, "text", "")) for e in theirs]
+
+
+def test_http_sessions_move_too(checkpoint, tmp_path):
+    images = [{"image_url": data_url(image), "timestamp": time} for image, time in frames_of(61, 8)]
+
+    async def run():
+        async with cluster(checkpoint, saved=tmp_path) as both, httpx.AsyncClient(timeout=PATIENCE) as http:
+            at = f"{both.url}/v1/streaming/sessions"
+            session = (await http.post(at)).json()["id"]
+            await http.post(f"{at}/{session}/frames", json={"frames": images[:4]})
+            both.replicas.placed[session] = 1
+            await until(lambda: session not in both.sessions(0) and not both.registry(0)._closing)
+            assert (await http.get(f"{at}/{session}")).json()["time"] == 1.5
+            await http.post(f"{at}/{session}/frames", json={"frames": images[4:]})
+            state = (await http.post(f"{at}/{session}/commit")).json()
+            both.registry(1).sessions[session].log.close()  # so that the answer ends
+            events = (await http.get(f"{at}/{session}/events")).text
+            assert (await http.delete(f"{at}/{session}")).json()["deleted"] and not list(tmp_path.iterdir())
+            return state, [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: ")]
+
+    state, events = asyncio.run(run())
+    assert [event["sequence"] for event in events] == list(range(1, state["last_event"] + 1))
+    watched = [event["timestamp"] for event in events if event["type"] == "input_video_frame.acknowledged"]
+    assert watched == [image["timestamp"] for image in images]
+    assert "session_moved" in [event["error"]["code"] for event in events if event["type"] == "error"]
+
+
+def test_a_replica_that_has_lost_a_session_tells_its_client(checkpoint, tmp_path):
+    async def is_dead(session_id: str, process: str) -> bool:
+        return True
+
+    async def run():
+        async with cluster(checkpoint, saved=tmp_path, save_seconds=0.05) as both, client(both.url) as mine:
+            session = (await mine.next())["session"]["id"]
+            await mine.frame(*frames_of(62, 1)[0])
+            await mine.until("input_video_frame.acknowledged")
+            former, other = (both.registry(place) for place in (0, 1))
+            await until(lambda: former._saved[session].time == 0.0)
+            other.shared.take_over = is_dead
+            taken = await other.find("anyone", session)  # as if the former replica did not answer
+            assert taken.describe()["time"] == 0.0
+            assert (await mine.until("error"))["error"]["code"] == "session_moved"
+            with closed_with(1012):
+                await mine.next()
+            assert session not in former.sessions and not other._saved[session].lost
 
     asyncio.run(run())

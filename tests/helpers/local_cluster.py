@@ -52,16 +52,23 @@ class LocalReplicas:
 
     async def ask_all(self, method, *arguments):
         there = [replica for place, replica in enumerate(self.replicas) if place not in self.lost]
-        answers = [getattr(replica, method)(*arguments) for replica in there]
-        return [await answer if asyncio.iscoroutine(answer) else answer for answer in answers]
+        return [await self._ask(getattr(replica, method), *arguments) for replica in there]
+
+    @staticmethod
+    async def _ask(method, *arguments):
+        answer = method(*arguments)
+        return await answer if asyncio.iscoroutine(answer) else answer
 
 
 class LocalCluster:
     def __init__(self, url: str, replicas: LocalReplicas):
         self.url, self.replicas = url, replicas
 
+    def registry(self, place: int):
+        return self.replicas.replicas[place].registry
+
     def sessions(self, place: int) -> dict:
-        return self.replicas.replicas[place].registry.sessions
+        return self.registry(place).sessions
 
 
 @contextlib.asynccontextmanager
