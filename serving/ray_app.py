@@ -149,14 +149,13 @@ class ReplicaDeployment:
 
 
 def follow_waiting(context: AutoscalingContext) -> tuple[float, dict]:
-    """An autoscaling policy: so many replicas that `WAITING_FRAMES` wait at each of them. One is stopped when a
-    quarter of that waits."""
-    metrics = (context.aggregated_metrics or {}).get("waiting", {})
-    waiting, current = sum(metrics.values()), context.current_num_replicas
-    wanted = waiting / WAITING_FRAMES
+    """An autoscaling policy: so many replicas that `WAITING_FRAMES` wait at each of them; one less while fewer than a
+    quarter of these wait."""
+    current, metrics = context.current_num_replicas, (context.aggregated_metrics or {}).get("waiting", {})
+    wanted = sum(metrics.values()) / WAITING_FRAMES
     if wanted > current:
         return math.ceil(wanted), {}
-    return (current - 1 if wanted < (current - 1) / 4 or not waiting else current), {}
+    return (current - 1 if wanted < current / 4 else current), {}
 
 
 def application(

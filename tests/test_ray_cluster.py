@@ -10,6 +10,7 @@ import signal
 import socket
 from pathlib import Path
 from secrets import token_hex
+from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -27,6 +28,7 @@ from waiting import PATIENCE, until  # noqa: E402
 from videollm_mod.client import Dropped, Problem, Resumed, Said, Watched, connect  # noqa: E402
 from videollm_mod.commands.serve import ServeOptions, app, cluster_app  # noqa: E402
 from videollm_mod.serving.keys import Keys  # noqa: E402
+from videollm_mod.serving.ray_app import follow_waiting  # noqa: E402
 
 pytestmark = pytest.mark.ray
 
@@ -235,3 +237,13 @@ def test_limits_are_those_of_one_replica(nodes):
     metrics = httpx.get(f"{nodes.url}/metrics", timeout=PATIENCE).text
     names = {*re.findall(r'videollm_mod_sessions\{replica="(\w+)"\}', metrics)}
     assert len(names) == 2
+
+
+def test_replicas_follow_the_frames_that_wait():
+    def replicas(current: int, *waiting: float) -> float:
+        metrics = {"waiting": dict(enumerate(waiting))}
+        return follow_waiting(SimpleNamespace(current_num_replicas=current, aggregated_metrics=metrics))[0]
+
+    assert [replicas(1, 3.0), replicas(1, 5.0), replicas(2, 10.0, 7.0)] == [1, 2, 5]
+    assert [replicas(2, 1.5, 1.0), replicas(2, 1.0, 0.5), replicas(1, 0.0)] == [2, 1, 0]
+    assert follow_waiting(SimpleNamespace(current_num_replicas=2, aggregated_metrics=None))[0] == 1
