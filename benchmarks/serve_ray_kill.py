@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        options = ["--replicas", str(args.replicas), "--saved", folder, "--device", "cpu", "--port", "0"]
+        options = ["--replicas", str(args.replicas), "--store", folder, "--device", "cpu", "--port", "0"]
         command = [sys.executable, "-m", "videollm_mod.commands.cli", "serve", "--ray", *options]
         server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         try:

@@ -84,7 +84,7 @@ def server(folder: Path):
     """The command in a process of its own, on a free port of this machine: the process, and its address."""
     (folder / "keys").write_text("\n".join(KEYS))
     command = [sys.executable, "-m", "videollm_mod.commands.cli", "serve", "--model", str(ROOT), "--port", "0"]
-    command += ["--keys", str(folder / "keys"), "--saved", str(folder / "sessions")]
+    command += ["--keys", str(folder / "keys"), "--store", str(folder / "sessions")]
     command += [str(part) for pair in LIMITS.items() for part in pair]
     with (folder / "server.log").open("w") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)

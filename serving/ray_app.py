@@ -13,10 +13,8 @@ from contextlib import aclosing, suppress
 from threading import Event
 from typing import Any
 
-from fastapi import FastAPI
-from starlette.types import Message, Scope
-
 import ray
+from fastapi import FastAPI
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy, RequestRouterConfig
@@ -24,6 +22,7 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 from ray.util import list_named_actors
+from starlette.types import Message, Scope
 
 from .exchange import ReplicaLost
 from .ray_ingress import Ingress
@@ -33,7 +32,6 @@ NAME, INGRESS, REPLICA = "videollm-mod", "Ingress", "Replica"  # of the applicat
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
 CHECK_SECONDS = 2.0  # between two looks whether a process lives; one that has died is replaced then
 ANSWER_SECONDS = 5.0  # for all replicas to answer an ingress
-TAKE_SECONDS = 8.0  # for another replica to give a session up
 PLACE_SECONDS = 3.0  # to learn where a session is routed; there is no replica if it takes longer
 STOP_SECONDS = 60.0  # for a replica to finish its work, and to save its sessions
 WAITING_FRAMES = 4.0  # of one replica, on average, that more replicas are started for
@@ -93,8 +91,7 @@ class ReplicaDeployment:
         self._handle = serve.get_deployment_handle(context.deployment, context.app_name)
         app = await asyncio.to_thread(make, ray.get_runtime_context().get_actor_name() or context.replica_tag)
         self._replica = Replica(app, context.replica_tag, self._place)
-        if (shared := app.state.registry.shared) is not None:
-            shared.take_over, shared.patience = self._take_over, TAKE_SECONDS
+        app.state.registry.take_over = self._take_over
         await self._replica.start()
 
     async def _place(self, session_id: str) -> str:

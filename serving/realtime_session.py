@@ -420,7 +420,8 @@ class RealtimeSession:
         error = ApiError("server_error", failed.message or "the model failed", 500, SERVER)
         kind, event_id = failed.ref[0] if failed.ref else None, None
         if kind == MARK:
-            self._marked(*failed.ref[1:], error=OSError(failed.message))
+            _, future, taken, note = failed.ref
+            self._marked(future, taken, note, OSError(failed.message))
             return
         if kind == FRAME:
             event_id = failed.ref[2]

@@ -16,6 +16,7 @@ from .exchange import NEW_SESSION
 from .realtime_session import RealtimeSession
 
 ALIVE_SECONDS = 15.0  # between two comments that keep a silent stream of events open
+TRIES, TRY_SECONDS = 40, 0.2  # to open a session that another server still has
 IMAGES = ("image/jpeg", "image/png", "image/webp")
 
 
@@ -27,7 +28,19 @@ Owner = Annotated[str, Depends(owner_of)]
 
 
 async def session_of(request: Request, session_id: str, owner: Owner) -> RealtimeSession:
-    return request.app.state.registry.get(owner, session_id)
+    """An open session, or a saved one, which goes on here. One that another server gives up is waited for."""
+    registry, tries = request.app.state.registry, iter(range(TRIES))
+    while session_id not in registry.sessions:
+        try:
+            session = await registry.open(owner, session_id)
+        except ApiError as error:
+            if error.code != "session_in_use" or next(tries, None) is None:
+                raise
+            await asyncio.sleep(TRY_SECONDS)
+            continue
+        session.is_kept = True
+        session.log.add({"type": "session.updated", "session": session.describe()})
+    return registry.get(owner, session_id)
 
 
 Session = Annotated[RealtimeSession, Depends(session_of)]

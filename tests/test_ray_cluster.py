@@ -54,7 +54,7 @@ class Nodes:
     def run(self, replicas: int = 2, **options) -> None:
         """Deploy the application, or another version of it."""
         own = {"max_fps": 1e6, "max_waiting_frames": 256, "device": "cpu", "name": "nano", **options}
-        chosen = ServeOptions(ray=True, replicas=replicas, saved=self.saved, **own)
+        chosen = ServeOptions(ray=True, replicas=replicas, saved=str(self.saved), **own)
         serve.run(cluster_app(chosen, Keys([KEY])), name=NAME)
 
     def health(self) -> dict:
@@ -214,14 +214,14 @@ def test_a_killed_node_takes_its_replicas_with_it(nodes, alone):
 def test_options_come_from_serve_run(nodes):
     arguments = {
         "model": str(ROOT),
-        "saved": str(nodes.saved),
+        "store": str(nodes.saved),
         "max_sessions": 3,
         "allow_urls": True,
         "load_in_4bit": False,
     }
     made = app(arguments)
     assert made is not None
-    with pytest.raises(ValueError, match="--ray needs --saved"):
+    with pytest.raises(ValueError, match="--ray needs --store"):
         app({})
     with pytest.raises(ValueError, match="unrecognized arguments: --colour"):
         app({"colour": "red"})

@@ -148,7 +148,7 @@ def test_the_application_of_the_example_runs(environment, tmp_path):
     described = yaml.safe_load((EXAMPLES / "serve.yaml").read_text())
     port = described["http_options"]["port"] = free_port()
     described |= {"proxy_location": "HeadOnly"}  # both nodes have the same address here
-    described["applications"][0]["args"] |= {"model": str(ROOT), "saved": str(tmp_path / "saved"), "device": "cpu"}
+    described["applications"][0]["args"] |= {"model": str(ROOT), "store": str(tmp_path / "saved"), "device": "cpu"}
     (tmp_path / "serve.yaml").write_text(yaml.safe_dump(described))
     command = f"{BIN}/serve run {tmp_path}/serve.yaml"
 

@@ -189,7 +189,7 @@ def test_http_sessions_move_too(checkpoint, tmp_path):
             state = (await http.post(f"{at}/{session}/commit")).json()
             both.registry(1).sessions[session].log.close()  # so that the answer ends
             events = (await http.get(f"{at}/{session}/events")).text
-            assert (await http.delete(f"{at}/{session}")).json()["deleted"] and not list(tmp_path.iterdir())
+            assert (await http.delete(f"{at}/{session}")).json()["deleted"] and not (tmp_path / session).exists()
             return state, [json.loads(line[6:]) for line in events.splitlines() if line.startswith("data: ")]
 
     state, events = asyncio.run(run())
@@ -209,13 +209,14 @@ def test_a_replica_that_has_lost_a_session_tells_its_client(checkpoint, tmp_path
             await mine.frame(*frames_of(62, 1)[0])
             await mine.until("input_video_frame.acknowledged")
             former, other = (both.registry(place) for place in (0, 1))
-            await until(lambda: former._saved[session].time == 0.0)
-            other.shared.take_over = is_dead
-            taken = await other.find("anyone", session)  # as if the former replica did not answer
+            await until(lambda: former._savings[session].saved.time == 0.0)
+            both.replicas.replicas[0]._watching.cancel()  # as if it did not answer
+            both.replicas.placed[session], other.take_over = 1, is_dead
+            taken = await other.find("anyone", session)
             assert taken.describe()["time"] == 0.0
             assert (await mine.until("error"))["error"]["code"] == "session_moved"
             with closed_with(1012):
                 await mine.next()
-            assert session not in former.sessions and not other._saved[session].lost
+            assert session not in former.sessions and not other._savings[session].saved.lost
 
     asyncio.run(run())
