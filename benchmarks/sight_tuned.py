@@ -114,7 +114,8 @@ def main() -> None:
     model.save_pretrained(args.output)
     processor.save_pretrained(args.output)
     losses = [round(entry["loss"], 4) for entry in trainer.state.log_history if "loss" in entry]
-    result = {"command": shlex.join(["python", "-m", "videollm_mod.benchmarks.sight_tuned", *sys.argv[1:]])}
+    given = [Path(part).name if "/" in part else part for part in sys.argv[1:]]
+    result = {"command": shlex.join(["python", "-m", "videollm_mod.benchmarks.sight_tuned", *given])}
     result |= {"scores": rows, "losses": losses, "training_seconds": round(seconds), **surroundings()}
     (args.output / "tuned.json").write_text(json.dumps(result, indent=1) + "\n")
 

@@ -142,3 +142,54 @@ def test_imports_of_higher_layers_are_found():
     assert rows == [["*.py"], ["b/", "c/"]]
     graph = {"a.py": {"b/x.py"}, "b/x.py": {"a.py", "b/y.py", "c/z.py"}, "b/y.py": set(), "c/z.py": {"a.py"}}
     assert against_layers(graph, rows) == ["a.py imports b/x.py", "b/x.py imports c/z.py"]
+
+
+def bound(body: list[ast.stmt]) -> set[str]:
+    """The names that a module binds."""
+    names: set[str] = set()
+    for node in body:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            names |= {(alias.asname or alias.name).partition(".")[0] for alias in node.names}
+        else:
+            names |= {
+                each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)
+            }
+            for block in ("body", "orelse", "finalbody"):
+                names |= bound(getattr(node, block, []))
+            for handler in getattr(node, "handlers", []):
+                names |= bound(handler.body)
+    return names
+
+
+def missing_names(file: str, source: str, known: dict[str, str], names_of) -> list[str]:
+    """The names that a file imports from modules of the package that do not bind them."""
+    package, found = [PACKAGE, *Path(file).parent.parts], []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom):
+            base = package[: len(package) + 1 - node.level] if node.level else []
+            name = ".".join([*base, *([node.module] if node.module else [])])
+            if name in known and "__getattr__" not in (names := names_of(known[name])):
+                others = (alias.name for alias in node.names if f"{name}.{alias.name}" not in known)
+                found += [f"{file}: {name}.{other}" for other in others if other not in names]
+    return found
+
+
+@cache
+def names_of(file: str) -> frozenset[str]:
+    return frozenset(bound(ast.parse((ROOT / file).read_text(encoding="utf-8")).body))
+
+
+def test_every_name_that_is_imported_exists():
+    """Scripts of `benchmarks` run rarely, and a type checker does not see them."""
+    known, wrong = modules(), []
+    for file in known.values():
+        wrong += missing_names(file, (ROOT / file).read_text(encoding="utf-8"), known, names_of)
+    assert not wrong
+    source = "from .sight import FPS, narrated\nfrom . import sight, gone\nfrom videollm_mod.routing import nothing"
+    assert missing_names("benchmarks/new.py", source, known, names_of) == [
+        "benchmarks/new.py: videollm_mod.benchmarks.sight.narrated",
+        "benchmarks/new.py: videollm_mod.benchmarks.gone",
+        "benchmarks/new.py: videollm_mod.routing.nothing",
+    ]
