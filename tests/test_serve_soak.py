@@ -28,8 +28,9 @@ def script(server):
 
 @pytest.mark.parametrize("part", PARTS)
 def test_a_part_finds_nothing_wrong_and_leaves_nothing_behind(server, script, part, monkeypatch):
-    monkeypatch.setattr("videollm_mod.serving.server.REQUEST_SECONDS", 0.1)
-    monkeypatch.setattr("videollm_mod.serving.body_limit.PART_SECONDS", 0.1)
+    if part == "linger":  # other clients may need longer when the machine is busy
+        monkeypatch.setattr("videollm_mod.serving.server.REQUEST_SECONDS", 0.1)
+        monkeypatch.setattr("videollm_mod.serving.body_limit.PART_SECONDS", 0.1)
     crowd = Crowd(server.url, serve_soak.KEYS)
     crowd.scripts = [script]
 
