@@ -246,8 +246,8 @@ def viewers(seed: int, count: int, fps: float) -> list[Viewer]:
     return [(HttpViewer if index % 2 else SocketViewer)(seed + index, fps) for index in range(count)]
 
 
-async def measure(kills: int, clients: int, fps: float, seed: int, arguments: list[str]) -> dict:
-    """Kill servers under clients; returns what came of it."""
+async def measure(kills: int, clients: int, fps: float, seed: int, arguments: list[str], pause: float = 8.0) -> dict:
+    """Kill servers under clients; returns what came of it. pause: seconds before a kill, at most."""
     chance, resumed, own = random.Random(seed), [], viewers(seed, clients, fps)
     with tempfile.TemporaryDirectory() as store:
         servers = [Process(store, arguments) for _ in range(2)]
@@ -258,7 +258,7 @@ async def measure(kills: int, clients: int, fps: float, seed: int, arguments: li
                 running = [asyncio.create_task(viewer.run(switch.url)) for viewer in own]
                 for _ in range(kills):
                     await new_events(own, running)
-                    await asyncio.sleep(chance.uniform(0, 8))
+                    await asyncio.sleep(chance.uniform(0, pause))
                     killed = time.monotonic()
                     servers[0].process.kill()
                     switch.port = ports[1]
@@ -270,8 +270,9 @@ async def measure(kills: int, clients: int, fps: float, seed: int, arguments: li
                     viewer.stopping.set()
                 counts = await asyncio.gather(*running)
                 alone = viewers(seed, clients, ALONE_FPS)
-                for viewer, count in zip(alone, counts, strict=True):
-                    await viewer.run(switch.url, count)
+                await asyncio.gather(
+                    *(viewer.run(switch.url, count) for viewer, count in zip(alone, counts, strict=True))
+                )
         finally:
             for server in servers:
                 server.kill()
