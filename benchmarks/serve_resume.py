@@ -37,10 +37,14 @@ GONE = (httpx.TransportError, httpx.HTTPStatusError)
 
 
 class Switch:
-    """Passes connections on to the server that is in use."""
+    """Passes connections on to a server.
 
-    def __init__(self):
-        self.port = 0
+    Attributes:
+        target (`str`): address of the server, `http://HOST:PORT`.
+    """
+
+    def __init__(self, target: str):
+        self.target = target
         self._writers: set[asyncio.StreamWriter] = set()
 
     async def __aenter__(self) -> "Switch":
@@ -50,12 +54,18 @@ class Switch:
 
     async def __aexit__(self, *_) -> None:
         self._server.close()
+        self.cut()
+
+    def cut(self) -> None:
+        """As when a network goes away: neither side says goodbye."""
         for writer in self._writers:
             writer.transport.abort()
+        self._writers = set()
 
     async def _accept(self, reader, writer) -> None:
+        host, port = self.target.removeprefix("http://").split(":")
         try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self.port)
+            far_reader, far_writer = await asyncio.open_connection(host, int(port))
         except OSError:
             writer.transport.abort()
             return
@@ -79,11 +89,10 @@ class Process:
         command = [sys.executable, "-m", "videollm_mod.commands.cli", "serve", "--port", "0", "--store", store]
         self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, text=True)
 
-    async def port(self) -> int:
-        """Once it answers."""
+    async def url(self) -> str:
+        """Its address, once it answers."""
         assert self.process.stdout is not None
-        line = await asyncio.to_thread(self.process.stdout.readline)
-        return int(line.rpartition(":")[2])
+        return (await asyncio.to_thread(self.process.stdout.readline)).split()[-1]
 
     def kill(self) -> None:
         self.process.kill()
@@ -252,20 +261,19 @@ async def measure(kills: int, clients: int, fps: float, seed: int, arguments: li
     with tempfile.TemporaryDirectory() as store:
         servers = [Process(store, arguments) for _ in range(2)]
         try:
-            async with Switch() as switch:
-                ports = [await server.port() for server in servers]
-                switch.port = ports[0]
+            urls = [await server.url() for server in servers]
+            async with Switch(urls[0]) as switch:
                 running = [asyncio.create_task(viewer.run(switch.url)) for viewer in own]
                 for _ in range(kills):
                     await new_events(own, running)
                     await asyncio.sleep(chance.uniform(0, pause))
                     killed = time.monotonic()
                     servers[0].process.kill()
-                    switch.port = ports[1]
+                    switch.target = urls[1]
                     servers[0].kill()
                     resumed += [at - killed for at in await new_events(own, running)]
                     servers = [servers[1], Process(store, arguments)]
-                    ports = [ports[1], await servers[1].port()]
+                    urls = [urls[1], await servers[1].url()]
                 for viewer in own:
                     viewer.stopping.set()
                 counts = await asyncio.gather(*running)

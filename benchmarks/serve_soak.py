@@ -66,7 +66,8 @@ class Watched:
         }
 
     async def rest(self, like: dict | None = None) -> dict:
-        """What the server holds once nobody is connected, as soon as it is as little as in `like`."""
+        """What the server holds after all clients have left. Waits until no value is above that in `like`, but not
+        longer than `REST_SECONDS`."""
         await self.http.aclose()  # its connection is one of the files
         end = time.monotonic() + REST_SECONDS
         while True:

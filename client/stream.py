@@ -25,12 +25,8 @@ LONGEST_PAUSE = 5.0  # seconds between two attempts to connect again
 OPTIONS = ("instructions", "speak_threshold", "max_output_tokens")
 IDLE = 4010  # and other codes with which a server closes a connection
 FINAL = {1000: "session_closed", 1009: "message_too_large", 1011: "stream_failed", 4009: "session_taken_over"}
-CLOSING = (
-    "server_stopping",
-    "session_moved",
-    "session_closed",
-    "session_idle",
-)  # errors after which a request may be sent again
+# errors after which a request may be sent again
+CLOSING = ("server_stopping", "session_moved", "session_closed", "session_idle")
 BUSY = (409, 429, 502, 503, 504)  # HTTP answers after which the server may still take the session
 
 

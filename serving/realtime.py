@@ -23,12 +23,8 @@ from .registry import Registry
 # why the server closes a connection
 DONE, FAILED, SLOW, REPLACED = 1000, 1011, 4008, 4009
 TOO_SLOW = (SLOW, "events are read too slowly")
-NOTICES = {
-    "server_stopping": 1012,
-    "session_moved": 1012,
-    "session_idle": 4010,
-    "server_error": FAILED,
-}  # of a session that was closed
+# of a session that was closed
+NOTICES = {"server_stopping": 1012, "session_moved": 1012, "session_idle": 4010, "server_error": FAILED}
 CLOSE_SECONDS = 10.0  # for a client that reads slowly to take the close frame
 
 router = APIRouter()
@@ -61,6 +57,7 @@ async def realtime(socket: WebSocket, session_id: str | None = None, after: int 
     try:
         await socket.accept(subprotocol=PROTOCOL if PROTOCOL in protocols else None)
         kind = "session.created" if after is None else "session.updated"
+        session.is_behind = False
         session.log.add({"type": kind, "session": session.describe()})
         await connection.serve(start)
     finally:

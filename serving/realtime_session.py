@@ -78,6 +78,7 @@ class RealtimeSession:
         self._forking = False
         self.notice: ApiError | None = None  # why it was closed
         self.is_kept = False  # also without a connection, until it is deleted or idle
+        self.is_behind = False  # restored from before a crash, and its client has not come back for it
         self.connection: Any = None  # the newest one
         self.stream: Stream
         self.on_fatal: Callable[[ApiError], Any] = self.close
@@ -499,10 +500,12 @@ class RealtimeSession:
         """What to save beside the stream and the log. A question that waits is not in the stream yet: its texts are
         those of the next one."""
         waiting = self._asked_texts if self._asked is not None and not self._asked.begun else []
-        return {"dropped": self.dropped, "texts": [*waiting, *self._texts], "last_item": self._last_item}
+        own = {"dropped": self.dropped, "last_item": self._last_item, "is_behind": self.is_behind}
+        return {**own, "texts": [*waiting, *self._texts]}
 
     def take_notes(self, notes: dict) -> None:
         self.dropped, self._texts, self._last_item = notes["dropped"], list(notes["texts"]), notes["last_item"]
+        self.is_behind = notes["is_behind"]
 
     # Its end.
 

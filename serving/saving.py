@@ -57,6 +57,7 @@ class Saving:
         if notes and not was_closed(self.saved):
             about = {**self.session.describe(), "restored_after": notes["sequence"]}
             self.session.log.add({"type": "session.updated", "session": about})
+            self.session.is_behind = True
 
     def _notes(self, closed: bool) -> dict[str, Any]:
         log = self.session.log

@@ -43,7 +43,18 @@ async def session_of(request: Request, session_id: str, owner: Owner) -> Realtim
     return registry.get(owner, session_id)
 
 
-Session = Annotated[RealtimeSession, Depends(session_of)]
+Found = Annotated[RealtimeSession, Depends(session_of)]
+
+
+async def continued(session: Found) -> RealtimeSession:
+    """A session whose client knows where it goes on. A frame sent in ignorance of a crash would leave a gap."""
+    if session.is_behind:
+        message = "the session goes on from before a crash; continue it with its session_id, and send what came after"
+        raise ApiError("session_restored", message, 409)
+    return session
+
+
+Session = Annotated[RealtimeSession, Depends(continued)]
 router = APIRouter(prefix="/v1/streaming/sessions", tags=["sessions"])
 
 
@@ -76,7 +87,7 @@ async def create(request: Request, owner: Owner, options: Annotated[NewSession |
         if is_new
         else registry.find(owner, options.session_id)
     )
-    session.is_kept = True
+    session.is_kept, session.is_behind = True, False
     session.log.add({"type": "session.created" if is_new else "session.updated", "session": session.describe()})
     try:
         if options.model_fields_set - {"session_id", "type"}:
@@ -89,7 +100,7 @@ async def create(request: Request, owner: Owner, options: Annotated[NewSession |
 
 
 @router.get("/{session_id}")
-async def describe(session: Session) -> dict:
+async def describe(session: Found) -> dict:
     """What is known of a session."""
     return {**session.describe(), **state_of(session)}
 
@@ -154,7 +165,7 @@ async def delete(request: Request, session_id: str, owner: Owner) -> dict:
 
 @router.get("/{session_id}/events", response_class=StreamingResponse)
 async def events(
-    session: Session, after: int | None = None, last_event_id: Annotated[int | None, Header()] = None
+    session: Found, after: int | None = None, last_event_id: Annotated[int | None, Header()] = None
 ) -> StreamingResponse:
     """Server-sent events after number `after`, or after `Last-Event-ID`, or all that are kept, until the session is
     closed."""

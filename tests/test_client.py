@@ -14,8 +14,10 @@ from PIL import Image
 from running_servers import Client, client, frames_of, png, serving, serving_elsewhere
 from waiting import PATIENCE, until
 
+from videollm_mod.benchmarks.serve_resume import Switch
 from videollm_mod.client import Dropped, Refused, Resumed, Said, Saying, SessionLost, Unreachable, Watched, connect
 from videollm_mod.client import sync as sync_client
+from videollm_mod.serving.store import SessionStore
 
 KEY = "a-key-for-tests-0123456789"
 INSTRUCTIONS = "Narrate the scene."
@@ -28,46 +30,17 @@ def server(checkpoint):
         yield running
 
 
-class Wire:
+class Wire(Switch):
     """Passes bytes between clients and a server, until it is cut."""
 
     def __init__(self, target: str):
-        self.target, self._writers = target, []
+        super().__init__(target)
         self.busy = lambda: False  # while it is true, clients wait
-
-    async def __aenter__(self) -> "Wire":
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
-        return self
-
-    async def __aexit__(self, *_) -> None:
-        self.cut()
-        self._server.close()
-
-    def cut(self) -> None:
-        """As when a network goes away: neither side says goodbye."""
-        writers, self._writers = self._writers, []
-        for writer in writers:
-            writer.transport.abort()
 
     async def _accept(self, reader, writer) -> None:
         while self.busy():
             await asyncio.sleep(0.01)
-        host, port = self.target.removeprefix("http://").split(":")
-        try:
-            far_reader, far_writer = await asyncio.open_connection(host, int(port))
-        except OSError:
-            writer.transport.abort()
-            return
-        self._writers += [writer, far_writer]
-        await asyncio.gather(self._pass(reader, far_writer), self._pass(far_reader, writer))
-
-    async def _pass(self, reader, writer) -> None:
-        with contextlib.suppress(OSError):
-            while data := await reader.read(65536):
-                writer.write(data)
-                await writer.drain()
-        writer.close()
+        await super()._accept(reader, writer)
 
 
 class Listener:
@@ -210,7 +183,8 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(checkpoint, tmp_path)
             await watch(0, 3)
             process = await kill(process)  # nothing was saved
             await watch(3, 6)
-            wire.cut()  # the session is saved
+            wire.busy = lambda: SessionStore(str(tmp_path)).notes(stream.session["id"]) is None
+            wire.cut()  # the session is saved before its client is back
             await watch(6, 8)
             answer = await stream.ask(QUESTION)
             await kill(process)

@@ -6,21 +6,41 @@ import signal
 import httpx
 import pytest
 from fresh_process import ROOT
-from running_servers import client, frames_of, serving, serving_elsewhere
-from waiting import PATIENCE
+from running_servers import client, data_url, frames_of, serving, serving_elsewhere
+from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed
 
 from videollm_mod.benchmarks.serve_resume import measure
 from videollm_mod.serving.store import SessionStore
 
 
-@pytest.mark.skip(reason="waits without end since the store, Ray and the soak came together; it is the next to mend")
 def test_servers_that_are_killed_lose_and_double_nothing():
     """Clients of both kinds, at random moments, each time continued by the other server."""
     found = asyncio.run(asyncio.wait_for(measure(2, 2, 2.0, 11, ["--save-seconds", "1"], 4.0), PATIENCE))
     assert len(found["resume_s"]) == 4
     for one in found["clients"]:
         assert one["events"] > 20 and one["lost"] == one["doubled"] == one["differing"] == []
+
+
+def test_after_a_crash_an_http_client_learns_where_its_session_goes_on(checkpoint, tmp_path):
+    """A frame that it sent in ignorance would leave a gap."""
+    images = [{"image_url": data_url(image), "timestamp": time} for image, time in frames_of(67, 6)]
+    arguments = ("--model", str(ROOT), "--store", str(tmp_path), "--save-seconds", "0.1")
+    with serving_elsewhere(*arguments) as (url, _):
+        at = f"{url}/v1/streaming/sessions"
+        session = httpx.post(at).json()["id"]
+        httpx.post(f"{at}/{session}/frames", json={"frames": images[:3]}, timeout=PATIENCE)
+        last = httpx.post(f"{at}/{session}/commit", timeout=PATIENCE).json()["last_event"]
+        until(lambda: (SessionStore(str(tmp_path)).notes(session) or {"sequence": 0})["sequence"] >= last)
+    with serving(checkpoint, saved=tmp_path) as running, httpx.Client(timeout=PATIENCE) as http:
+        at = f"{running.url}/v1/streaming/sessions"
+        for request, body in (("frames", {"frames": images[4:]}), ("ask", {"question": "Why?"}), ("commit", None)):
+            refused = http.post(f"{at}/{session}/{request}", json=body)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (409, "session_restored")
+        assert http.get(f"{at}/{session}").json()["time"] == images[2]["timestamp"]
+        assert http.post(at, json={"session_id": session}).json()["time"] == images[2]["timestamp"]
+        sent = http.post(f"{at}/{session}/frames", json={"frames": images[3:]})
+        assert (sent.status_code, sent.json()["timestamps"]) == (202, [image["timestamp"] for image in images[3:]])
 
 
 def test_a_paused_server_is_fenced_off(tmp_path):
