@@ -8,6 +8,7 @@ INVALID, FORBIDDEN, RATE, SERVER = (
     "rate_limit_error",
     "server_error",
 )
+MOVED = ("session_moved", "another server continues the session; connect again", 503, SERVER)  # of an `ApiError`
 
 
 class ApiError(HTTPException):
@@ -35,4 +36,4 @@ def too_many(error: Exception) -> ApiError:
     return ApiError("too_many_requests", str(error), 429, RATE)
 
 
-__all__ = ["FORBIDDEN", "INVALID", "RATE", "SERVER", "ApiError", "too_many"]
+__all__ = ["FORBIDDEN", "INVALID", "MOVED", "RATE", "SERVER", "ApiError", "too_many"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from prometheus_client import Metric
 
-from .errors import SERVER, ApiError
+from .errors import MOVED, ApiError
 from .exchange import Exchanges
 from .outputs import Busy, Closed
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
 WATCH_SECONDS = 0.5  # between two looks whether a session is still routed to this replica
 SETTLE_SECONDS = 10.0  # for what a session is doing when it moves
-MOVED = ("session_moved", "the session moves to another replica; connect again", 503, SERVER)
 
 
 class Replica:

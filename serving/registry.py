@@ -15,7 +15,7 @@ from typing import Any
 from ..speaking import default_threshold
 from ..streaming import StreamingSession
 from .engine import Engine
-from .errors import RATE, SERVER, ApiError
+from .errors import MOVED, RATE, SERVER, ApiError
 from .event_log import EventLog
 from .exchange import new_session_id
 from .keys import Keys
@@ -34,7 +34,6 @@ CHECK_SECONDS = 1.0  # between two looks for idle sessions
 SETTLE_SECONDS = 20.0  # for the work that waits when the server stops
 CLEAN_SECONDS = 3600.0  # between two looks for sessions that nobody has continued
 STOPPING = ("server_stopping", "the server stops", 503, SERVER)
-MOVED = ("session_moved", "another server continues the session; connect again", 503, SERVER)
 
 
 class Registry:

@@ -76,7 +76,7 @@ class Saving:
             await self._write(taken, notes)
 
     async def _write(self, taken, notes: dict) -> None:
-        self._writing = asyncio.wrap_future(self.saved.write(taken, notes=notes))
+        self._writing = asyncio.wrap_future(self.saved.write(taken, notes))
         await asyncio.shield(self._writing)
         self._sequence = notes["sequence"]
 

@@ -4,27 +4,23 @@ A session is a folder of the store:
 
 - `segments/`: keys and values, in files that never change; each save adds one with the tokens that are new
   (`segments.py`).
-- `manifests/GENERATION.json`: the segments that make up the session now, its events, and everything else of it. Each
-  owner has a manifest of its own, which every save replaces as a whole.
+- `manifests/GENERATION.json`: the segments that make up the session now, and everything else of it. Each owner has a
+  manifest of its own, which every save replaces as a whole.
 - `leases/`: who owns the session (`lease.py`).
 
 A save writes the segment, then the manifest, and then checks that this process still owns the session. It is durable
 once the check has passed. Whoever takes over reads the manifest of the highest generation, hence the last durable save
 or a later one. Only then are segments removed that no manifest needs.
 
-Each event of a session is in the same save as the frames up to it. A user of this module that shows events only when
-their save is durable loses and doubles none: a client that reconnects with the number of its last event gets
-`events_after` that number, and sends the frames after `time` again. `videollm-mod serve` does not wait for that; it
-keeps its events in `notes`, and matches those that come again to their frames (`saving.py`).
+What the server knows of a session beside its state, such as the events up to it, is in the same save: `notes`. How no
+event is lost or doubled is told in `saving.py`.
 """
 
 import hashlib
 import json
 import re
-import threading
 import time
 import weakref
-from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -37,7 +33,6 @@ from safetensors.torch import save as bytes_of_tensors
 from transformers.utils import logging
 
 from ..session_state import SessionState, check_model, model_fingerprint, restore_session, session_content
-from ..speaking import StreamEvent
 from ..streaming import StreamingSession
 from .lease import Lease, SessionHeld, SessionLost, current_claim, owner_name
 from .segments import Segment, Written, assemble, check_segment, snapshot, written_before
@@ -48,7 +43,6 @@ logger = logging.get_logger(__name__)
 FORMAT = "videollm-mod session store"
 VERSION = 1
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
-MOST_EVENTS = 1000  # events that are kept for a client that does not acknowledge them
 CLEANING = ".cleaning"  # folder for the lease of `remove_abandoned`
 READERS = 8  # segments that are read at the same time
 
@@ -59,13 +53,11 @@ class Saved:
 
     Args:
         time (`float`, *optional*): of the last frame in it, in seconds; None before the first.
-        last_event (`int`): number of the last event in it, 0 before the first.
         num_bytes (`int`): that were written.
         seconds (`float`): that writing took.
     """
 
     time: float | None
-    last_event: int
     num_bytes: int
     seconds: float
 
@@ -78,8 +70,8 @@ class SessionStore:
     store = SessionStore("/srv/sessions")
     saved = store.open(session_id)
     session = saved.restore(model, processor) or model.stream(processor, max_cached_frames=600)
-    events = session.push(frames)
-    saved.save(session, events).result()  # from here on the events may be shown
+    session.push(frames)
+    saved.save(session).result()
     ```
 
     Args:
@@ -220,8 +212,6 @@ class SavedSession:
     Attributes:
         time (`float`, *optional*): of the last frame that is saved: later frames must be sent again. None if no frame
             is.
-        last_event (`int`): number of the last event that was given to `save`, or restored.
-        durable_event (`int`): number of the last event that may be shown.
         notes (`dict`): what the server has saved with the session.
         saved_by (`int`): generation of the owner that had saved what this one found, 0 if nothing was.
         lost (`bool`): the session is not this process's: another one has taken it over, or it was closed or deleted.
@@ -232,12 +222,8 @@ class SavedSession:
         self.store, self.session_id, self.files, self.lease = store, session_id, files, lease
         self.time: float | None = None
         self.notes: dict = {}
-        self.last_event = self.durable_event = 0
-        self._dropped = 0  # events up to this one are not kept
         self.lost, self.failures = False, 0
         self.saved_by = 0  # generation of the owner that has saved what was found
-        self._events: list[tuple[int, StreamEvent]] = []
-        self._lock = threading.Lock()  # for the events, which the thread of a server reads
         self._state: SessionState | None = None  # of the session that `_written` describes
         self._written = self._next = Written()
         self._masks: list[torch.Tensor] = []  # of the evictions in the save that is being written
@@ -257,33 +243,12 @@ class SavedSession:
         """Whether a save is being written. `save` would wait for it."""
         return self._writing is not None and not self._writing.done()
 
-    def events_after(self, number: int) -> list[tuple[int, StreamEvent]]:
-        """The events after a number that a client has seen, with their numbers, up to `last_event`. Show those after
-        `durable_event` only when their save is durable.
-
-        Raises:
-            `ValueError`: for a number after the last one, or if later events have been dropped.
-        """
-        with self._lock:
-            if not self._dropped <= number <= self.last_event:
-                raise ValueError(
-                    f"the number of the last event must be in {self._dropped} .. {self.last_event}, got {number}"
-                )
-            return [(own, event) for own, event in self._events if own > number]
-
-    def acknowledge(self, number: int) -> None:
-        """Drop the events up to a number, which the client has seen."""
-        with self._lock:
-            self._dropped = max(self._dropped, min(number, self.last_event))
-            self._events = [(own, event) for own, event in self._events if own > self._dropped]
-
-    def save(self, session: StreamingSession, events: Iterable[StreamEvent] = (), notes: dict | None = None) -> Future:
+    def save(self, session: StreamingSession, notes: dict | None = None) -> Future:
         """Save a session. What is new is copied to the host before this returns, and then written by another thread.
         A save that is still being written is waited for first, so call this when not `busy`, or to drain.
 
         Args:
             session (`StreamingSession`): between two frames; for a stream of a pool see `PooledStream.settle`.
-            events (`Iterable[StreamEvent]`): since the last save, in order. They get the numbers after `last_event`.
             notes (`dict`, *optional*): JSON values to be saved with it; the former ones stay if omitted.
 
         Returns:
@@ -294,7 +259,7 @@ class SavedSession:
         Raises:
             `SessionLost`: if that was known before.
         """
-        return self.write(self.take(session), events, notes)
+        return self.write(self.take(session), notes)
 
     def take(self, session: StreamingSession) -> "Taken":
         """Copy what is new in a session to the host: the first half of `save`, for the thread that uses the model."""
@@ -317,23 +282,11 @@ class SavedSession:
         self._masks = masks
         return Taken(snapshot(session, written, wanted), content, written, state.time)
 
-    def write(self, taken: "Taken", events: Iterable[StreamEvent] = (), notes: dict | None = None) -> Future:
+    def write(self, taken: "Taken", notes: dict | None = None) -> Future:
         """Write what `take` has copied, the second half of `save`, for any thread. Between the two there must be no
         other `take`."""
-        with self._lock:
-            for event in events:
-                self.last_event += 1
-                self._events.append((self.last_event, event))
-            self._events = self._events[-MOST_EVENTS:]
-            self._dropped = self._events[0][0] - 1 if self._events else self._dropped
-            kept, last_event, dropped = list(self._events), self.last_event, self._dropped
         self.notes = self.notes if notes is None else notes
-        taken.content.update(
-            events=[[number, asdict(event)] for number, event in kept],
-            last_event=last_event,
-            dropped=dropped,
-            notes=self.notes,
-        )
+        taken.content["notes"] = self.notes
         self._writing = self.store._writers.submit(
             self._write, taken.tensors, taken.content, taken.written, taken.time
         )
@@ -374,9 +327,9 @@ class SavedSession:
             self._count_failure(error)
             raise OSError(f"cannot save session {self.session_id} to {self.files.url}: {error}") from error
         self._next = Written((*older, new), written.owners, written.masks, written.first)
-        self.time, self.durable_event, self.failures = frame_time, content["last_event"], 0
+        self.time, self.failures = frame_time, 0
         self._remove_garbage(self._next)
-        return Saved(frame_time, content["last_event"], len(data) + len(manifest), time.perf_counter() - start)
+        return Saved(frame_time, len(data) + len(manifest), time.perf_counter() - start)
 
     def _refuse_if_lost(self, error: Exception) -> None:
         """Raise `SessionLost` if that is why a save failed; a new owner also removes what it is writing."""
@@ -467,10 +420,7 @@ class SavedSession:
         self.saved_by, name = found[-1], manifest_name(found[-1])
         content = manifest_content(self.files.read(name), f"{self.files.url}/{name}")
         try:
-            self._events = [(int(number), StreamEvent(**event)) for number, event in content["events"]]
-            self.last_event = self.durable_event = int(content["last_event"])
-            self._dropped = int(content["dropped"])
-            self.time, self.notes = content["session"]["state"]["time"], content["notes"]
+            self.time, self.notes = content["session"]["state"]["time"], dict(content["notes"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.files.url}/{name} is damaged or malicious: {error!r}") from error
         return content

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import stat
+from dataclasses import asdict
 from functools import partial
 
 import pytest
@@ -22,6 +23,7 @@ from videollm_mod.serving import segments, shared_files, store
 from videollm_mod.serving.lease import SessionHeld, SessionLost
 from videollm_mod.serving.store import SessionStore, manifest_bytes, manifest_content
 from videollm_mod.session_state import session_tensors
+from videollm_mod.speaking import StreamEvent
 
 BOUNDS = {
     "window": {"max_cached_frames": 6, "max_new_tokens": 2},
@@ -53,8 +55,13 @@ def digest(session) -> str:
     return found.hexdigest()
 
 
-def numbered(events, start: int = 1) -> list:
-    return list(enumerate(events, start))
+def save(saved, session, events=()):
+    """With all events so far as notes, as a server keeps them."""
+    return saved.save(session, {"events": [*saved.notes.get("events", ()), *map(asdict, events)]})
+
+
+def events_of(saved) -> list[StreamEvent]:
+    return [StreamEvent(**event) for event in saved.notes["events"]]
 
 
 @pytest.mark.parametrize("place, bound", [*(("folder", bound) for bound in BOUNDS), ("memory", "window")])
@@ -70,15 +77,15 @@ def test_restored_sessions_have_the_same_bits(checkpoint, features, tmp_path, bo
             alone.instruct("Narrate what happens.")
             session.instruct("Narrate what happens.")
         expected += watch(alone, features, start, start + 3)
-        result = saved.save(session, watch(session, features, start, start + 3)).result()
-        assert (result.time, result.last_event) == ((start + 2) / 2, len(expected))
+        result = save(saved, session, watch(session, features, start, start + 3)).result()
+        assert result.time == (start + 2) / 2
         if start % 9 == 6:
             saved.close()
             saved = SessionStore(url).open("s")
             session = saved.restore(model, processor)
             assert saved.time == session.time == (start + 2) / 2
         assert digest(session) == digest(alone)
-        assert saved.events_after(0) == numbered(expected)
+        assert events_of(saved) == expected
     assert expected and (bound == "no bound") == (alone.state.cache.frames_forgotten == 0)
 
 
@@ -131,30 +138,17 @@ def test_sessions_of_a_pool_are_saved_with_their_events(checkpoint, features, tm
     stream.push(frames)
     while stream.busy:
         said += [event for _, event in pool.tick()] + stream.settle()
-        saved.save(stream.session, said[saved.last_event :]).result()
-    assert pool.tick() == [] and saved.events_after(0) == numbered(said)
+        save(saved, stream.session, said[len(saved.notes.get("events", ())) :]).result()
+    assert pool.tick() == [] and events_of(saved) == said
     assert [event.time for event in said] == [event.time for event in alone]
 
 
-def test_clients_that_reconnect_get_each_later_event_once(checkpoint, features, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "MOST_EVENTS", 4)
-    model, processor = checkpoint
-    session, saved = model.stream(processor, speak_threshold=1.0, max_new_tokens=2), None
-    said = watch(session, features, 0, 6)
-    assert len(said) == 6
-    for start in (0, 2):  # the second process has the notes and numbers of the first
+def test_notes_stay_until_others_are_given(checkpoint, tmp_path):
+    session = checkpoint[0].stream(checkpoint[1])
+    for notes in ({"seen": 1}, None, {}):
         saved = SessionStore(str(tmp_path)).open("s", force=True)
-        assert saved.last_event == saved.durable_event == start
-        saved.save(session, said[start : start + 2], {"seen": start} if start == 0 else None).result()
-    assert saved.notes == {"seen": 0}
-    assert saved.events_after(1) == numbered(said[:4])[1:] and saved.events_after(4) == []
-    saved.acknowledge(1)
-    saved.save(session, said[4:]).result()
-    saved = SessionStore(str(tmp_path)).open("s", force=True)
-    assert saved.events_after(2) == numbered(said)[2:]
-    for number in (1, 7):
-        with pytest.raises(ValueError, match=rf"must be in 2 \.\. 6, got {number}"):
-            saved.events_after(number)
+        saved.save(session, notes).result()
+        assert SessionStore(str(tmp_path)).notes("s") == saved.notes == ({"seen": 1} if notes is None else notes)
 
 
 # --- killed and paused processes
@@ -168,9 +162,9 @@ def go_on(url: str, model, processor, features, shown: str, stop: int = FRAMES, 
     if hook is not None:
         hook()
     for start in range(session.stats.frames, stop, 3):
-        saved.save(session, watch(session, features, start, start + 3)).result()
+        save(saved, session, watch(session, features, start, start + 3)).result()
         with open(shown, "a") as file:
-            file.write(json.dumps([session.stats.frames, saved.durable_event]) + "\n")
+            file.write(json.dumps([session.stats.frames, len(saved.notes["events"])]) + "\n")
 
 
 @pytest.fixture(scope="module")
@@ -241,12 +235,12 @@ def test_wherever_a_process_is_killed_its_session_goes_on(checkpoint, features, 
         frames = session.stats.frames
         assert digest(session) == digests[frames] and last_frames <= frames <= last_frames + 3
         assert saved.time == (frames - 1) / 2
-        assert saved.events_after(0) == numbered(events[frames]) and len(events[frames]) >= last_event
+        assert events_of(saved) == events[frames] and len(events[frames]) >= last_event
         if frames not in seen:  # the client sends the later frames again
             seen.add(frames)
             go_on(url, *checkpoint, features, str(shown))
             saved = SessionStore(url).open("s", force=True)
-            assert saved.events_after(0) == numbered(events[FRAMES])
+            assert events_of(saved) == events[FRAMES]
             assert digest(saved.restore(*checkpoint)) == digests[FRAMES]
             manifest = saved.files.read(store.manifest_name(store.manifests(saved.files)[-1]))
             own = manifest_content(manifest, "it")["segments"]
@@ -280,7 +274,7 @@ def test_a_paused_owner_is_fenced_off(checkpoint, features, undisturbed, tmp_pat
         torch.set_num_threads(1)
         saved = SessionStore(str(tmp_path)).open("s")
         session = checkpoint[0].stream(checkpoint[1], **BOUNDS["window"])
-        saved.save(session, watch(session, features, 0, 3)).result()
+        save(saved, session, watch(session, features, 0, 3)).result()
         write = saved.files.write
 
         def stopping(name: str, data: bytes) -> None:
@@ -291,7 +285,7 @@ def test_a_paused_owner_is_fenced_off(checkpoint, features, undisturbed, tmp_pat
                 signal.raise_signal(signal.SIGSTOP)
 
         saved.files.write = stopping
-        future = saved.save(session, watch(session, features, 3, 6))
+        future = save(saved, session, watch(session, features, 3, 6))
         try:
             future.result()
         except SessionLost as error:
@@ -313,15 +307,15 @@ def test_a_paused_owner_is_fenced_off(checkpoint, features, undisturbed, tmp_pat
     frames = 6 if point == "after the manifest" else 3  # that manifest was written, but never relied on
     assert digest(session) == digests[frames]
     if point == "segments":
-        saved.save(session, watch(session, features, frames, frames + 3)).result()
+        save(saved, session, watch(session, features, frames, frames + 3)).result()
         frames += 3
     os.kill(process.pid, signal.SIGCONT)
     process.join()
     assert process.exitcode == 7
-    saved.save(session, watch(session, features, frames, frames + 3)).result()
+    save(saved, session, watch(session, features, frames, frames + 3)).result()
     saved.close()
     again = SessionStore(str(tmp_path)).open("s")
-    assert again.events_after(0) == numbered(events[frames + 3])
+    assert events_of(again) == events[frames + 3]
     assert digest(again.restore(*checkpoint)) == digests[frames + 3]
 
 
@@ -336,12 +330,12 @@ def test_cleaning_up_after_a_save_spares_what_a_new_owner_wrote(checkpoint, feat
         check()
         taker = SessionStore(str(tmp_path)).open("s", force=True)
         own = taker.restore(*checkpoint)
-        taker.save(own, watch(own, features, 3, 6)).result()
+        save(taker, own, watch(own, features, 3, 6)).result()
 
     saved.lease.check = check_and_pause
-    assert saved.save(session, watch(session, features, 0, 3)).result().time == 1.0
+    assert save(saved, session, watch(session, features, 0, 3)).result().time == 1.0
     again = SessionStore(str(tmp_path)).open("s", force=True)
-    assert digest(again.restore(*checkpoint)) == digests[6] and again.events_after(0) == numbered(events[6])
+    assert digest(again.restore(*checkpoint)) == digests[6] and events_of(again) == events[6]
 
 
 # --- full, unreachable, damaged and malicious stores
@@ -352,7 +346,7 @@ def test_after_a_full_disk_the_next_save_holds_everything(checkpoint, features, 
     files = SessionStore(str(tmp_path))
     session, saved = model.stream(processor, **BOUNDS["window"]), files.open("s")
     said = watch(session, features, 0, 6)
-    saved.save(session, said).result()
+    save(saved, session, said).result()
     before = saved.files.names("segments")
 
     def full(*_) -> None:
@@ -363,18 +357,17 @@ def test_after_a_full_disk_the_next_save_holds_everything(checkpoint, features, 
         for start in range(6, 15, 3):
             new = watch(session, features, start, start + 3)
             said += new
-            future = saved.save(session, new)
+            future = save(saved, session, new)
             with pytest.raises(OSError, match="cannot save session s to .*: .*No space left on device"):
                 future.result()
     assert (saved.failures, files.failures, saved.time) == (3, 3, 2.5)
-    assert saved.durable_event < saved.last_event == len(said)
     assert saved.files.names("segments") == before  # nor is there half a file
     warnings = [record.getMessage() for record in caplog.records if "goes on unsaved" in record.getMessage()]
     assert len(warnings) == 1 and "1 failed saves" in warnings[0]
     saved.save(session).result()
     assert (saved.failures, saved.time) == (0, 7.0)
     again = SessionStore(str(tmp_path)).open("s", force=True)
-    assert again.events_after(0) == numbered(said) and digest(again.restore(model, processor)) == digest(session)
+    assert events_of(again) == said and digest(again.restore(model, processor)) == digest(session)
 
 
 def test_an_unreachable_store_names_itself(checkpoint, tmp_path, monkeypatch):
@@ -429,7 +422,7 @@ def whole(checkpoint, features, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     session, saved = checkpoint[0].stream(checkpoint[1], **BOUNDS["window"]), SessionStore(str(folder)).open("s")
     for start, stop in ((0, 4), (4, 7)):
-        saved.save(session, watch(session, features, start, stop)).result()
+        save(saved, session, watch(session, features, start, stop)).result()
     saved.close()
     assert len(saved.files.names("segments")) == 2 and saved._written.masks
     return folder
@@ -492,8 +485,8 @@ def test_forged_manifests_are_refused(checkpoint, whole, tmp_path):
         ("manifest", {"segments": []}, "damaged or malicious"),
         ("manifest", {"evictions": [0, 10**9]}, "damaged or malicious"),
         ("manifest", {"session": None}, "damaged or malicious"),
-        ("manifest", {"events": [[1, {"text": "x"}]]}, "damaged or malicious"),
-        ("manifest", {"events": 3}, "damaged or malicious"),
+        ("manifest", {"notes": 3}, "damaged or malicious"),
+        ("manifest", {"notes": [1]}, "damaged or malicious"),
         ("state", {"pending": [10**9]}, "no saved session of this package"),
         ("state", {"pending": ["x"]}, "no saved session of this package"),
         ("options", {"cache_policy": "none"}, "cache_policy"),
