@@ -28,10 +28,8 @@ LIMIT = 0.5  # seconds of p95 from frame to decision that a server holds
 SECONDS_BETWEEN_NARRATIONS = 10.0
 WARM = 4.0  # seconds before a measurement, in which graphs are captured
 STREAMS = 8  # of the comparison with the pool
-FIRST_FRAMES, SECONDS_OF_A_TURN = (
-    12,
-    3.0,
-)  # frames of each stream in its first turn, and about how long the others take
+FIRST_FRAMES = 12  # of each stream in the first turn of the comparison
+SECONDS_OF_A_TURN = 3.0  # about, of the others
 WAITING = 4  # frames of a session that may wait: a camera's older ones are of no use
 IN_FLIGHT = (1, 2, 4)  # frames that a client of the comparison has sent and not seen answered
 START = (8, 32)  # sessions to begin with: of small models, of large ones
@@ -373,7 +371,7 @@ def figures(result: dict) -> dict[str, float]:
     """The figures for the summary."""
     found: dict[str, float] = {}
     if "overhead" in result and result["geometry"] == "llama3-8b":
-        found["serve_overhead"] = result["overhead"][f"server, {CHOSEN} in flight"]
+        found["serve_overhead"] = round(1 - result["overhead"][f"server, {CHOSEN} in flight"], 4)
     if result["geometry"] == "llama3-8b" and "largest" in result:
         found["serve_h200_sessions"] = result["largest"]["fixed"]
     elif result["geometry"] == "nano" and result["device"] == "cpu" and "largest" in result:
