@@ -19,7 +19,8 @@ from .models import INSTRUCTION, KNOWN_QUESTIONS, QUESTIONS, Models
 if TYPE_CHECKING:
     from ..client.events import Event
 
-PATIENCE_SECONDS = 30.0  # for a server that does not answer
+ANSWER_SECONDS = 30.0  # in which a server must answer a request
+PATIENCE_SECONDS = 30.0  # for which a lost connection is made again
 REPLY_SECONDS = 0.3  # in which most decisions come
 NAP_SECONDS = 0.01
 
@@ -61,7 +62,7 @@ class RemoteModels:
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         address = self.url.rstrip("/").removesuffix("/v1") + "/v1/models"
         try:
-            answer = httpx.get(address, headers=headers, timeout=PATIENCE_SECONDS)
+            answer = httpx.get(address, headers=headers, timeout=ANSWER_SECONDS)
             found = answer.json()
         except (httpx.HTTPError, ValueError) as error:
             raise OSError(f"no videollm-mod serve answers at {self.url}: {error or type(error).__name__}") from error
