@@ -138,10 +138,11 @@ class Crowd:
 
     Args:
         url (`str`): of the server. keys (`tuple[str, str]`): of those who behave, and of the others.
+        pace (`float`): by which the seconds are multiplied for which they do nothing, or stall.
     """
 
-    def __init__(self, url: str, keys: tuple[str, str]):
-        self.url, self.keys, self.going = url, keys, True
+    def __init__(self, url: str, keys: tuple[str, str], pace: float = 1.0):
+        self.url, self.keys, self.pace, self.going = url, keys, pace, True
         self.address = (urlsplit(url).hostname, urlsplit(url).port)
         self.scripts: list[Script] = []
         self.done: Counter[str] = Counter()
@@ -222,7 +223,7 @@ async def follow(crowd: Crowd, script: Script, pause: Callable[[], float]) -> li
 
 async def behave(crowd: Crowd, rng: random.Random) -> None:
     """A session, which must get the events that it gets alone."""
-    script, pause = rng.choice(crowd.scripts), rng.uniform(0, 0.5)
+    script, pause = rng.choice(crowd.scripts), crowd.pace * rng.uniform(0, 0.5)
     got = plain(await follow(crowd, script, lambda: pause))
     crowd.check(got == script.expected, "behave", "the events are not those that the session gets alone")
     crowd.exact += got == script.expected
@@ -239,7 +240,7 @@ async def come_back(crowd: Crowd, rng: random.Random) -> None:
         events, last = mine.events, mine.last
         if rng.random() < 0.7:
             mine.socket.transport.abort()
-    await asyncio.sleep(rng.choice([0, 0, 1, 5]))
+    await asyncio.sleep(crowd.pace * rng.choice([0, 0, 1, 5]))
     async with crowd.player(crowd.keys[0], f"?session_id={session}&after={last}", last) as mine:
         time = (await mine.until("session.updated"))["session"]["time"]
         crowd.check(time == script.frames[cut - 1][1], "come_back", f"the last frame was {cut - 1}, not {time}")
@@ -461,12 +462,12 @@ async def stall(crowd: Crowd, rng: random.Random) -> None:
     image = rng.choice(crowd.scripts).frames[0][0]
     async with crowd.player(crowd.keys[1], max_queue=1) as mine:
         with suppress(ConnectionClosed, TimeoutError):
-            async with asyncio.timeout(rng.uniform(2, 8)):
+            async with asyncio.timeout(crowd.pace * rng.uniform(2, 8)):
                 while True:
                     await mine.socket.send('{"type": "x", "event_id": "' + "y" * 500 + '"}')
                     if rng.random() < 0.01:
                         await mine.frame(image, 0.0)
-        await asyncio.sleep(rng.uniform(0, 10))
+        await asyncio.sleep(crowd.pace * rng.uniform(0, 10))
         mine.socket.transport.abort()
 
 
@@ -511,7 +512,7 @@ async def vanish(crowd: Crowd, rng: random.Random) -> None:
         await writer.drain()
         if begun[1]:
             await asyncio.wait_for(reader.read(1), 5)
-        await asyncio.sleep(rng.choice([0, 0, 0.01, 1]))
+        await asyncio.sleep(crowd.pace * rng.choice([0, 0, 0.01, 1]))
     if rng.random() < 0.5:  # closed without a farewell: the other side gets a reset
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()

@@ -21,6 +21,7 @@ from .events import Dropped, Event, Problem, Resumed, Said, Saying, Watched
 from .images import encode
 from .sent import Ask, Frame, SentLog, Update
 
+OPEN_SECONDS = 60.0  # for an answer to an attempt to connect; a server listens before it has loaded its model
 LONGEST_PAUSE = 5.0  # seconds between two attempts to connect again
 OPTIONS = ("instructions", "speak_threshold", "max_output_tokens")
 IDLE = 4010  # and other codes with which a server closes a connection
@@ -230,7 +231,13 @@ class Stream:
     async def _dial(self, query: str) -> ClientConnection:
         headers = None if self._key is None else {"Authorization": f"Bearer {self._key}"}
         try:
-            return await open_socket(self.url + query, additional_headers=headers, max_size=None, compression=None)
+            return await open_socket(
+                self.url + query,
+                additional_headers=headers,
+                max_size=None,
+                compression=None,
+                open_timeout=OPEN_SECONDS,
+            )
         except InvalidStatus as error:
             raise refusal(error) from None
         except (OSError, InvalidHandshake) as error:  # TimeoutError is an OSError

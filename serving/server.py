@@ -21,6 +21,7 @@ from .store import SessionStore
 PING_SECONDS = 20.0  # between pings, and for their answer: a half-open connection is closed after that
 STALLED_SECONDS = 60.0  # after which the kernel closes a connection that takes no more data
 REQUEST_SECONDS = 30.0  # for the head of a request, after which a connection without one is closed
+KEEP_SECONDS = 75  # between two requests of a connection; clients keep theirs for less, so that none is just closed
 SLOW_STOP_SECONDS = 5  # for connections that do not close by themselves when the server stops
 WARM_STREAMS = 8  # that watch together before a server on a GPU starts
 BACKLOG = 2048  # connections that wait to be accepted
@@ -65,6 +66,7 @@ class Server(uvicorn.Server):
             ws_ping_interval=PING_SECONDS,
             ws_ping_timeout=PING_SECONDS,
             ws_per_message_deflate=False,  # images are compressed already
+            timeout_keep_alive=KEEP_SECONDS,
             timeout_graceful_shutdown=SLOW_STOP_SECONDS,
         )
         super().__init__(config)

@@ -16,7 +16,7 @@ from pages import python_blocks
 from running_servers import client, data_url, frames_of, png, serving, serving_elsewhere
 from stock_vlms import save_vlm
 from video_files import write_video
-from waiting import until
+from waiting import PATIENCE, until
 
 from videollm_mod.modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from videollm_mod.serving import fetching, registry
@@ -68,7 +68,7 @@ def url():
 
 @pytest.fixture(scope="module")
 def remote(url):
-    return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0)
+    return openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=PATIENCE)
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +167,7 @@ def test_the_example_of_the_docs_runs(url, video, monkeypatch, capsys):
 
 def refusal(server, message: dict, **fields) -> tuple[int, str]:
     body = {"model": "any", "messages": [message], **fields}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body)
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE)
     error = answer.json()["error"]
     assert set(error) == {"type", "code", "message", "param"} and error["message"]
     return answer.status_code, error["code"]
@@ -210,14 +210,14 @@ def test_a_client_that_hangs_up_ends_its_answer(server, monkeypatch):
     engine, chats = server.registry.engine, server.app.state.chats
     monkeypatch.setattr(chats, "context", 10**6)
     address = f"{server.url}/v1/chat/completions"
-    with httpx.stream("POST", address, json={**body, "stream": True}) as answer:
+    with httpx.stream("POST", address, json={**body, "stream": True}, timeout=PATIENCE) as answer:
         lines = answer.iter_lines()
         until(lambda: '"content": "' in next(lines), "text")
         assert len(engine.streams) == 1 and len(chats.running) == 1
     until(lambda: not engine.streams and not chats.running, "the end of the streamed chat")
 
     async def hang_up():
-        async with httpx.AsyncClient() as own:
+        async with httpx.AsyncClient(timeout=PATIENCE) as own:
             asking = asyncio.ensure_future(own.post(address, json=body))
             while not (engine.streams and engine.streams[0].pooled.session.reply.ids):
                 await asyncio.sleep(0.01)
@@ -263,7 +263,7 @@ def test_a_live_stream_says_the_same_beside_chats(server, video):
 
     async def chat() -> str:
         body = {"model": "any", "messages": [user(part("video_url", video_url(video)), QUESTION)], "max_tokens": 16}
-        async with httpx.AsyncClient(timeout=60) as own:
+        async with httpx.AsyncClient(timeout=PATIENCE) as own:
             answer = await own.post(f"{server.url}/v1/chat/completions", json=body)
             return answer.json()["choices"][0]["message"]["content"]
 
@@ -304,7 +304,7 @@ def test_a_failure_midway_is_told_and_others_go_on(server, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(ChatSession, "__init__", failing)
         assert refusal(server, user("Hi")) == (500, "generation_failed")
-        own = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any-key-does", max_retries=0)
+        own = openai.OpenAI(base_url=f"{server.url}/v1", api_key="any-key-does", max_retries=0, timeout=PATIENCE)
         with pytest.raises(openai.APIError, match="the weights are damaged"):
             list(own.chat.completions.create(model="any", messages=[user("Hi")], stream=True))
     answered = own.chat.completions.create(model="any", messages=[user("Hi")], max_tokens=3)
@@ -316,7 +316,7 @@ def test_a_chat_is_told_that_the_server_stops(checkpoint, monkeypatch):
     monkeypatch.setattr(registry, "SETTLE_SECONDS", 0.1)
     with serving(checkpoint) as own:
         own.app.state.chats.context = 10**6
-        own_client = openai.OpenAI(base_url=f"{own.url}/v1", api_key="any-key-does", max_retries=0)
+        own_client = openai.OpenAI(base_url=f"{own.url}/v1", api_key="any-key-does", max_retries=0, timeout=PATIENCE)
         told = own_client.chat.completions.create(model="any", messages=[user("Hi")], max_tokens=10**5, stream=True)
         next(told)
         own.server.should_exit = True
@@ -398,7 +398,7 @@ class Pages(http.server.BaseHTTPRequestHandler):
             self.end_headers()
             return
         if self.path == "/slow":
-            self.server.released.wait(30)
+            self.server.released.wait()
         self.send_response(200 if self.path in ("/a.png", "/slow") else 404)
         self.end_headers()
         self.wfile.write(png(FRAMES[0]))
@@ -420,7 +420,7 @@ def pages():
 def test_fetching_has_limits_and_checks_redirects(pages, monkeypatch):
     async def code(path: str, **options) -> str:
         with pytest.raises(ApiError) as caught:
-            await fetching.fetch(pages + path, **{"max_bytes": 10**7, "seconds": 20.0, **options})
+            await fetching.fetch(pages + path, **{"max_bytes": 10**7, "seconds": PATIENCE, **options})
         return caught.value.code
 
     async def run():
@@ -428,7 +428,7 @@ def test_fetching_has_limits_and_checks_redirects(pages, monkeypatch):
         assert await code("", max_bytes=1) == "url_not_allowed"
         public = fetching.is_public
         monkeypatch.setattr(fetching, "is_public", lambda ip: ip == "127.0.0.1" or public(ip))
-        assert await fetching.fetch(pages + "/a.png", 10**7, 20.0) == png(FRAMES[0])
+        assert await fetching.fetch(pages + "/a.png", 10**7, PATIENCE) == png(FRAMES[0])
         assert await code("/a.png", max_bytes=100) == "url_too_large"
         assert await code("/none") == "url_not_read"
         assert await code("/loop") == "url_not_read"
@@ -440,11 +440,12 @@ def test_fetching_has_limits_and_checks_redirects(pages, monkeypatch):
 
 def test_an_address_is_fetched_where_the_server_allows_it(checkpoint, pages, monkeypatch):
     monkeypatch.setattr(fetching, "is_public", lambda ip: True)
+    monkeypatch.setattr("videollm_mod.serving.chat.FETCH_SECONDS", PATIENCE)
     with serving(checkpoint, allow_urls=True) as own:
         texts = []
         for url in (pages + "/a.png", data_url(FRAMES[0])):
             body = {"model": "any", "messages": [user(part("image_url", url), QUESTION)], "max_tokens": 8}
-            answer = httpx.post(f"{own.url}/v1/chat/completions", json=body, timeout=60).json()
+            answer = httpx.post(f"{own.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
             texts.append(answer["choices"][0]["message"]["content"])
         assert texts[0] == texts[1] and texts[0]
         monkeypatch.undo()

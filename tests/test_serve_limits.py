@@ -6,6 +6,7 @@ import json
 import socket
 import struct
 import zlib
+from functools import partial
 
 import httpx
 import pytest
@@ -66,9 +67,9 @@ def test_a_key_is_needed_before_the_upgrade(server):
             assert (await mine.next())["type"] == "session.created"
 
     asyncio.run(run())
-    answer = httpx.get(f"{server.url}/v1/models")
+    answer = httpx.get(f"{server.url}/v1/models", timeout=PATIENCE)
     assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
-    assert httpx.get(f"{server.url}/health").json()["status"] == "ok"
+    assert httpx.get(f"{server.url}/health", timeout=PATIENCE).json()["status"] == "ok"
 
 
 WRONG = {
@@ -147,29 +148,43 @@ def test_too_large_messages_close_the_connection(server):
     asyncio.run(run())
     headers = {"Authorization": f"Bearer {KEY}"}
     for body in ("x" * 200_001, iter([b"x" * 200_001])):
-        answer = httpx.post(f"{server.url}/v1/streaming/sessions", content=body, headers=headers)
+        answer = httpx.post(f"{server.url}/v1/streaming/sessions", content=body, headers=headers, timeout=PATIENCE)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
 def test_refusals_and_connections_without_a_request_end_quietly(checkpoint, monkeypatch, caplog):
     """No request, half a request, and half a body are not waited for; and nothing of it is the server's fault."""
-    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.05)
-    monkeypatch.setattr(body_limit, "PART_SECONDS", 0.05)
     with serving(checkpoint, (KEY,)) as running:
         address = running.listening.getsockname()
         assert asyncio.run(refused(running.url)) == (401, "missing_api_key")
-        for begun in (b"", b"GET /health HTTP/1.1\r\nHost: x"):
-            with socket.create_connection(address, timeout=PATIENCE) as opened:
-                opened.sendall(begun)
-                with contextlib.suppress(ConnectionResetError):
-                    assert opened.recv(1) == b""
-        with socket.create_connection(address, timeout=PATIENCE) as opened:
+        with monkeypatch.context() as patch, socket.create_connection(address, timeout=PATIENCE) as opened:
+            patch.setattr(body_limit, "PART_SECONDS", 0.05)
             head = f"POST /v1/streaming/sessions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
             opened.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode())
             assert b" 408 " in opened.recv(1000)
-        with httpx.Client(base_url=running.url) as http:  # a connection that is used stays
-            assert all(http.get("/health").status_code == 200 for _ in range(3))
+        monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.05)
+        for begun in (b"", b"GET /health HTTP/1.1\r\nHost: x"):
+            with socket.create_connection(address, timeout=PATIENCE) as opened, contextlib.suppress(ConnectionError):
+                opened.sendall(begun)
+                assert opened.recv(1) == b""
     assert not caplog.records
+
+
+def test_a_connection_that_is_used_stays(checkpoint, monkeypatch):
+    looks, look = [], server_module.PatientProtocol._look
+    monkeypatch.setattr(server_module.PatientProtocol, "_look", lambda *given: (looks.append(1), look(*given)))
+    monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.05)
+    limits = httpx.Limits(keepalive_expiry=PATIENCE)
+    with serving(checkpoint) as running, httpx.Client(base_url=running.url, timeout=PATIENCE, limits=limits) as http:
+
+        def from_where() -> tuple | None:
+            with contextlib.suppress(httpx.TransportError):  # a first request that comes too late
+                return http.get("/health").extensions["network_stream"].get_extra_info("client_addr")
+
+        until(from_where, "an answer")
+        first, before = from_where(), len(looks)
+        until(lambda: len(looks) > before + 2, "looks at the connection")
+        assert from_where() == first is not None
 
 
 def test_a_client_that_returns_at_the_last_moment_keeps_its_session(checkpoint):
@@ -229,13 +244,13 @@ def test_one_client_never_sees_the_stream_of_another(server):
     sessions = f"{server.url}/v1/streaming/sessions"
     made = httpx.post(sessions, headers=mine, timeout=PATIENCE).json()["id"]
     for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/commit"), ("DELETE", "")):
-        answer = httpx.request(method, f"{sessions}/{made}{path}", headers=theirs)
+        answer = httpx.request(method, f"{sessions}/{made}{path}", headers=theirs, timeout=PATIENCE)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
     query = f"?session_id={made}"
     with pytest.raises(InvalidStatus, match="404"):
         asyncio.run(connected(server.url, query, OTHER))
     asyncio.run(connected(server.url, query, KEY))
-    assert httpx.delete(f"{sessions}/{made}", headers=mine).json()["deleted"]
+    assert httpx.delete(f"{sessions}/{made}", headers=mine, timeout=PATIENCE).json()["deleted"]
 
 
 async def connected(url: str, query: str, key: str) -> None:
@@ -289,8 +304,10 @@ def test_frames_may_come_in_bursts_but_not_faster_on_average():
         rate.take()
 
 
-def test_a_key_may_have_limits_of_its_own(checkpoint):
+def test_a_key_may_have_limits_of_its_own(checkpoint, monkeypatch):
+    """On a clock that stands still, or a slow machine would send its frames slowly enough."""
     few = "a-key-with-few-0123456789"
+    monkeypatch.setattr("videollm_mod.serving.keys.FrameRate", partial(FrameRate, clock=lambda: 0.0))
     with serving(checkpoint, (f"{few} sessions=2 fps=2", OTHER)) as running:
 
         async def run():

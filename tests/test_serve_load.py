@@ -218,4 +218,4 @@ def test_when_the_engine_fails_every_client_is_told(checkpoint):
 
     with serving(checkpoint) as running:
         asyncio.run(asyncio.wait_for(run(running), PATIENCE))
-        assert httpx.get(f"{running.url}/health").status_code == 503
+        assert httpx.get(f"{running.url}/health", timeout=PATIENCE).status_code == 503

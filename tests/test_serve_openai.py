@@ -31,7 +31,7 @@ def test_the_async_client_narrates_asks_and_cancels(url):
 
 
 async def converse(url: str) -> None:
-    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY)
+    client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, timeout=PATIENCE)
     assert [model.id for model in (await client.models.list()).data] == [ROOT.name]
     assert (await client.models.retrieve(ROOT.name)).id == ROOT.name
     async with client.realtime.connect(model=ROOT.name) as connection:
@@ -84,4 +84,4 @@ def test_the_example_of_the_docs_runs(url, monkeypatch, capsys):
 
 def test_a_wrong_key_is_told_at_once(url):
     with pytest.raises(openai.AuthenticationError, match="the key is wrong"):
-        openai.OpenAI(base_url=f"{url}/v1", api_key="another-key-0123456789").models.list()
+        openai.OpenAI(base_url=f"{url}/v1", api_key="another-key-0123456789", timeout=PATIENCE).models.list()

@@ -5,18 +5,26 @@ import signal
 
 import httpx
 import pytest
+from fork_server import ForkedProcess, command
 from fresh_process import ROOT
 from running_servers import client, data_url, frames_of, serving, serving_elsewhere
 from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed
 
-from videollm_mod.benchmarks.serve_resume import measure
+from videollm_mod.benchmarks import serve_resume
 from videollm_mod.serving.store import SessionStore
 
 
-def test_servers_that_are_killed_lose_and_double_nothing():
+class Forked(serve_resume.Process):
+    def __init__(self, store: str, arguments: list[str]):
+        self.process = ForkedProcess(command("serve", "--port", "0", "--store", store, *arguments))
+
+
+def test_servers_that_are_killed_lose_and_double_nothing(monkeypatch):
     """Clients of both kinds, at random moments, each time continued by the other server."""
-    found = asyncio.run(asyncio.wait_for(measure(2, 2, 2.0, 11, ["--save-seconds", "1"], 4.0), PATIENCE))
+    monkeypatch.setattr(serve_resume, "Process", Forked)
+    measured = serve_resume.measure(2, 2, 8.0, 11, ["--save-seconds", "0.25"], 1.0)
+    found = asyncio.run(asyncio.wait_for(measured, PATIENCE))
     assert len(found["resume_s"]) == 4
     for one in found["clients"]:
         assert one["events"] > 20 and one["lost"] == one["doubled"] == one["differing"] == []
@@ -28,7 +36,7 @@ def test_after_a_crash_an_http_client_learns_where_its_session_goes_on(checkpoin
     arguments = ("--model", str(ROOT), "--store", str(tmp_path), "--save-seconds", "0.1")
     with serving_elsewhere(*arguments) as (url, _):
         at = f"{url}/v1/streaming/sessions"
-        session = httpx.post(at).json()["id"]
+        session = httpx.post(at, timeout=PATIENCE).json()["id"]
         httpx.post(f"{at}/{session}/frames", json={"frames": images[:3]}, timeout=PATIENCE)
         last = httpx.post(f"{at}/{session}/commit", timeout=PATIENCE).json()["last_event"]
         until(lambda: (SessionStore(str(tmp_path)).notes(session) or {"sequence": 0})["sequence"] >= last)
@@ -90,13 +98,13 @@ def test_a_paused_server_is_fenced_off(tmp_path):
 def test_sessions_are_deleted_from_the_store_and_only_by_their_owner(checkpoint, tmp_path):
     keys = ("a-key-for-tests-0123456789", "another-key-0123456789")
     mine, other = ({"Authorization": f"Bearer {key}"} for key in keys)
-    with serving(checkpoint, keys=keys, saved=tmp_path) as running:
+    with serving(checkpoint, keys=keys, saved=tmp_path) as running, httpx.Client(timeout=PATIENCE) as http:
         url = f"{running.url}/v1/streaming/sessions"
-        session = httpx.post(url, headers=mine).json()["id"]
-    with serving(checkpoint, keys=keys, saved=tmp_path) as running:
+        session = http.post(url, headers=mine).json()["id"]
+    with serving(checkpoint, keys=keys, saved=tmp_path) as running, httpx.Client(timeout=PATIENCE) as http:
         url = f"{running.url}/v1/streaming/sessions"
-        assert httpx.post(url, headers=other, json={"session_id": session}).status_code == 404
-        assert httpx.delete(f"{url}/{session}", headers=other).status_code == 404
-        assert httpx.delete(f"{url}/{session}", headers=mine).status_code == 200
-        assert httpx.post(url, headers=mine, json={"session_id": session}).status_code == 404
+        assert http.post(url, headers=other, json={"session_id": session}).status_code == 404
+        assert http.delete(f"{url}/{session}", headers=other).status_code == 404
+        assert http.delete(f"{url}/{session}", headers=mine).status_code == 200
+        assert http.post(url, headers=mine, json={"session_id": session}).status_code == 404
     assert SessionStore(str(tmp_path)).session_ids() == []

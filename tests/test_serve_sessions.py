@@ -128,7 +128,7 @@ def test_wrong_requests_are_answered_with_errors(server, http):
     ]
     http.delete(f"/sessions/{session}")
     names = {"/v1/streaming/sessions", "/v1/models", "/health", "/metrics"}
-    assert names <= set(httpx.get(f"{server.url}/openapi.json").json()["paths"])
+    assert names <= set(httpx.get(f"{server.url}/openapi.json", timeout=PATIENCE).json()["paths"])
 
 
 def test_one_question_at_a_time(server):

@@ -37,6 +37,7 @@ from videollm_mod.space.stream import Stream
 from videollm_mod.space.visitors import Gone, Visitors
 
 INSTRUCTION = "Narrate what happens."
+PATIENT = {"httpx_kwargs": {"timeout": PATIENCE}}  # of gradio's client
 
 
 @pytest.fixture
@@ -304,7 +305,7 @@ def test_a_program_is_told_why_nothing_is_said():
 
     _, url = serve()
     path = OWN_CHECKPOINT / "media" / "cup.mp4"
-    result = Client(url, verbose=False).predict(handle_file(path), threshold=1.0, api_name="/narrate")
+    result = Client(url, verbose=False, **PATIENT).predict(handle_file(path), threshold=1.0, api_name="/narrate")
     assert result["events"] == [] and result["stats"]["mod"]["frames"] == 17
     assert (
         result["notice"]
@@ -369,14 +370,14 @@ def test_idle_streams_are_deleted_and_used_ones_stay(tmp_path):
 
 def test_only_page_and_assets_are_served_with_a_policy():
     _, url = serve()
-    page = httpx.get(url)
+    page = httpx.get(url, timeout=PATIENCE)
     assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
     assert "http://" not in page.text and "https://" not in page.text
     for name in ("main.js", "style.css", "icon.svg"):
-        assert httpx.get(f"{url}assets/{name}").status_code == 200
+        assert httpx.get(f"{url}assets/{name}", timeout=PATIENCE).status_code == 200
     for path in ("assets/server.py", "media/nothing", "download/nothing/narration.vtt"):
-        assert httpx.get(url + path).status_code == 404, path
-    names = httpx.get(f"{url}gradio_api/info").json()["named_endpoints"]
+        assert httpx.get(url + path, timeout=PATIENCE).status_code == 404, path
+    names = httpx.get(f"{url}gradio_api/info", timeout=PATIENCE).json()["named_endpoints"]
     assert set(names) == {"/narrate", "/ask"}
     for option in names["/narrate"]["parameters"]:
         assert f"{option['parameter_name']}: " in names["/narrate"]["description"]
@@ -422,7 +423,7 @@ def test_too_large_upload_is_refused(tmp_path):
 
 def test_line_has_a_limit_and_moves_on():
     space, url = serve(running=1, waiting=1, patience_seconds=PATIENCE)
-    assert httpx.get(f"{url}about.json").json()["limits"]["waiting"] == 1
+    assert httpx.get(f"{url}about.json", timeout=PATIENCE).json()["limits"]["waiting"] == 1
     clip = call(url, "choose", "scene", 81, "")[1]["clip"]
     first, second = (call(url, "begin", clip, {})[1] for _ in range(2))
     assert (first["waiting"], second["waiting"]) == (0, 1)
@@ -439,9 +440,12 @@ def test_line_has_a_limit_and_moves_on():
 def test_example_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     import re
 
+    from gradio_client import Client
+
     _, url = serve()
     ((_, block),) = python_blocks(ROOT / "docs" / "how-to" / "space.md")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("gradio_client.Client", partial(Client, **PATIENT))
     _, truth = write_clip(tmp_path / "video.mp4", seed=3)
     address = re.search(r"http://[\d.:]+/?", block)[0]
     exec(block.replace(address, url), {})
@@ -457,7 +461,7 @@ def test_two_programs_do_not_share_a_stream(tmp_path):
     from gradio_client.exceptions import AppError
 
     _, url = serve()
-    clients = [Client(url, verbose=False) for _ in range(2)]
+    clients = [Client(url, verbose=False, **PATIENT) for _ in range(2)]
     paths = [write_clip(tmp_path / f"{seed}.mp4", seed)[0] for seed in (91, 92)]
     jobs = [
         client.submit(handle_file(path), compare=True, api_name="/narrate")
@@ -474,7 +478,7 @@ def test_two_programs_do_not_share_a_stream(tmp_path):
         answer = client.predict("What happened last?", api_name="/ask")
         assert answer["text"] == world_stream(seed).narrations[-1][1]
     with pytest.raises(AppError, match="idle for too long"):
-        Client(url, verbose=False).predict("What happened last?", api_name="/ask")
+        Client(url, verbose=False, **PATIENT).predict("What happened last?", api_name="/ask")
     broken = tmp_path / "broken.mp4"
     broken.write_bytes(b"no video")
     with pytest.raises(AppError, match="broken.mp4") as caught:
@@ -506,6 +510,6 @@ def test_downloads_over_http():
         assert response.headers["content-disposition"].startswith('attachment; filename="Random-scene-95')
     with av.open(io.BytesIO(response.content)) as container:
         assert sum(1 for _ in container.decode(video=0)) >= 7
-    part = httpx.get(f"{url}media/{clip}", headers={"Range": "bytes=0-99"})
+    part = httpx.get(f"{url}media/{clip}", headers={"Range": "bytes=0-99"}, timeout=PATIENCE)
     assert part.status_code == 206 and len(part.content) == 100
     assert call(url, "stop", stream, {})[1]["over"]

@@ -34,7 +34,7 @@ from subprocess import PIPE, STDOUT
 PACKAGE = (
     *("transformers", "videollm_mod.modeling_videollm_mod", "videollm_mod.processing_videollm_mod"),
     *("videollm_mod.commands.cli", "videollm_mod.narration.narrate", "videollm_mod.narration.overlay"),
-    *("videollm_mod.training.train", "matplotlib.pyplot"),
+    *("videollm_mod.training.train", "matplotlib.pyplot", "videollm_mod.serving.server"),
 )
 TORCH = (
     *("torch", "torch._dynamo", "torch._inductor.compile_fx", "torch._inductor.select_algorithm"),

@@ -30,6 +30,7 @@ class Running:
         self.app, self.listening = app, listen("127.0.0.1", 0)
         self.url = f"http://127.0.0.1:{self.listening.getsockname()[1]}"
         self.server = Server(app, app.state.registry.limits.message_bytes)
+        self.server.config.ws_ping_interval = None  # a machine may stand still for longer than a ping is waited for
         self.thread = threading.Thread(target=self.server.run, args=([self.listening],), daemon=True)
         self.thread.start()
         until(lambda: self.server.started, "the server")
@@ -116,7 +117,8 @@ class Client:
 @contextlib.asynccontextmanager
 async def client(url: str, query: str = "", **options) -> AsyncIterator[Client]:
     """A connected client, after `session.created`."""
-    async with connect(url.replace("http", "ws", 1) + "/v1/realtime" + query, max_size=None, **options) as socket:
+    options = {"max_size": None, "open_timeout": PATIENCE, "ping_interval": None, **options}
+    async with connect(url.replace("http", "ws", 1) + "/v1/realtime" + query, **options) as socket:
         yield Client(socket)
 
 
@@ -152,5 +154,5 @@ def plain(events: list[dict]) -> list:
 
 def metric(url: str, name: str) -> float:
     """The sum of a metric over its labels."""
-    lines = httpx.get(f"{url}/metrics").text.splitlines()
+    lines = httpx.get(f"{url}/metrics", timeout=PATIENCE).text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)
