@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
     replace_unprintable()
     given = sys.argv[1:] if argv is None else argv
     try:
-        with raising_on_signals(main):
+        with raising_on_signals(main, is_program=argv is None):
             return dispatch(given)
     except BrokenPipeError:  # whoever read the output has enough of it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 import torch
 from damaged_files import read_case, write_case, write_originals
+from fork_server import run_forked
 from fresh_process import ROOT, run_fresh
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -308,6 +309,16 @@ def test_ignored_interrupt_stays_ignored(monkeypatch):
         assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def test_a_program_ends_at_once_while_a_command_imports_what_it_needs(tmp_path):
+    (tmp_path / "library.py").write_text(
+        "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nopen('went_on', 'w').close()\n"
+    )
+    code = "import sys; from videollm_mod.commands import cli, narrate; sys.argv[1:] = ['narrate', 'x']; "
+    code += "exec(compile('def run(options):\\n    import library', narrate.__file__, 'exec'), vars(narrate)); cli.main()"
+    done = run_forked([sys.executable, "-c", code], cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "") and not (tmp_path / "went_on").exists()
 
 
 def test_early_interrupt_prints_nothing():
