@@ -1,13 +1,12 @@
 """Set-up of every test: nothing may reach a model hub, and random numbers start from one seed."""
 
+import functools
 import gc
 import os
 import signal
 import tempfile
 
-import hypothesis
 import pytest
-import torch
 
 # Models this small gain nothing from a second thread, and beside other programs they wait for it most of the time.
 # `TEST_THREADS=2 make test` tries other roundings: with more threads sums are taken in other parts.
@@ -45,10 +44,20 @@ os.environ |= {
     "HF_MODULES_CACHE": os.path.join(_hf_home.name, "modules"),
     "OMP_NUM_THREADS": THREADS,  # for the processes that tests start
 }
-torch.set_num_threads(int(THREADS))
 
-hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
-hypothesis.settings.load_profile("tests")
+
+@functools.cache
+def set_up_libraries():
+    import hypothesis
+    import torch
+
+    torch.set_num_threads(int(THREADS))
+    hypothesis.settings.register_profile("tests", deadline=None, print_blob=True)
+    hypothesis.settings.load_profile("tests")
+
+
+def pytest_collectstart():
+    set_up_libraries()  # not in the process that hands the tests out, whose imports all others would wait for
 
 
 def pytest_collection_modifyitems(items):
@@ -63,6 +72,8 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True)
 def seed():
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -75,6 +86,7 @@ def without_curves(monkeypatch):
 @pytest.fixture(scope="module")
 def checkpoint():
     """`(model, processor)` that the repository carries, in float32."""
+    import torch
     from fresh_process import ROOT
 
     from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor

@@ -4,10 +4,13 @@ import json
 import socket
 import sys
 from collections import Counter
+from subprocess import PIPE
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from fork_server import ForkedProcess
 from running_servers import serving
 
 from videollm_mod.bench import serve, serve_clients
@@ -15,6 +18,17 @@ from videollm_mod.bench.serve_clients import Client, Clients, Job, Seen, jpeg, p
 from videollm_mod.bench.serve_server import WORDS, ScriptedSession
 from videollm_mod.bench.watching import build
 from videollm_mod.commands import cli
+
+
+@pytest.fixture(autouse=True)
+def forked(monkeypatch):
+    """Servers and clients are processes that start at once."""
+
+    def start(command, stdin=None, **_) -> ForkedProcess:
+        return ForkedProcess(command, stdin=stdin)
+
+    for module in (serve, serve_clients):
+        monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=start, PIPE=PIPE))
 
 
 @pytest.fixture
@@ -75,12 +89,9 @@ def test_a_refusal_is_told(checkpoint):
 
 
 def test_a_server_that_does_not_start_is_an_error(capsys, monkeypatch):
-    monkeypatch.setattr(serve.subprocess, "Popen", lambda command, **pipes: Popen([sys.executable, "-c", ""], **pipes))
+    monkeypatch.setattr(serve.subprocess, "Popen", lambda *_, **__: ForkedProcess([sys.executable, "-c", ""]))
     assert cli.main(["bench", "serve", "--geometry", "tiny", "--device", "cpu"]) == 2
     assert "the server did not start" in capsys.readouterr().err
-
-
-Popen = serve.subprocess.Popen
 
 
 @torch.no_grad()

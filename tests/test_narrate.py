@@ -34,6 +34,14 @@ from videollm_mod.sources import source
 
 # --- what it can watch
 
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory) -> Path:
+    """The first six frames of `clip`, after the last of which the model speaks."""
+    path = tmp_path_factory.mktemp("short") / "short.mp4"
+    return write_video(path, world_stream(60).frames(2, 384)[:6], "libx264", fps=2)
+
+
 VIDEOS = {
     "webm without duration": ("a.webm", "libvpx-vp9", {"seekable": False}),
     "h265 in mp4 with sound": ("a.mp4", "libx265", {"audio": "aac"}),
@@ -56,13 +64,13 @@ def test_containers_codecs_and_rates_are_narrated(run, tmp_path, name):
     height, width = random.Random(name).choice([(48, 64), (120, 90), (240, 426)])
     count = 4 if options.get("fps") == 1 else 12
     path = write_video(tmp_path / file, moving(count, height, width), codec, **options)
-    code, lines, err = run(path, "--format", "jsonl", "--fps", 4)
+    code, lines, err = run(path, "--format", "jsonl", "--fps", 2)
     events = [json.loads(line) for line in lines]
     assert (code, err) == (0, "")
-    frames = sum(1 for _ in iter_video_frames(path, 4))
+    frames = sum(1 for _ in iter_video_frames(path, 2))
     assert events[-1]["stats"]["frames"] == frames > 0
     times = [event["time"] for event in events[:-1]]
-    assert times == sorted(times) and all(0 <= time < frames / 4 for time in times)
+    assert times == sorted(times) and all(0 <= time < frames / 2 for time in times)
     assert set(events[-1]["stats"]) >= {"tokens", "kv_bytes", "kv_bytes_if_dense", "seconds", "keep_ratio"}
 
 
@@ -86,8 +94,9 @@ def test_frames_of_any_size_are_narrated(run, tmp_path, height, width):
     assert len(decode_video(tmp_path / "o.mp4")[0]) == 1
 
 
-def test_a_frame_of_64_million_pixels_is_scaled_down(run, tmp_path):
-    Image.new("RGB", (8000, 8000), (200, 30, 30)).save(tmp_path / "big.jpg", quality=95)
+def test_a_frame_of_too_many_pixels_is_scaled_down(run, tmp_path):
+    assert MAX_PIXELS < 3200 * 3200
+    Image.new("RGB", (3200, 3200), (200, 30, 30)).save(tmp_path / "big.jpg", quality=95)
     code, _, err = run(tmp_path / "big.jpg", "--threshold", 0)
     assert (code, err) == (0, "")
     (frame,), _ = decode_video(tmp_path / "big.jpg")
@@ -130,12 +139,12 @@ def test_clock_continues_at_the_average_rate_after_a_jump(tmp_path, jump):
     assert found == [index / 5 for index in range(len(found))] and abs(len(found) / 5 - expected) <= 0.4
 
 
-def test_file_names_that_look_like_urls_are_files(run, tmp_path, monkeypatch, clip):
+def test_file_names_that_look_like_urls_are_files(run, tmp_path, monkeypatch, short):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(clip, "http:a part 1.mp4")
+    shutil.copy(short, "http:a part 1.mp4")
     code, lines, err = run("http:a part 1.mp4", "--overlay", "file:o.mp4", "--output", "c:out.srt")
     assert (code, lines, err) == (0, [], "")
-    assert len(decode_video("file:o.mp4", 2)[0]) > 10 and Path("c:out.srt").stat().st_size > 0
+    assert len(decode_video("file:o.mp4", 2)[0]) > 4 and Path("c:out.srt").stat().st_size > 0
 
 
 def test_a_pipe_is_sampled_at_the_rate_of_the_checkpoint(tmp_path, clip):
@@ -177,7 +186,7 @@ def test_events_equal_those_of_a_session(run, clip, checkpoint):
 
 def test_long_streams_are_narrated_correctly(run, tmp_path):
     """More than twice as long as any stream in training: by default the model forgets what exceeds its context."""
-    streams, frames, expected, start = [world_stream(seed) for seed in range(5000, 5004)], [], [], 0.0
+    streams, frames, expected, start = [world_stream(seed) for seed in range(5001, 5004)], [], [], 0.0
     for stream in streams:
         frames.append(stream.frames(2, 192))
         expected += [(time + start, text) for time, text in stream.narrations]
@@ -315,7 +324,7 @@ def test_questions_are_asked_where_training_places_them(live, monkeypatch):
 def test_a_checkpoint_that_knows_one_world_notes_it(tmp_path, clip, capfd):
     """Of a file that states what it shows it knows whether to; of what else it is given, it does not."""
     for arguments in ([ROOT / "media" / "cup.mp4"], [clip], [clip.as_uri()]):
-        assert cli.main(["narrate", *map(str, arguments), "--format", "jsonl"]) == 0
+        assert cli.main(["narrate", *map(str, arguments), "--format", "jsonl", "--fps", "0.5"]) == 0
         out, err = capfd.readouterr()
         assert [json.loads(line) for line in out.splitlines()]
         assert err == (NOTE if "cup" in str(arguments) else "")
@@ -331,20 +340,20 @@ def test_one_instruction_is_all_that_a_family_takes(run, clip, checkpoint, monke
     assert "narrates after one instruction: give one `--query` without a time, got 2" in err
 
 
-def test_a_dash_means_standard_output(run, tmp_path, monkeypatch, clip):
+def test_a_dash_means_standard_output(run, tmp_path, monkeypatch, short):
     monkeypatch.chdir(tmp_path)
-    code, lines, err = run(clip, "--output", "-", "--format", "jsonl")
+    code, lines, err = run(short, "--output", "-", "--format", "jsonl")
     assert (code, err) == (0, "") and "stats" in json.loads(lines[-1]) and list(tmp_path.iterdir()) == []
 
 
-def test_file_name_with_a_leading_dash_is_explained(run, tmp_path, monkeypatch, clip):
+def test_file_name_with_a_leading_dash_is_explained(run, tmp_path, monkeypatch, short):
     monkeypatch.chdir(tmp_path)
-    shutil.copy(clip, "-vid.mp4")
+    shutil.copy(short, "-vid.mp4")
     hint = "; write a name that begins with - as ./-vid.mp4, or after --\n"
     for arguments in (["-vid.mp4"], ["a.mp4", "-vid.mp4"], ["a.mp4", "--overlay", "-vid.mp4"]):
         code, _, err = run(*arguments)
         assert code == 2 and is_one_line(err) and err.endswith(hint)
-    found = [run("--fps", 1, *name) for name in (["--", "-vid.mp4"], ["./-vid.mp4"], [clip])]
+    found = [run(*name) for name in (["--", "-vid.mp4"], ["./-vid.mp4"], [short])]
     assert found[0][:2] == found[1][:2] == found[2][:2] and found[2][1]
     assert "begins with" not in run("a.mp4", "--threshold", "-x")[2]
 
@@ -432,10 +441,10 @@ def test_text_shows_times_questions_and_answers(run, clip):
     assert [line for line in lines if line in narrated][-2:] == narrated[-2:]
 
 
-def test_suffix_of_the_output_selects_the_format(run, clip, tmp_path):
+def test_suffix_of_the_output_selects_the_format(run, short, tmp_path):
     starts = {"a.vtt": "WEBVTT", "a.srt": "1\n00:", "a.jsonl": '{"time"', "a.txt": "     "}
     for name, start in starts.items():
-        assert run(clip, "--output", tmp_path / name, "--fps", 1)[0] == 0
+        assert run(short, "--output", tmp_path / name)[0] == 0
         assert (tmp_path / name).read_text().startswith(start)
-    run(clip, "--output", tmp_path / "a.srt", "--format", "jsonl", "--fps", 1)
+    run(short, "--output", tmp_path / "a.srt", "--format", "jsonl")
     assert (tmp_path / "a.srt").read_text().startswith('{"time"')

@@ -199,8 +199,9 @@ def test_secrets_in_urls_are_not_shown(address):
     assert [text for text in shown_texts if "5ec" in text or "711" in text] == []
 
 
-def test_lost_stream_shows_no_secret(tmp_path):
+def test_lost_stream_shows_no_secret(tmp_path, monkeypatch):
     """The stream is lost after it was opened; PyAV's errors contain the full URL."""
+    monkeypatch.setattr("videollm_mod.sources.source.TIMEOUT", float(PATIENCE))
     path = write_video(tmp_path / "a.ts", moving(100, 48, 64), "mpeg2video", fps=20)
     server = FileServer(path, rounds=1)
     address = f"{server.url}/loop".replace("http://", "http://me:5ecret4711@")
@@ -316,7 +317,9 @@ def test_a_program_ends_at_once_while_a_command_imports_what_it_needs(tmp_path):
         "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\nopen('went_on', 'w').close()\n"
     )
     code = "import sys; from videollm_mod.commands import cli, narrate; sys.argv[1:] = ['narrate', 'x']; "
-    code += "exec(compile('def run(options):\\n    import library', narrate.__file__, 'exec'), vars(narrate)); cli.main()"
+    code += (
+        "exec(compile('def run(options):\\n    import library', narrate.__file__, 'exec'), vars(narrate)); cli.main()"
+    )
     done = run_forked([sys.executable, "-c", code], cwd=tmp_path)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "") and not (tmp_path / "went_on").exists()
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from fresh_process import ROOT
 from pages import python_blocks
+from plain_http import web
 from running_servers import client, data_url, frames_of, png, serving, serving_elsewhere
 from stock_vlms import save_vlm
 from video_files import write_video
@@ -167,7 +168,7 @@ def test_the_example_of_the_docs_runs(url, video, monkeypatch, capsys):
 
 def refusal(server, message: dict, **fields) -> tuple[int, str]:
     body = {"model": "any", "messages": [message], **fields}
-    answer = httpx.post(f"{server.url}/v1/chat/completions", json=body, timeout=PATIENCE)
+    answer = web.post(f"{server.url}/v1/chat/completions", json=body)
     error = answer.json()["error"]
     assert set(error) == {"type", "code", "message", "param"} and error["message"]
     return answer.status_code, error["code"]
@@ -210,7 +211,7 @@ def test_a_client_that_hangs_up_ends_its_answer(server, monkeypatch):
     engine, chats = server.registry.engine, server.app.state.chats
     monkeypatch.setattr(chats, "context", 10**6)
     address = f"{server.url}/v1/chat/completions"
-    with httpx.stream("POST", address, json={**body, "stream": True}, timeout=PATIENCE) as answer:
+    with web.stream("POST", address, json={**body, "stream": True}) as answer:
         lines = answer.iter_lines()
         until(lambda: '"content": "' in next(lines), "text")
         assert len(engine.streams) == 1 and len(chats.running) == 1
@@ -445,7 +446,7 @@ def test_an_address_is_fetched_where_the_server_allows_it(checkpoint, pages, mon
         texts = []
         for url in (pages + "/a.png", data_url(FRAMES[0])):
             body = {"model": "any", "messages": [user(part("image_url", url), QUESTION)], "max_tokens": 8}
-            answer = httpx.post(f"{own.url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
+            answer = web.post(f"{own.url}/v1/chat/completions", json=body).json()
             texts.append(answer["choices"][0]["message"]["content"])
         assert texts[0] == texts[1] and texts[0]
         monkeypatch.undo()

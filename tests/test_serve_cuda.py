@@ -6,13 +6,12 @@ for what both use later. The server's own warm-up runs in yet another thread tha
 
 import asyncio
 
-import httpx
 import numpy as np
 import pytest
 import torch
 from fresh_process import ROOT
+from plain_http import web
 from running_servers import Client, client, data_url, frames_of, metric, serving
-from waiting import PATIENCE
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.static_step import static_language_model
@@ -114,7 +113,7 @@ def test_a_session_of_another_thread_may_run_beside_the_server(own, server):
 
 def answer(url: str, messages: list[dict]) -> tuple[str, int]:
     body = {"model": "any", "messages": messages, "max_completion_tokens": 24}
-    reply = httpx.post(f"{url}/v1/chat/completions", json=body, timeout=PATIENCE).json()
+    reply = web.post(f"{url}/v1/chat/completions", json=body).json()
     return reply["choices"][0]["message"]["content"], reply["usage"]["prompt_tokens"]
 
 

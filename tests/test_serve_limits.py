@@ -10,6 +10,7 @@ from functools import partial
 
 import httpx
 import pytest
+from plain_http import web
 from running_servers import client, data_url, frames_of, metric, png, serving
 from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -67,9 +68,9 @@ def test_a_key_is_needed_before_the_upgrade(server):
             assert (await mine.next())["type"] == "session.created"
 
     asyncio.run(run())
-    answer = httpx.get(f"{server.url}/v1/models", timeout=PATIENCE)
+    answer = web.get(f"{server.url}/v1/models")
     assert answer.status_code == 401 and answer.headers["www-authenticate"] == "Bearer"
-    assert httpx.get(f"{server.url}/health", timeout=PATIENCE).json()["status"] == "ok"
+    assert web.get(f"{server.url}/health").json()["status"] == "ok"
 
 
 WRONG = {
@@ -148,7 +149,7 @@ def test_too_large_messages_close_the_connection(server):
     asyncio.run(run())
     headers = {"Authorization": f"Bearer {KEY}"}
     for body in ("x" * 200_001, iter([b"x" * 200_001])):
-        answer = httpx.post(f"{server.url}/v1/streaming/sessions", content=body, headers=headers, timeout=PATIENCE)
+        answer = web.post(f"{server.url}/v1/streaming/sessions", content=body, headers=headers)
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
@@ -223,6 +224,7 @@ def test_sessions_are_limited_and_leave_nothing_behind(server):
                 await stack.enter_async_context(client(server.url, **bearer()))
             assert await refused(server.url, **bearer()) == (429, "session_limit_exceeded")
 
+    until_empty(server)
     asyncio.run(run())
     for round in range(0, 24, 3):
         until_empty(server)
@@ -242,15 +244,15 @@ def until_empty(server) -> None:
 def test_one_client_never_sees_the_stream_of_another(server):
     mine, theirs = ({"Authorization": f"Bearer {key}"} for key in (KEY, OTHER))
     sessions = f"{server.url}/v1/streaming/sessions"
-    made = httpx.post(sessions, headers=mine, timeout=PATIENCE).json()["id"]
+    made = web.post(sessions, headers=mine).json()["id"]
     for method, path in (("GET", ""), ("GET", "/events"), ("POST", "/commit"), ("DELETE", "")):
-        answer = httpx.request(method, f"{sessions}/{made}{path}", headers=theirs, timeout=PATIENCE)
+        answer = web.request(method, f"{sessions}/{made}{path}", headers=theirs)
         assert (answer.status_code, answer.json()["error"]["code"]) == (404, "session_not_found")
     query = f"?session_id={made}"
     with pytest.raises(InvalidStatus, match="404"):
         asyncio.run(connected(server.url, query, OTHER))
     asyncio.run(connected(server.url, query, KEY))
-    assert httpx.delete(f"{sessions}/{made}", headers=mine, timeout=PATIENCE).json()["deleted"]
+    assert web.delete(f"{sessions}/{made}", headers=mine).json()["deleted"]
 
 
 async def connected(url: str, query: str, key: str) -> None:

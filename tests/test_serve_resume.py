@@ -7,6 +7,7 @@ import httpx
 import pytest
 from fork_server import ForkedProcess, command
 from fresh_process import ROOT
+from plain_http import web
 from running_servers import client, data_url, frames_of, serving, serving_elsewhere
 from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed
@@ -36,9 +37,9 @@ def test_after_a_crash_an_http_client_learns_where_its_session_goes_on(checkpoin
     arguments = ("--model", str(ROOT), "--store", str(tmp_path), "--save-seconds", "0.1")
     with serving_elsewhere(*arguments) as (url, _):
         at = f"{url}/v1/streaming/sessions"
-        session = httpx.post(at, timeout=PATIENCE).json()["id"]
-        httpx.post(f"{at}/{session}/frames", json={"frames": images[:3]}, timeout=PATIENCE)
-        last = httpx.post(f"{at}/{session}/commit", timeout=PATIENCE).json()["last_event"]
+        session = web.post(at).json()["id"]
+        web.post(f"{at}/{session}/frames", json={"frames": images[:3]})
+        last = web.post(f"{at}/{session}/commit").json()["last_event"]
         until(lambda: (SessionStore(str(tmp_path)).notes(session) or {"sequence": 0})["sequence"] >= last)
     with serving(checkpoint, saved=tmp_path) as running, httpx.Client(timeout=PATIENCE) as http:
         at = f"{running.url}/v1/streaming/sessions"

@@ -8,6 +8,7 @@ from time import monotonic
 import httpx
 import pytest
 from fresh_process import ROOT
+from plain_http import web
 from running_servers import client, data_url, frames_of, held, metric, plain, png, serving, serving_elsewhere
 from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed
@@ -128,7 +129,7 @@ def test_wrong_requests_are_answered_with_errors(server, http):
     ]
     http.delete(f"/sessions/{session}")
     names = {"/v1/streaming/sessions", "/v1/models", "/health", "/metrics"}
-    assert names <= set(httpx.get(f"{server.url}/openapi.json", timeout=PATIENCE).json()["paths"])
+    assert names <= set(web.get(f"{server.url}/openapi.json").json()["paths"])
 
 
 def test_one_question_at_a_time(server):

@@ -18,6 +18,7 @@ from comparing import PROBABILITY, assert_near, assert_same_events
 from fresh_process import ROOT
 from pages import python_blocks
 from PIL import Image
+from plain_http import web
 from space_servers import call, models, serve, upload
 from stock_vlms import save_vlm
 from video_files import moving, write_sound, write_video
@@ -370,14 +371,14 @@ def test_idle_streams_are_deleted_and_used_ones_stay(tmp_path):
 
 def test_only_page_and_assets_are_served_with_a_policy():
     _, url = serve()
-    page = httpx.get(url, timeout=PATIENCE)
+    page = web.get(url)
     assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
     assert "http://" not in page.text and "https://" not in page.text
     for name in ("main.js", "style.css", "icon.svg"):
-        assert httpx.get(f"{url}assets/{name}", timeout=PATIENCE).status_code == 200
+        assert web.get(f"{url}assets/{name}").status_code == 200
     for path in ("assets/server.py", "media/nothing", "download/nothing/narration.vtt"):
-        assert httpx.get(url + path, timeout=PATIENCE).status_code == 404, path
-    names = httpx.get(f"{url}gradio_api/info", timeout=PATIENCE).json()["named_endpoints"]
+        assert web.get(url + path).status_code == 404, path
+    names = web.get(f"{url}gradio_api/info").json()["named_endpoints"]
     assert set(names) == {"/narrate", "/ask"}
     for option in names["/narrate"]["parameters"]:
         assert f"{option['parameter_name']}: " in names["/narrate"]["description"]
@@ -423,7 +424,7 @@ def test_too_large_upload_is_refused(tmp_path):
 
 def test_line_has_a_limit_and_moves_on():
     space, url = serve(running=1, waiting=1, patience_seconds=PATIENCE)
-    assert httpx.get(f"{url}about.json", timeout=PATIENCE).json()["limits"]["waiting"] == 1
+    assert web.get(f"{url}about.json").json()["limits"]["waiting"] == 1
     clip = call(url, "choose", "scene", 81, "")[1]["clip"]
     first, second = (call(url, "begin", clip, {})[1] for _ in range(2))
     assert (first["waiting"], second["waiting"]) == (0, 1)
@@ -505,11 +506,11 @@ def test_downloads_over_http():
     while view.get("more"):
         view = call(url, "advance", stream, 3.0, {}, {}, None)[1]
     for name, kind in {"narration.vtt": "text/vtt", "narration.srt": "text/plain", "overlay.mp4": "video/mp4"}.items():
-        response = httpx.get(f"{url}download/{stream}/{name}", timeout=PATIENCE)
+        response = web.get(f"{url}download/{stream}/{name}")
         assert response.status_code == 200 and response.headers["content-type"].startswith(kind)
         assert response.headers["content-disposition"].startswith('attachment; filename="Random-scene-95')
     with av.open(io.BytesIO(response.content)) as container:
         assert sum(1 for _ in container.decode(video=0)) >= 7
-    part = httpx.get(f"{url}media/{clip}", headers={"Range": "bytes=0-99"}, timeout=PATIENCE)
+    part = web.get(f"{url}media/{clip}", headers={"Range": "bytes=0-99"})
     assert part.status_code == 206 and len(part.content) == 100
     assert call(url, "stop", stream, {})[1]["over"]

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from fork_server import PACKAGE, TORCH, ForkedProcess, run_forked
 from fresh_process import ROOT, run_fresh
+from plain_http import web
 from waiting import PATIENCE, until
 
 APP = ROOT / "space_app"
@@ -89,8 +90,8 @@ def test_code_and_weights_come_from_the_pinned_revision(pushed, tmp_path):
     try:
         until(lambda: answers(url) or process.poll() is not None, url)
         assert process.poll() is None, process.communicate()
-        assert "<title>From the revision: " in httpx.get(url, timeout=PATIENCE).text
-        about = httpx.get(f"{url}about.json", timeout=PATIENCE).json()
+        assert "<title>From the revision: " in web.get(url).text
+        about = web.get(f"{url}about.json").json()
         assert about["limits"]["waiting"] == 3 and about["model"]["parameters"] > 8e6
     finally:
         process.send_signal(signal.SIGINT)
@@ -100,7 +101,7 @@ def test_code_and_weights_come_from_the_pinned_revision(pushed, tmp_path):
 
 def answers(url: str) -> bool:
     try:
-        return httpx.get(url, timeout=PATIENCE).is_success
+        return web.get(url).is_success
     except httpx.TransportError:
         return False
 

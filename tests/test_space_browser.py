@@ -161,7 +161,7 @@ def test_every_control_works_on_a_real_clip(visit, tmp_path, of_no_domain):
         assert page.inner_text(f"#{name}-value") == shown
     page.uncheck("#show-kept")
     page.check("#show-kept")
-    page.evaluate("document.getElementById('video').playbackRate = 2")
+    page.evaluate("document.getElementById('video').playbackRate = 4")
     page.click("#continue")
     page.click("#suggestions button >> nth=1")
     wait_until(page, "document.querySelectorAll('#log li.answer button:enabled').length == 2")
@@ -449,7 +449,9 @@ class TestSpaceOnAServer:
             yield running
 
     @pytest.fixture
-    def space_url(self, server):
+    def space_url(self, server, monkeypatch):
+        for name in ("ANSWER_SECONDS", "PATIENCE_SECONDS"):
+            monkeypatch.setattr(f"videollm_mod.space.remote.{name}", PATIENCE / 1000)
         remote = RemoteModels(server.url, "a-key-for-tests-0123456789")
         remote.config.domain = None  # so that it speaks about a camera, whatever that shows
         space = Space(remote, Settings(running=4))
@@ -486,6 +488,7 @@ class TestSpaceOnAServer:
         narrated = [{text for _, text in said(page)} for page in pages]
         assert narrated[0] & {text for _, text in world_stream(111).narrations}
         assert narrated[1] & {text for _, text in world_stream(101).narrations}
+        clip.evaluate("document.getElementById('video').playbackRate = 4")
         wait_until(clip, "document.getElementById('status').textContent.startsWith('The model has watched')")
         assert "ms" in clip.inner_text("#chart-time") and clip.inner_text("#chart-time-title").endswith("its decision")
         with clip.expect_download() as download:

@@ -25,6 +25,12 @@ def server(checkpoint):
         yield running
 
 
+@pytest.fixture(autouse=True)
+def patient(monkeypatch):
+    for name in ("ANSWER_SECONDS", "PATIENCE_SECONDS"):
+        monkeypatch.setattr(f"videollm_mod.space.remote.{name}", PATIENCE)
+
+
 @pytest.fixture
 def remote(server):
     yield RemoteModels(server.url, KEY)

@@ -105,7 +105,9 @@ def read_case(path: Path, model, processor) -> str:
             session.ask("What is there?")
         else:
             output = path.with_name("out.jsonl")
-            options = NarrateOptions(source=str(path), output=output, limits=LIMITS, queries=["What is there?@1"])
+            options = NarrateOptions(
+                str(path), output=output, limits=LIMITS, queries=["What is there?@1"], threshold=0.0
+            )
             narrate(options, load=lambda _: (model, processor))
             assert all(json.loads(line) for line in output.read_text(encoding="utf-8").splitlines())
     except (ValueError, OSError) as error:

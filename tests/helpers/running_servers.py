@@ -10,10 +10,10 @@ import struct
 import threading
 from collections.abc import AsyncIterator, Iterator
 
-import httpx
 import numpy as np
 from fork_server import ForkedProcess, command
 from PIL import Image
+from plain_http import web
 from waiting import PATIENCE, until
 from websockets.asyncio.client import ClientConnection, connect
 
@@ -154,5 +154,5 @@ def plain(events: list[dict]) -> list:
 
 def metric(url: str, name: str) -> float:
     """The sum of a metric over its labels."""
-    lines = httpx.get(f"{url}/metrics", timeout=PATIENCE).text.splitlines()
+    lines = web.get(f"{url}/metrics").text.splitlines()
     return sum(float(line.rpartition(" ")[2]) for line in lines if line.split("{")[0].split(" ")[0] == name)

@@ -2,9 +2,8 @@
 
 from functools import cache
 
-import httpx
 import torch
-from waiting import PATIENCE
+from plain_http import web
 
 from videollm_mod.space.models import Models
 from videollm_mod.space.server import Space
@@ -29,7 +28,7 @@ def serve(**settings) -> tuple[Space, str]:
 
 def call(url: str, name: str, *data):
     """Call an endpoint like the page does: `(status, result or message)`."""
-    response = httpx.post(f"{url}gradio_api/run/{name}", json={"data": list(data)}, timeout=PATIENCE)
+    response = web.post(f"{url}gradio_api/run/{name}", json={"data": list(data)})
     body = response.json()
     return response.status_code, body["data"][0] if response.status_code == 200 else body["error"]
 
@@ -37,6 +36,6 @@ def call(url: str, name: str, *data):
 def upload(url: str, path) -> str:
     """Upload a file, and return its path on the server."""
     with open(path, "rb") as file:
-        response = httpx.post(f"{url}gradio_api/upload", files={"files": (path.name, file)}, timeout=PATIENCE)
+        response = web.post(f"{url}gradio_api/upload", files={"files": (path.name, file)})
     response.raise_for_status()
     return response.json()[0]
