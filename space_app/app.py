@@ -77,3 +77,5 @@ if __name__ == "__main__":
         launch(options.model, options.server, key)
     except (ValueError, OSError, ImportError) as error:
         sys.exit(f"error: {message_of(error)}")
+    except KeyboardInterrupt:  # while it starts; later gradio ends the server
+        sys.exit(130)

@@ -13,22 +13,33 @@ import pytest
 THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]
 # Files that take longest start first, so that the processes which share the files end together.
 LONGEST = (
-    *("space_browser", "narrate", "session", "space", "memory", "security", "static_step", "vlm", "evaluate"),
+    *("space_browser", "narrate", "session", "space", "memory", "static_step", "vlm", "evaluate"),
     *(
         "recomputing",
         "finetune",
         "nano_run",
         "modeling",
         "verify",
-        "live",
-        "space_app",
         "distributed",
         "session_store",
+        "live",
+        "space_app",
+        "security",
     ),
     *("hub_round_trip", "building", "narrate_errors", "narrate_endings", "pool", "placement", "docs", "hub", "cache"),
     *("checkpoint", "calibration", "auto_classes", "faults", "skipped", "train_command", "soak", "family_pixels"),
-    *("processes", "family_learning", "world_rows", "serve_chat", "serve_sessions", "demo", "packaging", "metrics"),
-    *("generation", "image_tiles", "noise", "arguments", "client", "serve_realtime", "camera_example"),
+    *(
+        "processes",
+        "family_learning",
+        "world_rows",
+        "demo",
+        "serve_resume",
+        "serve_chat",
+        "client",
+        "packaging",
+        "metrics",
+    ),
+    *("generation", "image_tiles", "noise", "arguments", "serve_sessions", "serve_realtime", "camera_example"),
 )
 gc.disable()  # until the tests begin: libraries make a million objects when they are imported
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and break off.

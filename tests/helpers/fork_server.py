@@ -213,6 +213,10 @@ def serve_and_run(preloaded: tuple[str, ...]) -> None:
     for module in preloaded:
         with contextlib.suppress(ImportError):  # of another release: children import what they need
             importlib.import_module(module)
+    if preloaded is PACKAGE:
+        with contextlib.suppress(ImportError):
+            # what loading any model begins with: a thousand expressions are compiled, which takes half of its time
+            importlib.import_module("transformers.conversion_mapping").get_checkpoint_conversion_mapping("llama")
     gc.freeze()  # so that children need not copy it
     gc.enable()
     with serve(control) as asked:
