@@ -12,6 +12,7 @@ import pytest
 import torch
 from fork_server import ForkedProcess
 from running_servers import serving
+from waiting import PATIENCE
 
 from videollm_mod.bench import serve, serve_clients
 from videollm_mod.bench.serve_clients import Client, Clients, Job, Seen, jpeg, pictures
@@ -33,8 +34,9 @@ def forked(monkeypatch):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Constants with which a benchmark takes a few seconds."""
+    """Constants with which a benchmark takes a few seconds, and a slow machine holds as much as another."""
     changed = {"WARM": 0.5, "STREAMS": 2, "IN_FLIGHT": (2,), "FIRST_FRAMES": 2, "SECONDS_OF_A_TURN": 0.0}
+    changed |= {"LIMIT": PATIENCE, "WAITING": 256}
     for name, value in {**changed, "SECONDS_BETWEEN_NARRATIONS": 1.0}.items():
         monkeypatch.setattr(serve, name, value)
 
