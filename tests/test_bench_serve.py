@@ -23,10 +23,13 @@ from videollm_mod.commands import cli
 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
-    """Servers and clients are processes that start at once."""
+    """Servers and clients are processes that start at once; clients wait for the last answers of a slow machine."""
+    patient = f"from videollm_mod.bench import serve_clients as own; own.PATIENCE = {PATIENCE}; own.main()"
 
     def start(command, stdin=None, **_) -> ForkedProcess:
-        return ForkedProcess(command, stdin=stdin)
+        python, *module, options = command
+        own = ["-c", patient] if module[-1].endswith("serve_clients") else module
+        return ForkedProcess([python, *own, options], stdin=stdin)
 
     for module in (serve, serve_clients):
         monkeypatch.setattr(module, "subprocess", SimpleNamespace(Popen=start, PIPE=PIPE))

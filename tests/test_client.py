@@ -159,7 +159,16 @@ def test_a_connection_that_is_cut_loses_and_doubles_nothing(checkpoint, tmp_path
 def test_a_server_that_is_killed_loses_and_doubles_nothing(checkpoint, tmp_path):
     """Once before anything was saved, so that the session begins anew, and once after a save that is too old."""
     frames = frames_of(62, 12)
-    arguments = ("--model", str(ROOT), "--store", str(tmp_path), "--max-fps", "1000000")
+    arguments = (
+        "--model",
+        str(ROOT),
+        "--store",
+        str(tmp_path),
+        "--max-fps",
+        "1000000",
+        "--save-seconds",
+        str(PATIENCE),
+    )
 
     async def play():
         async with contextlib.AsyncExitStack() as running:

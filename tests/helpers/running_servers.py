@@ -7,11 +7,12 @@ import io
 import json
 import os
 import struct
+import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
-from fork_server import ForkedProcess, command
+from fork_server import ForkedProcess
 from PIL import Image
 from plain_http import web
 from waiting import PATIENCE, until
@@ -21,6 +22,14 @@ from videollm_mod.data.world import world_stream
 from videollm_mod.serving.keys import Keys
 from videollm_mod.serving.limits import Limits
 from videollm_mod.serving.server import Server, listen, make_app
+
+# `videollm-mod`, whose server finishes what waits when it is stopped, however long the machine stands still
+PATIENT = f"""
+from videollm_mod.commands import cli
+from videollm_mod.serving import registry, server
+registry.SETTLE_SECONDS = server.SLOW_STOP_SECONDS = server.PING_SECONDS = {PATIENCE}
+raise SystemExit(cli.main())
+"""
 
 
 class Running:
@@ -59,7 +68,8 @@ def serving(checkpoint, keys: tuple[str, ...] = (), limits: dict | None = None, 
 @contextlib.contextmanager
 def serving_elsewhere(*arguments: str, **environment: str) -> Iterator[tuple[str, ForkedProcess]]:
     """Run the command `videollm-mod serve` in another process: its address, and the process."""
-    process = ForkedProcess(command("serve", "--port", "0", *arguments), env={**os.environ, **environment})
+    given = [sys.executable, "-c", PATIENT, "serve", "--port", "0", *arguments]
+    process = ForkedProcess(given, env={**os.environ, **environment})
     try:
         line = process.stdout.readline()
         if not line.startswith("serving on http"):
