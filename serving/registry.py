@@ -153,7 +153,8 @@ class Registry:
         log = EventLog(name, self.limits.kept_events)
         if saved is not None and not saved.is_new:
             state = await asyncio.to_thread(saved.restore, model, processor)
-            log = restored_log(name, self.limits.kept_events, saved)
+            events = await asyncio.to_thread(saved.read_events)
+            log = restored_log(name, self.limits.kept_events, saved, events)
         session = RealtimeSession(
             session_id, owner, self.engine, self.limits, self.metrics, self.decoders, log, self.name
         )

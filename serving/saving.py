@@ -1,7 +1,7 @@
 """Saves the session of a client every few seconds, and when it is closed.
 
-The engine's thread copies what is new between two frames. It passes a mark on with the stream's outputs, so the log of
-events that is saved is exactly the one up to that point. Another thread writes both.
+The engine's thread holds what is new between two frames. It passes a mark on with the stream's outputs, so the log of
+events that is saved is exactly the one up to that point. Other threads copy and write both.
 
 **No event is lost or doubled.** Events are sent at once, before they are durable. After a crash the session goes on
 from its last save, and the client sends the frames after it again. What comes out for them a second time has new
@@ -16,17 +16,18 @@ import asyncio
 from typing import Any
 
 from ..streaming import StreamingSession
+from .event_files import Events
 from .event_log import EventLog
 from .realtime_session import RealtimeSession
-from .store import SavedSession
+from .store import SavedSession, Taken
 
 EPOCH = 10**9  # events of one owner, at most; JSON holds the numbers of nine million owners exactly
 
 
-def restored_log(name: str, keep: int, saved: SavedSession) -> EventLog:
-    """The log of a saved session. Its next number is one that no client has seen."""
+def restored_log(name: str, keep: int, saved: SavedSession, events: Events) -> EventLog:
+    """The log of a saved session with its events. Its next number is one that no client has seen."""
     notes = saved.notes
-    log = EventLog(name, keep, notes["events"], notes["sequence"])
+    log = EventLog(name, keep, events, notes["sequence"])
     if not was_closed(saved):
         log.last = max(log.last, saved.lease.generation * EPOCH)
     return log
@@ -59,10 +60,11 @@ class Saving:
             self.session.log.add({"type": "session.updated", "session": about})
             self.session.is_behind = True
 
-    def _notes(self, closed: bool) -> dict[str, Any]:
+    def _known(self, closed: bool) -> tuple[dict[str, Any], Events]:
+        """What is saved beside the stream: notes and events."""
         log = self.session.log
-        own = {"owner": self.session.owner, "closed": closed, "sequence": log.last, "events": log.kept}
-        return {**own, **self.session.notes()}
+        own = {"owner": self.session.owner, "closed": closed, "sequence": log.last}
+        return {**own, **self.session.notes()}, log.kept
 
     async def save(self) -> None:
         """Save what is new since the last time, after the work that waits now.
@@ -72,11 +74,11 @@ class Saving:
             `OSError`: if the store cannot be reached. `Closed`, `Busy`.
         """
         if self.session.log.last != self._sequence:
-            taken, notes = await self.session.mark(self.saved.take, lambda: self._notes(closed=False))
-            await self._write(taken, notes)
+            taken, known = await self.session.mark(self.saved.take, lambda: self._known(closed=False))
+            await self._write(taken, *known)
 
-    async def _write(self, taken, notes: dict) -> None:
-        self._writing = asyncio.wrap_future(self.saved.write(taken, notes))
+    async def _write(self, taken: Taken, notes: dict, events: Events) -> None:
+        self._writing = asyncio.wrap_future(self.saved.write(taken, notes, events))
         await asyncio.shield(self._writing)
         self._sequence = notes["sequence"]
 
@@ -85,7 +87,7 @@ class Saving:
         if self._writing is not None:  # otherwise the engine's thread would wait for it
             await asyncio.wait([self._writing])
         taken = await self.session.engine.call(lambda: self.saved.take(state))
-        await self._write(taken, self._notes(closed=True))
+        await self._write(taken, *self._known(closed=True))
 
 
 __all__ = ["Saving", "restored_log"]

@@ -21,7 +21,7 @@ from itertools import groupby
 
 import torch
 
-from ..cache import MoDCacheLayer
+from ..cache import MoDCache, MoDCacheLayer
 from ..memory import KeyRotation
 from ..session_state import ascending, state_tensors
 
@@ -57,7 +57,7 @@ class Segment:
 
 def written_before(generation: int, name: str) -> bool:
     """Whether a file, complete or not, was written by an owner of an earlier generation."""
-    found = re.search(r"\d{8}\.(\d{10})\.safetensors", name)
+    found = re.search(r"\d{8}\.(\d{10})\.(safetensors|jsonl)", name)
     return found is not None and int(found[1]) < generation
 
 
@@ -114,9 +114,28 @@ def lengthened(owners: torch.Tensor, length: int) -> torch.Tensor:
     return torch.cat([owners, owners.new_full((length - len(owners),), NOBODY)])
 
 
-def snapshot(session, written: Written, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The tensors of a segment, on the host: the wanted tokens of each layer, and the state of the session."""
-    layers = {index: layer for index, layer in enumerate(session.state.cache.layers) if layer.is_initialized}
+@dataclass(frozen=True)
+class Held:
+    """
+    A session at one point, while the session itself goes on. Its tensors are shared until one of both changes.
+
+    Args:
+        cache (`MoDCache`), tensors (`dict[str, torch.Tensor]`): of the session, each where it is.
+    """
+
+    cache: MoDCache
+    tensors: dict[str, torch.Tensor]
+
+    @classmethod
+    def of(cls, session) -> "Held":
+        """For the thread that uses the model."""
+        return cls(session.state.cache.copy(), state_tensors(session))
+
+
+def snapshot(held: Held, written: Written, wanted: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The tensors of a segment, on the host: the wanted tokens of each layer, and the state of the session. For any
+    thread."""
+    layers = {index: layer for index, layer in enumerate(held.cache.layers) if layer.is_initialized}
     on = {device: wanted.to(device) for device in {layer.positions.device for layer in layers.values()}}
     chosen = [on[layer.positions.device][layer.positions[0]] for layer in layers.values()]
     counts = to_host([mask.sum() for mask in chosen])  # the only time that the device is waited for before the copy
@@ -125,22 +144,23 @@ def snapshot(session, written: Written, wanted: torch.Tensor) -> dict[str, torch
         at = torch.nonzero_static(mask, size=int(count)).flatten()
         tensors |= {f"layers.{index}.keys": layer.keys[:, :, at], f"layers.{index}.values": layer.values[:, :, at]}
         tensors[f"layers.{index}.positions"] = layer.positions[:, at]
-    state = state_tensors(session) | {"owners": written.owners}
+    state = held.tensors | {"owners": written.owners}
     state |= {f"leaving.{written.first + index}": mask for index, mask in enumerate(written.masks)}
     tensors |= {f"state.{name}": value for name, value in state.items()}
     return dict(zip(tensors, to_host(list(tensors.values())), strict=True))
 
 
 def to_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Copies on the host. Those of one dtype on one device are copied together."""
-    found: list[torch.Tensor | None] = [None] * len(tensors)
-    alike = sorted(range(len(tensors)), key=lambda i: (str(tensors[i].device), str(tensors[i].dtype)))
-    for (device, _), group in groupby(alike, key=lambda i: (tensors[i].device, tensors[i].dtype)):
+    """The tensors on the host. Those of one dtype on one device are copied together."""
+    found: list[torch.Tensor] = list(tensors)
+    far = [index for index, tensor in enumerate(tensors) if tensor.device.type != "cpu"]
+    alike = sorted(far, key=lambda i: (str(tensors[i].device), str(tensors[i].dtype)))
+    for _, group in groupby(alike, key=lambda i: (tensors[i].device, tensors[i].dtype)):
         batches: list[list[int]] = [[]]
         size = 0
         for index in group:
             size += tensors[index].nbytes
-            if device.type == "cpu" or size > AT_ONCE:  # nothing is gained there by copying twice
+            if size > AT_ONCE:
                 batches.append([])
                 size = tensors[index].nbytes
             batches[-1].append(index)
@@ -149,7 +169,7 @@ def to_host(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
             copied = together.detach().to("cpu").split([tensors[index].numel() for index in batch])
             for index, own in zip(batch, copied, strict=True):
                 found[index] = own.view(tensors[index].shape)
-    return found  # type: ignore[return-value]
+    return found
 
 
 def check_segment(segment: Segment, tensors: dict[str, torch.Tensor], limit: int, model) -> None:
@@ -203,4 +223,4 @@ def assemble(found: list[tuple[Segment, dict]], masks: Sequence[torch.Tensor], f
     return tensors
 
 
-__all__ = ["Segment", "Written", "assemble", "check_segment", "snapshot", "written_before"]
+__all__ = ["Held", "Segment", "Written", "assemble", "check_segment", "snapshot", "written_before"]

@@ -4,16 +4,17 @@ A session is a folder of the store:
 
 - `segments/`: keys and values, in files that never change; each save adds one with the tokens that are new
   (`segments.py`).
-- `manifests/GENERATION.json`: the segments that make up the session now, and everything else of it. Each owner has a
+- `events/`: the events that a server keeps of it, in files that never change either (`event_files.py`).
+- `manifests/GENERATION.json`: the files that make up the session now, and everything else of it. Each owner has a
   manifest of its own, which every save replaces as a whole.
 - `leases/`: who owns the session (`lease.py`).
 
-A save writes the segment, then the manifest, and then checks that this process still owns the session. It is durable
-once the check has passed. Whoever takes over reads the manifest of the highest generation, hence the last durable save
-or a later one. Only then are segments removed that no manifest needs.
+A save writes the segment and the events, then the manifest, and then checks that this process still owns the
+session. It is durable once the check has passed. Whoever takes over reads the manifest of the highest generation,
+hence the last durable save or a later one. Only then are files removed that no manifest needs.
 
-What the server knows of a session beside its state, such as the events up to it, is in the same save: `notes`. How no
-event is lost or doubled is told in `saving.py`.
+What the server knows of a session beside its state and its events is in the same save: `notes`. How no event is lost
+or doubled is told in `saving.py`.
 """
 
 import hashlib
@@ -34,17 +35,20 @@ from transformers.utils import logging
 
 from ..session_state import SessionState, check_model, model_fingerprint, restore_session, session_content
 from ..streaming import StreamingSession
+from . import event_files
+from .event_files import EventFile, Events
 from .lease import Lease, SessionHeld, SessionLost, current_claim, owner_name
-from .segments import Segment, Written, assemble, check_segment, snapshot, written_before
+from .segments import Held, Segment, Written, assemble, check_segment, snapshot, written_before
 from .shared_files import SharedFolder
 
 logger = logging.get_logger(__name__)
 
 FORMAT = "videollm-mod session store"
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)  # version 1 had the events in its notes
 SESSION_ID = re.compile(r"[A-Za-z0-9_-]{1,128}")
 CLEANING = ".cleaning"  # folder for the lease of `remove_abandoned`
-READERS = 8  # segments that are read at the same time
+READERS = 8  # files that are read at the same time
 
 
 @dataclass(frozen=True)
@@ -92,6 +96,8 @@ class SessionStore:
         self.failures = 0
         self.open_sessions: dict[str, SavedSession] = {}
         self._writers = ThreadPoolExecutor(threads, "session-store")
+        # what is new is copied at once, and not behind writes: memory that a session gives up is free only then
+        self._copier = ThreadPoolExecutor(1, "session-store-copy")
         self._fingerprints: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
 
     def open(self, session_id: str, force: bool = False) -> "SavedSession":
@@ -179,6 +185,7 @@ class SessionStore:
         for session in list(self.open_sessions.values()):
             session.close()
         self._writers.shutdown()
+        self._copier.shutdown()
 
     def fingerprint(self, model) -> str:
         """`model_fingerprint`, computed once a model: its weights must not change while its sessions are saved."""
@@ -189,15 +196,16 @@ class SessionStore:
 
 @dataclass(frozen=True)
 class Taken:
-    """What a save will write, on the host.
+    """What a save will write.
 
     Args:
-        tensors, content (`dict`): of the segment and the manifest.
+        tensors (`Future`): those of the segment, on the host, once they are copied.
+        content (`dict`): of the manifest.
         written (`Written`): what the store holds afterwards.
         time (`float`, *optional*): of the last frame.
     """
 
-    tensors: dict[str, torch.Tensor]
+    tensors: Future
     content: dict
     written: Written
     time: float | None
@@ -229,6 +237,9 @@ class SavedSession:
         self._masks: list[torch.Tensor] = []  # of the evictions in the save that is being written
         self._number = -1  # of the last segment
         self._writing: Future | None = None
+        self._event_files: list[EventFile] = []  # in the last durable save
+        self._first_event = 0  # that is kept
+        self._events: Events | None = None  # the last that were given, or found in notes
         self._garbage: set[str] = set()  # files to remove after the next durable save
         self._is_first = True  # save of this owner
         self._content: dict | None = self._read_manifest()
@@ -243,13 +254,16 @@ class SavedSession:
         """Whether a save is being written. `save` would wait for it."""
         return self._writing is not None and not self._writing.done()
 
-    def save(self, session: StreamingSession, notes: dict | None = None) -> Future:
-        """Save a session. What is new is copied to the host before this returns, and then written by another thread.
-        A save that is still being written is waited for first, so call this when not `busy`, or to drain.
+    def save(self, session: StreamingSession, notes: dict | None = None, events: Events | None = None) -> Future:
+        """Save a session as it is now. It may go on as soon as this returns, while other threads copy to the host and
+        write what is new. A save that is still being written is waited for first, so call this when not `busy`, or to
+        drain.
 
         Args:
             session (`StreamingSession`): between two frames; for a stream of a pool see `PooledStream.settle`.
             notes (`dict`, *optional*): JSON values to be saved with it; the former ones stay if omitted.
+            events (`Events`, *optional*): that are kept of it, with ascending numbers; the former ones stay if
+                omitted. One that was saved before must be the same, and is not written again.
 
         Returns:
             `Future`: its result is the `Saved`, once it is durable. It fails with `SessionLost` if another process has
@@ -259,15 +273,16 @@ class SavedSession:
         Raises:
             `SessionLost`: if that was known before.
         """
-        return self.write(self.take(session), notes)
+        return self.write(self.take(session), notes, events)
 
     def take(self, session: StreamingSession) -> "Taken":
-        """Copy what is new in a session to the host: the first half of `save`, for the thread that uses the model."""
+        """Hold what is new in a session: the first half of `save`, for the thread that uses the model, which goes on
+        at once."""
         self._wait()
         if self.lost:
             raise SessionLost(f"session {self.session_id} is not, or no longer, owned by this process")
         session.break_off()
-        state, frames = session.state, session.stats.frames
+        state = session.state
         if state is not self._state:  # another session, or one that was reset
             self._follow(state, Written())
         masks = [] if state.memory is None else list(state.memory.evictions or ())
@@ -277,19 +292,19 @@ class SavedSession:
         content = {
             "session": json.loads(session_content(session, self.store.fingerprint(session.model))),
             "evictions": [written.first, len(written.masks)],
-            "frames": frames,
+            "frames": state.counts["frames"],
         }
         self._masks = masks
-        return Taken(snapshot(session, written, wanted), content, written, state.time)
+        copied = self.store._copier.submit(snapshot, Held.of(session), written, wanted)
+        return Taken(copied, content, written, state.time)
 
-    def write(self, taken: "Taken", notes: dict | None = None) -> Future:
-        """Write what `take` has copied, the second half of `save`, for any thread. Between the two there must be no
+    def write(self, taken: "Taken", notes: dict | None = None, events: Events | None = None) -> Future:
+        """Write what `take` has found, the second half of `save`, for any thread. Between the two there must be no
         other `take`."""
         self.notes = self.notes if notes is None else notes
+        self._events = self._events if events is None else events
         taken.content["notes"] = self.notes
-        self._writing = self.store._writers.submit(
-            self._write, taken.tensors, taken.content, taken.written, taken.time
-        )
+        self._writing = self.store._writers.submit(self._write, taken, self._events)
         return self._writing
 
     def _follow(self, state, written: Written) -> None:
@@ -309,27 +324,37 @@ class SavedSession:
         if memory is not None and memory.evictions is not None:
             del memory.evictions[: len(self._masks)]
 
-    def _write(self, tensors: dict, content: dict, written: Written, frame_time: float | None) -> Saved:
+    def _write(self, taken: "Taken", events: Events | None) -> Saved:
         """Write a save, in another thread."""
-        start = time.perf_counter()
+        start, content, written = time.perf_counter(), taken.content, taken.written
+        *older, new = written.segments
+        files, lines, first = self._event_files, b"", self._first_event
+        if events is not None:
+            files, lines = event_files.add(self._event_files, events, new.number, new.generation)
+            first = events[0][0] if events else 0
         try:
-            data = bytes_of_tensors(tensors)
-            *older, new = written.segments
+            data = bytes_of_tensors(taken.tensors.result())
             new = replace(new, sha256=hashlib.sha256(data).hexdigest())
             self._garbage.add(f"segments/{new.name}")
             self.files.write(f"segments/{new.name}", data)
+            if lines:
+                self._garbage.add(f"events/{files[-1].name}")
+                self.files.write(f"events/{files[-1].name}", lines)
             content["segments"] = [asdict(segment) for segment in (*older, new)]
+            content["events"] = {"first": first, "files": [asdict(file) for file in files]}
             manifest = manifest_bytes(content)
             self.files.write(manifest_name(self.lease.generation), manifest)
             self.lease.check()
-        except (OSError, SessionLost) as error:
+        except (OSError, SessionLost, RuntimeError) as error:  # such as a device that has no memory left
             self._refuse_if_lost(error)
             self._count_failure(error)
             raise OSError(f"cannot save session {self.session_id} to {self.files.url}: {error}") from error
         self._next = Written((*older, new), written.owners, written.masks, written.first)
-        self.time, self.failures = frame_time, 0
+        self._garbage |= {f"events/{file.name}" for file in self._event_files}
+        self._event_files, self._first_event = files, first
+        self.time, self.failures = taken.time, 0
         self._remove_garbage(self._next)
-        return Saved(frame_time, len(data) + len(manifest), time.perf_counter() - start)
+        return Saved(taken.time, len(data) + len(lines) + len(manifest), time.perf_counter() - start)
 
     def _refuse_if_lost(self, error: Exception) -> None:
         """Raise `SessionLost` if that is why a save failed; a new owner also removes what it is writing."""
@@ -353,12 +378,14 @@ class SavedSession:
     def _remove_garbage(self, written: Written) -> None:
         """Remove what no manifest needs. What cannot be removed now is removed later, or with the session."""
         needed = {f"segments/{segment.name}" for segment in written.segments}
+        needed |= {f"events/{file.name}" for file in self._event_files}
         self._garbage |= {f"segments/{segment.name}" for segment in self._written.segments}
         try:
             if self._is_first:  # what earlier owners left; a later one may be writing already
-                for name in self.files.names("segments"):
-                    if written_before(self.lease.generation, name):
-                        self._garbage.add(f"segments/{name}")
+                for folder in ("segments", "events"):
+                    for name in self.files.names(folder):
+                        if written_before(self.lease.generation, name):
+                            self._garbage.add(f"{folder}/{name}")
                 for generation in manifests(self.files):
                     if generation < self.lease.generation:
                         self.files.remove(manifest_name(generation))
@@ -403,6 +430,24 @@ class SavedSession:
         self._number = max(segment.number for segment in segments)
         return session
 
+    def read_events(self) -> list[tuple[int, str]]:
+        """The events of the last durable save, as they were given to it.
+
+        Raises:
+            `ValueError`: if they are damaged or malicious. `OSError`: if a file cannot be read.
+        """
+        files = self._event_files
+        if not files:  # there are none, or they were found in notes
+            return list(self._events or ())
+        with ThreadPoolExecutor(READERS) as readers:
+            parts = list(readers.map(lambda file: self.files.read(f"events/{file.name}"), files))
+        try:
+            found = event_files.read(zip(files, parts, strict=True))
+        except ValueError as error:
+            place = f"session {self.session_id} in {self.store.files.url}"
+            raise ValueError(f"{place} is damaged or malicious: {error}") from error
+        return [event for event in found if event[0] >= self._first_event]
+
     def _read_segment(self, segment: Segment) -> dict[str, torch.Tensor]:
         data = self.files.read(f"segments/{segment.name}")
         if hashlib.sha256(data).hexdigest() != segment.sha256:
@@ -421,6 +466,11 @@ class SavedSession:
         content = manifest_content(self.files.read(name), f"{self.files.url}/{name}")
         try:
             self.time, self.notes = content["session"]["state"]["time"], dict(content["notes"])
+            if "events" in content:
+                self._first_event = int(content["events"]["first"])
+                self._event_files = [EventFile(**own) for own in content["events"]["files"]]
+            else:
+                self._events = [(int(at), str(text)) for at, text in self.notes.pop("events", ())]
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{self.files.url}/{name} is damaged or malicious: {error!r}") from error
         return content
@@ -493,8 +543,9 @@ def manifest_content(data: bytes, place: str) -> dict:
         manifest = json.loads(data)
         if manifest["format"] != FORMAT:
             raise ValueError(f"its format is {manifest['format']!r}")
-        if manifest["version"] != VERSION:
-            raise ValueError(f"it has version {manifest['version']!r}, this package reads version {VERSION}")
+        if manifest["version"] not in READABLE:
+            readable = " and ".join(map(str, READABLE))
+            raise ValueError(f"it has version {manifest['version']!r}, this package reads the versions {readable}")
         if hashlib.sha256(manifest["content"].encode()).hexdigest() != manifest["checksum"]:
             raise ValueError("its checksum does not fit its content")
         return json.loads(manifest["content"])

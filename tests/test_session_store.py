@@ -19,7 +19,7 @@ from waiting import killed_in, until
 
 from videollm_mod import StreamPool
 from videollm_mod.benchmarks.long_streams import held_scenes
-from videollm_mod.serving import segments, shared_files, store
+from videollm_mod.serving import event_files, segments, shared_files, store
 from videollm_mod.serving.lease import SessionHeld, SessionLost
 from videollm_mod.serving.store import SessionStore, manifest_bytes, manifest_content
 from videollm_mod.session_state import session_tensors
@@ -56,12 +56,17 @@ def digest(session) -> str:
 
 
 def save(saved, session, events=()):
-    """With all events so far as notes, as a server keeps them."""
-    return saved.save(session, {"events": [*saved.notes.get("events", ()), *map(asdict, events)]})
+    """With all events so far, as a server keeps them; how many there are is noted."""
+    known = saved.notes.get("events", [])
+    known = [*known, *(json.dumps(asdict(event)) for event in events)]
+    return saved.save(session, {"events": known}, list(enumerate(known, start=1)))
 
 
 def events_of(saved) -> list[StreamEvent]:
-    return [StreamEvent(**event) for event in saved.notes["events"]]
+    """The events of the last save, which is not being written anymore."""
+    found = saved.read_events()
+    assert found == list(enumerate(saved.notes["events"], start=1))
+    return [StreamEvent(**json.loads(text)) for _, text in found]
 
 
 @pytest.mark.parametrize("place, bound", [*(("folder", bound) for bound in BOUNDS), ("memory", "window")])
@@ -214,8 +219,9 @@ def come_at_every_file(come) -> None:
         setattr(os, name, changed)
 
 
-def test_wherever_a_process_is_killed_its_session_goes_on(checkpoint, features, undisturbed, tmp_path):
+def test_wherever_a_process_is_killed_its_session_goes_on(checkpoint, features, undisturbed, tmp_path, monkeypatch):
     """Killed at every change of a file during two saves of the second owner, with evictions in between."""
+    monkeypatch.setattr(event_files, "FEWEST", 2)  # so that files of events are taken over, and new ones begun
     digests, events = undisturbed
     start, seen, count = tmp_path / "start", set(), 0
     go_on(str(start), *checkpoint, features, str(tmp_path / "shown"), stop=6)
@@ -243,11 +249,17 @@ def test_wherever_a_process_is_killed_its_session_goes_on(checkpoint, features, 
             assert events_of(saved) == events[FRAMES]
             assert digest(saved.restore(*checkpoint)) == digests[FRAMES]
             manifest = saved.files.read(store.manifest_name(store.manifests(saved.files)[-1]))
-            own = manifest_content(manifest, "it")["segments"]
-            assert saved.files.names("segments") == sorted(store.Segment(**one).name for one in own)
+            assert files_of(manifest) == [saved.files.names(folder) for folder in ("segments", "events")]
         if not killed:
             break
     assert seen == {6, 9, 12} and count > 20
+
+
+def files_of(manifest: bytes) -> list[list[str]]:
+    """Names of the segments and files of events that a manifest needs."""
+    content = manifest_content(manifest, "it")
+    segments = sorted(store.Segment(**one).name for one in content["segments"])
+    return [segments, sorted(event_files.EventFile(**one).name for one in content["events"]["files"])]
 
 
 def copy(folder, url: str) -> None:
@@ -480,12 +492,19 @@ def test_forged_manifests_are_refused(checkpoint, whole, tmp_path):
     copy(whole, str(tmp_path))
     content = manifest_content(path.read_bytes(), "it")
     outside = [{**own, "number": "../../secret"} for own in content["segments"]]
+    (listed,) = content["events"]["files"]
     cases = [
         ("manifest", {"segments": outside}, "damaged or malicious"),
         ("manifest", {"segments": []}, "damaged or malicious"),
         ("manifest", {"evictions": [0, 10**9]}, "damaged or malicious"),
         ("manifest", {"session": None}, "damaged or malicious"),
         ("manifest", {"notes": 3}, "damaged or malicious"),
+        ("manifest", {"events": [1]}, "damaged or malicious"),
+        (
+            "manifest",
+            {"events": {"first": 0, "files": [{**listed, "number": "../../secret"}]}},
+            "damaged or malicious",
+        ),
         ("manifest", {"notes": [1]}, "damaged or malicious"),
         ("state", {"pending": [10**9]}, "no saved session of this package"),
         ("state", {"pending": ["x"]}, "no saved session of this package"),
@@ -498,7 +517,7 @@ def test_forged_manifests_are_refused(checkpoint, whole, tmp_path):
             SessionStore(str(tmp_path)).open("s", force=True).restore(*checkpoint)
     text = json.loads((whole / "s" / "manifests" / "0000000001.json").read_bytes())
     for change, message in (
-        ({"version": 2}, "has version 2, this package reads version 1"),
+        ({"version": 3}, "has version 3, this package reads the versions 1 and 2"),
         ({"format": "pickle"}, "its format is 'pickle'"),
         ({"content": text["content"] + " "}, "checksum does not fit"),
         ({"content": None}, "no manifest of a session, or damaged"),
@@ -529,3 +548,99 @@ def test_sessions_of_other_models_are_refused(checkpoint, whole, tmp_path):
         SessionStore(str(tmp_path)).open("s").restore(
             VideoLLMMoDForConditionalGeneration(tiny_config()), checkpoint[1]
         )
+
+
+# --- events
+
+
+def test_events_are_written_once_or_twice_and_in_few_files(checkpoint, tmp_path):
+    """As a server keeps 100 of them, over saves that add 0 to 30; restored they are those that were kept."""
+    session, saved = checkpoint[0].stream(checkpoint[1]), SessionStore(str(tmp_path)).open("s")
+    events, number, given, written = [], 0, 0, 0
+    for save_number in range(60):
+        more = save_number * 7 % 31
+        number += 10**9 * (save_number == 40)  # as after a crash
+        events = [*events, *((number + at, json.dumps({"text": "\u2028\n" * at})) for at in range(1, more + 1))][-100:]
+        number, given = number + more, given + more
+        before = set(saved.files.names("events"))
+        saved.save(session, {}, events).result()
+        names = saved.files.names("events")
+        content = [saved.files.read(f"events/{name}").decode() for name in names]
+        written += sum(text.count("\n") for name, text in zip(names, content, strict=True) if name not in before)
+        assert len(names) <= 100 / event_files.FEWEST + 2
+        assert sum(text.count("\n") for text in content) <= 100 + event_files.FEWEST + 31
+        assert saved.read_events() == events
+        if save_number % 20 == 10:
+            saved.close()
+            saved = SessionStore(str(tmp_path)).open("s")
+            assert saved.read_events() == events
+            session = saved.restore(*checkpoint)
+    assert given < written < 4 * given
+    saved.save(session).result()
+    assert SessionStore(str(tmp_path)).open("s", force=True).read_events() == events
+    saved = SessionStore(str(tmp_path)).open("s", force=True)
+    session = saved.restore(*checkpoint)
+    saved.save(session, events=[]).result()
+    assert saved.read_events() == [] and saved.files.names("events") == []
+
+
+def test_a_long_stream_stays_a_small_folder(checkpoint, features, tmp_path):
+    """A session of bounded memory that keeps 200 events: neither its files nor their bytes grow."""
+    model, processor = checkpoint
+    session, saved = (
+        model.stream(processor, **BOUNDS["window"], speak_threshold=0.0),
+        SessionStore(str(tmp_path)).open("s"),
+    )
+    events, files, sizes = [], [], []
+    for number in range(0, 60 * 30, 30):
+        list(session.watch_encoded(features[number % FRAMES][None]))
+        events = [
+            *events,
+            *((at, json.dumps({"sequence": at, "filled": "." * 200})) for at in range(number, number + 30)),
+        ]
+        events = events[-200:]
+        saved.save(session, {}, events).result()
+        found = [path for path in (tmp_path / "s").rglob("*") if path.is_file()]
+        files.append(len(found))
+        sizes.append(sum(path.stat().st_size for path in found))
+    assert max(files[20:]) <= max(files[:20]) + 1 and max(sizes[20:]) <= 1.1 * max(sizes[:20])
+    assert saved.read_events() == events
+
+
+def test_sessions_saved_by_version_1_go_on(checkpoint, features, tmp_path):
+    """Their events are in the notes of their manifest."""
+    session, saved = checkpoint[0].stream(checkpoint[1], **BOUNDS["window"]), SessionStore(str(tmp_path)).open("s")
+    save(saved, session, watch(session, features, 0, 6)).result()
+    saved.close()
+    path, own = tmp_path / "s" / "manifests" / "0000000001.json", saved.read_events()
+    content = manifest_content(path.read_bytes(), "it")
+    del content["events"]
+    content["notes"] = {"sequence": own[-1][0], "events": own}
+    path.write_bytes(manifest_bytes(content).replace(b'"version": 2', b'"version": 1'))
+    saved = SessionStore(str(tmp_path)).open("s")
+    assert saved.read_events() == own and saved.notes == {"sequence": own[-1][0]}
+    session = saved.restore(*checkpoint)
+    saved.save(session).result()  # with no word of events
+    saved = SessionStore(str(tmp_path)).open("s", force=True)
+    assert saved.read_events() == own and digest(saved.restore(*checkpoint)) == digest(session)
+    assert manifest_content((tmp_path / "s" / "manifests" / "0000000002.json").read_bytes(), "it")["events"]["files"]
+
+
+@pytest.mark.parametrize("damage", ["bytes", "order", "missing"])
+def test_damaged_events_are_refused(checkpoint, whole, tmp_path, damage):
+    copy(whole, str(tmp_path))
+    (file,) = (tmp_path / "s" / "events").iterdir()
+    path = tmp_path / "s" / "manifests" / "0000000001.json"
+    content = manifest_content(path.read_bytes(), "it")
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[::-1]) if damage == "order" else file.read_bytes()[:-1] + b" ")
+    if damage == "order":
+        assert len(lines) > 1
+        content["events"]["files"][0]["sha256"] = hashlib.sha256(file.read_bytes()).hexdigest()
+        path.write_bytes(manifest_bytes(content))
+    elif damage == "missing":
+        file.unlink()
+    saved = SessionStore(str(tmp_path)).open("s")
+    kind = OSError if damage == "missing" else ValueError
+    with pytest.raises(kind, match="jsonl" if damage != "order" else "damaged or malicious: .* do not ascend"):
+        saved.read_events()

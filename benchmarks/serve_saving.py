@@ -1,0 +1,222 @@
+"""What it costs a server to save its sessions: bytes and files of a long session, and how long its streams wait.
+
+    python -m videollm_mod.benchmarks.serve_saving
+
+In this process, a server's sessions on the bundled checkpoint watch streams of the world, at the size of a client's
+JPEGs, and are saved to a folder. The first part feeds one session of bounded memory with `--frames` frames, as fast as
+they are watched, and saves it after every 10 of them, as after 5 seconds of 2 frames/s. Bytes are those of the files
+that a save has written or replaced. The second part feeds `--sessions` sessions with 2 frames/s each, which are saved
+every 5 seconds, and measures how long the engine's thread works for the saves between two of its ticks, and the
+latency of frames while a save is made or written, and else.
+"""
+
+import argparse
+import asyncio
+import itertools
+import json
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from ..bench.record import commit, surroundings, write_result
+from ..data.world import world_stream
+from ..loading.checkpoint import load_checkpoint
+from ..serving.keys import Keys
+from ..serving.limits import Limits
+from ..serving.server import make_app
+from .serve_resume import jpeg
+
+EVERY, FPS, HELD = 10, 2.0, 33  # frames between two saves; a second; that a session remembers
+OWNER, INSTRUCTIONS = "", "Narrate the scene."
+KINDS = ("segments", "events", "manifests")  # of files: tokens, events, and everything else
+QUIET = 1e9  # seconds between two saves that the server makes by itself
+
+
+def images(seed: int):
+    """JPEGs of streams of the world, one after the other."""
+    for number in itertools.count(seed):
+        yield from map(jpeg, world_stream(seed=number).frames(fps=FPS))
+
+
+def contents(folder: Path) -> dict[str, tuple[int, int, int]]:
+    """Name, inode, time and size of each file."""
+    stats = {str(path): path.stat() for path in folder.rglob("*") if path.is_file()}
+    return {name: (found.st_ino, found.st_mtime_ns, found.st_size) for name, found in stats.items()}
+
+
+def spread(values: list[float], scale: float = 1.0, digits: int = 3) -> dict:
+    ordered = sorted(scale * value for value in values)
+    return {
+        "count": len(ordered),
+        "p50": round(ordered[len(ordered) // 2], digits),
+        "p95": round(ordered[int(0.95 * (len(ordered) - 1))], digits),
+        "largest": round(ordered[-1], digits),
+    }
+
+
+async def opened(registry, folder: Path, count: int) -> list:
+    found = [await registry.open(OWNER) for _ in range(count)]
+    for session in found:
+        session.is_kept = True
+        await session.receive(json.dumps({"type": "session.update", "session": {"instructions": INSTRUCTIONS}}))
+    return found
+
+
+def application(model, processor, folder: str, save_seconds: float):
+    limits = Limits(frames_per_second=1e6, waiting_frames=256)
+    options = {"max_cached_frames": HELD}
+    own = {"saved": folder, "save_seconds": save_seconds, "lease_seconds": QUIET}
+    return make_app(model, processor, "nano", limits, Keys(), options=options, **own).state.registry
+
+
+async def long_session(model, processor, frames: int) -> dict:
+    """Bytes and files of one session over its saves."""
+    with tempfile.TemporaryDirectory() as folder:
+        registry = application(model, processor, folder, QUIET)
+        registry.start()
+        (session,) = await opened(registry, Path(folder), 1)
+        saving, own = registry._savings[session.id], Path(folder) / session.id
+        coming, before, rows = images(8600), contents(own), []
+        for done in range(0, frames, EVERY):
+            for index in range(done, done + EVERY):
+                await session.append(next(coming), index / FPS)
+            await session.commit()
+            await saving.save()
+            after = contents(own)
+            new = {name: size for name, (*at, size) in after.items() if before.get(name) != (*at, size)}
+            kinds = {kind: sum(size for name, size in new.items() if f"/{kind}/" in name) for kind in KINDS}
+            rows.append({**kinds, "files": len(after), "bytes": sum(size for *_, size in after.values())})
+            before = after
+        full = rows[len(rows) // 2 :]  # the log of events and the memory are full
+        found = {
+            "frames": frames,
+            "events": session.log.last,
+            "events_kept": len(session.log.kept),
+            "bytes_of_kept_events": sum(len(text) for _, text in session.log.kept),
+            "kv_bytes": session.stream.pooled.session.stats.kv_bytes,
+            "bytes_per_save": {kind: spread([row[kind] for row in full], digits=0) for kind in KINDS},
+            "bytes_per_second": {
+                kind: round(statistics.fmean(row[kind] for row in full) * FPS / EVERY) for kind in KINDS
+            },
+            "files": spread([row["files"] for row in rows], digits=0),
+            "folder_bytes": spread([row["bytes"] for row in full], digits=0),
+            "folder_bytes_by_save": [row["bytes"] for row in rows[:: max(1, len(rows) // 50)]],
+            "files_by_save": [row["files"] for row in rows[:: max(1, len(rows) // 50)]],
+        }
+        await registry.stop()
+    return found
+
+
+async def many_sessions(model, processor, sessions: int, seconds: float, save_seconds: float) -> dict:
+    """How long the engine's thread works for saves, and how frames fare meanwhile."""
+    with tempfile.TemporaryDirectory() as folder:
+        registry = application(model, processor, folder, save_seconds)
+        registry.start()
+        own = await opened(registry, Path(folder), sessions)
+        begun = time.monotonic()
+        takes: list[tuple[float, float]] = []
+        writes: list[tuple[float, float]] = []
+        frames: list[tuple[float, float]] = []
+        for session in own:
+            watch_saves(registry._savings[session.id].saved, takes, writes)
+        await asyncio.gather(*(feed(session, 8600 + 50 * at, seconds, frames) for at, session in enumerate(own)))
+        fill = begun + seconds / 4
+        busy = joined([each for each in takes if each[0] > fill])
+        await registry.stop()
+    saves = [(start, end) for start, end in takes + writes if start > fill]
+    latency: dict[bool, list[float]] = {True: [], False: []}
+    for due, seen in frames:
+        if due > fill:
+            latency[any(due < end and start < seen for start, end in saves)].append(seen - due)
+    return {
+        "sessions": sessions,
+        "seconds": seconds,
+        "save_seconds": save_seconds,
+        "saves": len([start for start, _ in takes if start > fill]),
+        "engine_ms_per_save": spread([end - start for start, end in takes if start > fill], 1000),
+        "engine_ms_between_ticks": spread(busy, 1000),
+        "writer_ms_per_save": spread([end - start for start, end in writes if start > fill], 1000),
+        "latency_ms_beside_saves": spread(latency[True], 1000, 1),
+        "latency_ms_else": spread(latency[False], 1000, 1),
+    }
+
+
+def watch_saves(saved, takes: list, writes: list) -> None:
+    """Note when `take` and `_write` of a saved session run."""
+    for name, times in (("take", takes), ("_write", writes)):
+        function = getattr(saved, name)
+
+        def timed(*arguments, function=function, times=times):
+            start = time.monotonic()
+            try:
+                return function(*arguments)
+            finally:
+                times.append((start, time.monotonic()))
+
+        setattr(saved, name, timed)
+
+
+def joined(spans: list[tuple[float, float]], apart: float = 0.001) -> list[float]:
+    """The seconds of work in spans that follow each other at once."""
+    found: list[float] = []
+    last = -1.0
+    for start, end in sorted(spans):
+        if start - last < apart:
+            found[-1] += end - start
+        else:
+            found.append(end - start)
+        last = end
+    return found
+
+
+async def feed(session, seed: int, seconds: float, frames: list[tuple[float, float]]) -> None:
+    """Frames at their times; notes when each was due, and when its acknowledgement came."""
+    begun, coming, due = time.monotonic(), images(seed), {}
+    reading = asyncio.create_task(read(session, due, frames))
+    for index in range(round(seconds * FPS)):
+        due[index / FPS] = begun + index / FPS
+        await asyncio.sleep(max(0.0, due[index / FPS] - time.monotonic()))
+        await session.append(next(coming), index / FPS)
+    await session.commit()
+    while due:
+        await asyncio.sleep(0.01)
+    reading.cancel()
+
+
+async def read(session, due: dict[float, float], frames: list[tuple[float, float]]) -> None:
+    async for _, text in session.log.follow(session.log.last):
+        event = json.loads(text)
+        if event["type"] == "input_video_frame.acknowledged" and event["status"] == "watched":
+            frames.append((due.pop(event["timestamp"]), time.monotonic()))
+
+
+def main(argv: list[str] | None = None) -> dict:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--frames", type=int, default=5000, help="of the long session")
+    parser.add_argument("--sessions", type=int, default=8)
+    parser.add_argument(
+        "--seconds", type=float, default=120.0, help="of the many sessions; the first quarter is left out"
+    )
+    parser.add_argument("--save-seconds", type=float, default=5.0, help="of the many sessions")
+    parser.add_argument("--json", type=Path, help="benchmarks/results/serve_saving.json if omitted")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    model, processor = load_checkpoint(device="cpu")
+    one = asyncio.run(long_session(model, processor, args.frames)) if args.frames else None
+    many = asyncio.run(many_sessions(model, processor, args.sessions, args.seconds, args.save_seconds))
+    command = f"python -m videollm_mod.benchmarks.serve_saving --frames {args.frames} --sessions {args.sessions}"
+    command += f" --seconds {args.seconds:g} --save-seconds {args.save_seconds:g}"
+    result = {"command": command, "commit": commit(), **surroundings("fsspec"), "long": one, "many": many}
+    if args.json is None:
+        write_result("serve_saving", result)
+    else:
+        args.json.write_text(json.dumps(result, indent=1))
+    print(json.dumps({"long": one, "many": many}, indent=1))
+    return result
+
+
+if __name__ == "__main__":
+    main()
