@@ -474,7 +474,7 @@ class StaticLanguageModel:
                         for number, output, wanted in zip(chunk, found, is_output, strict=False):
                             outputs[number] += [output] * bool(wanted)
             if self._graphs.keys and not self._is_warm:
-                self._warm_up(streams[0][0], options)
+                self._warm_up(options)
             return [joined(own) for own in outputs]
 
     def _run_streams(self, shape: Shape, streams: list[tuple], has_output: bool) -> list[StepOutput]:
@@ -547,21 +547,43 @@ class StaticLanguageModel:
             else:
                 graph()
 
-    def _warm_up(self, cache: MoDCache, options: tuple) -> None:
-        """Capture short texts too, so that no question waits for it. What they write lies behind the cache's end."""
+    def _warm_up(self, options: tuple) -> None:
+        """Capture short texts too, so that no question waits for it."""
         self._is_warm = True
         for length in TEXT_LENGTHS:
-            shape = text_shape(length, options)
-            if length > WARM_TEXT or self.why_not is not None or shape in self._graphs.keys:
-                continue
-            step = self._step(shape)
-            try:
-                step.prepare([cache], [[0] * length], None)
-                self._graphs.capture(shape, step.forward)
-            except Exception as error:  # the results of the call exist already: nothing may fail it now
-                self._graphs.give_up(error)
-            finally:
-                step.drop()
+            if length <= WARM_TEXT:
+                self._capture(text_shape(length, options))
+
+    def _capture(self, shape: Shape) -> None:
+        """Capture a step, unless it is captured already, with an empty stream. Failing is no error."""
+        if self.why_not is not None or shape in self._graphs.keys:
+            return
+        model = self._model()
+        step = self._step(shape)
+        ids = [0] * (shape.frames * step.text_before if shape.frames else shape.tokens)
+        size = (shape.frames, *model.config.video_feature_shape)
+        features = [torch.zeros(size, dtype=model.dtype, device=model.device)] if shape.frames else None
+        try:
+            step.prepare([MoDCache(model.config)], [ids], features)
+            self._graphs.capture(shape, step.forward)
+        except Exception as error:  # results of a call may exist already: nothing may fail it now
+            self._graphs.give_up(error)
+        finally:
+            step.drop()
+
+    def shapes(self, ids: list[int], keep_ratio: float | None) -> list[Shape]:
+        """The steps of a stream that is fed these tokens, at the end of which there may be frames and text after them.
+        The keep ratio is the model's own if omitted."""
+        config = self._model().config
+        video, per_frame = config.video_token_id, config.num_frame_tokens
+        frames = ids.count(video) // per_frame
+        after = ids[::-1].index(video) if frames else 0
+        return [shape for shape, _ in split_call(ids, frames, per_frame, self._options(keep_ratio, per_frame), after)]
+
+    def capture(self, shape: Shape) -> None:
+        """Capture a step before it is needed. If that fails, `why_not` says so, and steps run without graphs."""
+        with self._graphs.exclusive():
+            self._capture(shape)
 
 
 def joined(outputs: list[StepOutput]) -> StepOutput:

@@ -174,8 +174,10 @@ def main() -> None:
     bench = Bench(**json.loads(sys.argv[1]))
     with listen("127.0.0.1", 0) as listening:
         url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        print(json.dumps({"url": url, **bench.about()}), flush=True)
-        Server(bench.app, bench.app.state.registry.limits.message_bytes).run(sockets=[listening])
+        about = json.dumps({"url": url, **bench.about()})
+        registry = bench.app.state.registry
+        registry.on_prepared = lambda done, total: print(about, flush=True) if done == total else None
+        Server(bench.app, registry.limits.message_bytes).run(sockets=[listening])
 
 
 if __name__ == "__main__":

@@ -205,11 +205,12 @@ def main(argv: list[str] | None = None) -> dict:
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     model, processor = load_checkpoint(device="cpu")
-    one = asyncio.run(long_session(model, processor, args.frames)) if args.frames else None
-    many = asyncio.run(many_sessions(model, processor, args.sessions, args.seconds, args.save_seconds))
     command = f"python -m videollm_mod.benchmarks.serve_saving --frames {args.frames} --sessions {args.sessions}"
     command += f" --seconds {args.seconds:g} --save-seconds {args.save_seconds:g}"
-    result = {"command": command, "commit": commit(), **surroundings("fsspec"), "long": one, "many": many}
+    result = {"command": command, "commit": commit(), **surroundings("fsspec")}
+    one = asyncio.run(long_session(model, processor, args.frames)) if args.frames else None
+    many = asyncio.run(many_sessions(model, processor, args.sessions, args.seconds, args.save_seconds))
+    result |= {"long": one, "many": many}
     if args.json is None:
         write_result("serve_saving", result)
     else:

@@ -112,7 +112,7 @@ def run(options: ServeOptions) -> None:
         if not options.ray:
             app = make(options, keys)
             warn(options, keys)
-            print(f"serving on {address}", flush=True)
+            app.state.registry.on_prepared = partial(show_progress, address)
             server = Server(app, limits.message_bytes)
             try:
                 server.run(sockets=[listening])
@@ -125,6 +125,14 @@ def run(options: ServeOptions) -> None:
     ready = partial(print, f"serving on {address}", flush=True)
     serve_until_stopped(partial(cluster_app, options, keys), host, port, ready)
     print("stopped", flush=True)
+
+
+def show_progress(address: str, done: int, total: int) -> None:
+    """Say how far the server is, and where it serves."""
+    if done == total:
+        print(f"serving on {address}", flush=True)
+    elif 10 * done // total != 10 * (done - 1) // total:
+        print(f"starting: {done} of {total} CUDA graphs are captured", file=sys.stderr)
 
 
 def limits_of(options: ServeOptions) -> "Limits":

@@ -54,9 +54,12 @@ def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = (), allow
 
     @app.get("/health", tags=["server"])
     async def health() -> JSONResponse:
-        """`ok`, or 503 while the server stops."""
+        """`ok`, or 503 while the server starts or stops."""
         if registry.stopping or not registry.engine.alive:
             return JSONResponse({"status": "stopping"}, 503)
+        if registry.is_starting:
+            progress = {"prepared": registry.prepared, "of": len(registry.preparations)}
+            return JSONResponse({"status": "starting", **progress}, 503)
         return JSONResponse({"status": "ok", "model": registry.name, "sessions": len(registry.sessions)})
 
     @app.get("/metrics", tags=["server"])

@@ -243,8 +243,7 @@ class Chats:
             `ApiError`: for a request that cannot be answered.
         """
         request.check()
-        if self.registry.stopping:
-            raise ApiError(*STOPPING)
+        self.registry.check_open()
         if len(self.running) >= self.registry.limits.chats:
             message = f"{self.registry.limits.chats} chats are being answered, the limit; try again later"
             raise ApiError("chat_limit_exceeded", message, 429, RATE)

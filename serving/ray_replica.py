@@ -40,6 +40,7 @@ class Replica:
 
     async def start(self) -> None:
         await self._lifespan.enter_async_context(self._app.router.lifespan_context(self._app))
+        await self.registry.ready.wait()
         self._watching = asyncio.create_task(self._watch())
 
     async def stop(self) -> None:

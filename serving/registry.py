@@ -34,6 +34,7 @@ CHECK_SECONDS = 1.0  # between two looks for idle sessions
 SETTLE_SECONDS = 20.0  # for the work that waits when the server stops
 CLEAN_SECONDS = 3600.0  # between two looks for sessions that nobody has continued
 STOPPING = ("server_stopping", "the server stops", 503, SERVER)
+STARTING = "the server is starting: {} of {} CUDA graphs are captured; try again in a moment"
 
 
 class Registry:
@@ -48,6 +49,10 @@ class Registry:
         keep_seconds (`float`): for which a saved session is kept that nobody continues.
 
     Attributes:
+        preparations (`list[Callable]`): are called in the engine's thread before the first session is opened.
+        on_prepared (`Callable[[int, int], None]`): is called with how many of them are done, and with how many there
+            are: before each, and in the end.
+        ready (`asyncio.Event`): is set once they are done.
         take_over (`Callable`): is awaited with the id of a saved session and the name of the process that owns it;
             returns whether that process is known to be dead.
     """
@@ -72,6 +77,9 @@ class Registry:
         self.sessions: dict[str, RealtimeSession] = {}
         self.decoders = ThreadPoolExecutor(DECODERS, "decode")
         self.stopping = False
+        self.preparations: list[Callable[[], object]] = []
+        self.on_prepared: Callable[[int, int], None] = lambda done, total: None
+        self.prepared, self.ready = 0, asyncio.Event()
         self._opening: dict[str, str] = {}  # session ids, and their owners
         self._closing: dict[str, asyncio.Event] = {}
         self._tasks: list[asyncio.Task] = []
@@ -85,6 +93,34 @@ class Registry:
             regular.append((self.store.lease_seconds / 3, partial(self._renew, self.store)))
             regular.append((CLEAN_SECONDS, partial(self._clean, self.store)))
         self._tasks = [asyncio.create_task(repeat(seconds, work)) for seconds, work in regular]
+        self._tasks.append(asyncio.create_task(self._prepare()))
+
+    async def _prepare(self) -> None:
+        total = len(self.preparations)
+        try:
+            for self.prepared, work in enumerate(self.preparations):  # noqa: B020
+                self.on_prepared(self.prepared, total)
+                await self.engine.call(work)
+        except Closed:
+            return
+        except Exception:  # such as a lack of memory: it may be enough without graphs
+            logger.exception("the server could not prepare everything, so its first clients may wait")
+        finally:
+            self.prepared = total
+            self.ready.set()
+        self.on_prepared(total, total)
+
+    @property
+    def is_starting(self) -> bool:
+        return self.prepared < len(self.preparations)
+
+    def check_open(self) -> None:
+        """Raise `ApiError` while nothing new is begun: before the server is ready, and when it stops."""
+        if self.stopping:
+            raise ApiError(*STOPPING)
+        if self.is_starting:
+            message = STARTING.format(self.prepared, len(self.preparations))
+            raise self.refused(ApiError("server_starting", message, 503, SERVER))
 
     def describe_model(self) -> dict:
         """What a page or a program has to know of the model to stream to it."""
@@ -105,8 +141,7 @@ class Registry:
         Raises:
             `ApiError`: if there is no such session of this owner, or no room for another one.
         """
-        if self.stopping:
-            raise ApiError(*STOPPING)
+        self.check_open()
         if len(self.sessions) + len(self._opening) >= self.limits.sessions:
             message = f"{self.limits.sessions} sessions are open, the limit of this server; try again later"
             raise self.refused(ApiError("session_limit_exceeded", message, 429, RATE))

@@ -3,7 +3,6 @@
 import os
 import socket
 
-import numpy as np
 import uvicorn
 import websockets  # noqa: F401  # without it, uvicorn serves no WebSockets
 from fastapi import FastAPI
@@ -14,16 +13,15 @@ from .engine import Engine
 from .keys import Keys
 from .limits import Limits
 from .metrics import Metrics
-from .pool import StreamPool
 from .registry import CLEAN_SECONDS, Registry
 from .store import SessionStore
+from .warm_up import check_options, preparations
 
 PING_SECONDS = 20.0  # between pings, and for their answer: a half-open connection is closed after that
 STALLED_SECONDS = 60.0  # after which the kernel closes a connection that takes no more data
 REQUEST_SECONDS = 30.0  # for the head of a request, after which a connection without one is closed
 KEEP_SECONDS = 75  # between two requests of a connection; clients keep theirs for less, so that none is just closed
 SLOW_STOP_SECONDS = 5  # for connections that do not close by themselves when the server stops
-WARM_STREAMS = 8  # that watch together before a server on a GPU starts
 BACKLOG = 2048  # connections that wait to be accepted
 
 
@@ -137,23 +135,11 @@ def make_app(
         store = SessionStore(os.fspath(saved), owner, lease_seconds)
         store.fingerprint(model)  # no session waits for it later
         store.remove_abandoned(keep_seconds, CLEAN_SECONDS)  # a store that cannot be reached is an error now
-    on_gpu = model.device.type == "cuda"
-    warm_up(model, processor, options or {}, WARM_STREAMS if on_gpu else 1)  # wrong options are an error now
-    registry = Registry(engine, limits, metrics, name, options or {}, store, keys, save_seconds, keep_seconds)
+    options = options or {}
+    check_options(model, processor, options)  # wrong ones are an error now
+    registry = Registry(engine, limits, metrics, name, options, store, keys, save_seconds, keep_seconds)
+    registry.preparations = preparations(model, processor, options, engine.control.levels, limits.sessions)
     return build_app(registry, keys, origins, allow_urls)
-
-
-def warm_up(model, processor, options: dict, streams: int) -> None:
-    """Watch frames and say words with 1 to `streams` streams, so that no client waits for what is set up at the first
-    time. A GPU has graphs for each number of frames, which are captured when that number comes for the second time."""
-    pool, frame = StreamPool(model, processor), np.zeros((1, 384, 384, 3), np.uint8)
-    for _ in range(streams):
-        pool.join(model.stream(processor, **options))
-        for threshold in (0.0, 0.0, 0.0, 1.0, 1.0) if streams > 1 else (1.0,):
-            for stream in pool.streams:
-                stream.session.speak_threshold, stream.session.max_new_tokens = threshold, 1
-                stream.push(frame)
-            pool.run()
 
 
 __all__ = ["Server", "listen", "make_app"]

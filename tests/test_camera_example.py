@@ -1,5 +1,6 @@
 """examples/camera.html in headless Chromium, with a fake camera that shows a scene of the procedural world."""
 
+import contextlib
 import functools
 import http.server
 import os
@@ -8,11 +9,13 @@ import threading
 
 import pytest
 from fresh_process import ROOT
-from running_servers import serving
+from running_servers import serving, serving_elsewhere
 from test_space_browser import AUDIT, PATIENCE, browser, camera_clip, chromium_is_there  # noqa: F401
+from waiting import until
 
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
+from videollm_mod.serving.store import SessionStore, manifest_content, manifest_name, manifests
 
 KEY = "a-key-for-tests-0123456789"
 
@@ -110,3 +113,81 @@ def test_a_wrong_key_is_explained(visit):
     page.wait_for_selector("#status.wrong")
     assert "is the address right, the key" in page.inner_text("#status")
     assert page.is_enabled("#start") and page.is_disabled("#send")
+
+
+# --- servers that are killed
+
+WATCHED = "Number(document.getElementById('watched').textContent)"
+# times of all frames that the page keeps and whose outcome it has shown, and of narrations
+TOLD = "journal.filter(each => each.told && !each.dropped).map(each => each.time)"
+NARRATED = "[...document.querySelectorAll('#log .narration time')].map(each => each.textContent)"
+
+
+@contextlib.contextmanager
+def killed_servers(visit, page_url, store, save_seconds: float):
+    """A page that streams to a server, and `kill()`, which kills that and starts another one at its address."""
+    arguments = ["--store", str(store), "--save-seconds", str(save_seconds), "--allow-origin", page_url]
+    with contextlib.ExitStack() as servers:
+        url, process = servers.enter_context(serving_elsewhere(*arguments))
+
+        def kill() -> None:
+            process.kill()
+            process.wait()
+            page.wait_for_function("document.getElementById('status').textContent.includes('connecting again')")
+            servers.enter_context(serving_elsewhere(*arguments, "--port", url.rpartition(":")[2]))
+
+        page = visit(key="")
+        page.fill("#server", url)
+        page.click("#camera")
+        page.click("#start:enabled")
+        page.wait_for_selector("#log li.narration")
+        yield page, kill
+
+
+def frames_watched(store, session_id: str) -> int:
+    """By the session that is saved."""
+    files = SessionStore(str(store)).files.folder(session_id)
+    return manifest_content(files.read(manifest_name(manifests(files)[-1])), session_id)["frames"]
+
+
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_a_killed_server_costs_no_frame_and_shows_none_twice(visit, page_url, tmp_path, is_saved):
+    """After a crash the page sends again what came after the last save, or all of it to a new session."""
+    with killed_servers(visit, page_url, tmp_path, 1.0 if is_saved else 3600.0) as (page, kill):
+        page.wait_for_function(f"{WATCHED} >= 4")
+        first = page.evaluate("session.id")
+        if is_saved:
+            until(lambda: SessionStore(str(tmp_path)).notes(first))
+        watched = page.evaluate(WATCHED)
+        page.wait_for_function(f"{WATCHED} >= {watched + 2}")
+        before = page.evaluate(TOLD)
+        kill()
+        page.wait_for_function("document.getElementById('status').textContent.includes('watches again')")
+        watched = page.evaluate(WATCHED)
+        page.fill("#question", "How many objects are there?")
+        page.click("#send:enabled")
+        page.wait_for_selector("#log li.answer")
+        page.wait_for_function(f"{WATCHED} >= {watched + 4} && !asking()")
+        assert (page.evaluate("session.id") == first) == is_saved
+        told, shown, narrated = page.evaluate(TOLD), page.evaluate(WATCHED), page.evaluate(NARRATED)
+        assert told[: len(before)] == before and told == sorted(set(told)) and len(told) == shown
+        assert len(narrated) == len(set(narrated))
+        page.evaluate("clearInterval(timer)")
+        page.wait_for_function("journal.every(each => each.settled !== null)")
+        told, last = page.evaluate(TOLD), page.evaluate("session.id")
+        page.click("#stop")
+        until(lambda: frames_watched(tmp_path, last) >= len(told) if last in SessionStore(str(tmp_path)) else False)
+        assert frames_watched(tmp_path, last) == len(told)
+
+
+def test_what_a_crash_has_cost_is_said(visit, page_url, tmp_path):
+    """Of a session that was not saved, the page has forgotten the first frames."""
+    with killed_servers(visit, page_url, tmp_path, 3600.0) as (page, kill):
+        page.wait_for_function(f"{WATCHED} >= 3")
+        page.evaluate("forgotten = journal.splice(1, 1)[0].time")  # as after many frames
+        kill()
+        page.wait_for_function("document.getElementById('status').textContent.includes('watches again')")
+        status = page.inner_text("#status")
+        assert re.search(r"After a crash of the server the model does not know what was before \d+\.\d s", status)
+        watched = page.evaluate(WATCHED)
+        page.wait_for_function(f"{WATCHED} >= {watched + 2}")

@@ -1,7 +1,7 @@
 """On a GPU: what a server says equals what sessions and `generate` say in this thread.
 
-Graphs are captured where a shape comes for the second time: in the engine's thread for the first test, in this one
-for what both use later. The server's own warm-up runs in yet another thread than the engine.
+A server captures graphs in the engine's thread before it serves. Others are captured where their shape comes for the
+second time, in this thread too.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import torch
 from fresh_process import ROOT
 from plain_http import web
 from running_servers import Client, client, data_url, frames_of, metric, serving
+from waiting import PATIENCE, until
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.static_step import static_language_model
@@ -109,6 +110,34 @@ def test_a_session_of_another_thread_may_run_beside_the_server(own, server):
         return await playing
 
     check_same(asyncio.run(both()), own)
+
+
+def test_the_first_frames_of_a_fresh_server_capture_nothing(own):
+    """Of up to eight streams, which watch one frame after the other, and narrate."""
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=own[0].dtype).to(DEVICE).eval()
+
+    async def watch(url: str, seed: int) -> None:
+        async with client(url) as mine:
+            for image, time in frames_of(seed, 6):
+                await mine.frame(image, time)
+                await mine.until("input_video_frame.acknowledged", timestamp=time)
+
+    async def watch_all(url: str, count: int) -> None:
+        await asyncio.gather(*(watch(url, seed) for seed in SEEDS[:count]))
+
+    def captured(running) -> set:
+        language, vision = static_language_model(model)[0]._graphs, model._vision_graphs._graphs
+        assert language.why_not is None and vision.why_not is None
+        return {("language", key) for key in language.keys} | {("vision", key) for key in vision.keys}
+
+    with serving((model, own[1]), limits={"sessions": len(SEEDS)}) as running:
+        until(lambda: httpx.get(f"{running.url}/health").status_code == 200, "the server being ready")
+        before = in_engine(running, lambda: captured(running))
+        assert {key.streams for kind, key in before if kind == "language"} == {1, 2, 4, 8}
+        assert {key for kind, key in before if kind == "vision"} == set(range(1, len(SEEDS) + 1))
+        for count in range(1, len(SEEDS) + 1):
+            asyncio.run(asyncio.wait_for(watch_all(running.url, count), PATIENCE))
+        assert in_engine(running, lambda: captured(running)) == before
 
 
 def answer(url: str, messages: list[dict]) -> tuple[str, int]:

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections import Counter
 
 import pytest
 from plain_http import web
@@ -11,10 +10,7 @@ from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed
 
 from videollm_mod.cache import PackedCache
-from videollm_mod.serving import pool
 from videollm_mod.serving.load import CALM, KeepRatioControl
-from videollm_mod.serving.server import warm_up
-from videollm_mod.steps import Encode, Feed, run_together
 
 
 def test_the_ratio_falls_step_by_step_and_recovers():
@@ -27,28 +23,6 @@ def test_the_ratio_falls_step_by_step_and_recovers():
     assert risen[CALM - 2 : CALM] == [0.1, control.levels[2]] and risen[-1] == 0.4
     control.update(waiting=9)
     assert control.update(waiting=0, idle=True) == 0.4
-
-
-def test_what_a_gpu_captures_is_captured_before_the_first_client(checkpoint, monkeypatch):
-    """Each number of streams comes: frames after frames, more than once; frames after words; and words."""
-    model, seen, alike = checkpoint[0], Counter(), Counter()
-
-    def run(steps):
-        watching = [step for step in steps if step.num_frames]
-        for step in watching or steps[:1]:
-            words = len(step.ids) - step.num_frames * model.config.num_frame_tokens if isinstance(step, Feed) else 0
-            alike[type(step), step.num_frames, words] += 1 if watching else len(steps)
-        seen.update((*kind, alike.pop(kind)) for kind in list(alike))
-        return run_together(steps)
-
-    monkeypatch.setattr(pool, "run_together", run)
-    warm_up(*checkpoint, {"max_cached_frames": 9}, streams=3)
-    after_words = {words for kind, frames, words, streams in seen if kind is Feed and frames and streams > 1} - {1}
-    assert len(after_words) == 1
-    for count in (1, 2, 3):
-        assert seen[Encode, 1, 0, count] > 1 and seen[Feed, 1, 1, count] > 1
-        assert seen[Feed, 1, *after_words, count] > 0
-        assert any(not frames and streams == count for _, frames, _, streams in seen)
 
 
 def test_a_range_of_one_ratio_is_no_control():

@@ -1,10 +1,16 @@
 """Tokens that a response took, and answers that are cut off at their limit."""
 
 import asyncio
+import contextlib
+import json
+import threading
 
 import pytest
-from running_servers import client, frames_of, metric, serving
-from waiting import PATIENCE
+from running_servers import client, frames_of, held, metric, serving
+from waiting import PATIENCE, until
+
+from videollm_mod.serving.outputs import Piece
+from videollm_mod.serving.store import SessionStore
 
 QUESTION = "How many objects are there?"
 
@@ -115,3 +121,56 @@ def test_instructions_of_a_response_come_before_the_texts_since(server):
             assert session.stream.pooled.session.query == f"Be brief.\n{QUESTION}"
 
     asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+
+@contextlib.contextmanager
+def held_after_a_piece(running):
+    """Keep the engine's thread busy from the first piece of text on. Yields what waits for that."""
+    go, there = threading.Event(), threading.Event()
+    engine = running.registry.engine
+    put = engine.put
+
+    def put_and_wait(stream, output) -> None:
+        put(stream, output)
+        if isinstance(output, Piece):
+            there.set()
+            go.wait()
+
+    engine.put = put_and_wait
+    try:
+        yield lambda: until(there.is_set, "a piece")
+    finally:
+        go.set()
+
+
+@pytest.mark.parametrize("is_begun", [True, False], ids=["spoken", "waiting"])
+def test_a_limit_of_one_response_ends_with_its_connection(checkpoint, tmp_path, is_begun):
+    """The session that is saved has the usual limit. The engine stands still while the connection ends: after a piece
+    of the answer, or before its question."""
+
+    async def leave(running) -> str:
+        async with client(running.url) as mine:
+            session = (await mine.until("session.created"))["session"]["id"]
+            await mine.send("session.update", session={"max_output_tokens": 40, "speak_threshold": 0.0})
+            await mine.frame(*frames_of(60, 1)[0])
+            await mine.until("input_video_frame.acknowledged")
+            own = running.registry.sessions[session]
+            with contextlib.ExitStack() as stack:
+                there = stack.enter_context((held_after_a_piece if is_begun else held)(running))
+                await mine.send("response.create", response={"instructions": QUESTION, "max_output_tokens": 5})
+                while own._asked is None:
+                    await asyncio.sleep(0.01)
+                if is_begun:
+                    await asyncio.to_thread(there)
+                await mine.socket.close()
+                while not own.closed:
+                    await asyncio.sleep(0.01)
+        return session
+
+    with serving(checkpoint, saved=tmp_path) as running:
+        session = asyncio.run(asyncio.wait_for(leave(running), PATIENCE))
+    saved = SessionStore(str(tmp_path)).open(session)
+    events = [json.loads(text) for _, text in saved.read_events()]
+    (done,) = [event["response"] for event in events if event["type"] == "response.done"]
+    assert saved.notes["closed"] and done["status_details"]["reason"] == "session_closed"
+    assert bool(done["output"]) == is_begun and saved.restore(*checkpoint).max_new_tokens == 40

@@ -60,6 +60,7 @@ def serving(checkpoint, keys: tuple[str, ...] = (), limits: dict | None = None, 
     own = {"frames_per_second": 1e6, "waiting_frames": 256, **(limits or {})}
     running = Running(make_app(*checkpoint, "nano", Limits(**own), Keys(keys), **options))
     try:
+        until(lambda: not running.registry.is_starting, "the server being ready")
         yield running
     finally:
         running.stop()
