@@ -2,12 +2,13 @@
 
     python -m videollm_mod.benchmarks.serve_saving
 
-In this process, a server's sessions on the bundled checkpoint watch streams of the world, at the size of a client's
-JPEGs, and are saved to a folder. The first part feeds one session of bounded memory with `--frames` frames, as fast as
-they are watched, and saves it after every 10 of them, as after 5 seconds of 2 frames/s. Bytes are those of the files
-that a save has written or replaced. The second part feeds `--sessions` sessions with 2 frames/s each, which are saved
-every 5 seconds, and measures how long the engine's thread works for the saves between two of its ticks, and the
-latency of frames while a save is made or written, and else.
+Sessions of the bundled checkpoint watch streams of the world, without a word, and are saved to a folder. In the first
+part one session of bounded memory watches `--frames` frames, whose features are computed once. It is saved with its
+last 1,024 events after every 10 frames, as after 5 seconds of 2 frames/s. Bytes are those of the files that a save has
+written or replaced. In the second part a server in this process gets `--sessions` streams of JPEGs with 2 frames/s
+each, whose log of events is full. They are saved every 5 seconds. It measures how long a save, and all saves between
+two ticks, take the engine's thread; how long another thread writes; and the latency of frames while a save is made or
+written, and else.
 """
 
 import argparse
@@ -19,14 +20,17 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from ..bench.record import commit, surroundings, write_result
 from ..data.world import world_stream
 from ..loading.checkpoint import load_checkpoint
+from ..serving.event_log import EventLog
 from ..serving.keys import Keys
 from ..serving.limits import Limits
 from ..serving.server import make_app
+from ..serving.store import SessionStore
 from .serve_resume import jpeg
 
 EVERY, FPS, HELD = 10, 2.0, 33  # frames between two saves; a second; that a session remembers
@@ -36,9 +40,10 @@ QUIET = 1e9  # seconds between two saves that the server makes by itself
 
 
 def images(seed: int):
-    """JPEGs of streams of the world, one after the other."""
-    for number in itertools.count(seed):
-        yield from map(jpeg, world_stream(seed=number).frames(fps=FPS))
+    """JPEGs of streams of the world, again and again."""
+    return itertools.cycle(
+        [jpeg(image) for number in range(4) for image in world_stream(seed=seed + number).frames(FPS)]
+    )
 
 
 def contents(folder: Path) -> dict[str, tuple[int, int, int]]:
@@ -61,7 +66,8 @@ async def opened(registry, folder: Path, count: int) -> list:
     found = [await registry.open(OWNER) for _ in range(count)]
     for session in found:
         session.is_kept = True
-        await session.receive(json.dumps({"type": "session.update", "session": {"instructions": INSTRUCTIONS}}))
+        options = {"instructions": INSTRUCTIONS, "speak_threshold": 0.0}
+        await session.receive(json.dumps({"type": "session.update", "session": options}))
     return found
 
 
@@ -72,42 +78,53 @@ def application(model, processor, folder: str, save_seconds: float):
     return make_app(model, processor, "nano", limits, Keys(), options=options, **own).state.registry
 
 
-async def long_session(model, processor, frames: int) -> dict:
+def long_session(model, processor, frames: int) -> dict:
     """Bytes and files of one session over its saves."""
+    session = model.stream(processor, max_cached_frames=HELD, speak_threshold=0.0)
+    session.instruct(INSTRUCTIONS)
+    pictures = [picture for number in range(4) for picture in world_stream(seed=8600 + number).frames(FPS)]
+    features, log, rows = session.encode(np.stack(pictures)), EventLog("sessionxyz", Limits.kept_events), []
     with tempfile.TemporaryDirectory() as folder:
-        registry = application(model, processor, folder, QUIET)
-        registry.start()
-        (session,) = await opened(registry, Path(folder), 1)
-        saving, own = registry._savings[session.id], Path(folder) / session.id
-        coming, before, rows = images(8600), contents(own), []
+        saved = SessionStore(folder).open("session")
+        before = contents(Path(folder))
         for done in range(0, frames, EVERY):
-            for index in range(done, done + EVERY):
-                await session.append(next(coming), index / FPS)
-            await session.commit()
-            await saving.save()
-            after = contents(own)
+            at = [index % len(features) for index in range(done, done + EVERY)]
+            for watched in session.watch_encoded(features[at]):
+                log.add(acknowledgement(watched))
+            saved.save(session, {"sequence": log.last}, log.kept).result()
+            after = contents(Path(folder))
             new = {name: size for name, (*at, size) in after.items() if before.get(name) != (*at, size)}
             kinds = {kind: sum(size for name, size in new.items() if f"/{kind}/" in name) for kind in KINDS}
             rows.append({**kinds, "files": len(after), "bytes": sum(size for *_, size in after.values())})
             before = after
-        full = rows[len(rows) // 2 :]  # the log of events and the memory are full
-        found = {
-            "frames": frames,
-            "events": session.log.last,
-            "events_kept": len(session.log.kept),
-            "bytes_of_kept_events": sum(len(text) for _, text in session.log.kept),
-            "kv_bytes": session.stream.pooled.session.stats.kv_bytes,
-            "bytes_per_save": {kind: spread([row[kind] for row in full], digits=0) for kind in KINDS},
-            "bytes_per_second": {
-                kind: round(statistics.fmean(row[kind] for row in full) * FPS / EVERY) for kind in KINDS
-            },
-            "files": spread([row["files"] for row in rows], digits=0),
-            "folder_bytes": spread([row["bytes"] for row in full], digits=0),
-            "folder_bytes_by_save": [row["bytes"] for row in rows[:: max(1, len(rows) // 50)]],
-            "files_by_save": [row["files"] for row in rows[:: max(1, len(rows) // 50)]],
-        }
-        await registry.stop()
-    return found
+    full = rows[len(rows) // 2 :]  # the log of events and the memory are full
+    return {
+        "frames": frames,
+        "events": log.last,
+        "events_kept": len(log.kept),
+        "bytes_of_kept_events": sum(len(text) for _, text in log.kept),
+        "kv_bytes": session.stats.kv_bytes,
+        "bytes_per_save": {kind: spread([row[kind] for row in full], digits=0) for kind in KINDS},
+        "bytes_per_second": {kind: round(statistics.fmean(row[kind] for row in full) * FPS / EVERY) for kind in KINDS},
+        "files": spread([row["files"] for row in rows], digits=0),
+        "folder_bytes": spread([row["bytes"] for row in full], digits=0),
+        "by_save": [[row["files"], row["bytes"]] for row in rows[:: max(1, len(rows) // 50)]],
+    }
+
+
+def acknowledgement(watched) -> dict:
+    """As a server writes it."""
+    return {
+        "type": "input_video_frame.acknowledged",
+        "timestamp": watched.time,
+        "status": "watched",
+        "reason": None,
+        "client_event_id": "frame_1234",
+        "silence_probability": watched.silence_probability,
+        "waiting": 0,
+        "dropped": 0,
+        "keep_ratio": 0.5,
+    }
 
 
 async def many_sessions(model, processor, sessions: int, seconds: float, save_seconds: float) -> dict:
@@ -117,16 +134,18 @@ async def many_sessions(model, processor, sessions: int, seconds: float, save_se
         registry.start()
         own = await opened(registry, Path(folder), sessions)
         begun = time.monotonic()
-        takes: list[tuple[float, float]] = []
-        writes: list[tuple[float, float]] = []
+        takes: list[tuple[float, float, float]] = []
+        writes: list[tuple[float, float, float]] = []
         frames: list[tuple[float, float]] = []
         for session in own:
+            while len(session.log.kept) < session.limits.kept_events:
+                session._acknowledge(("frame", 0.0, None), "watched", silence=0.5)
             watch_saves(registry._savings[session.id].saved, takes, writes)
         await asyncio.gather(*(feed(session, 8600 + 50 * at, seconds, frames) for at, session in enumerate(own)))
         fill = begun + seconds / 4
-        busy = joined([each for each in takes if each[0] > fill])
+        busy = joined([each[:2] for each in takes if each[0] > fill])
         await registry.stop()
-    saves = [(start, end) for start, end in takes + writes if start > fill]
+    saves = [(start, end) for start, end, _ in takes + writes if start > fill]
     latency: dict[bool, list[float]] = {True: [], False: []}
     for due, seen in frames:
         if due > fill:
@@ -135,10 +154,12 @@ async def many_sessions(model, processor, sessions: int, seconds: float, save_se
         "sessions": sessions,
         "seconds": seconds,
         "save_seconds": save_seconds,
-        "saves": len([start for start, _ in takes if start > fill]),
-        "engine_ms_per_save": spread([end - start for start, end in takes if start > fill], 1000),
+        "saves": len([start for start, *_ in takes if start > fill]),
+        "engine_ms_per_save": spread([end - start for start, end, _ in takes if start > fill], 1000),
+        "engine_cpu_ms_per_save": spread([cpu for start, _, cpu in takes if start > fill], 1000),
         "engine_ms_between_ticks": spread(busy, 1000),
-        "writer_ms_per_save": spread([end - start for start, end in writes if start > fill], 1000),
+        "writer_ms_per_save": spread([end - start for start, end, _ in writes if start > fill], 1000),
+        "writer_cpu_ms_per_save": spread([cpu for start, _, cpu in writes if start > fill], 1000),
         "latency_ms_beside_saves": spread(latency[True], 1000, 1),
         "latency_ms_else": spread(latency[False], 1000, 1),
     }
@@ -150,11 +171,11 @@ def watch_saves(saved, takes: list, writes: list) -> None:
         function = getattr(saved, name)
 
         def timed(*arguments, function=function, times=times):
-            start = time.monotonic()
+            start, cpu = time.monotonic(), time.thread_time()
             try:
                 return function(*arguments)
             finally:
-                times.append((start, time.monotonic()))
+                times.append((start, time.monotonic(), time.thread_time() - cpu))
 
         setattr(saved, name, timed)
 
@@ -208,7 +229,7 @@ def main(argv: list[str] | None = None) -> dict:
     command = f"python -m videollm_mod.benchmarks.serve_saving --frames {args.frames} --sessions {args.sessions}"
     command += f" --seconds {args.seconds:g} --save-seconds {args.save_seconds:g}"
     result = {"command": command, "commit": commit(), **surroundings("fsspec")}
-    one = asyncio.run(long_session(model, processor, args.frames)) if args.frames else None
+    one = long_session(model, processor, args.frames) if args.frames else None
     many = asyncio.run(many_sessions(model, processor, args.sessions, args.seconds, args.save_seconds))
     result |= {"long": one, "many": many}
     if args.json is None:

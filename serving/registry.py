@@ -327,6 +327,8 @@ class Registry:
             notice = ApiError(STOPPING[0], f"the server stops; session {session.id}: {kept}", *STOPPING[2:])
             closing.append(self.close(session, notice))
         await asyncio.gather(*closing)
+        for each in list(self._closing.values()):  # of clients that have just left
+            await each.wait()
         for task in self._tasks:
             task.cancel()
         await self.engine.stop()

@@ -119,7 +119,7 @@ def test_a_wrong_key_is_explained(visit):
 
 WATCHED = "Number(document.getElementById('watched').textContent)"
 # times of all frames that the page keeps and whose outcome it has shown, and of narrations
-TOLD = "journal.filter(each => each.told && !each.dropped).map(each => each.time)"
+TOLD = "journal.filter(each => each.jpeg && each.told && !each.dropped).map(each => each.time)"
 NARRATED = "[...document.querySelectorAll('#log .narration time')].map(each => each.textContent)"
 
 

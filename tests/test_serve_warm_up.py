@@ -9,8 +9,7 @@ import torch
 from running_servers import Running, client, frames_of, serving
 from waiting import until
 
-from videollm_mod import StreamPool
-from videollm_mod import static_vision
+from videollm_mod import StreamPool, static_vision
 from videollm_mod import steps as steps_module
 from videollm_mod.serving import warm_up
 from videollm_mod.serving.keys import Keys
