@@ -12,6 +12,7 @@ Each way runs in turns of `--seconds`, and the engine's calls are compared with 
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import threading
 import time
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=15, help="of each way")
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
+    load = os.getloadavg()[0]
     images = [jpeg(image) for image in world_stream(seed=8700).frames(fps=2.0, height=SIDE)[:16]]
     threads, processes = ThreadPoolExecutor(args.workers), Processes(args.workers)
     ways: dict[str, Callable | None] = {
@@ -142,11 +144,15 @@ def main() -> None:
         )
         for way in WAYS
     }
+    done = {way: sum(one["decoded"] for one in found[way]) for way in WAYS}
+    total = args.turns * args.seconds
+    lost = {way: round((1 - left[way]) / (done[way] / total), 5) for way in WAYS if done[way]}
     command = f"python -m videollm_mod.benchmarks.serve_decoding --fps {args.fps:g} --workers {args.workers}"
     result = {"command": command, "commit": commit(), **surroundings("numpy", "pillow"), **vars(args)}
-    result |= {"bytes_of_a_jpeg": len(images[0]), "engine_keeps": left, "turns_of_each": found}
+    result |= {"load_of_the_machine_before": load, "bytes_of_a_jpeg": len(images[0]), "engine_keeps": left}
+    result |= {"decoded": done, "engine_loses_per_frame_a_second": lost, "turns_of_each": found}
     write_result("serve_decoding", result)
-    print(json.dumps({"engine_keeps": left, "decoded": {way: sum(x["decoded"] for x in found[way]) for way in WAYS}}))
+    print(json.dumps({"engine_keeps": left, "decoded": done, "engine_loses_per_frame_a_second": lost}))
 
 
 if __name__ == "__main__":
