@@ -30,13 +30,16 @@ class SessionLost(ClientError):
     """The server has lost the session, and this client does not hold everything from its beginning anymore."""
 
 
-def refusal(error: InvalidStatus) -> Refused:
-    """What the server says when it denies a connection."""
+def refusal(error: InvalidStatus) -> ClientError:
+    """What the server says when it denies a connection. A proxy before it answers in its own words when the server
+    has just gone."""
     status = error.response.status_code
     try:
         body = json.loads(error.response.body or b"")["error"]
         return Refused(str(body["code"]), str(body["message"]), status)
     except (ValueError, KeyError, TypeError):
+        if status >= 500:
+            return Unreachable(f"no server answers, only a proxy before it, with HTTP {status}")
         return Refused("http_error", f"the server answers with HTTP {status}; is it videollm-mod serve?", status)
 
 

@@ -36,10 +36,18 @@ class Wire(Switch):
     def __init__(self, target: str):
         super().__init__(target)
         self.busy = lambda: False  # while it is true, clients wait
+        self.failing = 0  # of so many connections to come, this is a proxy whose server has just gone
 
     async def _accept(self, reader, writer) -> None:
         while self.busy():
             await asyncio.sleep(0.01)
+        if self.failing:
+            self.failing -= 1
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 4\r\nConnection: close\r\n\r\noops")
+            await writer.drain()
+            writer.close()
+            return
         await super()._accept(reader, writer)
 
 
@@ -154,6 +162,26 @@ def test_a_connection_that_is_cut_loses_and_doubles_nothing(checkpoint, tmp_path
     assert len(set(keys)) == len(keys) and answer.status == "completed" and answer in events
     resumed = [event for event in events if isinstance(event, Resumed)]
     assert 1 <= len(resumed) <= 4 and all(event.complete for event in resumed)
+
+
+def test_a_proxy_that_has_lost_the_server_is_asked_again(server):
+    frames = frames_of(61, 4)
+
+    async def play():
+        async with Wire(server.url) as wire:
+            wire.failing = 1
+            with pytest.raises(Unreachable, match="only a proxy before it, with HTTP 500"):
+                async with connect(wire.url, key=KEY):
+                    pass
+            async with connect(wire.url, key=KEY) as stream:
+                wire.failing = 2
+                wire.cut()
+                for image, time in frames:
+                    await stream.push(image, time)
+                await stream.finish()
+                return wire.failing, watched_times(stream.pending())
+
+    assert run(play()) == (0, [time for _, time in frames])
 
 
 def test_a_server_that_is_killed_loses_and_doubles_nothing(checkpoint, tmp_path):
