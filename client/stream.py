@@ -98,7 +98,8 @@ class Stream:
             Whether it is sent.
 
         Raises:
-            `ValueError`: for an image or a time that is not valid. `ClientError`: if the stream has ended.
+            `ValueError`: for an image or a time that is not valid. `Refused`: for a frame that is larger than the
+            server takes; the stream goes on. `ClientError`: if the stream has ended.
         """
         async with self._pushing:
             time = float(time)
@@ -111,6 +112,7 @@ class Stream:
             await self._until(self._has_room)
             name = self._name("frame")
             message = {"type": "input_video_frame.append", "event_id": name, "image_url": url, "timestamp": time}
+            self._check_size(message)
             self._time = time
             self._sent.add(Frame(name, [message], time=time))
             self._wake()
@@ -203,6 +205,12 @@ class Stream:
         self._check_open()
         self._sent.add(request)
         self._wake()
+
+    def _check_size(self, message: dict) -> None:
+        size, limit = len(json.dumps(message)), self.session.get("max_message_bytes", math.inf)
+        if size > limit:
+            text = f"the message with the frame has {size} bytes, the server takes {limit}: send a smaller image"
+            raise Refused("message_too_large", text)
 
     def _has_room(self) -> bool:
         return sum(isinstance(request, Frame) for request in self._sent.open()) < self._in_flight

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..serving.keys import Keys
     from ..serving.limits import Limits
 
+PROXY_BYTES = 16 * 2**20  # of one message of a WebSocket that Ray's proxy takes
+
 
 @dataclass
 class ServeOptions:
@@ -93,6 +95,8 @@ class ServeOptions:
     max_replicas: Annotated[
         int | None, "start more, up to so many, when frames wait, with --ray (default: as many as --replicas)"
     ] = None
+    scale_up_seconds: Annotated[float, "for which frames must wait before a replica is started (default: 30)"] = 30.0
+    scale_down_seconds: Annotated[float, "of quiet before a replica is stopped (default: 600)"] = 600.0
 
 
 def add(commands) -> None:
@@ -141,6 +145,7 @@ def limits_of(options: ServeOptions) -> "Limits":
     return Limits(
         sessions=options.max_sessions,
         message_bytes=options.max_message_bytes,
+        **({"socket_bytes": PROXY_BYTES} if options.ray else {}),
         frames_per_second=options.max_fps,
         waiting_frames=options.max_waiting_frames,
         image_pixels=options.max_image_pixels,
@@ -156,6 +161,8 @@ def check_replicas(options: ServeOptions) -> None:
         raise ValueError(f"`replicas` must be at least 1, got {options.replicas}")
     if options.max_replicas is not None and options.max_replicas < options.replicas:
         raise ValueError(f"`max_replicas` must be at least `replicas`, {options.replicas}, got {options.max_replicas}")
+    if min(options.scale_up_seconds, options.scale_down_seconds) < 0:
+        raise ValueError("`scale_up_seconds` and `scale_down_seconds` must be at least 0")
     if not options.ray and (options.replicas > 1 or options.max_replicas is not None):
         raise ValueError("several replicas need --ray")
     if options.ray and options.saved is None:
@@ -209,9 +216,11 @@ def cluster_app(options: ServeOptions, keys: "Keys") -> Any:
     return application(
         partial(make, options, keys),
         message_bytes=limits.message_bytes,
+        socket_bytes=limits.frame_bytes,
         calls=limits.sessions + limits.chats,
         replicas=options.replicas,
         max_replicas=options.max_replicas,
+        delays=(options.scale_up_seconds, options.scale_down_seconds),
         resources={"num_cpus": 1, "num_gpus": int(options.device != "cpu" and has_gpus())},
     )
 

@@ -15,6 +15,7 @@ class Limits:
     Args:
         sessions (`int`): open at the same time.
         message_bytes (`int`): of one message or request.
+        socket_bytes (`int`): of one message of a WebSocket, where that is less, as behind a proxy.
         frames_per_second (`float`): of one session; a burst of as many as two seconds hold is allowed.
         waiting_frames (`int`): of one session, before its oldest ones are dropped.
         image_pixels (`int`): of one image.
@@ -30,6 +31,7 @@ class Limits:
 
     sessions: int = 64
     message_bytes: int = 8 * 2**20
+    socket_bytes: int = 2**40
     frames_per_second: float = 30.0
     waiting_frames: int = 16
     image_pixels: int = MAX_PIXELS
@@ -44,6 +46,11 @@ class Limits:
             value = getattr(self, each.name)
             if not is_number(value) or not 0 < value < math.inf:
                 raise ValueError(f"`{each.name}` must be a finite number > 0, got {shown(value)}")
+
+    @property
+    def frame_bytes(self) -> int:
+        """Of one message of a WebSocket."""
+        return min(self.message_bytes, self.socket_bytes)
 
     def check_text(self, name: str, text: str) -> None:
         """Raise `ApiError` for a text that is empty, too long, or not valid Unicode."""

@@ -30,7 +30,7 @@ from .ray_replica import Replica
 
 NAME, INGRESS, REPLICA = "videollm-mod", "Ingress", "Replica"  # of the application and its deployments
 ROUTER = "ray.serve.experimental.consistent_hash_router.ConsistentHashRouter"
-CHECK_SECONDS = 2.0  # between two looks whether a process lives; one that has died is replaced then
+CHECK_SECONDS = 0.5  # between two looks whether a process lives; one that has died is replaced then
 ANSWER_SECONDS = 5.0  # for all replicas to answer an ingress
 PLACE_SECONDS = 3.0  # to learn where a session is routed; there is no replica if it takes longer
 STOP_SECONDS = 60.0  # for a replica to finish its work, and to save its sessions
@@ -76,8 +76,8 @@ def first_line(error: Exception) -> str:
 class IngressDeployment:
     """See `Ingress`."""
 
-    def __init__(self, replicas: DeploymentHandle, message_bytes: int):
-        self._ingress = Ingress(RayReplicas(replicas), message_bytes)
+    def __init__(self, replicas: DeploymentHandle, message_bytes: int, socket_bytes: int):
+        self._ingress = Ingress(RayReplicas(replicas), message_bytes, socket_bytes)
 
     def __serve_build_asgi_app__(self) -> Ingress:
         return self._ingress
@@ -159,27 +159,36 @@ def application(
     make: Callable[[str], FastAPI],
     *,
     message_bytes: int,
+    socket_bytes: int,
     calls: int,
     replicas: int = 1,
     max_replicas: int | None = None,
+    delays: tuple[float, float] = (30.0, 600.0),
     resources: dict[str, float] | None = None,
 ) -> serve.Application:
     """The application to run.
 
     Args:
         make (`Callable`): makes the application of one replica, in its process.
-        message_bytes (`int`): limit of one message.
+        message_bytes (`int`): limit of one request.
+        socket_bytes (`int`): limit of one message of a WebSocket.
         calls (`int`): sessions and chats of one replica.
         replicas (`int`): how many; the least, if there may be more.
         max_replicas (`int`, *optional*): start more when frames wait, up to so many.
+        delays (`tuple[float, float]`): seconds of load before one is started, and of quiet before one is stopped.
         resources (`dict`, *optional*): of one replica, such as `{"num_cpus": 1, "num_gpus": 1}`.
     """
     count: dict[str, Any] = {"num_replicas": replicas}
     if max_replicas is not None and max_replicas > replicas:
         policy = AutoscalingPolicy(policy_function=follow_waiting)
-        count = {
-            "autoscaling_config": AutoscalingConfig(min_replicas=replicas, max_replicas=max_replicas, policy=policy)
-        }
+        scaling = AutoscalingConfig(
+            min_replicas=replicas,
+            max_replicas=max_replicas,
+            upscale_delay_s=delays[0],
+            downscale_delay_s=delays[1],
+            policy=policy,
+        )
+        count = {"autoscaling_config": scaling}
     quiet = LoggingConfig(log_level="WARNING", enable_access_log=False)  # there is a call for each batch of frames
     replica = serve.deployment(
         name=REPLICA,
@@ -202,7 +211,7 @@ def application(
         health_check_period_s=CHECK_SECONDS,
         logging_config=quiet,
     )(serve.ingress()(IngressDeployment))
-    return ingress.bind(replica.bind(make), message_bytes)
+    return ingress.bind(replica.bind(make), message_bytes, socket_bytes)
 
 
 def has_gpus() -> bool:

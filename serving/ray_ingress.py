@@ -37,11 +37,12 @@ class Ingress:
 
     Args:
         replicas (`Replicas`): that answer.
-        message_bytes (`int`): limit of one message or request; the replicas check everything else.
+        message_bytes (`int`): limit of one request; the replicas check everything else.
+        socket_bytes (`int`): limit of one message of a WebSocket.
     """
 
-    def __init__(self, replicas: Replicas, message_bytes: int):
-        self.replicas, self.message_bytes = replicas, message_bytes
+    def __init__(self, replicas: Replicas, message_bytes: int, socket_bytes: int):
+        self.replicas, self.socket_bytes = replicas, socket_bytes
         self._limited = BodyLimit(self._request, message_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -77,7 +78,7 @@ class Ingress:
         new, connection = new_session_id(), token_hex(12)
         key = session_of(scope) or new
         answer = self.replicas.exchange(key, shared(scope, new), b"", connection)
-        accepted, incoming = asyncio.Event(), Incoming(receive, self.message_bytes)
+        accepted, incoming = asyncio.Event(), Incoming(receive, self.socket_bytes)
 
         async def send_noted(message: Message) -> None:
             await send(message)

@@ -374,6 +374,7 @@ class RealtimeSession:
             "max_output_tokens": session.max_new_tokens,
             "speak_threshold": session.speak_threshold,
             "max_cached_frames": session.max_cached_frames,
+            "max_message_bytes": self.limits.frame_bytes,
             "time": self.watched_time,
         }
 

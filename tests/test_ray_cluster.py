@@ -4,19 +4,29 @@
 """
 
 import asyncio
+import base64
+import contextlib
+import io
+import math
 import os
 import re
 import signal
 import socket
+import struct
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from secrets import token_hex
 from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
+from websockets.exceptions import ConnectionClosed
 
 # Ray reads these when it is imported, and would otherwise write a token to the home folder
 os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+os.environ["RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S"] = "1"  # of ten, to wait less
 ray = pytest.importorskip("ray", reason="needs Ray, which is large: make test-ray")
 
 from fresh_process import ROOT  # noqa: E402
@@ -25,7 +35,7 @@ from ray.cluster_utils import Cluster  # noqa: E402
 from running_servers import client, frames_of, serving  # noqa: E402
 from waiting import PATIENCE, until  # noqa: E402
 
-from videollm_mod.client import Dropped, Problem, Resumed, Said, Watched, connect  # noqa: E402
+from videollm_mod.client import Dropped, Problem, Refused, Resumed, Said, Watched, connect  # noqa: E402
 from videollm_mod.commands.serve import ServeOptions, app, cluster_app  # noqa: E402
 from videollm_mod.serving.keys import Keys  # noqa: E402
 from videollm_mod.serving.ray_app import follow_waiting  # noqa: E402
@@ -53,7 +63,8 @@ class Nodes:
 
     def run(self, replicas: int = 2, **options) -> None:
         """Deploy the application, or another version of it."""
-        own = {"max_fps": 1e6, "max_waiting_frames": 256, "device": "cpu", "name": "nano", **options}
+        own = {"max_fps": 1e6, "max_waiting_frames": 256, "device": "cpu", "name": "nano"}
+        own |= {"max_message_bytes": 64 * 2**20, **options}
         chosen = ServeOptions(ray=True, replicas=replicas, saved=str(self.saved), **own)
         serve.run(cluster_app(chosen, Keys([KEY])), name=NAME)
 
@@ -172,6 +183,49 @@ def test_two_replicas_say_what_one_server_says(nodes, alone):
     assert streams.results() == alone and streams.resumed == 0
 
 
+def noise(mib: int) -> bytes:
+    """A PNG of a little more than so many MiB."""
+    side = math.ceil((mib * 2**20 / 3) ** 0.5)
+    pixels = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
+    Image.fromarray(pixels).save(file := io.BytesIO(), "png", compress_level=0)
+    return file.getvalue()
+
+
+def test_what_rays_proxy_takes(nodes):
+    """16 MiB of a WebSocket message, and as much of a request as the server allows."""
+
+    async def run() -> None:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        async with client(nodes.url, additional_headers=headers) as mine:
+            await mine.socket.send(struct.pack(">4sd", b"VMF1", 0.0) + noise(12))
+            assert (await mine.until("input_video_frame.acknowledged"))["status"] == "watched"
+            with pytest.raises(ConnectionClosed):
+                await mine.socket.send(struct.pack(">4sd", b"VMF1", 1.0) + noise(20))
+                await mine.until("never")
+            assert mine.socket.close_code == 1009
+        async with connect(nodes.url, key=KEY, patience=PATIENCE) as stream:
+            with pytest.raises(Refused, match="the server takes 16777216: send a smaller image"):
+                await stream.push(noise(20), 0.0)
+            await stream.push(noise(1), 0.0)
+            await stream.finish()
+            assert [event.time for event in stream.pending() if isinstance(event, Watched)] == [0.0]
+
+    asyncio.run(run())
+    clip = (ROOT / "media" / "world.mp4").read_bytes()
+    for mib, status in ((40, 200), (60, 413)):  # of the file, to which base64 adds a third
+        padding = mib * 2**20 - len(clip)
+        url = b"data:video/mp4;base64," + base64.b64encode(
+            clip + struct.pack(">I4s", padding, b"free").ljust(padding, b"\0")
+        )
+        content = [{"type": "video_url", "video_url": {"url": url.decode()}}, {"type": "text", "text": QUESTION}]
+        asked = {"model": "nano", "max_tokens": 4, "messages": [{"role": "user", "content": content}]}
+        headers = {"Authorization": f"Bearer {KEY}"}
+        answer = httpx.post(f"{nodes.url}/v1/chat/completions", json=asked, headers=headers, timeout=PATIENCE)
+        assert answer.status_code == status, answer.text[:500]
+        if status == 413:
+            assert answer.json()["error"]["code"] == "request_too_large"
+
+
 def test_a_killed_replica_is_replaced_and_its_sessions_go_on(nodes, alone):
     before = processes("Replica")
     streams = play(nodes.url, lambda _: kill(before[0]))
@@ -237,6 +291,78 @@ def test_limits_are_those_of_one_replica(nodes):
     metrics = httpx.get(f"{nodes.url}/metrics", timeout=PATIENCE).text
     names = {*re.findall(r'videollm_mod_sessions\{replica="(\w+)"\}', metrics)}
     assert len(names) == 2
+
+
+async def work_and_rest(url: str, seed: int, busy: Callable[[int], bool], rest: Callable[[], Awaitable]) -> list:
+    """The events of a client that sends frames as fast as they are watched, then none for a while, and then a few."""
+    images = [image for image, _ in frames_of(seed, FRAMES)]
+    async with connect(url, key=KEY, instructions="Narrate the scene.", patience=PATIENCE) as stream:
+        count = 0
+        while busy(count):
+            await stream.push(images[count % FRAMES], count / 2)
+            count += 1
+        await rest()
+        for index in range(count, count + 4):
+            await stream.push(images[index % FRAMES], index / 2)
+        await stream.ask(QUESTION)
+        await stream.finish()
+        return stream.pending()
+
+
+def lines(events: list) -> list:
+    assert not [event for event in events if isinstance(event, Dropped | Problem)]
+    return [(e.time, getattr(e, "text", "")) for kind in (Watched, Said) for e in events if isinstance(e, kind)]
+
+
+def places_of_sessions(url: str) -> list[str]:
+    """The replicas that have sessions."""
+    metrics = httpx.get(f"{url}/metrics", timeout=PATIENCE).text
+    found = re.findall(r'^videollm_mod_sessions\{replica="(\w+)"\} (\S+)', metrics, re.MULTILINE)
+    return [name for name, count in found if float(count)]
+
+
+def test_waiting_frames_start_a_replica_and_quiet_stops_it(nodes, checkpoint):
+    nodes.run(replicas=1, max_replicas=2, scale_up_seconds=1, scale_down_seconds=5)
+    until(lambda: len(processes("Replica")) == 1 and nodes.has(1), "one replica")
+
+    async def scale() -> tuple[list[list], list]:
+        async with contextlib.AsyncExitStack() as stack:
+            grown = asyncio.create_task(asyncio.to_thread(until, lambda: nodes.has(2), "a second replica"))
+            others = []
+
+            async def spread() -> None:
+                """Open sessions until both replicas have one, so that some have to move when one is stopped."""
+                await grown
+                while len(await asyncio.to_thread(places_of_sessions, nodes.url)) < 2:
+                    others.append(await stack.enter_async_context(connect(nodes.url, key=KEY, patience=PATIENCE)))
+                    await others[-1].push(frames_of(99, 1)[0][0], 0.0)
+
+            async def rest() -> None:
+                await spreading
+                await asyncio.to_thread(until, lambda: nodes.has(1), "one replica again")
+
+            spreading = asyncio.create_task(spread())
+            working = (work_and_rest(nodes.url, seed, lambda _: not spreading.done(), rest) for seed in SEEDS)
+            events = await asyncio.gather(*working)
+            for other in others:
+                await other.finish()
+            return events, [other.pending() for other in others]
+
+    events, others = asyncio.run(scale())
+    assert [event for own in (*events, *others) for event in own if isinstance(event, Resumed)]
+    assert all([event.time for event in own if isinstance(event, Watched)] == [0.0] for own in others)
+
+    async def at_once() -> None:
+        pass
+
+    async def alone(url: str) -> list[list]:
+        counts = [sum(isinstance(event, Watched) for event in own) - 4 for own in events]
+        each = zip(SEEDS, counts, strict=True)
+        again = (work_and_rest(url, seed, lambda n, count=count: n < count, at_once) for seed, count in each)
+        return await asyncio.gather(*again)
+
+    with serving(checkpoint, keys=(KEY,)) as server:
+        assert list(map(lines, events)) == list(map(lines, asyncio.run(alone(server.url))))
 
 
 def test_replicas_follow_the_frames_that_wait():

@@ -5,6 +5,7 @@ import contextlib
 import json
 
 import httpx
+import numpy as np
 import pytest
 from local_cluster import cluster
 from running_servers import client, data_url, frames_of, plain, png, serving
@@ -13,7 +14,7 @@ from waiting import PATIENCE
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-from videollm_mod.client import Resumed, Said, Watched
+from videollm_mod.client import Refused, Resumed, Said, Watched
 from videollm_mod.client import connect as connect_client
 
 KEY, OTHER = "a-key-for-tests-0123456789", "another-key-for-tests-0123456789"
@@ -100,6 +101,13 @@ def test_too_large_and_too_many_messages_are_refused(checkpoint):
                 with closed_with(1009):
                     await mine.socket.send(b"x" * 5000)
                     await mine.until("never")
+            async with connect_client(one.url) as stream:
+                with pytest.raises(Refused, match="the server takes 4096: send a smaller image") as refused:
+                    await stream.push(np.random.default_rng(0).integers(0, 256, (96, 96, 3), np.uint8), 0.0)
+                assert refused.value.code == "message_too_large"
+                await stream.push(np.zeros((96, 96, 3), np.uint8), 0.0)
+                await stream.finish()
+                assert [event.time for event in stream.pending() if isinstance(event, Watched)] == [0.0]
             async with httpx.AsyncClient(timeout=PATIENCE) as http:
                 answer = await http.post(f"{one.url}/v1/chat/completions", content=b"x" * 5000)
                 assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
