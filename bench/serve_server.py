@@ -29,9 +29,10 @@ from ..memory import frames_in_context  # noqa: E402
 from ..serving import realtime_session  # noqa: E402
 from ..serving.keys import Keys  # noqa: E402
 from ..serving.limits import Limits  # noqa: E402
+from ..serving.listening import listen  # noqa: E402
 from ..serving.load import KeepRatioControl  # noqa: E402
 from ..serving.pool import StreamPool  # noqa: E402
-from ..serving.server import Server, listen, make_app  # noqa: E402
+from ..serving.server import Server, make_app  # noqa: E402
 from ..static_graphs import Graphs  # noqa: E402
 from ..steps import FeedResult  # noqa: E402
 from ..streaming import StreamingSession  # noqa: E402

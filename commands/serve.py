@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from ..containers import MAX_PIXELS
 from .options import Parser, add_command, add_options
-from .threads import share_cores
+from .own_session import in_own_session
+from .threads import sleep_while_waiting, use_free_cores
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -104,9 +105,9 @@ def add(commands) -> None:
 
 
 def run(options: ServeOptions) -> None:
-    share_cores()
+    sleep_while_waiting()
     from ..serving.keys import Keys
-    from ..serving.server import Server, listen
+    from ..serving.listening import listen
 
     limits, keys = limits_of(options), Keys.load(options.keys)
     check_replicas(options)
@@ -114,6 +115,9 @@ def run(options: ServeOptions) -> None:
         host, port = listening.getsockname()[:2]
         address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         if not options.ray:
+            from ..serving.server import Server
+
+            use_free_cores()
             app = make(options, keys)
             warn(options, keys)
             app.state.registry.on_prepared = partial(show_progress, address)
@@ -123,12 +127,17 @@ def run(options: ServeOptions) -> None:
             except (KeyboardInterrupt, SystemExit):  # uvicorn raises the signal again, after all sessions were closed
                 print("stopped", flush=True)
             return
-    from ..serving.ray_app import serve_until_stopped  # its processes listen themselves
+    warn(options, keys)  # Ray's processes listen themselves
+    in_own_session(partial(run_cluster, options, keys, host, port, address))
+    print("stopped", flush=True)
 
-    warn(options, keys)
+
+def run_cluster(options: ServeOptions, keys: "Keys", host: str, port: int, address: str) -> None:
+    """Serve from a Ray cluster until this process is terminated. What Ray starts for it must live until then."""
+    from ..serving.ray_app import serve_until_stopped
+
     ready = partial(print, f"serving on {address}", flush=True)
     serve_until_stopped(partial(cluster_app, options, keys), host, port, ready)
-    print("stopped", flush=True)
 
 
 def show_progress(address: str, done: int, total: int) -> None:

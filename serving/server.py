@@ -18,11 +18,9 @@ from .store import SessionStore
 from .warm_up import check_options, preparations
 
 PING_SECONDS = 20.0  # between pings, and for their answer: a half-open connection is closed after that
-STALLED_SECONDS = 60.0  # after which the kernel closes a connection that takes no more data
 REQUEST_SECONDS = 30.0  # for the head of a request, after which a connection without one is closed
 KEEP_SECONDS = 75  # between two requests of a connection; clients keep theirs for less, so that none is just closed
 SLOW_STOP_SECONDS = 5  # for connections that do not close by themselves when the server stops
-BACKLOG = 2048  # connections that wait to be accepted
 
 
 class PatientProtocol(H11Protocol):
@@ -75,26 +73,6 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; port 0 takes a free one.
-
-    Raises:
-        `OSError`: if the address is in use, or not one of this machine.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # accepted connections inherit it
-            listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(1000 * STALLED_SECONDS))
-        listening.bind((host, port))
-        listening.listen(BACKLOG)
-    except OSError as error:
-        listening.close()
-        raise OSError(f"cannot listen on {host}:{port}: {error.strerror or error}") from error
-    return listening
-
-
 def make_app(
     model,
     processor,
@@ -142,4 +120,4 @@ def make_app(
     return build_app(registry, keys, origins, allow_urls)
 
 
-__all__ = ["Server", "listen", "make_app"]
+__all__ = ["Server", "make_app"]

@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from secrets import token_hex
@@ -61,6 +62,8 @@ def environment():
     environment |= {"RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
     cluster = yaml.safe_load((EXAMPLES / "cluster.yaml").read_text())
     with contextlib.ExitStack() as nodes:
+        # where Ray would note this cluster for later programs; its sockets need a short path
+        environment["RAY_TMPDIR"] = nodes.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))
         for kind in ("head", "worker"):
             stop, start = (
                 line.replace("~/videollm-mod/bin", str(BIN)) for line in cluster[f"{kind}_start_ray_commands"]

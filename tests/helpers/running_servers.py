@@ -21,7 +21,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from videollm_mod.data.world import world_stream
 from videollm_mod.serving.keys import Keys
 from videollm_mod.serving.limits import Limits
-from videollm_mod.serving.server import Server, listen, make_app
+from videollm_mod.serving.listening import listen
+from videollm_mod.serving.server import Server, make_app
 
 # `videollm-mod`, whose server finishes what waits when it is stopped, however long the machine stands still
 PATIENT = f"""
