@@ -4,8 +4,9 @@
 
 `videollm-mod serve --ray` runs replicas of the bundled checkpoint on this machine, and clients stream to them. Again
 and again one replica is killed by SIGKILL. `resume_s` is the time from there to the first new event of each client
-whose session was lost, and `replace_s` the time until a new replica answers. A client counts the frames that it was
-told of: each has to come once.
+whose session was on it, and `replace_s` the time until a new replica answers. Then the hash gives the new replica some
+of the sessions, which lose nothing: `move_s` is the time between the last event of such a session before it moves and
+the first one after. A client counts the frames that it was told of: each has to come once.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.request import urlopen
 
@@ -67,13 +69,20 @@ class Viewer:
         async for event in stream:
             self.told.append((time.monotonic(), event))
 
-    def resumed_after(self, killed: float) -> float | None:
-        """Seconds from a kill to the first new event, if the kill has interrupted this client."""
-        later = [(at, event) for at, event in self.told if at > killed]
-        come_back = next((index for index, (_, event) in enumerate(later) if isinstance(event, Resumed)), None)
-        if come_back is None:
-            return None
-        return next((at - killed for at, event in later[come_back:] if isinstance(event, Watched | Said)), None)
+    def pauses(self, killed: float) -> Iterator[tuple[str, float]]:
+        """How long this client was interrupted after a kill, in seconds, each with what it was: `"resume"` from the
+        kill on, if the session went with the replica, or `"move"`, if it went on and moved later."""
+        last = None  # new event since the kill
+        resumed = False
+        for at, event in self.told:
+            if at <= killed:
+                continue
+            if isinstance(event, Resumed):
+                resumed = True
+            elif isinstance(event, Watched | Said):
+                if resumed:
+                    yield ("resume", at - killed) if last is None else ("move", at - last)
+                resumed, last = False, at
 
     @property
     def counts(self) -> Counter:
@@ -98,11 +107,10 @@ async def kill_one(url: str, count: int, viewers: list[Viewer]) -> dict:
         await asyncio.sleep(0.1)
     replace = time.monotonic() - killed
     await asyncio.sleep(SETTLE_SECONDS)
-    resumed = [seconds for viewer in viewers if (seconds := viewer.resumed_after(killed)) is not None]
-    print(
-        f"replaced after {replace:.1f} s; clients came back after {[round(each, 2) for each in resumed]}", flush=True
-    )
-    return {"replace_s": round(replace, 2), "resume_s": [round(each, 3) for each in resumed]}
+    pauses = [pause for viewer in viewers for pause in viewer.pauses(killed)]
+    found = {kind: [round(seconds, 3) for name, seconds in pauses if name == kind] for kind in ("resume", "move")}
+    print(f"replaced after {replace:.1f} s; pauses {found}", flush=True)
+    return {"replace_s": round(replace, 2), **{f"{kind}_s": seconds for kind, seconds in found.items()}}
 
 
 async def measure(url: str, args) -> tuple[list[dict], list[Viewer]]:
@@ -134,10 +142,12 @@ def main() -> None:
         finally:
             server.terminate()
             server.wait()
-    resume = [seconds for kill in kills for seconds in kill["resume_s"]]
+    resume, move = ([seconds for kill in kills for seconds in kill[name]] for name in ("resume_s", "move_s"))
     figures = {
         "resume_s": round(statistics.median(resume), 3),
         "resume_s_slowest": max(resume),
+        "move_s": round(statistics.median(move), 3),
+        "move_s_slowest": max(move),
         "replace_s": statistics.median(kill["replace_s"] for kill in kills),
         "frames": sum(len(viewer.sent) for viewer in viewers),
         "lost_events": sum(len(set(viewer.sent) - set(viewer.counts)) for viewer in viewers),
