@@ -134,7 +134,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         options = ["--replicas", str(args.replicas), "--store", folder, "--device", "cpu", "--port", "0"]
         command = [sys.executable, "-m", "videollm_mod.commands.cli", "serve", "--ray", *options]
-        server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+        environment = {**os.environ, "RAY_worker_niceness": "0"}  # that of the clients, on the same cores
+        server = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
         try:
             assert server.stdout is not None
             url = next(line for line in server.stdout if line.startswith("serving on ")).split()[-1]
