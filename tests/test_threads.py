@@ -8,6 +8,7 @@ import pytest
 import torch
 from fork_server import run_forked
 from fresh_process import ROOT
+from waiting import PATIENCE
 
 from videollm_mod.commands.threads import free_cores, use_free_cores
 
@@ -138,5 +139,5 @@ print(torch.get_num_threads())
     }
     environment = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     given = [sys.executable, "-c", program, command, *arguments.get(command, ["no"])]
-    done = run_forked(given, env=environment, timeout=300)
+    done = run_forked(given, env=environment, timeout=PATIENCE)
     assert done.stdout.split()[-1:] == ["1"], done.stderr
