@@ -1,7 +1,7 @@
 """A streaming session: the same events however it is fed, forked, saved, restored, broken off or failed."""
 
+import functools
 import json
-import random
 import sys
 
 import numpy as np
@@ -11,6 +11,7 @@ from comparing import assert_same_cache, assert_same_events
 from fork_server import ForkedProcess, run_forked
 from fresh_process import HELPERS, ROOT
 from safetensors.torch import save_file
+from small_data import small_model
 from transformers import GenerationConfig
 from video_files import write_video
 
@@ -39,18 +40,40 @@ def clip(seed: int, count: int | None = None) -> tuple[np.ndarray, list[float]]:
     return stream.frames(height=96)[:count], stream.frame_times(2.0).tolist()[:count]
 
 
+def images(seed: int, count: int = 10) -> tuple[np.ndarray, list[float]]:
+    """Frames and times for the small model."""
+    frames = np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    return frames, [index / 2 for index in range(count)]
+
+
+@pytest.fixture(scope="module")
+def small():
+    """`(model, processor)` with random weights, for all that does not depend on what is said."""
+    return small_model(0)
+
+
+@pytest.fixture(scope="module")
+def stream(small):
+    """Opens a session of the small model that speaks now and then: its threshold is midway between two frames."""
+    model, processor = small
+    session = model.stream(processor, speak_threshold=0.0)
+    silence = sorted(frame.silence_probability for frame in session.watch(images(99, 24)[0]))
+    threshold = (silence[6] + silence[7]) / 2
+    return functools.partial(model.stream, processor, speak_threshold=threshold, max_new_tokens=6)
+
+
 def holds_the_same(session, other) -> None:
     assert_same_cache(session.cache, other.cache)
     assert session.state.pending == other.state.pending
 
 
 @pytest.fixture(scope="module")
-def watched(checkpoint):
-    """`(frames, times, events, session)` of a session that watched a clip in one call, and spoke early and late."""
-    frames, times = clip(59, 10)
-    session = checkpoint[0].stream(checkpoint[1])
+def watched(stream):
+    """`(frames, times, events, session)` of a session that watched ten frames at once, and spoke early and late."""
+    frames, times = images(38)
+    session = stream()
     events = session.push(frames, times)
-    assert [event.time for event in events] == [0.5, 2.0, 4.0]
+    assert [event.time for event in events] == [0.5, 1.5, 4.5]
     return frames, times, events, session
 
 
@@ -70,22 +93,20 @@ def saved(checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def watched_world(checkpoint, tmp_path_factory):
+def watched_video(small, stream, tmp_path_factory):
     """`(path, frames, times, events)` of a video, after which its first frames are watched again."""
-    model, processor = checkpoint
-    path = write_video(tmp_path_factory.mktemp("world") / "a.mkv", clip(59, 20)[0], "mjpeg", fps=2)
-    frames, times = decode_video(path, processor.video_processor.fps)
+    path = write_video(tmp_path_factory.mktemp("video") / "a.mkv", images(60, 20)[0], "mjpeg", fps=2)
+    frames, times = decode_video(path, small[1].video_processor.fps)
     assert len(frames) == 20  # more than are decoded at once
-    session = model.stream(processor)
+    session = stream()
     events = session.push(frames, times) + session.push(frames[:4], times[:4] + times[-1] + 0.5)
     return path, frames, times, events
 
 
 @pytest.mark.parametrize("kind", ["path", "file", "pool"])
-def test_a_video_is_sampled_at_the_sessions_rate(checkpoint, watched_world, kind):
-    path, frames, times, said = watched_world
-    model, processor = checkpoint
-    session = model.stream(processor)
+def test_a_video_is_sampled_at_the_sessions_rate(small, stream, watched_video, kind):
+    path, frames, times, said = watched_video
+    session = stream()
     if kind == "path":
         start = session.watch(path)  # decoded while it is watched
         assert next(start).time == 0 and session.stats.frames == 1
@@ -94,12 +115,12 @@ def test_a_video_is_sampled_at_the_sessions_rate(checkpoint, watched_world, kind
     with open(path, "rb") as file:
         source = file if kind == "file" else path
         if kind == "pool":
-            pool = StreamPool(model, processor)
-            stream = pool.join(session)
-            stream.push(source)
-            stream.push(frames[:4])
+            pool = StreamPool(*small)
+            member = pool.join(session)
+            member.push(source)
+            member.push(frames[:4])
             events = [event for _, event in pool.run()]
-            pool.leave(stream)
+            pool.leave(member)
         else:
             events = session.push(source) + session.push(frames[:4])
     assert_same_events(events, said)
@@ -117,18 +138,18 @@ def test_invalid_videos_are_refused(checkpoint, tmp_path):
     assert session.stats.frames == 0
 
 
-@pytest.mark.parametrize("seed", [31, 32, 33])
-def test_blocks_equal_single_frames(checkpoint, seed):
-    """The model speaks after many frames, so that blocks are cut and then grow again."""
-    frames, times = clip(seed)
-    threshold = random.Random(seed).choice((0.3, 0.725, 0.9999))
-    one, many = (checkpoint[0].stream(checkpoint[1], speak_threshold=threshold) for _ in range(2))
+@pytest.mark.parametrize("seed", [31, 38])
+def test_blocks_equal_single_frames(stream, seed):
+    """The model speaks after many frames, so that blocks are cut and then grow again. `test_checkpoint` does so with
+    the trained one."""
+    frames, times = images(seed, 24)
+    one, many = stream(), stream()
     expected, watched = [], []
     for frame, time in zip(frames, times, strict=True):
         expected += one.push(frame[None], [time])
     for frame in many.watch(frames, times):
         watched.append(frame)
-    assert expected
+    assert len(expected) > 3
     assert_same_events([frame.event for frame in watched if frame.event], expected)
     assert [frame.time for frame in watched] == times
     holds_the_same(many, one)
@@ -153,9 +174,9 @@ def test_watched_frames_tell_what_each_layer_kept(checkpoint):
 
 
 @pytest.mark.parametrize("cut", [3, 8])
-def test_fork_and_original_are_independent(checkpoint, watched, cut):
+def test_fork_and_original_are_independent(stream, watched, cut):
     frames, times, *_ = watched
-    session = checkpoint[0].stream(checkpoint[1])
+    session = stream()
     before = session.push(frames[:cut], times[:cut])
     fork, asked = session.fork(), session.fork()
     held = session.cache.num_bytes
@@ -191,17 +212,21 @@ def test_session_restored_in_another_process_continues_unchanged(checkpoint, tmp
 
 
 @pytest.mark.parametrize("when", ["new", "instructed", "after an answer"])
-def test_a_session_can_be_saved_at_any_point(checkpoint, tmp_path, when):
-    frames, times = clip(38, 9)
-    session = checkpoint[0].stream(checkpoint[1], keep_ratio=0.5, speak_threshold=0.6, max_new_tokens=9)
+def test_a_session_can_be_saved_at_any_point(small, stream, tmp_path, when):
+    frames, times = images(38)
+    session = stream(keep_ratio=0.5, max_new_tokens=9)
     if when != "new":
         session.instruct("Narrate what happens.")
     if when == "after an answer":
         session.push(frames[:3], times[:3])
         session.ask(QUESTION)
-    restored = StreamingSession.load(session.save(tmp_path / "s"), *checkpoint)
-    assert (restored.keep_ratio, restored.speak_threshold, restored.max_new_tokens) == (0.5, 0.6, 9)
-    assert_same_events(restored.push(frames[3:], times[3:]), session.push(frames[3:], times[3:]))
+    restored = StreamingSession.load(session.save(tmp_path / "s"), *small)
+    for name in ("keep_ratio", "speak_threshold", "max_new_tokens"):
+        assert getattr(restored, name) == getattr(session, name)
+    assert (restored.keep_ratio, restored.max_new_tokens) == (0.5, 9)
+    events = session.push(frames[3:], times[3:])
+    assert events
+    assert_same_events(restored.push(frames[3:], times[3:]), events)
     holds_the_same(restored, session)
 
 
@@ -220,14 +245,14 @@ def as_version_2(path) -> None:
 
 
 @pytest.mark.parametrize("bounds", [{}, {"max_cached_frames": 4}])
-def test_a_session_saved_in_version_2_is_read(checkpoint, tmp_path, bounds):
-    frames, times = clip(38)
-    session = checkpoint[0].stream(checkpoint[1], **bounds)
+def test_a_session_saved_in_version_2_is_read(small, stream, tmp_path, bounds):
+    frames, times = images(38)
+    session = stream(**bounds)
     session.instruct("Narrate what happens.")
     session.push(frames[:6], times[:6])
     path = session.save(tmp_path / "s")
     as_version_2(path)
-    restored = StreamingSession.load(path, *checkpoint)
+    restored = StreamingSession.load(path, *small)
     assert {**restored.stats} == {**session.stats} and restored.query == session.query
     assert_same_events(restored.push(frames[6:9], times[6:9]), session.push(frames[6:9], times[6:9]))
     holds_the_same(restored, session)
@@ -284,10 +309,10 @@ def test_states_of_other_models_and_wrong_paths_are_refused(checkpoint, saved, t
         session.save(tmp_path)
 
 
-def save_forever(path: str) -> None:
-    model, processor = load()
-    frames, times = clip(59, 4)
-    session = model.stream(processor)
+def save_forever(path: str, threshold: float) -> None:
+    model, processor = small_model(0)
+    frames, times = images(38, 3)
+    session = model.stream(processor, speak_threshold=threshold, max_new_tokens=6)
     session.push(frames, times)
     while True:
         session.save(path)
@@ -301,16 +326,16 @@ def in_this_file(call: str) -> list[str]:
     return [sys.executable, "-c", f"import sys; sys.path += {paths}; import test_session; test_session.{call}"]
 
 
-def test_a_process_killed_while_saving_leaves_a_whole_state(checkpoint, watched, tmp_path):
-    path, events = tmp_path / "s", watched[2]
+def test_a_process_killed_while_saving_leaves_a_whole_state(small, watched, tmp_path):
+    path, (_, _, events, session) = tmp_path / "s", watched
     for saves in (1, 3, 2):  # while it saves for the time after that
-        process = ForkedProcess(in_this_file(f"save_forever({str(path)!r})"))
+        process = ForkedProcess(in_this_file(f"save_forever({str(path)!r}, {session.speak_threshold})"))
         assert [process.stdout.readline() for _ in range(saves)] == ["saved\n"] * saves
         process.kill()
         process.wait()
-        restored = StreamingSession.load(path, *checkpoint)
-        assert restored.stats.frames == 4 and restored.stats.narrations == 1
-        goes_on_like(watched, restored, events[:1], 4)
+        restored = StreamingSession.load(path, *small)
+        assert restored.stats.frames == 3 and restored.stats.narrations == 1
+        goes_on_like(watched, restored, events[:1], 3)
 
 
 def test_answers_come_token_by_token(checkpoint):
@@ -352,9 +377,9 @@ def test_a_cancelled_answer_ends_with_its_last_piece(checkpoint, how):
 
 
 @pytest.mark.parametrize("stop", [1, 3, 5])
-def test_closing_watch_early_keeps_the_watched_frames(checkpoint, watched, stop):
+def test_closing_watch_early_keeps_the_watched_frames(stream, watched, stop):
     frames, times, *_ = watched
-    session, before = checkpoint[0].stream(checkpoint[1]), []
+    session, before = stream(), []
     for count, frame in enumerate(session.watch(frames, times), start=1):
         before += [frame.event] if frame.event else []
         if count == stop:
@@ -364,18 +389,17 @@ def test_closing_watch_early_keeps_the_watched_frames(checkpoint, watched, stop)
 
 
 @pytest.mark.parametrize("after", [0, 1, 3])
-def test_a_failed_call_leaves_no_trace(checkpoint, watched, after):
+def test_a_failed_call_leaves_no_trace(stream, watched, after):
     """For example when memory runs out in the middle of the model."""
-    model, processor = checkpoint
     frames, times, *_ = watched
-    session = model.stream(processor)
+    session = stream()
     before = session.push(frames[:after], times[:after]) if after else []
 
     def fail(*_):
         raise MemoryError("no memory")
 
-    for failing_layer in (0, 5):
-        hook = model.model.language_model.layers[failing_layer].mlp.register_forward_pre_hook(fail)
+    for failing_layer in (0, 3):
+        hook = session.model.model.language_model.layers[failing_layer].mlp.register_forward_pre_hook(fail)
         with pytest.raises(MemoryError):
             session.push(frames[after:], times[after:])
         hook.remove()
@@ -384,17 +408,16 @@ def test_a_failed_call_leaves_no_trace(checkpoint, watched, after):
 
 
 @pytest.mark.parametrize("failing_call", [2, 3, 5])
-def test_a_failure_while_speaking_rolls_the_frame_back(checkpoint, watched, failing_call):
-    model, processor = checkpoint
+def test_a_failure_while_speaking_rolls_the_frame_back(stream, watched, failing_call):
     frames, times, *_ = watched
-    session, calls = model.stream(processor), []
+    session, calls = stream(), []
 
     def fail(*_):
         calls.append(1)
         if len(calls) == failing_call:
             raise MemoryError("no memory")
 
-    hook = model.model.language_model.layers[2].mlp.register_forward_pre_hook(fail)
+    hook = session.model.model.language_model.layers[2].mlp.register_forward_pre_hook(fail)
     seen = []
     with pytest.raises(MemoryError):
         for frame in session.watch(frames, times):
@@ -407,25 +430,25 @@ def test_a_failure_while_speaking_rolls_the_frame_back(checkpoint, watched, fail
 
 
 def leave_a_loop() -> None:
-    model, processor = load()
+    model, processor = small_model(0)
     session = model.stream(processor, speak_threshold=0.0)
-    for index, _ in enumerate(session.watch(clip(40, 6)[0])):
+    for index, _ in enumerate(session.watch(images(40, 6)[0])):
         if index == 2:
             break
 
 
-def test_leaving_a_watch_loop_closes_it_at_once(checkpoint):
+def test_leaving_a_watch_loop_closes_it_at_once(stream):
     done = run_forked(in_this_file("leave_a_loop()"))
     assert done.returncode == 0 and done.stderr.count("Error") == 0, done.stderr
-    session = checkpoint[0].stream(checkpoint[1], speak_threshold=0.0)
-    for frame in session.watch(clip(40, 6)[0]):
+    session = stream(speak_threshold=0.0)
+    for frame in session.watch(images(40, 6)[0]):
         if frame.time == 1.0:
             break
     assert session.cache.num_frames.tolist() == [3]  # not only at the next call
 
 
-def test_times_are_bitwise_equal(checkpoint):
-    model, processor = checkpoint
+def test_times_are_bitwise_equal(small):
+    model, processor = small
     frames = np.zeros((9, 8, 8, 3), np.uint8)
     processor.video_processor.fps = 3.0
     try:
@@ -436,24 +459,24 @@ def test_times_are_bitwise_equal(checkpoint):
         processor.video_processor.fps = 2.0
 
 
-def test_weights_that_are_not_finite_are_named(checkpoint, watched):
-    _, processor = checkpoint
-    model, _ = load()
+def test_weights_that_are_not_finite_are_named(stream, watched):
     frames, times, *_ = watched
-    session = model.stream(processor)
+    session = stream()
     before = session.push(frames[:2], times[:2])
-    weight = model.model.language_model.layers[3].mlp.up_proj.weight
+    weight = session.model.model.language_model.layers[1].mlp.up_proj.weight
     kept = weight[0, 0].clone()
     weight.data[0, 0] = torch.nan
-    with pytest.raises(ValueError, match="its weights hold nan or infinity"):
-        session.push(frames[2:], times[2:])
-    weight.data[0, 0] = kept
+    try:
+        with pytest.raises(ValueError, match="its weights hold nan or infinity"):
+            session.push(frames[2:], times[2:])
+    finally:
+        weight.data[0, 0] = kept
     goes_on_like(watched, session, before, 2)
 
 
-def test_reset_is_a_new_session(checkpoint):
-    frames, times = clip(45, 8)
-    session = checkpoint[0].stream(checkpoint[1], system_prompt="A stream follows.", speak_threshold=0.6)
+def test_reset_is_a_new_session(stream):
+    frames, times = images(45)
+    session = stream(system_prompt="A stream follows.")
     expected = session.push(frames, times)
     session.ask(QUESTION)
     session.reset()
@@ -464,22 +487,22 @@ def test_reset_is_a_new_session(checkpoint):
     assert_same_events(session.push(frames, times), expected)
 
 
-@pytest.mark.parametrize("keep_ratio", [0.1, 0.5, 1.0])
-def test_sessions_have_their_own_keep_ratio(checkpoint, keep_ratio):
-    model, processor = checkpoint
-    frames, times = clip(46)
-    session, plain = model.stream(processor, keep_ratio=keep_ratio, speak_threshold=0), model.stream(processor)
+@pytest.mark.parametrize("keep_ratio", [0.1, 0.6, 1.0])
+def test_sessions_have_their_own_keep_ratio(small, keep_ratio):
+    model, processor = small
+    frames, times = images(46)
+    session, plain = (model.stream(processor, keep_ratio=own, speak_threshold=0) for own in (keep_ratio, None))
     session.push(frames[:4], times[:4])
     plain.push(frames[:4], times[:4])
-    assert model.keep_ratio == 0.2
-    kept = max(1, round(10 * keep_ratio))
+    assert model.keep_ratio == 0.4
+    kept = max(1, round(5 * keep_ratio))
     held = [layer.get_seq_length() for layer in session.cache.layers]
     tokens = session.stats.tokens
-    assert held == [tokens - 4 * (10 - kept) * (i in model.config.text_config.routed_layers) for i in range(8)]
+    assert held == [tokens - 4 * (5 - kept) * (i in model.config.text_config.routed_layers) for i in range(4)]
     model.keep_ratio = keep_ratio
     other = model.stream(processor, speak_threshold=0)
     other.push(frames[:4], times[:4])
-    model.keep_ratio = 0.2
+    model.keep_ratio = 0.4
     holds_the_same(session, other)
 
 
@@ -487,39 +510,38 @@ def test_stats_count_bytes_exactly(watched):
     *_, events, session = watched
     stats = session.stats
     held = sum(layer.get_seq_length() for layer in session.cache.layers)
-    per_token = 2 * 4 * 32 * 4  # keys and values, heads, head size, float32
+    per_token = 2 * 2 * 8 * 4  # keys and values, heads, head size, float32
     assert stats.kv_bytes == held * per_token
-    assert stats.kv_bytes_if_dense == 8 * stats.tokens * per_token
+    assert stats.kv_bytes_if_dense == 4 * stats.tokens * per_token
     assert stats.narrations == len(events)
     assert stats["kv_bytes"] == stats.kv_bytes and json.dumps(stats)
     assert set(stats.seconds) == {"preprocess", "vision", "language", "generation"}
     assert all(seconds > 0 for seconds in stats.seconds.values())
 
 
-def test_greedy_generation_config_is_the_default(checkpoint, watched):
+def test_greedy_generation_config_is_the_default(stream, watched):
     frames, times, expected, _ = watched
     for config in (GenerationConfig(do_sample=False), GenerationConfig(do_sample=True, top_k=1)):
-        session = checkpoint[0].stream(checkpoint[1], generation_config=config)
-        assert_same_events(session.push(frames, times), expected)
+        assert_same_events(stream(generation_config=config).push(frames, times), expected)
 
 
-def test_sampling_is_reproducible_and_continues_after_fork_and_load(checkpoint, tmp_path):
+def test_sampling_is_reproducible_and_continues_after_fork_and_load(small, stream, tmp_path):
     config = GenerationConfig(do_sample=True, temperature=3.0, max_new_tokens=6)
-    frames, times = clip(49)
+    frames, times = images(49)
     texts = set()
     for _ in range(2):
         torch.manual_seed(5)
-        session = checkpoint[0].stream(checkpoint[1], generation_config=config)
+        session = stream(generation_config=config)
         session.push(frames[:5], times[:5])
         texts.add(session.ask(QUESTION)[0].text)
     assert len(texts) == 1
-    restored = StreamingSession.load(session.save(tmp_path / "s"), *checkpoint)
+    restored = StreamingSession.load(session.save(tmp_path / "s"), *small)
     assert restored.generation_config.temperature == 3.0
     answers = [[s.ask(QUESTION)[0].text for _ in range(2)] for s in (session.fork(), restored, session)]
     assert answers[0] == answers[1] == answers[2]
     assert len(set(answers[0])) > 1
     torch.manual_seed(6)
-    other = checkpoint[0].stream(checkpoint[1], generation_config=config)
+    other = stream(generation_config=config)
     other.push(frames[:5], times[:5])
     assert [other.ask(QUESTION)[0].text for _ in range(2)] != answers[0]
 
