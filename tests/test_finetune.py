@@ -181,17 +181,19 @@ def test_qlora_quantises_only_the_layers_and_routers_learn(tmp_path, root_proces
     assert_near(logits(again, batch), logits(model, batch), 2e-2)  # in bfloat16, by another layer
 
 
-@pytest.mark.parametrize("name", ROUTINGS)
+FRAMES = [
+    {"cls": False},
+    {"vision": "clip_vision_model"},
+    {"vision": "clip_vision_model", "cls": False},
+    {"pooled": None},
+    {"features": True},
+]
+
+
 @pytest.mark.parametrize(
-    "frames",
-    [
-        {},
-        {"cls": False},
-        {"vision": "clip_vision_model"},
-        {"vision": "clip_vision_model", "cls": False},
-        {"pooled": None},
-        {"features": True},
-    ],
+    ("name", "frames"),
+    # routing decides about parameters of the language model, frames about those of the tower
+    [*((name, {}) for name in ROUTINGS), *(("learned", frames) for frames in FRAMES), ("full", {"features": True})],
 )
 def test_frozen_parameters_are_those_without_gradient(name, frames):
     """DDP and FSDP then need not search for unused parameters. A gradient may be 0, but must exist."""

@@ -85,12 +85,17 @@ def stock_inputs(stock, model, ids: list[int], pixels: torch.Tensor, counts: lis
     return {"input_ids": theirs, "pixel_values": pixels[None]}
 
 
+@pytest.fixture(scope="module", params=CASES)
+def pair(request):
+    """`(stock model, ours)` of a case."""
+    stock = stock_vlm(**CASES[request.param])
+    return stock, built(stock, CASES[request.param]["kind"])[0]
+
+
 @pytest.mark.parametrize("counts", [[1], [3], [2, 2]], ids=["one image", "video", "several"])
-@pytest.mark.parametrize("name", CASES)
 @torch.no_grad()
-def test_logits_and_greedy_words_equal_the_stock_class(name, counts):
-    stock = stock_vlm(**CASES[name])
-    model, _ = built(stock, CASES[name]["kind"])
+def test_logits_and_greedy_words_equal_the_stock_class(pair, counts):
+    stock, model = pair
     side = stock.config.vision_config.image_size
     torch.manual_seed(len(counts))
     pixels = torch.randn(sum(counts), 3, side, side)
