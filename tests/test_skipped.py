@@ -4,10 +4,15 @@ import gc
 import json
 import math
 import os
+import pickle
+import sys
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
 import yaml
+from fork_server import run_forked
+from fresh_process import HELPERS
 from small_data import said, small_model, write_lines, write_video
 from torch.utils.data import DataLoader
 
@@ -110,12 +115,25 @@ def test_line_with_one_usable_window_is_used(folder, processor, told, monkeypatc
     assert len(told) == 1 and "1 of 1 lines were left out in whole or in part" in told[0]
 
 
+def read_pickled(path: str) -> None:
+    """Print which examples of a data set from another process are blank."""
+    with open(path, "rb") as file:
+        dataset = pickle.load(file)
+    sys.stdout.write(json.dumps([is_blank(example) for example in dataset]))
+
+
 def test_bad_lines_of_all_workers_are_named_once(folder, processor, told):
     file = write_lines(folder / "workers.jsonl", [BEYOND, GOOD, DAMAGED, GOOD])
     dataset = load_streams(file, processor)
-    for context, workers in (("fork", 2), ("spawn", 1)):  # a spawned one imports everything anew
-        loader = DataLoader(dataset, 1, collate_fn=list, num_workers=workers, multiprocessing_context=context)
-        assert [is_blank(example) for (example,) in loader] == [True, False, True, False]
+    loader = DataLoader(dataset, 1, collate_fn=list, num_workers=2, multiprocessing_context="fork")
+    assert [is_blank(example) for (example,) in loader] == [True, False, True, False]
+    # a spawned worker gets a pickled copy
+    pickled = file.with_suffix(".pickle")
+    pickled.write_bytes(ForkingPickler.dumps(dataset))
+    call = f"import sys; sys.path += {[str(HELPERS.parent), str(HELPERS)]}; import test_skipped; "
+    done = run_forked([sys.executable, "-c", f"{call}test_skipped.read_pickled({str(pickled)!r})"])
+    assert done.returncode == 0 and json.loads(done.stdout) == [True, False, True, False], done.stderr
+    assert "lines were left out" not in done.stderr
     del dataset, loader
     gc.collect()
     assert len(told) == 1 and "2 of 4 lines were left out" in told[0]
