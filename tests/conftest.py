@@ -13,7 +13,7 @@ import pytest
 THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]
 # Files that take longest start first, so that the processes which share the files end together.
 LONGEST = (
-    *("space_browser", "narrate", "session", "space", "memory", "static_step", "vlm", "evaluate"),
+    *("space_browser", "narrate", "space", "memory", "evaluate", "vlm", "static_step"),
     *(
         "recomputing",
         "finetune",
@@ -21,6 +21,7 @@ LONGEST = (
         "modeling",
         "verify",
         "distributed",
+        "session",
         "session_store",
         "live",
         "space_app",

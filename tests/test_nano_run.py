@@ -75,8 +75,8 @@ def small_run(tmp_path, monkeypatch):
     monkeypatch.setattr(nano_run, "LEVELS", {"basic": 1.5, "hard_small": 1})
     monkeypatch.setattr(nano_run, "CHECKED", 2)
     monkeypatch.setattr(nano_run, "SAVING", 1.0)
-    # each look at the clock takes 0.06 seconds, so that as many steps are taken on any machine
-    monkeypatch.setattr(nano_run, "time", SimpleNamespace(monotonic=itertools.count(step=0.06).__next__))
+    # each look at the clock takes 0.1 seconds, so that as many steps are taken on any machine
+    monkeypatch.setattr(nano_run, "time", SimpleNamespace(monotonic=itertools.count(step=0.1).__next__))
     options = ["--streams", "4", "--batch-size", "2", "--workers", "0", "--device", "cpu"]
 
     def main(name: str, *more: str) -> tuple[dict, Path]:
