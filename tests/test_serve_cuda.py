@@ -131,7 +131,7 @@ def test_the_first_frames_of_a_fresh_server_capture_nothing(own):
         return {("language", key) for key in language.keys} | {("vision", key) for key in vision.keys}
 
     with serving((model, own[1]), limits={"sessions": len(SEEDS)}) as running:
-        until(lambda: httpx.get(f"{running.url}/health").status_code == 200, "the server being ready")
+        until(lambda: web.get(f"{running.url}/health").status_code == 200, "the server being ready")
         before = in_engine(running, lambda: captured(running))
         assert {key.streams for kind, key in before if kind == "language"} == {1, 2, 4, 8}
         assert {key for kind, key in before if kind == "vision"} == set(range(1, len(SEEDS) + 1))
