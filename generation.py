@@ -129,6 +129,8 @@ class StreamGenerationMixin(GenerationMixin):
                 naming it.
         """
         kwargs = rename_cache(kwargs, CACHE_NAME)
+        if isinstance(ratio := kwargs.get("keep_ratio"), list | tuple | torch.Tensor):
+            raise ValueError(f"`keep_ratio` of `generate` must be one number, got a {type(ratio).__name__.lower()}")
         config = self.generation_config if generation_config is None else generation_config
         options = [kwargs, config.to_dict(), self.generation_config.to_dict()]
         check_options(*options)

@@ -44,6 +44,7 @@ from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .fused import rotate, silu_product
 from .recomputing import run_blocks, run_layers, set_recomputing
 from .routing import FrameRouter, LayerExpert, StreamLayout
+from .selection import KeepRatio
 
 # Full names, with and without a head around the model. LayerExperts are no plain `nn.Linear`, so none is quantised.
 FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
@@ -72,7 +73,8 @@ class VideoLLMMoDModelOutputWithPast(EitherCacheName, BaseModelOutputWithPast):
         router_scores (`tuple`): with `output_router_scores=True`, one entry per layer: float32 `[F, N]`, or None
             where the layer uses no LayerExpert.
         kept_indices (`tuple`): one entry per layer: int64 `[F, k]`, the tokens of each frame that the layer kept,
-            ascending, or None where the layer is not routed.
+            ascending, or None where the layer is not routed. With a keep ratio a frame, k is that of the frame that
+            keeps most, and -1 fills up the others.
     """
 
     router_scores: tuple[torch.Tensor | None, ...] | None = None
@@ -433,7 +435,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         use_cache: bool | None = None,
         layout: StreamLayout | None = None,
         output_router_scores: bool = False,
-        keep_ratio: float | None = None,
+        keep_ratio: KeepRatio | None = None,
         **kwargs,
     ) -> VideoLLMMoDModelOutputWithPast:
         """
@@ -444,7 +446,8 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
             cache (`MoDCache`, *optional*): of earlier calls for the same streams.
             layout (`StreamLayout`, *optional*): where the frames are; if omitted, every token is text.
             keep_ratio (`float`, *optional*): of this call, in [0, 1]; `config.mod_keep_ratio` if omitted. At 0 all
-                vision tokens skip the routed layers.
+                vision tokens skip the routed layers. It may be a list or a tensor with one ratio for each frame, in
+                the order of the frames.
         """
         check_arguments(kwargs, self.config._attn_implementation)
         if (input_ids is None) == (inputs_embeds is None):

@@ -1,5 +1,4 @@
-"""Which tokens enter which layer: the LayerExpert, the selection within a frame, and the gather and scatter around a
-layer.
+"""Which tokens enter which layer: the LayerExpert, where frames are, and the gather and scatter around a layer.
 
 A frame is N consecutive vision tokens. All text and the k best tokens of each frame enter a routed layer; the other
 vision tokens skip it unchanged. The choice depends on a frame and the frame before it only, so it is causal: a stream
@@ -17,10 +16,20 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 
 from .cache import MoDCache, PackedCache
-from .configuration_videollm_mod import TRAINING_FREE, VideoLLMMoDTextConfig, check_keep_ratio, num_kept_tokens
+from .configuration_videollm_mod import TRAINING_FREE, VideoLLMMoDTextConfig
 from .fused import kernels_for, scatter_gated, scatter_rows
+from .selection import (
+    KeepRatio,
+    change_scores,
+    difference_scores,
+    first_values,
+    kept_counts,
+    random_priority,
+    select_tokens,
+    uniform_priority,
+)
 
-SAME = 1 / 256  # a smaller difference, relative to the token, is the rounding of an equal token
+NOTHING = -1  # in place of a token, where a frame keeps fewer than others
 GATE_STRENGTH = 0.2  # p-MoD (arXiv 2412.04449): a kept token's update is scaled by 1 + 0.2 * tanh(score)
 
 
@@ -331,18 +340,17 @@ class FrameRouter:
 
     layout: StreamLayout
     config: VideoLLMMoDTextConfig
-    keep_ratio: float | None = None  # of this call, in [0, 1]; the config's if None
+    keep_ratio: KeepRatio | None = None  # of this call, in [0, 1], or one a frame; the config's if None
     cache: MoDCache | PackedCache | None = None  # as it was before this call
     scores: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> float32 [F, N], of its LayerExpert
-    kept: dict[int, torch.Tensor] = field(default_factory=dict)  # layer -> int64 [F, k], ascending
+    # layer -> int64 [F, k], ascending; where frames keep different numbers, `NOTHING` follows
+    kept: dict[int, torch.Tensor] = field(default_factory=dict)
     seen: dict[str, torch.Tensor] = field(default_factory=dict)  # what training-free scores need, see `watch`
 
     def __post_init__(self) -> None:
         self.config.check_routing()
-        if self.keep_ratio is None:
-            self.keep_ratio = self.config.mod_keep_ratio
-        if self.keep_ratio != 0:
-            check_keep_ratio("keep_ratio", self.keep_ratio)
+        ratio = self.config.mod_keep_ratio if self.keep_ratio is None else self.keep_ratio
+        counts = kept_counts(ratio, *self.layout.frames.shape)
         routing, layout = self.config.vision_routing, self.layout
         self._layers: tuple[int, ...] = ()
         if routing == "full" or (layout.num_frames == 0 and (routing == "mod" or not layout.is_separator.any())):
@@ -351,36 +359,39 @@ class FrameRouter:
         if routing == "mod":
             self._layers = self.config.routed_layers
             enters = layout.is_text
-            num_kept = num_kept_tokens(self.keep_ratio, layout.frames.shape[1]) if self.keep_ratio else 0
         else:
             first, step = (self.config.early_exit_layer, 1) if routing == "early_exit" else (1, 2)
             self._layers = tuple(range(first, num_layers, step))
-            num_kept, enters = 0, layout.is_text & ~layout.is_separator
-        self._lay_out_slots(num_kept, enters)
+            counts, enters = 0, layout.is_text & ~layout.is_separator
+        self._lay_out_slots(counts, enters)
         cache, self.cache = self.cache, None  # which will hold this call too
         if routing == "mod" and self.config.mod_selection == "difference" and cache is not None:
             before = cache.values_of_last_frame(layout.frames.shape[1])
             if before is not None:
                 self.seen["frame before"] = before
 
-    def _lay_out_slots(self, num_kept: int, enters: torch.Tensor) -> None:
-        """The slots are the same in every routed layer: one for a text token, `num_kept` in a row for a frame. Rows
-        are aligned to the right, as with left padding."""
+    def _lay_out_slots(self, counts: int | list[int], enters: torch.Tensor) -> None:
+        """The slots are the same in every routed layer: one for a text token, and for a frame as many in a row as it
+        keeps tokens, `counts`, or one number a frame. Rows are aligned to the right, as with left padding."""
         layout, (batch_size, length) = self.layout, enters.shape
         width = enters.long().flatten()
-        width[layout.frames[:, 0]] = num_kept
+        self._counts = None if isinstance(counts, int) else torch.tensor(counts, device=width.device)
+        width[layout.frames[:, 0]] = counts if self._counts is None else self._counts
         width = width.view(batch_size, length)
         ends = width.cumsum(1)
         num_slots = int(ends[:, -1].max())
         shift = torch.arange(batch_size, device=width.device)[:, None] * num_slots + num_slots - ends[:, -1:]
         first_slot = (ends - width + shift).flatten()
 
+        num_kept = counts if isinstance(counts, int) else max(counts)
         self._shape, self._num_kept = (batch_size, num_slots), num_kept
         self._index = torch.zeros(batch_size * num_slots, dtype=torch.long, device=width.device)
         text = enters.flatten().nonzero().squeeze(-1)
         self._index[first_slot[text]] = text
         slots = torch.arange(num_kept, device=width.device)
-        self._vision_slots = (first_slot[layout.frames[:, 0]][:, None] + slots).flatten()
+        # where the frames keep different numbers of tokens: which of `[F, k]` are some
+        self._own = None if self._counts is None else (slots < self._counts[:, None]).flatten().nonzero().squeeze(-1)
+        self._vision_slots = self._of_frames(first_slot[layout.frames[:, 0]][:, None] + slots)
         self._vision_numbers = torch.full_like(self._index, -1)
         self._vision_numbers[self._vision_slots] = torch.arange(len(self._vision_slots), device=width.device)
         filled = torch.cat([first_slot[text], self._vision_slots])
@@ -388,6 +399,10 @@ class FrameRouter:
         self._lengths = None
         if layout.lengths is not None:
             self._lengths = torch.stack([own.sum() for own in width[0].split(layout.lengths)]).tolist()
+
+    def _of_frames(self, values: torch.Tensor) -> torch.Tensor:
+        """`[F, k]` as one vector, without what fills up a frame that keeps fewer tokens."""
+        return values.flatten() if self._own is None else values.flatten()[self._own]
 
     def routes(self, layer_idx: int) -> bool:
         """Whether some token of this call skips the layer or is gated in it."""
@@ -400,9 +415,10 @@ class FrameRouter:
             if layer_idx not in self.kept:  # otherwise a checkpoint is being recomputed, with the same choice
                 self._choose(layer_idx, expert, hidden_states.detach())
             kept, scores = self.kept[layer_idx], self.scores.get(layer_idx)
-            index = index.index_copy(0, self._vision_slots, self.layout.frames.gather(1, kept).flatten())
+            kept = kept if self._own is None else kept.clamp(min=0)
+            index = index.index_copy(0, self._vision_slots, self._of_frames(self.layout.frames.gather(1, kept)))
             if scores is not None:
-                gate = scores.gather(1, kept).flatten()
+                gate = self._of_frames(scores.gather(1, kept))
         valid = None
         if self._filled is not None or self.layout.valid is not None:
             filled = slice(None) if self._filled is None else self._filled
@@ -447,7 +463,11 @@ class FrameRouter:
     @torch.no_grad()
     def _choose(self, layer_idx: int, expert: LayerExpert | None, hidden_states: torch.Tensor) -> None:
         scores, priority = self._score(layer_idx, expert, hidden_states)
-        self.kept[layer_idx] = select_tokens(priority, self._num_kept, self.config.mod_force_keep_last)
+        kept = select_tokens(priority, self._num_kept, self.config.mod_force_keep_last, self._counts)
+        if self._counts is not None:
+            others = torch.arange(self._num_kept, device=kept.device) >= self._counts[:, None]
+            kept = kept.masked_fill(others, NOTHING)
+        self.kept[layer_idx] = kept
         if scores is not None:
             self.scores[layer_idx] = scores
 
@@ -460,7 +480,7 @@ class FrameRouter:
         if selection == "difference":
             return None, self.seen["difference"].to(frames.device)
         if selection == "uniform":
-            return None, uniform_priority(frames, self._num_kept)
+            return None, uniform_priority(frames, self._num_kept, self._counts)
         if selection == "random":
             return None, random_priority(frames, self.layout.frame_numbers, layer_idx, self.config.mod_seed)
         if expert is None:
@@ -487,82 +507,4 @@ def _to_device(attributes: dict, device: torch.device, non_blocking: bool) -> di
     }
 
 
-def select_tokens(priority: torch.Tensor, num_kept: int, force_last: bool = False) -> torch.Tensor:
-    """The `num_kept` tokens of each frame with the highest priority, ties to the lower index.
-
-    Args:
-        priority (`[F, N]`): of any ordered dtype.
-        force_last (`bool`): always keep the frame's last token.
-
-    Returns:
-        int64 `[F, num_kept]`, ascending.
-    """
-    order = priority.argsort(dim=1, descending=True, stable=True)
-    if force_last:
-        is_other = (order != priority.shape[1] - 1).int()
-        order = order.gather(1, is_other.argsort(dim=1, stable=True))  # the last token first, then the others in order
-    return order[:, :num_kept].sort(dim=1).values
-
-
-def change_scores(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
-    """float32 `[F, N]`: how much a layer changed a token, relative to the token. before, after: `[F, N, D]`."""
-    before, after = before.float(), after.float()
-    return (after - before).norm(dim=-1) / after.norm(dim=-1).clamp(min=torch.finfo(torch.float32).tiny)
-
-
-def first_values(layer, tokens: torch.Tensor) -> torch.Tensor:
-    """The values `[F, N, V]` of tokens `[F, N, D]` in a decoder layer: what others read of them by attention.
-
-    Raises:
-        `ValueError`: if this process holds only a part of them.
-    """
-    attention = layer.self_attn
-    values = attention.v_proj(layer.input_layernorm(tokens))
-    width = attention.config.num_key_value_heads * attention.head_dim
-    if values.shape[-1] != width:
-        raise ValueError(
-            "mod_selection='difference' cannot be used with tensor parallelism: each process holds "
-            f"{values.shape[-1]} of {width} values"
-        )
-    return values
-
-
-def difference_scores(values: torch.Tensor, before: torch.Tensor) -> torch.Tensor:
-    """float32 `[F, N]`: how far the values of a token are from those of the same token of the frame before, both
-    `[F, N, V]`. 0 if they are equal but for rounding, which would otherwise choose among the tokens of a still image.
-    """
-    values = values.float()
-    distance = (values - before.float()).norm(dim=-1)
-    return distance.where(distance > SAME * values.norm(dim=-1), 0)
-
-
-def uniform_priority(frames: torch.Tensor, num_kept: int) -> torch.Tensor:
-    """Priority that selects `floor((j + 0.5) * N / k)` for j in 0 .. k-1."""
-    num_tokens = frames.shape[1]
-    chosen = ((2 * torch.arange(num_kept, device=frames.device) + 1) * num_tokens) // (2 * num_kept)
-    priority = torch.zeros(num_tokens, dtype=torch.long, device=frames.device).index_fill(0, chosen, 1)
-    return priority.expand_as(frames)
-
-
-def random_priority(frames: torch.Tensor, frame_numbers: torch.Tensor, layer_idx: int, seed: int) -> torch.Tensor:
-    """Priority by a hash of (seed, layer, number of the frame in its stream, token). It does not depend on how streams
-    are split into calls, or batched."""
-    tokens = torch.arange(frames.shape[1], device=frames.device)
-    per_layer = int(_mix(_mix(torch.tensor(seed)) + layer_idx))
-    per_frame = _mix(frame_numbers + per_layer)
-    return _mix(per_frame[:, None] + tokens)
-
-
-# splitmix64's finaliser (Steele et al., OOPSLA 2014) on the low 63 bits, since torch's shifts of int64 keep the sign
-_MIX_1, _MIX_2 = 0x3F58476D1CE4E5B9, 0x14D049BB133111EB
-_LOW_BITS = (1 << 63) - 1
-
-
-def _mix(state: torch.Tensor) -> torch.Tensor:
-    state = (state + 0x1E3779B97F4A7C15) & _LOW_BITS
-    state = ((state ^ (state >> 30)) * _MIX_1) & _LOW_BITS
-    state = ((state ^ (state >> 27)) * _MIX_2) & _LOW_BITS
-    return state ^ (state >> 31)
-
-
-__all__ = ["FrameRouter", "LayerExpert", "Route", "StreamLayout", "select_tokens"]
+__all__ = ["FrameRouter", "LayerExpert", "Route", "StreamLayout"]

@@ -201,7 +201,8 @@ class StepOutput:
 @dataclass(frozen=True)
 class Shape:
     """What a step is built for. `frames` and `tokens` are those of one of its `streams`; one token of text is before
-    each frame, or none. frames = 0 means text, of which the last logits are computed, or those of `every` token."""
+    each frame, or none. frames = 0 means text, of which the last logits are computed, or those of `every` token. A
+    `mixed` step is for streams that each keep any number of tokens of a frame, up to `num_kept`."""
 
     frames: int
     tokens: int
@@ -212,6 +213,7 @@ class Shape:
     routed: tuple[int, ...]
     streams: int = 1
     every: bool = False
+    mixed: bool = False
 
     @property
     def all_tokens(self) -> int:
@@ -249,6 +251,26 @@ def split_call(ids: list[int], frames: int, per_frame: int, options: tuple, afte
     if frames:
         shapes.append((Shape(frames, block, *options), block))
     return shapes + split_text(after, options, every=True)
+
+
+def mixed_groups(groups: dict[Shape, list[int]]) -> list[tuple[Shape, list[int]]]:
+    """Groups of streams by the shape of their step. Those that differ only in how many tokens they keep become one,
+    since reading the weights takes most of the time of a step; not beyond the size of captured steps, where computing
+    does."""
+    if len(groups) == 1:
+        return list(groups.items())
+    alike: dict[Shape, list[Shape]] = {}
+    for shape in groups:
+        alike.setdefault(replace(shape, num_kept=0), []).append(shape)
+    found = []
+    for shapes in alike.values():
+        members = sorted(number for shape in shapes for number in groups[shape])
+        if len(shapes) == 1 or len(members) * shapes[0].tokens > MAX_CAPTURED:
+            found += [(shape, groups[shape]) for shape in shapes]
+        else:
+            most = max(shape.num_kept for shape in shapes)
+            found.append((replace(shapes[0], num_kept=most, mixed=True), members))
+    return found
 
 
 def split_streams(shape: Shape, members: list) -> list[tuple[list, Shape]]:
@@ -331,6 +353,7 @@ __all__ = [
     "StepOutput",
     "first_line",
     "has_own_forward",
+    "mixed_groups",
     "split_call",
     "split_streams",
     "text_shape",

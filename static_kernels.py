@@ -1,4 +1,4 @@
-"""The operations of a static step as Triton kernels; `static_step.PlainOps` says what each computes, in plain torch.
+"""The operations of a static step as Triton kernels; `static_plain.PlainOps` says what each computes, in plain torch.
 
 A step of few tokens reads all weights once and computes almost nothing, so at best it takes the time of reading them.
 For that there are few small kernels in between, and no processor is idle while keys are read: eight kernels a layer,
@@ -28,8 +28,8 @@ except ImportError as error:
     raise ImportError("static steps need Triton: pip install triton") from error
 
 # A stream's row of a layer's table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), capacity
-# (4), what to add to a token's number in the step to get its position (5), tokens or slots of this step to write (6).
-# In rows that fill up the step all are 0.
+# (4), what to add to a token's number in the step to get its position (5), tokens or slots of this step to write (6),
+# and in a mixed step tokens of a frame to keep (7). In rows that fill up the step all are 0.
 WIDTH = tl.constexpr(8)  # of a row
 SPLITS = 16  # of the keys; times 8 key-value heads they are as many as an H100 has processors
 KEYS_AT_ONCE = (64, 4, 3)  # of a split, warps, stages
@@ -346,13 +346,19 @@ def _probability_kernel(
 
 @triton.jit
 def _route_kernel(
-    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, slots, before, per_frame, num_kept,
-    STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, SIZE: tl.constexpr, P: tl.constexpr,
-    K: tl.constexpr,
+    x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, counts_ptr, slots, before, per_frame, num_kept,
+    each, apart, STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, MIXED: tl.constexpr,
+    SIZE: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """For one frame, after `before` tokens of text: the scores, the `num_kept` highest (ties go to the lower index),
-    and their slots."""
+    and their slots. MIXED: a stream, which has `each` frames, keeps its own number of tokens, from `counts_ptr`, where
+    those of two streams are so far `apart`; see `static_plain.write_slots`."""
     frame, i = tl.program_id(0), tl.arange(0, P)
+    count, first = num_kept, frame * (before + num_kept)
+    if MIXED:
+        count = tl.load(counts_ptr + frame // each * apart).to(tl.int32)
+        of_stream = frame // each * each * (before + num_kept)
+        first = of_stream + frame % each * (before + count)
     token = frame * (before + per_frame) + before + i
     own = i < per_frame
     bias = tl.load(b_ptr).to(tl.float32)
@@ -371,10 +377,10 @@ def _route_kernel(
         (priority[None, :] == priority[:, None]) & (i[None, :] < i[:, None])
     )
     rank = tl.sum((higher & own[None, :]).to(tl.int32), axis=1)
-    is_kept = own & (rank < num_kept)
+    is_kept = own & (rank < count)
     slot = tl.cumsum(is_kept.to(tl.int32), axis=0) - 1
-    fits = is_kept & (slot < num_kept)  # NaN has no order
-    at = frame * (before + num_kept) + before + slot
+    fits = is_kept & (slot < count)  # NaN has no order
+    at = first + before + slot
     tl.store(index_ptr + at, token.to(tl.int64), fits)
     tl.store(kept_ptr + frame * num_kept + slot, i.to(tl.int64), fits)
     if GATE == 1:
@@ -383,6 +389,22 @@ def _route_kernel(
         tl.store(scale_ptr + slots + at, -gate, fits)
     elif GATE == 2:
         tl.store(scale_ptr + at, tl.sigmoid(scores), fits)
+    if MIXED:  # slots may have been others in the step before
+        if GATE == 0:
+            tl.store(scale_ptr + at, tl.full((P,), 1.0, tl.float32), fits)
+        if GATE != 1:
+            tl.store(scale_ptr + slots + at, tl.zeros((P,), tl.float32), fits)
+        tl.store(index_ptr + first + i, (token - before).to(tl.int64), i < before)
+        tl.store(scale_ptr + first + i, tl.full((P,), 1.0, tl.float32), i < before)
+        tl.store(scale_ptr + slots + first + i, tl.zeros((P,), tl.float32), i < before)
+        is_other = own & (fits == 0)
+        number = tl.cumsum(is_other.to(tl.int32), axis=0) - 1
+        is_other = is_other & (number < num_kept - count)
+        at = of_stream + each * (before + count) + frame % each * (num_kept - count) + number
+        tl.store(index_ptr + at, token.to(tl.int64), is_other)
+        tl.store(kept_ptr + frame * num_kept + count + number, i.to(tl.int64), is_other)
+        tl.store(scale_ptr + at, tl.zeros((P,), tl.float32), is_other)
+        tl.store(scale_ptr + slots + at, tl.full((P,), 1.0, tl.float32), is_other)
 
 
 def _precision(x: torch.Tensor) -> str:
@@ -426,15 +448,17 @@ class Kernels:
     reads_table = True
 
     @staticmethod
-    def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
+    def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool, counts=None) -> None:
         frames, per_frame, num_kept = shape
         expert, width, padded = layer.layer_expert, x.shape[1], _power(per_frame)
         columns, warps = ROUTE
         _route_kernel[(frames,)](
-            x, expert.weight, expert.bias, index, scale, scores, kept, index.shape[0], len(x) // frames - per_frame,
-            per_frame, num_kept,
+            x, expert.weight, expert.bias, index, scale, scores, kept, counts, index.shape[0],
+            len(x) // frames - per_frame, per_frame, num_kept,
+            frames if counts is None else frames // len(counts), 1 if counts is None else counts.stride(0),
             STRENGTH=GATE_STRENGTH, GATE={"none": 0, "residual": 1, "output": 2}[gate], FORCE_LAST=force_last,
-            SIZE=width, P=padded, K=min(max(64, columns * 16 // padded), _power(width)), num_warps=warps,
+            MIXED=counts is not None, SIZE=width, P=padded, K=min(max(64, columns * 16 // padded), _power(width)),
+            num_warps=warps,
         )  # fmt: skip
 
     @staticmethod

@@ -24,12 +24,10 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from torch import nn
-from torch.nn.attention.bias import causal_lower_right
 
 from .cache import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
-from .routing import GATE_STRENGTH, change_scores, difference_scores, first_values, select_tokens, uniform_priority
+from .selection import change_scores, difference_scores, first_values, select_tokens, uniform_priority
 from .static_graphs import (
     MAX_CAPTURED,
     TEXT_LENGTHS,
@@ -38,11 +36,13 @@ from .static_graphs import (
     Shape,
     StepOutput,
     first_line,
+    mixed_groups,
     split_call,
     split_streams,
     text_shape,
     why_not,
 )
+from .static_plain import PlainOps, write_slots
 
 FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
 WARM_TEXT = 64  # texts up to this length are captured together with the first frame
@@ -50,111 +50,6 @@ GRAPHS = 32  # captured at most
 TABLE_WIDTH = 8
 MAX_RANKED = 256  # vision tokens of a frame, in a kernel
 NOT_FINITE = "`video_features` must be finite, got nan or infinity"
-
-
-class PlainOps:
-    """The operations of a step in plain torch: the reference of `static_kernels.Kernels`. Results go into buffers.
-
-    `layer` is a `VideoLLMMoDDecoderLayer`. `caches` are its `MoDCacheLayer`s, one a stream, with buffers that hold the
-    new tokens; None for a stream that only fills up the step. `bases` and `counts` have one entry a stream: what to
-    add to the number of a token to get its position, and how many slots are no padding (0 to fill up).
-    """
-
-    reads_table = False  # takes caches, not a layer's table on the device
-
-    @staticmethod
-    def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool) -> None:
-        """Choose the slots of a routed layer.
-
-        Args:
-            x (`[T, D]`): F times one token of text, or none, and the N tokens of a frame.
-            shape: (F, N, k).
-            index (`int64 [S]`), scale (`float32 [2, S]`), scores (`float32 [F, N]`), kept (`int64 [F, k]`): results.
-        """
-        frames, per_frame, num_kept = shape
-        before = len(x) // frames - per_frame
-        scores.copy_(layer.layer_expert(x.view(frames, before + per_frame, -1)[:, before:]))
-        kept.copy_(select_tokens(scores, num_kept, force_last))
-        starts = torch.arange(frames, device=x.device)[:, None] * (before + per_frame) + before
-        index.view(frames, -1)[:, before:] = kept + starts
-        own, (times_y, times_x) = scores.gather(1, kept), scale.view(2, frames, -1)[:, :, before:]
-        if gate == "residual":
-            times_y.copy_(1 + GATE_STRENGTH * own.tanh())
-            times_x.copy_(-GATE_STRENGTH * own.tanh())
-        elif gate == "output":
-            times_y.copy_(own.sigmoid())
-
-    @staticmethod
-    def project_qkv(x, index, layer, rotary, queries, caches, bases: list[int], counts: list[int]) -> None:
-        """Normalise and project the slots: queries into `queries` `[S, H, head_dim]`, keys, values and positions
-        behind those that the caches hold. rotary: cosine and sine `[T, head_dim]`."""
-        attention, tokens = layer.self_attn, torch.arange(len(x), device=x.device) if index is None else index
-        own, normed = [part[tokens][None] for part in rotary], layer.input_layernorm(x[tokens])[None]
-        own_queries, keys, values = attention.project(normed, own)
-        queries.copy_(own_queries[0].transpose(0, 1))
-        for cache, base, slots in zip(caches, bases, slots_of(counts, len(tokens)), strict=True):
-            if cache is None:
-                continue
-            new = {"keys": keys[:, :, slots], "values": values[:, :, slots], "positions": (base + tokens[slots])[None]}
-            for name, value in new.items():
-                growing = cache.growing[name]
-                growing.buffer.narrow(growing.dim, cache.get_seq_length(), value.shape[growing.dim]).copy_(value)
-
-    @staticmethod
-    def attend(queries, layer, caches, counts: list[int], out) -> None:
-        """Attention of each slot to the cache of its stream and to the slots up to itself. out: `[S, H * head_dim]`,
-        zero at padding."""
-        out.zero_()
-        for cache, slots in zip(caches, slots_of(counts, len(queries)), strict=True):
-            if cache is None:
-                continue
-            count, length = slots.stop - slots.start, cache.get_seq_length()
-            keys, values = (cache.growing[name].buffer[:, :, : length + count] for name in ("keys", "values"))
-            attended = nn.functional.scaled_dot_product_attention(
-                queries[slots].transpose(0, 1)[None],
-                keys,
-                values,
-                causal_lower_right(count, length + count),
-                scale=layer.self_attn.scaling,
-                enable_gqa=True,
-            )
-            out[slots].view(count, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
-
-    @staticmethod
-    def project_out(attended, layer, x, index, residual) -> None:
-        """residual `[S, D]`: the slots' tokens plus the output of attention."""
-        residual.copy_((x if index is None else x[index]) + layer.self_attn.o_proj(attended))
-
-    @staticmethod
-    def mlp_up(residual, layer, intermediate) -> None:
-        """intermediate `[S, I]`: the product of the activated gate and up projections of the normalised slots."""
-        normed = layer.post_attention_layernorm(residual)
-        intermediate.copy_(layer.mlp.act_fn(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
-
-    @staticmethod
-    def mlp_down(intermediate, layer, residual, x, index, scale) -> None:
-        """Add the down projection to `residual`, and scatter the slots into `x` `[T, D]`, through the gate."""
-        processed = residual + layer.mlp.down_proj(intermediate)
-        if index is None:
-            x.copy_(processed)
-        else:
-            x[index] = (scale[0, :, None] * processed + scale[1, :, None] * x[index]).to(x.dtype)
-
-    @staticmethod
-    def lm_head(x, rows, model, logits) -> None:
-        """logits `[R, V]` of the tokens `rows` (`int64 [R]`)."""
-        logits.copy_(model.lm_head(model.model.language_model.norm(x[rows])))
-
-    @staticmethod
-    def token_probability(logits, token: int, probability) -> None:
-        """probability (`float32 [R]`): of one token, by logits `[R, V]`."""
-        probability.copy_(logits.softmax(-1, dtype=torch.float32)[:, token])
-
-
-def slots_of(counts: list[int], slots: int) -> list[slice]:
-    """For each stream its slots that are no padding, among all `slots` of a step."""
-    each = slots // len(counts)
-    return [slice(number * each, number * each + count) for number, count in enumerate(counts)]
 
 
 class StaticStep:
@@ -177,8 +72,9 @@ class StaticStep:
         self.heads = text.num_key_value_heads, text.head_dim
         # for each layer: the slots of one stream, or in a step of text the slots that one token takes
         self.slots_each = np.full(layers, tokens // streams if frames else 1)
+        self.routed = list(shape.routed)
         if frames:
-            self.slots_each[list(shape.routed)] = self.slots // streams
+            self.slots_each[self.routed] = self.slots // streams
 
         def buffer(*size, dtype=dtype):
             return torch.zeros(size, dtype=dtype, device=device)
@@ -208,8 +104,8 @@ class StaticStep:
             self.index = buffer(self.slots, dtype=torch.long)
             self.index.view(frames, -1)[:, :before] = self.offsets.view(frames, -1)[:, :before]
             self.scale = torch.tensor([[1.0], [0.0]], device=device).repeat(1, self.slots)
-            if shape.selection == "uniform":
-                self._keep(uniform_priority(self.offsets.view(frames, -1)[:, before:], shape.num_kept))
+            if shape.selection == "uniform" and not shape.mixed:
+                self._keep(self._uniform)
             changes, differs = (shape.selection == name for name in ("change", "difference"))
             self.before = buffer(frames, per_frame, text.hidden_size * changes)
             self.values_before = buffer(streams, per_frame, math.prod(self.heads) * differs)
@@ -231,26 +127,48 @@ class StaticStep:
             for part, dtype, size in zip(parts, dtypes, self._sizes, strict=True)
         ]
 
+    @property
+    def _own_counts(self) -> torch.Tensor | None:
+        """int64 `[streams]`, on the device: how many tokens of a frame each stream keeps, in a mixed step."""
+        return self.table[0, :, 7] if self.shape.mixed else None
+
+    @property
+    def _uniform(self) -> torch.Tensor:
+        """The priority `[F, N]` of `mod_selection="uniform"`."""
+        frames, counts = self.offsets.view(len(self.features), -1)[:, self.text_before :], self._own_counts
+        of_frames = None if counts is None else counts.repeat_interleave(self.shape.frames)
+        return uniform_priority(frames, self.shape.num_kept, of_frames)
+
     def _keep(self, priority: torch.Tensor, which: int | None = None) -> None:
         """Keep the tokens of each frame with the highest priority `[F, N]`, in the routed layer of that number or in
         all of them."""
-        kept = select_tokens(priority, self.shape.num_kept, self.shape.force_last)
+        shape, counts = self.shape, self._own_counts
+        of_frames = None if counts is None else counts.repeat_interleave(shape.frames)
+        kept = select_tokens(priority, shape.num_kept, shape.force_last, of_frames)
         if which is None:
             self.kept.copy_(kept.expand_as(self.kept))
         else:
             self.kept[which].copy_(kept)
-        frames = len(kept)
-        before = self.text_before
-        self.index.view(frames, -1)[:, before:] = self.offsets.view(frames, -1)[:, before:].gather(1, kept)
+        write_slots(kept, priority.shape[1], self.index, self.scale, counts)
 
-    def prepare(self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None) -> None:
+    def prepare(
+        self,
+        caches: list[MoDCache],
+        ids: list[list[int]],
+        features: list[torch.Tensor] | None,
+        kept: list[int] | None = None,
+    ) -> None:
         """Reserve slots in the caches, and write the inputs of a call into the buffers. There may be fewer streams
-        than the step is for: the others write to no cache, and their results mean nothing."""
+        than the step is for: the others write to no cache, and their results mean nothing. kept: for a mixed step, how
+        many tokens of a frame each stream keeps."""
         shape, missing, on_gpu = self.shape, self.shape.streams - len(caches), self.x.device.type == "cuda"
         bases = [cache.seen_tokens - number * shape.tokens for number, cache in enumerate(caches)]
         counts = [shape.tokens if shape.frames else len(own) for own in ids]
         self._caches, self._bases, self._counts = caches, bases + [0] * missing, counts + [0] * missing
         self._added = np.outer(self.slots_each, np.sign(self._counts) if shape.frames else self._counts)
+        if kept is not None:
+            self._kept = kept + [0] * missing
+            self._added[self.routed] = shape.frames * (self.text_before + np.array(self._kept)) * np.sign(self._counts)
         self._places = [
             cache.reserve(added, self.heads, self.x.dtype, self.x.device)
             for cache, added in zip(caches, self._added.T, strict=False)
@@ -261,6 +179,8 @@ class StaticStep:
         for number, (places, own) in enumerate(zip(self._places, ids, strict=True)):
             table[:, number, :5], table[:, number, 5], tokens[number, : len(own)] = places, bases[number], own
         table[:, :, 6] = self._added
+        if kept is not None:
+            table[:, :, 7] = self._kept
         self.control.copy_(control, non_blocking=on_gpu)
         if features:
             joined = features[0] if len(features) == 1 else torch.cat(features)
@@ -282,6 +202,8 @@ class StaticStep:
         rotary = [part[0] for part in language.rotary_emb(self.x[None], positions.view(1, -1))]
         if shape.frames and shape.routed and shape.selection == "difference":
             self._keep(self._differences(language.layers[0]))
+        elif shape.mixed and shape.selection == "uniform":
+            self._keep(self._uniform)
         for number, layer in enumerate(language.layers):
             own = rotary if layer.self_attn.has_rope else list(map(torch.full_like, rotary, (1.0, 0.0)))
             self._run_layer(number, layer, own, attend)
@@ -323,7 +245,8 @@ class StaticStep:
                 size, which = (*self.scores.shape[1:], shape.num_kept), shape.routed.index(number)
                 scores, kept = self.scores[which], self.kept[which]
                 ranking = ops if size[1] <= MAX_RANKED else PlainOps  # one program ranks all tokens of a frame
-                ranking.route(self.x, layer, size, index, scale, scores, kept, shape.gate, shape.force_last)
+                results = index, scale, scores, kept
+                ranking.route(self.x, layer, size, *results, shape.gate, shape.force_last, self._own_counts)
             elif shape.selection == "change":
                 self._keep(change_scores(self.before, self._frame_tokens), shape.routed.index(number))
         if shape.frames and shape.selection == "change" and number + 1 in shape.routed:
@@ -367,6 +290,8 @@ class StaticStep:
         scores, results = scores.unflatten(1, (streams, shape.frames)), []
         for number in range(streams):
             of_layer = dict(zip(shape.routed, kept[:, number].unbind(), strict=True))
+            if shape.mixed:
+                of_layer = {layer: own[:, : self._kept[number]] for layer, own in of_layer.items()}
             own_kept, own_scores = tuple(map(of_layer.get, layers)), scores[:, number] if scored else None
             own = logits[number], own_kept, own_scores, finite[number], silence[number], self.separator
             results.append(StepOutput(*own))
@@ -392,7 +317,7 @@ class StaticLanguageModel:
         self._graphs = Graphs(GRAPHS, model.device)
         parts = [model.model.language_model, model.model.connector, model.lm_head]
         self._guard = ModelGuard([model, model.model], parts)
-        self._asked = self._answer = None  # of `_options`
+        self._asked = self._answer = None  # of `_options`, but for the keep ratio
         self._failure: str | None = None
         self._is_warm = False  # short texts have graphs
 
@@ -432,13 +357,14 @@ class StaticLanguageModel:
     def feed_together(
         self,
         streams: list[tuple[MoDCache, list[int], torch.Tensor | None]],
-        keep_ratio: float | None,
+        keep_ratio: float | list[float | None] | None,
         after: list[int] | None = None,
     ) -> list[StepOutput]:
         """Append to each cache its tokens, with the features `[F, M, Dv]` of the frames at their end. The results are
         still being computed: reading one waits for the device.
 
         Args:
+            keep_ratio: of all streams, or of each; the model's own if None.
             after (*optional*): for each stream the number of tokens of text after its frames, of each of which logits
                 are returned; 0 if omitted.
 
@@ -447,10 +373,11 @@ class StaticLanguageModel:
         """
         with self._graphs.exclusive():
             per_frame = self._model().config.num_frame_tokens
-            options = self._options(keep_ratio, per_frame)
+            ratios = keep_ratio if isinstance(keep_ratio, list) else [keep_ratio] * len(streams)
+            options = self._options(ratios, per_frame)
             parts = [
-                split_call(ids, 0 if features is None else len(features), per_frame, options, own)
-                for (_, ids, features), own in zip(streams, after or [0] * len(streams), strict=True)
+                split_call(ids, 0 if features is None else len(features), per_frame, own, rest)
+                for (_, ids, features), own, rest in zip(streams, options, after or [0] * len(streams), strict=True)
             ]
             outputs: list[list[StepOutput]] = [[] for _ in streams]
             done = [0] * len(streams)
@@ -461,30 +388,31 @@ class StaticLanguageModel:
                 groups: dict[Shape, list[int]] = {}
                 for number in due:
                     groups.setdefault(parts[number][0][0], []).append(number)
-                for shape, members in groups.items():
-                    lengths = {number: parts[number].pop(0)[1] for number in members}
+                for shape, members in mixed_groups(groups):
+                    done_now = {number: parts[number].pop(0) for number in members}
                     for chunk, own_shape in split_streams(shape, members):
                         own = []
                         for number in chunk:
                             cache, ids, features = streams[number]
-                            own.append((cache, ids[done[number] :][: lengths[number]], features))
-                            done[number] += lengths[number]
+                            part, length = done_now[number]
+                            own.append((cache, ids[done[number] :][:length], features, part.num_kept))
+                            done[number] += length
                         is_output = [shape.frames or shape.every or not parts[number] for number in chunk]
                         found = self._run_streams(own_shape, own, any(is_output))
                         for number, output, wanted in zip(chunk, found, is_output, strict=False):
                             outputs[number] += [output] * bool(wanted)
             if self._graphs.keys and not self._is_warm:
-                self._warm_up(options)
+                self._warm_up(options[0])
             return [joined(own) for own in outputs]
 
     def _run_streams(self, shape: Shape, streams: list[tuple], has_output: bool) -> list[StepOutput]:
         """Run one step; returns results if they are among those of the call."""
         step = self._step(shape)
-        caches, ids, features = ([own[item] for own in streams] for item in range(3))
+        caches, ids, features, kept = ([own[item] for own in streams] for item in range(4))
         if shape.frames:
             ids = [own[:: shape.tokens // shape.frames] if step.text_before else [] for own in ids]
         try:
-            step.prepare(caches, ids, features if shape.frames else None)
+            step.prepare(caches, ids, features if shape.frames else None, kept if shape.mixed else None)
             self._run(step)
             results = step.results() if has_output else []
             step.finish()  # while the device is at work
@@ -492,18 +420,19 @@ class StaticLanguageModel:
             step.drop()
         return results[: len(streams)]
 
-    def _options(self, keep_ratio: float | None, per_frame: int) -> tuple:
-        """The fields of a `Shape` of frames from `num_kept` to `routed`, computed again if the config has changed."""
+    def _options(self, keep_ratios: list[float | None], per_frame: int) -> list[tuple]:
+        """For each keep ratio the fields of a `Shape` of frames from `num_kept` to `routed`, computed again if the
+        config has changed."""
         text = self._model().config.text_config
-        asked = (vars(text), keep_ratio, per_frame)
+        asked = vars(text)
         if asked != self._asked:
             text.check_routing()
             routed = text.routed_layers if text.vision_routing == "mod" else ()
-            ratio = text.mod_keep_ratio if keep_ratio is None else keep_ratio
-            kept = num_kept_tokens(ratio, per_frame) if routed else 0
-            self._answer = kept, text.mod_gate, text.mod_selection, text.mod_force_keep_last, routed
+            self._answer = text.mod_gate, text.mod_selection, text.mod_force_keep_last, routed
             self._asked = copy.deepcopy(asked)
-        return self._answer
+        own, is_routed = text.mod_keep_ratio, bool(self._answer[-1])
+        kept = {x: num_kept_tokens(own if x is None else x, per_frame) * is_routed for x in set(keep_ratios)}
+        return [(kept[ratio], *self._answer) for ratio in keep_ratios]
 
     def _step(self, shape: Shape) -> StaticStep:
         step = self._steps.pop(shape, None)
@@ -611,4 +540,4 @@ def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None
     return model._static_steps, None
 
 
-__all__ = ["PlainOps", "StaticLanguageModel", "StepsUnavailable", "static_language_model"]
+__all__ = ["StaticLanguageModel", "StaticStep", "StepsUnavailable", "static_language_model"]

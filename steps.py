@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .cache import MoDCache, PackedCache
+from .configuration_videollm_mod import num_kept_tokens
 from .speaking import silence_probability
 from .static_graphs import MAX_TOKENS, StepOutput
 from .static_step import NOT_FINITE, StepsUnavailable, static_language_model
@@ -265,6 +266,16 @@ class Feed(Step):
         return between in (0, self.num_frames - 1)
 
     @property
+    def ratio(self) -> float:
+        """The keep ratio of its frames."""
+        return self.model.keep_ratio if self.keep_ratio is None else self.keep_ratio
+
+    def without_filling(self, kept: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
+        """What each layer kept of its frames, `[F, k]`, from `[F, any number from k on]`."""
+        count = num_kept_tokens(self.ratio, self.model.config.num_frame_tokens)
+        return tuple(None if tokens is None else tokens[:, :count] for tokens in kept)
+
+    @property
     def shares(self) -> dict[str, float]:
         if self.verification is None:
             return super().shares
@@ -307,7 +318,8 @@ class Feed(Step):
         found: list[StepOutput] = []
         try:
             if static is not None and chosen:
-                found = static.feed_together(streams, chosen[0].keep_ratio, [step.num_after for step in chosen])
+                ratios = [step.keep_ratio for step in chosen]
+                found = static.feed_together(streams, ratios, [step.num_after for step in chosen])
         except StepsUnavailable as error:
             chosen, why_not = [], str(error)
             for (cache, _, _), length in zip(streams, before, strict=True):
@@ -340,10 +352,11 @@ class Feed(Step):
         if images := [step.image_features for step in steps if step.image_features is not None]:
             inputs["image_features"] = torch.cat(images)
         read_at = [start + index for start, step in zip(starts, steps, strict=True) for index in step.read_at]
+        ratios = [step.ratio for step in steps for _ in range(step.num_frames)]
         output = model(
             input_ids=torch.tensor([[token for step in steps for token in step.ids]], device=device),
             logits_to_keep=torch.tensor(read_at, device=device),
-            keep_ratio=steps[0].keep_ratio,
+            keep_ratio=ratios or None,
             **inputs,
         )
         frames = [step.num_frames for step in steps]
@@ -352,6 +365,8 @@ class Feed(Step):
         routed = [x for x in output.router_scores or () if x is not None]
         scores = torch.stack(routed).split(frames, dim=1) if routed else (None,) * len(steps)
         own_kept = [tuple(layer[index] for layer in kept) for index in range(len(steps))]
+        if len(set(ratios)) > 1:  # frames that keep fewer tokens than others are filled up
+            own_kept = [step.without_filling(own) for step, own in zip(steps, own_kept, strict=True)]
         return [StepOutput(*own) for own in zip(logits, own_kept, scores, strict=True)]
 
     @staticmethod

@@ -9,10 +9,15 @@ a pool. Each figure is the best of the repeats, after a warm-up.
 
 `tick_ms` shows where the time of one live frame of each stream goes: the stages, as timed on the device, and the rest,
 in which the device is idle.
+
+`mixed` compares a pool whose streams keep different shares of their vision tokens with one in which all keep the
+highest share, in turns; `speedup` is the median of the pairs.
 """
 
 import argparse
 import time
+from itertools import cycle, islice
+from statistics import median
 
 import numpy as np
 import torch
@@ -29,10 +34,12 @@ def frames_of(seed: int, count: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
 
 
-def watch(model, processor, way: str, count: int, args) -> tuple[float, list]:
+def watch(model, processor, way: str, count: int, args, ratios=(None,)) -> tuple[float, list]:
     """Seconds that `count` streams in a pool, or one session alone, take for `args.frames` frames each, with
-    `args.before` frames in their caches; and the counters of the sessions."""
-    sessions = [model.stream(processor, speak_threshold=0.0) for _ in range(count)]
+    `args.before` frames in their caches; and the counters of the sessions. ratios: keep ratios that streams have by
+    turns."""
+    own = islice(cycle(ratios), count)
+    sessions = [model.stream(processor, speak_threshold=0.0, keep_ratio=ratio) for ratio in own]
     for session in sessions:
         fill(session, args.before)
     pool = StreamPool(model, processor, max_waiting_frames=args.frames)
@@ -55,6 +62,19 @@ def split_of(seconds: float, stats: list, frames: int) -> dict:
     return {name: round(1000 * value / frames, 3) for name, value in stages.items()}
 
 
+def compare_mixed(model, processor, way: str, args) -> dict:
+    """Frames per second of streams with different keep ratios, and of as many with the highest."""
+    compared = {"own": args.ratios, "highest": [max(args.ratios)]}
+    rates = {name: [] for name in compared}
+    for turn in range(args.repeats + 1):
+        for name, ratios in compared.items():
+            seconds, _ = watch(model, processor, way, args.streams, args, ratios)
+            rates[name] += [round(args.streams * args.frames / seconds, 3)] * (turn > 0)  # the first warms up
+    pairs = zip(rates["own"], rates["highest"], strict=True)
+    found = {f"frames_per_second_{name}": own for name, own in rates.items()}
+    return {"ratios": args.ratios, **found, "speedup": round(median(own / highest for own, highest in pairs), 3)}
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", default="nano", choices=NAMES)
@@ -62,6 +82,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--before", type=int, default=160, help="frames in each cache when the clock starts")
     parser.add_argument("--frames", type=int, default=48, help="timed frames of each stream")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--ratios", type=float, nargs="+", default=[0.1, 0.2, 0.5, 1.0], help="of `mixed`")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
     device = torch.device(args.device)
@@ -85,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
             "kv_bytes": sum(own.kv_bytes for own in stats),
             "tick_ms": splits,
             "why_not_static": stats[0].why_not_static,
+            "mixed": compare_mixed(model, processor, way, args),
         }
         print(way, ways[way], flush=True)
     command = f"python -m videollm_mod.benchmarks.pool --geometry {args.geometry}"

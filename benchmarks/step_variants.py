@@ -22,7 +22,8 @@ from ..bench.record import surroundings
 from ..bench.streams import random_model
 from ..cache import MoDCache
 from ..static_graphs import Shape
-from ..static_step import PlainOps, StaticLanguageModel, StaticStep
+from ..static_plain import PlainOps
+from ..static_step import StaticLanguageModel, StaticStep
 
 SEPARATOR, START = 4, 5
 

@@ -23,7 +23,7 @@ from .sent import Ask, Frame, SentLog, Update
 
 OPEN_SECONDS = 60.0  # for an answer to an attempt to connect; a server listens before it has loaded its model
 LONGEST_PAUSE = 5.0  # seconds between two attempts to connect again
-OPTIONS = ("instructions", "speak_threshold", "max_output_tokens")
+OPTIONS = ("instructions", "speak_threshold", "max_output_tokens", "keep_ratio")
 IDLE = 4010  # and other codes with which a server closes a connection
 FINAL = {1000: "session_closed", 1009: "message_too_large", 1011: "stream_failed", 4009: "session_taken_over"}
 # errors after which a request may be sent again
@@ -140,6 +140,7 @@ class Stream:
         instructions: str | None = None,
         speak_threshold: float | None = None,
         max_output_tokens: int | None = None,
+        keep_ratio: float | None = None,
     ) -> None:
         """Change what the session does with the frames from here on.
 
@@ -147,11 +148,13 @@ class Stream:
             instructions (`str`, *optional*): what the model is told.
             speak_threshold (`float`, *optional*): it speaks when P(silence) is below this.
             max_output_tokens (`int`, *optional*): of one narration or answer.
+            keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep, in (0, 1]. Under load the
+                server may keep fewer.
 
         Raises:
             as `ask`.
         """
-        given = (instructions, speak_threshold, max_output_tokens)
+        given = (instructions, speak_threshold, max_output_tokens, keep_ratio)
         options = {name: value for name, value in zip(OPTIONS, given, strict=True) if value is not None}
         name = self._name("update")
         change = {"type": "session.update", "event_id": name, "session": options}
@@ -456,6 +459,7 @@ def connect(
     instructions: str | None = None,
     speak_threshold: float | None = None,
     max_output_tokens: int | None = None,
+    keep_ratio: float | None = None,
     in_flight: int = 8,
     keep_bytes: int = 64 * 2**20,
     patience: float = 300.0,
@@ -465,7 +469,7 @@ def connect(
     Args:
         url (`str`): of the server, such as `http://localhost:8000`.
         key (`str`, *optional*): if the server needs one.
-        instructions, speak_threshold, max_output_tokens: see `Stream.update`.
+        instructions, speak_threshold, max_output_tokens, keep_ratio: see `Stream.update`.
         in_flight (`int`): frames that may be on their way or wait at the server; `push` waits for room.
         keep_bytes (`int`): of frames that are kept, in case the server loses its latest state.
         patience (`float`): seconds for which a lost connection is made again.
@@ -475,7 +479,7 @@ def connect(
         `Unreachable`, when the block is entered: if nothing answers.
         `Refused`, when the block is entered: such as for a wrong key, or a server that is full.
     """
-    options = dict(zip(OPTIONS, (instructions, speak_threshold, max_output_tokens), strict=True))
+    options = dict(zip(OPTIONS, (instructions, speak_threshold, max_output_tokens, keep_ratio), strict=True))
     return Stream(url, key, options, in_flight, keep_bytes, patience)
 
 

@@ -38,7 +38,7 @@ class Engine:
         model (`VideoLLMMoDForConditionalGeneration`), processor (`VideoLLMMoDProcessor`).
         metrics (`Metrics`).
         keep_ratio_range (`tuple[float, float]`, *optional*): within which the keep ratio follows the load; if omitted
-            it stays.
+            it stays. A stream may have one of its own, see `keep_ratio_of`.
         max_cached_bytes (`int`, *optional*): of the caches of all streams.
         max_waiting_frames (`int`): of one stream, before its oldest ones are dropped. With a range, twice as many may
             wait until the ratio is at its lowest.
@@ -104,7 +104,7 @@ class Engine:
 
         def join() -> Stream:
             session = make()
-            session.keep_ratio = None  # a restored session has one; all streams of a pool have the model's
+            session.keep_ratio = None  # which a restored session has; `Stream.keep_ratio` is what its client chose
             stream = Stream(self, receive, self.pool.join(session))
             with self.ready:
                 self.streams.append(stream)
@@ -132,7 +132,15 @@ class Engine:
 
     @property
     def keep_ratio(self) -> float:
+        """Of the streams without one of their own."""
         return self.model.keep_ratio
+
+    def keep_ratio_of(self, stream: Stream) -> float:
+        """A stream's own keep ratio, but under load not more than that of the others."""
+        own, ratio = stream.keep_ratio, self.model.keep_ratio
+        if own is None:
+            return ratio
+        return own if self.control.at_highest else min(own, ratio)
 
     @property
     def alive(self) -> bool:
@@ -216,6 +224,8 @@ class Engine:
             ratio = self.control.update(most, idle)
         if ratio != self.model.keep_ratio:
             self.model.keep_ratio = ratio
+        for stream in self.streams:
+            stream.pooled.session.keep_ratio = None if stream.keep_ratio is None else self.keep_ratio_of(stream)
 
     def _tick(self) -> None:
         if self._apart:

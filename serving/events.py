@@ -26,6 +26,7 @@ class SessionOptions(BaseModel):
     max_output_tokens: int | Literal["inf"] | None = None
     tools: list[Any] | None = None
     speak_threshold: float | None = Field(default=None, ge=0, le=1)
+    keep_ratio: float | None = Field(default=None, gt=0, le=1)  # null: the server's own again
 
 
 class SessionUpdate(ClientEvent):

@@ -34,6 +34,11 @@ class KeepRatioControl:
         return self.levels[self._level]
 
     @property
+    def at_highest(self) -> bool:
+        """Whether there is no load that lowers the ratio."""
+        return self._level == 0
+
+    @property
     def at_lowest(self) -> bool:
         """Whether only dropping frames is left."""
         return self._level == len(self.levels) - 1

@@ -4,7 +4,7 @@ Every session of a pool is an ordinary `StreamingSession` with its own cache, an
 In a tick each session that has work gets one step: a block of frames as `push` would feed them, or one token of a
 reply. On a GPU the steps of one shape, such as a frame of each stream, become one static step (`static_step`);
 elsewhere the tokens of all streams form one row, in which each stream attends to its own cache (`PackedCache`). So the
-weights are read once for all streams.
+weights are read once for all streams, also where they keep different shares of their vision tokens.
 """
 
 import os
@@ -226,18 +226,13 @@ class StreamPool:
         # `join` takes only sessions with bounds
         return self.max_cached_bytes - sum(stream.session.max_kv_bytes or 0 for stream in self.streams)
 
-    @property
-    def _keep_ratios(self) -> set[float]:
-        own = self.model.keep_ratio  # looked up once: that takes longer than a stream
-        return {stream.session.keep_ratio or own for stream in self.streams}
-
     def join(self, session: StreamingSession | None = None, **options) -> PooledStream:
         """Add a stream, at any time: an existing session of this model, such as a restored one, or a new one with the
         options of `StreamingSession`. From now on use it through the returned stream.
 
         Raises:
-            `ValueError`: for a session of another model, one that is in the pool already, one with another
-                `keep_ratio` than the others, or one without bounds if the pool has a limit.
+            `ValueError`: for a session of another model, one that is in the pool already, or one without bounds if the
+                pool has a limit.
             `RuntimeError`: if it does not fit into the memory that is left.
         """
         if session is None:
@@ -248,9 +243,6 @@ class StreamPool:
             raise ValueError("`session` must be of the pool's model")
         if any(stream.session is session for stream in self.streams):
             raise ValueError("`session` is in the pool already")
-        ratio, ratios = session.keep_ratio or self.model.keep_ratio, self._keep_ratios
-        if ratios - {ratio}:
-            raise ValueError(f"`keep_ratio` must be {ratios.pop()} as for the streams in the pool, got {ratio}")
         free = self.free_bytes
         if free is not None:
             if session.max_kv_bytes is None:
@@ -293,13 +285,7 @@ class StreamPool:
         Raises:
             the error of a step: its streams are at their last frame, and their other frames wait again. `error` of
             each of them is set. The events of the other streams come with the next tick.
-            `ValueError`: if streams have different keep ratios, since the model's was changed.
         """
-        if len(ratios := self._keep_ratios) > 1:
-            raise ValueError(
-                f"the streams of a pool must keep one share of vision tokens, got {sorted(ratios)}: the model's "
-                "`keep_ratio` was changed, but some streams have one of their own"
-            )
         members = [stream for stream in self.streams if only is None or stream in only]
         for stream in members:
             stream.error = None

@@ -358,6 +358,8 @@ class RealtimeSession:
                 session.max_new_tokens = self._most_tokens if given == "inf" else given
             if options.speak_threshold is not None:
                 session.speak_threshold = options.speak_threshold
+            if "keep_ratio" in options.model_fields_set:
+                self.stream.keep_ratio = options.keep_ratio
 
         self.stream.change(change, (CHANGE, event_id, is_update))
 
@@ -373,6 +375,7 @@ class RealtimeSession:
             "output_modalities": ["text"],
             "max_output_tokens": session.max_new_tokens,
             "speak_threshold": session.speak_threshold,
+            "keep_ratio": self.engine.keep_ratio if self.stream.keep_ratio is None else self.stream.keep_ratio,
             "max_cached_frames": session.max_cached_frames,
             "max_message_bytes": self.limits.frame_bytes,
             "time": self.watched_time,
@@ -466,7 +469,7 @@ class RealtimeSession:
                 "silence_probability": silence,
                 "waiting": self.stream.waiting,
                 "dropped": self.dropped,
-                "keep_ratio": self.engine.keep_ratio,
+                "keep_ratio": self.engine.keep_ratio_of(self.stream),
             }
         )
 
@@ -502,11 +505,11 @@ class RealtimeSession:
         those of the next one."""
         waiting = self._asked_texts if self._asked is not None and not self._asked.begun else []
         own = {"dropped": self.dropped, "last_item": self._last_item, "is_behind": self.is_behind}
-        return {**own, "texts": [*waiting, *self._texts]}
+        return {**own, "keep_ratio": self.stream.keep_ratio, "texts": [*waiting, *self._texts]}
 
     def take_notes(self, notes: dict) -> None:
         self.dropped, self._texts, self._last_item = notes["dropped"], list(notes["texts"]), notes["last_item"]
-        self.is_behind = notes["is_behind"]
+        self.is_behind, self.stream.keep_ratio = notes["is_behind"], notes.get("keep_ratio")  # older ones have none
 
     # Its end.
 

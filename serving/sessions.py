@@ -207,7 +207,7 @@ def state_of(session: RealtimeSession) -> dict:
         "id": session.id,
         "waiting": session.stream.waiting,
         "dropped": session.dropped,
-        "keep_ratio": session.engine.keep_ratio,
+        "keep_ratio": session.engine.keep_ratio_of(session.stream),
         "last_event": session.log.last,
     }
 

@@ -60,11 +60,13 @@ class Stream:
 
     Attributes:
         waiting (`int`): frames that were not given to the model yet.
+        keep_ratio (`float`, *optional*): its own, from the next step on; see `Engine.keep_ratio_of`.
     """
 
     def __init__(self, engine: "Engine", receive: Callable[[Output], None], pooled: PooledStream):
         self.engine, self.receive, self.pooled = engine, receive, pooled
         self.waiting = 0
+        self.keep_ratio: float | None = None
         self.closed = False
         self._work: deque[_Frame | _Ask | _Change | _Call] = deque()
         self._hush: list[Any] = []  # replies that are to end
@@ -147,7 +149,9 @@ class Stream:
             as `Engine.open`, and `Closed`.
         """
         session = await self.call(lambda session: session.fork())
-        return await self.engine.open(receive, lambda: session)
+        stream = await self.engine.open(receive, lambda: session)
+        stream.keep_ratio = self.keep_ratio
+        return stream
 
     async def close(self) -> None:
         """Leave the pool. Work that waits is dropped, and a reply is cut short. All that came out before has been
@@ -188,7 +192,7 @@ class Stream:
             if output.event is not None:
                 metrics.said("narration")
                 put(self, Said(None, output.event, hushed, *self._counted()))
-            put(self, Watched(frame.ref, output, self.engine.keep_ratio))
+            put(self, Watched(frame.ref, output, self.engine.keep_ratio_of(self)))
         else:
             asked, self._asked = self._asked, None
             metrics.said("answer")

@@ -52,14 +52,17 @@ def test_forward_and_gradients_match_a_naive_forward(name, seed):
     seed += 10 * list(ROUTINGS).index(name)
     shape = random.Random(seed).choice([{}, {"pooled": (1, 2), "cls": False}, {"pooled": (3, 2)}, {"pooled": None}])
     model = tiny_model(seed, num_hidden_layers=4, **shape, **ROUTINGS[name])
-    _, (row,) = random_batch(model, seed, [random.Random(seed).randint(1, 3)])
-    out = model(**row, output_router_scores=True)
-    expected, kept = naive_forward(model, row["input_ids"][0].tolist(), row["video_features"])
+    rng = random.Random(seed)
+    _, (row,) = random_batch(model, seed, [rng.randint(1, 3)])
+    ratios = None if seed % 2 else [rng.choice((0.1, 0.2, 0.5, 1.0)) for _ in row["video_features"]]
+    out = model(**row, output_router_scores=True, keep_ratio=ratios)
+    expected, kept = naive_forward(model, row["input_ids"][0].tolist(), row["video_features"], ratios)
     assert_near(out.logits[0], expected)
     for layer_idx, indices in enumerate(out.kept_indices):
         assert (indices is None) == (layer_idx not in kept)
         if indices is not None:
-            assert indices.tolist() == kept[layer_idx]
+            most = max(map(len, kept[layer_idx]))
+            assert indices.tolist() == [[*own, *[-1] * (most - len(own))] for own in kept[layer_idx]]
 
     parameters, probe = dict(model.named_parameters()), torch.randn_like(expected)
 
@@ -255,6 +258,35 @@ def test_keep_ratio_can_be_set_at_run_time():
         with pytest.raises(ValueError, match="keep_ratio"):
             model.keep_ratio = ratio
     assert model.keep_ratio == 1
+
+
+@torch.no_grad()
+def test_each_frame_of_a_batch_can_have_its_own_keep_ratio():
+    """A batch with padding equals its rows. Ratios that keep equally many tokens are one ratio."""
+    model = tiny_model(14)
+    batch, rows = random_batch(model, 14, [3, 0, 2])
+    ratios = [1.0, 0.2, 0.0, 0.1, 0.5]
+    out = model(**batch, keep_ratio=ratios, output_router_scores=True)
+    assert_near(model(**batch, keep_ratio=torch.tensor(ratios)).logits, out.logits)
+    assert [(frame >= 0).sum().item() for frame in out.kept_indices[1]] == [5, 1, 0, 1, 3]
+    for index, (row, own) in enumerate(zip(rows, ([1.0, 0.2, 0.0], [], [0.1, 0.5]), strict=True)):
+        logits = model(**row, keep_ratio=own).logits[0]
+        assert_near(out.logits[index, -len(logits) :], logits)
+    same = model(**batch, keep_ratio=[0.3, 0.4, 0.35, 0.21, 0.4], output_router_scores=True)
+    assert same.kept_indices[1].shape == (5, 2)
+    assert_near(same.logits, model(**batch, keep_ratio=0.4).logits)
+    for wrong, message in (
+        (ratios[:-1], "`keep_ratio` must be one number, or one for each of 5 frames, got 4 ratios"),
+        (torch.ones(5, 1), r"one for each of 5 frames, got a tensor \[5, 1\]"),
+        (torch.tensor(0.5), r"got a tensor \[\]"),
+        ([*ratios[:-1], 1.5], r"`keep_ratio` must be a number in \(0, 1\], got 1.5"),
+        ([*ratios[:-1], None], "got None"),
+        ("half", "got 'half'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(**batch, keep_ratio=wrong)
+    with pytest.raises(ValueError, match="`keep_ratio` of `generate` must be one number, got a list"):
+        model.generate(**batch, keep_ratio=ratios, max_new_tokens=1)
 
 
 def test_scores_stay_float32_in_half_precision():

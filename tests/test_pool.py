@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from comparing import assert_near, assert_same_cache, assert_same_events
+from comparing import PROBABILITY, assert_near, assert_same_cache, assert_same_events
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_data import small_model
@@ -13,6 +13,7 @@ from tiny_models import ROUTINGS, random_batch, tiny_model
 
 from videollm_mod import StreamingSession, StreamPool
 from videollm_mod.cache import MoDCache, PackedCache
+from videollm_mod.configuration_videollm_mod import TRAINING_FREE
 
 QUESTIONS = ("How many objects are there?", "What happened last?", "Where is the red circle?")
 
@@ -66,7 +67,8 @@ def random_options(rng: random.Random, speaks_below: float) -> dict:
         options["max_cached_frames"] = rng.randint(4, 8)
     if bound in ("bytes", "both"):
         options["max_cached_bytes"] = 512 * rng.randint(600, 800)  # of a token in all layers
-    return {**options, "cache_policy": rng.choice(("window", "router"))}
+    ratio = rng.choice((None, 0.1, 0.2, 0.5, 1.0))
+    return {**options, "cache_policy": rng.choice(("window", "router")), "keep_ratio": ratio}
 
 
 def play(checkpoint, rng: random.Random, count: int, speaks_below: float) -> None:
@@ -114,10 +116,42 @@ def test_events_in_a_pool_equal_events_alone_in_any_order(checkpoint, threshold,
     play(checkpoint, random.Random(seed), count, threshold)
 
 
+@pytest.mark.parametrize("options", [{}, *({"mod_selection": name} for name in ("uniform", "random", *TRAINING_FREE))])
+def test_streams_of_a_pool_keep_their_own_share(options):
+    """Each stream watches and keeps what it would alone, whatever the others keep."""
+    model, processor = small_model(0, mod_layers=[1, 3], **options)
+    probe = model.stream(processor, speak_threshold=0.0)
+    silence = sorted(frame.silence_probability for frame in probe.watch(images(9, 12)))
+    usual = {"speak_threshold": (silence[3] + silence[4]) / 2, "max_new_tokens": 3}
+    pool = StreamPool(model, processor)
+    streams, watched, expected = [], [], []
+    for number, ratio in enumerate((0.1, None, 0.5, 1.0)):
+        frames = images(number, 5 + number)
+        streams.append(pool.join(**usual, keep_ratio=ratio, max_cached_frames=4 if ratio == 0.5 else None))
+        streams[-1].push(frames)
+        watched.append([])
+        streams[-1].on_output = watched[-1].append
+        alone = model.stream(processor, **usual, keep_ratio=ratio, max_cached_frames=4 if ratio == 0.5 else None)
+        expected.append([own for frame in frames for own in alone.watch(frame[None])])
+    pool.run()
+    said = 0
+    for own, others, count in zip(watched, expected, (1, 2, 3, 5), strict=True):
+        own = [frame for frame in own if not isinstance(frame, str)]
+        for frame, other in zip(own, others, strict=True):
+            assert_near(frame.silence_probability, other.silence_probability, PROBABILITY)
+            for kept, kept_alone in zip(frame.kept, other.kept, strict=True):
+                assert kept is kept_alone is None or torch.equal(kept, kept_alone)
+            assert [kept is None or len(kept) == count for kept in frame.kept] == [True] * 4
+        events = [[frame.event for frame in some if frame.event is not None] for some in (own, others)]
+        assert_same_events(*events)
+        said += len(events[0])
+    assert said
+
+
 @pytest.mark.parametrize("name", ROUTINGS)
 def test_packed_streams_equal_separate_streams(name):
     """Compares caches, logits and kept tokens for every kind of routing, at different points of the streams. In each
-    layer, the streams hold different numbers of tokens."""
+    layer, the streams hold different numbers of tokens; after the first call, they keep different shares."""
     seed = list(ROUTINGS).index(name)
     model = tiny_model(seed, **ROUTINGS[name])
     counts = [[2, 0, 3], [1, 2, 2], [3, 1, 0]]  # frames of each call, stream by stream
@@ -127,10 +161,11 @@ def test_packed_streams_equal_separate_streams(name):
         lengths = [row["input_ids"].shape[1] for row in rows]
         packed = PackedCache(caches, lengths)
         positions = [torch.arange(n) + cache.seen_tokens for n, cache in zip(lengths, caches, strict=True)]
+        ratios = (0.2, 0.5, 1.0) if call else (model.keep_ratio,) * 3
         with torch.no_grad():
             alone = [
-                model(**row, past_key_values=c, output_router_scores=True)
-                for row, c in zip(rows, expected, strict=True)
+                model(**row, past_key_values=c, output_router_scores=True, keep_ratio=ratio)
+                for row, c, ratio in zip(rows, expected, ratios, strict=True)
             ]
             together = model(
                 input_ids=torch.cat([row["input_ids"] for row in rows], dim=1),
@@ -138,11 +173,16 @@ def test_packed_streams_equal_separate_streams(name):
                 position_ids=torch.cat(positions)[None],
                 past_key_values=packed,
                 output_router_scores=True,
+                keep_ratio=[ratio for ratio, count in zip(ratios, frames, strict=True) for _ in range(count)],
             )
         assert_near(together.logits, torch.cat([out.logits for out in alone], dim=1))
         for layer, kept in enumerate(together.kept_indices):
             own = [out.kept_indices[layer] for out in alone if out.kept_indices[layer] is not None]
-            assert (kept is None) == (not own) and (kept is None or torch.equal(kept, torch.cat(own)))
+            assert (kept is None) == (not own)
+            if own:
+                most = max(tokens.shape[1] for tokens in own)
+                filled = [torch.nn.functional.pad(tokens, (0, most - tokens.shape[1]), value=-1) for tokens in own]
+                assert torch.equal(kept, torch.cat(filled))
         for cache, other in zip(caches, expected, strict=True):
             assert_same_cache(cache, other)
 
@@ -202,8 +242,6 @@ def test_invalid_members_are_refused(checkpoint):
         stream.push(images(0, 3))
     with pytest.raises(ValueError, match="do not go back, got 1.0 at index 0 after 3.5"):
         stream.push(images(0, 1), [1.0])
-    with pytest.raises(ValueError, match="`keep_ratio` must be 0.4 as for the streams in the pool, got 0.9"):
-        pool.join(keep_ratio=0.9)
     with pytest.raises(ValueError, match="is in the pool already"):
         pool.join(stream.session)
     with pytest.raises(ValueError, match="`session` must be of the pool's model"):
@@ -271,15 +309,17 @@ def test_failed_tick_loses_nothing(checkpoint, threshold):
         assert_same_events(events[stream], alone(checkpoint, [("push", images(index, 20))], options))
 
 
-def test_changing_the_keep_ratio_of_some_streams_is_refused():
+def test_the_keep_ratio_of_the_model_is_that_of_streams_without_their_own():
+    """Also if it changes while they are in a pool."""
     model, processor = small_model(0)
     pool = StreamPool(model, processor)
     own, models = pool.join(keep_ratio=model.keep_ratio, speak_threshold=0.0), pool.join(speak_threshold=0.0)
-    for stream in (own, models):
-        stream.push(images(1, 2))
-    before, model.keep_ratio = model.keep_ratio, 1.0
-    with pytest.raises(ValueError, match="must keep one share of vision tokens, got .*, 1.0"):
-        pool.tick()
-    model.keep_ratio = before
-    pool.run()
-    assert own.session.stats.frames == models.session.stats.frames == 2
+    kept = {own: [], models: []}
+    for stream in kept:
+        stream.on_output = lambda frame, stream=stream: kept[stream].append(len(frame.kept[1]))
+    for ratio in (0.4, 1.0):
+        model.keep_ratio = ratio
+        for stream in kept:
+            stream.push(images(1, 2))
+        pool.run()
+    assert kept == {own: [2, 2, 2, 2], models: [2, 2, 5, 5]}

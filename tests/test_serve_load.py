@@ -36,20 +36,24 @@ def test_wrong_ranges_are_refused(low, high):
         KeepRatioControl(low, high, num_frame_tokens=10)
 
 
-def test_overload_lowers_the_ratio_then_drops_the_oldest_frames(checkpoint):
+@pytest.mark.parametrize("ratio", [None, 1.0])
+def test_overload_lowers_the_ratio_then_drops_the_oldest_frames(checkpoint, ratio):
+    """Also that of a session with a ratio of its own."""
     model = checkpoint[0]
     own = model.keep_ratio
     with serving(checkpoint, limits={"waiting_frames": 4}, keep_ratio_range=(0.1, 0.4)) as running:
-        asyncio.run(asyncio.wait_for(overload(running), PATIENCE))
+        asyncio.run(asyncio.wait_for(overload(running, ratio), PATIENCE))
         assert metric(running.url, "videollm_mod_frames_dropped_total") == 2
         assert metric(running.url, "videollm_mod_keep_ratio") == 0.4
     assert model.keep_ratio == own
 
 
-async def overload(running: Running) -> None:
+async def overload(running: Running, ratio: float | None) -> None:
     frames = frames_of(60, 12)
     async with client(running.url) as mine:
-        await mine.until("session.created")
+        assert (await mine.until("session.created"))["session"]["keep_ratio"] == 0.4
+        await mine.send("session.update", session={"keep_ratio": ratio})
+        assert (await mine.until("session.updated"))["session"]["keep_ratio"] == (ratio or 0.4)
         with held(running):
             for image, time in frames[:10]:
                 await mine.frame(image, time)
@@ -67,7 +71,7 @@ async def overload(running: Running) -> None:
             last = seen[-1]["timestamp"] + 0.5
             await mine.frame(frames[-1][0], last)
             seen.append(await mine.until("input_video_frame.acknowledged"))
-            if seen[-1]["keep_ratio"] == 0.4:
+            if seen[-1]["keep_ratio"] == (ratio or 0.4):
                 break
 
 

@@ -7,6 +7,7 @@ from time import monotonic
 
 import httpx
 import pytest
+from comparing import PROBABILITY, assert_near
 from fresh_process import ROOT
 from plain_http import web
 from running_servers import client, data_url, frames_of, held, metric, plain, png, serving, serving_elsewhere
@@ -97,6 +98,41 @@ def test_a_fork_leaves_the_stream_undisturbed(http):
         answers.append(http.post(f"/sessions/{session}/ask", json={"question": QUESTION}).json()["text"])
         http.delete(f"/sessions/{session}")
     assert answers[0] == answers[1] == what_if["text"] and what_if["time"] == 2.5
+
+
+def test_sessions_keep_their_own_share_and_take_it_along(checkpoint, tmp_path):
+    """Beside others in one server, each as alone. It is saved, and can be given up."""
+    model, processor = checkpoint
+    frames, ratios, sessions = frames_of(68, 6), (None, 0.1, 1.0), []
+
+    def silence(http: httpx.Client, session: str) -> list[float]:
+        http.post(f"/sessions/{session}/commit")
+        seen = [event for event in events_so_far(http, session) if event["type"] == "input_video_frame.acknowledged"]
+        return [event["silence_probability"] for event in seen if event["status"] == "watched"]
+
+    def url(running) -> dict:
+        return {"base_url": f"{running.url}/v1/streaming", "timeout": PATIENCE}
+
+    with serving(checkpoint, saved=tmp_path) as running, httpx.Client(**url(running)) as http:
+        for ratio in ratios:
+            sessions.append(http.post("/sessions", json={} if ratio is None else {"keep_ratio": ratio}).json()["id"])
+        with held(running):
+            for session in sessions:
+                http.post(f"/sessions/{session}/frames", json=as_json(frames[:3]))
+        first = [silence(http, session) for session in sessions]
+        assert http.post("/sessions", json={"keep_ratio": 0}).json()["error"]["param"] == "keep_ratio"
+    with serving(checkpoint, saved=tmp_path) as running, httpx.Client(**url(running)) as http:
+        for session, ratio, before in zip(sessions, ratios, first, strict=True):
+            opened = http.post("/sessions", json={"session_id": session}).json()
+            assert opened["keep_ratio"] == (ratio or model.keep_ratio)
+            http.post(f"/sessions/{session}/frames", json=as_json(frames[3:]))
+            seen = before + silence(http, session)[-3:]
+            alone = model.stream(processor, keep_ratio=ratio)
+            expected = [own.silence_probability for image, time in frames for own in alone.watch(image[None], [time])]
+            assert_near(seen, expected, PROBABILITY)
+        http.post("/sessions", json={"session_id": sessions[2], "keep_ratio": None})
+        http.post(f"/sessions/{sessions[2]}/commit")
+        assert http.get(f"/sessions/{sessions[2]}").json()["keep_ratio"] == model.keep_ratio
 
 
 def events_so_far(http: httpx.Client, session: str) -> list[dict]:

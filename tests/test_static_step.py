@@ -13,15 +13,14 @@ from comparing import assert_near, assert_same_cache, assert_same_events
 from small_data import small_model
 from tiny_models import FIRST_WORD, ROUTINGS, SEPARATOR, START, VIDEO, random_batch, tiny_model
 
-from videollm_mod import (
-    StreamPool,
-)
+from videollm_mod import StreamPool, static_graphs
 from videollm_mod import steps as steps_module
 from videollm_mod.cache import MoDCache
 from videollm_mod.data.world import world_stream
 from videollm_mod.routing import LayerExpert
 from videollm_mod.static_graphs import why_not
-from videollm_mod.static_step import PlainOps, StaticLanguageModel
+from videollm_mod.static_plain import PlainOps
+from videollm_mod.static_step import StaticLanguageModel
 
 needs_triton = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
@@ -102,10 +101,10 @@ def test_static_steps_equal_the_model(name):
         assert_same_cache(mixed, expected)
 
 
-def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
+def check_streams_together(models, fast, seed: int, near=assert_near, mixed: bool = True) -> None:
     """Compare streams that share steps with calls of each stream alone, of this model and of others, which `near` gets
     too. Streams come and go, hold different numbers of tokens, are forked, and add texts of different lengths and
-    different numbers of frames."""
+    different numbers of frames. mixed: in half of the calls they keep different shares of their vision tokens."""
     model = models[0]
     rng, per_frame, vision = random.Random(seed), model.config.num_frame_tokens, model.config.vision_config.hidden_size
     torch.manual_seed(seed)
@@ -126,9 +125,10 @@ def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
             ids = text[: None if own else -1] + ([VIDEO] * per_frame + [SEPARATOR]) * own
             features = torch.randn(own, per_frame, vision).to(model.device, model.dtype) if own else None
             fed.append((cache, ids[: len(ids) - bool(own)], features))
-        results = fast.feed_together(fed, None)
+        ratios = [rng.choice((None, 0.2, 0.5, 1.0)) if mixed and rng.random() < 0.5 else None for _ in streams]
+        results = fast.feed_together(fed, ratios)
         used |= {step.shape.streams for step in fast._steps.values()}
-        for (cache, *others), (_, ids, features), result in zip(streams, fed, results, strict=True):
+        for (cache, *others), (_, ids, features), ratio, result in zip(streams, fed, ratios, results, strict=True):
             inputs = {"input_ids": torch.tensor([ids], device=model.device), "output_router_scores": True}
             read_at = [len(ids) - 1]
             if features is not None:
@@ -137,7 +137,7 @@ def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
             outputs = []
             for each, other in zip(models, others, strict=True):
                 seen = {} if features is None else {"video_features": features.to(each.dtype)}
-                outputs.append(each(**inputs, **seen, past_key_values=other, logits_to_keep=read_at))
+                outputs.append(each(**inputs, **seen, past_key_values=other, logits_to_keep=read_at, keep_ratio=ratio))
             near(result.logits, *(output.logits[0] for output in outputs))
             if features is not None:
                 assert bool(result.finite)
@@ -149,6 +149,8 @@ def check_streams_together(models, fast, seed: int, near=assert_near) -> None:
                     assert own is other is None or torch.equal(own, other)
             assert_same_cache(cache, *others, near=near)
     assert {1, 2, 4} <= used
+    is_routed = model.config.text_config.vision_routing == "mod"
+    assert any(step.shape.mixed for step in fast._steps.values()) == (mixed and is_routed)
 
 
 @pytest.mark.parametrize("name", ["learned", "output gate", "uniform", "full", "normalised"])
@@ -201,12 +203,36 @@ def test_static_steps_of_several_streams_equal_each_alone(name):
 
 
 @torch.no_grad()
-def test_infinite_features_of_one_stream_do_not_affect_the_others():
+def test_streams_that_keep_different_shares_share_a_step(monkeypatch):
+    """Up to the size of captured steps. One step serves any mix of ratios."""
+    model = tiny_model(11, mod_layers="all")
+    fast, caches = StaticLanguageModel(model, PlainOps), [MoDCache(model.config) for _ in range(4)]
+    ids = [START, *[VIDEO] * 5, SEPARATOR, *[VIDEO] * 5]
+
+    def kept(*ratios) -> list[int]:
+        fed = [(cache, ids, torch.randn(2, 5, 16)) for cache in caches]
+        return [result.kept[1].shape[1] for result in fast.feed_together(fed, list(ratios))]
+
+    assert kept(1.0, 0.2, None, 0.2) == [5, 1, 2, 1]
+    assert kept(0.2, 0.2, 0.5, 1.0) == [1, 1, 3, 5]
+    (shape,) = fast._steps
+    assert shape.mixed and (shape.streams, shape.num_kept) == (4, 5)
+    assert kept(0.5, 0.2, 0.2, 0.2) == [3, 1, 1, 1]
+    assert kept(0.2, 0.2, 0.2, 0.2) == [1, 1, 1, 1]
+    assert [(own.mixed, own.num_kept) for own in fast._steps] == [(True, 5), (True, 3), (False, 1)]
+    monkeypatch.setattr(static_graphs, "MAX_CAPTURED", 4 * 12 - 1)
+    assert kept(0.2, 0.2, 0.5, 1.0) == [1, 1, 3, 5]
+    assert [(own.streams, own.num_kept) for own in list(fast._steps)[-3:]] == [(2, 1), (1, 3), (1, 5)]
+
+
+@pytest.mark.parametrize("ratios", [None, [0.2, 1.0, 0.2]])
+@torch.no_grad()
+def test_infinite_features_of_one_stream_do_not_affect_the_others(ratios):
     model = tiny_model(7)
     good, bad = torch.randn(1, 5, 16), torch.full((1, 5, 16), torch.inf)
     ids = [5, *[VIDEO] * 5]
     fed = [(MoDCache(model.config), ids, features) for features in (good, bad, good)]
-    first, middle, last = StaticLanguageModel(model, PlainOps).feed_together(fed, None)
+    first, middle, last = StaticLanguageModel(model, PlainOps).feed_together(fed, ratios)
     assert bool(first.finite) and not bool(middle.finite) and bool(last.finite)
     assert_near(first.logits, last.logits)  # rows of one product, of which the last may be rounded by another kernel
     assert first.logits.isfinite().all()
@@ -363,8 +389,8 @@ def speaks(small) -> dict:
 def watched_alone(small, speaks):
     """`(options, videos, events)` of five sessions that are asked after four frames."""
     model, processor = small
-    options = [{}, {"max_cached_frames": 6}, {"max_cached_frames": 5, "cache_policy": "router"}, {}, {}]
-    options = [own | speaks for own in options]
+    options = [{}, {"max_cached_frames": 6}, {"max_cached_frames": 5, "cache_policy": "router", "keep_ratio": 0.1}]
+    options = [own | speaks for own in [*options, {"keep_ratio": 1.0}, {}]]
     videos, events = [images(seed, 10) for seed in range(910, 915)], []
     for own, video in zip(options, videos, strict=True):
         session = model.stream(processor, **own)
@@ -437,6 +463,11 @@ def test_the_routing_kernel_equals_plain_torch(monkeypatch, seed):
         tokens = torch.randint(-1, 2, tokens.shape, device=device)
         tokens[:, 3:] = 0
     tokens, slots = tokens.to(dtype), frames * (before + num_kept)
+    counts = None
+    if seed >= 12:  # of a stream each, beside other columns of a table
+        table = torch.zeros(rng.choice((1, frames)), 8, dtype=torch.long, device=device)
+        table[:, 7] = torch.tensor([rng.randint(0, num_kept) for _ in table])
+        counts = table[:, 7]
     made = []
     for kind in (PlainOps, kernels.Kernels):
         index = torch.arange(frames, device=device).repeat_interleave(before + num_kept) * (before + per_frame)
@@ -444,12 +475,15 @@ def test_the_routing_kernel_equals_plain_torch(monkeypatch, seed):
         scores = torch.zeros(frames, per_frame, device=device)
         kept = torch.zeros(frames, num_kept, dtype=torch.long, device=device)
         results, shape = (index, scale, scores, kept), (frames, per_frame, num_kept)
-        kind.route(tokens, layer, shape, *results, gate, force_last)
+        for own in (counts, None if counts is None else counts.flip(0)):  # slots change their roles from step to step
+            kind.route(tokens, layer, shape, *results, gate, force_last, own if own is None else own.contiguous())
+        kind.route(tokens, layer, shape, *results, gate, force_last, counts)
         made.append(results)
     for name, value, expected in zip(("index", "scale", "scores", "kept"), *made[::-1], strict=True):
         torch.testing.assert_close(value, expected, msg=lambda text, name=name: f"{name}: {text}")
     index, scale, scores, kept = made[1]
-    kernels.Kernels.route(tokens * float("nan"), layer, shape, index, scale, scores, kept, gate, force_last)
+    kernels.Kernels.route(tokens * float("nan"), layer, shape, index, scale, scores, kept, gate, force_last, counts)
+    assert counts is None or len(set(index.tolist())) == slots  # else tokens would be written by two slots at once
     assert scores.isnan().all() and int(index.min()) >= 0 and int(index.max()) < len(tokens)
     assert int(kept.min()) >= 0 and int(kept.max()) < per_frame
 
@@ -489,7 +523,8 @@ def test_the_probability_kernel_equals_plain_torch(monkeypatch, size, dtype):
 @pytest.mark.parametrize("name", ["Kernels", "CublasKernels"])
 @torch.no_grad()
 def test_steps_by_kernels_equal_plain_torch(name, text):
-    """Without graphs: text, a frame, frames of two streams, and text after a frame."""
+    """Without graphs: text, a frame, frames of two streams that keep equally many tokens or not, and text after a
+    frame."""
     kernels = pytest.importorskip("videollm_mod.static_kernels")
     size = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     model = with_any_norm(tiny_model(3, **size, num_hidden_layers=4, **STATIC[text]))
@@ -502,6 +537,11 @@ def test_steps_by_kernels_equal_plain_torch(name, text):
         results += static.feed_together(
             [(cache, frame, own) for cache, own in zip(caches, features, strict=True)], None
         )
+        fed = [
+            (cache, [*frame, SEPARATOR, *frame[1:]], own.repeat(2, 1, 1))
+            for cache, own in zip(caches, features, strict=True)
+        ]
+        results += static.feed_together(fed, [1.0, 0.2])
         # text after the frame of one stream, of which all logits are needed
         fed = [
             (cache, [*frame, *[8, 9][:more]], own) for cache, own, more in zip(caches, features, (2, 0), strict=True)
@@ -509,7 +549,7 @@ def test_steps_by_kernels_equal_plain_torch(name, text):
         results += static.feed_together(fed, None, after=[2, 0])
         made.append((results, caches))
     (results, caches), (expected, expected_caches) = made
-    assert [len(result.logits) for result in results] == [1, 1, 1, 2, 1]
+    assert [len(result.logits) for result in results] == [1, 1, 1, 2, 2, 2, 1]
     for result, other in zip(results, expected, strict=True):
         assert_near(result.logits, other.logits)
         assert_near(result.silence, other.silence)

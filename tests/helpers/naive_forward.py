@@ -33,9 +33,9 @@ def routed_layers(config) -> set[int]:
     }
 
 
-def keep_of_frame(config, scores: list[float], layer: int, frame: int) -> list[int]:
+def keep_of_frame(config, scores: list[float], layer: int, frame: int, ratio: float) -> list[int]:
     n = len(scores)
-    k = max(1, math.ceil(round(config.mod_keep_ratio * n, 6)))
+    k = max(1, math.ceil(round(ratio * n, 6)))
     if config.mod_selection == "uniform":
         best = [math.floor((j + 0.5) * n / k) for j in range(k)]
         ranked = best + [i for i in range(n) if i not in best]
@@ -84,9 +84,11 @@ def decoder_layer(layer, config, tokens: list[torch.Tensor], positions: list[int
     return outputs
 
 
-def naive_forward(model, ids: list[int], features: torch.Tensor):
-    """(logits [T, V], kept tokens of each frame by layer) of one row without padding."""
+def naive_forward(model, ids: list[int], features: torch.Tensor, ratios: list[float] | None = None):
+    """(logits [T, V], kept tokens of each frame by layer) of one row without padding. ratios: the keep ratio of each
+    frame; the model's own if omitted."""
     config, text = model.config, model.config.text_config
+    ratios = [text.mod_keep_ratio] * len(features) if ratios is None else ratios
     n, language = config.num_frame_tokens, model.model.language_model
     frames, tokens, token = [], [], 0
     for i, token_id in enumerate(ids):
@@ -121,7 +123,7 @@ def naive_forward(model, ids: list[int], features: torch.Tensor):
                     for j, (i, x) in enumerate(zip(frame, earlier, strict=True)):
                         apart = (values[i] - x).norm()
                         scores[j] = apart if apart * 256 > values[i].norm() else scores[j]
-                kept = keep_of_frame(text, [s.item() for s in scores], layer_idx, number)
+                kept = keep_of_frame(text, [s.item() for s in scores], layer_idx, number, ratios[number])
                 kept_by_layer[layer_idx].append(kept)
                 for j in kept:
                     enters.add(frame[j])
