@@ -15,6 +15,8 @@ highest share, in turns; `speedup` is the median of the pairs.
 """
 
 import argparse
+import shlex
+import sys
 import time
 from itertools import cycle, islice
 from statistics import median
@@ -109,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
             "mixed": compare_mixed(model, processor, way, args),
         }
         print(way, ways[way], flush=True)
-    command = f"python -m videollm_mod.benchmarks.pool --geometry {args.geometry}"
+    command = shlex.join(["python", "-m", "videollm_mod.benchmarks.pool", *(sys.argv[1:] if argv is None else argv)])
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
     sizes = {name: getattr(args, name) for name in ("geometry", "streams", "before", "frames", "device")}
     result = {"command": command, "commit": commit(), **surroundings(), **sizes, "peak_bytes": peak, "ways": ways}
