@@ -13,7 +13,6 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
-from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 from transformers.utils import logging
 
 try:  # comes with torch for CUDA; elsewhere the kernels below are defined, but never run
@@ -261,7 +260,11 @@ def rotate(queries, keys, cos, sin) -> tuple[torch.Tensor, torch.Tensor]:
     """
     if torch.is_grad_enabled() and kernels_for(queries, keys, cos, sin) is not None:
         return _Rotate.apply(queries, keys, cos, sin)
-    return apply_rotary_pos_emb(queries, keys, cos, sin, unsqueeze_dim=2)
+    # in one go, since launching operations takes most of the time of a short text
+    both, cos, sin = torch.cat([queries, keys], dim=2), cos[:, :, None], sin[:, :, None]
+    first, second = both.chunk(2, dim=-1)
+    both = both * cos + torch.cat([-second, first], dim=-1) * sin
+    return both[:, :, : queries.shape[2]], both[:, :, queries.shape[2] :]
 
 
 class _Rotate(torch.autograd.Function):

@@ -7,8 +7,8 @@ k of them kept, K tokens that enter a routed layer, D hidden size.
 """
 
 import copy
+import functools
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,7 @@ from .selection import KeepRatio
 FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]
 # with `enable_gqa`, torch 2.8 repeats keys on a CPU and then takes its slowest kernel
 GROUPS_ON_CPU = torch.__version__ >= "2.9"
+LARGEST_MASK = 2**20  # numbers of a mask that is kept from layer to layer
 
 
 def keeping_precision(quantization_config):
@@ -116,6 +117,8 @@ def causal_mask(
         if implementation != "sdpa" or num_queries in (1, num_keys):
             return None
         if not torch.is_autocast_enabled(hidden_states.device.type):  # which would not cast the values
+            if hidden_states.device.type == "cpu" and num_queries * num_keys <= LARGEST_MASK:
+                return lower_right_mask(num_queries, num_keys, hidden_states.dtype)
             return causal_lower_right(num_queries, num_keys)
 
     def sees(batch_idx, head_idx, query_idx, key_idx):
@@ -142,6 +145,16 @@ def causal_mask(
     )
 
 
+@functools.lru_cache(2)
+@torch.inference_mode(False)  # it may be used with gradients later
+def lower_right_mask(num_queries: int, num_keys: int, dtype: torch.dtype) -> torch.Tensor:
+    """`causal_lower_right` as a tensor on the CPU, `[num_queries, num_keys]`, which torch would make anew in every
+    layer. There are two sizes in a call, of the routed layers and of the others."""
+    mask = torch.zeros(num_queries, num_keys, dtype=dtype)
+    mask[:, num_keys - num_queries :] = torch.full((num_queries, num_queries), float("-inf"), dtype=dtype).triu(1)
+    return mask
+
+
 def attend_in_groups(module, queries, keys, values, attention_mask, dropout=0.0, scaling=None, **kwargs):
     """transformers' `sdpa` for CPUs, without repeating keys and values for each query head. transformers repeats them
     where there is a mask, since not every GPU kernel takes both; on a CPU copying them takes longer than attention."""
@@ -161,6 +174,7 @@ class VideoLLMMoDAttention(LlamaAttention):
     def __init__(self, config: VideoLLMMoDTextConfig, layer_idx: int):
         super().__init__(config, layer_idx)
         self.has_rope = layer_idx not in config.no_rope_layers
+        self.qk_norm = config.qk_norm  # looking something up in a configuration takes as long as a small operation
         if config.qk_norm:
             self.q_norm, self.k_norm = (
                 VideoLLMMoDRMSNorm(self.head_dim, eps=config.rms_norm_eps) for _ in ("queries", "keys")
@@ -235,29 +249,34 @@ class VideoLLMMoDAttention(LlamaAttention):
 
     def normalised(self, queries: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Queries and keys `[..., head_dim]` as they are rotated."""
-        return (self.q_norm(queries), self.k_norm(keys)) if self.config.qk_norm else (queries, keys)
+        return (self.q_norm(queries), self.k_norm(keys)) if self.qk_norm else (queries, keys)
 
 
 class VideoLLMMoDMLP(LlamaMLP):
     """Llama's MLP, with the activation and the down projection as a method of their own."""
 
+    def __init__(self, config: VideoLLMMoDTextConfig):
+        super().__init__(config)
+        self.is_silu = config.hidden_act == "silu"
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.down(self.gate_proj(x), self.up_proj(x))
 
     def down(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        is_silu = self.config.hidden_act == "silu"
-        return self.down_proj(silu_product(gate, up) if is_silu else self.act_fn(gate) * up)
+        return self.down_proj(silu_product(gate, up) if self.is_silu else self.act_fn(gate) * up)
 
 
 class VideoLLMMoDRMSNorm(LlamaRMSNorm):
     """Llama's norm in one kernel, which keeps only its input for the backward pass."""
 
     def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
-        if hidden_states.dtype != self.weight.dtype:
+        weight, device = self.weight, hidden_states.device.type
+        if hidden_states.dtype != weight.dtype:
             return super().forward(hidden_states)
-        device = hidden_states.device.type
-        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
-            return nn.functional.rms_norm(hidden_states, self.weight.shape, self.weight, self.variance_epsilon)
+        if torch.is_autocast_enabled(device):
+            with torch.autocast(device, enabled=False):
+                return nn.functional.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
+        return nn.functional.rms_norm(hidden_states, weight.shape, weight, self.variance_epsilon)
 
 
 class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):

@@ -9,6 +9,7 @@ K slots (kept tokens of the longest row), D hidden size.
 """
 
 import copy
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -51,7 +52,8 @@ class LayerExpert(nn.Linear):
             rows (`int64`, *optional*): the tokens of `hidden_states` `[M, D]` to score; scores have its shape.
             known (`float32`, *optional*): their scores, which only need a gradient; no row occurs twice.
         """
-        with torch.autocast(hidden_states.device.type, enabled=False):
+        device = hidden_states.device.type
+        with torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else nullcontext():
             weight, bias = self.weight.float(), self.bias.float()
             if known is not None:
                 return _KnownScores.apply(hidden_states, weight, bias, rows, known)
@@ -247,6 +249,8 @@ class Route:
 
     def enter(self, hidden_states: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The tokens that enter the layer, `[B, K, D]`, and all tokens, `[B, T, D]`, for `scatter` alone to use."""
+        if not torch.is_grad_enabled():
+            return hidden_states.flatten(0, 1)[self.index], hidden_states
         entered, tokens = _Enter.apply(hidden_states.flatten(0, 1), self.index.flatten(), self.filled)
         return entered.view(*self.index.shape, -1), tokens.view_as(hidden_states)
 
@@ -272,7 +276,8 @@ class Route:
             else:  # sigmoid(s) * y, as in the paper's released code; written as a change of y it would lose digits
                 gated = (gate.sigmoid()[:, None] * kept).to(processed.dtype)
                 processed = processed.index_copy(0, self.vision_slots, gated)
-        return _Scatter.apply(tokens.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(tokens)
+        scatter = _Scatter.apply if torch.is_grad_enabled() else put_back
+        return scatter(tokens.flatten(0, 1), processed, self.index.flatten(), self.filled).view_as(tokens)
 
     def _scatter_gated(
         self,
@@ -317,14 +322,19 @@ class _Enter(torch.autograd.Function):
         return scatter_rows(tokens, ctx.index, entered), None, None
 
 
+def put_back(tokens, processed, index, filled) -> torch.Tensor:
+    """Tokens `[M, D]` with those at `index` (`int64 [K]`) replaced by `processed` `[K, D]`, at the slots `filled`."""
+    return scatter_rows(tokens, *((index, processed) if filled is None else (index[filled], processed[filled])))
+
+
 class _Scatter(torch.autograd.Function):
-    """Puts processed tokens back where `_Enter` took them from."""
+    """`put_back`, where `_Enter` took the tokens from."""
 
     @staticmethod
     def forward(ctx, tokens, processed, index, filled):
         # not saved as tensors for backward: a checkpoint would recompute the whole layer to get them
         ctx.index, ctx.filled, ctx.shape = index if filled is None else index[filled], filled, processed.shape
-        return scatter_rows(tokens, ctx.index, processed if filled is None else processed[filled])
+        return put_back(tokens, processed, index, filled)
 
     @staticmethod
     def backward(ctx, tokens):

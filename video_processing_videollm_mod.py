@@ -40,6 +40,7 @@ FRAME_OPTIONS += (
     "as_pictures",
 )
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by the numbers of PIL's resampling filters
+BAND = 4  # rows or columns of a resized frame that are computed together on a CPU
 LARGEST_EDGE = 4096  # of an image whose longest edge is resized
 
 
@@ -329,7 +330,7 @@ class VideoLLMMoDVideoProcessor(BaseVideoProcessor):
         """As `preprocess` of one video `[F, 3, H, W]` with the processor's own options, but without checking them, for
         streams that come frame by frame. Returns float32 `[F, 3, height, width]`."""
         options = {name: getattr(self, name) for name in FRAME_OPTIONS}
-        by_products = frames.device.type == "cuda" and frames.dtype == torch.uint8
+        by_products = frames.device.type in ("cpu", "cuda") and frames.dtype == torch.uint8
         by_products = by_products and options["do_resize"] and options["do_rescale"] and "height" in self.size
         by_products = by_products and not self.do_center_crop and not self.as_pictures
         for name in ("size", "crop_size"):
@@ -538,16 +539,46 @@ def pixels_by_products(
     **kwargs,
 ) -> torch.Tensor:
     """As `_preprocess_frames` of uint8 frames that are resized and rescaled, up to rounding. It has only five kernel
-    launches, which take most of the time of a frame on a GPU; zeros in the resizing matrices make the black bars."""
+    launches, which take most of the time of a frame on a GPU; zeros in the resizing matrices make the black bars. A
+    CPU leaves out the zeros."""
     new_size, *black = placed(frames.shape[-2:], size, resample, do_pad)
-    rows, columns = (
-        resizing(*sides, INTERPOLATIONS[resample], frames.device)
-        for sides in zip(frames.shape[-2:], new_size, black, strict=True)
-    )
+    sides = list(zip(frames.shape[-2:], new_size, black, strict=True))
     mean, std = (tuple(np.ravel(x)) for x in ((image_mean, image_std) if do_normalize else (0.0, 1.0)))
     scale, shift = scale_and_shift(rescale_factor, mean, std, frames.device)
-    frames = frames.to(torch.float32, memory_format=torch.contiguous_format)
-    return torch.addcmul(shift, (rows @ frames @ columns.T).clamp_(0, 255), scale)
+    if frames.device.type == "cpu":
+        resized = resized_in_bands(frames, *sides, INTERPOLATIONS[resample])
+    else:
+        rows, columns = (resizing(*side, INTERPOLATIONS[resample], frames.device) for side in sides)
+        resized = rows @ frames.to(torch.float32, memory_format=torch.contiguous_format) @ columns.T
+    return torch.addcmul(shift, resized.clamp_(0, 255), scale)
+
+
+def resized_in_bands(frames: torch.Tensor, rows: tuple, columns: tuple, mode: str) -> torch.Tensor:
+    """uint8 `[F, 3, H, W]` to float32 of another size, with black bars, in either memory layout.
+
+    Args:
+        rows, columns: the old and the new number of pixels along an axis, and the widths of the bars.
+    """
+    by_rows = frames.permute(0, 2, 3, 1)  # as decoders give them
+    found = by_rows.flatten(2) if by_rows.is_contiguous() else frames
+    # few rows at a time: as float32 they stay in the processor's cache
+    found = torch.cat([part @ found[..., own, :].float() for own, part in bands(*rows[:2], mode)], dim=-2)
+    if found.ndim == 3:
+        found = found.unflatten(2, (frames.shape[3], -1)).permute(0, 3, 1, 2).contiguous()
+    found = torch.cat([found[..., own] @ part.T for own, part in bands(*columns[:2], mode)], dim=-1)
+    return pad(found, (*columns[2], *rows[2]))
+
+
+@functools.lru_cache(16)
+@torch.inference_mode(False)
+def bands(old: int, new: int, mode: str) -> list[tuple[slice, torch.Tensor]]:
+    """The rows of `resizing`, a few at a time, with the columns between which they are not zero."""
+    found = []
+    for part in resizing(old, new, (0, 0), mode, torch.device("cpu")).split(BAND):
+        used = part.any(0).nonzero()
+        own = slice(int(used[0]), int(used[-1]) + 1)
+        found.append((own, part[:, own].contiguous()))
+    return found
 
 
 VideoLLMMoDVideoProcessor.register_for_auto_class()

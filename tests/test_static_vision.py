@@ -157,10 +157,10 @@ def test_matrix_products_and_processor_give_equal_pixels(seed):
         frames = frames.to(torch.uint8).movedim(-1, 1)
         frames = frames.contiguous() if rng.random() < 0.5 else frames
         options = {name: getattr(processor, name) for name in FRAME_OPTIONS}
-        expected = processor.to_pixels(frames)
-        pixels = pixels_by_products(frames, **options)
-        assert pixels.dtype == torch.float32 and pixels.is_contiguous()
-        torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
+        expected = processor._preprocess_frames(frames, **options)
+        for pixels in (processor.to_pixels(frames), pixels_by_products(frames, **options)):
+            assert pixels.dtype == torch.float32 and pixels.is_contiguous()
+            torch.testing.assert_close(pixels, expected, atol=1e-5, rtol=0)
 
 
 def test_matrix_products_refuse_wrong_options():
