@@ -16,6 +16,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .compat import StoredWeight, stored_weight
+
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 MAX_TOKENS = 16_384  # of one step
 MAX_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
@@ -149,6 +151,9 @@ class ModelGuard:
         weights = [(own, name) for own, name in places if own[name] is not None]
         self._owners: list[dict] = [own for own, _ in weights]
         self._names = [name for _, name in weights]
+        # weights of torchao are wrappers, which have no address
+        wrapped = any(hasattr(own[name], "qdata") for own, name in weights)
+        self._address = _address if wrapped else torch.Tensor.data_ptr
         self._next_hook: int | None = None  # torch's counter of hooks when these modules were last searched for any
         self._known_addresses, self._known_forwards = self._addresses(), self._forwards()
 
@@ -157,7 +162,7 @@ class ModelGuard:
         return list(map(dict.get, self._attributes, repeat("forward")))
 
     def _addresses(self) -> list[int]:
-        return list(map(torch.Tensor.data_ptr, map(getitem, self._owners, self._names)))
+        return list(map(self._address, map(getitem, self._owners, self._names)))
 
     def holds(self) -> bool:
         """Whether modules and weights are where they were, and no module has a forward hook."""
@@ -172,8 +177,12 @@ class ModelGuard:
             return False
         try:
             return self._addresses() == self._known_addresses
-        except (KeyError, TypeError):  # a weight was removed, or set to None
+        except (KeyError, TypeError, AttributeError):  # a weight was removed, or set to None
             return False
+
+
+def _address(weight: torch.Tensor) -> int:
+    return getattr(weight, "qdata", weight).data_ptr()
 
 
 @dataclass(frozen=True)
@@ -304,34 +313,63 @@ def why_not(model) -> str | None:
         return f"the rope_type is {language.rotary_emb.rope_type!r}"
     if text.head_dim not in (32, 64, 128, 256):
         return f"its head_dim is {text.head_dim}"
-    reason = _why_not_plain([language, model.model.connector, model.lm_head])
-    if reason is not None:
-        return reason
-    for layer in language.layers:
-        attention = layer.self_attn
-        projections = attention.q_proj, attention.k_proj, attention.v_proj, attention.o_proj
-        for module in [*projections, *layer.mlp.children()]:
-            if isinstance(module, nn.Linear) != hasattr(module, "weight") or hasattr(module, "base_layer"):
-                return f"a layer is {type(module).__name__}"
-    own = [*language.embed_tokens.parameters(), *model.lm_head.parameters(), *language.norm.parameters()]
-    for layer in language.layers:
-        own += [weight for name, weight in layer.named_parameters() if not name.startswith("layer_expert")]
-    return None if all(weight.dtype == model.dtype for weight in own) else "its weights are of several dtypes"
+    quantised = [module for part in (language, model.lm_head) for module in part.modules() if is_quantised(module)]
+    return (
+        _why_not_plain([language, model.model.connector, model.lm_head], quantised)
+        or _why_not_llama(language)
+        or _why_not_dtype(model, quantised)
+    )
 
 
-def _why_not_plain(parts: list[nn.Module]) -> str | None:
+def is_quantised(module: nn.Module) -> bool:
+    """Whether a module is a linear layer whose weight kernels can read although it is quantised."""
+    stored = stored_weight(module) if isinstance(module, nn.Linear) else None
+    return stored is not None and stored.scale is not None
+
+
+def _why_not_plain(parts: list[nn.Module], quantised: list[nn.Module]) -> str | None:
     """Why kernels cannot take the place of the forward methods of these modules; None if they can."""
-    for module in [module for part in parts for module in part.modules()]:
+    modules = [module for part in parts for module in part.modules()]
+    for module in modules:
         if module._forward_hooks or module._forward_pre_hooks or has_own_forward(module):
             return "a module has hooks"
-        if isinstance(module, nn.Linear) and type(module) is not nn.Linear and type(module).__name__ != "LayerExpert":
+        is_plain = type(module) is nn.Linear or type(module).__name__ == "LayerExpert" or module in quantised
+        if isinstance(module, nn.Linear) and not is_plain:
             return f"a layer is {type(module).__name__}"
-    weights = [weight for part in parts for weight in part.parameters()]
+    plain = [module for module in modules if module not in quantised]
+    weights = [weight for module in plain for weight in module.parameters(recurse=False)]
     if any(type(weight.data) is not torch.Tensor or not weight.is_contiguous() for weight in weights):
         return "its weights are no plain tensors"
     if len({weight.device for weight in weights}) > 1:
         return "its weights are on several devices"
     return None
+
+
+def _why_not_llama(language) -> str | None:
+    for layer in language.layers:
+        attention, mlp = layer.self_attn, layer.mlp
+        inputs = attention.q_proj, attention.k_proj, attention.v_proj
+        for module in [*inputs, attention.o_proj, *mlp.children()]:
+            if isinstance(module, nn.Linear) != hasattr(module, "weight") or hasattr(module, "base_layer"):
+                return f"a layer is {type(module).__name__}"
+        for together in (inputs, (mlp.gate_proj, mlp.up_proj)):  # one kernel reads all of them
+            if len({_layout(stored_weight(module)) for module in together}) > 1:
+                return "weights that are read together are stored in different ways"
+    return None
+
+
+def _layout(stored: StoredWeight | None) -> tuple:
+    """What a kernel is compiled for."""
+    assert stored is not None
+    return stored.values.dtype, stored.code is None, stored.rows, stored.columns
+
+
+def _why_not_dtype(model, quantised: list[nn.Module]) -> str | None:
+    language = model.model.language_model
+    modules = [language.embed_tokens, model.lm_head, language.norm, *language.layers.modules()]
+    modules = [module for module in modules if type(module).__name__ != "LayerExpert" and module not in quantised]
+    weights = [weight for module in modules for weight in module.parameters(recurse=False)]
+    return None if all(weight.dtype == model.dtype for weight in weights) else "its weights are of several dtypes"
 
 
 def has_own_forward(module: nn.Module) -> bool:
@@ -353,6 +391,7 @@ __all__ = [
     "StepOutput",
     "first_line",
     "has_own_forward",
+    "is_quantised",
     "mixed_groups",
     "split_call",
     "split_streams",

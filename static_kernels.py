@@ -15,10 +15,12 @@ Steps of many tokens (`CublasKernels`) leave the products to cuBLAS.
 
 import functools
 import math
+from typing import Any
 
 import torch
 from torch import nn
 
+from .compat import stored_weight
 from .routing import GATE_STRENGTH
 
 try:  # comes with torch for CUDA; without it nothing imports this module, but a loader of remote code reads it
@@ -51,25 +53,54 @@ TILES = {
 
 
 @triton.jit
-def _product(
-    x_ptr, m, rows, width, w_ptr, n, w2_ptr, n2, num_n, TWO: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr,
+def _scaled_dot(
+    total, x_ptr, m, rows, width, w_ptr, scale_ptr, code_ptr, n, num_n, start, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr, SK: tl.constexpr,
 ):  # fmt: skip
-    """x[m] times the rows `n` of one weight and, if TWO, `n2` of another."""
+    """`total` plus x[m] times the rows `n` of a weight, over a few columns that share a scale, from byte or number
+    `start` of each row on. See `compat.StoredWeight`."""
+    EACH: tl.constexpr = 2 if BITS == 4 else 1  # columns in a byte
+    k, length = start + tl.arange(0, K), width // EACH
+    column = start * EACH + tl.arange(0, K * EACH)
+    mask = (k < length)[:, None] & (n < num_n)[None, :]
+    w = tl.load(w_ptr + n[None, :].to(tl.int64) * length + k[:, None], mask, other=0.0)
+    at = x_ptr + m[:, None].to(tl.int64) * width + column[None, :]
+    x = tl.load(at, (m < rows)[:, None] & (column < width)[None, :], other=0.0)
+    part = total if BITS == 16 else tl.zeros((M, N), tl.float32)
+    if BITS == 4:
+        x, odd = tl.split(tl.reshape(x, (M, K, 2)))
+        of_odd = tl.load(code_ptr + (w & 15).to(tl.int32))
+        part = tl.dot(odd, of_odd.to(x.dtype), part, input_precision=PRECISION)
+        w = tl.load(code_ptr + (w >> 4).to(tl.int32))
+    part = tl.dot(x, w.to(x.dtype), part, input_precision=PRECISION)
+    if BITS == 16:
+        return part
+    at = scale_ptr + (n // SN).to(tl.int64) * tl.cdiv(width, SK) + start * EACH // SK
+    return total + part * tl.load(at, n < num_n, other=0.0)[None, :]
+
+
+@triton.jit
+def _product(
+    x_ptr, m, rows, width, w_ptr, scale_ptr, n, w2_ptr, scale2_ptr, n2, num_n, code_ptr, TWO: tl.constexpr,
+    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr,
+    SK: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """x[m] times the rows `n` of one weight and, if TWO, `n2` of another that is stored alike. PARTS: of each row that
+    are read at a time, with a scale of their own."""
     first = tl.zeros((M, N), tl.float32)
     second = tl.zeros((M, N), tl.float32)
-    for start in range(0, width, K):
-        k = start + tl.arange(0, K)
-        inside = k < width
-        at = x_ptr + m[:, None].to(tl.int64) * width + k[None, :]
-        x = tl.load(at, (m < rows)[:, None] & inside[None, :], other=0.0)
-        mask = inside[:, None] & (n < num_n)[None, :]
-        w = tl.load(w_ptr + n[None, :].to(tl.int64) * width + k[:, None], mask, other=0.0)
-        first = tl.dot(x, w, first, input_precision=PRECISION)
-        if TWO:
-            mask = inside[:, None] & (n2 < num_n)[None, :]
-            w2 = tl.load(w2_ptr + n2[None, :].to(tl.int64) * width + k[:, None], mask, other=0.0)
-            second = tl.dot(x, w2, second, input_precision=PRECISION)
+    for begin in range(0, width // (2 if BITS == 4 else 1), K * PARTS):
+        for part in tl.static_range(PARTS):
+            start = begin + part * K
+            first = _scaled_dot(
+                first, x_ptr, m, rows, width, w_ptr, scale_ptr, code_ptr, n, num_n, start, M, N, K, PRECISION, BITS,
+                SN, SK,
+            )  # fmt: skip
+            if TWO:
+                second = _scaled_dot(
+                    second, x_ptr, m, rows, width, w2_ptr, scale2_ptr, code_ptr, n2, num_n, start, M, N, K, PRECISION,
+                    BITS, SN, SK,
+                )  # fmt: skip
     return first, second
 
 
@@ -97,55 +128,72 @@ def _stream_of(table_ptr, m, rows, each, MANY: tl.constexpr):
 
 
 @triton.jit
-def _qkv_kernel(
-    x_ptr, index_ptr, table_ptr, wq_ptr, wk_ptr, wv_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr, rows, each,
-    width, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr,
-    MANY: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+def _rotate_and_store(
+    first, second, head, c, m, index_ptr, table_ptr, cos_ptr, sin_ptr, q_ptr, rows, each, H: tl.constexpr,
+    G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, MANY: tl.constexpr,
 ):  # fmt: skip
-    """x: the slots' tokens `[S, D]`, normalised."""
+    """Columns `c` of both halves of a head of slots `m`, as projected. Queries and keys are rotated; queries go into
+    `q_ptr`, keys and values behind those that their stream holds."""
     HALF: tl.constexpr = HEAD // 2
-    PARTS: tl.constexpr = HALF // N
-    head = tl.program_id(0) // PARTS
-    c = (tl.program_id(0) % PARTS) * N + tl.arange(0, N)
-    w_ptr, b_ptr, own = wq_ptr, bq_ptr, head
-    if head >= H + G:
-        w_ptr, b_ptr, own = wv_ptr, bv_ptr, head - H - G
-    elif head >= H:
-        w_ptr, b_ptr, own = wk_ptr, bk_ptr, head - H
-    n = own * HEAD + c
-    m = tl.arange(0, M)
     tokens = m.to(tl.int64)
     if HAS_INDEX:
         tokens = tl.load(index_ptr + m, m < rows, other=0)
-    first, second = _product(
-        x_ptr, m, rows, width, w_ptr, n, w_ptr, n + HALF, (own + 1) * HEAD, True, M, N, K, PRECISION
-    )
+    inside = (m < rows)[:, None]
     dtype = q_ptr.dtype.element_ty
-    if HAS_BIAS:
-        first += tl.load(b_ptr + n).to(tl.float32)[None, :]
-        second += tl.load(b_ptr + n + HALF).to(tl.float32)[None, :]
     if head < H + G:
         at = tokens[:, None] * HEAD + c[None, :]
-        cos = tl.load(cos_ptr + at, (m < rows)[:, None], other=0.0).to(tl.float32)
-        sin = tl.load(sin_ptr + at, (m < rows)[:, None], other=0.0).to(tl.float32)
+        cos = tl.load(cos_ptr + at, inside, other=0.0).to(tl.float32)
+        sin = tl.load(sin_ptr + at, inside, other=0.0).to(tl.float32)
         first, second = first * cos - second * sin, second * cos + first * sin
     if head < H:
-        at = q_ptr + (m[:, None] * H + head) * HEAD + c[None, :]
-        tl.store(at, first.to(dtype), (m < rows)[:, None])
-        tl.store(at + HALF, second.to(dtype), (m < rows)[:, None])
+        at = q_ptr + (m[:, None].to(tl.int64) * H + head) * HEAD + c[None, :]
+        tl.store(at, first.to(dtype), inside)
+        tl.store(at + HALF, second.to(dtype), inside)
     else:
         row, number = _stream_of(table_ptr, m, rows, each, MANY)
         held, is_new = tl.load(row + 3), (number < tl.load(row + 6)) & (m < rows)
-        address = tl.load(row + 0)
+        address, own = tl.load(row + 0), head - H
         if head >= H + G:
-            address = tl.load(row + 1)
+            address, own = tl.load(row + 1), head - H - G
         buffer = tl.multiple_of(address.to(tl.pointer_type(dtype)), 256)
         at = (buffer + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
         tl.store(at, first.to(dtype), is_new[:, None])
         tl.store(at + HALF, second.to(dtype), is_new[:, None])
-        if tl.program_id(0) == H * PARTS:
+        if (head == H) & (tl.min(c, axis=0) == 0):  # positions are written once
             positions = tl.load(row + 2).to(tl.pointer_type(tl.int64))
             tl.store(positions + held + number, tl.load(row + 5) + tokens, is_new)
+
+
+@triton.jit
+def _qkv_kernel(
+    x_ptr, index_ptr, table_ptr, wq_ptr, wk_ptr, wv_ptr, sq_ptr, sk_ptr, sv_ptr, code_ptr, bq_ptr, bk_ptr, bv_ptr,
+    cos_ptr, sin_ptr, q_ptr, rows, each, width, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr,
+    HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, MANY: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr, SK: tl.constexpr,
+    PARTS: tl.constexpr,
+):  # fmt: skip
+    """x: the slots' tokens `[S, D]`, normalised."""
+    HALF: tl.constexpr = HEAD // 2
+    BLOCKS: tl.constexpr = HALF // N
+    head = tl.program_id(0) // BLOCKS
+    c = (tl.program_id(0) % BLOCKS) * N + tl.arange(0, N)
+    w_ptr, s_ptr, b_ptr, own = wq_ptr, sq_ptr, bq_ptr, head
+    if head >= H + G:
+        w_ptr, s_ptr, b_ptr, own = wv_ptr, sv_ptr, bv_ptr, head - H - G
+    elif head >= H:
+        w_ptr, s_ptr, b_ptr, own = wk_ptr, sk_ptr, bk_ptr, head - H
+    n, m = own * HEAD + c, tl.arange(0, M)
+    first, second = _product(
+        x_ptr, m, rows, width, w_ptr, s_ptr, n, w_ptr, s_ptr, n + HALF, (own + 1) * HEAD, code_ptr, True, M, N, K,
+        PRECISION, BITS, SN, SK, PARTS,
+    )  # fmt: skip
+    if HAS_BIAS:
+        first += tl.load(b_ptr + n).to(tl.float32)[None, :]
+        second += tl.load(b_ptr + n + HALF).to(tl.float32)[None, :]
+    _rotate_and_store(
+        first, second, head, c, m, index_ptr, table_ptr, cos_ptr, sin_ptr, q_ptr, rows, each, H, G, HEAD, HAS_INDEX,
+        MANY,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -155,43 +203,20 @@ def _rotate_kernel(
 ):  # fmt: skip
     """The second half of `_qkv_kernel`, after the projections; queries are rotated in place."""
     HALF: tl.constexpr = HEAD // 2
-    head = tl.program_id(1)
+    head, c = tl.program_id(1), tl.arange(0, HALF)
     m = tl.program_id(0) * M + tl.arange(0, M)
-    c = tl.arange(0, HALF)
-    tokens = m.to(tl.int64)
-    if HAS_INDEX:
-        tokens = tl.load(index_ptr + m, m < rows, other=0)
-    inside = (m < rows)[:, None]
     source, own, num = q_ptr, head, H
     if head >= H + G:
         source, own, num = v_ptr, head - H - G, G
     elif head >= H:
         source, own, num = k_ptr, head - H, G
     at = source + (m[:, None].to(tl.int64) * num + own) * HEAD + c[None, :]
-    first = tl.load(at, inside, other=0.0).to(tl.float32)
-    second = tl.load(at + HALF, inside, other=0.0).to(tl.float32)
-    if head < H + G:
-        rotation = tokens[:, None] * HEAD + c[None, :]
-        cos = tl.load(cos_ptr + rotation, inside, other=0.0).to(tl.float32)
-        sin = tl.load(sin_ptr + rotation, inside, other=0.0).to(tl.float32)
-        first, second = first * cos - second * sin, second * cos + first * sin
-    dtype = q_ptr.dtype.element_ty
-    if head < H:
-        tl.store(at, first.to(dtype), inside)
-        tl.store(at + HALF, second.to(dtype), inside)
-    else:
-        row, number = _stream_of(table_ptr, m, rows, each, MANY)
-        held, is_new = tl.load(row + 3), (number < tl.load(row + 6)) & (m < rows)
-        address = tl.load(row + 0)
-        if head >= H + G:
-            address = tl.load(row + 1)
-        buffer = address.to(tl.pointer_type(dtype))
-        to = (buffer + (own * tl.load(row + 4) + held + number) * HEAD)[:, None] + c[None, :]
-        tl.store(to, first.to(dtype), is_new[:, None])
-        tl.store(to + HALF, second.to(dtype), is_new[:, None])
-        if head == H:
-            positions = tl.load(row + 2).to(tl.pointer_type(tl.int64))
-            tl.store(positions + held + number, tl.load(row + 5) + tokens, is_new)
+    first = tl.load(at, (m < rows)[:, None], other=0.0).to(tl.float32)
+    second = tl.load(at + HALF, (m < rows)[:, None], other=0.0).to(tl.float32)
+    _rotate_and_store(
+        first, second, head, c, m, index_ptr, table_ptr, cos_ptr, sin_ptr, q_ptr, rows, each, H, G, HEAD, HAS_INDEX,
+        MANY,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -259,15 +284,19 @@ def _combine_kernel(
 
 @triton.jit
 def _add_kernel(
-    y_ptr, w_ptr, b_ptr, residual_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n, FROM_X: tl.constexpr,
-    HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr,
+    y_ptr, w_ptr, s_ptr, code_ptr, b_ptr, residual_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n,
+    FROM_X: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
+    K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr, SK: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
     """FROM_X: `residual = x[index] + y @ w`. Otherwise
     `x[index] = scale[0] * (residual + y @ w) + scale[1] * x[index]`."""
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
-    first, _ = _product(y_ptr, m, rows, width, w_ptr, n, w_ptr, n, num_n, False, M, N, K, PRECISION)
+    first, _ = _product(
+        y_ptr, m, rows, width, w_ptr, s_ptr, n, w_ptr, s_ptr, n, num_n, code_ptr, False, M, N, K, PRECISION, BITS, SN,
+        SK, PARTS,
+    )  # fmt: skip
     mask = (m < rows)[:, None] & (n < num_n)[None, :]
     tokens = m.to(tl.int64)
     if HAS_INDEX:
@@ -289,19 +318,6 @@ def _add_kernel(
 
 
 @triton.jit
-def _mlp_up_kernel(
-    x_ptr, w_ptr, w2_ptr, out_ptr, rows, width, num_n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    n = tl.program_id(0) * N + tl.arange(0, N)
-    m = tl.arange(0, M)
-    gate, up = _product(x_ptr, m, rows, width, w_ptr, n, w2_ptr, n, num_n, True, M, N, K, PRECISION)
-    out = gate * tl.sigmoid(gate) * up
-    mask = (m < rows)[:, None] & (n < num_n)[None, :]
-    tl.store(out_ptr + m[:, None] * num_n + n[None, :], out.to(out_ptr.dtype.element_ty), mask)
-
-
-@triton.jit
 def _activate_kernel(gate_ptr, up_ptr, out_ptr, count, SIZE: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
     gate = tl.load(gate_ptr + at, at < count, other=0.0).to(tl.float32)
@@ -310,16 +326,22 @@ def _activate_kernel(gate_ptr, up_ptr, out_ptr, count, SIZE: tl.constexpr):
 
 
 @triton.jit
-def _lm_head_kernel(
-    x_ptr, w_ptr, out_ptr, rows, width, num_n, M: tl.constexpr, N: tl.constexpr, K: tl.constexpr,
-    PRECISION: tl.constexpr,
+def _project_kernel(
+    x_ptr, w_ptr, w2_ptr, s_ptr, s2_ptr, code_ptr, out_ptr, rows, width, num_n, GATED: tl.constexpr, M: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr, SK: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
+    """out = x @ w, or GATED: silu(x @ w) * (x @ w2)."""
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
-    first, _ = _product(x_ptr, m, rows, width, w_ptr, n, w_ptr, n, num_n, False, M, N, K, PRECISION)
-    mask = (m < rows)[:, None] & (n < num_n)[None, :]
+    out, up = _product(
+        x_ptr, m, rows, width, w_ptr, s_ptr, n, w2_ptr, s2_ptr, n, num_n, code_ptr, GATED, M, N, K, PRECISION, BITS,
+        SN, SK, PARTS,
+    )  # fmt: skip
+    if GATED:
+        out = out * tl.sigmoid(out) * up
     at = out_ptr + m[:, None].to(tl.int64) * num_n + n[None, :]
-    tl.store(at, first.to(out_ptr.dtype.element_ty), mask)
+    tl.store(at, out.to(out_ptr.dtype.element_ty), (m < rows)[:, None] & (n < num_n)[None, :])
 
 
 @triton.jit
@@ -411,6 +433,21 @@ def _precision(x: torch.Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 else "tf32"
 
 
+def _read(name: str, x: torch.Tensor, slots: int, *linears: nn.Module, within: int = 0) -> tuple[list, dict]:
+    """What the kernel of a product takes to read weights that are stored alike: pointers to the values of each, to the
+    scales of each and to the codes of all, and keyword arguments. A program takes rows of one block of `within`."""
+    weights: list[Any] = [stored_weight(linear) for linear in linears]  # all known, as `why_not` has seen
+    first, values = weights[0], [weight.values for weight in weights]
+    scales = values if first.scale is None else [weight.scale for weight in weights]
+    n, columns, warps, stages = _tiles(name, x, slots)
+    bits = 4 if first.code is not None else 16 if first.scale is None else 8
+    shared = columns if bits == 16 else min(columns, first.columns & -first.columns)  # columns with one scale
+    options = {"M": _power(slots), "N": math.gcd(n, within or n), "PRECISION": _precision(x), "BITS": bits}
+    options |= {"K": shared // (2 if bits == 4 else 1), "PARTS": columns // shared, "SN": first.rows}
+    options |= {"SK": first.columns, "num_warps": warps, "num_stages": stages}
+    return [*values, *scales, values[0] if first.code is None else first.code], options
+
+
 def _tiles(name: str, x: torch.Tensor, slots: int) -> tuple[int, int, int, int]:
     n, columns, warps, stages = TILES[name]
     columns //= (1 + (slots > 16)) * (1 + (x.dtype == torch.float32))
@@ -466,23 +503,20 @@ class Kernels:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
         if attention.config.qk_norm:  # which comes between the two parts of this kernel
             return CublasKernels.project_qkv(x, index, layer, rotary, queries, table, bases, counts)
-        q, k, v = attention.q_proj, attention.k_proj, attention.v_proj
-        groups = k.weight.shape[0] // head_dim
-        n, columns, warps, stages = _tiles("qkv", x, rows)
-        n = math.gcd(n, head_dim // 2)
-        biases = [part.weight if part.bias is None else part.bias for part in (q, k, v)]
-        normed = _normed(x, index, layer.input_layernorm)
-        _qkv_kernel[((heads + 2 * groups) * (head_dim // 2 // n),)](
-            normed, index, table, q.weight, k.weight, v.weight, *biases, *rotary, queries, rows, rows // len(table),
-            x.shape[1], H=heads, G=groups, HEAD=head_dim, HAS_INDEX=index is not None, HAS_BIAS=q.bias is not None,
-            MANY=len(table) > 1, M=_power(rows), N=n, K=columns, PRECISION=_precision(x), num_warps=warps,
-            num_stages=stages,
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        groups = parts[1].out_features // head_dim
+        pointers, options = _read("qkv", x, rows, *parts, within=head_dim // 2)
+        biases = [pointers[0] if part.bias is None else part.bias for part in parts]
+        _qkv_kernel[((heads + 2 * groups) * (head_dim // 2 // options["N"]),)](
+            _normed(x, index, layer.input_layernorm), index, table, *pointers, *biases, *rotary, queries, rows,
+            rows // len(table), x.shape[1], H=heads, G=groups, HEAD=head_dim, HAS_INDEX=index is not None,
+            HAS_BIAS=parts[0].bias is not None, MANY=len(table) > 1, **options,
         )  # fmt: skip
 
     @staticmethod
     def attend(queries, layer, table, counts, out) -> None:
         slots, heads, head_dim = queries.shape
-        groups, streams = layer.self_attn.k_proj.weight.shape[0] // head_dim, len(table)
+        groups, streams = layer.self_attn.k_proj.out_features // head_dim, len(table)
         each = slots // streams
         block = min(64, _power(each * heads // groups))
         blocks = triton.cdiv(each * heads // groups, block)
@@ -500,12 +534,11 @@ class Kernels:
 
     @staticmethod
     def _add(name, y, linear, residual, x, index, scale, from_x: bool) -> None:
-        n, columns, warps, stages = _tiles(name, y, len(y))
-        num_n, width = linear.weight.shape
-        _add_kernel[(triton.cdiv(num_n, n),)](
-            y, linear.weight, linear.bias, residual, x, index, scale, y.shape[0], width, num_n, FROM_X=from_x,
-            HAS_INDEX=index is not None, HAS_BIAS=linear.bias is not None, M=_power(y.shape[0]), N=n, K=columns,
-            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
+        (rows, width), num_n = y.shape, linear.out_features
+        pointers, options = _read(name, y, rows, linear)
+        _add_kernel[(triton.cdiv(num_n, options["N"]),)](
+            y, *pointers, linear.bias, residual, x, index, scale, rows, width, num_n, FROM_X=from_x,
+            HAS_INDEX=index is not None, HAS_BIAS=linear.bias is not None, **options,
         )  # fmt: skip
 
     @classmethod
@@ -513,26 +546,24 @@ class Kernels:
         cls._add("out", attended, layer.self_attn.o_proj, residual, x, index, None, True)
 
     @staticmethod
-    def mlp_up(residual, layer, intermediate) -> None:
-        n, columns, warps, stages = _tiles("mlp_up", residual, len(residual))
-        num_n, normed = intermediate.shape[1], _normed(residual, None, layer.post_attention_layernorm)
-        _mlp_up_kernel[(triton.cdiv(num_n, n),)](
-            normed, layer.mlp.gate_proj.weight, layer.mlp.up_proj.weight, intermediate, *normed.shape, num_n,
-            M=_power(len(normed)), N=n, K=columns, PRECISION=_precision(residual), num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+    def _project(name, x, out, linear, second=None) -> None:
+        """out: `x @ w`, or of two weights `silu(x @ w) * (x @ w2)`."""
+        pointers, options = _read(name, x, len(x), linear, second or linear)
+        grid = (triton.cdiv(out.shape[1], options["N"]),)
+        _project_kernel[grid](x, *pointers, out, *x.shape, out.shape[1], GATED=second is not None, **options)
+
+    @classmethod
+    def mlp_up(cls, residual, layer, intermediate) -> None:
+        normed = _normed(residual, None, layer.post_attention_layernorm)
+        cls._project("mlp_up", normed, intermediate, layer.mlp.gate_proj, layer.mlp.up_proj)
 
     @classmethod
     def mlp_down(cls, intermediate, layer, residual, x, index, scale) -> None:
         cls._add("mlp_down", intermediate, layer.mlp.down_proj, residual, x, index, scale, False)
 
-    @staticmethod
-    def lm_head(x, rows, model, logits) -> None:
-        n, columns, warps, stages = _tiles("lm_head", x, len(rows))
-        num_n, normed = logits.shape[1], _normed(x, rows, model.model.language_model.norm)
-        _lm_head_kernel[(triton.cdiv(num_n, n),)](
-            normed, model.lm_head.weight, logits, *normed.shape, num_n, M=_power(len(rows)), N=n, K=columns,
-            PRECISION=_precision(x), num_warps=warps, num_stages=stages,
-        )  # fmt: skip
+    @classmethod
+    def lm_head(cls, x, rows, model, logits) -> None:
+        cls._project("lm_head", _normed(x, rows, model.model.language_model.norm), logits, model.lm_head)
 
     @staticmethod
     def token_probability(logits, token: int, probability) -> None:
@@ -543,24 +574,26 @@ class Kernels:
 
 
 class CublasKernels(Kernels):
-    """As `Kernels`, for any number of slots: cuBLAS computes the products."""
+    """As `Kernels`, for any number of slots: cuBLAS computes the products, of quantised weights by a dense copy."""
 
     @staticmethod
-    def _normed(x, norm) -> torch.Tensor:
-        return nn.functional.rms_norm(x, x.shape[-1:], norm.weight, norm.variance_epsilon)
+    def _dense(linear, x) -> torch.Tensor:
+        stored: Any = stored_weight(linear)
+        return stored.dense(x.dtype)
 
     @classmethod
     def project_qkv(cls, x, index, layer, rotary, queries, table, bases, counts) -> None:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
-        normed = cls._normed(x if index is None else x[index], layer.input_layernorm)
-        torch.mm(normed, attention.q_proj.weight.t(), out=queries.view(rows, -1))
+        normed = layer.input_layernorm(x if index is None else x[index])
+        torch.mm(normed, cls._dense(attention.q_proj, x).t(), out=queries.view(rows, -1))
         if attention.q_proj.bias is not None:
             queries.view(rows, -1).add_(attention.q_proj.bias)
-        keys, values = attention.k_proj(normed), attention.v_proj(normed)
+        others = attention.k_proj, attention.v_proj
+        keys, values = (nn.functional.linear(normed, cls._dense(part, x), part.bias) for part in others)
         groups = keys.shape[1] // head_dim
         if attention.config.qk_norm:
-            queries.copy_(cls._normed(queries, attention.q_norm))
-            keys = cls._normed(keys.view(rows, groups, head_dim), attention.k_norm)
+            queries.copy_(attention.q_norm(queries))
+            keys = attention.k_norm(keys.view(rows, groups, head_dim))
         _rotate_kernel[(triton.cdiv(rows, 16), heads + 2 * groups)](
             queries, keys, values, index, table, *rotary, rows, rows // len(table), H=heads, G=groups, HEAD=head_dim,
             HAS_INDEX=index is not None, MANY=len(table) > 1, M=16, num_warps=4,
@@ -569,30 +602,31 @@ class CublasKernels(Kernels):
     @classmethod
     def project_out(cls, attended, layer, x, index, residual) -> None:
         before, linear = x if index is None else x[index], layer.self_attn.o_proj
-        torch.addmm(before, attended, linear.weight.t(), out=residual)
+        torch.addmm(before, attended, cls._dense(linear, x).t(), out=residual)
         if linear.bias is not None:
             residual.add_(linear.bias)
 
     @classmethod
     def mlp_up(cls, residual, layer, intermediate) -> None:
-        normed = cls._normed(residual, layer.post_attention_layernorm)
-        gate, up = (torch.mm(normed, part.weight.t()) for part in (layer.mlp.gate_proj, layer.mlp.up_proj))
+        normed = layer.post_attention_layernorm(residual)
+        gate, up = (normed @ cls._dense(part, normed).t() for part in (layer.mlp.gate_proj, layer.mlp.up_proj))
         _activate_kernel[(triton.cdiv(intermediate.numel(), 1024),)](
             gate, up, intermediate, intermediate.numel(), SIZE=1024, num_warps=4
         )
 
     @classmethod
     def mlp_down(cls, intermediate, layer, residual, x, index, scale) -> None:
+        weight = cls._dense(layer.mlp.down_proj, x).t()
         if index is None:
-            torch.addmm(residual, intermediate, layer.mlp.down_proj.weight.t(), out=x)
+            torch.addmm(residual, intermediate, weight, out=x)
             return
-        processed = torch.addmm(residual, intermediate, layer.mlp.down_proj.weight.t())
+        processed = torch.addmm(residual, intermediate, weight)
         x.index_copy_(0, index, (scale[0, :, None] * processed + scale[1, :, None] * x[index]).to(x.dtype))
 
     @classmethod
     def lm_head(cls, x, rows, model, logits) -> None:
-        normed = cls._normed(x[rows], model.model.language_model.norm)
-        torch.mm(normed, model.lm_head.weight.t(), out=logits)
+        normed = model.model.language_model.norm(x[rows])
+        torch.mm(normed, cls._dense(model.lm_head, x).t(), out=logits)
 
 
 __all__ = ["CublasKernels", "Kernels"]

@@ -36,6 +36,7 @@ from .static_graphs import (
     Shape,
     StepOutput,
     first_line,
+    is_quantised,
     mixed_groups,
     split_call,
     split_streams,
@@ -45,6 +46,7 @@ from .static_graphs import (
 from .static_plain import PlainOps, write_slots
 
 FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
+FEW_QUANTISED = 64  # the same for quantised weights, of which cuBLAS needs a dense copy
 WARM_TEXT = 64  # texts up to this length are captured together with the first frame
 GRAPHS = 32  # captured at most
 TABLE_WIDTH = 8
@@ -317,6 +319,8 @@ class StaticLanguageModel:
         self._graphs = Graphs(GRAPHS, model.device)
         parts = [model.model.language_model, model.model.connector, model.lm_head]
         self._guard = ModelGuard([model, model.model], parts)
+        is_small = is_quantised(model.model.language_model.layers[0].self_attn.q_proj)
+        self._few = FEW_QUANTISED if is_small else FEW_SLOTS
         self._asked = self._answer = None  # of `_options`, but for the keep ratio
         self._failure: str | None = None
         self._is_warm = False  # short texts have graphs
@@ -441,7 +445,7 @@ class StaticLanguageModel:
             if ops is None:
                 from .static_kernels import CublasKernels, Kernels
 
-                ops = Kernels if shape.all_tokens <= FEW_SLOTS else CublasKernels
+                ops = Kernels if shape.all_tokens <= self._few else CublasKernels
             with torch.inference_mode(False), torch.no_grad():  # its buffers are written in any mode
                 step = StaticStep(self._model(), shape, ops)
         if shape.all_tokens <= MAX_CAPTURED:  # larger ones have large buffers, which are quickly made
