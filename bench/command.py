@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from ..commands.options import add_command
 from ..commands.threads import share_cores
 from ..data.files import STANDARD, check_output
-from .geometries import NAMES, check_fits
+from .geometries import NAMES, WEIGHTS, check_fits
 
 
 def at_least_one(options, *names: str) -> None:
@@ -97,6 +97,10 @@ class StreamOptions(WatchingOptions):
     height: Annotated[
         int, "height of the decoded frames, which are 16:9, in pixels (default: 720)", {"metavar": "PIXELS"}
     ] = 720
+    weights: Annotated[
+        Literal[WEIGHTS],  # type: ignore[valid-type]  # mypy does not know the value of WEIGHTS
+        "how the weights of the layers are stored: bf16 (on a CPU float32), fp8, int8 or nf4 (default: bf16)",
+    ] = "bf16"
 
 
 @dataclass(kw_only=True)
@@ -172,6 +176,8 @@ def stream(options: StreamOptions) -> None:
     if options.height < 16:
         raise ValueError(f"--height must be at least 16, got {options.height}")
     arguments = options.resolved()
+    if options.weights == "fp8" and arguments["device"] == "cpu":
+        raise ValueError("--weights fp8 needs a CUDA device")
     from .stream import bench
 
     height = arguments.pop("height")

@@ -38,6 +38,7 @@ GEOMETRIES = {
     },
 }
 NAMES = (*GEOMETRIES, "nano")
+WEIGHTS = ("bf16", "fp8", "int8", "nf4")  # how the layers' weights are stored
 LARGE = 40 << 30  # bytes that Llama-3-8B's geometry takes in float32, activations included
 SMALL_TOWER = {
     "hidden_size": 32,

@@ -9,6 +9,7 @@ import torch
 
 from .record import enter, header, write
 from .watching import build, configured, decode, end_to_end, first_token, generation, joined, language, stock
+from .weights import quantise
 
 # as published by their authors, for other machines
 PUBLISHED = [
@@ -56,7 +57,15 @@ class Rows:
             torch.cuda.empty_cache()
 
 
-def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: float, size: tuple[int, int]) -> None:
+def bench(
+    geometry: str,
+    json: Path | None,
+    device: str,
+    repeats: int,
+    minutes: float,
+    size: tuple[int, int],
+    weights: str = "bf16",
+) -> None:
     """Measure all rows, and plot them.
 
     Args:
@@ -64,19 +73,23 @@ def bench(geometry: str, json: Path | None, device: str, repeats: int, minutes: 
         repeats (`int`): timed calls of each row, approximately.
         minutes (`float`): no row is started after this time.
         size (`(int, int)`): height and width of decoded frames.
+        weights (`str`): of the layers, see `quantise`. Rows of stock parts are measured for bf16 only.
     """
     end, result = time.perf_counter() + 60 * minutes, {**header(), "geometry": geometry, "device": device, "rows": []}
-    result["published"] = PUBLISHED
+    result |= {"published": PUBLISHED, "weights": weights}
     model, processor = build(geometry, torch.device(device))
+    quantise(model, weights)
+    result["weight_bytes"] = model.get_memory_footprint()
     row, is_large = Rows(model, json, result, end).add, geometry != "nano"
     helds, both = HELD if is_large else (100, 300), ("mod", "dense")
     a_turn, few = -(-repeats // TURNS), max(5, repeats // 4)
     for held in helds:
         row("language", language, processor, held, a_turn, ways=both, held=held)
     for held in helds if is_large else ():
-        if model.device.type == "cuda":
+        if model.device.type == "cuda" and weights != "fp8":  # whose layers fetch kernels from the Hub
             row("language", language, processor, held, few, static=False, held=held)
-        row("stock LlamaForCausalLM", stock, held, few, ways=("stock",), held=held)
+        if weights == "bf16":
+            row("stock LlamaForCausalLM", stock, held, few, ways=("stock",), held=held)
     middle, last = 600 if is_large else 100, helds[-1]
     row("end to end", end_to_end, processor, middle, a_turn, 1, size, ways=both, held=middle, frames=1)
     for frames in ALSO_FRAMES:
@@ -106,7 +119,10 @@ def figures(result: dict) -> dict[str, float]:
         rows = [x for x in result["rows"] if x["name"] == name and x["way"] == "mod"]
         return next((x[key] for x in rows if all(x.get(k) == v for k, v in about.items())), None)
 
-    if result["geometry"] == "nano":
+    if result["weights"] != "bf16":
+        name = f"stream_p50_ms_600_{result['weights']}"
+        found = {name: find("language", "p50_ms", held=600)} if result["geometry"] == "llama3-8b" else {}
+    elif result["geometry"] == "nano":
         # recordings are processed in blocks, frames of a camera one by one
         fps = {"nano_cpu_fps": ALSO_FRAMES[-1], "nano_cpu_fps_one_by_one": 1} if result["device"] == "cpu" else {}
         found = {name: find("end to end", "per_second", frames=frames) for name, frames in fps.items()}

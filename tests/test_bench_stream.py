@@ -34,6 +34,7 @@ def test_stream_measures_every_stage(tmp_path, monkeypatch, capsys):
     for (held, name), row in zip(wanted.values(), result["rows"][::2], strict=False):
         row |= {"held": held, "name": name, "way": "mod"}
     assert set(stream.figures(result)) >= {*wanted, "first_token_ms", "generate_tokens_per_s", "end_to_end_fps"}
+    assert list(stream.figures({**result, "weights": "nf4"})) == ["stream_p50_ms_600_nf4"]
 
 
 def test_offline_measures_frames_of_both_sizes(tmp_path):
@@ -76,6 +77,7 @@ def test_a_filled_session_is_as_large_as_one_that_has_watched():
         (["--json", "no/x.json"], "the folder of `--json` does not exist: no"),
         (["--json", "file/x.json"], "the folder of `--json` does not exist: file"),
         (["--minutes", "-1"], "--minutes must be 0 or more, got -1"),
+        (["--weights", "fp8"], "--weights fp8 needs a CUDA device"),
         (["--minutes", "nan"], "--minutes must be 0 or more, got nan"),
         (["--minutes", "0", "--json", "x.json"], "no row was started within --minutes 0"),
     ],

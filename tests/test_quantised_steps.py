@@ -10,8 +10,9 @@ from comparing import assert_near, assert_same_cache
 from test_static_step import needs_triton
 from tiny_models import START, VIDEO, tiny_model
 from torch import nn
-from transformers.integrations.finegrained_fp8 import FP8Linear
 
+from videollm_mod.bench.geometries import WEIGHTS
+from videollm_mod.bench.weights import eight_bits, float8, four_bits, quantise
 from videollm_mod.cache import MoDCache
 from videollm_mod.compat import stored_weight
 from videollm_mod.static_graphs import ModelGuard, _why_not_dtype, _why_not_llama, _why_not_plain, is_quantised
@@ -26,65 +27,35 @@ SIZE = {
 }
 
 
-def four_bits(linear: nn.Linear, kind: str = "nf4", nested: bool = True) -> nn.Module:
-    rows, columns = linear.weight.shape
-    options = {"quant_type": kind, "compress_statistics": nested}
-    quantised = bnb.nn.Linear4bit(columns, rows, bias=linear.bias is not None, compute_dtype=torch.float32, **options)
-    quantised.weight = bnb.nn.Params4bit(linear.weight.data.clone(), requires_grad=False, **options)
-    return quantised.to("cpu")
-
-
-def eight_bits(linear: nn.Linear) -> nn.Module:
-    rows, columns = linear.weight.shape
-    quantised = bnb.nn.Linear8bitLt(columns, rows, bias=linear.bias is not None, has_fp16_weights=False)
-    quantised.weight = bnb.nn.Int8Params(linear.weight.data.clone(), requires_grad=False, has_fp16_weights=False)
-    return quantised.to("cpu")
-
-
-def blocks_of_float8(linear: nn.Linear, block: tuple[int, int] | None = (32, 64)) -> nn.Module:
-    """As `FineGrainedFP8Config` makes it, whose own function needs a GPU."""
-    rows, columns = linear.weight.shape
-    quantised = FP8Linear(columns, rows, block_size=block, has_bias=linear.bias is not None)
-    height, width = block or (rows, columns)
-    tiles = linear.weight.data.unflatten(1, (-1, width)).unflatten(0, (-1, height))
-    scale = tiles.abs().amax((1, 3)) / 448
-    quantised.weight.data = (tiles / scale[:, None, :, None]).flatten(0, 1).flatten(1).to(torch.float8_e4m3fn)
-    quantised.weight_scale_inv.data = scale if block else scale.squeeze()
-    quantised.requires_grad_(False)
-    return quantised
-
-
-KINDS = {"nf4": four_bits, "8 bit": eight_bits, "float8 in blocks": blocks_of_float8}
-
-
-def quantised_model(kind: str, seed: int = 0):
+def quantised_model(weights: str, seed: int = 0):
     """A model whose layers are quantised, and one with dense copies of the same weights."""
     small = tiny_model(seed, **SIZE, num_hidden_layers=4)
     dense = copy.deepcopy(small)
-    for model, make in ((small, lambda quantised: quantised), (dense, dense_copy)):
-        for layer in model.model.language_model.layers:
-            for block in (layer.self_attn, layer.mlp):
-                for name, linear in list(block.named_children()):
-                    if isinstance(linear, nn.Linear):
-                        setattr(block, name, make(KINDS[kind](linear)))
+    for model in (small, dense):
+        quantise(model, weights)
+    for block in [dense, *(m for layer in dense.model.language_model.layers for m in (layer.self_attn, layer.mlp))]:
+        for name, linear in list(block.named_children()):
+            if is_quantised(linear):
+                setattr(block, name, dense_copy(linear))
     return small, dense
 
 
 def dense_copy(quantised: nn.Module) -> nn.Linear:
-    stored = stored_weight(quantised)
     linear = nn.Linear(quantised.in_features, quantised.out_features, bias=False)
-    linear.weight.data = stored.dense(torch.float32)
+    linear.weight.data = stored_weight(quantised).dense(torch.float32)
     return linear
 
 
 @pytest.mark.parametrize("nested", [True, False])
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_weights_in_4_bits_are_read_as_bitsandbytes_reads_them(kind, nested):
-    quantised = four_bits(nn.Linear(128, 96), kind, nested)
+    options = {"quant_type": kind, "compress_statistics": nested, "requires_grad": False}
+    quantised = bnb.nn.Linear4bit(128, 96)
+    quantised.weight = bnb.nn.Params4bit(torch.randn(96, 128), **options).to("cpu")
     expected = bnb.functional.dequantize_4bit(quantised.weight.data, quantised.weight.quant_state)
     stored = stored_weight(quantised)
     assert torch.equal(stored.dense(torch.float32), expected) and stored_weight(quantised) is stored
-    quantised.weight = four_bits(nn.Linear(128, 96), kind, nested).weight  # such as `load_state_dict` puts another
+    quantised.weight = bnb.nn.Params4bit(torch.randn(96, 128), **options).to("cpu")
     assert not torch.equal(stored_weight(quantised).dense(torch.float32), expected)
 
 
@@ -97,13 +68,20 @@ def test_weights_in_8_bits_are_read_before_and_after_the_first_use():
         quantised(torch.randn(2, 128))
 
 
-@pytest.mark.parametrize("block", [(32, 64), None])
-def test_float8_in_blocks_is_read_as_the_layer_defines_it(block):
-    linear = nn.Linear(192, 96)
-    stored = stored_weight(blocks_of_float8(linear, block))
-    assert stored.scale.shape == ((3, 3) if block else (1, 1))
-    error = (stored.dense(torch.float32) - linear.weight).norm() / linear.weight.norm()
-    assert error < 0.04  # float8_e4m3fn has 3 bits of mantissa
+@pytest.mark.parametrize("shape", [(256, 384), (96, 200)])
+def test_float8_in_blocks_is_read_as_the_layer_defines_it(shape):
+    linear = nn.Linear(*shape[::-1], bias=False)
+    quantised = float8(linear)
+    stored, (rows, columns) = stored_weight(quantised), quantised.block_size
+    expected = quantised.weight.float()
+    for row in range(0, shape[0], rows):
+        for column in range(0, shape[1], columns):
+            scale = quantised.weight_scale_inv[row // rows, column // columns]
+            expected[row : row + rows, column : column + columns] *= scale
+    assert torch.equal(stored.dense(torch.float32), expected)
+    assert (expected - linear.weight).norm() < 0.04 * linear.weight.norm()  # there are 3 bits of mantissa
+    quantised.block_size, quantised.weight_scale_inv.data = None, torch.tensor(0.5)
+    assert torch.equal(stored_weight(copy.deepcopy(quantised)).dense(torch.float32), 0.5 * quantised.weight.float())
 
 
 def test_weights_of_torchao_are_read():
@@ -120,7 +98,7 @@ def test_weights_of_torchao_are_read():
 
 
 def test_what_cannot_be_read_is_told():
-    uneven = four_bits(nn.Linear(96, 64))  # blocks of 64 numbers do not end with a row
+    uneven = four_bits(nn.Linear(96, 64, bias=False))  # blocks of 64 numbers do not end with a row
     assert stored_weight(uneven) is None and not is_quantised(uneven)
     model, _ = quantised_model("nf4")
     language, parts = model.model.language_model, [model.model.language_model, model.model.connector, model.lm_head]
@@ -153,20 +131,19 @@ def assert_equal(made, expected):
         assert_same_cache(cache, other)
 
 
-@pytest.mark.parametrize("kind", ["nf4"])  # the others' own layers round the tokens as well, or need a GPU
 @torch.no_grad()
-def test_steps_in_plain_torch_equal_dense_copies(kind):
-    model, dense = quantised_model(kind)
+def test_steps_in_plain_torch_equal_dense_copies():
+    model, dense = quantised_model("nf4")  # the other kinds' own layers round the tokens as well, or need a GPU
     assert_equal(fed(model, PlainOps), fed(dense, PlainOps))
 
 
 @needs_triton
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("weights", WEIGHTS[1:])
 @pytest.mark.parametrize("name", ["Kernels", "CublasKernels"])
 @torch.no_grad()
-def test_steps_by_kernels_equal_dense_copies(kind, name):
+def test_steps_by_kernels_equal_dense_copies(weights, name):
     kernels = pytest.importorskip("videollm_mod.static_kernels")
-    model, dense = quantised_model(kind)
+    model, dense = quantised_model(weights)
     if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         model, dense = model.to("cuda"), dense.to("cuda")
     assert_equal(fed(model, getattr(kernels, name)), fed(dense, PlainOps))
