@@ -158,6 +158,13 @@ def stored_weight(linear: nn.Module) -> StoredWeight | None:
     return stored
 
 
+def dense_weight(linear: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """`[N, K]` in `dtype`: a copy of a weight that is quantised, in a way that `stored_weight` knows."""
+    stored = stored_weight(linear)
+    assert stored is not None
+    return stored.dense(dtype)
+
+
 def _quantised_weight(linear: Any, weight: Any) -> StoredWeight | None:
     if (state := getattr(weight, "quant_state", None)) is not None:
         return _of_four_bits(weight.data, state)
@@ -244,6 +251,7 @@ __all__ = [
     "StoredWeight",
     "capture_outputs",
     "check_arguments",
+    "dense_weight",
     "rename_cache",
     "stored_weight",
     "takes_either_cache_name",

@@ -141,9 +141,9 @@ class Kernels:
     """The launchers of the kernels above. Functions of the same name below say what each computes."""
 
     @staticmethod
-    def silu_product(gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
-        gate, up = gate.contiguous(), up.contiguous()
-        out, count = torch.empty_like(gate), gate.numel()
+    def silu_product(gate: torch.Tensor, up: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        gate, up, count = gate.contiguous(), up.contiguous(), gate.numel()
+        out = torch.empty_like(gate) if out is None else out
         _silu_product_kernel[(triton.cdiv(count, BLOCK),)](gate, up, out, count, BLOCK, num_warps=WARPS)
         return out
 
@@ -323,4 +323,55 @@ class _ScatterGated(torch.autograd.Function):
         return grad, d_entered, d_processed, d_weight, d_scores.sum()[None], None, None, None, None
 
 
-__all__ = ["Kernels", "kernels_for", "rotate", "scatter_gated", "scatter_rows", "silu_product"]
+class Enter(torch.autograd.Function):
+    """Tokens `[M, D]` -> those at `index`, and all of them.
+
+    The backward pass of plain indexing would add a tensor that is mostly zeros to the gradient of all tokens. Instead
+    `Scatter` passes the gradient of all tokens on as it is, and here the rows of the entered tokens are replaced.
+    """
+
+    @staticmethod
+    def forward(ctx, tokens, index, filled):
+        ctx.index, ctx.filled = (index, None) if filled is None else (index[filled], filled)  # a slot may be empty
+        return tokens.index_select(0, index), tokens.view_as(tokens)
+
+    @staticmethod
+    def backward(ctx, entered, tokens):
+        if ctx.filled is not None:
+            entered = entered.index_select(0, ctx.filled)
+        return scatter_rows(tokens, ctx.index, entered), None, None
+
+
+def put_back(tokens, processed, index, filled) -> torch.Tensor:
+    """Tokens `[M, D]` with those at `index` (`int64 [K]`) replaced by `processed` `[K, D]`, at the slots `filled`."""
+    return scatter_rows(tokens, *((index, processed) if filled is None else (index[filled], processed[filled])))
+
+
+class Scatter(torch.autograd.Function):
+    """`put_back`, where `Enter` took the tokens from."""
+
+    @staticmethod
+    def forward(ctx, tokens, processed, index, filled):
+        # not saved as tensors for backward: a checkpoint would recompute the whole layer to get them
+        ctx.index, ctx.filled, ctx.shape = index if filled is None else index[filled], filled, processed.shape
+        return put_back(tokens, processed, index, filled)
+
+    @staticmethod
+    def backward(ctx, tokens):
+        processed = tokens.index_select(0, ctx.index)
+        if ctx.filled is not None:
+            processed = tokens.new_zeros(ctx.shape).index_copy(0, ctx.filled, processed)
+        return tokens, processed, None, None
+
+
+__all__ = [
+    "Enter",
+    "Kernels",
+    "Scatter",
+    "kernels_for",
+    "put_back",
+    "rotate",
+    "scatter_gated",
+    "scatter_rows",
+    "silu_product",
+]

@@ -43,8 +43,7 @@ from .compat import (
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .fused import rotate, silu_product
 from .recomputing import run_blocks, run_layers, set_recomputing
-from .routing import FrameRouter, LayerExpert, StreamLayout
-from .selection import KeepRatio
+from .routing import FrameRouter, KeepRatio, LayerExpert, StreamLayout
 
 # Full names, with and without a head around the model. LayerExperts are no plain `nn.Linear`, so none is quantised.
 FULL_PRECISION = ["model.vision_tower", "model.connector", "vision_tower", "connector", "lm_head"]

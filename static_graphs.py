@@ -1,13 +1,15 @@
 """CUDA graphs of parts of a model: how they are captured and kept, when they are out of date, which models have
-them, and the shapes and outputs of their steps.
+them, and the static steps of a language model, each of which becomes a graph.
 
 A graph holds the addresses of weights and buffers. It saves the host's time of launching kernels one by one.
 """
 
+import copy
 import threading
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
 from operator import getitem, itemgetter
@@ -16,11 +18,27 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from .cache import MoDCache
 from .compat import StoredWeight, stored_weight
+from .configuration_videollm_mod import num_kept_tokens
+from .static_step import (
+    MAX_CAPTURED,
+    TEXT_LENGTHS,
+    PlainOps,
+    Shape,
+    StaticStep,
+    StepOutput,
+    mixed_groups,
+    split_call,
+    split_streams,
+    text_shape,
+)
 
-TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
-MAX_TOKENS = 16_384  # of one step
-MAX_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
+FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
+FEW_QUANTISED = 64  # the same for quantised weights, of which cuBLAS needs a dense copy
+WARM_TEXT = 64  # texts up to this length are captured together with the first frame
+GRAPHS = 32  # captured at most
+NOT_FINITE = "`video_features` must be finite, got nan or infinity"
 
 forward_hooks, forward_pre_hooks = itemgetter("_forward_hooks"), itemgetter("_forward_pre_hooks")
 
@@ -185,115 +203,6 @@ def _address(weight: torch.Tensor) -> int:
     return getattr(weight, "qdata", weight).data_ptr()
 
 
-@dataclass(frozen=True)
-class StepOutput:
-    """What a step, or several in a row, computed for one stream, which has F frames here. It is on the device.
-
-    Attributes:
-        logits (`[F, V]`): after each frame, or `[1, V]` after the last token where there is no frame; or `[M, V]` of
-            each of M tokens of text that come after the frames.
-        kept (`tuple`): for each layer the tokens of the frames it kept, int64 `[F, k]` or None.
-        scores (`float32 [L, F, N]` or None): of the LayerExperts in use.
-        finite (`bool []` or None): whether the features were finite; if not, the cache has to be rolled back.
-        silence (`float32 [F]` or None), separator (`int` or None): after each frame the probability of a token, and
-            that token, the frame separator of the model's config.
-    """
-
-    logits: torch.Tensor
-    kept: tuple = ()
-    scores: torch.Tensor | None = None
-    finite: torch.Tensor | None = None
-    silence: torch.Tensor | None = None
-    separator: int | None = None
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a step is built for. `frames` and `tokens` are those of one of its `streams`; one token of text is before
-    each frame, or none. frames = 0 means text, of which the last logits are computed, or those of `every` token. A
-    `mixed` step is for streams that each keep any number of tokens of a frame, up to `num_kept`."""
-
-    frames: int
-    tokens: int
-    num_kept: int
-    gate: str
-    selection: str
-    force_last: bool
-    routed: tuple[int, ...]
-    streams: int = 1
-    every: bool = False
-    mixed: bool = False
-
-    @property
-    def all_tokens(self) -> int:
-        return self.streams * self.tokens
-
-
-def text_shape(tokens: int, options: tuple, every: bool = False) -> Shape:
-    """The shape of a step without frames. Its tokens are padded to one of a few lengths."""
-    return replace(Shape(0, tokens, *options), num_kept=0, routed=(), every=every)
-
-
-def split_text(words: int, options: tuple, every: bool = False) -> list[tuple[Shape, int]]:
-    """The steps for so many tokens of text, each with the number of its tokens."""
-    lengths = [min(words - start, TEXT_LENGTHS[-1]) for start in range(0, words, TEXT_LENGTHS[-1])]
-    padded = (next(size for size in TEXT_LENGTHS if size >= length) for length in lengths)
-    return [(text_shape(size, options, every), length) for size, length in zip(padded, lengths, strict=True)]
-
-
-def split_call(ids: list[int], frames: int, per_frame: int, options: tuple, after: int) -> list[tuple[Shape, int]]:
-    """The steps for the tokens of a stream: text, frames and text after them, each with the number of its tokens. The
-    step of the frames takes the token of text before each of them, unless frames follow each other directly.
-
-    Args:
-        per_frame (`int`): N.
-        options (`tuple`): of a `Shape`, from `num_kept` to `routed`.
-        after (`int`): tokens after the frames, of each of which logits are needed.
-    """
-    start = len(ids) - after - per_frame  # of the last frame
-    before = int(frames > 0 and start > 0 and ids[start - 1] != ids[start])
-    block = frames * (before + per_frame)
-    words = len(ids) - block - after
-    if words < 0:
-        raise ValueError("`ids` must hold at most one token of text between frames")
-    shapes = split_text(words, options)
-    if frames:
-        shapes.append((Shape(frames, block, *options), block))
-    return shapes + split_text(after, options, every=True)
-
-
-def mixed_groups(groups: dict[Shape, list[int]]) -> list[tuple[Shape, list[int]]]:
-    """Groups of streams by the shape of their step. Those that differ only in how many tokens they keep become one,
-    since reading the weights takes most of the time of a step; not beyond the size of captured steps, where computing
-    does."""
-    if len(groups) == 1:
-        return list(groups.items())
-    alike: dict[Shape, list[Shape]] = {}
-    for shape in groups:
-        alike.setdefault(replace(shape, num_kept=0), []).append(shape)
-    found = []
-    for shapes in alike.values():
-        members = sorted(number for shape in shapes for number in groups[shape])
-        if len(shapes) == 1 or len(members) * shapes[0].tokens > MAX_CAPTURED:
-            found += [(shape, groups[shape]) for shape in shapes]
-        else:
-            most = max(shape.num_kept for shape in shapes)
-            found.append((replace(shapes[0], num_kept=most, mixed=True), members))
-    return found
-
-
-def split_streams(shape: Shape, members: list) -> list[tuple[list, Shape]]:
-    """The members of a group that share a step, and the shape of that step. Where it is captured, their number is
-    rounded up to a power of two, so that there are few graphs."""
-    per_step, steps = max(1, MAX_TOKENS // shape.tokens), []
-    for start in range(0, len(members), per_step):
-        own = members[start : start + per_step]
-        padded = 1 << (len(own) - 1).bit_length()
-        streams = padded if padded * shape.tokens <= MAX_CAPTURED else len(own)
-        steps.append((own, replace(shape, streams=streams)))
-    return steps
-
-
 def why_not(model) -> str | None:
     """Why a model has no static steps; None if it has them."""
     text, language = model.config.text_config, model.model.language_model
@@ -382,19 +291,261 @@ def first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip()}".splitlines()[0]
 
 
+class StepsUnavailable(RuntimeError):
+    """Static steps do not run here, for example because a kernel does not compile."""
+
+
+class StaticLanguageModel:
+    """
+    The static steps of one model, which all its sessions share.
+
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`).
+        ops: `PlainOps`, for tests; the kernels of `static_kernels`, captured in graphs, if omitted.
+    """
+
+    def __init__(self, model, ops=None):
+        self._model, self._ops = weakref.ref(model), ops
+        self._steps: dict[Shape, StaticStep] = {}  # least recently used first
+        self._graphs = Graphs(GRAPHS, model.device)
+        parts = [model.model.language_model, model.model.connector, model.lm_head]
+        self._guard = ModelGuard([model, model.model], parts)
+        is_small = is_quantised(model.model.language_model.layers[0].self_attn.q_proj)
+        self._few = FEW_QUANTISED if is_small else FEW_SLOTS
+        self._asked = self._answer = None  # of `_options`, but for the keep ratio
+        self._failure: str | None = None
+        self._is_warm = False  # short texts have graphs
+
+    def __reduce__(self):
+        return type(None), ()  # a copy of the model builds its own
+
+    @property
+    def is_current(self) -> bool:
+        """Whether graphs still hold the addresses of the model's weights, and no module has a forward hook."""
+        return self._guard.holds()
+
+    @property
+    def broken(self) -> bool:
+        """Whether steps do not run here."""
+        return self._failure is not None
+
+    @property
+    def why_not(self) -> str | None:
+        """Why steps do not run here, or run without graphs."""
+        return self._failure or self._graphs.why_not
+
+    def feed(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None, keep_ratio: float | None):
+        """As `feed_together`, for one stream.
+
+        Returns:
+            logits, kept and scores of its `StepOutput`.
+
+        Raises:
+            `ValueError`: for features that are not finite; the cache has then to be rolled back.
+            `StepsUnavailable`: if steps do not run here; the cache has to be rolled back, too.
+        """
+        (fed,) = self.feed_together([(cache, ids, features)], keep_ratio)
+        if fed.finite is not None and not bool(fed.finite):
+            raise ValueError(NOT_FINITE)
+        return fed.logits, fed.kept, fed.scores
+
+    def feed_together(
+        self,
+        streams: list[tuple[MoDCache, list[int], torch.Tensor | None]],
+        keep_ratio: float | list[float | None] | None,
+        after: list[int] | None = None,
+    ) -> list[StepOutput]:
+        """Append to each cache its tokens, with the features `[F, M, Dv]` of the frames at their end. The results are
+        still being computed: reading one waits for the device.
+
+        Args:
+            keep_ratio: of all streams, or of each; the model's own if None.
+            after (*optional*): for each stream the number of tokens of text after its frames, of each of which logits
+                are returned; 0 if omitted.
+
+        Raises:
+            `StepsUnavailable`: the caches have then to be rolled back.
+        """
+        with self._graphs.exclusive():
+            per_frame = self._model().config.num_frame_tokens
+            ratios = keep_ratio if isinstance(keep_ratio, list) else [keep_ratio] * len(streams)
+            options = self._options(ratios, per_frame)
+            parts = [
+                split_call(ids, 0 if features is None else len(features), per_frame, own, rest)
+                for (_, ids, features), own, rest in zip(streams, options, after or [0] * len(streams), strict=True)
+            ]
+            outputs: list[list[StepOutput]] = [[] for _ in streams]
+            done = [0] * len(streams)
+            while any(parts):
+                # frames are the last of a stream's parts: they wait until all other streams have read their text too
+                due = [number for number, own in enumerate(parts) if own and not own[0][0].frames]
+                due = due or [number for number, own in enumerate(parts) if own]
+                groups: dict[Shape, list[int]] = {}
+                for number in due:
+                    groups.setdefault(parts[number][0][0], []).append(number)
+                for shape, members in mixed_groups(groups):
+                    done_now = {number: parts[number].pop(0) for number in members}
+                    for chunk, own_shape in split_streams(shape, members):
+                        own = []
+                        for number in chunk:
+                            cache, ids, features = streams[number]
+                            part, length = done_now[number]
+                            own.append((cache, ids[done[number] :][:length], features, part.num_kept))
+                            done[number] += length
+                        is_output = [shape.frames or shape.every or not parts[number] for number in chunk]
+                        found = self._run_streams(own_shape, own, any(is_output))
+                        for number, output, wanted in zip(chunk, found, is_output, strict=False):
+                            outputs[number] += [output] * bool(wanted)
+            if self._graphs.keys and not self._is_warm:
+                self._warm_up(options[0])
+            return [joined(own) for own in outputs]
+
+    def _run_streams(self, shape: Shape, streams: list[tuple], has_output: bool) -> list[StepOutput]:
+        """Run one step; returns results if they are among those of the call."""
+        step = self._step(shape)
+        caches, ids, features, kept = ([own[item] for own in streams] for item in range(4))
+        if shape.frames:
+            ids = [own[:: shape.tokens // shape.frames] if step.text_before else [] for own in ids]
+        try:
+            step.prepare(caches, ids, features if shape.frames else None, kept if shape.mixed else None)
+            self._run(step)
+            results = step.results() if has_output else []
+            step.finish()  # while the device is at work
+        finally:
+            step.drop()
+        return results[: len(streams)]
+
+    def _options(self, keep_ratios: list[float | None], per_frame: int) -> list[tuple]:
+        """For each keep ratio the fields of a `Shape` of frames from `num_kept` to `routed`, computed again if the
+        config has changed."""
+        text = self._model().config.text_config
+        asked = vars(text)
+        if asked != self._asked:
+            text.check_routing()
+            routed = text.routed_layers if text.vision_routing == "mod" else ()
+            self._answer = text.mod_gate, text.mod_selection, text.mod_force_keep_last, routed
+            self._asked = copy.deepcopy(asked)
+        own, is_routed = text.mod_keep_ratio, bool(self._answer[-1])
+        kept = {x: num_kept_tokens(own if x is None else x, per_frame) * is_routed for x in set(keep_ratios)}
+        return [(kept[ratio], *self._answer) for ratio in keep_ratios]
+
+    def _step(self, shape: Shape) -> StaticStep:
+        step = self._steps.pop(shape, None)
+        if step is None:
+            ops = self._ops
+            if ops is None:
+                from .static_kernels import CublasKernels, Kernels
+
+                ops = Kernels if shape.all_tokens <= self._few else CublasKernels
+            with torch.inference_mode(False), torch.no_grad():  # its buffers are written in any mode
+                step = StaticStep(self._model(), shape, ops)
+        if shape.all_tokens <= MAX_CAPTURED:  # larger ones have large buffers, which are quickly made
+            if len(self._steps) >= 2 * GRAPHS:
+                oldest = next(iter(self._steps))
+                del self._steps[oldest]
+                self._graphs.drop(oldest)  # it writes into the buffers of its step
+            self._steps[shape] = step
+        return step
+
+    def _run(self, step: StaticStep) -> None:
+        try:
+            self._forward(step)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            self._failure = f"a step cannot be run: {first_line(error)}"
+            raise StepsUnavailable(self._failure) from error
+
+    def _forward(self, step: StaticStep) -> None:
+        """Run a step, if possible by its graph, which is captured when its shape comes for the second time."""
+        if self._ops is not None:
+            step.forward()
+        elif step.shape.all_tokens > MAX_CAPTURED:
+            step.forward(attend=PlainOps.attend)  # the host knows how long the streams are
+        else:
+            graph = self._graphs.get(step.shape)
+            if graph is None and self._graphs.is_due(step.shape):
+                graph = self._graphs.capture(step.shape, step.forward)
+            if graph is None:
+                step.forward()
+            else:
+                graph()
+
+    def _warm_up(self, options: tuple) -> None:
+        """Capture short texts too, so that no question waits for it."""
+        self._is_warm = True
+        for length in TEXT_LENGTHS:
+            if length <= WARM_TEXT:
+                self._capture(text_shape(length, options))
+
+    def _capture(self, shape: Shape) -> None:
+        """Capture a step, unless it is captured already, with an empty stream. Failing is no error."""
+        if self.why_not is not None or shape in self._graphs.keys:
+            return
+        model = self._model()
+        step = self._step(shape)
+        ids = [0] * (shape.frames * step.text_before if shape.frames else shape.tokens)
+        size = (shape.frames, *model.config.video_feature_shape)
+        features = [torch.zeros(size, dtype=model.dtype, device=model.device)] if shape.frames else None
+        try:
+            step.prepare([MoDCache(model.config)], [ids], features)
+            self._graphs.capture(shape, step.forward)
+        except Exception as error:  # results of a call may exist already: nothing may fail it now
+            self._graphs.give_up(error)
+        finally:
+            step.drop()
+
+    def shapes(self, ids: list[int], keep_ratio: float | None) -> list[Shape]:
+        """The steps of a stream that is fed these tokens, at the end of which there may be frames and text after them.
+        The keep ratio is the model's own if omitted."""
+        config = self._model().config
+        video, per_frame = config.video_token_id, config.num_frame_tokens
+        frames = ids.count(video) // per_frame
+        after = ids[::-1].index(video) if frames else 0
+        (options,) = self._options([keep_ratio], per_frame)
+        return [shape for shape, _ in split_call(ids, frames, per_frame, options, after)]
+
+    def capture(self, shape: Shape) -> None:
+        """Capture a step before it is needed. If that fails, `why_not` says so, and steps run without graphs."""
+        with self._graphs.exclusive():
+            self._capture(shape)
+
+
+def joined(outputs: list[StepOutput]) -> StepOutput:
+    """The output of a stream's frames, with the logits of the text after them, if there is any; or of its only step
+    with an output."""
+    first, *after = outputs
+    return replace(first, logits=torch.cat([output.logits for output in after])) if after else first
+
+
+def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None]:
+    """The model's static steps, or why it has none. They are built anew if the model has changed."""
+    if torch.is_autocast_enabled("cuda"):  # on other devices there are no static steps
+        return None, "autocast is on"  # a graph keeps the precision that it was captured in
+    known = vars(model).get("_static_steps")
+    if known is not None and known.is_current and not model.training:
+        return None if known.broken else known, known.why_not
+    reason = why_not(model)
+    if reason is not None:
+        return None, reason
+    try:
+        from .static_kernels import Kernels as _  # noqa: F401
+    except ImportError as error:
+        return None, str(error)
+    model._static_steps = StaticLanguageModel(model)
+    return model._static_steps, None
+
+
 __all__ = [
-    "MAX_TOKENS",
+    "NOT_FINITE",
     "Graph",
     "Graphs",
     "ModelGuard",
-    "Shape",
-    "StepOutput",
+    "StaticLanguageModel",
+    "StepsUnavailable",
     "first_line",
     "has_own_forward",
     "is_quantised",
-    "mixed_groups",
-    "split_call",
-    "split_streams",
-    "text_shape",
+    "static_language_model",
     "why_not",
 ]

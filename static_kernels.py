@@ -1,4 +1,4 @@
-"""The operations of a static step as Triton kernels; `static_plain.PlainOps` says what each computes, in plain torch.
+"""The operations of a static step as Triton kernels; `static_step.PlainOps` says what each computes, in plain torch.
 
 A step of few tokens reads all weights once and computes almost nothing, so at best it takes the time of reading them.
 For that there are few small kernels in between, and no processor is idle while keys are read: eight kernels a layer,
@@ -14,25 +14,26 @@ Steps of many tokens (`CublasKernels`) leave the products to cuBLAS.
 """
 
 import functools
-import math
 from typing import Any
 
 import torch
 from torch import nn
 
-from .compat import stored_weight
+from .compat import dense_weight, stored_weight
+from .fused import Kernels as Elementwise
 from .routing import GATE_STRENGTH
 
 try:  # comes with torch for CUDA; without it nothing imports this module, but a loader of remote code reads it
     import triton
     import triton.language as tl
+    from triton.language import constexpr
 except ImportError as error:
     raise ImportError("static steps need Triton: pip install triton") from error
 
 # A stream's row of a layer's table, int64: addresses of keys, values and positions (0 to 2), tokens held (3), capacity
 # (4), what to add to a token's number in the step to get its position (5), tokens or slots of this step to write (6),
 # and in a mixed step tokens of a frame to keep (7). In rows that fill up the step all are 0.
-WIDTH = tl.constexpr(8)  # of a row
+WIDTH = constexpr(8)  # of a row
 SPLITS = 16  # of the keys; times 8 key-value heads they are as many as an H100 has processors
 KEYS_AT_ONCE = (64, 4, 3)  # of a split, warps, stages
 # for the kernel that scores and ranks the tokens of a frame: columns at a time for frames of up to 16 tokens, warps.
@@ -54,12 +55,12 @@ TILES = {
 
 @triton.jit
 def _scaled_dot(
-    total, x_ptr, m, rows, width, w_ptr, scale_ptr, code_ptr, n, num_n, start, M: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr, SK: tl.constexpr,
+    total, x_ptr, m, rows, width, w_ptr, scale_ptr, code_ptr, n, num_n, start, M: constexpr, N: constexpr,
+    K: constexpr, BITS: constexpr, SN: constexpr, SK: constexpr,
 ):  # fmt: skip
     """`total` plus x[m] times the rows `n` of a weight, over a few columns that share a scale, from byte or number
     `start` of each row on. See `compat.StoredWeight`."""
-    EACH: tl.constexpr = 2 if BITS == 4 else 1  # columns in a byte
+    EACH: constexpr = 2 if BITS == 4 else 1  # columns in a byte
     k, length = start + tl.arange(0, K), width // EACH
     column = start * EACH + tl.arange(0, K * EACH)
     mask = (k < length)[:, None] & (n < num_n)[None, :]
@@ -70,9 +71,9 @@ def _scaled_dot(
     if BITS == 4:
         x, odd = tl.split(tl.reshape(x, (M, K, 2)))
         of_odd = tl.load(code_ptr + (w & 15).to(tl.int32))
-        part = tl.dot(odd, of_odd.to(x.dtype), part, input_precision=PRECISION)
+        part = tl.dot(odd, of_odd.to(x.dtype), part, input_precision="ieee")
         w = tl.load(code_ptr + (w >> 4).to(tl.int32))
-    part = tl.dot(x, w.to(x.dtype), part, input_precision=PRECISION)
+    part = tl.dot(x, w.to(x.dtype), part, input_precision="ieee")
     if BITS == 16:
         return part
     at = scale_ptr + (n // SN).to(tl.int64) * tl.cdiv(width, SK) + start * EACH // SK
@@ -81,9 +82,8 @@ def _scaled_dot(
 
 @triton.jit
 def _product(
-    x_ptr, m, rows, width, w_ptr, scale_ptr, n, w2_ptr, scale2_ptr, n2, num_n, code_ptr, TWO: tl.constexpr,
-    M: tl.constexpr, N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr,
-    SK: tl.constexpr, PARTS: tl.constexpr,
+    x_ptr, m, rows, width, w_ptr, scale_ptr, n, w2_ptr, scale2_ptr, n2, num_n, code_ptr, TWO: constexpr, M: constexpr,
+    N: constexpr, K: constexpr, BITS: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr,
 ):  # fmt: skip
     """x[m] times the rows `n` of one weight and, if TWO, `n2` of another that is stored alike. PARTS: of each row that
     are read at a time, with a scale of their own."""
@@ -93,19 +93,18 @@ def _product(
         for part in tl.static_range(PARTS):
             start = begin + part * K
             first = _scaled_dot(
-                first, x_ptr, m, rows, width, w_ptr, scale_ptr, code_ptr, n, num_n, start, M, N, K, PRECISION, BITS,
-                SN, SK,
-            )  # fmt: skip
+                first, x_ptr, m, rows, width, w_ptr, scale_ptr, code_ptr, n, num_n, start, M, N, K, BITS, SN, SK
+            )
             if TWO:
                 second = _scaled_dot(
-                    second, x_ptr, m, rows, width, w2_ptr, scale2_ptr, code_ptr, n2, num_n, start, M, N, K, PRECISION,
-                    BITS, SN, SK,
+                    second, x_ptr, m, rows, width, w2_ptr, scale2_ptr, code_ptr, n2, num_n, start, M, N, K, BITS, SN,
+                    SK,
                 )  # fmt: skip
     return first, second
 
 
 @triton.jit
-def _norm_kernel(x_ptr, index_ptr, norm_ptr, out_ptr, width, eps, HAS_INDEX: tl.constexpr, W: tl.constexpr):
+def _norm_kernel(x_ptr, index_ptr, norm_ptr, out_ptr, width, eps, HAS_INDEX: constexpr, W: constexpr):
     """out[slot] = RMSNorm of x[index[slot]], one slot."""
     slot, k = tl.program_id(0).to(tl.int64), tl.arange(0, W)
     weight = tl.load(norm_ptr + k, k < width, other=0.0).to(tl.float32)
@@ -118,23 +117,13 @@ def _norm_kernel(x_ptr, index_ptr, norm_ptr, out_ptr, width, eps, HAS_INDEX: tl.
 
 
 @triton.jit
-def _stream_of(table_ptr, m, rows, each, MANY: tl.constexpr):
-    """For slots `m` the table rows of their streams, which have `each` slots, and their numbers within the stream."""
-    row, number = table_ptr, m
-    if MANY:
-        row = table_ptr + tl.minimum(m, rows - 1) // each * WIDTH
-        number = m % each
-    return row, number
-
-
-@triton.jit
 def _rotate_and_store(
-    first, second, head, c, m, index_ptr, table_ptr, cos_ptr, sin_ptr, q_ptr, rows, each, H: tl.constexpr,
-    G: tl.constexpr, HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, MANY: tl.constexpr,
+    first, second, head, c, m, index_ptr, table_ptr, cos_ptr, sin_ptr, q_ptr, rows, each, H: constexpr, G: constexpr,
+    HEAD: constexpr, HAS_INDEX: constexpr, MANY: constexpr,
 ):  # fmt: skip
     """Columns `c` of both halves of a head of slots `m`, as projected. Queries and keys are rotated; queries go into
     `q_ptr`, keys and values behind those that their stream holds."""
-    HALF: tl.constexpr = HEAD // 2
+    HALF: constexpr = HEAD // 2
     tokens = m.to(tl.int64)
     if HAS_INDEX:
         tokens = tl.load(index_ptr + m, m < rows, other=0)
@@ -150,7 +139,9 @@ def _rotate_and_store(
         tl.store(at, first.to(dtype), inside)
         tl.store(at + HALF, second.to(dtype), inside)
     else:
-        row, number = _stream_of(table_ptr, m, rows, each, MANY)
+        row, number = table_ptr, m  # of its stream, and of the slot within it
+        if MANY:
+            row, number = table_ptr + tl.minimum(m, rows - 1) // each * WIDTH, m % each
         held, is_new = tl.load(row + 3), (number < tl.load(row + 6)) & (m < rows)
         address, own = tl.load(row + 0), head - H
         if head >= H + G:
@@ -167,14 +158,13 @@ def _rotate_and_store(
 @triton.jit
 def _qkv_kernel(
     x_ptr, index_ptr, table_ptr, wq_ptr, wk_ptr, wv_ptr, sq_ptr, sk_ptr, sv_ptr, code_ptr, bq_ptr, bk_ptr, bv_ptr,
-    cos_ptr, sin_ptr, q_ptr, rows, each, width, H: tl.constexpr, G: tl.constexpr, HEAD: tl.constexpr,
-    HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, MANY: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr, SK: tl.constexpr,
-    PARTS: tl.constexpr,
+    cos_ptr, sin_ptr, q_ptr, rows, each, width, H: constexpr, G: constexpr, HEAD: constexpr, HAS_INDEX: constexpr,
+    HAS_BIAS: constexpr, MANY: constexpr, M: constexpr, N: constexpr, K: constexpr, BITS: constexpr, SN: constexpr,
+    SK: constexpr, PARTS: constexpr,
 ):  # fmt: skip
     """x: the slots' tokens `[S, D]`, normalised."""
-    HALF: tl.constexpr = HEAD // 2
-    BLOCKS: tl.constexpr = HALF // N
+    HALF: constexpr = HEAD // 2
+    BLOCKS: constexpr = HALF // N
     head = tl.program_id(0) // BLOCKS
     c = (tl.program_id(0) % BLOCKS) * N + tl.arange(0, N)
     w_ptr, s_ptr, b_ptr, own = wq_ptr, sq_ptr, bq_ptr, head
@@ -185,7 +175,7 @@ def _qkv_kernel(
     n, m = own * HEAD + c, tl.arange(0, M)
     first, second = _product(
         x_ptr, m, rows, width, w_ptr, s_ptr, n, w_ptr, s_ptr, n + HALF, (own + 1) * HEAD, code_ptr, True, M, N, K,
-        PRECISION, BITS, SN, SK, PARTS,
+        BITS, SN, SK, PARTS,
     )  # fmt: skip
     if HAS_BIAS:
         first += tl.load(b_ptr + n).to(tl.float32)[None, :]
@@ -198,11 +188,11 @@ def _qkv_kernel(
 
 @triton.jit
 def _rotate_kernel(
-    q_ptr, k_ptr, v_ptr, index_ptr, table_ptr, cos_ptr, sin_ptr, rows, each, H: tl.constexpr, G: tl.constexpr,
-    HEAD: tl.constexpr, HAS_INDEX: tl.constexpr, MANY: tl.constexpr, M: tl.constexpr,
+    q_ptr, k_ptr, v_ptr, index_ptr, table_ptr, cos_ptr, sin_ptr, rows, each, H: constexpr, G: constexpr,
+    HEAD: constexpr, HAS_INDEX: constexpr, MANY: constexpr, M: constexpr,
 ):  # fmt: skip
     """The second half of `_qkv_kernel`, after the projections; queries are rotated in place."""
-    HALF: tl.constexpr = HEAD // 2
+    HALF: constexpr = HEAD // 2
     head, c = tl.program_id(1), tl.arange(0, HALF)
     m = tl.program_id(0) * M + tl.arange(0, M)
     source, own, num = q_ptr, head, H
@@ -221,11 +211,11 @@ def _rotate_kernel(
 
 @triton.jit
 def _attend_kernel(
-    q_ptr, table_ptr, part_ptr, max_ptr, sum_ptr, rows, each, blocks, scaling, H: tl.constexpr, G: tl.constexpr,
-    HEAD: tl.constexpr, R: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr,
+    q_ptr, table_ptr, part_ptr, max_ptr, sum_ptr, rows, each, blocks, scaling, H: constexpr, G: constexpr,
+    HEAD: constexpr, R: constexpr, K: constexpr,
 ):  # fmt: skip
     """Attention of a block of R queries to one split of the keys of one key-value head of one stream."""
-    SHARE: tl.constexpr = H // G  # queries of a slot that read one key-value head
+    SHARE: constexpr = H // G  # queries of a slot that read one key-value head
     group, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     stream, block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
     table_ptr += stream * WIDTH
@@ -250,14 +240,14 @@ def _attend_kernel(
         j = start + tl.arange(0, K)
         inside = j < length
         k = tl.load(keys + j[None, :] * HEAD + d[:, None], inside[None, :], other=0.0)
-        scores = tl.dot(q, k, input_precision=PRECISION) * (scaling * 1.4426950408889634)
+        scores = tl.dot(q, k, input_precision="ieee") * (scaling * 1.4426950408889634)
         scores = tl.where((j[None, :] <= held + slot[:, None]) & inside[None, :], scores, float("-inf"))
         higher = tl.maximum(peak, tl.max(scores, axis=1))
         anchor = tl.where(higher == float("-inf"), 0.0, higher)
         weights = tl.exp2(scores - anchor[:, None])
         shrink = tl.exp2(peak - anchor)
         v = tl.load(values + j[:, None] * HEAD + d[None, :], inside[:, None], other=0.0)
-        part = tl.dot(weights.to(dtype), v, part * shrink[:, None], input_precision=PRECISION)
+        part = tl.dot(weights.to(dtype), v, part * shrink[:, None], input_precision="ieee")
         total = total * shrink + tl.sum(weights, axis=1)
         peak = higher
     at = split * rows + row
@@ -268,7 +258,7 @@ def _attend_kernel(
 
 @triton.jit
 def _combine_kernel(
-    part_ptr, max_ptr, sum_ptr, out_ptr, rows, splits, HEAD: tl.constexpr, S: tl.constexpr
+    part_ptr, max_ptr, sum_ptr, out_ptr, rows, splits, HEAD: constexpr, S: constexpr,
 ):  # fmt: skip
     """Combine the splits of one query and head; 0 where there is no key, as in streams that fill up the step."""
     row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
@@ -285,18 +275,16 @@ def _combine_kernel(
 @triton.jit
 def _add_kernel(
     y_ptr, w_ptr, s_ptr, code_ptr, b_ptr, residual_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n,
-    FROM_X: tl.constexpr, HAS_INDEX: tl.constexpr, HAS_BIAS: tl.constexpr, M: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr, SK: tl.constexpr,
-    PARTS: tl.constexpr,
+    FROM_X: constexpr, HAS_INDEX: constexpr, HAS_BIAS: constexpr, M: constexpr, N: constexpr, K: constexpr,
+    PRECISION: constexpr, BITS: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr,
 ):  # fmt: skip
     """FROM_X: `residual = x[index] + y @ w`. Otherwise
     `x[index] = scale[0] * (residual + y @ w) + scale[1] * x[index]`."""
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
     first, _ = _product(
-        y_ptr, m, rows, width, w_ptr, s_ptr, n, w_ptr, s_ptr, n, num_n, code_ptr, False, M, N, K, PRECISION, BITS, SN,
-        SK, PARTS,
-    )  # fmt: skip
+        y_ptr, m, rows, width, w_ptr, s_ptr, n, w_ptr, s_ptr, n, num_n, code_ptr, False, M, N, K, BITS, SN, SK, PARTS
+    )
     mask = (m < rows)[:, None] & (n < num_n)[None, :]
     tokens = m.to(tl.int64)
     if HAS_INDEX:
@@ -318,26 +306,16 @@ def _add_kernel(
 
 
 @triton.jit
-def _activate_kernel(gate_ptr, up_ptr, out_ptr, count, SIZE: tl.constexpr):
-    at = tl.program_id(0).to(tl.int64) * SIZE + tl.arange(0, SIZE)
-    gate = tl.load(gate_ptr + at, at < count, other=0.0).to(tl.float32)
-    up = tl.load(up_ptr + at, at < count, other=0.0).to(tl.float32)
-    tl.store(out_ptr + at, (gate * tl.sigmoid(gate) * up).to(out_ptr.dtype.element_ty), at < count)
-
-
-@triton.jit
 def _project_kernel(
-    x_ptr, w_ptr, w2_ptr, s_ptr, s2_ptr, code_ptr, out_ptr, rows, width, num_n, GATED: tl.constexpr, M: tl.constexpr,
-    N: tl.constexpr, K: tl.constexpr, PRECISION: tl.constexpr, BITS: tl.constexpr, SN: tl.constexpr, SK: tl.constexpr,
-    PARTS: tl.constexpr,
+    x_ptr, w_ptr, w2_ptr, s_ptr, s2_ptr, code_ptr, out_ptr, rows, width, num_n, GATED: constexpr, M: constexpr,
+    N: constexpr, K: constexpr, BITS: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr,
 ):  # fmt: skip
     """out = x @ w, or GATED: silu(x @ w) * (x @ w2)."""
     n = tl.program_id(0) * N + tl.arange(0, N)
     m = tl.arange(0, M)
     out, up = _product(
-        x_ptr, m, rows, width, w_ptr, s_ptr, n, w2_ptr, s2_ptr, n, num_n, code_ptr, GATED, M, N, K, PRECISION, BITS,
-        SN, SK, PARTS,
-    )  # fmt: skip
+        x_ptr, m, rows, width, w_ptr, s_ptr, n, w2_ptr, s2_ptr, n, num_n, code_ptr, GATED, M, N, K, BITS, SN, SK, PARTS
+    )
     if GATED:
         out = out * tl.sigmoid(out) * up
     at = out_ptr + m[:, None].to(tl.int64) * num_n + n[None, :]
@@ -346,7 +324,7 @@ def _project_kernel(
 
 @triton.jit
 def _probability_kernel(
-    logits_ptr, probability_ptr, token, SIZE: tl.constexpr, K: tl.constexpr
+    logits_ptr, probability_ptr, token, SIZE: constexpr, K: constexpr,
 ):  # fmt: skip
     """The softmax of one row at one token. Each of K lanes has its own maximum and sum."""
     row = tl.program_id(0)
@@ -369,12 +347,12 @@ def _probability_kernel(
 @triton.jit
 def _route_kernel(
     x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, counts_ptr, slots, before, per_frame, num_kept,
-    each, apart, STRENGTH: tl.constexpr, GATE: tl.constexpr, FORCE_LAST: tl.constexpr, MIXED: tl.constexpr,
-    SIZE: tl.constexpr, P: tl.constexpr, K: tl.constexpr,
+    each, apart, STRENGTH: constexpr, GATE: constexpr, FORCE_LAST: constexpr, MIXED: constexpr, SIZE: constexpr,
+    P: constexpr, K: constexpr,
 ):  # fmt: skip
     """For one frame, after `before` tokens of text: the scores, the `num_kept` highest (ties go to the lower index),
     and their slots. MIXED: a stream, which has `each` frames, keeps its own number of tokens, from `counts_ptr`, where
-    those of two streams are so far `apart`; see `static_plain.write_slots`."""
+    those of two streams are so far `apart`; see `static_step.write_slots`."""
     frame, i = tl.program_id(0), tl.arange(0, P)
     count, first = num_kept, frame * (before + num_kept)
     if MIXED:
@@ -429,10 +407,6 @@ def _route_kernel(
         tl.store(scale_ptr + slots + at, tl.full((P,), 1.0, tl.float32), is_other)
 
 
-def _precision(x: torch.Tensor) -> str:
-    return "ieee" if x.dtype == torch.float32 else "tf32"
-
-
 def _read(name: str, x: torch.Tensor, slots: int, *linears: nn.Module, within: int = 0) -> tuple[list, dict]:
     """What the kernel of a product takes to read weights that are stored alike: pointers to the values of each, to the
     scales of each and to the codes of all, and keyword arguments. A program takes rows of one block of `within`."""
@@ -442,7 +416,7 @@ def _read(name: str, x: torch.Tensor, slots: int, *linears: nn.Module, within: i
     n, columns, warps, stages = _tiles(name, x, slots)
     bits = 4 if first.code is not None else 16 if first.scale is None else 8
     shared = columns if bits == 16 else min(columns, first.columns & -first.columns)  # columns with one scale
-    options = {"M": _power(slots), "N": math.gcd(n, within or n), "PRECISION": _precision(x), "BITS": bits}
+    options = {"M": _power(slots), "N": min(n, within or n), "BITS": bits}
     options |= {"K": shared // (2 if bits == 4 else 1), "PARTS": columns // shared, "SN": first.rows}
     options |= {"SK": first.columns, "num_warps": warps, "num_stages": stages}
     return [*values, *scales, values[0] if first.code is None else first.code], options
@@ -452,8 +426,8 @@ def _tiles(name: str, x: torch.Tensor, slots: int) -> tuple[int, int, int, int]:
     n, columns, warps, stages = TILES[name]
     columns //= (1 + (slots > 16)) * (1 + (x.dtype == torch.float32))
     # each stage but one keeps columns of the tokens, and of one or two weights, in shared memory
-    loaded = _power(slots) + n * (1 + (name in ("qkv", "mlp_up")))
-    return n, columns, warps, min(stages, 1 + _shared_memory(x.device) // (loaded * columns * x.element_size()))
+    loaded = (_power(slots) + n * (1 + (name in ("qkv", "mlp_up")))) * columns * x.element_size()
+    return n, columns, warps, min(stages, 1 + _shared_memory(x.device) // loaded)
 
 
 @functools.cache
@@ -526,7 +500,7 @@ class Kernels:
         peak, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
         _attend_kernel[(groups, splits, blocks * streams)](
             queries, table, part, peak, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
-            HEAD=head_dim, R=block, K=keys, PRECISION=_precision(queries), num_warps=warps, num_stages=stages,
+            HEAD=head_dim, R=block, K=keys, num_warps=warps, num_stages=stages,
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
             part, peak, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4,
@@ -576,20 +550,15 @@ class Kernels:
 class CublasKernels(Kernels):
     """As `Kernels`, for any number of slots: cuBLAS computes the products, of quantised weights by a dense copy."""
 
-    @staticmethod
-    def _dense(linear, x) -> torch.Tensor:
-        stored: Any = stored_weight(linear)
-        return stored.dense(x.dtype)
-
     @classmethod
     def project_qkv(cls, x, index, layer, rotary, queries, table, bases, counts) -> None:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
         normed = layer.input_layernorm(x if index is None else x[index])
-        torch.mm(normed, cls._dense(attention.q_proj, x).t(), out=queries.view(rows, -1))
+        torch.mm(normed, dense_weight(attention.q_proj, x.dtype).t(), out=queries.view(rows, -1))
         if attention.q_proj.bias is not None:
             queries.view(rows, -1).add_(attention.q_proj.bias)
         others = attention.k_proj, attention.v_proj
-        keys, values = (nn.functional.linear(normed, cls._dense(part, x), part.bias) for part in others)
+        keys, values = (nn.functional.linear(normed, dense_weight(part, x.dtype), part.bias) for part in others)
         groups = keys.shape[1] // head_dim
         if attention.config.qk_norm:
             queries.copy_(attention.q_norm(queries))
@@ -602,21 +571,19 @@ class CublasKernels(Kernels):
     @classmethod
     def project_out(cls, attended, layer, x, index, residual) -> None:
         before, linear = x if index is None else x[index], layer.self_attn.o_proj
-        torch.addmm(before, attended, cls._dense(linear, x).t(), out=residual)
+        torch.addmm(before, attended, dense_weight(linear, x.dtype).t(), out=residual)
         if linear.bias is not None:
             residual.add_(linear.bias)
 
     @classmethod
     def mlp_up(cls, residual, layer, intermediate) -> None:
         normed = layer.post_attention_layernorm(residual)
-        gate, up = (normed @ cls._dense(part, normed).t() for part in (layer.mlp.gate_proj, layer.mlp.up_proj))
-        _activate_kernel[(triton.cdiv(intermediate.numel(), 1024),)](
-            gate, up, intermediate, intermediate.numel(), SIZE=1024, num_warps=4
-        )
+        gate, up = (normed @ dense_weight(part, normed.dtype).t() for part in (layer.mlp.gate_proj, layer.mlp.up_proj))
+        Elementwise.silu_product(gate, up, intermediate)
 
     @classmethod
     def mlp_down(cls, intermediate, layer, residual, x, index, scale) -> None:
-        weight = cls._dense(layer.mlp.down_proj, x).t()
+        weight = dense_weight(layer.mlp.down_proj, x.dtype).t()
         if index is None:
             torch.addmm(residual, intermediate, weight, out=x)
             return
@@ -626,7 +593,7 @@ class CublasKernels(Kernels):
     @classmethod
     def lm_head(cls, x, rows, model, logits) -> None:
         normed = model.model.language_model.norm(x[rows])
-        torch.mm(normed, cls._dense(model.lm_head, x).t(), out=logits)
+        torch.mm(normed, dense_weight(model.lm_head, x.dtype).t(), out=logits)
 
 
 __all__ = ["CublasKernels", "Kernels"]

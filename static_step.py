@@ -17,41 +17,287 @@ frame and Dv their size, D hidden size of the language model, I intermediate siz
 V vocabulary, L layers with a LayerExpert. T, S and F count all streams of a step, unless a text says otherwise.
 """
 
-import copy
 import math
 import weakref
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.attention.bias import causal_lower_right
 
 from .cache import MoDCache
-from .configuration_videollm_mod import num_kept_tokens
-from .selection import change_scores, difference_scores, first_values, select_tokens, uniform_priority
-from .static_graphs import (
-    MAX_CAPTURED,
-    TEXT_LENGTHS,
-    Graphs,
-    ModelGuard,
-    Shape,
-    StepOutput,
-    first_line,
-    is_quantised,
-    mixed_groups,
-    split_call,
-    split_streams,
-    text_shape,
-    why_not,
+from .routing import (
+    GATE_STRENGTH,
+    change_scores,
+    difference_scores,
+    first_values,
+    select_tokens,
+    uniform_priority,
 )
-from .static_plain import PlainOps, write_slots
 
-FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
-FEW_QUANTISED = 64  # the same for quantised weights, of which cuBLAS needs a dense copy
-WARM_TEXT = 64  # texts up to this length are captured together with the first frame
-GRAPHS = 32  # captured at most
+TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
+MAX_TOKENS = 16_384  # of one step
+MAX_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
 TABLE_WIDTH = 8
 MAX_RANKED = 256  # vision tokens of a frame, in a kernel
-NOT_FINITE = "`video_features` must be finite, got nan or infinity"
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """What a step, or several in a row, computed for one stream, which has F frames here. It is on the device.
+
+    Attributes:
+        logits (`[F, V]`): after each frame, or `[1, V]` after the last token where there is no frame; or `[M, V]` of
+            each of M tokens of text that come after the frames.
+        kept (`tuple`): for each layer the tokens of the frames it kept, int64 `[F, k]` or None.
+        scores (`float32 [L, F, N]` or None): of the LayerExperts in use.
+        finite (`bool []` or None): whether the features were finite; if not, the cache has to be rolled back.
+        silence (`float32 [F]` or None), separator (`int` or None): after each frame the probability of a token, and
+            that token, the frame separator of the model's config.
+    """
+
+    logits: torch.Tensor
+    kept: tuple = ()
+    scores: torch.Tensor | None = None
+    finite: torch.Tensor | None = None
+    silence: torch.Tensor | None = None
+    separator: int | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step is built for. `frames` and `tokens` are those of one of its `streams`; one token of text is before
+    each frame, or none. frames = 0 means text, of which the last logits are computed, or those of `every` token. A
+    `mixed` step is for streams that each keep any number of tokens of a frame, up to `num_kept`."""
+
+    frames: int
+    tokens: int
+    num_kept: int
+    gate: str
+    selection: str
+    force_last: bool
+    routed: tuple[int, ...]
+    streams: int = 1
+    every: bool = False
+    mixed: bool = False
+
+    @property
+    def all_tokens(self) -> int:
+        return self.streams * self.tokens
+
+
+def text_shape(tokens: int, options: tuple, every: bool = False) -> Shape:
+    """The shape of a step without frames. Its tokens are padded to one of a few lengths."""
+    return replace(Shape(0, tokens, *options), num_kept=0, routed=(), every=every)
+
+
+def split_text(words: int, options: tuple, every: bool = False) -> list[tuple[Shape, int]]:
+    """The steps for so many tokens of text, each with the number of its tokens."""
+    lengths = [min(words - start, TEXT_LENGTHS[-1]) for start in range(0, words, TEXT_LENGTHS[-1])]
+    padded = (next(size for size in TEXT_LENGTHS if size >= length) for length in lengths)
+    return [(text_shape(size, options, every), length) for size, length in zip(padded, lengths, strict=True)]
+
+
+def split_call(ids: list[int], frames: int, per_frame: int, options: tuple, after: int) -> list[tuple[Shape, int]]:
+    """The steps for the tokens of a stream: text, frames and text after them, each with the number of its tokens. The
+    step of the frames takes the token of text before each of them, unless frames follow each other directly.
+
+    Args:
+        per_frame (`int`): N.
+        options (`tuple`): of a `Shape`, from `num_kept` to `routed`.
+        after (`int`): tokens after the frames, of each of which logits are needed.
+    """
+    start = len(ids) - after - per_frame  # of the last frame
+    before = int(frames > 0 and start > 0 and ids[start - 1] != ids[start])
+    block = frames * (before + per_frame)
+    words = len(ids) - block - after
+    if words < 0:
+        raise ValueError("`ids` must hold at most one token of text between frames")
+    shapes = split_text(words, options)
+    if frames:
+        shapes.append((Shape(frames, block, *options), block))
+    return shapes + split_text(after, options, every=True)
+
+
+def mixed_groups(groups: dict[Shape, list[int]]) -> list[tuple[Shape, list[int]]]:
+    """Groups of streams by the shape of their step. Those that differ only in how many tokens they keep become one,
+    since reading the weights takes most of the time of a step; not beyond the size of captured steps, where computing
+    does."""
+    if len(groups) == 1:
+        return list(groups.items())
+    alike: dict[Shape, list[Shape]] = {}
+    for shape in groups:
+        alike.setdefault(replace(shape, num_kept=0), []).append(shape)
+    found = []
+    for shapes in alike.values():
+        members = sorted(number for shape in shapes for number in groups[shape])
+        if len(shapes) == 1 or len(members) * shapes[0].tokens > MAX_CAPTURED:
+            found += [(shape, groups[shape]) for shape in shapes]
+        else:
+            most = max(shape.num_kept for shape in shapes)
+            found.append((replace(shapes[0], num_kept=most, mixed=True), members))
+    return found
+
+
+def split_streams(shape: Shape, members: list) -> list[tuple[list, Shape]]:
+    """The members of a group that share a step, and the shape of that step. Where it is captured, their number is
+    rounded up to a power of two, so that there are few graphs."""
+    per_step, steps = max(1, MAX_TOKENS // shape.tokens), []
+    for start in range(0, len(members), per_step):
+        own = members[start : start + per_step]
+        padded = 1 << (len(own) - 1).bit_length()
+        streams = padded if padded * shape.tokens <= MAX_CAPTURED else len(own)
+        steps.append((own, replace(shape, streams=streams)))
+    return steps
+
+
+class PlainOps:
+    """The operations of a step in plain torch: the reference of `static_kernels.Kernels`. Results go into buffers.
+
+    `layer` is a `VideoLLMMoDDecoderLayer`. `caches` are its `MoDCacheLayer`s, one a stream, with buffers that hold the
+    new tokens; None for a stream that only fills up the step. `bases` and `counts` have one entry a stream: what to
+    add to the number of a token to get its position, and how many slots are no padding (0 to fill up).
+    """
+
+    reads_table = False  # takes caches, not a layer's table on the device
+
+    @staticmethod
+    def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool, counts=None) -> None:
+        """Choose the slots of a routed layer.
+
+        Args:
+            x (`[T, D]`): F times one token of text, or none, and the N tokens of a frame.
+            shape: (F, N, k).
+            index (`int64 [S]`), scale (`float32 [2, S]`), scores (`float32 [F, N]`), kept (`int64 [F, k]`): results.
+            counts (`int64 [streams]`, *optional*): how many tokens of a frame each stream keeps, at most k. Then
+                `kept` holds these first. See `write_slots`.
+        """
+        frames, per_frame, num_kept = shape
+        before = len(x) // frames - per_frame
+        scores.copy_(layer.layer_expert(x.view(frames, before + per_frame, -1)[:, before:]))
+        of_frames = None if counts is None else counts.repeat_interleave(frames // len(counts))
+        kept.copy_(select_tokens(scores, num_kept, force_last, of_frames))
+        own = scores.gather(1, kept)
+        times_y, times_x = torch.ones_like(own), torch.zeros_like(own)
+        if gate == "residual":
+            times_y, times_x = 1 + GATE_STRENGTH * own.tanh(), -GATE_STRENGTH * own.tanh()
+        elif gate == "output":
+            times_y = own.sigmoid()
+        write_slots(kept, per_frame, index, scale, counts, (times_y, times_x))
+
+    @staticmethod
+    def project_qkv(x, index, layer, rotary, queries, caches, bases: list[int], counts: list[int]) -> None:
+        """Normalise and project the slots: queries into `queries` `[S, H, head_dim]`, keys, values and positions
+        behind those that the caches hold. rotary: cosine and sine `[T, head_dim]`."""
+        attention, tokens = layer.self_attn, torch.arange(len(x), device=x.device) if index is None else index
+        own, normed = [part[tokens][None] for part in rotary], layer.input_layernorm(x[tokens])[None]
+        own_queries, keys, values = attention.project(normed, own)
+        queries.copy_(own_queries[0].transpose(0, 1))
+        for cache, base, slots in zip(caches, bases, slots_of(counts, len(tokens)), strict=True):
+            if cache is None:
+                continue
+            new = {"keys": keys[:, :, slots], "values": values[:, :, slots], "positions": (base + tokens[slots])[None]}
+            for name, value in new.items():
+                growing = cache.growing[name]
+                growing.buffer.narrow(growing.dim, cache.get_seq_length(), value.shape[growing.dim]).copy_(value)
+
+    @staticmethod
+    def attend(queries, layer, caches, counts: list[int], out) -> None:
+        """Attention of each slot to the cache of its stream and to the slots up to itself. out: `[S, H * head_dim]`,
+        zero at padding."""
+        out.zero_()
+        for cache, slots in zip(caches, slots_of(counts, len(queries)), strict=True):
+            if cache is None:
+                continue
+            count, length = slots.stop - slots.start, cache.get_seq_length()
+            keys, values = (cache.growing[name].buffer[:, :, : length + count] for name in ("keys", "values"))
+            attended = nn.functional.scaled_dot_product_attention(
+                queries[slots].transpose(0, 1)[None],
+                keys,
+                values,
+                causal_lower_right(count, length + count),
+                scale=layer.self_attn.scaling,
+                enable_gqa=True,
+            )
+            out[slots].view(count, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
+
+    @staticmethod
+    def project_out(attended, layer, x, index, residual) -> None:
+        """residual `[S, D]`: the slots' tokens plus the output of attention."""
+        residual.copy_((x if index is None else x[index]) + layer.self_attn.o_proj(attended))
+
+    @staticmethod
+    def mlp_up(residual, layer, intermediate) -> None:
+        """intermediate `[S, I]`: the product of the activated gate and up projections of the normalised slots."""
+        normed = layer.post_attention_layernorm(residual)
+        intermediate.copy_(layer.mlp.act_fn(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+
+    @staticmethod
+    def mlp_down(intermediate, layer, residual, x, index, scale) -> None:
+        """Add the down projection to `residual`, and scatter the slots into `x` `[T, D]`, through the gate."""
+        processed = residual + layer.mlp.down_proj(intermediate)
+        if index is None:
+            x.copy_(processed)
+        else:
+            x[index] = (scale[0, :, None] * processed + scale[1, :, None] * x[index]).to(x.dtype)
+
+    @staticmethod
+    def lm_head(x, rows, model, logits) -> None:
+        """logits `[R, V]` of the tokens `rows` (`int64 [R]`)."""
+        logits.copy_(model.lm_head(model.model.language_model.norm(x[rows])))
+
+    @staticmethod
+    def token_probability(logits, token: int, probability) -> None:
+        """probability (`float32 [R]`): of one token, by logits `[R, V]`."""
+        probability.copy_(logits.softmax(-1, dtype=torch.float32)[:, token])
+
+
+def slots_of(counts: list[int], slots: int) -> list[slice]:
+    """For each stream its slots that are no padding, among all `slots` of a step."""
+    each = slots // len(counts)
+    return [slice(number * each, number * each + count) for number, count in enumerate(counts)]
+
+
+def write_slots(
+    kept: torch.Tensor,
+    per_frame: int,
+    index: torch.Tensor,
+    scale: torch.Tensor,
+    counts: torch.Tensor | None = None,
+    times: tuple[torch.Tensor, torch.Tensor] | None = None,
+) -> None:
+    """Write the slots of what frames kept.
+
+    Without `counts`, a frame has one slot for each token of text before it, which is never written again, and one for
+    each token that it kept. With `counts`, the slots of all its frames come first in a stream, each of them with so
+    many tokens, and then the slots of the others, whose tokens are to stay as they are.
+
+    Args:
+        kept (`int64 [F, k]`), per_frame (`int`): N.
+        index (`int64 [S]`), scale (`float32 [2, S]`): results.
+        counts (`int64 [streams]`, *optional*): tokens of `kept` that each stream keeps, the first ones.
+        times (two of `float32 [F, k]`, *optional*): the scale of the kept tokens; 1 and 0 if omitted.
+    """
+    frames, num_kept = kept.shape
+    before = len(index) // frames - num_kept
+    number = torch.arange(frames, device=kept.device)[:, None]
+    first = number * (before + per_frame)
+    if counts is None:
+        index.view(frames, -1)[:, before:] = first + before + kept
+        if times is not None:
+            scale.view(2, frames, -1)[:, :, before:] = torch.stack(times)
+        return
+    each = frames // len(counts)
+    own, column = counts.repeat_interleave(each)[:, None], torch.arange(before + num_kept, device=kept.device)
+    stream, number, is_own = number // each, number % each, column < before + own
+    other = each * (before + own) + number * (num_kept - own) + column - before - own
+    slot = stream * each * len(column) + torch.where(is_own, number * (before + own) + column, other)
+    index[slot] = first + torch.cat([column[:before].expand(frames, -1), before + kept], dim=1)
+    ones = torch.ones(frames, before, device=kept.device)
+    times_y, times_x = (torch.ones_like(kept), torch.zeros_like(kept)) if times is None else times
+    scale[0, slot] = torch.cat([ones, times_y], dim=1).where(is_own, 0)
+    scale[1, slot] = torch.cat([0 * ones, times_x], dim=1).where(is_own, 1)
 
 
 class StaticStep:
@@ -300,248 +546,15 @@ class StaticStep:
         return results
 
 
-class StepsUnavailable(RuntimeError):
-    """Static steps do not run here, for example because a kernel does not compile."""
-
-
-class StaticLanguageModel:
-    """
-    The static steps of one model, which all its sessions share.
-
-    Args:
-        model (`VideoLLMMoDForConditionalGeneration`).
-        ops: `PlainOps`, for tests; the kernels of `static_kernels`, captured in graphs, if omitted.
-    """
-
-    def __init__(self, model, ops=None):
-        self._model, self._ops = weakref.ref(model), ops
-        self._steps: dict[Shape, StaticStep] = {}  # least recently used first
-        self._graphs = Graphs(GRAPHS, model.device)
-        parts = [model.model.language_model, model.model.connector, model.lm_head]
-        self._guard = ModelGuard([model, model.model], parts)
-        is_small = is_quantised(model.model.language_model.layers[0].self_attn.q_proj)
-        self._few = FEW_QUANTISED if is_small else FEW_SLOTS
-        self._asked = self._answer = None  # of `_options`, but for the keep ratio
-        self._failure: str | None = None
-        self._is_warm = False  # short texts have graphs
-
-    def __reduce__(self):
-        return type(None), ()  # a copy of the model builds its own
-
-    @property
-    def is_current(self) -> bool:
-        """Whether graphs still hold the addresses of the model's weights, and no module has a forward hook."""
-        return self._guard.holds()
-
-    @property
-    def broken(self) -> bool:
-        """Whether steps do not run here."""
-        return self._failure is not None
-
-    @property
-    def why_not(self) -> str | None:
-        """Why steps do not run here, or run without graphs."""
-        return self._failure or self._graphs.why_not
-
-    def feed(self, cache: MoDCache, ids: list[int], features: torch.Tensor | None, keep_ratio: float | None):
-        """As `feed_together`, for one stream.
-
-        Returns:
-            logits, kept and scores of its `StepOutput`.
-
-        Raises:
-            `ValueError`: for features that are not finite; the cache has then to be rolled back.
-            `StepsUnavailable`: if steps do not run here; the cache has to be rolled back, too.
-        """
-        (fed,) = self.feed_together([(cache, ids, features)], keep_ratio)
-        if fed.finite is not None and not bool(fed.finite):
-            raise ValueError(NOT_FINITE)
-        return fed.logits, fed.kept, fed.scores
-
-    def feed_together(
-        self,
-        streams: list[tuple[MoDCache, list[int], torch.Tensor | None]],
-        keep_ratio: float | list[float | None] | None,
-        after: list[int] | None = None,
-    ) -> list[StepOutput]:
-        """Append to each cache its tokens, with the features `[F, M, Dv]` of the frames at their end. The results are
-        still being computed: reading one waits for the device.
-
-        Args:
-            keep_ratio: of all streams, or of each; the model's own if None.
-            after (*optional*): for each stream the number of tokens of text after its frames, of each of which logits
-                are returned; 0 if omitted.
-
-        Raises:
-            `StepsUnavailable`: the caches have then to be rolled back.
-        """
-        with self._graphs.exclusive():
-            per_frame = self._model().config.num_frame_tokens
-            ratios = keep_ratio if isinstance(keep_ratio, list) else [keep_ratio] * len(streams)
-            options = self._options(ratios, per_frame)
-            parts = [
-                split_call(ids, 0 if features is None else len(features), per_frame, own, rest)
-                for (_, ids, features), own, rest in zip(streams, options, after or [0] * len(streams), strict=True)
-            ]
-            outputs: list[list[StepOutput]] = [[] for _ in streams]
-            done = [0] * len(streams)
-            while any(parts):
-                # frames are the last of a stream's parts: they wait until all other streams have read their text too
-                due = [number for number, own in enumerate(parts) if own and not own[0][0].frames]
-                due = due or [number for number, own in enumerate(parts) if own]
-                groups: dict[Shape, list[int]] = {}
-                for number in due:
-                    groups.setdefault(parts[number][0][0], []).append(number)
-                for shape, members in mixed_groups(groups):
-                    done_now = {number: parts[number].pop(0) for number in members}
-                    for chunk, own_shape in split_streams(shape, members):
-                        own = []
-                        for number in chunk:
-                            cache, ids, features = streams[number]
-                            part, length = done_now[number]
-                            own.append((cache, ids[done[number] :][:length], features, part.num_kept))
-                            done[number] += length
-                        is_output = [shape.frames or shape.every or not parts[number] for number in chunk]
-                        found = self._run_streams(own_shape, own, any(is_output))
-                        for number, output, wanted in zip(chunk, found, is_output, strict=False):
-                            outputs[number] += [output] * bool(wanted)
-            if self._graphs.keys and not self._is_warm:
-                self._warm_up(options[0])
-            return [joined(own) for own in outputs]
-
-    def _run_streams(self, shape: Shape, streams: list[tuple], has_output: bool) -> list[StepOutput]:
-        """Run one step; returns results if they are among those of the call."""
-        step = self._step(shape)
-        caches, ids, features, kept = ([own[item] for own in streams] for item in range(4))
-        if shape.frames:
-            ids = [own[:: shape.tokens // shape.frames] if step.text_before else [] for own in ids]
-        try:
-            step.prepare(caches, ids, features if shape.frames else None, kept if shape.mixed else None)
-            self._run(step)
-            results = step.results() if has_output else []
-            step.finish()  # while the device is at work
-        finally:
-            step.drop()
-        return results[: len(streams)]
-
-    def _options(self, keep_ratios: list[float | None], per_frame: int) -> list[tuple]:
-        """For each keep ratio the fields of a `Shape` of frames from `num_kept` to `routed`, computed again if the
-        config has changed."""
-        text = self._model().config.text_config
-        asked = vars(text)
-        if asked != self._asked:
-            text.check_routing()
-            routed = text.routed_layers if text.vision_routing == "mod" else ()
-            self._answer = text.mod_gate, text.mod_selection, text.mod_force_keep_last, routed
-            self._asked = copy.deepcopy(asked)
-        own, is_routed = text.mod_keep_ratio, bool(self._answer[-1])
-        kept = {x: num_kept_tokens(own if x is None else x, per_frame) * is_routed for x in set(keep_ratios)}
-        return [(kept[ratio], *self._answer) for ratio in keep_ratios]
-
-    def _step(self, shape: Shape) -> StaticStep:
-        step = self._steps.pop(shape, None)
-        if step is None:
-            ops = self._ops
-            if ops is None:
-                from .static_kernels import CublasKernels, Kernels
-
-                ops = Kernels if shape.all_tokens <= self._few else CublasKernels
-            with torch.inference_mode(False), torch.no_grad():  # its buffers are written in any mode
-                step = StaticStep(self._model(), shape, ops)
-        if shape.all_tokens <= MAX_CAPTURED:  # larger ones have large buffers, which are quickly made
-            if len(self._steps) >= 2 * GRAPHS:
-                oldest = next(iter(self._steps))
-                del self._steps[oldest]
-                self._graphs.drop(oldest)  # it writes into the buffers of its step
-            self._steps[shape] = step
-        return step
-
-    def _run(self, step: StaticStep) -> None:
-        try:
-            self._forward(step)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as error:
-            self._failure = f"a step cannot be run: {first_line(error)}"
-            raise StepsUnavailable(self._failure) from error
-
-    def _forward(self, step: StaticStep) -> None:
-        """Run a step, if possible by its graph, which is captured when its shape comes for the second time."""
-        if self._ops is not None:
-            step.forward()
-        elif step.shape.all_tokens > MAX_CAPTURED:
-            step.forward(attend=PlainOps.attend)  # the host knows how long the streams are
-        else:
-            graph = self._graphs.get(step.shape)
-            if graph is None and self._graphs.is_due(step.shape):
-                graph = self._graphs.capture(step.shape, step.forward)
-            if graph is None:
-                step.forward()
-            else:
-                graph()
-
-    def _warm_up(self, options: tuple) -> None:
-        """Capture short texts too, so that no question waits for it."""
-        self._is_warm = True
-        for length in TEXT_LENGTHS:
-            if length <= WARM_TEXT:
-                self._capture(text_shape(length, options))
-
-    def _capture(self, shape: Shape) -> None:
-        """Capture a step, unless it is captured already, with an empty stream. Failing is no error."""
-        if self.why_not is not None or shape in self._graphs.keys:
-            return
-        model = self._model()
-        step = self._step(shape)
-        ids = [0] * (shape.frames * step.text_before if shape.frames else shape.tokens)
-        size = (shape.frames, *model.config.video_feature_shape)
-        features = [torch.zeros(size, dtype=model.dtype, device=model.device)] if shape.frames else None
-        try:
-            step.prepare([MoDCache(model.config)], [ids], features)
-            self._graphs.capture(shape, step.forward)
-        except Exception as error:  # results of a call may exist already: nothing may fail it now
-            self._graphs.give_up(error)
-        finally:
-            step.drop()
-
-    def shapes(self, ids: list[int], keep_ratio: float | None) -> list[Shape]:
-        """The steps of a stream that is fed these tokens, at the end of which there may be frames and text after them.
-        The keep ratio is the model's own if omitted."""
-        config = self._model().config
-        video, per_frame = config.video_token_id, config.num_frame_tokens
-        frames = ids.count(video) // per_frame
-        after = ids[::-1].index(video) if frames else 0
-        return [shape for shape, _ in split_call(ids, frames, per_frame, self._options(keep_ratio, per_frame), after)]
-
-    def capture(self, shape: Shape) -> None:
-        """Capture a step before it is needed. If that fails, `why_not` says so, and steps run without graphs."""
-        with self._graphs.exclusive():
-            self._capture(shape)
-
-
-def joined(outputs: list[StepOutput]) -> StepOutput:
-    """The output of a stream's frames, with the logits of the text after them, if there is any; or of its only step
-    with an output."""
-    first, *after = outputs
-    return replace(first, logits=torch.cat([output.logits for output in after])) if after else first
-
-
-def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None]:
-    """The model's static steps, or why it has none. They are built anew if the model has changed."""
-    if torch.is_autocast_enabled("cuda"):  # on other devices there are no static steps
-        return None, "autocast is on"  # a graph keeps the precision that it was captured in
-    known = vars(model).get("_static_steps")
-    if known is not None and known.is_current and not model.training:
-        return None if known.broken else known, known.why_not
-    reason = why_not(model)
-    if reason is not None:
-        return None, reason
-    try:
-        from .static_kernels import Kernels as _  # noqa: F401
-    except ImportError as error:
-        return None, str(error)
-    model._static_steps = StaticLanguageModel(model)
-    return model._static_steps, None
-
-
-__all__ = ["StaticLanguageModel", "StaticStep", "StepsUnavailable", "static_language_model"]
+__all__ = [
+    "MAX_TOKENS",
+    "PlainOps",
+    "Shape",
+    "StaticStep",
+    "StepOutput",
+    "mixed_groups",
+    "split_call",
+    "split_streams",
+    "text_shape",
+    "write_slots",
+]

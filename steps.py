@@ -20,8 +20,8 @@ import torch
 from .cache import MoDCache, PackedCache
 from .configuration_videollm_mod import num_kept_tokens
 from .speaking import silence_probability
-from .static_graphs import MAX_TOKENS, StepOutput
-from .static_step import NOT_FINITE, StepsUnavailable, static_language_model
+from .static_graphs import NOT_FINITE, StepsUnavailable, static_language_model
+from .static_step import MAX_TOKENS, StepOutput
 from .static_vision import MAX_FRAMES, encode
 
 FIRST_FRAMES = 8  # of many frames, the vision tower of a GPU starts with these while the others are being copied

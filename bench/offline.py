@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ..cache import MoDCache
-from ..static_step import static_language_model
+from ..static_graphs import static_language_model
 from .record import enter, header, write
 from .watching import build, clock, configured, stock, summary
 

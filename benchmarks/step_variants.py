@@ -21,9 +21,8 @@ from ..bench.geometries import NAMES, VIDEO
 from ..bench.record import surroundings
 from ..bench.streams import random_model
 from ..cache import MoDCache
-from ..static_graphs import Shape
-from ..static_plain import PlainOps
-from ..static_step import StaticLanguageModel, StaticStep
+from ..static_graphs import StaticLanguageModel
+from ..static_step import PlainOps, Shape, StaticStep
 
 SEPARATOR, START = 4, 5
 

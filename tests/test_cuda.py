@@ -25,7 +25,7 @@ from videollm_mod.commands import cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.sources.live import WAITING, LiveWatch
-from videollm_mod.static_step import static_language_model
+from videollm_mod.static_graphs import static_language_model
 from videollm_mod.static_vision import StaticVision, encode
 from videollm_mod.video_processing_videollm_mod import VideoLLMMoDVideoProcessor
 

@@ -13,8 +13,8 @@ from tiny_models import ROUTINGS, SEPARATOR, START, VIDEO, tiny_model
 
 from videollm_mod.cache import BUCKET, MoDCache, Places
 from videollm_mod.memory import KeyRotation
-from videollm_mod.static_plain import PlainOps
-from videollm_mod.static_step import StaticLanguageModel
+from videollm_mod.static_graphs import StaticLanguageModel
+from videollm_mod.static_step import PlainOps
 
 HEADS, DTYPE, DEVICE = (2, 8), torch.float32, torch.device("cpu")
 

@@ -15,8 +15,15 @@ from videollm_mod.bench.geometries import WEIGHTS
 from videollm_mod.bench.weights import eight_bits, float8, four_bits, quantise
 from videollm_mod.cache import MoDCache
 from videollm_mod.compat import stored_weight
-from videollm_mod.static_graphs import ModelGuard, _why_not_dtype, _why_not_llama, _why_not_plain, is_quantised
-from videollm_mod.static_step import PlainOps, StaticLanguageModel
+from videollm_mod.static_graphs import (
+    ModelGuard,
+    StaticLanguageModel,
+    _why_not_dtype,
+    _why_not_llama,
+    _why_not_plain,
+    is_quantised,
+)
+from videollm_mod.static_step import PlainOps
 
 SIZE = {
     "hidden_size": 128,

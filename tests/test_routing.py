@@ -10,8 +10,14 @@ from hypothesis import strategies as st
 from naive_forward import mix
 
 from videollm_mod.configuration_videollm_mod import VideoLLMMoDTextConfig, num_kept_tokens
-from videollm_mod.routing import LayerExpert, StreamLayout, previous_token
-from videollm_mod.selection import random_priority, select_tokens, uniform_priority
+from videollm_mod.routing import (
+    LayerExpert,
+    StreamLayout,
+    previous_token,
+    random_priority,
+    select_tokens,
+    uniform_priority,
+)
 
 
 @given(st.floats(0.001, 1), st.integers(1, 200))

@@ -15,7 +15,7 @@ from running_servers import Client, client, data_url, frames_of, metric, serving
 from waiting import PATIENCE, until
 
 from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
-from videollm_mod.static_step import static_language_model
+from videollm_mod.static_graphs import static_language_model
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 

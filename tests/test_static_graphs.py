@@ -8,9 +8,8 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from tiny_models import tiny_model
 
-from videollm_mod.static_graphs import Graph, Graphs, has_own_forward
-from videollm_mod.static_plain import PlainOps
-from videollm_mod.static_step import StaticLanguageModel
+from videollm_mod.static_graphs import Graph, Graphs, StaticLanguageModel, has_own_forward
+from videollm_mod.static_step import PlainOps
 from videollm_mod.static_vision import StaticVision
 
 

@@ -18,9 +18,8 @@ from videollm_mod import steps as steps_module
 from videollm_mod.cache import MoDCache
 from videollm_mod.data.world import world_stream
 from videollm_mod.routing import LayerExpert
-from videollm_mod.static_graphs import why_not
-from videollm_mod.static_plain import PlainOps
-from videollm_mod.static_step import StaticLanguageModel
+from videollm_mod.static_graphs import StaticLanguageModel, why_not
+from videollm_mod.static_step import PlainOps
 
 needs_triton = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",

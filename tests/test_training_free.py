@@ -8,7 +8,7 @@ from tiny_models import VIDEO, random_batch, tiny_model
 
 from videollm_mod import MoDCache, StreamingSession, StreamPool
 from videollm_mod.configuration_videollm_mod import TRAINING_FREE, VideoLLMMoDTextConfig
-from videollm_mod.selection import change_scores, difference_scores
+from videollm_mod.routing import change_scores, difference_scores
 
 
 def test_change_is_relative_to_the_token():

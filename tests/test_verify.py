@@ -22,8 +22,8 @@ from videollm_mod.narration.narrate import narrate, open_session
 from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.session_state import FORMAT, checksum, read_session
 from videollm_mod.speaking import Reply
-from videollm_mod.static_plain import PlainOps
-from videollm_mod.static_step import StaticLanguageModel
+from videollm_mod.static_graphs import StaticLanguageModel
+from videollm_mod.static_step import PlainOps
 
 LIMIT = 4
 QUESTION = "What happened last?"

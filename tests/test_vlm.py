@@ -15,8 +15,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText, Qwen2VLConfig
 from videollm_mod import VideoLLMMoDForConditionalGeneration, building, steps, streaming
 from videollm_mod.cache import MoDCache
 from videollm_mod.commands import cli
-from videollm_mod.static_plain import PlainOps
-from videollm_mod.static_step import StaticLanguageModel
+from videollm_mod.static_graphs import StaticLanguageModel
+from videollm_mod.static_step import PlainOps
 from videollm_mod.steps import Feed
 
 LLAVA_CLIP = {"kind": "llava", "tower": "clip_vision_model"}
