@@ -13,7 +13,7 @@ from comparing import assert_near, assert_same_cache, assert_same_events
 from small_data import small_model
 from tiny_models import FIRST_WORD, ROUTINGS, SEPARATOR, START, VIDEO, random_batch, tiny_model
 
-from videollm_mod import StreamPool, static_graphs
+from videollm_mod import StreamPool, static_step
 from videollm_mod import steps as steps_module
 from videollm_mod.cache import MoDCache
 from videollm_mod.data.world import world_stream
@@ -219,7 +219,7 @@ def test_streams_that_keep_different_shares_share_a_step(monkeypatch):
     assert kept(0.5, 0.2, 0.2, 0.2) == [3, 1, 1, 1]
     assert kept(0.2, 0.2, 0.2, 0.2) == [1, 1, 1, 1]
     assert [(own.mixed, own.num_kept) for own in fast._steps] == [(True, 5), (True, 3), (False, 1)]
-    monkeypatch.setattr(static_graphs, "MAX_CAPTURED", 4 * 12 - 1)
+    monkeypatch.setattr(static_step, "MAX_CAPTURED", 4 * 12 - 1)
     assert kept(0.2, 0.2, 0.5, 1.0) == [1, 1, 3, 5]
     assert [(own.streams, own.num_kept) for own in list(fast._steps)[-3:]] == [(2, 1), (1, 3), (1, 5)]
 
