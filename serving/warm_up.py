@@ -12,8 +12,8 @@ from functools import partial
 import numpy as np
 import torch
 
-from ..static_graphs import MAX_CAPTURED, Shape
-from ..static_step import GRAPHS, WARM_TEXT, StaticLanguageModel, static_language_model
+from ..static_graphs import GRAPHS, WARM_TEXT, StaticLanguageModel, static_language_model
+from ..static_step import MAX_CAPTURED, Shape
 from ..static_vision import MAX_FRAMES, encode
 from ..steps import FIRST_FRAMES, in_normal_mode
 from .pool import StreamPool

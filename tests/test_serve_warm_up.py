@@ -15,8 +15,8 @@ from videollm_mod.serving import warm_up
 from videollm_mod.serving.keys import Keys
 from videollm_mod.serving.limits import Limits
 from videollm_mod.serving.server import make_app
-from videollm_mod.static_graphs import MAX_CAPTURED
-from videollm_mod.static_step import GRAPHS, PlainOps, StaticLanguageModel
+from videollm_mod.static_graphs import GRAPHS, StaticLanguageModel
+from videollm_mod.static_step import MAX_CAPTURED, PlainOps
 from videollm_mod.steps import Encode, in_pieces
 
 SESSIONS = 6
