@@ -207,6 +207,8 @@ def test_the_bundled_checkpoint_scores_well():
 
 def test_scaled_frames_change_only_the_tower(tmp_path, monkeypatch):
     monkeypatch.setattr(nano_scales, "HELD_OUT", 1)
+    monkeypatch.setattr(nano_scales, "LEVELS", {"hard_small": 0.5, "basic": 0.5})
+    monkeypatch.setattr(nano_scales, "SCORED", (96, 128))
     monkeypatch.setattr(nano_scales, "BATCH", 4)
     nano_scales.main(["--begin", str(ROOT), "--output", str(tmp_path), "--minutes", "0.001"])
     result = json.loads((tmp_path / "scales.json").read_text())
