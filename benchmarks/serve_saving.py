@@ -31,6 +31,7 @@ from ..serving.keys import Keys
 from ..serving.limits import Limits
 from ..serving.server import make_app
 from ..serving.store import SessionStore
+from ..speaking import WatchedFrame
 from .serve_resume import jpeg
 
 EVERY, FPS, HELD = 10, 2.0, 33  # frames between two saves; a second; that a session remembers
@@ -54,6 +55,8 @@ def contents(folder: Path) -> dict[str, tuple[int, int, int]]:
 
 def spread(values: list[float], scale: float = 1.0, digits: int = 3) -> dict:
     ordered = sorted(scale * value for value in values)
+    if not ordered:
+        return {"count": 0}
     return {
         "count": len(ordered),
         "p50": round(ordered[len(ordered) // 2], digits),
@@ -87,6 +90,8 @@ def long_session(model, processor, frames: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         saved = SessionStore(folder).open("session")
         before = contents(Path(folder))
+        for _ in range(Limits.kept_events):  # the log is full from the beginning
+            log.add(acknowledgement(WatchedFrame(0.0, 0.123456789, ())))
         for done in range(0, frames, EVERY):
             at = [index % len(features) for index in range(done, done + EVERY)]
             for watched in session.watch_encoded(features[at]):
@@ -230,7 +235,8 @@ def main(argv: list[str] | None = None) -> dict:
     command += f" --seconds {args.seconds:g} --save-seconds {args.save_seconds:g}"
     result = {"command": command, "commit": commit(), **surroundings("fsspec")}
     one = long_session(model, processor, args.frames) if args.frames else None
-    many = asyncio.run(many_sessions(model, processor, args.sessions, args.seconds, args.save_seconds))
+    sizes = args.sessions, args.seconds, args.save_seconds
+    many = asyncio.run(many_sessions(model, processor, *sizes)) if args.sessions else None
     result |= {"long": one, "many": many}
     if args.json is None:
         write_result("serve_saving", result)

@@ -136,14 +136,15 @@ def snapshot(held: Held, written: Written, wanted: torch.Tensor) -> dict[str, to
     """The tensors of a segment, on the host: the wanted tokens of each layer, and the state of the session. For any
     thread."""
     layers = {index: layer for index, layer in enumerate(held.cache.layers) if layer.is_initialized}
-    on = {device: wanted.to(device) for device in {layer.positions.device for layer in layers.values()}}
-    chosen = [on[layer.positions.device][layer.positions[0]] for layer in layers.values()]
+    positions = {index: layer.positions for index, layer in layers.items() if layer.positions is not None}
+    on = {device: wanted.to(device) for device in {own.device for own in positions.values()}}
+    chosen = [on[own.device][own[0]] for own in positions.values()]
     counts = to_host([mask.sum() for mask in chosen])  # the only time that the device is waited for before the copy
     tensors: dict[str, torch.Tensor] = {}
     for (index, layer), mask, count in zip(layers.items(), chosen, counts, strict=True):
         at = torch.nonzero_static(mask, size=int(count)).flatten()
         tensors |= {f"layers.{index}.keys": layer.keys[:, :, at], f"layers.{index}.values": layer.values[:, :, at]}
-        tensors[f"layers.{index}.positions"] = layer.positions[:, at]
+        tensors[f"layers.{index}.positions"] = positions[index][:, at]
     state = held.tensors | {"owners": written.owners}
     state |= {f"leaving.{written.first + index}": mask for index, mask in enumerate(written.masks)}
     tensors |= {f"state.{name}": value for name, value in state.items()}
