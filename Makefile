@@ -7,12 +7,13 @@ BACKBONES := .venv/.backbones
 WITH_SPACE := .venv/.space
 WITH_DOCS := .venv/.docs
 WITH_RAY := .venv-ray/.installed
+WITH_LMMS_EVAL := .venv-lmms-eval/.installed
 # tests of a file stay together, since they share models and servers; more processes need more memory than they save time
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 QUICK := modeling routing cache processing video_processing streaming collator windows static_step static_vision \
 	static_graphs fused decoding layers
 
-.PHONY: demo space docs picture test test-quick test-backbones test-ray test-oldest test-newest lint format clean
+.PHONY: demo space docs picture test test-quick test-backbones test-ray test-lmms-eval test-oldest test-newest lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
@@ -49,6 +50,10 @@ test-backbones: $(BACKBONES)
 test-ray: $(WITH_RAY)
 	.venv-ray/bin/pytest -m ray tests/test_ray_*.py
 
+# by the commands of lmms-eval, in an environment of its own: it is installed without what it asks for
+test-lmms-eval: $(WITH_LMMS_EVAL)
+	.venv-lmms-eval/bin/pytest -m lmms_eval tests/test_lmms_eval.py
+
 # the core of the suite on the oldest and the newest releases that setup.cfg allows; see .ci/releases
 test-oldest:
 	bash .ci/releases oldest
@@ -80,6 +85,13 @@ $(WITH_RAY): $(CORE)
 	$(PYTHON) -m venv .venv-ray
 	.venv-ray/bin/python -m pip install --quiet -c constraints.txt setuptools
 	.venv-ray/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test,ray]'
+	@touch $@
+
+$(WITH_LMMS_EVAL): $(CORE)
+	$(PYTHON) -m venv .venv-lmms-eval
+	.venv-lmms-eval/bin/python -m pip install --quiet -c constraints.txt setuptools
+	.venv-lmms-eval/bin/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[test,lmms-eval]'
+	.venv-lmms-eval/bin/python -m pip install --quiet --no-deps lmms-eval==0.7.3
 	@touch $@
 
 $(WITH_SPACE): $(CORE)
