@@ -142,10 +142,11 @@ class Model(lmms):
             asked = {}
             for i in prompts:
                 with named(requests[i]):
-                    asked[i], outputs[i], known[i] = self.next_messages(requests[i], number, outputs[i], known[i])
+                    asked[i], before, known[i] = self.next_messages(requests[i], number, outputs[i], known[i])
+                outputs[i] = list(before)
             prompts = {i: messages for i, messages in asked.items() if messages is not None}
             if not prompts:
-                return [list(output) for output in outputs]
+                return outputs
         raise ValueError(f"the task {requests[0].task_name!r} has not ended after {MAX_ROUNDS} rounds")
 
     def _said(self, requests: list[Instance], messages: list[list[dict]]) -> list[Answered]:
