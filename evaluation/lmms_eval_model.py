@@ -285,7 +285,7 @@ def medium_of(visual: Any) -> dict:
     if isinstance(visual, str | Path):
         kind = "image" if is_named_image(visual) else "video"
         return {"type": kind, kind: str(visual) if kind == "image" else Clip(str(visual))}
-    kind = visual.get("type", "video") if isinstance(visual, dict) else None
+    kind = str(visual.get("type", "video")) if isinstance(visual, dict) else ""
     inner = next((visual[name] for name in SOURCES if visual.get(name) is not None), None) if kind else None
     if kind == "image" and inner is not None:
         return medium_of(inner)
