@@ -57,7 +57,8 @@ def test_every_package_folder_is_listed():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
     listed = setup["options"]["packages"].split()
-    found = {file.parent.name for file in ROOT.glob("*/__init__.py")} - {"benchmarks", "tests"}
+    folders = (file.parent.relative_to(ROOT) for depth in ("*", "*/*") for file in ROOT.glob(f"{depth}/__init__.py"))
+    found = {".".join(folder.parts) for folder in folders if folder.parts[0] not in ("benchmarks", "tests", "build")}
     assert sorted(listed) == sorted(["videollm_mod", *(f"videollm_mod.{name}" for name in found)])
 
 
