@@ -87,7 +87,7 @@ def source(entry: dict, where: str) -> Source:
             polls,
             stream,
             duration,
-            {"question": question, "events": events, **truth},
+            {"question": question, "events": events, "states": sample.get("states", []), **truth},
             tuple(truth.get("options", ())),
             sound,
         )

@@ -84,8 +84,10 @@ def prepare_benchmark(
 
     files = unpacked(folder) | find_videos(folder)
     items: list[Item] = []
-    gone, used, broken, beyond = {}, set(), {}, 0
+    gone: dict[str, list[str]] = {}
+    broken: dict[Path, str] = {}
     durations: dict[Path, float | None] = {}
+    beyond = 0
     for source in sources:
         file = next((files[name] for name in source.videos if name in files), None)
         if file is None:
@@ -97,18 +99,19 @@ def prepare_benchmark(
                 broken[file] = problem[0]
         duration = durations[file]
         if duration is not None:
-            used.add(file)
             beyond += source.last > duration + SLACK
             items.append(source.make(os.path.relpath(file.absolute(), output.parent.absolute()), duration))
     if gone and (missing == "stop" or not durations):
         raise FileNotFoundError(missing_videos(gone, len(gone) + len(durations), folder))
     if broken and (missing == "stop" or not items):
-        file, problem = next(iter(broken.items()))
-        raise ValueError(f"{counted(len(broken), 'video')} cannot be decoded, such as {file}: {problem}")
+        raise ValueError(f"{counted(len(broken), 'video')} in {folder} cannot be decoded, such as {first(broken)}")
     write_items(output, items)
-    example = next((f"{file.name}: {problem}" for file, problem in broken.items()), "")
-    with_sound = sum(item.needs_sound for item in items)
-    return PreparedItems(output, len(items), with_sound, len(used), len(gone), len(broken), example, beyond)
+    with_sound, usable = sum(item.needs_sound for item in items), len(durations) - len(broken)
+    return PreparedItems(output, len(items), with_sound, usable, len(gone), len(broken), first(broken), beyond)
+
+
+def first(broken: dict[Path, str]) -> str:
+    return next((f"{file.name}: {problem}" for file, problem in broken.items()), "")
 
 
 def read_sources(benchmark: str, annotations: Path, baseline: str | Path | None) -> Iterator[Source]:

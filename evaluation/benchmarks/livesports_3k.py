@@ -1,11 +1,13 @@
 """LiveSports-3K-CC: which of two commentaries a judge finds closer to what the human said.
 
-The official definition is `evaluation/livesports3kcc/llm_judge.py` of github.com/showlab/livecc at fdaa91e: the judge
-sees both commentaries in both orders (`judge`); a reply that has `Commentary A` in it names A, whatever else it has, one
-with `Commentary B` names B, and any other is a tie (`judge_ab`), which no one wins. The result is the part of all
-comparisons that the model wins.
+The official definition is `evaluation/livesports3kcc/llm_judge.py` of github.com/showlab/livecc at fdaa91e:
 
-Strictly, a model wins an event if both replies name it and nothing else; one win of two is half a win.
+- the judge sees both commentaries in both orders (`judge`);
+- a reply that has `Commentary A` in it names A, whatever else it has, one with `Commentary B` names B, and any other
+  is a tie (`judge_ab`), which no one wins;
+- the result is the part of all comparisons that the model wins.
+
+Strictly, a reply that names both is won by no one, and a model wins an event only if it wins in both orders.
 
 The commentary of a stream is what was said, joined as `distributed_generate_livecc.py` does: without ` ...`, with one
 space between pieces, and `...` at the end. A polled one is the answer as it is (`distributed_generate_caption.py`).
@@ -18,8 +20,8 @@ from .reading import apart, micro
 
 ORDERS = ("ab", "ba")
 PROMPT = (
-    "You are an expert in video commentary. Your task is to review two commentaries (Commentary A and Commentary B), and "
-    "select the one that better aligns with the human commentary. You should consider the criteria:\n"
+    "You are an expert in video commentary. Your task is to review two commentaries (Commentary A and Commentary B), "
+    "and select the one that better aligns with the human commentary. You should consider the criteria:\n"
     "1. Semantic Alignment: The commentary should convey the same meaning, details, and key points as the human "
     "commentary.\nIf the above criteria is not enough to judge, then consider:\n"
     "2. Stylistic Consistency: The commentary should maintain a tone, word choice, and structure similar to the human "
@@ -59,9 +61,9 @@ class LiveSports(AskedInOrder):
         ]
         return {
             "official": sum(official) / 2,
-            "strict": sum(clear) / 2,
+            "strict": min(clear),
             "official_hits": official,
-            "strict_hits": [sum(clear) / 2],
+            "strict_hits": [min(clear)],
         }
 
     def summarise(self, items: list[Item], scores: list[dict]) -> dict:

@@ -1,7 +1,7 @@
 """OmniMMI, proactive alerting: whether the first alert comes while the thing can be seen.
 
-The official definition is the part `pa` of `main` in `evaluations/evaluate.py` of github.com/OmniMMI/OmniMMI at 036d2ca,
-on the times that `online_inference` in `evaluations/online_inference_utils.py` records:
+The official definition is the part `pa` of `main` in `evaluations/evaluate.py` of github.com/OmniMMI/OmniMMI at
+036d2ca, on the times that `online_inference` in `evaluations/online_inference_utils.py` records:
 
 - an item is right if the first alert is in its span, ends included (`Average Accuracy`, the published number);
 - precision is the part of the alerts in the span, IoU that of the span from the first to the last alert; both are 0

@@ -22,11 +22,11 @@ from collections.abc import Iterator
 from ...data.benchmark_items import Item, Poll
 from .asked_in_order import AskedInOrder
 from .outcome import Outcome, PollOrStream
-from .reading import apart, micro, since
+from .reading import apart, mean, micro, per_cent, since
 
-OMEGA = 0.5
 BEST = 2
-START = {"official": 0.5, "strict": 0.0}
+# name of a reading -> the score before anything was said, and omega
+READINGS = {"official": (0.5, 0.5), "strict": (0.0, 0.5), "omega_0": (0.5, 0.0), "omega_1": (0.5, 1.0)}
 INSTRUCTION = (
     "You are an evaluator for a video question answering system. Your task is to rate whether the predicted answer "
     "covers the key points of the ground truth answer. Use the following scale to assign a score:\n"
@@ -53,7 +53,7 @@ class ProactiveVideoQA(AskedInOrder):
 
     def judge_prompts(self, item: Item, outcome: Outcome) -> list[dict]:
         """Also `system`, the judge's instruction, and what it compares, `truth` and `said`."""
-        prompts = []
+        prompts = {}  # of what is said at the same time, the last counts
         for index, answer in enumerate(item.truth["answers"]):
             said: list[str] = []
             for one in since(replies(outcome), *answer["reply"]):
@@ -64,16 +64,10 @@ class ProactiveVideoQA(AskedInOrder):
                     f"Question: {item.truth['question']}\nGround Truth Answer: {answer['content']}\n"
                     f"Predicted Answer: {' '.join(said)}"
                 )
-                prompts.append(
-                    {
-                        "name": f"{index}={one['time']}",
-                        "system": INSTRUCTION,
-                        "prompt": text,
-                        "truth": answer["content"],
-                        "said": " ".join(said),
-                    }
-                )
-        return prompts
+                name = f"{index}={one['time']}"
+                facts = {"truth": answer["content"], "said": " ".join(said)}
+                prompts[name] = {"name": name, "system": INSTRUCTION, "prompt": text} | facts
+        return list(prompts.values())
 
     def read_verdict(self, name: str, text: str) -> float:
         """0 to 2, from the last of 1, 2 and 3 that stands alone."""
@@ -85,15 +79,15 @@ class ProactiveVideoQA(AskedInOrder):
     def score(self, item: Item, outcome: Outcome, protocol: PollOrStream) -> dict:
         verdicts = {verdict["name"]: verdict["value"] for verdict in outcome.verdicts}
         names = {prompt["name"] for prompt in self.judge_prompts(item, outcome)}
-        result: dict = {"official_hits": [], "strict_hits": []}
+        result: dict = {f"{reading}_hits": [] for reading in READINGS}
         for index, answer in enumerate(item.truth["answers"]):
             asked = sorted((float(name.partition("=")[2]), name) for name in names if name.startswith(f"{index}="))
             waiting = any(name not in verdicts for _, name in asked)
             steps = [(time, verdicts[name]) for time, name in asked if verdicts.get(name) is not None]
-            for reading, start in START.items():
-                value = None if waiting else pauc(steps, answer["reply"], answer["related"][1], start)
+            for reading, (start, omega) in READINGS.items():
+                value = None if waiting else pauc(steps, answer["reply"], answer["related"][1], start, omega)
                 result[f"{reading}_hits"].append(value)
-        for reading in START:
+        for reading in READINGS:
             known = [value for value in result[f"{reading}_hits"] if value is not None]
             result[reading] = sum(known) / len(known) if known else None
         spans = [answer["reply"] for answer in item.truth["answers"]]
@@ -104,7 +98,11 @@ class ProactiveVideoQA(AskedInOrder):
     def summarise(self, items: list[Item], scores: list[dict]) -> dict:
         pending = sum(value is None for score in scores for value in score["official_hits"])
         said, in_vain = (sum(score[name] for score in scores) for name in ("said", "said_in_vain"))
-        return apart(items, scores, micro) | {"waiting for a judge": pending, "said": said, "said in vain": in_vain}
+        result = apart(items, scores, micro) | {"waiting for a judge": pending, "said": said, "said in vain": in_vain}
+        for omega in ("omega_0", "omega_1"):
+            known = [value for score in scores for value in score[f"{omega}_hits"] if value is not None]
+            result[omega] = per_cent(mean(known))
+        return result
 
 
 def position(answers: list[dict]) -> tuple[int, bool]:
@@ -129,13 +127,16 @@ def replies(outcome: Outcome) -> list[dict]:
     return outcome.said or list(answered(outcome.answers))
 
 
-def pauc(steps: list[tuple[float, float]], reply: list[float], related_end: float, start: float) -> float:
+def pauc(
+    steps: list[tuple[float, float]], reply: list[float], related_end: float, start: float, omega: float
+) -> float:
     """
     Args:
         steps: time and verdict (0 to 2) of what was said in `reply`, in order.
         reply: start and end of the time in which to say it, seconds.
         related_end: end of what it is about.
         start: the score before anything was said.
+        omega: how much less a late reply costs, 0 to 1.
     """
     if len(steps) > 1:
         before = [value for time, value in steps if time <= related_end]
@@ -145,6 +146,6 @@ def pauc(steps: list[tuple[float, float]], reply: list[float], related_end: floa
         return start / BEST
     area, at, score, length = 0.0, 0.0, start, reply[1] - reply[0]
     for time, value in steps:
-        now = (time - reply[0]) * (1 - OMEGA)
+        now = (time - reply[0]) * (1 - omega)
         area, at, score = area + (now - at) * score, now, value
     return (area + (length - at) * score) / (length * BEST)

@@ -12,7 +12,7 @@ Scores = list[tuple[Item, dict]]
 
 def plain(text: str) -> str:
     """Lower case, without surrounding spaces, quotes and final punctuation, with single spaces."""
-    return " ".join(text.split()).strip(" \"'“”‘’.,;:!?").lower()
+    return " ".join(text.split()).strip(" \"'\u201c\u201d\u2018\u2019.,;:!?").lower()
 
 
 def strict_letter(text: str, options: tuple[str, ...]) -> str | None:

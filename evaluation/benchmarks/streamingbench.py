@@ -61,11 +61,10 @@ def first_yes(answers: list[dict]) -> int | None:
 
 def choice(text: str | None, item: Item) -> dict:
     answer = item.truth["answer"]
-    skipped = not text and item.task == SEQUENTIAL
-    return {
-        "official": None if skipped else float(bool(text) and text[0] == answer),
-        "strict": float(text is not None and strict_letter(text, item.options) == answer),
-    }
+    strict = float(strict_letter(text or "", item.options) == answer)
+    if not text:
+        return {"official": None if item.task == SEQUENTIAL else 0.0, "strict": strict}
+    return {"official": float(text[0] == answer), "strict": strict}
 
 
 def alert(said: dict | None, item: Item, alone: bool) -> dict:
