@@ -18,8 +18,8 @@ from ..data import omnipro, ovo_bench, streamingbench
 from ..data.benchmark_items import Item
 from ..data.benchmark_sources import entries
 from ..evaluation.benchmarks import omnipro_answers
+from .official_answers import LONG, compare, pick, polled, stand_in, table
 from .official_samples import omnipro_samples
-from .official_scorers import LONG, compare, pick, polled, stand_in, table
 
 WORDS = ["", "No", "Yes", "N", "Y", "yes", "no.", "YES", "Nothing is seen.", "Yesterday", "No, yes", "I don't know"]
 

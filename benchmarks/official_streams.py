@@ -19,9 +19,9 @@ from ..data.benchmark_items import Item
 from ..data.benchmark_sources import entries
 from ..evaluation.benchmarks import Outcome, omnipro_answers
 from ..evaluation.benchmarks.omnipro import JUDGED
+from .official_answers import LONG, compare, judged, pick, stand_in, table
 from .official_polls import STATES, fuzzed, items_of, tasks_of
 from .official_samples import omnipro_samples, proactive_annotations
-from .official_scorers import LONG, compare, judged, pick, stand_in, table
 
 
 def omnipro_streams(clone: Path) -> dict:
