@@ -1,6 +1,10 @@
 """Scorers of benchmarks on hand-made answers: each quirk of the official code, and the strict reading beside it."""
 
+import json
+import re
+
 import pytest
+from fresh_process import ROOT
 
 from videollm_mod.data.benchmark_items import Item, Poll
 from videollm_mod.evaluation.benchmarks import BENCHMARKS, Outcome
@@ -454,3 +458,20 @@ def test_constant_answers_and_polls_in_order():
     assert [benchmark.next_poll(TestOvoBench.count, [{}] * number) for number in range(3)] == [*polls, None]
     with pytest.raises(ValueError, match="no judge"):
         benchmark.read_verdict("x", "1")
+
+
+def test_official_code_gave_the_same_numbers():
+    """The table of the page is that of the committed run, in which all questions and numbers were equal."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "official_scorers.json").read_text())["runs"]
+    page = (ROOT / "docs" / "benchmarks" / "field.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([^|]+) \| ([\d,]+) \| ([\d,]+) \| (\d+) of (\d+) \|$", page, re.M)
+    same = "questions asked in the same words and at the same times"
+    assert rows == [
+        (name, f"{run['questions']:,}", f"{run[same]:,}", str(len(run["numbers"])), str(len(run["numbers"])))
+        for name, run in result.items()
+    ]
+    assert all(run["equal"] and run["questions"] == run[same] for run in result.values())
+    (published,) = (
+        run["numbers"]["published verdicts"] for run in result.values() if "published verdicts" in run["numbers"]
+    )
+    assert published["official"] == round(published["ours"], 2) == 47.24
