@@ -10,6 +10,7 @@ import re
 import runpy
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from ..data.benchmark_sources import entries
 from ..evaluation.benchmarks import Outcome, omnipro_answers
 from ..evaluation.benchmarks.omnipro import JUDGED
 from .official_answers import LONG, compare, judged, pick, stand_in, table
-from .official_polls import STATES, fuzzed, items_of, tasks_of
+from .official_polls import PRINTED, STATES, fuzzed, items_of, tasks_of
 from .official_samples import omnipro_samples, proactive_annotations
 
 
@@ -59,13 +60,7 @@ def omnipro_streams(clone: Path) -> dict:
         return random.Random(f"{truth}|{prediction}").randint(0, 5)
 
     predictions = [evaluator.OnlineEvaluator(Model())._run_sample(sample) for sample in samples]
-    official: dict = {}
-    for task in omnipro.GROUPS:
-        judge = (lambda question, truth, text: {"score": verdict(truth, text)}) if task in JUDGED else None
-        scored = [scoring.score_sample(each, 3.0, gpt_judge=judge) for each in predictions if each["task"] == task]
-        official[task] = scoring._aggregate_samples(scored)
-    numbers = {task: 100 * each["joint_f1"] for task, each in official.items()}
-    numbers["overall"] = 100 * scoring._macro_overall(official)["macro_joint_f1"]
+    numbers = omnipro_scores(scoring, predictions, lambda truth, text: {"score": verdict(truth, text)})
 
     def reply(prompt: str) -> str:
         found = re.search(r"happened\): (.*?)\n\nModel's prediction: (.*?)\n\nRate", prompt, re.DOTALL)
@@ -73,15 +68,25 @@ def omnipro_streams(clone: Path) -> dict:
 
     outcomes = [judged(item, Outcome(item.id, said=said[item.id]), reply) for item in items]
     mine = table(items, outcomes, "stream")
-    result = compare(
-        numbers, tasks_of(mine["official"]), len(items), same, 0.01
-    )  # the official numbers have four digits
+    result = compare(numbers, tasks_of(mine["official"]), len(items), same, PRINTED)
     texts = [fuzzed(number) for number in range(20_000)]
     differing = [text for text in texts if text.strip() and not same_parse(parser, text)]
     return result | {
         "answers read the same": f"{len(texts) - len(differing)} of {len(texts)}",
         "equal": result["equal"] and not differing,
     }
+
+
+def omnipro_scores(scoring: Any, predictions: list[dict], judge: Callable[[str, str], dict] | None) -> dict:
+    """What `_aggregate_samples` and `_macro_overall` find, in per cent; a task that waits for a judge has none."""
+    official: dict = {}
+    for task in dict.fromkeys(each["task"] for each in predictions):
+        ask = (lambda question, truth, text: judge(truth, text)) if judge and task in JUDGED else None
+        scored = [scoring.score_sample(each, 3.0, gpt_judge=ask) for each in predictions if each["task"] == task]
+        official[task] = scoring._aggregate_samples(scored)
+    numbers = {task: each["joint_f1"] for task, each in official.items()}
+    numbers["overall"] = scoring._macro_overall(official)["macro_joint_f1"]
+    return {name: None if value is None else 100 * value for name, value in numbers.items()}
 
 
 def same_parse(parser: Any, text: str) -> bool:
@@ -118,7 +123,6 @@ def omnimmi(clone: Path) -> dict:
     """`online_inference`, then the part `pa` of `evaluate.py`, on all items of the published file."""
     importlib.import_module("transformers")  # it looks for torchvision itself
     stand_in("torchvision")
-    stand_in("dotenv", load_dotenv=lambda: None)
     sys.path.insert(0, str(clone / "evaluations"))
     inference = importlib.import_module("online_inference_utils")
     inference.logger.setLevel("ERROR")
@@ -151,19 +155,29 @@ def omnimmi(clone: Path) -> dict:
 
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
         inference.online_inference(Model(), "scripted", "pa", str(path), 1, 0, folder, folder)
-        results, printed = Path(folder, "pa_scripted_0.json"), io.StringIO()
-        arguments = ["--model_name", "M4Online", "--benchmark_name", "pa", "--pred_path", str(results)]
-        sys.argv = ["evaluate.py", *arguments, "--output_dir", folder]
-        with contextlib.redirect_stdout(printed):
-            runpy.run_path(str(clone / "evaluations" / "evaluate.py"), run_name="__main__")
+        lines = Path(folder, "pa_scripted_0.json").read_text()
+    official = omnimmi_scores(clone, lines)
+    mine = table(items, [Outcome(item.id, said=each) for item, each in zip(items, said, strict=True)], "stream")
+    return compare(official, alerts_of(mine), len(items), same) | {"strict": mine["strict"]["overall"]}
+
+
+def omnimmi_scores(clone: Path, lines: str) -> dict:
+    """What `evaluate.py` prints, in per cent."""
+    stand_in("dotenv", load_dotenv=lambda: None)
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
+        Path(folder, "answers.json").write_text(lines)
+        arguments = ["--model_name", "M4Online", "--benchmark_name", "pa", "--output_dir", folder]
+        sys.argv = ["evaluate.py", *arguments, "--pred_path", str(Path(folder, "answers.json"))]
+        runpy.run_path(str(clone / "evaluations" / "evaluate.py"), run_name="__main__")
     names = {"overall": "Accuracy", "precision": "precision", "iou": "IoU"}
-    official = {
+    return {
         name: 100 * float(re.search(rf"Average {label}:\s+([\d.e-]+)", printed.getvalue())[1])
         for name, label in names.items()
     }
-    mine = table(items, [Outcome(item.id, said=each) for item, each in zip(items, said, strict=True)], "stream")
-    ours = {"overall": mine["official"]["overall"], "precision": mine["precision"], "iou": mine["iou"]}
-    return compare(official, ours, len(items), same) | {"strict": mine["strict"]["overall"]}
+
+
+def alerts_of(mine: dict) -> dict:
+    return {"overall": mine["official"]["overall"], "precision": mine["precision"], "iou": mine["iou"]}
 
 
 def omnimmi_said(item: Item) -> list[dict]:
@@ -255,8 +269,36 @@ def published_verdicts(home: Path, model: str, items: list[Item], said: list[lis
 
 
 def proactive(clone: Path) -> dict:
-    """The port of PAUC that VideoChat3 has: `ProactiveVideoQA.evaluate` with a scripted judge, on annotations in the
-    published schema. The official code could not be read."""
+    """The port of PAUC that VideoChat3 has, with a scripted judge, on annotations in the published schema. The
+    official code could not be read."""
+    annotations = proactive_annotations()
+    numbered = enumerate(annotations)
+    items = [
+        proactivevideoqa.source(each, f"[{index}]", "WEB").make("v.mp4", each["duration"]) for index, each in numbered
+    ]
+    said = [proactive_said(item) for item in items]
+    asked: set[str] = set()
+
+    def reply(prompt: str) -> str:
+        asked.add(prompt)
+        return pick(prompt, ["1", "2", "3", "Score: 2", "3 of 3", "1 or 2?", "none"])
+
+    numbers = proactive_scores(clone, items, said, reply)
+    questions = set(asked)
+    outcomes = [judged(item, Outcome(item.id, said=each), reply) for item, each in zip(items, said, strict=True)]
+    mine = table(items, outcomes, "stream")
+    same = len(questions) if asked == questions else len(asked & questions) - 1
+    return compare(numbers, omegas_of(mine), len(questions), same, PRINTED) | {"strict": mine["strict"]["overall"]}
+
+
+def omegas_of(mine: dict) -> dict:
+    tables = [mine["official"], mine.get("with sound", {}).get("official", {"overall": None})]
+    (half,) = [each["overall"] for each in tables if each["overall"] is not None]
+    return {"omega 0": mine["omega_0"], "omega 0.5": half, "omega 1": mine["omega_1"]}
+
+
+def proactive_scores(clone: Path, items: list[Item], said: list[list[dict]], reply: Callable[[str], str]) -> dict:
+    """What `ProactiveVideoQA.evaluate` of the port finds, in per cent, with a judge that says `reply(prompt)`."""
     import pandas
 
     stand_in("vlmeval")
@@ -269,14 +311,6 @@ def proactive(clone: Path) -> dict:
     def ask_all(ask, tasks, nproc, save, keys):
         stored[save] = {key: ask(*task) for key, task in zip(keys, tasks, strict=True)}
 
-    stand_in("vlmeval.utils", track_progress_rich=ask_all)
-    stand_in("vlmeval.dataset.video_base", VideoBaseDataset=object)
-    asked: set[str] = set()
-
-    def reply(prompt: str) -> str:
-        asked.add(prompt)
-        return pick(prompt, ["1", "2", "3", "Score: 2", "3 of 3", "1 or 2?", "none"])
-
     class Judge:
         @staticmethod
         def working():
@@ -286,45 +320,27 @@ def proactive(clone: Path) -> dict:
         def generate(message, dataset):
             return reply(message[0]["value"])
 
+    stand_in("vlmeval.utils", track_progress_rich=ask_all)
+    stand_in("vlmeval.dataset.video_base", VideoBaseDataset=object)
     stand_in("vlmeval.dataset.utils", build_judge=lambda **options: Judge, DEBUG_MESSAGE="")
     port = importlib.import_module("vlmeval.dataset.proactive_videoqa")
-    annotations = proactive_annotations()
-    numbered = enumerate(annotations)
-    items = [
-        proactivevideoqa.source(each, f"[{index}]", "WEB").make("v.mp4", each["duration"]) for index, each in numbered
-    ]
-    said = [proactive_said(item) for item in items]
-    rows = [
-        {
-            "question_id": each["question_id"],
-            "conversation_json": json.dumps(each["conversation"]),
-            "answer_json": json.dumps(each["answer"]),
-        }
-        for each in annotations
-    ]
-    records = [
-        {
-            "question_id": item.id,
-            "records": [
-                {"answerable": "Yes", "model_response": one["text"], "video_span": [one["time"] - 1, one["time"]]}
-                for one in each
-            ],
-        }
-        for item, each in zip(items, said, strict=True)
-    ]
+    rows, records = [], []
+    for item, each in zip(items, said, strict=True):
+        answers = [
+            {"content": one["content"], "reply_timespan": one["reply"], "related_timespan": one["related"]}
+            for one in item.truth["answers"]
+        ]
+        conversation = json.dumps([{"content": item.truth["question"]}])
+        rows.append({"question_id": item.id, "conversation_json": conversation, "answer_json": json.dumps(answers)})
+        spoken = [{"answerable": "Yes", "model_response": one["text"], "video_span": [0, one["time"]]} for one in each]
+        records.append(json.dumps({"question_id": item.id, "records": spoken}))
     with tempfile.TemporaryDirectory() as folder:
         file = str(Path(folder, "answers.json"))
-        stored[file] = pandas.DataFrame({"prediction": [json.dumps(record) for record in records]})
+        stored[file] = pandas.DataFrame({"prediction": records})
         dataset = object.__new__(port.ProactiveVideoQA)
         dataset.data, dataset.dataset_name = pandas.DataFrame(rows), "ProactiveVideoQA_WEB"
         found = dataset.evaluate(file)
-    numbers = {"omega 0": found["omega=0"], "omega 0.5": found["omega=0.5"], "omega 1": found["omega=1"]}
-    questions = set(asked)
-    outcomes = [judged(item, Outcome(item.id, said=each), reply) for item, each in zip(items, said, strict=True)]
-    mine = table(items, outcomes, "stream")
-    ours = {"omega 0": mine["omega_0"], "omega 0.5": mine["official"]["overall"], "omega 1": mine["omega_1"]}
-    ask = len(questions) if asked == questions else len(asked & questions) - 1
-    return compare(numbers, ours, len(questions), ask, 0.005 + 1e-9) | {"strict": mine["strict"]["overall"]}
+    return {"omega 0": found["omega=0"], "omega 0.5": found["omega=0.5"], "omega 1": found["omega=1"]}
 
 
 def proactive_said(item: Item) -> list[dict]:
