@@ -40,11 +40,13 @@ class Benchmark(Protocol):
         `summarise` needs."""
 
     def summarise(self, items: list[Item], scores: list[dict]) -> dict:
-        """`official` and `strict`, each `{group: {task: per cent}, "overall": per cent}`, as the published table adds
-        up; items that need sound are under `"with sound"` in the same form."""
+        """`official` and `strict`, each `{group: {task: per cent, "average": per cent}, "overall": per cent}`, as the
+        published table adds up, None where a judge is missing; `items`, their number; items that need sound under
+        `"with sound"` in the same form; and what else the benchmark reports."""
 
     def judge_prompts(self, item: Item, outcome: Outcome) -> list[dict]:
-        """What to ask a judge, each `name` and `prompt`; empty where no judge is needed."""
+        """What to ask a judge, each `name` and `prompt`, and `system` if there is an instruction apart; empty where no
+        judge is needed."""
 
     def read_verdict(self, name: str, text: str) -> float:
         """The value of a judge's answer. Raises `ValueError` if it holds none."""
