@@ -37,7 +37,8 @@ class Item:
         group, task (`str`): heading and column of the published table, such as "Real-Time Visual Perception", "OCR".
         video (`str`): path, relative to the JSONL file.
         kind (`str`): how it is answered, one of `KINDS`.
-        polls (`tuple[Poll, ...]`): official protocol, in order; `next_poll` of the benchmark may end it early.
+        polls (`tuple[Poll, ...]`): official protocol, in order, which need not be that of time; `next_poll` of the
+            benchmark may end it early.
         stream (`Poll`): stream protocol: what is asked once, at this time; frames from `since` on pass once.
         end (`float`): second at which the stream protocol stops watching.
         truth (`dict`): what the scorer of this benchmark reads.
