@@ -39,6 +39,7 @@ from waiting import PATIENCE, until  # noqa: E402
 
 from videollm_mod.client import Dropped, Problem, Refused, Resumed, Said, Watched, connect  # noqa: E402
 from videollm_mod.commands.serve import ServeOptions, app, cluster_app  # noqa: E402
+from videollm_mod.memory import frames_in_context  # noqa: E402
 from videollm_mod.serving.keys import Keys  # noqa: E402
 from videollm_mod.serving.ray_app import follow_waiting  # noqa: E402
 
@@ -368,7 +369,8 @@ def test_waiting_frames_start_a_replica_and_quiet_stops_it(nodes, checkpoint):
         again = (work_and_rest(url, seed, lambda n, count=count: n < count, at_once) for seed, count in each)
         return await asyncio.gather(*again)
 
-    with serving(checkpoint, keys=(KEY,)) as server:
+    remembered = {"max_cached_frames": frames_in_context(checkpoint[0].config)}  # as the command has it
+    with serving(checkpoint, keys=(KEY,), options=remembered) as server:
         for own, expected in zip(found, asyncio.run(alone(server.url)), strict=True):
             assert_near(torch.tensor(own), torch.tensor(watched(expected)), PROBABILITY)
 
