@@ -542,14 +542,14 @@ def pixels_by_products(
     launches, which take most of the time of a frame on a GPU; zeros in the resizing matrices make the black bars. A
     CPU leaves out the zeros."""
     new_size, *black = placed(frames.shape[-2:], size, resample, do_pad)
-    sides = list(zip(frames.shape[-2:], new_size, black, strict=True))
+    rows, columns = zip(frames.shape[-2:], new_size, black, strict=True)
     mean, std = (tuple(np.ravel(x)) for x in ((image_mean, image_std) if do_normalize else (0.0, 1.0)))
     scale, shift = scale_and_shift(rescale_factor, mean, std, frames.device)
     if frames.device.type == "cpu":
-        resized = resized_in_bands(frames, *sides, INTERPOLATIONS[resample])
+        resized = resized_in_bands(frames, rows, columns, INTERPOLATIONS[resample])
     else:
-        rows, columns = (resizing(*side, INTERPOLATIONS[resample], frames.device) for side in sides)
-        resized = rows @ frames.to(torch.float32, memory_format=torch.contiguous_format) @ columns.T
+        left, right = (resizing(*side, INTERPOLATIONS[resample], frames.device) for side in (rows, columns))
+        resized = left @ frames.to(torch.float32, memory_format=torch.contiguous_format) @ right.T
     return torch.addcmul(shift, resized.clamp_(0, 255), scale)
 
 

@@ -59,7 +59,7 @@ def run(work: Callable[[], None], sender: Connection) -> None:
         os.setsid()
     threading.Thread(target=end_with_parent, daemon=True).start()
     try:
-        with raising_on_signals(run):
+        with raising_on_signals(run, is_program=True):
             work()
     except Exception as error:
         sender.send(error)
