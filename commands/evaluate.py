@@ -11,7 +11,7 @@ from .threads import share_cores
 
 
 def add(commands) -> None:
-    add_command(commands, "evaluate", EvaluateOptions, run, help="score a checkpoint on a task")
+    add_command(commands, "evaluate", EvaluateOptions, run, help="score a model on a task or a benchmark")
 
 
 def run(options: EvaluateOptions) -> None:
@@ -21,6 +21,11 @@ def run(options: EvaluateOptions) -> None:
     result = evaluate(options, command=shlex.join(["videollm-mod", *sys.argv[1:]]))
     if result is None:  # not the first process
         return
-    print(json.dumps(result["summary"], indent=1), file=beside(options.json))
+    if options.benchmark is None:
+        print(json.dumps(result["summary"], indent=1), file=beside(options.json))
+    else:
+        from ..evaluation.benchmark_table import table_of
+
+        print(table_of(result), end="", file=beside(options.json))
     if "note" in result:
         print(result["note"], file=sys.stderr)

@@ -3,7 +3,6 @@
 Batches do not depend on the number of processes or on interruptions, so the results do not either.
 """
 
-import hashlib
 import json
 from dataclasses import asdict
 from datetime import timedelta
@@ -22,8 +21,10 @@ from ..memory import frames_in_context
 from ..speaking import DEFAULT_THRESHOLD, default_threshold
 from .answering import answers
 from .answers import Taxonomy
+from .benchmark_run import evaluate_benchmark
 from .captions import NEEDS_JAVA
 from .encoding import encode
+from .fingerprint import fingerprint_of_found
 from .free_running import watch
 from .options import EvaluateOptions
 from .results import Results
@@ -40,8 +41,6 @@ from .tasks import (
     summarise_teacher_forced,
 )
 from .teacher_forced_model import teacher_forced
-
-CONFIGURATIONS = ("config.json", "processor_config.json", "tokenizer.json", "adapter_config.json")
 
 
 def source_of(options: EvaluateOptions) -> JsonlSource | WorldSource:
@@ -72,19 +71,6 @@ def read_categories(path: Path | None, task: str) -> list[str] | Taxonomy | None
         return Taxonomy(*([word_of(name) for name in taxonomy[kind]] for kind in ("verbs", "nouns")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f'{path} is not a taxonomy, {{"verbs": [str], "nouns": [str]}}') from error
-
-
-def fingerprint_of(folder: str) -> str:
-    """Hash of the configuration and weights of a checkpoint or adapter. A Hub id is returned as it is."""
-    if not Path(folder).is_dir():
-        return folder
-    digest = hashlib.sha256()
-    names: list[str | Path] = [*CONFIGURATIONS, *Path(folder).glob("*.safetensors")]
-    for file in sorted(Path(folder) / name for name in names):
-        if file.is_file():
-            with open(file, "rb") as content:
-                digest.update(file.name.encode() + hashlib.file_digest(content, "sha256").digest())
-    return digest.hexdigest()[:16]
 
 
 def threshold_of(options: EvaluateOptions, config) -> float:
@@ -179,13 +165,15 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         command (`str`): command line to store in the result.
 
     Returns:
-        The result in the main process, None in others.
+        The result in the main process, None in others; for a benchmark see `evaluate_benchmark`.
 
     Raises:
         `ValueError`, `OSError`, `ImportError`: for wrong arguments or data, before the model is loaded, and for a
             damaged video later on. The results so far are kept.
     """
     options.check()
+    if options.benchmark is not None:
+        return evaluate_benchmark(options, command)
     source, categories = source_of(options), read_categories(options.categories, options.task)
     if isinstance(categories, list):
         check_categories(options.task, categories, source.answers)
@@ -195,7 +183,7 @@ def evaluate(options: EvaluateOptions, command: str = "") -> dict | None:
         "task": options.task,
         "self_conditioned": options.self_conditioned,
         "data": source.about,
-        "model": " on ".join(fingerprint_of(str(source)) for source in (found.adapter, found.base) if source),
+        "model": fingerprint_of_found(found),
         "threshold": DEFAULT_THRESHOLD if options.threshold is None else options.threshold,
         "keep_ratio": options.keep_ratio,
         "dtype": options.dtype,
