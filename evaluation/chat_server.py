@@ -46,11 +46,18 @@ class ChatServer:
         self._client = openai.OpenAI(base_url=url, api_key=key, max_retries=RETRIES, timeout=SECONDS)
         self.settings: dict[str, Any] = {"temperature": 0.0, "seed": 0}
 
-    def answer(self, text: str, images: list[np.ndarray] | None = None, max_tokens: int | None = None) -> Reply:
+    def answer(
+        self,
+        text: str,
+        images: list[np.ndarray] | None = None,
+        max_tokens: int | None = None,
+        system: str | None = None,
+    ) -> Reply:
         """
         Args:
             text (`str`): the user's whole text, which follows the images.
             images (`list` of uint8 `[H, W, 3]`, *optional*).
+            system (`str`, *optional*): the instruction before it.
 
         Raises:
             `OSError`: if the server cannot be reached, refuses, or fails again and again.
@@ -58,6 +65,8 @@ class ChatServer:
         content: list[dict] = [{"type": "image_url", "image_url": {"url": data_url(each)}} for each in images or ()]
         settings = {**self.settings, **({} if max_tokens is None else {"max_tokens": max_tokens})}
         messages: Any = [{"role": "user", "content": [*content, {"type": "text", "text": text}]}]
+        if system is not None:
+            messages = [{"role": "system", "content": system}, *messages]
         try:
             given = self._sent(messages, settings)
         except self._openai.OpenAIError as error:

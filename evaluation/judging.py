@@ -37,7 +37,7 @@ class Verdicts:
         for (index, _, _), prompts in tqdm(todo, desc="judged", disable=not show):
             verdicts = []
             for each in prompts:
-                text = judge.answer(each["prompt"]).text
+                text = judge.answer(each["prompt"], system=each.get("system")).text
                 verdicts.append({**each, "text": text, "value": read(benchmark, each["name"], text)})
             self.results.add([{"index": index, "verdicts": verdicts}])
 
