@@ -10,6 +10,7 @@ import csv
 import json
 import math
 import random
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from ..data.world_hard import split_seeds
 from ..data.world_tasks import NAMES, PROCEDURES, HardTasksStream
 
 BASIC, HARD, TASKS = "basic", "hard_small", "hard_small_tasks"
-CLIPS = 8  # of each level
+CLIPS = 4  # of each level
 STEP = 0.5  # seconds between frames
-LAST_FRAMES = 2.5  # seconds that four frames do not reach
+LAST_FRAMES = 1.5  # seconds after an event, when four frames do not show the change any more
 PLACE_ANSWERS = [f"At the {place}." for row in PLACES for place in row]
 COUNT_ANSWERS = [f"{number.capitalize()}." for number in NUMBERS[:6]]
 PICTURES = [f"A {kind}." for kind in KINDS]
@@ -152,20 +153,18 @@ def ovo_bench(world: World) -> Path:
             continue
         times = [time for time, _ in clip.events]
         tests = []
-        for index, (time, end, second, text) in enumerate(moments):
+        for index, (time, _, second, text) in enumerate(moments):
             if index and moments[index - 1][2] < time:  # before it, and then at it
                 tests.append({"realtime": moments[index - 1][2], "step": text, "type": 0})
             tests.append({"realtime": second, "step": text, "type": 1})
         steps = [text for _, text in clip.events]
         fields = {"tutorial": "World", "all_steps": steps, "start_time": times, "end_time": clip.ends}
         add("SSR", clip, **fields, test_info=tests)
-        time, end, second, text = moments[-1]
-        asked = max((int(at) for at, _, _, _ in moments if int(at) < time), default=0)
-        before = max((at for at in times if at < time), default=0.0)
-        asked = math.floor(before) + 1  # after the event before it
+        time, _, second, text = moments[-1]
+        asked = math.floor(max((at for at in times if at < time), default=0.0)) + 1  # after the event before it
         if asked < time:
             tests = [{"realtime": at, "type": int(at >= time)} for at in (asked, second)]
-            fields = {"ask_time": asked, "clue_time": math.ceil(time), "answer": text}
+            fields = {"ask_time": asked, "clue_time": time, "answer": text}
             add("CRR", clip, question="Tell me what you see.", **fields, test_info=tests)
     for clip in world.clips[BASIC]:
         leaves = [time for time, text in clip.events if text.endswith("leaves.")]
@@ -190,6 +189,10 @@ STREAMINGBENCH_CHOICES = {
 }
 
 
+SEQUENTIAL, PROACTIVE = "Sequential Question Answering", "Proactive Output"
+FILE_OF = {"Scene Understanding": "omni", SEQUENTIAL: "sqa", PROACTIVE: "proactive"}
+
+
 def clock(seconds: float) -> str:
     return f"00:{int(seconds) // 60:02d}:{int(seconds) % 60:02d}"
 
@@ -197,9 +200,15 @@ def clock(seconds: float) -> str:
 def streamingbench(world: World) -> Path:
     """The folder with `questions_real.json`, `_omni`, `_sqa` and `_proactive`."""
 
+    videos = world.folder / "videos"
+    numbers = {clip.name: number for number, clip in enumerate([*world.narrated(), *world.clips[TASKS]])}
+
     def entry(clip: Clip, **question) -> dict:
+        """A video has a name of its own in each file."""
         whole = f"[0:00:00 - {clock(clip.stream.seconds)[1:]}]"
-        fields = {"video_categories": "world", "video_path": f"./videos/{clip.video}"}
+        name = f"sample_{numbers[clip.name]}_{FILE_OF.get(question['task_type'], 'real')}.mp4"
+        shutil.copy(videos / clip.video, videos / name)
+        fields = {"video_categories": "world", "video_path": f"./videos/{name}"}
         return {"time": whole, "questions": [{**question, "required_ability": "episodic memory"}], **fields}
 
     def choice(task: str, clip: Clip, time: int, question: str, options: list[str], right: int) -> dict:
@@ -213,8 +222,7 @@ def streamingbench(world: World) -> Path:
     for clip in world.clips[BASIC]:
         times = list(clip.seconds())[:: max(1, len(clip.seconds()) // 3)]
         made = [(time, clip.choice(kind, time)) for time, kind in zip(times, ("what", "where", "count"), strict=False)]
-        task = "Sequential Question Answering"
-        sequences.append([choice(task, clip, time, *asked) for time, asked in made if asked is not None])
+        sequences.append([choice(SEQUENTIAL, clip, time, *asked) for time, asked in made if asked is not None])
     proactive = []
     for clip in world.narrated():
         before = [0.0, *(time for time, _ in clip.events)]
@@ -223,7 +231,7 @@ def streamingbench(world: World) -> Path:
             if time == int(time) and asked < time:  # the truth is a whole second
                 fields = {"ground_truth_time_stamp": clock(time), "ground_truth_output": text}
                 question = f'When this happens, output "{text}"'
-                task = {"task_type": "Proactive Output", "question": question, "time_stamp": clock(asked)}
+                task = {"task_type": PROACTIVE, "question": question, "time_stamp": clock(asked)}
                 proactive.append(entry(clip, **task, **fields))
                 break
     world.write("streamingbench/questions_real.json", real)

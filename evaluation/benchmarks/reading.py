@@ -16,10 +16,12 @@ def plain(text: str) -> str:
 
 
 def strict_letter(text: str, options: tuple[str, ...]) -> str | None:
-    """The letter that an answer consists of, such as `B`, `(B)`, `B.` or `B. its option`; None for anything else."""
+    """The letter that an answer consists of, such as `B`, `(B)`, `B.` or `B. its option`, or that of the only option
+    whose text it is; None for anything else."""
     match = re.fullmatch(r"\(?([A-Z])(?:\)?[.:)]?(?:\s+(.*))?)", text.strip(), re.DOTALL)
     if match is None or (index := ord(match[1]) - 65) >= len(options):
-        return None
+        named = [index for index, option in enumerate(options) if plain(option) == plain(text)]
+        return chr(65 + named[0]) if len(named) == 1 else None
     return match[1] if not match[2] or plain(match[2]) == plain(options[index]) else None
 
 

@@ -1,0 +1,173 @@
+"""The bundled checkpoint and its controls on stand-ins of the field's benchmarks, polled and streamed.
+
+    python -m videollm_mod.benchmarks.world_benchmarks --folder world
+
+`world_items` writes the files of each benchmark in its published schema, `videollm-mod prepare` reads them, and
+`videollm-mod evaluate` runs the model. Results, one table and one plot go to `benchmarks/results`; a run that was
+stopped continues from what is in `--folder`.
+
+The checkpoint has learned neither letters nor official prompts, so a choice is asked with its question alone. The
+official reading of its answers is that of letters in words, and means nothing; the strict reading takes an option's
+text for its letter, and is the figure. Where a judge is needed, it is a server that compares texts exactly.
+"""
+
+import argparse
+import json
+import re
+import threading
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from difflib import SequenceMatcher
+from pathlib import Path
+
+from ..bench.record import RESULTS, commit, enter, write
+from ..data.benchmark_items import Item, read_items, write_items
+from ..data.files import write_whole
+from ..data.prepare_benchmarks import prepare_benchmark
+from ..evaluation.benchmark_table import table_of
+from ..evaluation.evaluate import evaluate
+from ..evaluation.options import EvaluateOptions
+from .world_items import MAKERS, World
+
+COMMAND = "python -m videollm_mod.benchmarks.world_benchmarks --folder world"
+SHORT = {"ovo-bench": "ovo", "proactivevideoqa": "pauc", "omnimmi-pa": "omnimmi", "livesports-3k": "livesports"}
+PROTOCOLS = ("poll", "stream")
+FIGURES = {"ovo": "strict", "streamingbench": "strict", "pauc": "official"}  # in the summary, and by which reading
+JUDGED = ("proactivevideoqa", "omnipro", "livesports-3k")
+PORT = 18765  # of the judge, always the same, so that a stopped run can continue
+
+
+def in_own_words(item: Item) -> Item:
+    """A choice that is asked with its question alone; any other item as it is."""
+    if item.kind != "choice":
+        return item
+
+    def bare(poll):
+        return replace(poll, text=re.findall(r"Question: (.*)\n+Options:", poll.text)[-1])
+
+    return replace(item, polls=tuple(map(bare, item.polls)), stream=bare(item.stream))
+
+
+def verdict(prompt: str) -> str:
+    """What a judge says that compares texts exactly."""
+    if pair := re.search(r"Ground Truth Answer: (.*)\nPredicted Answer: (.*)", prompt):
+        return "3" if pair[1] == pair[2] else "2" if pair[1] in pair[2] else "1"
+    if pair := re.search(r"what actually happened\): (.*)\n\nModel's prediction: (.*)\n", prompt):
+        return json.dumps({"score": 5 if pair[1] == pair[2] else 3 if pair[1] in pair[2] else 1})
+    first, second, human = re.findall(r"---\n(.*)\n----------", prompt)
+    near = [SequenceMatcher(None, text.split(), human.split()).ratio() for text in (first, second)]
+    return f"Commentary {'A' if near[0] > near[1] else 'B'} is better aligned with the human commentary"
+
+
+@contextmanager
+def exact_judge(port: int = PORT):
+    """Serve `verdict` as an OpenAI-compatible server; gives its address."""
+    import uvicorn
+    from fastapi import FastAPI
+
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions")
+    def complete(request: dict) -> dict:
+        (part,) = request["messages"][-1]["content"]
+        message = {"role": "assistant", "content": verdict(part["text"])}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        fields = {"id": "verdict", "object": "chat.completion", "created": int(time.time()), "model": "exact"}
+        return {**fields, "choices": [choice]}
+
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        if not thread.is_alive():
+            raise OSError(f"the judge cannot listen on port {port}")
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def prepare(world: World, benchmark: str) -> Path:
+    """The items of a stand-in, which the reader of the published files has read."""
+    path = world.folder / f"{benchmark}.jsonl"
+    baseline = world.folder / "baseline.jsonl" if benchmark == "livesports-3k" else None
+    prepare_benchmark(benchmark, MAKERS[benchmark](world), world.folder / "videos", path, baseline=baseline)
+    write_items(path, map(in_own_words, read_items(path)))
+    return path
+
+
+def run(items: Path, benchmark: str, protocol: str, judge: str, controls: list[str] | None = None) -> dict:
+    options: dict = {"judge": judge, "judge_model": "exact"} if benchmark in JUDGED else {}
+    file = items.with_name(f"world_{SHORT.get(benchmark, benchmark)}_{protocol}.json")
+    options |= {"benchmark": items, "protocol": protocol, "json": file, "control": controls, "device": "cpu"}
+    result = evaluate(EvaluateOptions(**options), COMMAND)
+    assert result is not None
+    return {**result, "commit": commit()}
+
+
+def figures(name: str, result: dict) -> dict[str, float]:
+    """What `summary.json` gets of a result; the controls stand beside it in its source."""
+    if name not in FIGURES or (name == "pauc" and result["protocol"] == "poll"):
+        return {}
+    figure = "world_pauc" if name == "pauc" else f"world_{name}_{result['protocol']}"
+    return {figure: result["summary"]["model"][FIGURES[name]]}
+
+
+def plot(results: dict[str, dict], path: Path) -> None:
+    """The overall scores of all stand-ins: one panel each, a bar for each row."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(name.rpartition("_")[0] for name in results))
+    figure = Figure(figsize=(13, 2.9 * ((len(names) + 1) // 2)), layout="constrained")
+    panels = figure.subplots((len(names) + 1) // 2, 2, squeeze=False).flatten()
+    for panel, name in zip(panels, names, strict=False):
+        rows = list(dict.fromkeys(row for way in PROTOCOLS for row in results[f"{name}_{way}"]["summary"]))
+        for number, (protocol, reading) in enumerate((p, r) for p in PROTOCOLS for r in ("official", "strict")):
+            scores = results[f"{name}_{protocol}"]["summary"]
+            values = [scores.get(row, {}).get(reading) for row in rows]
+            places = [index + 0.2 * (number - 1.5) for index in range(len(rows))]
+            colour = {"poll": "tab:gray", "stream": "tab:blue"}[protocol]
+            alpha = 0.45 if reading == "official" else 1.0
+            panel.bar(
+                places,
+                [value or 0 for value in values],
+                0.19,
+                color=colour,
+                alpha=alpha,
+                label=f"{protocol}, {reading}",
+            )
+        panel.set_xticks(range(len(rows)), rows, rotation=30, ha="right", fontsize=8)
+        panel.set(ylim=(0, 105), ylabel="%", title=name.removeprefix("world_"))
+    for panel in panels[len(names) :]:
+        panel.axis("off")
+    panels[0].legend(fontsize=8)
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path, required=True, help="for clips, items and what is known so far")
+    parser.add_argument("--clips", type=int, default=4, help="clips of each of three levels")
+    parser.add_argument("--benchmarks", nargs="+", default=list(MAKERS), choices=MAKERS)
+    given = parser.parse_args()
+    world, results = World(given.folder, given.clips), {}
+    with exact_judge() as judge:
+        for benchmark in given.benchmarks:
+            items = prepare(world, benchmark)
+            for protocol in PROTOCOLS:
+                result = run(items, benchmark, protocol, judge)
+                name = f"world_{SHORT.get(benchmark, benchmark)}_{protocol}"
+                results[name] = result
+                write(RESULTS / f"{name}.json", result)
+                enter(RESULTS / f"{name}.json", figures(SHORT.get(benchmark, benchmark), result), COMMAND)
+    if len(results) == len(MAKERS) * len(PROTOCOLS):
+        head = f"<!-- {COMMAND} -->\n\n"
+        write_whole(RESULTS / "world_benchmarks.md", head + "\n".join(map(table_of, results.values())))
+        plot(results, RESULTS / "world_benchmarks.png")
+
+
+if __name__ == "__main__":
+    main()
