@@ -28,7 +28,7 @@ from ..data.prepare_benchmarks import prepare_benchmark
 from ..evaluation.benchmark_table import table_of
 from ..evaluation.evaluate import evaluate
 from ..evaluation.options import EvaluateOptions
-from .world_items import MAKERS, World
+from .world_items import CLIPS, MAKERS, World
 
 COMMAND = "python -m videollm_mod.benchmarks.world_benchmarks --folder world"
 SHORT = {"ovo-bench": "ovo", "proactivevideoqa": "pauc", "omnimmi-pa": "omnimmi", "livesports-3k": "livesports"}
@@ -150,7 +150,7 @@ def plot(results: dict[str, dict], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, required=True, help="for clips, items and what is known so far")
-    parser.add_argument("--clips", type=int, default=4, help="clips of each of three levels")
+    parser.add_argument("--clips", type=int, default=CLIPS, help="clips of each of three levels")
     parser.add_argument("--benchmarks", nargs="+", default=list(MAKERS), choices=MAKERS)
     given = parser.parse_args()
     world, results = World(given.folder, given.clips), {}

@@ -37,12 +37,12 @@ class View(Protocol):
     def answer(self, frames: range, text: str) -> str:
         """The answer to `text`, asked anew after these frames alone, which may be none."""
 
-    def say(self, before: range, after: range, text: str, always: bool = False) -> list[tuple[float, str]]:
-        """What the model says by itself, with its times, while it watches the frames `after` once. It has watched
-        those `before` in silence, and was then told `text`.
+    def stream(self, before: range, after: range, text: str, always: bool = False) -> list[tuple[float, str]]:
+        """What the model says, with its times, from when it is told `text` between two parts of a stream that passes
+        once. If nothing follows, that is its answer; otherwise what it says by itself.
 
         Args:
-            always (`bool`): speak after every frame, whatever the model's own decision is.
+            always (`bool`): it then speaks after every frame, whatever its own decision is.
         """
 
 

@@ -111,8 +111,9 @@ class ImageView:
         self.cost.add(len(images), tokens, held)
         return answer
 
-    def say(self, before: range, after: range, text: str, always: bool = False) -> list[tuple[float, str]]:
-        return []  # it speaks only when asked
+    def stream(self, before: range, after: range, text: str, always: bool = False) -> list[tuple[float, str]]:
+        """Its answer, since it speaks only when asked."""
+        return [(before[-1] / self.of.fps if before else 0.0, self.answer(before, text))]
 
 
 __all__ = ["ImageModel", "ServerModel", "StockModel"]

@@ -1,9 +1,9 @@
 """The two protocols of a benchmark, and the controls: from a model and an item to an outcome.
 
 Poll: the model is asked anew at each time, with the frames up to it, as official scripts do.
-Stream: the question is asked once, and frames pass once; what the model says by itself counts. Where the stream ends
-with the question, the model answers it; otherwise the question is an instruction, which comes before the frame of its
-second, and until then the model watches in silence. A model that cannot speak by itself answers once, when asked.
+Stream: frames pass once through a session that speaks by its own rule, and the question is asked once. What the model
+says from then on counts. Where the stream ends with the question, that is the answer to it; otherwise the question is
+an instruction, which comes before the frame of its second. A model that cannot speak by itself answers once.
 """
 
 from time import perf_counter
@@ -100,17 +100,16 @@ def polled(view: View, benchmark: Benchmark, item: Item, frames: Frames, control
 
 
 def streamed(view: View, item: Item, frames: Frames, control: str | None, speaks: bool) -> list[dict]:
-    """`Outcome.said`."""
+    """`Outcome.said`, without what was said before the question."""
     poll = item.stream
     if not speaks or not goes_on(item):
-        return [{"time": poll.time, "text": view.answer(frames.until(poll), poll.text), "kind": "answer"}]
+        ((_, text),) = view.stream(frames.until(poll), range(0), poll.text)
+        return [{"time": poll.time, "text": text, "kind": "answer"}]
     before, after = frames.around(poll, item.end)
+    parts = [(before, after)] if after else []
     if control == "last4":  # at each frame the model begins anew
-        said = []
-        for index in after:
-            said += view.say(range(max(before.start, index - LAST + 1), index), range(index, index + 1), poll.text)
-    else:
-        said = view.say(before, after, poll.text, always=control == "always")
+        parts = [(range(max(before.start, index - LAST + 1), index), range(index, index + 1)) for index in after]
+    said = [one for part in parts for one in view.stream(*part, poll.text, always=control == "always")]
     return [{"time": time, "text": text, "kind": "narration"} for time, text in said]
 
 

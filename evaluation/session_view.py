@@ -24,14 +24,11 @@ class SessionModel:
         self.model, self.processor, self.keep_ratio = model, processor, keep_ratio
         self.threshold = StreamingSession(model, processor, speak_threshold=threshold).speak_threshold
         self.fps = processor.video_processor.fps
+        self.most_frames = frames_in_context(model.config)  # to remember, the default of `narrate`
         self.routes = model.config.text_config.vision_routing == "mod" and keep_ratio != 1
 
     def view(self, video: str, max_new_tokens: int, dense: bool = False) -> "SessionView":
-        options = {
-            "max_new_tokens": max_new_tokens,
-            "keep_ratio": 1.0 if dense else self.keep_ratio,
-            "max_cached_frames": frames_in_context(self.model.config),  # the default of `narrate`
-        }
+        options = {"max_new_tokens": max_new_tokens, "keep_ratio": 1.0 if dense else self.keep_ratio}
         return SessionView(self, video, options)
 
 
@@ -40,11 +37,15 @@ class SessionView:
 
     def __init__(self, of: SessionModel, video: str, options: dict):
         self.of, self.video, self.options, self.cost = of, video, options, Cost()
-        self._session, self._seen = self._new(), range(0)
+        self._session, self._seen = self._new(None), range(0)
 
-    def _new(self) -> StreamingSession:
-        """A session that never speaks by itself."""
-        return StreamingSession(self.of.model, self.of.processor, speak_threshold=NEVER, **self.options)
+    def _new(self, max_cached_frames: int | None, threshold: float = NEVER) -> StreamingSession:
+        options = {**self.options, "max_cached_frames": max_cached_frames, "speak_threshold": threshold}
+        return StreamingSession(self.of.model, self.of.processor, **options)
+
+    def _bound(self, frames: range) -> int | None:
+        """How many frames to remember of those that are watched in silence: all, if they fit."""
+        return None if len(frames) <= self.of.most_frames else self.of.most_frames
 
     def _watch(self, session: StreamingSession, frames: range) -> Iterator[tuple[float, str]]:
         """What the session says after frames that it watches."""
@@ -63,20 +64,27 @@ class SessionView:
         self.cost.add(0, tokens_of(session) - tokens, 0)
 
     def answer(self, frames: range, text: str) -> str:
-        if frames.start != self._seen.start or frames.stop < self._seen.stop:
-            self._session, self._seen = self._new(), frames[:0]
+        follows = frames.start == self._seen.start and frames.stop >= self._seen.stop
+        if not follows or self._session.max_cached_frames != self._bound(frames):
+            self._session, self._seen = self._new(self._bound(frames)), frames[:0]
         list(self._watch(self._session, frames[len(self._seen) :]))
         self._seen = frames
-        session, tokens = self._session.fork(), tokens_of(self._session)
+        return self._ask(self._session.fork(), text)
+
+    def _ask(self, session: StreamingSession, text: str) -> str:
+        tokens = tokens_of(session)
         (event,) = session.ask(text)
         self.cost.add(0, tokens_of(session) - tokens, session.cache.num_bytes)
         return event.text
 
-    def say(self, before: range, after: range, text: str, always: bool = False) -> list[tuple[float, str]]:
-        session = self._new()
+    def stream(self, before: range, after: range, text: str, always: bool = False) -> list[tuple[float, str]]:
+        session = self._new(self.of.most_frames, self.of.threshold)
         list(self._watch(session, before))
+        if not after:
+            return [(before[-1] / self.of.fps if before else 0.0, self._ask(session, text))]
         session.instruct(text)
-        session.speak_threshold = ALWAYS if always else self.of.threshold
+        if always:
+            session.speak_threshold = ALWAYS
         return list(self._watch(session, after))
 
 

@@ -19,10 +19,11 @@ def strict_letter(text: str, options: tuple[str, ...]) -> str | None:
     """The letter that an answer consists of, such as `B`, `(B)`, `B.` or `B. its option`, or that of the only option
     whose text it is; None for anything else."""
     match = re.fullmatch(r"\(?([A-Z])(?:\)?[.:)]?(?:\s+(.*))?)", text.strip(), re.DOTALL)
-    if match is None or (index := ord(match[1]) - 65) >= len(options):
-        named = [index for index, option in enumerate(options) if plain(option) == plain(text)]
-        return chr(65 + named[0]) if len(named) == 1 else None
-    return match[1] if not match[2] or plain(match[2]) == plain(options[index]) else None
+    own = None if match is None else options[ord(match[1]) - 65 : ord(match[1]) - 64]
+    if match is not None and own and (not match[2] or plain(match[2]) == plain(own[0])):
+        return match[1]
+    named = [index for index, option in enumerate(options) if plain(option) == plain(text)]
+    return chr(65 + named[0]) if len(named) == 1 else None
 
 
 def strict_number(text: str) -> int | None:
