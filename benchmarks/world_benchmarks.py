@@ -16,10 +16,12 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from difflib import SequenceMatcher
 from pathlib import Path
+from typing import Any
 
 from ..bench.record import RESULTS, commit, enter, write
 from ..data.benchmark_items import Item, read_items, write_items
@@ -60,20 +62,28 @@ def verdict(prompt: str) -> str:
     return f"Commentary {'A' if near[0] > near[1] else 'B'} is better aligned with the human commentary"
 
 
+def judge_exactly(request: dict) -> str:
+    """The answer of a judge to a request of chat completions."""
+    (part,) = request["messages"][-1]["content"]
+    return verdict(part["text"])
+
+
 @contextmanager
-def exact_judge(port: int = PORT):
-    """Serve `verdict` as an OpenAI-compatible server; gives its address."""
+def serve_chats(reply: Callable[[dict], Any], port: int = 0) -> Iterator[str]:
+    """An OpenAI-compatible server that answers requests by the text of `reply`, or by another response of FastAPI;
+    gives its address."""
     import uvicorn
     from fastapi import FastAPI
 
     app = FastAPI()
 
     @app.post("/v1/chat/completions")
-    def complete(request: dict) -> dict:
-        (part,) = request["messages"][-1]["content"]
-        message = {"role": "assistant", "content": verdict(part["text"])}
-        choice = {"index": 0, "message": message, "finish_reason": "stop"}
-        fields = {"id": "verdict", "object": "chat.completion", "created": int(time.time()), "model": "exact"}
+    def complete(request: dict):
+        content = reply(request)
+        if not isinstance(content, str):
+            return content
+        choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": "stop"}
+        fields = {"id": "chat", "object": "chat.completion", "created": int(time.time()), "model": request["model"]}
         return {**fields, "choices": [choice]}
 
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
@@ -81,7 +91,7 @@ def exact_judge(port: int = PORT):
     thread.start()
     while not server.started:
         if not thread.is_alive():
-            raise OSError(f"the judge cannot listen on port {port}")
+            raise OSError(f"the server cannot listen on port {port}")
         time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
@@ -154,7 +164,7 @@ def main() -> None:
     parser.add_argument("--benchmarks", nargs="+", default=list(MAKERS), choices=MAKERS)
     given = parser.parse_args()
     world, results = World(given.folder, given.clips), {}
-    with exact_judge() as judge:
+    with serve_chats(judge_exactly, PORT) as judge:
         for benchmark in given.benchmarks:
             items = prepare(world, benchmark)
             for protocol in PROTOCOLS:

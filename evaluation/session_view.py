@@ -59,7 +59,7 @@ class SessionView:
                 self.cost.add(1, 0, session.cache.num_bytes)
                 if frame.event is not None:
                     yield frame.event.time, frame.event.text
-        if not seen:
+        if not seen and session.time is None:
             raise ValueError(f"{self.video} ends before {frames.start / fps:g} seconds")
         self.cost.add(0, tokens_of(session) - tokens, 0)
 
