@@ -6,7 +6,8 @@
 `videollm-mod evaluate` runs the model. Results, one table and one plot go to `benchmarks/results`; a run that was
 stopped continues from what is in `--folder`.
 
-The checkpoint has learned neither letters nor official prompts, so a choice is asked with its question alone. The
+The checkpoint has learned neither letters nor official prompts, so questions stand alone, without what the official
+prompts of choices and alerts say around them. It has not learned yes and no either, so what is polled so fails. The
 official reading of its answers is that of letters in words, and means nothing; the strict reading takes an option's
 text for its letter, and is the figure. Where a judge is needed, it is a server that compares texts exactly.
 """
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ..bench.record import RESULTS, commit, enter, write
-from ..data.benchmark_items import Item, read_items, write_items
+from ..data.benchmark_items import Item, Poll, read_items, write_items
 from ..data.files import write_whole
 from ..data.prepare_benchmarks import prepare_benchmark
 from ..evaluation.benchmark_table import table_of
@@ -41,12 +42,11 @@ PORT = 18765  # of the judge, always the same, so that a stopped run can continu
 
 
 def in_own_words(item: Item) -> Item:
-    """A choice that is asked with its question alone; any other item as it is."""
-    if item.kind != "choice":
-        return item
+    """An item whose questions stand alone, without the official words around them."""
 
-    def bare(poll):
-        return replace(poll, text=re.findall(r"Question: (.*)\n+Options:", poll.text)[-1])
+    def bare(poll: Poll) -> Poll:
+        questions = re.findall(r"Question: (.*)\n+(?:Options:|The answer is:)", poll.text)
+        return replace(poll, text=questions[-1]) if questions else poll
 
     return replace(item, polls=tuple(map(bare, item.polls)), stream=bare(item.stream))
 

@@ -13,7 +13,7 @@ MAX_MESSAGE = 1000  # characters
 
 # package -> the extra of `pip install videollm-mod[...]` that brings it
 EXTRAS = dict.fromkeys(("accelerate", "datasets", "matplotlib", "peft"), "train")
-EXTRAS |= {"bitsandbytes": "quant", "gguf": "gguf", "gradio": "space", "ray": "ray"}
+EXTRAS |= {"bitsandbytes": "quant", "openai": "eval", "gguf": "gguf", "gradio": "space", "ray": "ray"}
 EXTRAS |= dict.fromkeys(("fastapi", "pydantic", "prometheus_client", "starlette", "uvicorn", "websockets"), "serve")
 
 

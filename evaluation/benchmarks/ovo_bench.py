@@ -9,7 +9,7 @@ c34093f:
   (`get_score_SSR_CRR` and `calculate_score_forward`);
 - a task is the mean of its polls, a group the mean of its tasks, and the total the mean of the three groups (`score`).
 
-Strictly, an answer must consist of its letter, one number, yes or no.
+Strictly, an answer must consist of its letter or its option, one number, yes or no.
 
 In a stream, a count is the last thing said by the time of a poll, a step is being done if the last thing said names
 it, and there is enough to answer once something was said since the question; strictly, not before the clue.

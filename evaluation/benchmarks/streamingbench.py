@@ -11,8 +11,8 @@ The official definition is `count` in `src/data/count.py` of github.com/THUNLP-M
   (`StreamingBenchProactiveEval` in `src/benchmark/StreamingBenchProactive.py`);
 - a task is the mean of its questions, and so is a group (`total`).
 
-Strictly, an answer must consist of its letter; an alert must be the expected output and nothing else, at most two
-seconds after the truth and not before it, and in a stream nothing else may be said.
+Strictly, an answer must consist of its letter or its option; an alert must be the expected output and nothing else, at
+most two seconds after the truth and not before it, and in a stream nothing else may be said.
 
 In a stream, the first thing said since the question is the answer; the official window is the same.
 """
