@@ -36,6 +36,7 @@ from .world_items import CLIPS, MAKERS, World
 COMMAND = "python -m videollm_mod.benchmarks.world_benchmarks --folder world"
 SHORT = {"ovo-bench": "ovo", "proactivevideoqa": "pauc", "omnimmi-pa": "omnimmi", "livesports-3k": "livesports"}
 PROTOCOLS = ("poll", "stream")
+COLOURS = {"poll": "tab:gray", "stream": "tab:blue"}
 FIGURES = {"ovo": "strict", "streamingbench": "strict", "pauc": "official"}  # in the summary, and by which reading
 JUDGED = ("proactivevideoqa", "omnipro", "livesports-3k")
 PORT = 18765  # of the judge, always the same, so that a stopped run can continue
@@ -126,31 +127,34 @@ def figures(name: str, result: dict) -> dict[str, float]:
     return {figure: result["summary"]["model"][FIGURES[name]]}
 
 
+def report() -> None:
+    """Write one table and one plot of all results that are there."""
+    names = [f"world_{SHORT.get(name, name)}" for name in MAKERS]
+    files = [RESULTS / f"{name}_{protocol}.json" for name in names for protocol in PROTOCOLS]
+    results = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files if file.exists()}
+    head = f"<!-- {COMMAND} -->\n\n"
+    write_whole(RESULTS / "world_benchmarks.md", head + "\n".join(map(table_of, results.values())))
+    plot(results, RESULTS / "world_benchmarks.png")
+
+
 def plot(results: dict[str, dict], path: Path) -> None:
-    """The overall scores of all stand-ins: one panel each, a bar for each row."""
+    """The overall scores of all stand-ins: one panel each, a bar for each row, protocol and reading."""
     from matplotlib.figure import Figure
 
     names = list(dict.fromkeys(name.rpartition("_")[0] for name in results))
     figure = Figure(figsize=(13, 2.9 * ((len(names) + 1) // 2)), layout="constrained")
     panels = figure.subplots((len(names) + 1) // 2, 2, squeeze=False).flatten()
+    ways = [(protocol, reading) for protocol in PROTOCOLS for reading in ("official", "strict")]
     for panel, name in zip(panels, names, strict=False):
-        rows = list(dict.fromkeys(row for way in PROTOCOLS for row in results[f"{name}_{way}"]["summary"]))
-        for number, (protocol, reading) in enumerate((p, r) for p in PROTOCOLS for r in ("official", "strict")):
-            scores = results[f"{name}_{protocol}"]["summary"]
-            values = [scores.get(row, {}).get(reading) for row in rows]
+        summaries = {way: results.get(f"{name}_{way}", {}).get("summary", {}) for way in PROTOCOLS}
+        rows = list(dict.fromkeys(row for summary in summaries.values() for row in summary))
+        for number, (protocol, reading) in enumerate(ways):
+            values = [summaries[protocol].get(row, {}).get(reading) or 0 for row in rows]
             places = [index + 0.2 * (number - 1.5) for index in range(len(rows))]
-            colour = {"poll": "tab:gray", "stream": "tab:blue"}[protocol]
-            alpha = 0.45 if reading == "official" else 1.0
-            panel.bar(
-                places,
-                [value or 0 for value in values],
-                0.19,
-                color=colour,
-                alpha=alpha,
-                label=f"{protocol}, {reading}",
-            )
+            style = {"color": COLOURS[protocol], "alpha": 0.45 if reading == "official" else 1.0}
+            panel.bar(places, values, 0.19, label=f"{protocol}, {reading}", **style)
         panel.set_xticks(range(len(rows)), rows, rotation=30, ha="right", fontsize=8)
-        panel.set(ylim=(0, 105), ylabel="%", title=name.removeprefix("world_"))
+        panel.set(ylim=(0, 105), ylabel="overall score, %", title=name.removeprefix("world_"))
     for panel in panels[len(names) :]:
         panel.axis("off")
     panels[0].legend(fontsize=8)
@@ -163,20 +167,15 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=CLIPS, help="clips of each of three levels")
     parser.add_argument("--benchmarks", nargs="+", default=list(MAKERS), choices=MAKERS)
     given = parser.parse_args()
-    world, results = World(given.folder, given.clips), {}
+    world = World(given.folder, given.clips)
     with serve_chats(judge_exactly, PORT) as judge:
         for benchmark in given.benchmarks:
-            items = prepare(world, benchmark)
+            items, short = prepare(world, benchmark), SHORT.get(benchmark, benchmark)
             for protocol in PROTOCOLS:
-                result = run(items, benchmark, protocol, judge)
-                name = f"world_{SHORT.get(benchmark, benchmark)}_{protocol}"
-                results[name] = result
-                write(RESULTS / f"{name}.json", result)
-                enter(RESULTS / f"{name}.json", figures(SHORT.get(benchmark, benchmark), result), COMMAND)
-    if len(results) == len(MAKERS) * len(PROTOCOLS):
-        head = f"<!-- {COMMAND} -->\n\n"
-        write_whole(RESULTS / "world_benchmarks.md", head + "\n".join(map(table_of, results.values())))
-        plot(results, RESULTS / "world_benchmarks.png")
+                result, file = run(items, benchmark, protocol, judge), RESULTS / f"world_{short}_{protocol}.json"
+                write(file, result)
+                enter(file, figures(short, result), COMMAND)
+    report()
 
 
 if __name__ == "__main__":

@@ -140,7 +140,6 @@ def test_lower_bounds_are_the_oldest_releases_that_are_tested():
         "hypothesis",
         "mkdocs-material",
         "mypy",
-        "openai",
         "playwright",
         "pytest",
         "pytest-xdist",
