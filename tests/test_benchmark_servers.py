@@ -234,9 +234,20 @@ def test_a_folder_that_is_no_stock_model_is_refused(tmp_path, folder, capsys):
 @pytest.mark.skipif(not is_torchvision_available(), reason="the video processors of transformers need torchvision")
 def test_a_stock_model_answers_about_a_video(tmp_path):
     folder = stock(tmp_path / "onevision", "llava_onevision", text="qwen2", vision={"vision_use_head": False})
+    tokens = {"num_image_tokens": 36, "vision_feature_select_strategy": "full"}
+    (folder / "processor_config.json").write_text(json.dumps(tokens))
+    video = {"video_processor_type": "LlavaOnevisionVideoProcessor", "size": {"height": 24, "width": 24}}
+    (folder / "video_preprocessor_config.json").write_text(json.dumps(video))
     model = StockModel(folder, torch.device("cpu"), torch.float32)
     assert model.takes_video
     images = [np.full((24, 24, 3), 40 * index, np.uint8) for index in range(4)]
-    _, tokens, held = model.reply(images, range(4), 1.0, "What is left?", 5)
-    _, fewer, _ = model.reply(images[:2], range(2), 1.0, "What is left?", 5)
-    assert held > 0 and tokens > fewer
+    text, count, held = model.reply(images, range(4), 1.0, "What is left?", 5)
+    inputs = model.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "video"}, {"type": "text", "text": "What is left?"}]}],
+        add_generation_prompt=True,
+    )
+    inputs = model.processor(text=inputs, videos=[np.stack(images)], return_tensors="pt", do_sample_frames=False)
+    ids = model.model.generate(**inputs, do_sample=False, max_new_tokens=5)[0]
+    assert text == model.processor.decode(ids[inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+    assert count == len(ids) and held > 0
+    assert model.reply(images[:2], range(2), 1.0, "What is left?", 5)[1] < count
