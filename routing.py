@@ -481,7 +481,7 @@ def kept_counts(keep_ratio: KeepRatio, num_frames: int, num_frame_tokens: int) -
     Raises:
         `ValueError`: for a ratio out of range, or another number of ratios than frames.
     """
-    if not isinstance(keep_ratio, Sequence | torch.Tensor):
+    if isinstance(keep_ratio, str) or not isinstance(keep_ratio, Sequence | torch.Tensor):
         return kept_count(keep_ratio, num_frame_tokens)
     shape = list(keep_ratio.shape) if isinstance(keep_ratio, torch.Tensor) else [len(keep_ratio)]
     if shape != [num_frames]:
