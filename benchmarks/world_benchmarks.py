@@ -54,11 +54,11 @@ def in_own_words(item: Item) -> Item:
 
 def verdict(prompt: str) -> str:
     """What a judge says that compares texts exactly."""
-    if pair := re.search(r"Ground Truth Answer: (.*)\nPredicted Answer: (.*)", prompt):
+    if pair := re.search(r"Ground Truth Answer: (.*)\nPredicted Answer: (.*)", prompt, re.DOTALL):
         return "3" if pair[1] == pair[2] else "2" if pair[1] in pair[2] else "1"
-    if pair := re.search(r"what actually happened\): (.*)\n\nModel's prediction: (.*)\n", prompt):
+    if pair := re.search(r"what actually happened\): (.*)\n\nModel's prediction: (.*)\n\nRate", prompt, re.DOTALL):
         return json.dumps({"score": 5 if pair[1] == pair[2] else 3 if pair[1] in pair[2] else 1})
-    first, second, human = re.findall(r"---\n(.*)\n----------", prompt)
+    first, second, human = re.findall(r"---\n(.*?)\n-{10}", prompt, re.DOTALL)
     near = [SequenceMatcher(None, text.split(), human.split()).ratio() for text in (first, second)]
     return f"Commentary {'A' if near[0] > near[1] else 'B'} is better aligned with the human commentary"
 
