@@ -24,6 +24,7 @@ from videollm_mod.evaluation import evaluate as evaluation
 from videollm_mod.evaluation import tasks
 from videollm_mod.evaluation.answering import answers
 from videollm_mod.evaluation.evaluate import EvaluateOptions, evaluate, read_categories
+from videollm_mod.evaluation.fingerprint import fingerprint_of
 from videollm_mod.evaluation.free_running import watch
 from videollm_mod.evaluation.results import Results, parse_line
 from videollm_mod.evaluation.sources import JsonlSource, WorldSource
@@ -458,8 +459,8 @@ def test_missing_measurements_are_none(folder, tmp_path, capsys):
 def test_every_byte_of_the_weights_counts(tmp_path):
     weights = bytearray(3 << 20)
     (tmp_path / "model.safetensors").write_bytes(weights)
-    before = evaluation.fingerprint_of(str(tmp_path))
-    assert before == evaluation.fingerprint_of(str(tmp_path))
+    before = fingerprint_of(str(tmp_path))
+    assert before == fingerprint_of(str(tmp_path))
     weights[len(weights) // 2] = 1
     (tmp_path / "model.safetensors").write_bytes(weights)
-    assert before != evaluation.fingerprint_of(str(tmp_path))
+    assert before != fingerprint_of(str(tmp_path))
