@@ -49,7 +49,7 @@ class Processes:
     """Decodes in processes, each with a thread that waits for it."""
 
     def __init__(self, count: int):
-        context = multiprocessing.get_context("forkserver")
+        context = multiprocessing.get_context("spawn")
         self.idle: SimpleQueue = SimpleQueue()
         self.threads, self.workers = ThreadPoolExecutor(count), []
         for _ in range(count):
