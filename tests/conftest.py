@@ -13,34 +13,15 @@ import pytest
 THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]
 # Files that take longest start first, so that the processes which share the files end together.
 LONGEST = (
-    *("space_browser", "narrate", "space", "memory", "evaluate", "vlm", "static_step"),
-    *(
-        "recomputing",
-        "finetune",
-        "nano_run",
-        "modeling",
-        "verify",
-        "distributed",
-        "session",
-        "session_store",
-        "live",
-        "space_app",
-        "security",
-    ),
-    *("hub_round_trip", "building", "narrate_errors", "narrate_endings", "pool", "placement", "docs", "hub", "cache"),
-    *("checkpoint", "calibration", "auto_classes", "faults", "skipped", "train_command", "soak", "family_pixels"),
-    *(
-        "processes",
-        "family_learning",
-        "world_rows",
-        "demo",
-        "serve_resume",
-        "serve_chat",
-        "client",
-        "packaging",
-        "metrics",
-    ),
-    *("generation", "image_tiles", "noise", "arguments", "serve_sessions", "serve_realtime", "camera_example"),
+    *("narrate", "space_browser", "benchmark_run", "live", "pool", "recomputing", "space", "vlm"),
+    *("camera_example", "soak", "security", "memory", "serve_soak", "nano_run", "session_store", "docs"),
+    *("evaluate", "verify", "narrate_errors", "checkpoint", "building", "session", "family_learning"),
+    *("image_tiles", "hub_round_trip", "hub", "distributed", "family_pixels", "calibration", "placement"),
+    *("modeling", "arguments", "narrate_endings", "packaging", "auto_classes", "bench_serve", "cache"),
+    *("benchmark_servers", "finetune", "serve_ingress", "bench", "faults", "noise", "static_step"),
+    *("family_sessions", "demo", "train_command", "serve_resume", "world_rows", "space_app", "processes"),
+    *("sight", "serve_sessions", "generation", "tables", "adapter_folders", "serve_chat", "space_remote"),
+    *("metrics", "readme"),
 )
 gc.disable()  # until the tests begin: libraries make a million objects when they are imported
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and break off.

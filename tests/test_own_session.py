@@ -14,8 +14,8 @@ from videollm_mod.commands.own_session import in_own_session
 
 def work():
     helper = subprocess.Popen(["sleep", "100000"])
-    print("at work", flush=True)
-    try:
+    try:  # a signal may come as soon as the line is out
+        print("at work", flush=True)
         while True:
             time.sleep(1000)
     finally:
