@@ -169,7 +169,8 @@ async def events(
 ) -> StreamingResponse:
     """Server-sent events after number `after`, or after `Last-Event-ID`, or all that are kept, until the session is
     closed."""
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    # who has left half of a connection open would otherwise keep it until the next request is due
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Connection": "close"}
     given = after if last_event_id is None else last_event_id
     start = session.log.forgotten if given is None else min(max(0, given), session.log.last)
     session.log.after(start)  # raises before the answer begins

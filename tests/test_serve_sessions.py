@@ -3,6 +3,7 @@
 import asyncio
 import json
 import signal
+import socket
 from time import monotonic
 
 import httpx
@@ -82,6 +83,18 @@ def test_a_stream_over_http_equals_one_over_a_websocket(server, http):
     assert again == events[3:]
     assert http.delete(f"/sessions/{session}").json()["deleted"]
     assert http.get(f"/sessions/{session}").json()["error"]["code"] == "session_not_found"
+
+
+def test_a_connection_ends_with_the_events_that_came_over_it(server, http, monkeypatch):
+    """Also where nobody is left to close it, as in a program that is stopped."""
+    monkeypatch.setattr(server.server.config, "timeout_keep_alive", 10 * PATIENCE)
+    session, address = http.post("/sessions", json={}).json()["id"], server.listening.getsockname()
+    with socket.create_connection(address, timeout=PATIENCE) as opened:
+        opened.sendall(f"GET /v1/streaming/sessions/{session}/events HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert b" 200 " in opened.recv(1000)
+        http.delete(f"/sessions/{session}")
+        while opened.recv(1000):
+            pass
 
 
 def test_a_fork_leaves_the_stream_undisturbed(http):
