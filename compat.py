@@ -199,7 +199,7 @@ def _of_blocks(values: torch.Tensor, scale: torch.Tensor, block: Any) -> StoredW
     if values.dtype not in EIGHT_BITS or values.dim() != 2 or not values.is_contiguous():
         return None
     rows, columns = values.shape if block is None or scale.numel() == 1 else block
-    scale = scale.float().reshape(-(-values.shape[0] // rows), -(-values.shape[1] // columns))
+    scale = scale.to(values.device, torch.float32).reshape(-(-values.shape[0] // rows), -(-values.shape[1] // columns))
     return StoredWeight(values, scale.contiguous(), rows, columns)
 
 

@@ -276,7 +276,7 @@ def _combine_kernel(
 def _add_kernel(
     y_ptr, w_ptr, s_ptr, code_ptr, b_ptr, residual_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n,
     FROM_X: constexpr, HAS_INDEX: constexpr, HAS_BIAS: constexpr, M: constexpr, N: constexpr, K: constexpr,
-    PRECISION: constexpr, BITS: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr,
+    BITS: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr,
 ):  # fmt: skip
     """FROM_X: `residual = x[index] + y @ w`. Otherwise
     `x[index] = scale[0] * (residual + y @ w) + scale[1] * x[index]`."""
