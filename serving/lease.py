@@ -67,8 +67,8 @@ def has_died(owner: str) -> bool:
     """Whether a process with a name of `owner_name` ran on this machine and has ended. Then nobody has to
     wait for its leases to expire. Being wrong, as with machines of the same name, does no harm: the other process is
     fenced off."""
-    host, pid, *rest = owner.rsplit(":", 2)
-    if host != socket.gethostname() or len(rest) != 1 or not pid.isdecimal():
+    host, _, pid = owner.rpartition(":")[0].rpartition(":")
+    if host != socket.gethostname() or not pid.isdecimal():
         return False
     try:
         os.kill(int(pid), 0)

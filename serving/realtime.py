@@ -39,9 +39,7 @@ async def realtime(socket: WebSocket, session_id: str | None = None, after: int 
         owner = state.keys.owner(socket.headers.get("authorization"), protocols)
         registry: Registry = state.registry
         new_id = socket.scope.get(NEW_SESSION)
-        session = await (
-            registry.open(owner, None, new_id) if session_id is None else registry.find(owner, session_id)
-        )
+        session = await (registry.open(owner, new_id) if session_id is None else registry.find(owner, session_id))
         start = session.log.last if after is None else min(max(0, after), session.log.last)
         session.log.after(start)  # raises if not all of them are kept
     except ApiError as error:

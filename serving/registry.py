@@ -5,9 +5,9 @@ With a store each open session has a lease in it. One that another server has ta
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 
 DECODERS = 4  # threads that decode images
 CHECK_SECONDS = 1.0  # between two looks for idle sessions
+OWN_SECONDS = 30.0  # for a session that is being opened or put away here
+OTHERS_SECONDS, TRY_SECONDS = 8.0, 0.2  # for one that another server gives up, and between two looks at its lease
 SETTLE_SECONDS = 20.0  # for the work that waits when the server stops
 CLEAN_SECONDS = 3600.0  # between two looks for sessions that nobody has continued
 STOPPING = ("server_stopping", "the server stops", 503, SERVER)
@@ -81,7 +83,7 @@ class Registry:
         self.on_prepared: Callable[[int, int], None] = lambda done, total: None
         self.prepared, self.ready = 0, asyncio.Event()
         self._opening: dict[str, str] = {}  # session ids, and their owners
-        self._closing: dict[str, asyncio.Event] = {}
+        self._changing: dict[str, asyncio.Event] = {}  # sessions that are being opened, put away or deleted
         self._tasks: list[asyncio.Task] = []
         self._losing: set[asyncio.Task] = set()
 
@@ -135,26 +137,59 @@ class Registry:
             "speak_threshold": threshold,
         }
 
-    async def open(self, owner: str, session_id: str | None = None, new_id: str | None = None) -> RealtimeSession:
-        """A new session, or a saved one with this id. new_id: of the new one, if the caller knows it already.
+    @asynccontextmanager
+    async def _alone(self, session_id: str) -> AsyncIterator[None]:
+        """Open, put away or delete a session, after all others who do. Entered at once for one in `sessions`.
 
         Raises:
-            `ApiError`: if there is no such session of this owner, or no room for another one.
+            `ApiError`: if the others take longer than `OWN_SECONDS`.
         """
+        try:
+            async with asyncio.timeout(OWN_SECONDS):
+                while session_id in self._changing:
+                    await self._changing[session_id].wait()
+        except TimeoutError:
+            message = f"session {session_id[:80]!r} was still being saved after {OWN_SECONDS:g} seconds; try again"
+            raise self.refused(ApiError("session_in_use", message, 409)) from None
+        changed = self._changing[session_id] = asyncio.Event()
+        try:
+            yield
+        finally:
+            del self._changing[session_id]
+            changed.set()
+
+    async def open(self, owner: str, new_id: str | None = None) -> RealtimeSession:
+        """A new session. new_id (`str`, *optional*): its id, if the caller knows it already.
+
+        Raises:
+            `ApiError`: if there is no room for another one.
+        """
+        session_id = new_id or new_session_id()
+        async with self._alone(session_id):
+            return await self._add(owner, session_id, is_new=True)
+
+    async def find(self, owner: str, session_id: str) -> RealtimeSession:
+        """An open session, or a saved one, which is opened. One that is being opened or put away is waited for.
+
+        Raises:
+            `ApiError`: if there is no such session of this owner, another server has it, or there is no room.
+        """
+        async with self._alone(session_id):
+            if session_id in self.sessions:
+                return self.get(owner, session_id)
+            return await self._add(owner, session_id, is_new=False)
+
+    async def _add(self, owner: str, session_id: str, is_new: bool) -> RealtimeSession:
+        """Open a session within the limits of the server and of its owner."""
         self.check_open()
         if len(self.sessions) + len(self._opening) >= self.limits.sessions:
             message = f"{self.limits.sessions} sessions are open, the limit of this server; try again later"
             raise self.refused(ApiError("session_limit_exceeded", message, 429, RATE))
-        opening = (new_id or new_session_id()) if session_id is None else session_id
-        if opening in self._opening:
-            raise ApiError("session_in_use", f"{session_id} is being opened", 409)
         owners = [*self._opening.values(), *(session.owner for session in self.sessions.values())]
         self.keys.allowance(owner).check_sessions(owners.count(owner))
-        self._opening[opening] = owner
+        self._opening[session_id] = owner
         try:
-            if opening in self._closing:  # its client has come back before it was saved
-                await self._closing[opening].wait()
-            session = await self._open(owner, opening, is_new=session_id is None)
+            session = await self._open(owner, session_id, is_new)
         except SessionHeld as error:
             raise self.refused(ApiError("session_in_use", str(error), 409)) from error
         except RuntimeError as error:  # the pool has no room
@@ -164,8 +199,8 @@ class Registry:
         except (OSError, ValueError) as error:
             raise self.refused(ApiError("session_not_restored", str(error), 500, SERVER)) from error
         finally:
-            self._opening.pop(opening, None)
-        self.sessions[session.id] = session
+            del self._opening[session_id]
+        self.sessions[session_id] = session
         session.on_fatal = partial(self.close, session)
         return session
 
@@ -208,14 +243,20 @@ class Registry:
             raise not_found(session_id)
 
     async def _hold(self, session_id: str) -> SavedSession:
-        """Own a session of the store. Raises as `SessionStore.open`."""
-        store = self.store
+        """Own a session of the store. One that another server gives up is waited for, `OTHERS_SECONDS` at most. Raises
+        as `SessionStore.open`."""
+        store, is_dead, end = self.store, False, monotonic() + OTHERS_SECONDS
         assert store is not None
-        try:
-            return await asyncio.to_thread(store.open, session_id)
-        except SessionHeld as held:
-            is_dead = await self.take_over(session_id, held.owner)
-        return await asyncio.to_thread(store.open, session_id, force=is_dead)
+        while True:
+            try:
+                return await asyncio.to_thread(store.open, session_id, is_dead)
+            except SessionHeld as held:
+                # a lease of this server is one that it could not give back: nobody here has the session
+                is_dead = held.owner == store.owner or await self.take_over(session_id, held.owner)
+                if not is_dead and (monotonic() > end or self.stopping):
+                    raise
+            if not is_dead:
+                await asyncio.sleep(TRY_SECONDS)
 
     def get(self, owner: str, session_id: str) -> RealtimeSession:
         """An open session. Raises `ApiError` if this owner has none of this id."""
@@ -223,13 +264,6 @@ class Registry:
         if session is None or session.owner != owner:
             raise not_found(session_id)
         return session
-
-    async def find(self, owner: str, session_id: str) -> RealtimeSession:
-        """An open session, or a saved one, which is opened. Raises `ApiError`."""
-        try:
-            return self.get(owner, session_id)
-        except ApiError:
-            return await self.open(owner, session_id)
 
     async def close(self, session: RealtimeSession, notice: ApiError | None = None, forget: bool = False) -> None:
         """Close a session, and save it unless it is to be forgotten, or there is no store.
@@ -239,12 +273,8 @@ class Registry:
         """
         if self.sessions.pop(session.id, None) is None:
             return
-        closing = self._closing[session.id] = asyncio.Event()
-        try:
+        async with self._alone(session.id):
             await self._close(session, notice, forget)
-        finally:
-            del self._closing[session.id]
-            closing.set()
 
     async def _close(self, session: RealtimeSession, notice: ApiError | None, forget: bool) -> None:
         saving = self._savings.pop(session.id, None)
@@ -263,11 +293,12 @@ class Registry:
     async def delete(self, owner: str, session_id: str) -> None:
         """Close a session, and delete what was saved of it. Raises `ApiError` if this owner has none of this id, or
         another server has it."""
-        if session_id in self._closing:
-            await self._closing[session_id].wait()
-        try:
-            await self.close(self.get(owner, session_id), forget=True)
-        except ApiError:
+        async with self._alone(session_id):
+            if session_id in self.sessions:
+                session = self.get(owner, session_id)
+                del self.sessions[session_id]
+                await self._close(session, None, forget=True)
+                return
             await self._check_owner(owner, session_id)
             try:
                 await asyncio.to_thread((await self._hold(session_id)).delete)
@@ -322,13 +353,12 @@ class Registry:
             async with asyncio.timeout(SETTLE_SECONDS):
                 await self.engine.settle()
         kept = "it was saved, and continues on a server with the same store" if self.store else "it was not saved"
-        closing = []
-        for session in list(self.sessions.values()):
-            notice = ApiError(STOPPING[0], f"the server stops; session {session.id}: {kept}", *STOPPING[2:])
-            closing.append(self.close(session, notice))
-        await asyncio.gather(*closing)
-        for each in list(self._closing.values()):  # of clients that have just left
-            await each.wait()
+        while self.sessions or self._changing:  # also those of clients that have just come or left
+            ending: list[Awaitable] = [changed.wait() for changed in self._changing.values()]
+            for session in list(self.sessions.values()):
+                notice = ApiError(STOPPING[0], f"the server stops; session {session.id}: {kept}", *STOPPING[2:])
+                ending.append(self.close(session, notice))
+            await asyncio.gather(*ending)
         for task in self._tasks:
             task.cancel()
         await self.engine.stop()

@@ -16,7 +16,6 @@ from .exchange import NEW_SESSION
 from .realtime_session import RealtimeSession
 
 ALIVE_SECONDS = 15.0  # between two comments that keep a silent stream of events open
-TRIES, TRY_SECONDS = 40, 0.2  # to open a session that another server still has
 IMAGES = ("image/jpeg", "image/png", "image/webp")
 
 
@@ -28,19 +27,12 @@ Owner = Annotated[str, Depends(owner_of)]
 
 
 async def session_of(request: Request, session_id: str, owner: Owner) -> RealtimeSession:
-    """An open session, or a saved one, which goes on here. One that another server gives up is waited for."""
-    registry, tries = request.app.state.registry, iter(range(TRIES))
-    while session_id not in registry.sessions:
-        try:
-            session = await registry.open(owner, session_id)
-        except ApiError as error:
-            if error.code != "session_in_use" or next(tries, None) is None:
-                raise
-            await asyncio.sleep(TRY_SECONDS)
-            continue
+    """An open session, or a saved one, which goes on here."""
+    session = await request.app.state.registry.find(owner, session_id)
+    if session.connection is None and not session.is_kept:  # it was opened for this request
         session.is_kept = True
         session.log.add({"type": "session.updated", "session": session.describe()})
-    return registry.get(owner, session_id)
+    return session
 
 
 Found = Annotated[RealtimeSession, Depends(session_of)]
@@ -83,9 +75,7 @@ async def create(request: Request, owner: Owner, options: Annotated[NewSession |
     options, registry = options or NewSession(), request.app.state.registry
     is_new = options.session_id is None
     session = await (
-        registry.open(owner, None, request.scope.get(NEW_SESSION))
-        if is_new
-        else registry.find(owner, options.session_id)
+        registry.open(owner, request.scope.get(NEW_SESSION)) if is_new else registry.find(owner, options.session_id)
     )
     session.is_kept, session.is_behind = True, False
     session.log.add({"type": "session.created" if is_new else "session.updated", "session": session.describe()})

@@ -26,6 +26,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from operator import methodcaller
+from threading import Lock
 
 import torch
 from safetensors import SafetensorError
@@ -231,6 +232,7 @@ class SavedSession:
         self.time: float | None = None
         self.notes: dict = {}
         self.lost, self.failures = False, 0
+        self._leasing = Lock()  # or a lease that is given back could be renewed at the same moment
         self.saved_by = 0  # generation of the owner that has saved what was found
         self._state: SessionState | None = None  # of the session that `_written` describes
         self._written = self._next = Written()
@@ -476,30 +478,36 @@ class SavedSession:
         return content
 
     def renew(self) -> None:
-        """Renew the lease; sets `lost` if another process has taken over. Raises `OSError` as `save`."""
-        try:
-            self.lease.renew()
-        except SessionLost:
-            self.lost = True
+        """Renew the lease; sets `lost` if another process has taken over. Does nothing once it is lost. Raises
+        `OSError` as `save`."""
+        with self._leasing:
+            if self.lost:
+                return
+            try:
+                self.lease.renew()
+            except SessionLost:
+                self.lost = True
 
     def close(self) -> None:
         """Wait for the last save, and let other processes take the session at once."""
         self._wait()
         self.store.open_sessions.pop(self.session_id, None)
-        if not self.lost:
-            self.lost = True
-            self.lease.release()
+        with self._leasing:
+            if not self.lost:
+                self.lost = True
+                self.lease.release()
 
     def delete(self) -> None:
         """Remove the session from the store, as it has ended. Does nothing if another process has taken it over."""
         self._wait()
         self.store.open_sessions.pop(self.session_id, None)
-        self.lost = True
-        try:
-            self.lease.check()
-        except SessionLost:
-            return
-        remove_session(self.files)
+        with self._leasing:
+            self.lost = True
+            try:
+                self.lease.check()
+            except SessionLost:
+                return
+            remove_session(self.files)
 
 
 def manifests(files: SharedFolder) -> list[int]:

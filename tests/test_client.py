@@ -329,7 +329,7 @@ def test_a_server_that_saves_nothing_gets_everything_again_or_the_stream_is_lost
                 if index in (1, 3):
                     await listener.watched(time)
                 if index == 3:
-                    wire.busy = lambda: running.registry.sessions or running.registry._closing
+                    wire.busy = lambda: running.registry.sessions or running.registry._changing
                     wire.cut()
             return await listener.end()
 

@@ -1,13 +1,16 @@
 """Leases: one owner of a session at a time, among real processes too."""
 
 import multiprocessing
+import socket
+import threading
 from collections import Counter
 from functools import partial
 
 import pytest
 
-from videollm_mod.serving.lease import Lease, SessionHeld, SessionLost, current_claim, generations
+from videollm_mod.serving.lease import Lease, SessionHeld, SessionLost, current_claim, generations, has_died
 from videollm_mod.serving.shared_files import SharedFolder
+from videollm_mod.serving.store import SavedSession, SessionStore
 
 LONG = 3600  # seconds, in which a lease expires on no machine, however busy
 
@@ -76,6 +79,40 @@ def test_unreadable_and_deleted_leases(files):
     files.remove("")
     with pytest.raises(SessionLost, match="has been deleted"):
         lease.check()
+
+
+@pytest.mark.parametrize("owner", ["", "first", "a:b", f"{socket.gethostname()}:1:0", "elsewhere:4194304:0"])
+def test_only_who_is_known_to_be_dead_is_called_dead(owner):
+    assert not has_died(owner)
+
+
+def test_the_dead_of_this_machine_are_known():
+    process = multiprocessing.get_context("fork").Process(target=int)
+    process.start()
+    process.join()
+    assert has_died(f"{socket.gethostname()}:{process.pid}:0")
+
+
+@pytest.mark.parametrize("give_back", [SavedSession.close, SavedSession.delete])
+def test_a_session_that_was_given_back_is_not_renewed(tmp_path, give_back):
+    """While the leases of all sessions are being renewed, before and in the middle of its own turn."""
+    store = SessionStore(str(tmp_path))
+    before, midway = store.open("before"), store.open("midway")
+    giving, check = threading.Thread(target=give_back, args=[midway]), midway.lease.check
+
+    def check_and_pause() -> None:
+        midway.lease.check = check
+        check()
+        give_back(before)
+        giving.start()
+        giving.join(0.2)  # which is time to do it
+
+    store.open_sessions = {"midway": midway, "before": before}
+    midway.lease.check = check_and_pause
+    assert store.renew() == []
+    giving.join()
+    other = SessionStore(str(tmp_path))
+    assert [other.open(name).is_new for name in ("before", "midway")] == [True, True]
 
 
 def race(url: str, name: str, rounds: int, barrier, won) -> None:

@@ -191,7 +191,7 @@ def test_http_sessions_move_too(checkpoint, tmp_path):
             session = (await http.post(at)).json()["id"]
             await http.post(f"{at}/{session}/frames", json={"frames": images[:4]})
             both.replicas.placed[session] = 1
-            await until(lambda: session not in both.sessions(0) and not both.registry(0)._closing)
+            await until(lambda: session not in both.sessions(0) and not both.registry(0)._changing)
             assert (await http.get(f"{at}/{session}")).json()["time"] == 1.5
             await http.post(f"{at}/{session}/frames", json={"frames": images[4:]})
             state = (await http.post(f"{at}/{session}/commit")).json()

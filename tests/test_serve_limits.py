@@ -238,7 +238,7 @@ async def all_of(work, numbers) -> None:
 
 
 def until_empty(server) -> None:
-    until(lambda: not server.registry.sessions and not server.registry._closing, "the end of all sessions")
+    until(lambda: not server.registry.sessions and not server.registry._changing, "the end of all sessions")
 
 
 def test_one_client_never_sees_the_stream_of_another(server):
