@@ -226,6 +226,7 @@ def cluster_app(options: ServeOptions, keys: "Keys") -> Any:
         partial(make, options, keys),
         message_bytes=limits.message_bytes,
         socket_bytes=limits.frame_bytes,
+        keys=keys,
         calls=limits.sessions + limits.chats,
         replicas=options.replicas,
         max_replicas=options.max_replicas,

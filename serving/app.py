@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 
 from . import chat, realtime, sessions
 from .body_limit import BodyLimit
-from .errors import INVALID, SERVER, ApiError, too_many
+from .errors import INVALID, SERVER, ApiError, error_response, too_many
 from .event_log import FellBehind
 from .keys import Keys
 from .metrics import CONTENT_TYPE
@@ -44,7 +44,7 @@ def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = (), allow
     app = FastAPI(title="VideoLLM-MoD", summary="A video language model that watches streams.", lifespan=lifespan)
     app.state.registry, app.state.keys, app.state.origins = registry, keys, tuple(origins)
     app.state.chats = chat.Chats(registry, allow_urls)
-    app.add_middleware(BodyLimit, limit=registry.limits.message_bytes)
+    app.add_middleware(BodyLimit, limit=registry.limits.message_bytes, keys=keys)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     app.include_router(realtime.router)
@@ -89,16 +89,12 @@ def build_app(registry: Registry, keys: Keys, origins: Sequence[str] = (), allow
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Answer every error as OpenAI's API does: `{"error": {"type", "code", "message", "param"}}`."""
-
-    def answer(request: Request, error: ApiError) -> JSONResponse:
-        request.app.state.registry.metrics.refused(error.code)
-        headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
-        return JSONResponse({"error": error.body()}, error.status, headers)
+    """Answer every error as an `ApiError`, and count it."""
 
     @app.exception_handler(ApiError)
     async def refused(request: Request, error: ApiError) -> JSONResponse:
-        return answer(request, error)
+        request.app.state.registry.metrics.refused(error.code)
+        return error_response(error)
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)
@@ -110,25 +106,25 @@ def add_error_handlers(app: FastAPI) -> None:
         where = ".".join(map(str, names))[:200]
         if where == "body" and "json" not in request.headers.get("content-type", ""):
             message = "the body must be JSON, with the header Content-Type: application/json"
-            return answer(request, ApiError("invalid_request", message, param="body"))
-        return answer(request, ApiError("invalid_request", f"`{where}`: {first['msg']}"[:500], param=where))
+            return await refused(request, ApiError("invalid_request", message, param="body"))
+        return await refused(request, ApiError("invalid_request", f"`{where}`: {first['msg']}"[:500], param=where))
 
     @app.exception_handler(FellBehind)
     async def gone(request: Request, error: FellBehind) -> JSONResponse:
-        return answer(request, ApiError("events_not_kept", str(error), 410))
+        return await refused(request, ApiError("events_not_kept", str(error), 410))
 
     @app.exception_handler(Closed)
     async def closed(request: Request, error: Closed) -> JSONResponse:
-        return answer(request, ApiError("session_closed", "the session is closed", 410))
+        return await refused(request, ApiError("session_closed", "the session is closed", 410))
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> JSONResponse:
-        return answer(request, too_many(error))
+        return await refused(request, too_many(error))
 
     @app.exception_handler(HTTPException)
     async def http(request: Request, error: HTTPException) -> JSONResponse:
         kind = INVALID if error.status_code < 500 else SERVER
-        return answer(request, ApiError("http_error", str(error.detail), error.status_code, kind))
+        return await refused(request, ApiError("http_error", str(error.detail), error.status_code, kind))
 
 
 __all__ = ["build_app"]

@@ -1,6 +1,7 @@
 """Errors that clients are told: as an `error` event of a session, or as the answer to an HTTP request."""
 
 from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
 
 INVALID, FORBIDDEN, RATE, SERVER = (
     "invalid_request_error",
@@ -31,9 +32,17 @@ class ApiError(HTTPException):
         return error if event_id is None else {**error, "event_id": event_id}
 
 
+def error_response(error: ApiError) -> JSONResponse:
+    """As OpenAI's API answers every error: `{"error": {"type", "code", "message", "param"}}`."""
+    headers = {"WWW-Authenticate": "Bearer"} if error.status == 401 else None
+    if error.status == 408:  # the rest of the request may still come, or never
+        headers = {"Connection": "close"}
+    return JSONResponse({"error": error.body()}, error.status, headers)
+
+
 def too_many(error: Exception) -> ApiError:
     """For `Busy` of a stream."""
     return ApiError("too_many_requests", str(error), 429, RATE)
 
 
-__all__ = ["FORBIDDEN", "INVALID", "MOVED", "RATE", "SERVER", "ApiError", "too_many"]
+__all__ = ["FORBIDDEN", "INVALID", "MOVED", "RATE", "SERVER", "ApiError", "error_response", "too_many"]

@@ -1,7 +1,7 @@
 """The events of a session, numbered, and the readers that follow them.
 
-A log keeps the last events. A reader that comes back names the last event that it has seen, and gets those after it;
-one that falls behind what is kept is too slow.
+A log keeps the last events, of which neither the number nor the bytes grow beyond a limit. A reader that comes back
+names the last event that it has seen, and gets those after it; one that falls behind what is kept is too slow.
 """
 
 import asyncio
@@ -9,6 +9,8 @@ import json
 from collections import deque
 from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass
+
+MAX_BYTES = 4 * 2**20  # of the events that a log keeps; the last one may be larger
 
 
 class FellBehind(Exception):
@@ -19,14 +21,17 @@ class EventLog:
     """
     Args:
         name (`str`): is part of each `event_id`.
-        keep (`int`): how many events are kept.
+        keep (`int`): how many events are kept, at most.
         events (`Iterable[tuple[int, str]]`): of the same log before it was saved, see `kept`.
         last (`int`): sequence number of the last event before.
     """
 
     def __init__(self, name: str, keep: int, events: Iterable[tuple[int, str]] = (), last: int = 0):
         self.name, self.last, self.closed = name, last, False
-        self._events: deque[tuple[int, str]] = deque(((int(at), text) for at, text in events), maxlen=keep)
+        self.keep, self._num_bytes = keep, 0
+        self._events: deque[tuple[int, str]] = deque()
+        for at, text in events:
+            self._keep(int(at), text)
         self._more = asyncio.Event()
         self._readers: list[_Reader] = []
 
@@ -44,12 +49,18 @@ class EventLog:
         """Add an event; it gets an `event_id` and its number, `sequence`. Returns it."""
         self.last += 1
         event = {**event, "event_id": f"event_{self.name}_{self.last}", "sequence": self.last}
-        self._events.append((self.last, json.dumps(event)))
+        self._keep(self.last, json.dumps(event))
         for reader in self._readers:
             if reader.behind is not None and reader.seen < self.forgotten:
                 reader.behind.set()
         self._wake()
         return event
+
+    def _keep(self, number: int, text: str) -> None:
+        self._events.append((number, text))
+        self._num_bytes += len(text)  # which is ASCII
+        while len(self._events) > self.keep or (self._num_bytes > MAX_BYTES and len(self._events) > 1):
+            self._num_bytes -= len(self._events.popleft()[1])
 
     def close(self) -> None:
         """Readers end after the last event."""
@@ -97,6 +108,7 @@ class EventLog:
                         break  # the reader took long, and `after` says what it has missed
                     reader.seen = number
                     yield number, event
+                    await asyncio.sleep(0)  # for the others, and for the news that the client has gone
                 if reader.seen < self.last:
                     continue
                 if self.closed:

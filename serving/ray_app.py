@@ -25,6 +25,7 @@ from ray.util import list_named_actors
 from starlette.types import Message, Scope
 
 from .exchange import ReplicaLost
+from .keys import Keys
 from .ray_ingress import Ingress
 from .ray_replica import Replica
 
@@ -76,8 +77,8 @@ def first_line(error: Exception) -> str:
 class IngressDeployment:
     """See `Ingress`."""
 
-    def __init__(self, replicas: DeploymentHandle, message_bytes: int, socket_bytes: int):
-        self._ingress = Ingress(RayReplicas(replicas), message_bytes, socket_bytes)
+    def __init__(self, replicas: DeploymentHandle, message_bytes: int, socket_bytes: int, keys: Keys):
+        self._ingress = Ingress(RayReplicas(replicas), message_bytes, socket_bytes, keys)
 
     def __serve_build_asgi_app__(self) -> Ingress:
         return self._ingress
@@ -160,6 +161,7 @@ def application(
     *,
     message_bytes: int,
     socket_bytes: int,
+    keys: Keys,
     calls: int,
     replicas: int = 1,
     max_replicas: int | None = None,
@@ -172,6 +174,7 @@ def application(
         make (`Callable`): makes the application of one replica, in its process.
         message_bytes (`int`): limit of one request.
         socket_bytes (`int`): limit of one message of a WebSocket.
+        keys (`Keys`): one of which a request with a body needs.
         calls (`int`): sessions and chats of one replica.
         replicas (`int`): how many; the least, if there may be more.
         max_replicas (`int`, *optional*): start more when frames wait, up to so many.
@@ -211,7 +214,7 @@ def application(
         health_check_period_s=CHECK_SECONDS,
         logging_config=quiet,
     )(serve.ingress()(IngressDeployment))
-    return ingress.bind(replica.bind(make), message_bytes, socket_bytes)
+    return ingress.bind(replica.bind(make), message_bytes, socket_bytes, keys)
 
 
 def has_gpus() -> bool:

@@ -17,8 +17,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
 from .body_limit import BodyLimit
-from .errors import SERVER, ApiError
+from .errors import SERVER, ApiError, error_response
 from .exchange import ReplicaLost, Replicas, new_session_id, shared
+from .keys import Keys
 from .metrics import CONTENT_TYPE
 
 SESSIONS = "/v1/streaming/sessions"
@@ -39,11 +40,12 @@ class Ingress:
         replicas (`Replicas`): that answer.
         message_bytes (`int`): limit of one request; the replicas check everything else.
         socket_bytes (`int`): limit of one message of a WebSocket.
+        keys (`Keys`): one of which a request with a body needs.
     """
 
-    def __init__(self, replicas: Replicas, message_bytes: int, socket_bytes: int):
+    def __init__(self, replicas: Replicas, message_bytes: int, socket_bytes: int, keys: Keys):
         self.replicas, self.socket_bytes = replicas, socket_bytes
-        self._limited = BodyLimit(self._request, message_bytes)
+        self._limited = BodyLimit(self._request, message_bytes, keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -53,7 +55,7 @@ class Ingress:
         try:
             await answer(scope, receive, send)
         except ApiError as error:
-            await JSONResponse({"error": error.body()}, error.status)(scope, receive, send)
+            await error_response(error)(scope, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         own: dict[str, Callable[[], Coroutine[Any, Any, Response]]]
@@ -62,15 +64,16 @@ class Ingress:
             response = await own[scope["path"]]()
             await response(scope, receive, send)
             return
-        body, is_complete = b"", False
+        body, is_complete = bytearray(), False
         while not is_complete:
             message = await receive()
             if message["type"] == "http.disconnect":
                 return
-            body, is_complete = body + message.get("body", b""), not message.get("more_body", False)
+            body += message.get("body", b"")
+            is_complete = not message.get("more_body", False)
         new = new_session_id()
-        key = session_of(scope, body) or new
-        answer = self.replicas.exchange(key, shared(scope, new), body, token_hex(12))
+        key = session_of(scope, bytes(body)) or new
+        answer = self.replicas.exchange(key, shared(scope, new), bytes(body), token_hex(12))
         await first_of(pass_on(answer, send), until_gone(receive))
 
     async def _connect(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -10,10 +10,9 @@ from contextlib import suppress
 from urllib.parse import urlsplit
 
 from fastapi import APIRouter, WebSocket
-from fastapi.responses import JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
-from .errors import FORBIDDEN, ApiError
+from .errors import FORBIDDEN, ApiError, error_response
 from .event_log import FellBehind
 from .exchange import NEW_SESSION
 from .keys import PROTOCOL
@@ -72,7 +71,7 @@ async def leave(connection: "Connection", registry: Registry) -> None:
 async def deny(socket: WebSocket, error: ApiError) -> None:
     """Answer the handshake with an error, unless the client has gone."""
     with suppress(WebSocketDisconnect):
-        await socket.send_denial_response(JSONResponse({"error": error.body()}, error.status))
+        await socket.send_denial_response(error_response(error))
     await asyncio.sleep(0)  # uvicorn takes notice of its own answer only now, and complains if there is none
 
 

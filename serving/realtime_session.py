@@ -103,6 +103,11 @@ class RealtimeSession:
         self._instructions, self._most_tokens = session.query, session.max_new_tokens
         self.metrics.opened()
 
+    @property
+    def is_working(self) -> bool:
+        """Whether something that was asked of it is not done yet."""
+        return self._forking or self.stream.has_work
+
     # Requests.
 
     async def receive(self, message: str | bytes) -> None:
@@ -200,9 +205,12 @@ class RealtimeSession:
     async def add_item(self, item: Item) -> None:
         """Add what a user said or showed. Text becomes part of the next question, a system's text an instruction, and
         an image a frame. Raises `ApiError`."""
+        texts = list(self._texts) if item.role == "user" else []
         for part in item.content:
             if part.type == "input_text":
                 self.limits.check_text("text", part.text or "")
+                texts.append(part.text or "")
+                self.limits.check_text("text", "\n".join(texts))
             elif not part.image_url:
                 raise ApiError("missing_image", "`image_url` must be a data URL", param="item.content")
             elif item.role == "system":
@@ -215,7 +223,6 @@ class RealtimeSession:
                 self._change(SessionOptions(instructions=part.text), None, is_update=False)
             else:
                 self._texts.append(part.text or "")
-                self.limits.check_text("text", "\n".join(self._texts))
         self._show(shown)
 
     def _show(self, item: dict) -> None:

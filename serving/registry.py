@@ -368,10 +368,13 @@ class Registry:
         await self.close_idle(monotonic())
 
     async def close_idle(self, now: float) -> None:
-        """Close the sessions whose clients have sent nothing for longer than the limit. now: as `monotonic`."""
+        """Close the sessions whose clients have sent nothing for longer than the limit, and wait for nothing. now: as
+        `monotonic`."""
         limit = self.limits.idle_seconds
         for session in list(self.sessions.values()):
-            if now - session.touched > limit:
+            if session.is_working:
+                session.touched = now
+            elif now - session.touched > limit:
                 message = f"nothing was sent for {limit:g} seconds, the limit of a session"
                 await self.close(session, ApiError("session_idle", message, 408))
 

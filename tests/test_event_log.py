@@ -1,9 +1,11 @@
 """Events are numbered; readers come back after any of them, and one that falls behind is told."""
 
 import asyncio
+import itertools
 
 import pytest
 
+from videollm_mod.serving import event_log
 from videollm_mod.serving.event_log import EventLog, FellBehind
 
 
@@ -51,6 +53,45 @@ def test_a_reader_that_is_too_slow_is_told_while_it_is_busy():
             await anext(following)
 
     asyncio.run(run())
+
+
+def test_a_reader_that_catches_up_lets_others_in_between():
+    """Otherwise nothing tells it that its client has gone, and it writes to a connection that is lost."""
+
+    async def run() -> list[int]:
+        log, turns, seen = filled(4), 0, []
+
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        other = asyncio.create_task(take_turns())
+        log.close()
+        async for _ in log.follow(0):
+            seen.append(turns)
+        other.cancel()
+        return seen
+
+    seen = asyncio.run(run())
+    assert len(seen) == 4 and all(later > before for before, later in itertools.pairwise(seen))
+
+
+def test_large_events_are_kept_for_less_long(monkeypatch):
+    """Also by a log that is restored, and the last one in any case."""
+    monkeypatch.setattr(event_log, "MAX_BYTES", 1000)
+    log = filled(0, keep=100)
+    for size in (300, 300, 300, 10, 2000):
+        log.add({"type": "x" * size})
+        last = [number for number, _ in log.kept]
+        assert last[-1] == log.last and (sum(len(text) for _, text in log.kept) <= 1000 or len(last) == 1)
+    assert last == [5] and log.forgotten == 4
+    log.add({"type": "t"})
+    assert [number for number, _ in log.kept] == [6]
+    old = filled(40, keep=100)
+    assert EventLog("x", 100, old.kept, old.last).kept == old.kept == list(old.kept)[-len(old.kept) :]
+    assert 1 < len(old.kept) < 40
 
 
 def test_a_restored_log_goes_on_with_its_numbers():

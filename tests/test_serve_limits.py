@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import socket
 import struct
 import zlib
 from functools import partial
+from urllib.parse import urlsplit
 
 import httpx
 import pytest
+from local_cluster import cluster
 from plain_http import web
 from running_servers import client, data_url, frames_of, metric, png, serving
 from waiting import PATIENCE, until
@@ -153,6 +156,56 @@ def test_too_large_messages_close_the_connection(server):
         assert (answer.status_code, answer.json()["error"]["code"]) == (413, "request_too_large")
 
 
+@pytest.mark.parametrize("through", ["server", "ingress"])
+def test_a_body_is_not_kept_before_its_key_and_its_size_are_known(checkpoint, server, through):
+    """The rest of these never comes. Parts of a chunked body count, whatever its header says."""
+    parts = b"30d41\r\n" + b"x" * 200_001 + b"\r\n"
+    sized, chunked = b"Content-Length: 200001\r\n\r\n{", b"Transfer-Encoding: chunked\r\n\r\n" + parts
+    bodies, paths = (sized, chunked, b"Content-Length: 5\r\n" + chunked), ("streaming/sessions", "chat/completions")
+
+    async def ask(url: str, path: str, headers: str, body: bytes) -> bytes:
+        reader, writer = await asyncio.open_connection("127.0.0.1", urlsplit(url).port)
+        head = f"POST /v1/{path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{headers}"
+        writer.write(head.encode() + body)
+        line = await asyncio.wait_for(reader.readline(), PATIENCE)
+        writer.close()
+        return line
+
+    async def run():
+        async with contextlib.AsyncExitStack() as stack:
+            url = server.url
+            if through == "ingress":
+                one = cluster(checkpoint, 1, (KEY,), {"message_bytes": 200_000})
+                url = (await stack.enter_async_context(one)).url
+            for path, body in itertools.product(paths, bodies):
+                for key, status in (("", b" 401 "), ("wrong-key-0123456789", b" 401 "), (KEY, b" 413 ")):
+                    headers = f"Authorization: Bearer {key}\r\n" if key else ""
+                    assert status in await ask(url, path, headers, body)
+
+    asyncio.run(run())
+
+
+def test_a_refused_text_leaves_nothing_behind(server):
+    """Its item is refused as a whole, and the next question is asked without it."""
+
+    def item(role: str, *texts: str) -> dict:
+        return {"role": role, "content": [{"type": "input_text", "text": text} for text in texts]}
+
+    async def run():
+        async with client(server.url, **bearer()) as mine:
+            await mine.send("conversation.item.create", item=item("user", "y" * 60))
+            for wrong in (item("user", "x" * 50), item("user", "a", "x" * 101), item("system", *["x" * 20] * 9)):
+                await mine.send("conversation.item.create", item=wrong)
+                assert (await mine.until("error"))["error"]["code"] == "text_too_long"
+            await mine.send("conversation.item.create", item=item("user", "z" * 30))
+            await mine.send("response.create")
+            await mine.until("response.done")
+            return [event["item"] for event in mine.events if event["type"] == "conversation.item.done"]
+
+    shown = [each["content"][0]["text"] for each in asyncio.run(run()) if each["role"] != "assistant"]
+    assert shown == ["y" * 60, "z" * 30]
+
+
 def test_refusals_and_connections_without_a_request_end_quietly(checkpoint, monkeypatch, caplog):
     """No request, half a request, and half a body are not waited for; and nothing of it is the server's fault."""
     with serving(checkpoint, (KEY,)) as running:
@@ -162,7 +215,10 @@ def test_refusals_and_connections_without_a_request_end_quietly(checkpoint, monk
             patch.setattr(body_limit, "PART_SECONDS", 0.05)
             head = f"POST /v1/streaming/sessions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {KEY}\r\n"
             opened.sendall(f"{head}Content-Type: application/json\r\nContent-Length: 9\r\n\r\n{{".encode())
+            running.server.config.timeout_keep_alive = 10 * PATIENCE
             assert b" 408 " in opened.recv(1000)
+            while opened.recv(1000):  # until the server ends the connection
+                pass
         monkeypatch.setattr(server_module, "REQUEST_SECONDS", 0.05)
         for begun in (b"", b"GET /health HTTP/1.1\r\nHost: x"):
             with socket.create_connection(address, timeout=PATIENCE) as opened, contextlib.suppress(ConnectionError):

@@ -4,6 +4,7 @@ import asyncio
 import json
 import signal
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
 
 import httpx
@@ -255,6 +256,28 @@ def test_a_session_that_was_idle_is_closed(server):
             assert caught.value.rcvd.code == 4010
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize("work", ["frames", "ask", "fork"])
+def test_who_waits_for_an_answer_is_not_idle(server, http, work):
+    """However long the server takes for it."""
+    registry, registry_loop = server.registry, server.registry.engine._loop
+
+    def close_idle() -> None:
+        asyncio.run_coroutine_threadsafe(registry.close_idle(monotonic() + 601), registry_loop).result(PATIENCE)
+
+    session = http.post("/sessions", json={}).json()["id"]
+    with ThreadPoolExecutor() as threads:
+        with held(server):
+            content = as_json(frames_of(60, 4)) if work == "frames" else {"question": QUESTION}
+            answer = threads.submit(http.post, f"/sessions/{session}/{work}", json=content)
+            until(lambda: registry.sessions[session].is_working)
+            close_idle()
+        assert answer.result(PATIENCE).is_success
+    until(lambda: not registry.sessions[session].is_working)
+    registry.sessions[session].touched = monotonic()
+    close_idle()
+    assert session not in registry.sessions
 
 
 def test_a_stopped_server_saves_its_sessions_and_another_one_continues(tmp_path):
