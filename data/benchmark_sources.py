@@ -1,10 +1,12 @@
 """What the readers of published benchmarks share: entries of a file with their place in it, and checked access."""
 
 import csv
+import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..containers import shown
@@ -13,6 +15,7 @@ from .benchmark_items import Item
 from .prepare import SUFFIXES
 from .stream_checks import is_seconds
 
+MOST = 26  # options, since each has a letter
 Entry = tuple[str, Any]  # where it stands in its file, such as `[3]` or `line 4`, and its value
 
 
@@ -21,7 +24,8 @@ class Source:
     """An annotation whose video has yet to be found.
 
     Args:
-        videos (`tuple[str, ...]`): names that the file of its video may have, without the extension.
+        videos (`tuple[str, ...]`): names that the file of its video may have, without the extension, the best first;
+            a name with folders, such as `"COIN/a"`, is that of a file in these folders.
         last (`float`): the last second that it asks about.
         make: builds the item from the path of the video and its duration in seconds.
     """
@@ -35,21 +39,43 @@ def entries(path: Path) -> Iterator[Entry]:
     """The entries of a JSON list, of JSON lines, or of a CSV file with a header.
 
     Raises:
-        `ValueError`: if the file is none of these; the message says where.
+        `ValueError`: if the file is none of these, or not text; the message says where.
     """
-    if path.suffix.lower() == ".csv":
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            yield from ((f"line {rows.line_num}", row) for row in rows)
-    elif path.suffix.lower() == ".jsonl":
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        for number, line in enumerate(lines, start=1):
+    kinds = {".csv": csv_rows, ".jsonl": json_lines}
+    for where, value in kinds.get(path.suffix.lower(), json_list)(text_of(path)):
+        if re.search("[\ud800-\udfff]", json.dumps(value, ensure_ascii=False)):
+            raise ValueError(f"{where} has an unpaired surrogate, such as \\ud800, which is no character")
+        yield where, value
+
+
+def text_of(path: Path) -> str:
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        what = f"byte {error.start + 1} of the file, 0x{error.object[error.start]:02x}, is not UTF-8"
+        raise ValueError(f"{what}; save the file as UTF-8") from error
+
+
+def csv_rows(text: str) -> Iterator[Entry]:
+    csv.field_size_limit(max(len(text), csv.field_size_limit()))
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)  # else an open quote takes all that follows
+    try:
+        yield from ((f"line {rows.line_num}", row) for row in rows)
+    except csv.Error as error:
+        raise ValueError(f"the row after line {rows.line_num} is not CSV: {error}") from error
+
+
+def json_lines(text: str) -> Iterator[Entry]:
+    for number, line in enumerate(text.split("\n"), start=1):  # `splitlines` would split within strings too
+        if line.strip():
             yield f"line {number}", parsed(line, f"line {number}")
-    else:
-        content = parsed(path.read_text(encoding="utf-8-sig"), "the file")
-        if not isinstance(content, list):
-            raise ValueError(f"the file must be a JSON list, got {shown(content)}")
-        yield from ((f"[{index}]", value) for index, value in enumerate(content))
+
+
+def json_list(text: str) -> Iterator[Entry]:
+    content = parsed(text, "the file")
+    if not isinstance(content, list):
+        raise ValueError(f"the file must be a JSON list, got {shown(content)}")
+    yield from ((f"[{index}]", value) for index, value in enumerate(content))
 
 
 def parsed(text: str, where: str) -> Any:
@@ -68,10 +94,10 @@ def one_of(item: Any, name: str, known: Any, where: str) -> str:
 
 
 def texts(item: Any, name: str, where: str, at_least: int = 1) -> list[str]:
-    """`item[name]`, a list of strings."""
+    """`item[name]`, a list of strings, as many as there are letters at most."""
     values = need(item, name, list, where)
-    if len(values) < at_least or not all(isinstance(value, str) for value in values):
-        raise ValueError(f"{name!r} of {where} must be a list of {at_least} strings or more, got {shown(values)}")
+    if not at_least <= len(values) <= MOST or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"{name!r} of {where} must be a list of {at_least} to {MOST} strings, got {shown(values)}")
     return values
 
 
@@ -103,8 +129,11 @@ def clock(item: Any, name: str, where: str) -> float:
     return float(sum(int(part) * 60**power for power, part in enumerate(reversed(parts))))
 
 
-def stem(name: str) -> str:
-    """The name of a video file without folders, and without the extension of a video."""
-    name = name.replace("\\", "/").rsplit("/", 1)[-1]
-    base, dot, ending = name.rpartition(".")
-    return base if dot and f".{ending.lower()}" in SUFFIXES else name
+def video_names(item: Any, name: str, where: str) -> tuple[str, str]:
+    """`item[name]`, the path of a video, as the names that its file may have: with the folders, and without them."""
+    path = PurePosixPath(need(item, name, str, where).replace("\\", "/"))
+    if not path.name:
+        raise ValueError(f"{name!r} of {where} must be the name of a video, got {shown(item[name])}")
+    if path.suffix.lower() in SUFFIXES:
+        path = path.with_suffix("")
+    return str(path), path.name

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..containers import shown
 from .annotations import need
 from .benchmark_items import Item, Poll
-from .benchmark_sources import Entry, Source, stem
+from .benchmark_sources import Entry, Source, video_names
 
 BENCHMARK = "livesports-3k"
 COMMENTARY = (
@@ -35,7 +35,7 @@ def sources(entries: Iterable[Entry], path: Path, baseline: dict[str, str] | Non
         if baseline is not None and name not in baseline:
             raise ValueError(f"{where}: the baseline has no commentary on the event {shown(name)}")
         truth = {"human": row.get("event_asr_text") or "", "baseline": (baseline or {}).get(name, "")}
-        names = (stem(need(row, "video", str, where)), video)
+        names = (*video_names(row, "video", where), video)
         sport = row.get("class") or "LiveSports-3K-CC"
         yield Source(names, end, partial(part, name, sport, prompt(row), begin, end, truth))
 

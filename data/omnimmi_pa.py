@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .annotations import need
 from .benchmark_items import Item, Poll
-from .benchmark_sources import Entry, Source, span, stem
+from .benchmark_sources import Entry, Source, span, video_names
 
 BENCHMARK = "omnimmi-pa"
 NOW = "{question}\nIs this happening at the end of the video? Answer only yes or no."
@@ -18,9 +18,9 @@ NOW = "{question}\nIs this happening at the end of the video? Answer only yes or
 
 def sources(entries: Iterable[Entry], path: Path) -> Iterator[Source]:
     for index, (where, entry) in enumerate(entries):
-        video, question = stem(need(entry, "video", str, where)), need(entry, "question", str, where)
+        names, question = video_names(entry, "video", where), need(entry, "question", str, where)
         answer = span(entry, "answer", where)
-        yield Source((video,), answer[0], partial(alert, f"{video}#{index}", question, answer))
+        yield Source(names, answer[0], partial(alert, f"{names[-1]}#{index}", question, answer))
 
 
 def alert(name: str, question: str, answer: list[float], video: str, duration: float) -> Item:

@@ -13,7 +13,7 @@ from pathlib import Path
 from . import omnipro_prompts as prompts
 from .annotations import need, seconds
 from .benchmark_items import Item, Poll
-from .benchmark_sources import Entry, Source, clock, objects, one_of, parsed, stem, texts
+from .benchmark_sources import Entry, Source, clock, objects, one_of, parsed, texts, video_names
 
 BENCHMARK = "omnipro"
 SEED = 42
@@ -60,9 +60,8 @@ def sources(entries: Iterable[Entry], path: Path) -> Iterator[Source]:
 def source(entry: dict, where: str) -> Source:
     task, question = one_of(entry, "task", GROUPS, where), need(entry, "question", str, where)
     name = str(need(entry, "id", (str, int), where))
-    videos = [need(entry, field, str, where) for field in ("video_path", "video_id") if field in entry]
-    if not videos:
-        need(entry, "video_path", str, where)
+    fields = [field for field in ("video_path", "video_id") if field in entry] or ["video_path"]
+    videos = [one for field in fields for one in video_names(entry, field, where)]
     if isinstance(entry.get("ground_truth"), str):  # as the data set's viewer holds it
         entry = {**entry, "ground_truth": parsed(entry["ground_truth"], f"'ground_truth' of {where}")}
     events = [event_of(task, event, place) for place, event in objects(entry, "ground_truth", where)]
@@ -92,7 +91,7 @@ def source(entry: dict, where: str) -> Source:
             sound,
         )
 
-    return Source(tuple(map(stem, videos)), max(event["time"] for event in events), make)
+    return Source(tuple(videos), max(event["time"] for event in events), make)
 
 
 def event_of(task: str, event: dict, where: str) -> dict:

@@ -2,7 +2,8 @@
 
 Fields: `data/ovo_bench_new.json` of github.com/JoeLeelyf/OVO-Bench at c34093f. The prompts are those of its
 `constant.py` and of `OVOBenchOffline.build_prompt` in `utils/OVOBench.py`; clips end at `ceil(realtime)`, as
-`utils/chunk_videos.py` cuts them.
+`utils/chunk_videos.py` cuts them. Its pieces, `chunked_videos/ID.mp4` and `ID_N.mp4`, are beginnings of the same
+videos. Many videos have a number as their name too, so a number says nothing without its folder.
 """
 
 import math
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from .annotations import need, seconds
 from .benchmark_items import Item, Poll
-from .benchmark_sources import Entry, Source, objects, one_of, stem, texts
+from .benchmark_sources import Entry, Source, objects, one_of, texts, video_names
 
 BENCHMARK = "ovo-bench"
 BACKWARD, REAL_TIME, FORWARD = "Backward Tracing", "Real-Time Visual Perception", "Forward Active Responding"
@@ -53,16 +54,17 @@ def sources(entries: Iterable[Entry], path: Path) -> Iterator[Source]:
     for where, entry in entries:
         task = one_of(entry, "task", GROUPS, where)
         number = need(entry, "id", int, where)
-        name = stem(need(entry, "video", str, where))
+        path, name = video_names(entry, "video", where)
+        names = (path,) if name.isdecimal() else (path, name)
         if GROUPS[task] == FORWARD:
             tests = objects(entry, "test_info", where)
             times = [seconds(test, "realtime", place) for place, test in tests]
-            longest = times.index(max(times))  # the clips of the data set are beginnings of the same video
+            longest = times.index(max(times))
             item = partial(FORWARDS[task](entry, tests, where), times, task, str(number))
-            yield Source((name, f"{number}_{longest}"), max(times), item)
+            yield Source((*names, f"{number}_{longest}"), max(times), item)
         else:
             time = seconds(entry, "realtime", where)
-            yield Source((name, str(number)), time, choice(entry, where, time, task, str(number)))
+            yield Source((*names, f"chunked_videos/{number}"), time, choice(entry, where, time, task, str(number)))
 
 
 def choice(entry: dict, where: str, time: float, task: str, name: str):

@@ -1,15 +1,16 @@
 """`videollm-mod prepare` for benchmarks: turn their published files and videos into items."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from . import livesports_3k, omnimmi_pa, omnipro, ovo_bench, proactivevideoqa, streamingbench
 from .benchmark_items import Item, write_items
 from .benchmark_sources import Source, entries
-from .prepare import MISSING, find_videos, missing_videos, video_files
+from .prepare import MISSING, missing_videos, video_files
 from .stream_checks import SLACK, probe
 from .words import counted
 
@@ -59,7 +60,7 @@ def prepare_benchmark(
     Args:
         benchmark (`str`): one of `READERS`.
         annotations: its published file, or a folder with all of its `FILES`.
-        videos: a folder. A video is found by its name at any depth.
+        videos: a folder. A video is found at any depth, by its path or else by its name.
         output: the JSONL file, written atomically; its folder must exist.
         missing (`str`): what to do with videos that are not in the folder, `"stop"` or `"skip"`.
         baseline (*optional*): JSON lines of commentaries that a judge compares with, only for `livesports-3k`.
@@ -82,14 +83,15 @@ def prepare_benchmark(
     if not sources:
         raise ValueError(f"{annotations} is empty")
 
-    files = unpacked(folder) | find_videos(folder)
+    files = files_by_name(folder)
     items: list[Item] = []
     gone: dict[str, list[str]] = {}
     broken: dict[Path, str] = {}
     durations: dict[Path, float | None] = {}
+    ids: Counter[str] = Counter()
     beyond = 0
     for source in sources:
-        file = next((files[name] for name in source.videos if name in files), None)
+        file = next(filter(None, (find(name, files) for name in source.videos)), None)
         if file is None:
             gone[source.videos[0]] = []
             continue
@@ -100,7 +102,9 @@ def prepare_benchmark(
         duration = durations[file]
         if duration is not None:
             beyond += source.last > duration + SLACK
-            items.append(source.make(os.path.relpath(file.absolute(), output.parent.absolute()), duration))
+            item = source.make(os.path.relpath(file.absolute(), output.parent.absolute()), duration)
+            ids[item.id] += 1
+            items.append(replace(item, id=f"{item.id}#{ids[item.id]}") if ids[item.id] > 1 else item)
     if gone and (missing == "stop" or not durations):
         raise FileNotFoundError(missing_videos(gone, len(gone) + len(durations), folder))
     if broken and (missing == "stop" or not items):
@@ -137,6 +141,18 @@ def naming(path: Path, benchmark: str) -> Iterator[None]:
         raise ValueError(f"{path}, {benchmark}: {error}") from error
 
 
-def unpacked(folder: Path) -> dict[str, Path]:
-    """Names that StreamingBench's `move_video.py` gives to the videos of its archives, `TYPE/sample_N/video.mp4`."""
-    return {f"{file.parent.name}_{file.parent.parent.name.replace(' ', '_')}": file for file in video_files(folder)}
+def files_by_name(folder: Path) -> dict[str, list[Path]]:
+    """Name without extension -> video files at any depth, in alphabetical order. The videos of the archives of
+    StreamingBench, `TYPE/sample_N/video.mp4`, have the names of its `move_video.py` too, such as `sample_N_TYPE`."""
+    files: dict[str, list[Path]] = {}
+    for file in video_files(folder):
+        files.setdefault(file.stem, []).append(file)
+        files.setdefault(f"{file.parent.name}_{file.parent.parent.name.replace(' ', '_')}", []).append(file)
+    return files
+
+
+def find(name: str, files: dict[str, list[Path]]) -> Path | None:
+    """The first file of this name; one in the folders of the name, if it has some."""
+    *folders, base = name.split("/")
+    found = (file for file in files.get(base, ()) if list(file.absolute().parts[-1 - len(folders) : -1]) == folders)
+    return next(found, None)

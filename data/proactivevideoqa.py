@@ -13,7 +13,7 @@ from pathlib import Path
 from ..containers import shown
 from .annotations import need, seconds
 from .benchmark_items import Item, Poll
-from .benchmark_sources import Entry, Source, objects, span, stem
+from .benchmark_sources import Entry, Source, objects, span, video_names
 
 BENCHMARK = "proactivevideoqa"
 FILES = ("EGO/anno.json", "TV/anno.json", "VAD/anno.json", "WEB/anno.json")
@@ -45,7 +45,7 @@ def task_of(entry: dict, path: Path) -> str:
 
 
 def source(entry: dict, where: str, task: str) -> Source:
-    name, video = need(entry, "question_id", str, where), stem(need(entry, "video", str, where))
+    name, videos = need(entry, "question_id", str, where), video_names(entry, "video", where)
     turns = [
         (seconds(turn, "time", place), need(turn, "content", str, place))
         for place, turn in objects(entry, "conversation", where)
@@ -78,4 +78,4 @@ def source(entry: dict, where: str, task: str) -> Source:
             BENCHMARK, name, "ProactiveVideoQA", task, path, "open", tuple(polls), stream, end, truth, (), sound
         )
 
-    return Source((video,), last, make)
+    return Source(videos, last, make)

@@ -7,7 +7,6 @@ answers to those before it.
 """
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from pathlib import Path
 from ..containers import shown
 from .annotations import need
 from .benchmark_items import Item, Poll
-from .benchmark_sources import Entry, Source, clock, objects, one_of, stem, texts
+from .benchmark_sources import Entry, Source, clock, objects, one_of, texts, video_names
 
 BENCHMARK = "streamingbench"
 FILES = ("questions_real.json", "questions_omni.json", "questions_sqa.json", "questions_proactive.json")
@@ -74,9 +73,9 @@ ALERT = (
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, the video it is about, its time, and where it stands in the file."""
+    """A question, the names of the video it is about, its time, and where it stands in the file."""
 
-    video: str
+    videos: tuple[str, str]
     time: float
     task: str
     question: dict
@@ -87,16 +86,13 @@ def sources(entries: Iterable[Entry], path: Path) -> Iterator[Source]:
     sequences = [list(questions(place, value)) for place, value in entries]
     alerts: dict[str, list[float]] = {}
     for asked in (asked for sequence in sequences for asked in sequence if asked.task == PROACTIVE):
-        alerts.setdefault(asked.video, []).append(asked.time)
-    names: Counter[str] = Counter()
+        alerts.setdefault(asked.videos[-1], []).append(asked.time)
     for sequence in sequences:
         context = ""
         for asked in sequence:
-            name = f"{asked.video}@{asked.question['time_stamp']}"
-            names[name] += 1
-            name += f"#{names[name]}" if names[name] > 1 else ""
+            name = f"{asked.videos[-1]}@{asked.question['time_stamp']}"
             if asked.task == PROACTIVE:
-                yield proactive(asked, name, alerts[asked.video])
+                yield proactive(asked, name, alerts[asked.videos[-1]])
             else:
                 yield choice(asked, name, context)
                 context = (context or CONTEXT_BEGINS) + in_words(asked)
@@ -106,10 +102,10 @@ def questions(place: str, value: object) -> Iterator[Asked]:
     """The questions of an entry; of a list of entries, which the file of sequential questions has, in order."""
     for index, entry in enumerate(value if isinstance(value, list) else [value]):
         where = f"{place}[{index}]" if isinstance(value, list) else place
-        video = stem(need(entry, "video_path", str, where))
+        videos = video_names(entry, "video_path", where)
         for spot, question in objects(entry, "questions", where):
             task, time = one_of(question, "task_type", GROUPS, spot), clock(question, "time_stamp", spot)
-            yield Asked(video, time, task, question, spot)
+            yield Asked(videos, time, task, question, spot)
 
 
 def listed(question: dict, where: str) -> list[str]:
@@ -153,7 +149,7 @@ def choice(asked: Asked, name: str, context: str) -> Source:
             needs_sound=group == OMNI,
         )
 
-    return Source((asked.video,), asked.time, make)
+    return Source(asked.videos, asked.time, make)
 
 
 def proactive(asked: Asked, name: str, alerts: list[float]) -> Source:
@@ -174,4 +170,4 @@ def proactive(asked: Asked, name: str, alerts: list[float]) -> Source:
         stream = Poll(begin, text, begin)
         return Item(BENCHMARK, name, GROUPS[PROACTIVE], PROACTIVE, video, "alert", polls, stream, end, facts)
 
-    return Source((asked.video,), truth, make)
+    return Source(asked.videos, truth, make)

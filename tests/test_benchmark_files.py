@@ -405,6 +405,9 @@ WRONG = [
         changed(PRO, "0.audio_dependency", "loud"),
         "'audio_dependency' of [0] must be one of required, helpful",
     ),
+    ("ovo-bench", changed(OVO, "0.options", ["x"] * 27), "'options' of [0] must be a list of 2 to 26 strings"),
+    ("ovo-bench", changed(OVO, "0.video", ""), "'video' of [0] must be the name of a video, got ''"),
+    ("ovo-bench", changed(OVO, "3.question", "\ud800"), "[3] has an unpaired surrogate"),
     ("omnipro", {"a": 1}, "the file must be a JSON list"),
     ("omnipro", [], "is empty"),
 ]
@@ -417,6 +420,54 @@ def test_a_wrong_file_is_refused_with_its_place_and_field(folder, benchmark, con
         folder.items(benchmark, content)
     assert "annotations.json" in str(error.value)
     assert not (folder.path / "out.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("files", "found"),
+    [
+        (["chunked_videos/42.mp4", "chunked_videos/7.mp4"], "chunked_videos/7.mp4"),  # 42 is a piece of another item
+        (["AutoEvalMetaData/42.mp4", "chunked_videos/42.mp4", "chunked_videos/7.mp4"], "AutoEvalMetaData/42.mp4"),
+        (["42.mp4", "7.mp4"], None),  # nothing says what these are
+    ],
+)
+def test_a_video_with_a_number_for_its_name_is_no_piece_of_another_item(folder, files, found):
+    folder.videos(*files)
+    entries = changed(OVO[:1], "0.video", "AutoEvalMetaData/42.mp4")
+    if found is None:
+        with pytest.raises(FileNotFoundError, match="1 of 1 video, such as AutoEvalMetaData/42"):
+            folder.items("ovo-bench", entries)
+    else:
+        assert folder.items("ovo-bench", entries)[0].video == f"videos/{found}"
+
+
+def test_of_videos_with_one_name_that_in_the_folders_of_the_file_is_taken(folder):
+    folder.videos("a/clips/v.mp4", "b/clips/v.mp4", "c/v.mp4")
+    for path, found in (("b/clips/v.mp4", "b/clips"), ("./c/v.mp4", "c"), ("/x/v.mp4", "a/clips"), ("v", "a/clips")):
+        assert folder.items("omnimmi-pa", changed(PA, "0.video", path))[0].video == f"videos/{found}/v.mp4"
+
+
+def test_items_with_the_same_id_get_numbers(folder):
+    folder.videos("a.mp4")
+    ids = [item.id for item in folder.items("ovo-bench", OVO[:1] * 3)]
+    assert ids == ["7", "7#2", "7#3"]
+
+
+def test_text_is_read_whole_and_as_it_is(folder):
+    folder.videos("a.mp4", "abc.mp4")
+    question = "What\u2028now? \x85 \u3053"
+    path = folder.write("pro.jsonl", [])
+    lines = [json.dumps(sample | {"question": question}, ensure_ascii=False) for sample in PRO[:2]]
+    path.write_text("\ufeff" + "\n\n".join(lines) + "\n\n", encoding="utf-8")
+    assert [item.truth["question"] for item in folder.items("omnipro", path)] == [question] * 2
+    long = "word " * 40_000
+    assert folder.items("livesports-3k", changed(SPORTS, "0.event_asr_text", long), "a.csv")[0].truth["human"] == long
+    path.write_bytes(b'{"a": "\xff"}')
+    with pytest.raises(ValueError, match=r"pro.jsonl, omnipro: byte 8 of the file, 0xff, is not UTF-8; save the file"):
+        folder.items("omnipro", path)
+    table = folder.write("b.csv", SPORTS * 3)
+    table.write_text(table.read_text().replace("A final", '"A final', 1))
+    with pytest.raises(ValueError, match=r"b.csv, livesports-3k: the row after line 1 is not CSV: unexpected"):
+        folder.items("livesports-3k", table)
 
 
 def test_a_wrong_line_is_named(folder):
@@ -435,7 +486,7 @@ def test_a_wrong_line_is_named(folder):
 def test_missing_videos_stop_or_are_counted(folder):
     folder.videos("b.mp4")
     path = folder.write("ovo.json", OVO)
-    with pytest.raises(FileNotFoundError, match=r"2 of 3 videos, such as a, c; `--missing skip` leaves them out"):
+    with pytest.raises(FileNotFoundError, match=r"2 of 3 videos, such as Ego4D/clips/a, x/c; `--missing skip` leaves"):
         folder.items("ovo-bench", path)
     prepared = prepare_benchmark("ovo-bench", path, folder.path / "videos", folder.path / "out.jsonl", missing="skip")
     assert (prepared.items, prepared.videos, prepared.missing) == (2, 1, 2)
