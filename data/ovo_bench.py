@@ -54,8 +54,8 @@ def sources(entries: Iterable[Entry], path: Path) -> Iterator[Source]:
     for where, entry in entries:
         task = one_of(entry, "task", GROUPS, where)
         number = need(entry, "id", int, where)
-        path, name = video_names(entry, "video", where)
-        names = (path,) if name.isdecimal() else (path, name)
+        whole, name = video_names(entry, "video", where)
+        names = (whole,) if name.isdecimal() else (whole, name)
         if GROUPS[task] == FORWARD:
             tests = objects(entry, "test_info", where)
             times = [seconds(test, "realtime", place) for place, test in tests]

@@ -78,7 +78,7 @@ class SessionView:
         return event.text
 
     def stream(self, before: range, after: range, text: str, always: bool = False) -> list[tuple[float, str]]:
-        session = self._new(self.of.most_frames, self.of.threshold)
+        session = self._new(self.of.most_frames if after else self._bound(before), self.of.threshold)
         list(self._watch(session, before))
         if not after:
             return [(before[-1] / self.of.fps if before else 0.0, self._ask(session, text))]

@@ -145,6 +145,17 @@ def test_a_stream_is_watched_once_and_asked_once(nano, watched):
     assert outcome.cost["tokens"] > run(nano, OVO, item, CLIP, "poll").cost["tokens"] + 20  # it spoke before that
 
 
+def test_a_question_that_a_poll_takes_is_no_longer_too_long_in_a_stream(nano):
+    """As that of StreamingBench's questions in sequence, which holds those before it."""
+    question = "What happened before the last thing that happened there? " * 26
+    with pytest.raises(ValueError, match="`question` is too long for a bounded session"):
+        nano.view(CLIP, 4)._new(nano.most_frames).ask(question)
+    for frames in (range(4), range(0)):
+        ((time, text),) = nano.view(CLIP, 4).stream(frames, range(0), question)
+        assert time == (1.5 if frames else 0.0) and text
+    assert text == nano.view(CLIP, 4).answer(range(0), question)
+
+
 def test_polls_see_the_same_frames_as_the_stream(nano, watched):
     item = forward("a", CLIP, (3.0, 5.0, 6.0))
     for seconds, first in ((None, 0.0), (2.0, 1.0)):
