@@ -33,7 +33,7 @@ from ..evaluation.evaluate import evaluate
 from ..evaluation.options import EvaluateOptions
 from .world_items import CLIPS, MAKERS, World
 
-COMMAND = "python -m videollm_mod.benchmarks.world_benchmarks --folder world"
+COMMAND = "python -m videollm_mod.benchmarks.world_benchmarks --folder world"  # and `--clips`, if it was given
 SHORT = {"ovo-bench": "ovo", "proactivevideoqa": "pauc", "omnimmi-pa": "omnimmi", "livesports-3k": "livesports"}
 PROTOCOLS = ("poll", "stream")
 COLOURS = {"poll": "tab:gray", "stream": "tab:blue"}
@@ -110,11 +110,11 @@ def prepare(world: World, benchmark: str) -> Path:
     return path
 
 
-def run(items: Path, benchmark: str, protocol: str, judge: str, controls: list[str] | None = None) -> dict:
+def run(items: Path, benchmark: str, protocol: str, judge: str, command: str) -> dict:
     options: dict = {"judge": judge, "judge_model": "exact"} if benchmark in JUDGED else {}
     file = items.with_name(f"world_{SHORT.get(benchmark, benchmark)}_{protocol}.json")
-    options |= {"benchmark": items, "protocol": protocol, "json": file, "control": controls, "device": "cpu"}
-    result = evaluate(EvaluateOptions(**options), COMMAND)
+    options |= {"benchmark": items, "protocol": protocol, "json": file, "device": "cpu"}
+    result = evaluate(EvaluateOptions(**options), command)
     assert result is not None
     return {**result, "commit": commit()}
 
@@ -168,13 +168,14 @@ def main() -> None:
     parser.add_argument("--benchmarks", nargs="+", default=list(MAKERS), choices=MAKERS)
     given = parser.parse_args()
     world = World(given.folder, given.clips)
+    command = COMMAND if given.clips == CLIPS else f"{COMMAND} --clips {given.clips}"
     with serve_chats(judge_exactly, PORT) as judge:
         for benchmark in given.benchmarks:
             items, short = prepare(world, benchmark), SHORT.get(benchmark, benchmark)
             for protocol in PROTOCOLS:
-                result, file = run(items, benchmark, protocol, judge), RESULTS / f"world_{short}_{protocol}.json"
-                write(file, result)
-                enter(file, figures(short, result), COMMAND)
+                result = run(items, benchmark, protocol, judge, command)
+                write(file := RESULTS / f"world_{short}_{protocol}.json", result)
+                enter(file, figures(short, result), command)
     report()
 
 
