@@ -39,6 +39,7 @@ PROTOCOLS = ("poll", "stream")
 COLOURS = {"poll": "tab:gray", "stream": "tab:blue"}
 FIGURES = {"ovo": "strict", "streamingbench": "strict", "pauc": "official"}  # in the summary, and by which reading
 JUDGED = ("proactivevideoqa", "omnipro", "livesports-3k")
+QUESTION = r'Question: (.*)\n+(?:Options:|The answer is:)|The user asked:\s+"(.*)"|^Listen carefully.*\n(.*)'
 PORT = 18765  # of the judge, always the same, so that a stopped run can continue
 
 
@@ -46,8 +47,10 @@ def in_own_words(item: Item) -> Item:
     """An item whose questions stand alone, without the official words around them."""
 
     def bare(poll: Poll) -> Poll:
-        questions = re.findall(r"Question: (.*)\n+(?:Options:|The answer is:)", poll.text)
-        return replace(poll, text=questions[-1]) if questions else poll
+        if "describes what has just happened" in poll.text:  # as OmniPro asks about what the world narrates
+            return replace(poll, text="What happened last?")
+        questions = re.findall(QUESTION, poll.text)
+        return replace(poll, text="".join(questions[-1])) if questions else poll
 
     return replace(item, polls=tuple(map(bare, item.polls)), stream=bare(item.stream))
 
