@@ -77,7 +77,7 @@ def _scaled_dot(
     if BITS == 16:
         return part
     at = scale_ptr + (n // SN).to(tl.int64) * tl.cdiv(width, SK) + start * EACH // SK
-    return total + part * tl.load(at, n < num_n, other=0.0)[None, :]
+    return total + part * tl.load(at, (n < num_n) & (start < length), other=0.0)[None, :]
 
 
 @triton.jit
