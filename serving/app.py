@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from time import time
 
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from fastapi import FastAPI, Request, Response, WebSocket
+from fastapi.exceptions import RequestValidationError, WebSocketRequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
@@ -19,6 +19,7 @@ from .event_log import FellBehind
 from .keys import Keys
 from .metrics import CONTENT_TYPE
 from .outputs import Busy, Closed
+from .realtime import deny
 from .registry import Registry
 from .sessions import Owner
 
@@ -103,11 +104,18 @@ def add_error_handlers(app: FastAPI) -> None:
         names = first["loc"]
         if names[:1] == ("body",) and len(names) > 1 and isinstance(names[1], str):
             names = names[1:]  # as in OpenAI's API, a field is named from the body on
-        where = ".".join(map(str, names))[:200]
+        where = ".".join(map(str, names))[:200] or "body"
         if where == "body" and "json" not in request.headers.get("content-type", ""):
             message = "the body must be JSON, with the header Content-Type: application/json"
             return await refused(request, ApiError("invalid_request", message, param="body"))
         return await refused(request, ApiError("invalid_request", f"`{where}`: {first['msg']}"[:500], param=where))
+
+    @app.exception_handler(WebSocketRequestValidationError)
+    async def not_valid_socket(socket: WebSocket, error: WebSocketRequestValidationError) -> None:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:200]
+        registry: Registry = socket.app.state.registry
+        await deny(socket, registry.refused(ApiError("invalid_request", f"`{where}`: {first['msg']}", param=where)))
 
     @app.exception_handler(FellBehind)
     async def gone(request: Request, error: FellBehind) -> JSONResponse:

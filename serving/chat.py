@@ -38,6 +38,7 @@ from .stream import Stream
 PREPARERS = 2  # threads that decode and encode conversations
 MEDIA_BYTES = 2**31  # of the decoded images and videos of one chat
 DECODE_SECONDS = 60.0  # for one video
+LOWEST_TEMPERATURE = 1e-4  # below it the most probable token is as good as certain, and numbers overflow
 # files that hold their frames themselves: a playlist would make the server open the addresses and files in it
 CONTAINERS = {"format_whitelist": "mov,matroska,avi,mpegts,mpeg,ogg,flv,gif", "protocol_whitelist": "none"}
 VIDEO_URL = re.compile(r"data:video/[\w.+-]+;base64,", re.IGNORECASE)
@@ -109,7 +110,7 @@ class ChatRequest(BaseModel):
 
     @property
     def generation_config(self) -> GenerationConfig | None:
-        if not self.temperature:
+        if self.temperature is None or self.temperature < LOWEST_TEMPERATURE:
             return None
         top_p = 1.0 if self.top_p is None else self.top_p
         return GenerationConfig(do_sample=True, temperature=self.temperature, top_p=top_p, top_k=0)
@@ -235,6 +236,7 @@ class Chats:
         self.lock = Lock()  # of the processor, which may not be used by two threads
         text = registry.engine.model.config.text_config
         self.context = text.max_position_embeddings
+        self.max_characters = self.context * max(map(len, self.processor.tokenizer.get_vocab()))
 
     async def begin(self, request: ChatRequest) -> "Answer":
         """Begin to answer. `end` of the answer must be called.
@@ -243,6 +245,7 @@ class Chats:
             `ApiError`: for a request that cannot be answered.
         """
         request.check()
+        self.check_text(request.messages)
         self.registry.check_open()
         if len(self.running) >= self.registry.limits.chats:
             message = f"{self.registry.limits.chats} chats are being answered, the limit; try again later"
@@ -255,6 +258,16 @@ class Chats:
             answer.end()
             raise
         return answer
+
+    def check_text(self, messages: list[Message]) -> None:
+        """Raise `ApiError` for so much text that it cannot fit. To encode it first would take long."""
+        parts = (part for message in messages for part in message.content)
+        count = sum(len(part.text) for part in parts if isinstance(part, TextPart))
+        if count > self.max_characters:
+            message = (
+                f"the messages have {count} characters, the model's context holds at most {self.max_characters}"
+            )
+            raise ApiError("context_length_exceeded", message, param="messages")
 
     async def load(self, messages: list[Message]) -> list[list[str | bytes | None]]:
         """For each part what holds its image or video: a data URL, or what was fetched. The limits of a message and of

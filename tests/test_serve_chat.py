@@ -139,6 +139,8 @@ def test_length_stop_and_seed(remote):
             text, reason = found.choices[0].message.content, found.choices[0].finish_reason
         assert (text, reason) == (whole[: whole.index(cut)], "stop")
     hot = {"model": "any", "messages": [user("Describe the scene.")], "temperature": 2.0, "max_tokens": 12}
+    greedy = {**hot, "temperature": 0}
+    assert create(**{**hot, "temperature": 1e-300}).choices[0].message == create(**greedy).choices[0].message
     drawn = [create(**hot, seed=seed).choices[0].message.content for seed in (1, 1, 2, 3, 4, 5)]
     assert drawn[0] == drawn[1] and len(set(drawn)) > 2
 
@@ -190,6 +192,14 @@ def test_bad_media_are_refused(server, video, tmp_path, monkeypatch):
     assert refusal(server, {"role": "system", "content": [part("image_url", data_url(FRAMES[0]))]})[0] == 400
     assert refusal(server, {"role": "tool", "content": "?"}) == (400, "invalid_request")
     assert refusal(server, user("")) == (400, "empty_text")
+
+
+def test_text_that_cannot_fit_is_not_encoded(server, monkeypatch):
+    """It would keep a thread busy for a minute, and the chats that wait for it."""
+    prepared = []
+    monkeypatch.setattr(server.app.state.chats, "prepare", lambda *given: prepared.append(given))
+    assert refusal(server, user("x " * 4000), messages=[user("x " * 4000)] * 50) == (400, "context_length_exceeded")
+    assert not prepared
 
 
 @pytest.fixture

@@ -65,6 +65,8 @@ def test_a_key_is_needed_before_the_upgrade(server):
         assert await refused(server.url, **bearer("wrong-key-0123456789")) == (401, "invalid_api_key")
         evil = {"origin": "https://evil.example", **bearer()}
         assert await refused(server.url, **evil) == (403, "origin_not_allowed")
+        for query in ("?after=abc", "?after=1e9"):
+            assert await refused(server.url, query=query, **bearer()) == (400, "invalid_request")
         protocols = ["realtime", f"openai-insecure-api-key.{OTHER}"]
         async with client(server.url, subprotocols=protocols) as mine:
             assert mine.socket.subprotocol == "realtime"

@@ -165,7 +165,9 @@ def test_wrong_requests_are_answered_with_errors(server, http):
         http.post(f"/sessions/{session}/cancel"),
         http.post(f"/sessions/{session}/frames", content=b"{", headers={"content-type": "application/json"}),
         http.post("/sessions", json={"session_id": "../../etc/passwd"}),
+        http.post(f"/sessions/{session}/frames", content='"\\ud800"', headers={"content-type": "application/json"}),
     ]
+    assert wrong[-1].json()["error"]["message"].startswith("`body`: Invalid JSON")
     codes = [(answer.status_code, answer.json()["error"]["code"]) for answer in wrong]
     assert codes == [
         (400, "invalid_request"),
@@ -176,6 +178,7 @@ def test_wrong_requests_are_answered_with_errors(server, http):
         (400, "response_cancel_not_active"),
         (400, "invalid_request"),
         (404, "session_not_found"),
+        (400, "invalid_request"),
     ]
     http.delete(f"/sessions/{session}")
     names = {"/v1/streaming/sessions", "/v1/models", "/health", "/metrics"}
