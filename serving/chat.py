@@ -264,9 +264,7 @@ class Chats:
         parts = (part for message in messages for part in message.content)
         count = sum(len(part.text) for part in parts if isinstance(part, TextPart))
         if count > self.max_characters:
-            message = (
-                f"the messages have {count} characters, the model's context holds at most {self.max_characters}"
-            )
+            message = f"the messages have {count} characters, the model's context holds at most {self.max_characters}"
             raise ApiError("context_length_exceeded", message, param="messages")
 
     async def load(self, messages: list[Message]) -> list[list[str | bytes | None]]:
