@@ -131,6 +131,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second of one client")
     parser.add_argument("--kills", type=int, default=10)
     args = parser.parse_args()
+    load = {"load_of_the_machine_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory() as folder:
         options = ["--replicas", str(args.replicas), "--store", folder, "--device", "cpu", "--port", "0"]
         command = [sys.executable, "-m", "videollm_mod.commands.cli", "serve", "--ray", *options]
@@ -159,7 +160,15 @@ def main() -> None:
     }
     print(figures, flush=True)
     line = f"python -m videollm_mod.benchmarks.serve_ray_kill --kills {args.kills}"
-    result = {"command": line, "commit": commit(), **surroundings("ray"), **vars(args), **figures, "kills": kills}
+    result = {
+        "command": line,
+        "commit": commit(),
+        **surroundings("ray"),
+        **load,
+        **vars(args),
+        **figures,
+        "kills": kills,
+    }
     path = write_result("serve_ray_kill", result)
     for name in ("resume_s", "lost_events", "doubled_events"):
         summarise(f"serve_ray_{name}", figures[name], f"benchmarks/results/{path.name}", line)

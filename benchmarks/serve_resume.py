@@ -14,6 +14,7 @@ import base64
 import contextlib
 import io
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -322,7 +323,7 @@ def main() -> None:
     parser.add_argument("--fps", type=float, default=2.0, help="frames a second of each client")
     parser.add_argument("--seed", type=int, default=7600)
     args = parser.parse_args()
-    begun = time.monotonic()
+    begun, load = time.monotonic(), os.getloadavg()[0]
     found = asyncio.run(measure(args.kills, args.clients, args.fps, args.seed, []))
     resumed = sorted(found["resume_s"])
     figures = {
@@ -333,6 +334,7 @@ def main() -> None:
     command = f"python -m videollm_mod.benchmarks.serve_resume --kills {args.kills} --clients {args.clients}"
     sizes = {name: getattr(args, name) for name in ("kills", "clients", "fps", "seed")}
     result = {"command": command, "commit": commit(), **surroundings("uvicorn", "fastapi"), **sizes, **figures}
+    result |= {"load_of_the_machine_before": load}
     result |= {"resume_s_longest": resumed[-1], "seconds": round(time.monotonic() - begun)}
     result |= {"resume_s": found["resume_s"], "frames": found["frames"], "of_each_client": found["clients"]}
     path = write_result("serve_resume", result)

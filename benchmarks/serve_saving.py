@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import itertools
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -233,7 +234,8 @@ def main(argv: list[str] | None = None) -> dict:
     model, processor = load_checkpoint(device="cpu")
     command = f"python -m videollm_mod.benchmarks.serve_saving --frames {args.frames} --sessions {args.sessions}"
     command += f" --seconds {args.seconds:g} --save-seconds {args.save_seconds:g}"
-    result = {"command": command, "commit": commit(), **surroundings("fsspec")}
+    load = {"load_of_the_machine_before": os.getloadavg()[0]}
+    result = {"command": command, "commit": commit(), **surroundings("fsspec"), **load}
     one = long_session(model, processor, args.frames) if args.frames else None
     sizes = args.sessions, args.seconds, args.save_seconds
     many = asyncio.run(many_sessions(model, processor, *sizes)) if args.sessions else None

@@ -28,7 +28,7 @@ from pathlib import Path
 
 import httpx
 
-from ..bench.record import RESULTS, ROOT, summarise, surroundings, write_result
+from ..bench.record import RESULTS, ROOT, commit, summarise, surroundings, write_result
 from .serve_soak_parts import CHANCES, PARTS, Crowd, Script
 
 KEYS = ("a-key-for-those-who-behave", "a-key-for-those-who-do-not")
@@ -267,7 +267,13 @@ def main(argv: list[str] | None = None) -> None:
         result = asyncio.run(run(args, process, url))
         result["log"] = Counter(unexpected((Path(name) / "server.log").read_text()))
     problems = [*result["problems"], *(f"the server's log: {line} ({count})" for line, count in result["log"].items())]
-    measured = {"command": command, "limits": LIMITS, "load_of_the_machine_before": load, **surroundings("uvicorn")}
+    measured = {
+        "command": command,
+        "commit": commit(),
+        "limits": LIMITS,
+        "load_of_the_machine_before": load,
+        **surroundings("uvicorn"),
+    }
     if args.output.parent == RESULTS:
         write_result(args.output.stem, {**measured, **result})
         if args.seconds >= 600 and not problems:
