@@ -6,10 +6,10 @@
 `videollm-mod evaluate` runs the model. Results, one table and one plot go to `benchmarks/results`; a run that was
 stopped continues from what is in `--folder`.
 
-The checkpoint has learned neither letters nor official prompts, so questions stand alone, without what the official
-prompts of choices and alerts say around them. It has not learned yes and no either, so what is polled so fails. The
-official reading of its answers is that of letters in words, and means nothing; the strict reading takes an option's
-text for its letter, and is the figure. Where a judge is needed, it is a server that compares texts exactly.
+The checkpoint has learned neither letters nor official prompts, so questions stand alone, without what these prompts
+say around them. It has not learned yes and no either, so what is polled so fails. The official reading of its answers
+is that of letters in words, and means nothing; the strict reading takes an option's text for its letter, and is the
+figure. Where a judge is needed, it is a server that compares texts exactly.
 """
 
 import argparse
@@ -39,7 +39,16 @@ PROTOCOLS = ("poll", "stream")
 COLOURS = {"poll": "tab:gray", "stream": "tab:blue"}
 FIGURES = {"ovo": "strict", "streamingbench": "strict", "pauc": "official"}  # in the summary, and by which reading
 JUDGED = ("proactivevideoqa", "omnipro", "livesports-3k")
-QUESTION = r'Question: (.*)\n+(?:Options:|The answer is:)|The user asked:\s+"(.*)"|^Listen carefully.*\n(.*)'
+# what an official prompt holds -> the same in few words; of several questions in a prompt the last one is asked
+OWN_WORDS = {
+    r"Question: (.*)\n+(?:Options:|The answer is:)": "{}",
+    r"answer the following question: (.*)\n": "{}",  # OVO-Bench counts,
+    r"one step from the whole procedures: \n(.*)\n": "{} Yes or no?",  # asks for a step,
+    r"i\.e\. the end of the video\.\n(.*)\n": "{} Can you? Yes or no?",  # and for enough to answer
+    r"describes what has just happened": "What happened last?",  # OmniPro narrates
+    r'The user asked:\s+"(.*)"': "{}",
+    r"^Listen carefully.*\n(.*)": "{}",
+}
 PORT = 18765  # of the judge, always the same, so that a stopped run can continue
 
 
@@ -47,10 +56,10 @@ def in_own_words(item: Item) -> Item:
     """An item whose questions stand alone, without the official words around them."""
 
     def bare(poll: Poll) -> Poll:
-        if "describes what has just happened" in poll.text:  # as OmniPro asks about what the world narrates
-            return replace(poll, text="What happened last?")
-        questions = re.findall(QUESTION, poll.text)
-        return replace(poll, text="".join(questions[-1])) if questions else poll
+        for pattern, words in OWN_WORDS.items():
+            if found := list(re.finditer(pattern, poll.text)):
+                return replace(poll, text=words.format(*found[-1].groups()))
+        return poll
 
     return replace(item, polls=tuple(map(bare, item.polls)), stream=bare(item.stream))
 
