@@ -13,7 +13,8 @@ SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 QUICK := modeling routing cache processing video_processing streaming collator windows static_step static_vision \
 	static_graphs fused decoding layers
 
-.PHONY: demo space docs picture test test-quick test-backbones test-ray test-lmms-eval test-oldest test-newest lint format clean
+.PHONY: demo space docs picture test test-quick test-scripts test-backbones test-ray test-lmms-eval test-oldest \
+	test-newest lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
@@ -33,14 +34,18 @@ picture: $(CORE)
 	HF_HUB_OFFLINE=1 $(BIN)/python docs/picture.py
 
 # compiled files are kept even where the environment forbids it: every process that a test starts needs them
-test test-quick: export PYTHONDONTWRITEBYTECODE =
+test test-quick test-scripts: export PYTHONDONTWRITEBYTECODE =
 
 test: $(INSTALLED)
-	$(BIN)/pytest $(SIDE_BY_SIDE)
+	$(BIN)/pytest $(SIDE_BY_SIDE) --ignore tests/scripts
 
 # the model, the cache, kernels and data in a minute, for the work at hand
 test-quick: $(INSTALLED)
 	$(BIN)/pytest -q $(SIDE_BY_SIDE) $(QUICK:%=tests/test_%.py)
+
+# the scripts of benchmarks/ that train, compare and soak, for a few steps each
+test-scripts: $(INSTALLED)
+	$(BIN)/pytest $(SIDE_BY_SIDE) tests/scripts
 
 # on the weights of SmolLM2, which come in a Python package of 93 MB
 test-backbones: $(BACKBONES)

@@ -14,13 +14,13 @@ THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") o
 # Files that take longest start first, so that the processes which share the files end together.
 LONGEST = (
     *("narrate", "space_browser", "benchmark_run", "live", "pool", "recomputing", "space", "vlm"),
-    *("camera_example", "soak", "security", "memory", "serve_soak", "nano_run", "session_store", "docs"),
+    *("camera_example", "security", "memory", "session_store", "docs"),
     *("evaluate", "verify", "narrate_errors", "checkpoint", "building", "session", "family_learning"),
     *("image_tiles", "hub_round_trip", "hub", "distributed", "family_pixels", "calibration", "placement"),
     *("modeling", "arguments", "narrate_endings", "packaging", "auto_classes", "bench_serve", "cache"),
     *("benchmark_servers", "finetune", "serve_ingress", "bench", "faults", "noise", "static_step"),
-    *("family_sessions", "demo", "train_command", "serve_resume", "world_rows", "space_app", "processes"),
-    *("sight", "serve_sessions", "generation", "tables", "adapter_folders", "serve_chat", "space_remote"),
+    *("family_sessions", "demo", "train_command", "serve_resume", "space_app", "processes"),
+    *("serve_sessions", "generation", "adapter_folders", "serve_chat", "space_remote"),
     *("metrics", "readme"),
 )
 gc.disable()  # until the tests begin: libraries make a million objects when they are imported
