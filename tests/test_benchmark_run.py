@@ -55,10 +55,12 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+TOKENS = 3  # of a reply of the checkpoint of `folder`, which never ends one by itself
+
+
 @pytest.fixture(autouse=True)
-def short(monkeypatch):
-    """The checkpoint never ends a reply by itself."""
-    monkeypatch.setattr(type(OVO), "max_new_tokens", 24)
+def short(request, monkeypatch):
+    monkeypatch.setattr(type(OVO), "max_new_tokens", TOKENS if "folder" in request.fixturenames else 24)
 
 
 @pytest.fixture
@@ -229,7 +231,7 @@ def test_a_model_and_its_controls_become_one_table(folder, tmp_path, protocol, c
     assert files[2].read_bytes().startswith(b"\x89PNG")
     # everything that is needed to run it again, and to score it again
     assert result["versions"]["torch"] and result["data"]["items"] == len(result["items"]) == 3
-    assert result["fps"] == 2.0 and result["decoding"] == {"greedy": True} and result["max_new_tokens"] == 24
+    assert result["fps"] == 2.0 and result["decoding"] == {"greedy": True} and result["max_new_tokens"] == TOKENS
     items = Items(folder / "ovo.jsonl", None).items
     for row in rows:
         scores = [
@@ -283,8 +285,8 @@ def test_a_killed_run_resumes_to_the_same_result(folder, tmp_path):
 
 def test_two_processes_give_the_result_of_one(tmp_path):
     """With the bundled checkpoint, since its replies end by themselves."""
-    items = [choice(text, CLIP, time, text) for time, text in ((4.0, "How many objects are there?"), (6.0, "What?"))]
-    write_items(tmp_path / "ovo.jsonl", [*items, forward("c", CLIP, (5.0, 6.0), asked=4.0)])
+    items = [choice(text, CLIP, time, text) for time, text in ((1.0, "How many objects are there?"), (2.0, "What?"))]
+    write_items(tmp_path / "ovo.jsonl", [*items, forward("c", CLIP, (1.5, 2.0), asked=1.0)])
     given = ["--protocol", "stream", "--control", "last4"]
     one = evaluated(tmp_path, tmp_path / "one.json", *given[1:], "--model", ROOT)
     command = ["-m", "videollm_mod.commands.cli", "evaluate", "--benchmark", tmp_path / "ovo.jsonl", *given, "--json"]

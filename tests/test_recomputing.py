@@ -25,8 +25,12 @@ from videollm_mod.training.lora_linear import LoraLinear
 MIXED = {"pairs": 2, "attention": 1, "activation": 1, "none": 1}
 
 
-@pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
-@pytest.mark.parametrize("routing", ["learned", "output gate", "all layers", "full", "early exit"])
+# with and without routed layers; each of the other routings with some of the choices
+ROUTED = [(recompute, routing) for recompute in [*CHOICES, MIXED] for routing in ("learned", "full")]
+ROUTED += [*zip([*CHOICES, MIXED], ("output gate", "all layers", "early exit") * 3, strict=False)]
+
+
+@pytest.mark.parametrize(("recompute", "routing"), ROUTED, ids=str)
 def test_gradients_equal_those_without_recomputing(recompute, routing, monkeypatch):
     monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
     seed = CHOICES.index(recompute) if recompute in CHOICES else 9
@@ -39,8 +43,9 @@ def test_gradients_equal_those_without_recomputing(recompute, routing, monkeypat
     assert_same(loss_and_gradients(model, batch), plain, tolerance=0)
 
 
-@pytest.mark.parametrize("recompute", [*CHOICES, MIXED], ids=str)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("recompute", "dropout"), [*((each, 0.3) for each in (*CHOICES, MIXED)), (MIXED, 0.0)], ids=str
+)
 def test_gradients_of_adapters_equal_those_without_recomputing(recompute, dropout):
     model, batch = trainable(11, LoraOptions(r=4, alpha=8, dropout=dropout))
     plain = loss_and_gradients(model, batch)
@@ -63,7 +68,7 @@ def operations(model, batch, recompute) -> int:
 def test_the_last_product_is_not_recomputed(monkeypatch):
     """No gradient needs it, and in an MLP it is a third of the work."""
     monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
-    model, batch = trainable(5, LoraOptions(r=2, alpha=4), vision_routing="full")
+    model, batch = trainable(5, LoraOptions(r=2, alpha=4), vision_routing="full", num_hidden_layers=2)
     text, tokens = model.config.text_config, batch["input_ids"].numel()
     hidden, inner, heads = text.hidden_size, text.intermediate_size, text.num_key_value_heads * text.head_dim
     done = {choice: operations(model, batch, choice) for choice in ("none", *ORDERED)}
