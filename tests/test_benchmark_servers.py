@@ -23,7 +23,7 @@ from videollm_mod.evaluation.image_views import StockModel
 
 CLIP = str(ROOT / "media" / "world.mp4")
 KEY = "a-key-for-tests-0123456789"
-QUESTIONS = {6.0: "How many objects are there?", 9.0: "Where is the white circle?", 15.5: "What is at the right?"}
+QUESTIONS = {2.0: "How many objects are there?", 3.5: "Where is the white circle?", 5.0: "What is at the right?"}
 
 
 def choice(time: float, text: str, video: str = CLIP) -> Item:

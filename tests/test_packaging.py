@@ -41,7 +41,19 @@ def wheel(tmp_path_factory) -> Path:
 def site(wheel, tmp_path_factory) -> Path:
     """A folder with only the installed wheel."""
     site = tmp_path_factory.mktemp("site")
-    command(sys.executable, "-m", "pip", "--quiet", "install", "--no-index", "--no-deps", "--target", site, wheel)
+    command(
+        sys.executable,
+        "-m",
+        "pip",
+        "--quiet",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--no-compile",
+        "--target",
+        site,
+        wheel,
+    )
     return site
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load as tensors_of_bytes
 from safetensors.torch import save as bytes_of_tensors
+from small_data import small_model
 from tiny_models import tiny_config
 from waiting import killed_in, until
 
@@ -34,9 +35,19 @@ FRAMES = 18  # of which each three are pushed and saved together
 
 
 @pytest.fixture(scope="module")
+def small():
+    """`(model, processor)` whose words do not count."""
+    return small_model(0)
+
+
+def encoded(model, processor):
+    """The features of all frames, with changes between them."""
+    return model.stream(processor).encode(held_scenes(FRAMES // 3, 3, seed=7100))
+
+
+@pytest.fixture(scope="module")
 def features(checkpoint):
-    """Of all frames, with changes between them."""
-    return checkpoint[0].stream(checkpoint[1]).encode(held_scenes(FRAMES // 3, 3, seed=7100))
+    return encoded(*checkpoint)
 
 
 def watch(session, features, start: int, stop: int) -> list:
@@ -173,15 +184,16 @@ def go_on(url: str, model, processor, features, shown: str, stop: int = FRAMES, 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(checkpoint, features):
-    """`({frames: digest after them}, {frames: events up to them})`."""
-    session = checkpoint[0].stream(checkpoint[1], **BOUNDS["window"])
+def undisturbed(small):
+    """`({frames: digest after them}, {frames: events up to them}, features)`."""
+    features = encoded(*small)
+    session = small[0].stream(small[1], **BOUNDS["window"])
     digests, events = {0: digest(session)}, {0: []}
     for start in range(0, FRAMES, 3):
         events[start + 3] = events[start] + watch(session, features, start, start + 3)
         digests[start + 3] = digest(session)
     assert events[9] and len(events[FRAMES]) > len(events[9])
-    return digests, events
+    return digests, events, features
 
 
 class HalfWriting:
@@ -219,12 +231,12 @@ def come_at_every_file(come) -> None:
         setattr(os, name, changed)
 
 
-def test_wherever_a_process_is_killed_its_session_goes_on(checkpoint, features, undisturbed, tmp_path, monkeypatch):
+def test_wherever_a_process_is_killed_its_session_goes_on(small, undisturbed, tmp_path, monkeypatch):
     """Killed at every change of a file during two saves of the second owner, with evictions in between."""
     monkeypatch.setattr(event_files, "FEWEST", 2)  # so that files of events are taken over, and new ones begun
-    digests, events = undisturbed
+    digests, events, features = undisturbed
     start, seen, count = tmp_path / "start", set(), 0
-    go_on(str(start), *checkpoint, features, str(tmp_path / "shown"), stop=6)
+    go_on(str(start), *small, features, str(tmp_path / "shown"), stop=6)
     while True:
         count += 1
         url, shown = str(tmp_path / str(count)), tmp_path / f"{count}.shown"
@@ -232,22 +244,22 @@ def test_wherever_a_process_is_killed_its_session_goes_on(checkpoint, features, 
         copy(start, url)
 
         def run(come, url=url, shown=shown):
-            go_on(url, *checkpoint, features, str(shown), 12, partial(come_at_every_file, come))
+            go_on(url, *small, features, str(shown), 12, partial(come_at_every_file, come))
 
         killed = killed_in(run, count)
         last_frames, last_event = json.loads(shown.read_text().splitlines()[-1])
         saved = SessionStore(url).open("s", force=True)
-        session = saved.restore(*checkpoint)
+        session = saved.restore(*small)
         frames = session.stats.frames
         assert digest(session) == digests[frames] and last_frames <= frames <= last_frames + 3
         assert saved.time == (frames - 1) / 2
         assert events_of(saved) == events[frames] and len(events[frames]) >= last_event
         if frames not in seen:  # the client sends the later frames again
             seen.add(frames)
-            go_on(url, *checkpoint, features, str(shown))
+            go_on(url, *small, features, str(shown))
             saved = SessionStore(url).open("s", force=True)
             assert events_of(saved) == events[FRAMES]
-            assert digest(saved.restore(*checkpoint)) == digests[FRAMES]
+            assert digest(saved.restore(*small)) == digests[FRAMES]
             manifest = saved.files.read(store.manifest_name(store.manifests(saved.files)[-1]))
             assert files_of(manifest) == [saved.files.names(folder) for folder in ("segments", "events")]
         if not killed:
@@ -277,15 +289,15 @@ def is_stopped(process) -> bool:
 
 
 @pytest.mark.parametrize("point", ["segments", "manifests", "after the manifest"])
-def test_a_paused_owner_is_fenced_off(checkpoint, features, undisturbed, tmp_path, point):
+def test_a_paused_owner_is_fenced_off(small, undisturbed, tmp_path, point):
     """The first process is stopped in the middle of its second save, a second one takes over and saves, and then the
     first one continues: its save is refused, and changes nothing."""
-    digests, events = undisturbed
+    digests, events, features = undisturbed
 
     def first() -> None:
         torch.set_num_threads(1)
         saved = SessionStore(str(tmp_path)).open("s")
-        session = checkpoint[0].stream(checkpoint[1], **BOUNDS["window"])
+        session = small[0].stream(small[1], **BOUNDS["window"])
         save(saved, session, watch(session, features, 0, 3)).result()
         write = saved.files.write
 
@@ -315,7 +327,7 @@ def test_a_paused_owner_is_fenced_off(checkpoint, features, undisturbed, tmp_pat
     with pytest.raises(SessionHeld):
         own.open("s")
     saved = own.open("s", force=True)
-    session = saved.restore(*checkpoint)
+    session = saved.restore(*small)
     frames = 6 if point == "after the manifest" else 3  # that manifest was written, but never relied on
     assert digest(session) == digests[frames]
     if point == "segments":
@@ -328,26 +340,26 @@ def test_a_paused_owner_is_fenced_off(checkpoint, features, undisturbed, tmp_pat
     saved.close()
     again = SessionStore(str(tmp_path)).open("s")
     assert events_of(again) == events[frames + 3]
-    assert digest(again.restore(*checkpoint)) == digests[frames + 3]
+    assert digest(again.restore(*small)) == digests[frames + 3]
 
 
-def test_cleaning_up_after_a_save_spares_what_a_new_owner_wrote(checkpoint, features, undisturbed, tmp_path):
+def test_cleaning_up_after_a_save_spares_what_a_new_owner_wrote(small, undisturbed, tmp_path):
     """The first owner is paused between its check and the removal of old files, while another one takes over."""
-    digests, events = undisturbed
+    digests, events, features = undisturbed
     saved = SessionStore(str(tmp_path)).open("s")
-    session = checkpoint[0].stream(checkpoint[1], **BOUNDS["window"])
+    session = small[0].stream(small[1], **BOUNDS["window"])
     check = saved.lease.check
 
     def check_and_pause() -> None:
         check()
         taker = SessionStore(str(tmp_path)).open("s", force=True)
-        own = taker.restore(*checkpoint)
+        own = taker.restore(*small)
         save(taker, own, watch(own, features, 3, 6)).result()
 
     saved.lease.check = check_and_pause
     assert save(saved, session, watch(session, features, 0, 3)).result().time == 1.0
     again = SessionStore(str(tmp_path)).open("s", force=True)
-    assert digest(again.restore(*checkpoint)) == digests[6] and events_of(again) == events[6]
+    assert digest(again.restore(*small)) == digests[6] and events_of(again) == events[6]
 
 
 # --- full, unreachable, damaged and malicious stores

@@ -465,7 +465,7 @@ def test_two_programs_do_not_share_a_stream(tmp_path):
     clients = [Client(url, verbose=False, **PATIENT) for _ in range(2)]
     paths = [write_clip(tmp_path / f"{seed}.mp4", seed)[0] for seed in (91, 92)]
     jobs = [
-        client.submit(handle_file(path), compare=True, api_name="/narrate")
+        client.submit(handle_file(path), compare=client is clients[0], api_name="/narrate")
         for client, path in zip(clients, paths, strict=True)
     ]
     for client, job, seed in zip(clients, jobs, (91, 92), strict=True):
@@ -475,7 +475,7 @@ def test_two_programs_do_not_share_a_stream(tmp_path):
         for earlier in job.outputs():  # in the order of arrival
             assert earlier["events"] == result["events"][: len(earlier["events"])]
         assert 0 < len(job.outputs()[0]["events"]) < len(said)
-        assert result["stats"]["mod"]["kv_bytes"] < result["stats"]["dense"]["kv_bytes"]
+        assert client is not clients[0] or result["stats"]["mod"]["kv_bytes"] < result["stats"]["dense"]["kv_bytes"]
         answer = client.predict("What happened last?", api_name="/ask")
         assert answer["text"] == world_stream(seed).narrations[-1][1]
     with pytest.raises(AppError, match="idle for too long"):

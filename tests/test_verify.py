@@ -124,7 +124,7 @@ BOUNDS = [
 @pytest.mark.parametrize("bounds", BOUNDS, ids=lambda bounds: ", ".join(bounds))
 def test_events_do_not_depend_on_how_frames_are_pushed(small, tmp_path, bounds):
     """In blocks, one by one, in a pool beside other streams, after a fork, a save, and an iterator that was closed."""
-    frames = images(10, scenes=6)
+    frames = images(10, scenes=6, repeats=2)
     options = {"margin": middle_margin(small, frames), **bounds}
     one = verifying(small, **options)
     expected = [event for frame in frames for event in one.push(frame[None])]
@@ -145,13 +145,13 @@ def test_events_do_not_depend_on_how_frames_are_pushed(small, tmp_path, bounds):
     assert_same_cache(session.cache, one.cache)
     assert_same_events([e for s, e in said if s is others[0]], verifying(small).push(images(11)[:7]))
 
-    cut = 10
+    cut = 7
     session = verifying(small, **options)
     events = session.push(frames[:cut])
     loaded = StreamingSession.load(session.save(tmp_path / "s"), *small)
     assert (loaded.speak_rule, loaded.speak_threshold) == ("verify", session.speak_threshold)
     fork = session.fork()
-    fork.push(images(12))
+    fork.push(images(12)[:4])
     for count, watched in enumerate(session.watch(frames[cut:]), 1):
         events += [watched.event] * (watched.event is not None)
         if count == 3:

@@ -111,6 +111,8 @@ def test_logits_and_greedy_words_equal_the_stock_class(pair, counts):
     assert_near(logits, expected)
     assert logits.std() > 0.1 and expected.diff(dim=1).abs().max() > 0.1
 
+    if len(counts) == 1:
+        return  # greedy words follow from logits and the cache: those after several images are enough
     never = model.generation_config.suppress_tokens
     options = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
     said = stock.generate(**inputs, **options, suppress_tokens=never)[0, len(ids) :]
