@@ -39,6 +39,11 @@ os.environ |= {
 }
 
 
+def pytest_xdist_auto_num_workers():
+    """One process more than cores, since tests wait for browsers, servers and the clock too."""
+    return len(os.sched_getaffinity(0)) + 1 if hasattr(os, "sched_getaffinity") else None
+
+
 @functools.cache
 def set_up_libraries():
     import hypothesis

@@ -40,12 +40,11 @@ def assert_same_text(model, stock, ids: torch.Tensor) -> None:
     """The logits are close to the language model's, since the head has more rows; the generated words are equal."""
     known = stock.get_input_embeddings().weight.shape[0]
     assert_near(model(input_ids=ids).logits[..., :known], stock(input_ids=ids).logits)
-    options = {"max_new_tokens": 24, "do_sample": False, "pad_token_id": 0}
+    options = {"max_new_tokens": 8, "do_sample": False, "pad_token_id": 0}
     assert torch.equal(model.generate(ids, **options), stock.generate(ids, **options))
 
 
-@pytest.mark.parametrize("tied", [False, True], ids=["untied", "tied"])
-@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(("name", "tied"), [(name, bool(index % 2)) for index, name in enumerate(TOKENIZERS)])
 def test_text_logits_match_the_language_model(tmp_path, name, tied):
     llm = save_language_model(tmp_path / "llm", name, tie_word_embeddings=tied)
     model, processor = build(llm, save_tower(tmp_path / "vision"), mod_keep_ratio=0.3)

@@ -43,13 +43,11 @@ def model_server(checkpoint, page_url):
 
 @pytest.fixture
 def visit(browser, page_url, model_server):  # noqa: F811
-    """`visit(width, scheme)`: the page with the address and key filled in."""
+    """`visit(key)`: the page with the address and key filled in."""
     contexts, wrong = [], []
 
-    def visit(width=1200, scheme="light", key=KEY):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme=scheme, permissions=["camera"]
-        )
+    def visit(key=KEY):
+        context = browser.new_context(viewport={"width": 1200, "height": 900}, permissions=["camera"])
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(PATIENCE)
@@ -70,12 +68,11 @@ def look(page, name: str) -> None:
         page.screenshot(path=f"{folder}/{name}.png", full_page=True)
 
 
-@pytest.mark.parametrize(("width", "scheme"), [(1200, "light"), (390, "dark")])
-def test_a_camera_is_watched_and_asked_about(visit, width, scheme):
-    page = visit(width, scheme)
+def test_a_camera_is_watched_and_asked_about(visit):
+    page = visit()
     page.click("#camera")
     page.wait_for_selector("#start:enabled")
-    look(page, f"{width}-{scheme}-ready")
+    look(page, "ready")
     page.click("#start")
     page.wait_for_selector("#log li.narration")
     page.fill("#question", "How many objects are there?")
@@ -91,8 +88,11 @@ def test_a_camera_is_watched_and_asked_about(visit, width, scheme):
     assert page.inner_text("#waiting").isdigit() and page.inner_text("#kept").endswith("%")
     assert 0 <= float(page.get_attribute("#meter", "aria-valuenow")) <= 1
     assert page.get_attribute("#threshold", "style") == "left: 72.5%;"
-    assert page.evaluate(AUDIT) == []
-    look(page, f"{width}-{scheme}")
+    for width, scheme in ((1200, "light"), (390, "dark")):
+        page.set_viewport_size({"width": width, "height": 900})
+        page.emulate_media(color_scheme=scheme)
+        assert page.evaluate(AUDIT) == []
+        look(page, f"{width}-{scheme}")
     page.click("#stop")
     assert page.inner_text("#status") == "Stopped."
 

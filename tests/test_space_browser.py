@@ -194,6 +194,7 @@ def test_two_visitors_do_not_see_each_other(visit, tmp_path):
         page.uncheck("#compare")  # a dense model may answer in other words, which is an entry of its own
         upload(page, write_clip(tmp_path / f"{seed}.mp4", seed)[0])
     for page in pages:
+        page.evaluate("document.getElementById('video').playbackRate = 4")
         page.click("#start")
     for page in pages:
         wait_until(page, "document.querySelectorAll('#log li').length >= 2")
@@ -397,9 +398,9 @@ def test_rule_of_speaking_is_chosen(visit):
     page.click("#stop")
 
 
-@pytest.mark.parametrize("width", [390, 1440])
-def test_page_works_with_keyboard_alone_in_both_themes(visit, width):
-    page = visit(width, "dark" if width == 390 else "light")
+def test_page_works_with_keyboard_alone_and_is_readable_in_both_themes(visit):
+    """At any width the tab key follows the order of the document."""
+    page = visit(390, "dark")
 
     def tab_to(selector):
         for _ in range(60):
@@ -431,13 +432,14 @@ def test_page_works_with_keyboard_alone_in_both_themes(visit, width):
             break
     page.keyboard.press("Enter")
     page.wait_for_selector("#truth:not([hidden])")
-    assert page.evaluate(AUDIT) == []
-    page.click("#theme")
-    assert page.evaluate(AUDIT) == []
-    if folder := os.environ.get("SPACE_SCREENSHOTS"):  # for inspection
-        for theme in ("light", "dark"):
-            page.evaluate("theme => { document.documentElement.dataset.theme = theme; }", theme)
-            page.screenshot(path=f"{folder}/{width}-{theme}.png", full_page=True)
+    for width in (390, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        for _ in range(2):
+            assert page.evaluate(AUDIT) == []
+            if folder := os.environ.get("SPACE_SCREENSHOTS"):  # for inspection
+                theme = page.evaluate("document.documentElement.dataset.theme")
+                page.screenshot(path=f"{folder}/{width}-{theme}.png", full_page=True)
+            page.click("#theme")
 
 
 class TestSpaceOnAServer:
