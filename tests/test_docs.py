@@ -43,6 +43,7 @@ def test_snippets_run(name, folder, camera, checkpoint, capsys):
     model, processor = checkpoint
     names = {"repo": str(ROOT), "model": model, "processor": processor}
     shorter = {"frame.time > 60": "frame.time > 1", "max_steps=2": "max_steps=1, per_device_train_batch_size=1"}
+    shorter["seed=4242"] = "seed=258"
     run_blocks(ROOT / name, names, {"rtsp://camera/stream": camera, **shorter})
 
 

@@ -5,30 +5,13 @@ import signal
 
 import httpx
 import pytest
-from fork_server import ForkedProcess, command
 from fresh_process import ROOT
 from plain_http import web
 from running_servers import client, data_url, frames_of, serving, serving_elsewhere
 from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed
 
-from videollm_mod.benchmarks import serve_resume
 from videollm_mod.serving.store import SessionStore
-
-
-class Forked(serve_resume.Process):
-    def __init__(self, store: str, arguments: list[str]):
-        self.process = ForkedProcess(command("serve", "--port", "0", "--store", store, *arguments))
-
-
-def test_servers_that_are_killed_lose_and_double_nothing(monkeypatch):
-    """Clients of both kinds, at random moments, each time continued by the other server."""
-    monkeypatch.setattr(serve_resume, "Process", Forked)
-    measured = serve_resume.measure(2, 2, 8.0, 11, ["--save-seconds", "0.25"], 1.0)
-    found = asyncio.run(asyncio.wait_for(measured, PATIENCE))
-    assert len(found["resume_s"]) == 4
-    for one in found["clients"]:
-        assert one["events"] > 20 and one["lost"] == one["doubled"] == one["differing"] == []
 
 
 def test_after_a_crash_an_http_client_learns_where_its_session_goes_on(checkpoint, tmp_path):
