@@ -516,6 +516,8 @@ class RealtimeSession:
 
     def take_notes(self, notes: dict) -> None:
         self.dropped, self._texts, self._last_item = notes["dropped"], list(notes["texts"]), notes["last_item"]
+        while len("\n".join(self._texts)) > self.limits.text_characters:  # which no question could have anymore
+            del self._texts[0]
         self.is_behind, self.stream.keep_ratio = notes["is_behind"], notes.get("keep_ratio")  # older ones have none
 
     # Its end.

@@ -97,6 +97,20 @@ def test_who_returns_gets_the_session(server, monkeypatch, why):
     asyncio.run(run())
 
 
+def test_texts_that_no_question_could_hold_are_forgotten(server):
+    """Those of a question that waited when its server crashed, together with those after it."""
+    long = "x" * (server.registry.limits.text_characters - 10)
+
+    async def run() -> list[str]:
+        session = await server.registry.open("anyone")
+        session.take_notes({**session.notes(), "texts": [long, "y" * 10, "z"]})
+        await server.registry.close(session, forget=True)
+        return session.notes()["texts"]
+
+    texts = asyncio.run_coroutine_threadsafe(run(), server.registry.engine._loop).result(PATIENCE)
+    assert texts == ["y" * 10, "z"]
+
+
 def test_a_session_is_deleted_once(server, monkeypatch):
     """By one of two requests that come while it is put away; who comes back for it then is told."""
     deleted = calls_of(monkeypatch, server.registry, "delete")
