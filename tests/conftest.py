@@ -13,15 +13,13 @@ import pytest
 THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]
 # Files that take longest start first, so that the processes which share the files end together.
 LONGEST = (
-    *("narrate", "space_browser", "benchmark_run", "live", "pool", "recomputing", "space", "vlm"),
-    *("camera_example", "security", "memory", "session_store", "docs"),
-    *("evaluate", "verify", "narrate_errors", "checkpoint", "building", "session", "family_learning"),
-    *("image_tiles", "hub_round_trip", "hub", "distributed", "family_pixels", "calibration", "placement"),
-    *("modeling", "arguments", "narrate_endings", "packaging", "auto_classes", "bench_serve", "cache"),
-    *("benchmark_servers", "finetune", "serve_ingress", "bench", "faults", "noise", "static_step"),
-    *("family_sessions", "demo", "train_command", "serve_resume", "space_app", "processes"),
-    *("serve_sessions", "generation", "adapter_folders", "serve_chat", "space_remote"),
-    *("metrics", "readme"),
+    *("narrate", "space_browser", "live", "space", "pool", "vlm", "benchmark_run", "memory", "camera_example"),
+    *("security", "narrate_errors", "checkpoint", "session", "docs", "family_learning", "recomputing", "image_tiles"),
+    *("hub_round_trip", "hub", "distributed", "calibration", "placement", "evaluate", "session_store", "modeling"),
+    *("verify", "packaging", "auto_classes", "bench_serve", "building", "finetune", "serve_ingress", "bench"),
+    *("faults", "noise", "static_step", "family_sessions", "narrate_endings", "demo", "train_command", "space_app"),
+    *("processes", "serve_sessions", "generation", "serve_chat", "space_remote", "arguments", "cache", "metrics"),
+    *("benchmark_servers", "family_pixels", "readme", "client", "growth", "serve_realtime"),
 )
 gc.disable()  # until the tests begin: libraries make a million objects when they are imported
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and break off.

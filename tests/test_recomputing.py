@@ -25,6 +25,11 @@ from videollm_mod.training.lora_linear import LoraLinear
 MIXED = {"pairs": 2, "attention": 1, "activation": 1, "none": 1}
 
 
+def depth(recompute) -> dict[str, int]:
+    """As many layers as a mixture names; otherwise a pair, one that is left over, and routed ones between others."""
+    return {"num_hidden_layers": 5 if recompute == MIXED else 3}
+
+
 # with and without routed layers; each of the other routings with some of the choices
 ROUTED = [(recompute, routing) for recompute in [*CHOICES, MIXED] for routing in ("learned", "full")]
 ROUTED += [*zip([*CHOICES, MIXED], ("output gate", "all layers", "early exit") * 3, strict=False)]
@@ -34,7 +39,7 @@ ROUTED += [*zip([*CHOICES, MIXED], ("output gate", "all layers", "early exit") *
 def test_gradients_equal_those_without_recomputing(recompute, routing, monkeypatch):
     monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
     seed = CHOICES.index(recompute) if recompute in CHOICES else 9
-    model, batch = trainable(seed, **ROUTINGS[routing], attention_dropout=0.2)
+    model, batch = trainable(seed, **ROUTINGS[routing], **depth(recompute), attention_dropout=0.2)
     plain = loss_and_gradients(model, batch)
     enable(model, recompute)
     assert_same(loss_and_gradients(model, batch), plain)
@@ -47,7 +52,7 @@ def test_gradients_equal_those_without_recomputing(recompute, routing, monkeypat
     ("recompute", "dropout"), [*((each, 0.3) for each in (*CHOICES, MIXED)), (MIXED, 0.0)], ids=str
 )
 def test_gradients_of_adapters_equal_those_without_recomputing(recompute, dropout):
-    model, batch = trainable(11, LoraOptions(r=4, alpha=8, dropout=dropout))
+    model, batch = trainable(11, LoraOptions(r=4, alpha=8, dropout=dropout), **depth(recompute))
     plain = loss_and_gradients(model, batch)
     enable(model, recompute)
     assert_same(loss_and_gradients(model, batch), plain)
@@ -227,7 +232,7 @@ def test_attention_without_a_mask_is_kept_without_a_checkpoint(routing, monkeypa
 @pytest.mark.parametrize("padding", [True, False])
 def test_recomputing_uses_the_autocast_of_the_forward_pass(recompute, padding):
     """As in the Trainer: frozen weights in bfloat16, adapters in float32, the backward pass outside of autocast."""
-    model, batch = trainable(6)
+    model, batch = trainable(6, **depth(recompute))
     model = add_lora(model.bfloat16(), LoraOptions(r=4, alpha=8)).train()
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
@@ -285,7 +290,7 @@ STEPS = [
 def test_no_tensor_outlives_its_step(recompute, adapted, padding, monkeypatch):
     """Nor a step that ends before its backward pass, as when memory runs out. Without the garbage collector."""
     monkeypatch.setattr(recomputing, "CHUNK_TOKENS", 7)
-    model, batch = trainable(7)
+    model, batch = trainable(7, **depth(recompute))
     if adapted:  # in the dtype of their layers, so that they compute as `LoraLinear` does
         model = add_lora(model, LoraOptions(r=4, alpha=8)).train()
     batch = batch if padding else without_padding(model, batch)

@@ -115,7 +115,6 @@ def check_margin_0(model, processor, frames: np.ndarray) -> int:
 
 BOUNDS = [
     {},
-    {"max_cached_frames": 4},
     {"max_cached_frames": 6, "cache_policy": "router"},
     {"max_cached_bytes": 350_000},
 ]
