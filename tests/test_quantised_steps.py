@@ -2,6 +2,7 @@
 
 import copy
 import os
+from types import SimpleNamespace
 
 import bitsandbytes as bnb
 import pytest
@@ -14,7 +15,7 @@ from torch import nn
 from videollm_mod.bench.geometries import WEIGHTS
 from videollm_mod.bench.weights import eight_bits, float8, four_bits, quantise
 from videollm_mod.cache import MoDCache
-from videollm_mod.compat import stored_weight
+from videollm_mod.compat import StoredWeight, stored_weight
 from videollm_mod.static_graphs import (
     ModelGuard,
     StaticLanguageModel,
@@ -154,3 +155,20 @@ def test_steps_by_kernels_equal_dense_copies(weights, name):
     if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         model, dense = model.to("cuda"), dense.to("cuda")
     assert_equal(fed(model, getattr(kernels, name)), fed(dense, PlainOps))
+
+
+@needs_triton
+@torch.no_grad()
+def test_no_scale_is_read_beyond_a_row(monkeypatch):
+    """A program reads more columns at a time than these rows have; what lies behind the last scale is no number."""
+    kernels = pytest.importorskip("videollm_mod.static_kernels")
+    device = "cuda" if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" else "cpu"
+    scale = torch.rand(128, device=device)
+    scale[64:] = float("nan")
+    values = torch.randint(-127, 128, (64, 192), dtype=torch.int8, device=device)
+    stored = StoredWeight(values, scale[:64, None], 1, 192)
+    monkeypatch.setattr(kernels, "stored_weight", lambda linear: stored)
+    layer = SimpleNamespace(mlp=SimpleNamespace(down_proj=nn.Linear(192, 64, bias=False)))
+    y, x = torch.randn(3, 192, device=device), torch.zeros(3, 64, device=device)
+    kernels.Kernels.mlp_down(y, layer, torch.zeros_like(x), x, None, None)
+    assert_near(x, y @ stored.dense(torch.float32).t())
