@@ -58,8 +58,7 @@ def _scaled_dot(
     total, x_ptr, m, rows, width, w_ptr, scale_ptr, code_ptr, n, num_n, start, M: constexpr, N: constexpr,
     K: constexpr, BITS: constexpr, SN: constexpr, SK: constexpr,
 ):  # fmt: skip
-    """`total` plus x[m] times the rows `n` of a weight, over a few columns that share a scale, from byte or number
-    `start` of each row on. See `compat.StoredWeight`."""
+    """`total` plus x[m] times the rows `n` of a weight, over columns with one scale from byte or number `start` on."""
     EACH: constexpr = 2 if BITS == 4 else 1  # columns in a byte
     k, length = start + tl.arange(0, K), width // EACH
     column = start * EACH + tl.arange(0, K * EACH)
@@ -76,8 +75,9 @@ def _scaled_dot(
     part = tl.dot(x, w.to(x.dtype), part, input_precision="ieee")
     if BITS == 16:
         return part
-    at = scale_ptr + (n // SN).to(tl.int64) * tl.cdiv(width, SK) + start * EACH // SK
-    return total + part * tl.load(at, (n < num_n) & (start < length), other=0.0)[None, :]
+    block = tl.minimum(start * EACH, width - 1) // SK  # a row may end before its columns do
+    at = scale_ptr + (n // SN).to(tl.int64) * tl.cdiv(width, SK) + block
+    return total + part * tl.load(at, n < num_n, other=0.0)[None, :]
 
 
 @triton.jit
