@@ -149,12 +149,15 @@ SCORERS: dict[tuple[str, str], tuple[str, Rescore]] = {
 }
 
 
-def rescore(folder: Path, file: Path, row: str) -> dict:
-    """Official numbers and ours, of one row of a result."""
+def rescore(folder: Path, file: Path) -> dict[str, dict]:
+    """Official numbers and ours, of each row of a result."""
     result = json.loads(file.read_text(encoding="utf-8"))
     repository, scorer = SCORERS[result["benchmark"], result["protocol"]]
     items = [item_of(value) for value in result["items"]]
-    outcomes = [Outcome(**value) for value in result["outcomes"][row]]
-    mine = table(items, outcomes, result["protocol"])
-    found = scorer((folder / repository).resolve(), items, outcomes, mine)
-    return {name: found[name] for name in ("equal", "numbers")}
+    rows: dict[str, dict] = {}
+    for row, values in result["outcomes"].items():
+        outcomes = [Outcome(**value) for value in values]
+        mine = table(items, outcomes, result["protocol"])
+        found = scorer((folder / repository).resolve(), items, outcomes, mine)
+        rows[row] = {name: found[name] for name in ("equal", "numbers")}
+    return rows

@@ -45,11 +45,10 @@ def main() -> None:
         report(name, result["runs"][name])
         write(options.json, result)
     for file in options.results:
-        result.setdefault("results", {})[file.name] = {}
-        for row in json.loads(file.read_text(encoding="utf-8"))["outcomes"]:
-            result["results"][file.name][row] = alone(rescore, options.folder, file, row)
-            report(f"{file.name}, {row}", result["results"][file.name][row])
-            write(options.json, result)
+        result.setdefault("results", {})[file.name] = rows = alone(rescore, options.folder, file)
+        for row, found in rows.items():
+            report(f"{file.name}, {row}", found)
+        write(options.json, result)
     rows = [row for rows in result.get("results", {}).values() for row in rows.values()]
     sys.exit(not all(run["equal"] for run in [*result["runs"].values(), *rows]))
 

@@ -323,6 +323,7 @@ def proactive_scores(clone: Path, items: list[Item], said: list[list[dict]], rep
     stand_in("vlmeval.utils", track_progress_rich=ask_all)
     stand_in("vlmeval.dataset.video_base", VideoBaseDataset=object)
     stand_in("vlmeval.dataset.utils", build_judge=lambda **options: Judge, DEBUG_MESSAGE="")
+    sys.modules.pop("vlmeval.dataset.proactive_videoqa", None)  # it has imported the judge of the row before
     port = importlib.import_module("vlmeval.dataset.proactive_videoqa")
     rows, records = [], []
     for item, each in zip(items, said, strict=True):
