@@ -111,7 +111,7 @@ def _scatter_kernel(
     if number >= 0:
         x = tl.load(x_ptr + slot * D + c, c < D, other=0.0).to(tl.float32)
         y = y * tl.load(factors_ptr + number) + x * tl.load(factors_ptr + num_gated + number)
-    tl.store(out_ptr + target * D + c, y.to(out_ptr.dtype.element_ty), (c < D) & (target >= 0))
+    tl.store(out_ptr + target * D + c, y.to(out_ptr.dtype.element_ty), c < tl.where(target >= 0, D, 0))
 
 
 @jit
@@ -121,7 +121,7 @@ def _scatter_gradients_kernel(
 ):  # fmt: skip
     slot, c = tl.program_id(0).to(tl.int64), tl.arange(0, BLOCK)
     target, number = tl.load(targets_ptr + slot), tl.load(numbers_ptr + slot)
-    dy = tl.load(grad_ptr + target * D + c, (c < D) & (target >= 0), other=0.0).to(tl.float32)
+    dy = tl.load(grad_ptr + target * D + c, c < tl.where(target >= 0, D, 0), other=0.0).to(tl.float32)
     dx = tl.zeros((BLOCK,), tl.float32)
     if number >= 0:
         x = tl.load(x_ptr + slot * D + c, c < D, other=0.0).to(tl.float32)

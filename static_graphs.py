@@ -223,6 +223,9 @@ def why_not(model) -> str | None:
     if text.head_dim not in (32, 64, 128, 256):
         return f"its head_dim is {text.head_dim}"
     quantised = [module for part in (language, model.lm_head) for module in part.modules() if is_quantised(module)]
+    is_float8 = any(_layout(stored_weight(module))[0] == torch.float8_e4m3fn for module in quantised)
+    if is_float8 and torch.cuda.get_device_capability(model.device) < (8, 9):
+        return "Triton has no float8 below compute capability 8.9"
     return (
         _why_not_plain([language, model.model.connector, model.lm_head], quantised)
         or _why_not_llama(language)
