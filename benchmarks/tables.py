@@ -3,10 +3,10 @@
     python -m videollm_mod.benchmarks.tables run --minutes 9  # repeat until no run is missing
     python -m videollm_mod.benchmarks.tables report
 
-A run is one row, seed and learning rate (`benchmarks/world_rows.py`). The learning rate of a row is the best of
-`RATES` on the validation streams of seed 0; the tables show the test streams of all seeds. Runs are kept in one file
-per level, `--output/LEVEL.jsonl`. `report` writes `world_tables.md`, its plots and the figures of `summary.json` next
-to that folder.
+A run is one row, seed and learning rate (`benchmarks/world_rows.py`). The learning rate of a row is the best of those
+of its level (`tables_recipes.py`) on the validation streams of seed 0; the tables show the test streams of all seeds.
+Runs are kept in one file per level, `--output/LEVEL.jsonl`. `report` writes `world_tables.md`, its plots and the
+figures of `summary.json` next to that folder.
 """
 
 import argparse
@@ -19,15 +19,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .tables_runs import RATES, SEEDS, Key, Runs, best_rate, collect
-from .world_rows import HIDDEN, LAYERS, PRETRAINING, PRETRAINING_LR, ROWS, STAGES, STREAMS, path_of, pretrained_path
+from .tables_recipes import STREAMS, TABLES
+from .tables_runs import SEEDS, Key, Runs, best_rate, collect
+from .world_rows import ROWS, path_of, pretrained_path
 
-EXPECTED_SECONDS = 110  # of a run next to others; no run is started that would be cut off
+SECONDS_PER_LAYER = 27  # of a run next to others; no run is started that would be cut off
 
 
 def wanted(runs: Runs, level: str, rows: list[str]) -> list[Key]:
     """Missing runs `(row, level, seed, lr)` that can be started now, in order of priority."""
-    jobs = [(row, level, 0, lr) for lr in RATES for row in rows]
+    jobs = [(row, level, 0, lr) for lr in TABLES[level].rates for row in rows]
     for row in rows:
         rate = best_rate(runs, row, level)
         if rate is not None:
@@ -38,16 +39,18 @@ def wanted(runs: Runs, level: str, rows: list[str]) -> list[Key]:
 def ready(jobs: list[Key], args) -> list[Key]:
     """The runs that make pretrained models, for all seeds at once, since the sweep of the first seed takes longer;
     then those of `jobs` whose pretrained model exists."""
-    there = {seed: pretrained_path(args.data, seed).exists() for seed in (SEEDS if jobs else ())}
-    first = [("pretrained", args.level, seed, PRETRAINING_LR) for seed, exists in there.items() if not exists]
+    there = {seed: pretrained_path(args.data, TABLES[args.level], seed).exists() for seed in (SEEDS if jobs else ())}
+    rate = TABLES[args.level].pretraining_lr
+    first = [("pretrained", args.level, seed, rate) for seed, exists in there.items() if not exists]
     return first + [job for job in jobs if there[job[2]]]
 
 
 def recipe(level: str) -> dict:
     """What existing runs must have in common with new ones."""
-    pretraining = [*PRETRAINING, PRETRAINING_LR]
-    shape = {"layers": LAYERS, "hidden": HIDDEN, "streams": STREAMS}
-    return {"pretraining": pretraining, "stage": list(STAGES[level]), **shape}
+    table = TABLES[level]
+    pretraining = [*table.pretraining, table.pretraining_lr]
+    shape = {"layers": table.layers, "hidden": table.hidden, "streams": STREAMS}
+    return {"pretraining": pretraining, "stage": list(table.stage), **shape}
 
 
 def visible_cards() -> list[str]:
@@ -61,6 +64,7 @@ def run_all(args) -> None:
     cards, runs = visible_cards(), collect(args.output, args.level, recipe(args.level))
     slots: dict[int, tuple[Key, subprocess.Popen]] = {}
     ends, done, failed = time.monotonic() + 60 * args.minutes, 0, set()
+    last_start = ends - SECONDS_PER_LAYER * TABLES[args.level].layers
     progress = tqdm(desc="runs", unit="run")
     while True:
         for slot, (job, process) in list(slots.items()):
@@ -76,10 +80,10 @@ def run_all(args) -> None:
         running = [job for job, _ in slots.values()]
         jobs = ready(wanted(runs, args.level, args.rows), args)
         jobs = [job for job in jobs if job not in running and job not in failed]
-        if not slots and (not jobs or time.monotonic() > ends - EXPECTED_SECONDS):
+        if not slots and (not jobs or time.monotonic() > last_start):
             break
         for slot in range(len(cards) * args.per_card):
-            if jobs and slot not in slots and time.monotonic() < ends - EXPECTED_SECONDS:
+            if jobs and slot not in slots and time.monotonic() < last_start:
                 slots[slot] = (job := jobs.pop(0), start(job, cards[slot % len(cards)], args))
         time.sleep(0.5)
     progress.close()
@@ -107,7 +111,7 @@ def start(job: Key, card: str, args) -> subprocess.Popen:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("run", "report"))
-    parser.add_argument("--level", default="hard_small", choices=("hard_small", "hard"))
+    parser.add_argument("--level", default="hard_small", choices=TABLES)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
     parser.add_argument(
         "--minutes", type=float, default=9, help="start no run that would not end by then (default: 9)"

@@ -7,7 +7,8 @@ from statistics import mean
 from ..bench.record import summarise
 from .tables_page import RECIPES, Page, of_both
 from .tables_plots import draw_curves, draw_depth, draw_exact
-from .tables_runs import RATES, SEEDS, collect, path_of_level
+from .tables_recipes import RATES
+from .tables_runs import SEEDS, collect, path_of_level
 from .tables_scores import MIN_SEEDS, Level, Score, exact, worded_f1
 
 LEVELS = {"hard": "1+7x7 tokens per frame, the main result", "hard_small": "1+3x3 tokens per frame"}

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..data.files import write_whole
+from .tables_recipes import TABLES
 
-RATES = (1e-3, 5e-4, 2e-3)
 SEEDS = range(5)
 RECIPE = ("pretraining", "stage", "layers", "hidden", "streams")  # the same for all runs of a level
 
@@ -84,11 +84,11 @@ def _alone(folder: Path):
 
 def lacking_rates(runs: Runs, row: str, level: str) -> list[float]:
     """Learning rates that are missing from the row's sweep on seed 0."""
-    return [lr for lr in RATES if (row, level, 0, lr) not in runs]
+    return [lr for lr in TABLES[level].rates if (row, level, 0, lr) not in runs]
 
 
 def best_rate(runs: Runs, row: str, level: str) -> float | None:
     """The rate with the most exact narrations on validation streams of seed 0, or None until the sweep is complete."""
     if lacking_rates(runs, row, level):
         return None
-    return max(RATES, key=lambda lr: runs[row, level, 0, lr]["validation"]["exact"])
+    return max(TABLES[level].rates, key=lambda lr: runs[row, level, 0, lr]["validation"]["exact"])

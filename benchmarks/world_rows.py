@@ -3,9 +3,10 @@
     python -m videollm_mod.benchmarks.world_rows dense --level hard --seed 0
 
 The rows of the paper all start from one pretrained language model. Likewise, all rows of a seed start from one dense
-model that was trained on few cells (`PRETRAINING`), and then train on the level with their own routing. That model and
-the streams are made once and kept in `--data`. A run writes one JSON file and is skipped if that exists. Rows run in
-parallel on one GPU, each in its own process; the CUDA MPS server avoids that they wait for each other's time slices.
+model that was trained on few cells, and then train on the level with their own routing (`tables_recipes.py`). That
+model and the streams are made once and kept in `--data`. A run writes one JSON file and is skipped if that exists.
+Rows run in parallel on one GPU, each in its own process; the CUDA MPS server avoids that they wait for each other's
+time slices.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from ..data.world_streams import CELL, Streams, encoded_streams, grid_of, normal
 from ..routing import LayerExpert
 from ..training.initialise import initialise
 from ..training.keep_ratio import KeepRatioSchedule
+from .tables_recipes import STREAMS, TABLES, Table
 from .world_scores import autocast, exact_narrations, self_conditioned, streaming_metrics
 
 
@@ -59,6 +61,11 @@ ROWS = {
     "uniform": Row(mod(mod_selection="uniform")),
     "frozen": Row(mod(mod_gate="none"), frozen=True),
     **{f"mod_{layers}": Row(mod(mod_layers=layers)) for layers in ("all", "all_deep", "interleaved_deep")},
+    **{
+        f"{chosen}_{layers}": Row(mod(mod_selection=chosen, mod_layers=layers))
+        for chosen in ("random", "uniform")
+        for layers in ("all_deep", "interleaved_deep")
+    },
     **{f"mod_r{ratio}": Row(mod(mod_keep_ratio=ratio)) for ratio in (0.1, 0.3, 0.5, 1.0)},
     **{f"mod_{gate}": Row(mod(mod_gate=gate)) for gate in ("output", "none")},
     "mod_keep_last": Row(mod(mod_force_keep_last=True)),
@@ -71,12 +78,6 @@ ROWS = {
     **{f"{chosen}_elastic": Row(mod(mod_selection=chosen), elastic=ELASTIC) for chosen in ("random", "uniform")},
 }
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
-# (level, steps, streams per step): among 50 tokens per frame nothing is found in two minutes, unless few came first
-PRETRAINING, PRETRAINING_LR = ("hard_small", 4000, 128), 1e-3
-LAYERS, HIDDEN = 4, 128
-STREAMS = 20_000  # to learn from, and as many lessons
-# steps at which dense has learned it and shallow rows have not; `results/world_routing_search.md` says how chosen
-STAGES = {"hard_small": ("hard_small", 500, 128), "hard": ("hard", 700, 64)}
 
 
 def build(name: str, level: str, args):
@@ -197,21 +198,21 @@ def scores(model, streams: Streams, bank: torch.Tensor, processor) -> dict:
     }
 
 
-def pretrained_path(folder: Path, seed: int, layers: int = LAYERS, hidden: int = HIDDEN) -> Path:
-    return folder / f"pretrained_{layers}x{hidden}_s{seed}.safetensors"
+def pretrained_path(folder: Path, table: Table, seed: int) -> Path:
+    return folder / f"{table.start}_s{seed}.safetensors"
 
 
 def pretrained(args) -> dict[str, torch.Tensor]:
     """Weights of the dense model that all rows of a seed start from. The first caller trains it."""
-    path = pretrained_path(args.data, args.seed, args.layers, args.hidden)
+    table = TABLES[args.level]
+    path, stage = pretrained_path(args.data, table, args.seed), table.pretraining
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            level = PRETRAINING[0]
-            model, processor = build("dense", level, args)
-            stage_data(level, processor, args)  # made by other processes, before the GPU is in use
-            curve = train(model.to(args.device).train(), processor, ROWS["dense"], PRETRAINING, PRETRAINING_LR, args)
+            model, processor = build("dense", stage[0], args)
+            stage_data(stage[0], processor, args)  # made by other processes, before the GPU is in use
+            curve = train(model.to(args.device).train(), processor, ROWS["dense"], stage, table.pretraining_lr, args)
             weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
             weights.pop("lm_head.weight", None)  # the embedding
             path.with_suffix(".json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
@@ -222,17 +223,17 @@ def pretrained(args) -> dict[str, torch.Tensor]:
 
 def run(args) -> dict:
     torch.set_num_threads(1)
-    stage, row = STAGES[args.level], ROWS[args.row]
+    table, row = TABLES[args.level], ROWS[args.row]
     known = pretrained(args)
-    model, processor = build(args.row, args.level, args)
-    stage_data(args.level, processor, args)
+    model, processor = build(args.row, table.level, args)
+    stage_data(table.level, processor, args)
     own = model.state_dict()  # a finer grid has other positions; the rest is the same
     missing = model.load_state_dict({n: v for n, v in known.items() if v.shape == own[n].shape}, strict=False)
     assert all("expert" in n or n == "lm_head.weight" or known[n].shape != own[n].shape for n in missing.missing_keys)
-    curve = train(model.to(args.device).train(), processor, row, stage, args.lr, args)
+    curve = train(model.to(args.device).train(), processor, row, table.stage, args.lr, args)
     bank, result, started = normalised_sprites(processor, args.device), {}, time.perf_counter()
     for split in ("validation", "test"):
-        streams = encoded_streams(args.level, split, args.eval_streams, processor, args.data)
+        streams = encoded_streams(table.level, split, args.eval_streams, processor, args.data)
         streams = Streams(streams, model.config.num_frame_tokens, model.config.video_token_id, args.device)
         if split == "validation":
             flops = flops_per_stream(model.train(), streams, bank)
@@ -249,8 +250,8 @@ def run(args) -> dict:
     return {
         "row": args.row,
         **{name: getattr(args, name) for name in ("level", "seed", "lr", "layers", "hidden", "streams")},
-        "pretraining": [*PRETRAINING, PRETRAINING_LR],
-        "stage": stage,
+        "pretraining": [*table.pretraining, table.pretraining_lr],
+        "stage": table.stage,
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops_per_stream": flops,
         "training_seconds": curve[-1]["seconds"],
@@ -271,11 +272,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "row", choices=[*ROWS, "pretrained"], help="name of a row; `pretrained` makes the model that all start from"
     )
-    parser.add_argument("--level", default="hard_small", choices=STAGES)
-    parser.add_argument("--layers", type=int, default=LAYERS)
-    parser.add_argument("--hidden", type=int, default=HIDDEN)
+    parser.add_argument(
+        "--level", default="hard_small", choices=TABLES, help="of the world, and the number of layers if not 4"
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--lr", type=float, help="learning rate (default: the first of the table's)")
     parser.add_argument("--streams", type=int, default=STREAMS, help="training streams, and as many lessons")
     parser.add_argument("--curve-streams", type=int, default=150)
     parser.add_argument(
@@ -286,6 +287,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save", type=Path, help="folder to save the checkpoint to")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    args.layers, args.hidden = TABLES[args.level].layers, TABLES[args.level].hidden
+    args.lr = args.lr or TABLES[args.level].rates[0]
     if args.row == "pretrained":
         pretrained(args)
         return

@@ -10,6 +10,10 @@ NAMES = (
     "hard_small_tasks",
     "hard_tasks_lessons",
     "hard_small_tasks_lessons",
+    "crowd",
+    "crowd_small",
+    "crowd_lessons",
+    "crowd_small_lessons",
 )
 
 

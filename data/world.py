@@ -8,7 +8,16 @@ import numpy as np
 
 from .levels import NAMES, check_level
 from .world_basic import BasicStream
-from .world_hard import HardLessons, HardSmallLessons, HardSmallStream, HardStream
+from .world_hard import (
+    CrowdLessons,
+    CrowdSmallLessons,
+    CrowdSmallStream,
+    CrowdStream,
+    HardLessons,
+    HardSmallLessons,
+    HardSmallStream,
+    HardStream,
+)
 from .world_tasks import HardSmallTasksLessons, HardSmallTasksStream, HardTasksLessons, HardTasksStream
 
 DOMAIN = "procedural world"  # `config.domain` of models that know only this world, and the title of its clips
@@ -22,6 +31,10 @@ KINDS: tuple[type[BasicStream], ...] = (
     HardSmallTasksStream,
     HardTasksLessons,
     HardSmallTasksLessons,
+    CrowdStream,
+    CrowdSmallStream,
+    CrowdLessons,
+    CrowdSmallLessons,
 )
 LEVELS = dict(zip(NAMES, KINDS, strict=True))
 

@@ -64,7 +64,7 @@ class HardStream(BasicStream):
     CHAINS = 4
     UNMASKED = 8
     LENGTHS: tuple[int, ...] = (2, 3, 3)
-    WEIGHTS = (1, 3, 10, 20)  # relative probability that a look after 0, 1, 2, 3 changes is unmasked
+    WEIGHTS: tuple[int, ...] = (1, 3, 10, 20)  # relative probability that a look after 0, 1, 2, 3 changes is unmasked
     IN_ORDER = False  # unmask looks in the order in which they were drawn
     SECONDS = (4.0, 12.0)
 
@@ -203,6 +203,41 @@ class HardLessons(HardStream):
 
 class HardSmallLessons(HardSmallStream):
     WEIGHTS = HardLessons.WEIGHTS
+
+
+class CrowdStream(HardStream):
+    """The level for deep models: every thing of the world takes part, and five change in each frame.
+
+    One of them changes three times and four change four times, so every kind occurs once. A token can hold few changes
+    beside its own, so those of the others must be in the layers that follow them.
+    """
+
+    PAIRS = 5
+    CHAINS = 5
+    WEIGHTS = (1, 2, 4, 8, 16)
+
+    def _chains(self, rng: random.Random) -> list[list[int]]:
+        kinds = rng.sample(range(len(KINDS)), len(KINDS))
+        chains = [kinds[i :: self.CHAINS] for i in range(self.CHAINS)]
+        rng.shuffle(chains)
+        return chains
+
+
+class CrowdLessons(CrowdStream):
+    WEIGHTS = (1,) * 5
+
+
+class CrowdSmallStream(HardStream):
+    """Four things that change as often, on 3 x 3 cells, to learn from first."""
+
+    GRID = 3
+    PAIRS = 2
+    LENGTHS = (3, 4, 4)
+    WEIGHTS = CrowdLessons.WEIGHTS
+
+
+class CrowdSmallLessons(CrowdSmallStream):
+    """More of the same."""
 
 
 SPLITS = {"train": 2_000_000_000, "validation": 100_000_000, "test": 200_000_000}  # first seed of each

@@ -17,6 +17,7 @@ from videollm_mod.data.world_hard import SPLITS, sprites
 from videollm_mod.data.world_tasks import ORDINALS, PROCEDURES, TASKS
 
 LEVELS = ("hard", "hard_small", "hard_lessons", "hard_small_lessons")
+CROWD_LEVELS = ("crowd", "crowd_small", "crowd_lessons", "crowd_small_lessons")
 TASK_LEVELS = ("hard_tasks", "hard_small_tasks")
 
 
@@ -30,6 +31,16 @@ def test_seed_gives_the_same_stream_on_any_machine():
             digest.update(json.dumps([conversation(stream, num_questions=3), stream.depths]).encode())
     digest.update(json.dumps(PROCEDURES).encode())
     assert digest.hexdigest() == "9f277800eff4e1efc9865c642a5b956d9162d75c47f995b167cbf634f051d03a"
+
+
+def test_seed_gives_the_same_crowd_on_any_machine():
+    digest = hashlib.sha256()
+    for level in CROWD_LEVELS:
+        for seed in (0, 1, *SPLITS.values()):
+            stream = world_stream(seed, level)
+            digest.update(stream.codes().tobytes())
+            digest.update(json.dumps([conversation(stream, num_questions=3), stream.depths]).encode())
+    assert digest.hexdigest() == "45de8e7259293b70d25963bd463b9b7200a59f98831d5d7e800ab938207679b9"
 
 
 def cells_of(frame: np.ndarray, grid: int) -> list[tuple[int, int, int, bool]]:
@@ -66,7 +77,7 @@ def watched(stream, side: int = 16) -> list[tuple[int, int, int]]:
     return unmasked
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", LEVELS + CROWD_LEVELS)
 @pytest.mark.parametrize("seed", range(6))
 def test_narrations_follow_from_the_pixels(level, seed):
     stream = world_stream(seed, level)
@@ -85,9 +96,18 @@ def test_most_narrations_need_two_or_more_changes():
         assert low < np.mean(np.array(depths) >= 2) < high
 
 
-def test_narrations_never_name_a_disguise():
+def test_all_things_are_in_the_crowd():
+    for seed in range(20):
+        stream = world_stream(seed, "crowd")
+        assert sorted(kind for chain in stream.chains for kind in chain) == list(range(len(KINDS)))
+        assert sorted(Counter(time for time, *_ in stream.changes).values()) == [4, 5, 5, 5]
+    assert {depth for seed in range(20) for depth in world_stream(seed, "crowd_lessons").depths} == set(range(5))
+
+
+@pytest.mark.parametrize("level", ["hard", "crowd"])
+def test_narrations_never_name_a_disguise(level):
     for seed in range(30):
-        stream = world_stream(seed, "hard")
+        stream = world_stream(seed, level)
         hidden = {KINDS[kind] for chain in stream.chains for kind in chain[1:]}
         assert not any(name in text for _, text in stream.narrations for name in hidden)
 
@@ -157,7 +177,7 @@ def test_task_answers_follow_from_pixels_and_procedures(level, seed):
         stream.task("lta", stream.steps[rng.randrange(7)][0])
 
 
-@pytest.mark.parametrize("level", LEVELS + TASK_LEVELS)
+@pytest.mark.parametrize("level", (*LEVELS, *TASK_LEVELS, "crowd", "crowd_small"))
 def test_levels_can_be_training_data(level):
     """As for `videollm-mod train`: the shortest stream has room for its questions, and states encode the changes."""
     data = WorldData(level=level, first_seed=SPLITS["train"], num_streams=30, num_questions=3)

@@ -16,7 +16,8 @@ from PIL import Image
 from waiting import PATIENCE, killed_in, until
 
 from videollm_mod.benchmarks import tables, tables_page, tables_report, world_rows
-from videollm_mod.benchmarks.tables_runs import RATES, SEEDS, best_rate, collect, key_of
+from videollm_mod.benchmarks.tables_recipes import RATES, TABLES
+from videollm_mod.benchmarks.tables_runs import SEEDS, best_rate, collect, key_of
 from videollm_mod.benchmarks.tables_scores import difference, self_conditioned
 
 WRITER = "import os, pathlib, sys; p = pathlib.Path(sys.argv[1]); q = p.with_suffix(f'.{os.getpid()}.part'); "
@@ -75,9 +76,9 @@ def test_the_rate_of_a_row_is_chosen_before_its_other_seeds_run():
 def test_a_run_waits_for_the_model_it_starts_from(tmp_path):
     args = SimpleNamespace(data=tmp_path, level="hard")
     jobs = [("mod", "hard", 0, 1e-3), ("mod", "hard", 1, 1e-3), ("dense", "hard", 1, 1e-3)]
-    first = [("pretrained", "hard", seed, world_rows.PRETRAINING_LR) for seed in SEEDS]
+    first = [("pretrained", "hard", seed, TABLES["hard"].pretraining_lr) for seed in SEEDS]
     assert tables.ready(jobs, args) == first
-    world_rows.pretrained_path(tmp_path, 1).touch()
+    world_rows.pretrained_path(tmp_path, TABLES["hard"], 1).touch()
     assert tables.ready(jobs, args) == first[:1] + first[2:] + jobs[1:]
     assert tables.ready([], args) == []
 
@@ -163,7 +164,7 @@ def test_programs_lose_nothing_in_parallel_or_when_killed(tmp_path, monkeypatch)
     monkeypatch.setattr(tables, "start", start_writer)
     output = tmp_path / "tables"
     for seed in SEEDS:
-        world_rows.pretrained_path(tmp_path, seed).touch()
+        world_rows.pretrained_path(tmp_path, TABLES["hard"], seed).touch()
 
     def arguments(rows: list[str]) -> SimpleNamespace:
         return SimpleNamespace(data=tmp_path, output=output, level="hard", rows=rows, minutes=60, per_card=2)

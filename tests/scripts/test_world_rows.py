@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 
 from videollm_mod.benchmarks import world_rows
+from videollm_mod.benchmarks.tables_recipes import TABLES
 from videollm_mod.benchmarks.world_scores import exact_narrations
 from videollm_mod.data.world import conversation, world_stream
 from videollm_mod.data.world_hard import SPLITS
@@ -113,9 +115,9 @@ def test_narration_is_exact_if_all_since_the_previous_one_is_right(small, tmp_pa
 
 
 def test_run_is_written_once_and_is_reproducible(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(world_rows, "PRETRAINING", ("hard_small", 2, 4))
-    monkeypatch.setattr(world_rows, "STAGES", {"hard": ("hard", 2, 4)})
-    command = "layer_skip --level hard --layers 2 --hidden 32 --streams 20 --curve-streams 2 --eval-streams 2"
+    small = replace(TABLES["hard"], layers=2, hidden=32, pretraining=("hard_small", 2, 4), stage=("hard", 2, 4))
+    monkeypatch.setitem(TABLES, "hard", small)
+    command = "layer_skip --level hard --streams 20 --curve-streams 2 --eval-streams 2"
     command = [*command.split(), "--device", "cpu", "--data", str(tmp_path / "data"), "--output"]
     results = []
     for name in ("one", "two"):
