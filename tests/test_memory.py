@@ -7,7 +7,7 @@ import random
 import numpy as np
 import pytest
 import torch
-from comparing import assert_near, assert_same_cache, assert_same_events
+from comparing import PROBABILITY, assert_near, assert_same_cache, assert_same_events
 from small_data import small_model
 from tiny_models import ROUTINGS, SEPARATOR, VIDEO, random_batch, tiny_model
 from transformers import GenerationConfig
@@ -159,41 +159,44 @@ def frames() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (28, 32, 32, 3), dtype=np.uint8)
 
 
-def opener(small, frames, fewest: int, most: int):
-    """Opens sessions of the small model that say between `fewest` and `most` things about these frames if unbounded. Its
-    weights, and so what it says, differ between processors: the threshold is the lowest that does, midway between two
-    probabilities of silence."""
+def opener(small, frames, fewest: int, most: int, **bounds):
+    """Opens sessions of the small model that say between `fewest` and `most` things about these frames. Its weights,
+    and so what it says, differ between processors: a threshold midway between two probabilities of silence and a
+    number of words are searched that do."""
     model, processor = small
     silence = sorted(frame.silence_probability for frame in model.stream(processor, speak_threshold=0.0).watch(frames))
-    for lower, upper in itertools.pairwise(silence):
-        stream = functools.partial(model.stream, processor, speak_threshold=(lower + upper) / 2, max_new_tokens=6)
-        if fewest <= len(stream().push(frames)) <= most:
-            return stream
-    raise AssertionError(f"no threshold lets the model say {fewest} to {most} things")
+    for words, (lower, upper) in itertools.product((6, 5, 4, 3), itertools.pairwise(silence)):
+        options = {"speak_threshold": (lower + upper) / 2, "max_new_tokens": words, **bounds}
+        if fewest <= len(model.stream(processor, **options).push(frames)) <= most:
+            return functools.partial(model.stream, processor, **options)
+    raise AssertionError(f"the model never says {fewest} to {most} things")
+
+
+def watched(small, frames, **bounds):
+    """`(silence probabilities, answer, session)` of twelve frames with a question after six. It says nothing else, so
+    that its text fits into the budget of twelve frames: 60 tokens."""
+    session = small[0].stream(small[1], speak_threshold=0.0, max_new_tokens=6, **bounds)
+    silence = [frame.silence_probability for frame in session.watch(frames[:6])]
+    answer = session.ask("What?")
+    silence += [frame.silence_probability for frame in session.watch(frames[6:12])]
+    return silence, answer, session
 
 
 @pytest.fixture(scope="module")
-def fitting(small, frames):
-    """Opens sessions whose text fits into the budget of twelve frames: 60 tokens, three narrations of at most 19."""
-    return opener(small, frames[:12], 2, 3)
-
-
-@pytest.fixture(scope="module")
-def unbounded(fitting, frames):
-    """`(events, stats)` of a session without bounds that watched twelve frames."""
-    session = fitting()
-    return session.push(frames[:12]), session.stats
+def unbounded(small, frames):
+    return watched(small, frames)
 
 
 @pytest.mark.parametrize("bound", ["frames", "bytes", "both"])
 @pytest.mark.parametrize("policy", ["window", "router"])
-def test_nothing_changes_while_everything_fits(fitting, frames, unbounded, policy, bound):
-    events, stats = unbounded
+def test_nothing_changes_while_everything_fits(small, frames, unbounded, policy, bound):
     bounds = {"frames": {"max_cached_frames": 12}, "bytes": {"max_cached_bytes": 8 << 20}}
     bounds["both"] = bounds["frames"] | bounds["bytes"]
-    bound = fitting(cache_policy=policy, **bounds[bound])
-    assert_same_events(bound.push(frames[:12]), events)
-    assert bound.stats.kv_bytes == stats.kv_bytes and bound.stats.tokens == stats.tokens
+    silence, answer, session = watched(small, frames, cache_policy=policy, **bounds[bound])
+    assert_near(silence, unbounded[0], PROBABILITY, "silence_probability")
+    assert_same_events(answer, unbounded[1])
+    assert session.stats.kv_bytes == unbounded[2].stats.kv_bytes
+    assert session.stats.tokens == unbounded[2].stats.tokens == session.cache.get_seq_length()
 
 
 @pytest.mark.parametrize("seed", [0, 1])  # both policies
@@ -250,8 +253,8 @@ def test_budgets_that_are_too_small_are_refused():
 @pytest.mark.parametrize("policy", ["window", "router"])
 def test_a_bounded_session_is_the_same_however_it_is_fed(small, frames, policy, tmp_path):
     """In blocks, one by one, forked, and saved and restored: it forgets at the same frames."""
-    stream = opener(small, frames, 3, len(frames))
-    sessions = [stream(max_cached_frames=8, cache_policy=policy) for _ in range(2)]
+    stream = opener(small, frames, 3, len(frames), max_cached_frames=8, cache_policy=policy)
+    sessions = [stream() for _ in range(2)]
     events = sessions[0].push(frames)
     one_by_one = []
     for index, frame in enumerate(frames):
