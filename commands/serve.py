@@ -232,6 +232,7 @@ def cluster_app(options: ServeOptions, keys: "Keys") -> Any:
         max_replicas=options.max_replicas,
         delays=(options.scale_up_seconds, options.scale_down_seconds),
         resources={"num_cpus": 1, "num_gpus": int(options.device != "cpu" and has_gpus())},
+        origins=tuple(options.allow_origin),
     )
 
 

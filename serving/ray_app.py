@@ -77,8 +77,10 @@ def first_line(error: Exception) -> str:
 class IngressDeployment:
     """See `Ingress`."""
 
-    def __init__(self, replicas: DeploymentHandle, message_bytes: int, socket_bytes: int, keys: Keys):
-        self._ingress = Ingress(RayReplicas(replicas), message_bytes, socket_bytes, keys)
+    def __init__(
+        self, replicas: DeploymentHandle, message_bytes: int, socket_bytes: int, keys: Keys, origins: tuple[str, ...]
+    ):
+        self._ingress = Ingress(RayReplicas(replicas), message_bytes, socket_bytes, keys, origins)
 
     def __serve_build_asgi_app__(self) -> Ingress:
         return self._ingress
@@ -167,6 +169,7 @@ def application(
     max_replicas: int | None = None,
     delays: tuple[float, float] = (30.0, 600.0),
     resources: dict[str, float] | None = None,
+    origins: tuple[str, ...] = (),
 ) -> serve.Application:
     """The application to run.
 
@@ -180,6 +183,7 @@ def application(
         max_replicas (`int`, *optional*): start more when frames wait, up to so many.
         delays (`tuple[float, float]`): seconds of load before one is started, and of quiet before one is stopped.
         resources (`dict`, *optional*): of one replica, such as `{"num_cpus": 1, "num_gpus": 1}`.
+        origins (`tuple[str, ...]`): see `build_app`.
     """
     count: dict[str, Any] = {"num_replicas": replicas}
     if max_replicas is not None and max_replicas > replicas:
@@ -214,7 +218,7 @@ def application(
         health_check_period_s=CHECK_SECONDS,
         logging_config=quiet,
     )(serve.ingress()(IngressDeployment))
-    return ingress.bind(replica.bind(make), message_bytes, socket_bytes, keys)
+    return ingress.bind(replica.bind(make), message_bytes, socket_bytes, keys, origins)
 
 
 def has_gpus() -> bool:

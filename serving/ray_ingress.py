@@ -6,13 +6,14 @@ It holds no state that a client would miss: when it dies, clients connect to ano
 import asyncio
 import json
 import re
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing, suppress
 from secrets import token_hex
 from typing import Any
 from urllib.parse import parse_qs
 
 from prometheus_client import CollectorRegistry, Metric, generate_latest
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
@@ -41,10 +42,13 @@ class Ingress:
         message_bytes (`int`): limit of one request; the replicas check everything else.
         socket_bytes (`int`): limit of one message of a WebSocket.
         keys (`Keys`): one of which a request with a body needs.
+        origins (`Sequence[str]`): see `build_app`; they may read what the ingress itself answers.
     """
 
-    def __init__(self, replicas: Replicas, message_bytes: int, socket_bytes: int, keys: Keys):
-        self.replicas, self.socket_bytes = replicas, socket_bytes
+    def __init__(
+        self, replicas: Replicas, message_bytes: int, socket_bytes: int, keys: Keys, origins: Sequence[str] = ()
+    ):
+        self.replicas, self.socket_bytes, self.origins = replicas, socket_bytes, list(origins)
         self._limited = BodyLimit(self._request, message_bytes, keys)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -55,14 +59,17 @@ class Ingress:
         try:
             await answer(scope, receive, send)
         except ApiError as error:
-            await error_response(error)(scope, receive, send)
+            await self._answer(error_response(error), scope, receive, send)
+
+    async def _answer(self, response: Response, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send an answer of its own. Those of replicas have the headers for other sites already."""
+        await CORSMiddleware(response, allow_origins=self.origins)(scope, receive, send)
 
     async def _request(self, scope: Scope, receive: Receive, send: Send) -> None:
         own: dict[str, Callable[[], Coroutine[Any, Any, Response]]]
         own = {"/health": self._health, "/metrics": self._metrics}
         if scope["path"] in own:
-            response = await own[scope["path"]]()
-            await response(scope, receive, send)
+            await self._answer(await own[scope["path"]](), scope, receive, send)
             return
         body, is_complete = bytearray(), False
         while not is_complete:

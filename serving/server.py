@@ -1,5 +1,6 @@
 """Runs the application with uvicorn, until it is interrupted or terminated."""
 
+import logging
 import os
 import socket
 
@@ -49,6 +50,12 @@ class PatientProtocol(H11Protocol):
             self._look_again(lacks_request)
 
 
+def is_of_the_server(record: logging.LogRecord) -> bool:
+    """Whether a line belongs into the log. uvicorn closes the connection of a client that sends text which is not
+    UTF-8, and logs a traceback for it, so that clients could fill the log."""
+    return "Invalid UTF-8" not in record.getMessage()
+
+
 class Server(uvicorn.Server):
     """A uvicorn server that finishes the work of all sessions, saves them and tells their clients, before it closes
     their connections."""
@@ -66,6 +73,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=SLOW_STOP_SECONDS,
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.error").addFilter(is_of_the_server)  # which uvicorn has just set up
         self.app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

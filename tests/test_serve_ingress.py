@@ -122,6 +122,23 @@ def test_too_large_and_too_many_messages_are_refused(checkpoint):
     asyncio.run(run())
 
 
+def test_pages_of_allowed_sites_may_read_what_an_ingress_refuses(checkpoint):
+    async def run():
+        allowed = {"origins": ("https://example.org",), "keys": (KEY,)}
+        async with cluster(checkpoint, count=1, **allowed) as one, httpx.AsyncClient(timeout=PATIENCE) as http:
+            for origin, shown in (("https://example.org", "https://example.org"), ("https://other.org", None)):
+                asked = {"headers": {"Origin": origin, "Authorization": f"Bearer {OTHER}"}}
+                for answer in (
+                    await http.post(f"{one.url}/v1/chat/completions", json={}, **asked),
+                    await http.get(f"{one.url}/v1/models", **asked),
+                    await http.get(f"{one.url}/health", **asked),
+                ):
+                    assert answer.status_code == (200 if answer.url.path == "/health" else 401)
+                    assert answer.headers.get_list("access-control-allow-origin") == ([shown] if shown else [])
+
+    asyncio.run(run())
+
+
 def test_a_replica_that_dies_sends_its_clients_away(checkpoint):
     async def run():
         async with cluster(checkpoint) as both, httpx.AsyncClient(timeout=PATIENCE) as http:

@@ -209,9 +209,20 @@ def test_a_refused_text_leaves_nothing_behind(server):
 
 
 def test_refusals_and_connections_without_a_request_end_quietly(checkpoint, monkeypatch, caplog):
-    """No request, half a request, and half a body are not waited for; and nothing of it is the server's fault."""
+    """No request, half a request, and half a body are not waited for, and text that is not UTF-8 is not taken; and
+    nothing of it is the server's fault."""
+
+    async def send_no_text(url: str) -> int:
+        async with client(url, **bearer()) as mine:
+            await mine.next()
+            await mine.socket.send(b"\xff{", text=True)
+            with pytest.raises(ConnectionClosed) as closed:
+                await mine.until("never")
+            return closed.value.rcvd.code
+
     with serving(checkpoint, (KEY,)) as running:
         address = running.listening.getsockname()
+        assert asyncio.run(send_no_text(running.url)) == 1007
         assert asyncio.run(refused(running.url)) == (401, "missing_api_key")
         with monkeypatch.context() as patch, socket.create_connection(address, timeout=PATIENCE) as opened:
             patch.setattr(body_limit, "PART_SECONDS", 0.05)

@@ -84,7 +84,7 @@ async def cluster(checkpoint, count: int = 2, keys=(), limits: dict | None = Non
         app = make_app(*copy.deepcopy(checkpoint), "nano", own, Keys(keys), **options)
         local.replicas.append(Replica(app, str(index), place))
     listening = listen("127.0.0.1", 0)
-    ingress = Ingress(local, own.message_bytes, own.frame_bytes, Keys(keys))
+    ingress = Ingress(local, own.message_bytes, own.frame_bytes, Keys(keys), options.get("origins", ()))
     server = uvicorn.Server(uvicorn.Config(ingress, log_level="critical", ws_max_size=2**26, ws_ping_interval=None))
     server.install_signal_handlers = lambda: None
     for replica in local.replicas:
