@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import itertools
 import json
+import logging
 import socket
 import struct
 import zlib
@@ -221,6 +222,7 @@ def test_refusals_and_connections_without_a_request_end_quietly(checkpoint, monk
             return closed.value.rcvd.code
 
     with serving(checkpoint, (KEY,)) as running:
+        logging.getLogger("uvicorn").addHandler(caplog.handler)  # which passes nothing on
         address = running.listening.getsockname()
         assert asyncio.run(send_no_text(running.url)) == 1007
         assert asyncio.run(refused(running.url)) == (401, "missing_api_key")
@@ -237,6 +239,7 @@ def test_refusals_and_connections_without_a_request_end_quietly(checkpoint, monk
             with socket.create_connection(address, timeout=PATIENCE) as opened, contextlib.suppress(ConnectionError):
                 opened.sendall(begun)
                 assert opened.recv(1) == b""
+    logging.getLogger("uvicorn").removeHandler(caplog.handler)
     assert not caplog.records
 
 
