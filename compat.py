@@ -1,20 +1,16 @@
-"""Everything that differs between releases of transformers, or that transformers does not document, and how quantised
-weights lie in memory.
+"""Everything that differs between releases of transformers, or that transformers does not document.
 
-Tested with transformers 5.17.0, 5.23.0 and 5.24.0, bitsandbytes 0.49.0 and 0.50.2, torchao 0.18.0. If a release
-removes one of these parts, `tests/test_compat.py` or `tests/test_quantised_steps.py` fails and names it.
+Tested with transformers 5.17.0, 5.23.0 and 5.24.0. If a release removes one of these parts, `tests/test_compat.py`
+fails and names it.
 """
 
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache, wraps
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel, __version__
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -107,102 +103,6 @@ def check_arguments(arguments: dict[str, Any], implementation: str) -> None:
         raise ValueError(f"`forward` got arguments that nothing reads: {', '.join(f'`{name}`' for name in unread)}")
 
 
-@dataclass(frozen=True, eq=False)
-class StoredWeight:
-    """
-    The weight `[N, K]` of a linear layer as it lies in memory. A number of a quantised weight is its value, or what
-    its code stands for, times the scale of its block.
-
-    Attributes:
-        values (`[N, K]`, or uint8 `[N, K // 2]`): values in the model's dtype, float8_e4m3fn or int8; or two codes in
-            each byte, the first in its high half.
-        scale (float32 `[ceil(N / rows), ceil(K / columns)]`, *optional*): of each block.
-        rows, columns (`int`): of a block.
-        code (float32 `[16]`, *optional*): what each code stands for.
-    """
-
-    values: torch.Tensor
-    scale: torch.Tensor | None = None
-    rows: int = 1
-    columns: int = 1
-    code: torch.Tensor | None = None
-
-    def dense(self, dtype: torch.dtype) -> torch.Tensor:
-        """`[N, K]` in `dtype`; the values themselves where they are not quantised."""
-        if self.scale is None:
-            return self.values
-        if self.code is None:
-            values = self.values.float()
-        else:
-            codes = torch.stack([self.values >> 4, self.values & 15], dim=-1).flatten(1)
-            values = self.code[codes.long()]
-        scale = self.scale.repeat_interleave(self.rows, 0)[: len(values)].repeat_interleave(self.columns, 1)
-        return (values * scale[:, : values.shape[1]]).to(dtype)
-
-
-# of quantised layers: the parameter, and how it is stored, some of which was computed
-_stored: WeakKeyDictionary[nn.Module, tuple[torch.Tensor, StoredWeight | None]] = WeakKeyDictionary()
-EIGHT_BITS = (torch.float8_e4m3fn, torch.int8)
-
-
-def stored_weight(linear: nn.Module) -> StoredWeight | None:
-    """The weight of a linear layer of torch, bitsandbytes (8 bits, NF4 and FP4), torchao (float8 and int8) or
-    transformers (`FP8Linear`); None if it is stored in another way."""
-    weight: Any = linear.weight
-    if type(linear) is nn.Linear and type(weight.data) is torch.Tensor:
-        return StoredWeight(weight.data) if weight.is_floating_point() else None
-    known, stored = _stored.get(linear, (None, None))
-    if known is not weight or (stored is not None and stored.values.device != known.device):
-        stored = _quantised_weight(linear, weight)
-        _stored[linear] = weight, stored
-    return stored
-
-
-def dense_weight(linear: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """`[N, K]` in `dtype`: a copy of a weight that is quantised, in a way that `stored_weight` knows."""
-    stored = stored_weight(linear)
-    assert stored is not None
-    return stored.dense(dtype)
-
-
-def _quantised_weight(linear: Any, weight: Any) -> StoredWeight | None:
-    if (state := getattr(weight, "quant_state", None)) is not None:
-        return _of_four_bits(weight.data, state)
-    if type(linear).__name__ == "Linear8bitLt":
-        scale = getattr(weight, "SCB", None)
-        scale = linear.state.SCB if scale is None else scale
-        return None if scale is None else _of_blocks(weight.data, scale[:, None] / 127, (1, weight.shape[1]))
-    if type(linear).__name__ == "FP8Linear":
-        return _of_blocks(weight.data, linear.weight_scale_inv.data, linear.block_size)
-    if hasattr(weight, "qdata") and type(linear) is nn.Linear:
-        zero = getattr(weight, "zero_point", None)
-        is_symmetric = zero is None or not zero.any()
-        if is_symmetric and getattr(weight, "act_pre_scale", None) is None:
-            return _of_blocks(weight.qdata, weight.scale, weight.block_size)
-    return None
-
-
-def _of_four_bits(values: torch.Tensor, state: Any) -> StoredWeight | None:
-    rows, columns = state.shape
-    if columns % state.blocksize or values.dtype != torch.uint8:
-        return None
-    scale = state.absmax
-    if state.nested:  # the scales are quantised too
-        of_blocks = state.state2.absmax.repeat_interleave(state.state2.blocksize)[: scale.numel()]
-        scale = state.state2.code[scale.long()] * of_blocks + state.offset
-    scale = scale.float().view(rows, -1).contiguous()
-    return StoredWeight(values.view(rows, columns // 2), scale, 1, state.blocksize, state.code.float())
-
-
-def _of_blocks(values: torch.Tensor, scale: torch.Tensor, block: Any) -> StoredWeight | None:
-    """block: rows and columns, or None for all."""
-    if values.dtype not in EIGHT_BITS or values.dim() != 2 or not values.is_contiguous():
-        return None
-    rows, columns = values.shape if block is None or scale.numel() == 1 else block
-    scale = scale.to(values.device, torch.float32).reshape(-(-values.shape[0] // rows), -(-values.shape[1] // columns))
-    return StoredWeight(values, scale.contiguous(), rows, columns)
-
-
 class ProcessorWithoutTorchvision(ProcessorMixin):
     """A processor of videos and text. `ProcessorMixin` checks and loads a video processor by classes of transformers
     that are dummies without torchvision.
@@ -248,11 +148,8 @@ __all__ = [
     "CHECKPOINTING_RENAMED",
     "EitherCacheName",
     "ProcessorWithoutTorchvision",
-    "StoredWeight",
     "capture_outputs",
     "check_arguments",
-    "dense_weight",
     "rename_cache",
-    "stored_weight",
     "takes_either_cache_name",
 ]

@@ -21,7 +21,6 @@ from .cache import MoDCache
 from .compat import CACHE_NAME, takes_either_cache_name
 from .configuration_videollm_mod import HEADLESS_MODEL_TYPES, ImageTiling, VideoLLMMoDConfig, check_keep_ratio
 from .containers import IGNORE_INDEX, check_finite
-from .generation import StreamGenerationMixin
 from .modeling_text import (
     VideoLLMMoDCausalLMOutputWithPast,
     VideoLLMMoDModelOutputWithPast,
@@ -31,6 +30,7 @@ from .modeling_text import (
 )
 from .recomputing import head_losses
 from .routing import LayerExpert, StreamLayout
+from .speaking import StreamGenerationMixin
 from .static_vision import is_plain, run
 from .streaming import StreamingSession
 

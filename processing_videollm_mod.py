@@ -24,8 +24,8 @@ from .conversation import (
     read_conversations,
 )
 from .decoding import frame_times
-from .generation import StreamInputs
 from .sequence import EncodedConversation, Medium, SequencePieces, tokenizer_of_pieces
+from .speaking import StreamInputs
 from .video_processing_videollm_mod import LOADING_OPTIONS, VideoLLMMoDVideoProcessor, flatten_images, flatten_videos
 
 NEEDED = (

@@ -16,6 +16,11 @@ from .containers import IGNORE_INDEX, clock, in_words
 from .conversation import EncodedConversation, Medium, Pieces, Text, Turn, added_tokens, clean_text
 
 LATE = 100 * 60 * 60.0  # seconds; the clock has more digits than in other streams
+NO_SILENCE = (
+    "no token can mean silence in the prompts of this model, whose frames follow each other directly; build it with a "
+    "token between frames: `from_vlm(..., frame_separator=',')`, `videollm-mod build --frame-separator ,`"
+)
+DEFAULT_THRESHOLD = 0.725  # a trained model speaks when P(silence) is below this, as in VideoLLM-online
 
 
 class SequencePieces:
@@ -514,6 +519,8 @@ def _without_first_space(step: dict | None) -> dict | None:
 
 
 __all__ = [
+    "DEFAULT_THRESHOLD",
+    "NO_SILENCE",
     "EncodedConversation",
     "Medium",
     "Pieces",

@@ -19,7 +19,6 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from .cache import MoDCache
-from .compat import StoredWeight, stored_weight
 from .configuration_videollm_mod import num_kept_tokens
 from .static_step import (
     MAX_CAPTURED,
@@ -33,6 +32,7 @@ from .static_step import (
     split_streams,
     text_shape,
 )
+from .weights import StoredWeight, stored_weight
 
 FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
 FEW_QUANTISED = 64  # the same for quantised weights, of which cuBLAS needs a dense copy
@@ -223,9 +223,6 @@ def why_not(model) -> str | None:
     if text.head_dim not in (32, 64, 128, 256):
         return f"its head_dim is {text.head_dim}"
     quantised = [module for part in (language, model.lm_head) for module in part.modules() if is_quantised(module)]
-    is_float8 = any(_layout(stored_weight(module))[0] == torch.float8_e4m3fn for module in quantised)
-    if is_float8 and torch.cuda.get_device_capability(model.device) < (8, 9):
-        return "Triton has no float8 below compute capability 8.9"
     return (
         _why_not_plain([language, model.model.connector, model.lm_head], quantised)
         or _why_not_llama(language)

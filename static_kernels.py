@@ -13,15 +13,12 @@ row of the table for each.
 Steps of many tokens (`CublasKernels`) leave the products to cuBLAS.
 """
 
-import functools
-from typing import Any
-
 import torch
 from torch import nn
 
-from .compat import dense_weight, stored_weight
 from .fused import Kernels as Elementwise
 from .routing import GATE_STRENGTH
+from .weights import dense_weight, product, read, rounded_up, rows_of, starting, tokens, wait_for_inputs
 
 try:  # comes with torch for CUDA; without it nothing imports this module, but a loader of remote code reads it
     import triton
@@ -41,79 +38,6 @@ KEYS_AT_ONCE = (64, 4, 3)  # of a split, warps, stages
 ROUTE = (2048, 16)
 # for the probability of a token, one program for each row: logits at a time, warps
 PROBABILITY = (16384, 32)
-# of each product: rows of a weight per program, columns at a time (half for many slots, and in float32), warps, stages
-# (fewer where shared memory is small); the fastest on an H200 at 11 and 3 slots
-# (`benchmarks/results/step_tiles.json`, under the kernels' earlier names)
-TILES = {
-    "qkv": (32, 256, 4, 4),
-    "out": (32, 256, 4, 4),
-    "mlp_up": (64, 128, 4, 3),
-    "mlp_down": (32, 512, 4, 3),
-    "lm_head": (64, 256, 4, 3),
-}
-
-
-@triton.jit
-def _scaled_dot(
-    total, x_ptr, m, rows, width, w_ptr, scale_ptr, code_ptr, n, num_n, start, M: constexpr, N: constexpr,
-    K: constexpr, BITS: constexpr, SN: constexpr, SK: constexpr,
-):  # fmt: skip
-    """`total` plus x[m] times the rows `n` of a weight, over columns with one scale from byte or number `start` on."""
-    EACH: constexpr = 2 if BITS == 4 else 1  # columns in a byte
-    k, length = start + tl.arange(0, K), width // EACH
-    column = start * EACH + tl.arange(0, K * EACH)
-    mask = (k < length)[:, None] & (n < num_n)[None, :]
-    w = tl.load(w_ptr + n[None, :].to(tl.int64) * length + k[:, None], mask, other=0.0)
-    at = x_ptr + m[:, None].to(tl.int64) * width + column[None, :]
-    x = tl.load(at, (m < rows)[:, None] & (column < width)[None, :], other=0.0)
-    part = total if BITS == 16 else tl.zeros((M, N), tl.float32)
-    if BITS == 4:
-        x, odd = tl.split(tl.reshape(x, (M, K, 2)))
-        of_odd = tl.load(code_ptr + (w & 15).to(tl.int32))
-        part = tl.dot(odd, of_odd.to(x.dtype), part, input_precision="ieee")
-        w = tl.load(code_ptr + (w >> 4).to(tl.int32))
-    part = tl.dot(x, w.to(x.dtype), part, input_precision="ieee")
-    if BITS == 16:
-        return part
-    block = tl.minimum(start * EACH, width - 1) // SK  # a row may end before its columns do
-    at = scale_ptr + (n // SN).to(tl.int64) * tl.cdiv(width, SK) + block
-    return total + part * tl.load(at, n < num_n, other=0.0)[None, :]
-
-
-@triton.jit
-def _product(
-    x_ptr, m, rows, width, w_ptr, scale_ptr, n, w2_ptr, scale2_ptr, n2, num_n, code_ptr, TWO: constexpr, M: constexpr,
-    N: constexpr, K: constexpr, BITS: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr,
-):  # fmt: skip
-    """x[m] times the rows `n` of one weight and, if TWO, `n2` of another that is stored alike. PARTS: of each row that
-    are read at a time, with a scale of their own."""
-    first = tl.zeros((M, N), tl.float32)
-    second = tl.zeros((M, N), tl.float32)
-    for begin in range(0, width // (2 if BITS == 4 else 1), K * PARTS):
-        for part in tl.static_range(PARTS):
-            start = begin + part * K
-            first = _scaled_dot(
-                first, x_ptr, m, rows, width, w_ptr, scale_ptr, code_ptr, n, num_n, start, M, N, K, BITS, SN, SK
-            )
-            if TWO:
-                second = _scaled_dot(
-                    second, x_ptr, m, rows, width, w2_ptr, scale2_ptr, code_ptr, n2, num_n, start, M, N, K, BITS, SN,
-                    SK,
-                )  # fmt: skip
-    return first, second
-
-
-@triton.jit
-def _norm_kernel(x_ptr, index_ptr, norm_ptr, out_ptr, width, eps, HAS_INDEX: constexpr, W: constexpr):
-    """out[slot] = RMSNorm of x[index[slot]], one slot."""
-    slot, k = tl.program_id(0).to(tl.int64), tl.arange(0, W)
-    weight = tl.load(norm_ptr + k, k < width, other=0.0).to(tl.float32)
-    token = slot
-    if HAS_INDEX:
-        token = tl.load(index_ptr + slot)
-    x = tl.load(x_ptr + token * width + k, k < width, other=0.0).to(tl.float32)
-    x = x * tl.rsqrt(tl.sum(x * x, axis=0) / width + eps) * weight
-    tl.store(out_ptr + slot * width + k, x.to(out_ptr.dtype.element_ty), k < width)
 
 
 @triton.jit
@@ -157,41 +81,48 @@ def _rotate_and_store(
 
 @triton.jit
 def _qkv_kernel(
-    x_ptr, index_ptr, table_ptr, wq_ptr, wk_ptr, wv_ptr, sq_ptr, sk_ptr, sv_ptr, code_ptr, bq_ptr, bk_ptr, bv_ptr,
-    cos_ptr, sin_ptr, q_ptr, rows, each, width, H: constexpr, G: constexpr, HEAD: constexpr, HAS_INDEX: constexpr,
-    HAS_BIAS: constexpr, MANY: constexpr, M: constexpr, N: constexpr, K: constexpr, BITS: constexpr, SN: constexpr,
-    SK: constexpr, PARTS: constexpr,
+    x_ptr, x_scale_ptr, times, index_ptr, table_ptr, wq_ptr, wk_ptr, wv_ptr, sq_ptr, sk_ptr, sv_ptr, code_ptr,
+    partial_ptr, done_ptr, bq_ptr, bk_ptr, bv_ptr, cos_ptr, sin_ptr, q_ptr, rows, each, length, H: constexpr, G:
+    constexpr, HEAD: constexpr, HAS_INDEX: constexpr, HAS_BIAS: constexpr, MANY: constexpr, M: constexpr, N: constexpr,
+    K: constexpr, BITS: constexpr, SPLIT: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr, DECODE: constexpr,
+    SHARES: constexpr, EARLY: constexpr,
 ):  # fmt: skip
-    """x: the slots' tokens `[S, D]`, normalised."""
+    """x: the slots' tokens, normalised. A program takes N / 2 columns of the first half of a head, and those that are
+    rotated with them."""
     HALF: constexpr = HEAD // 2
-    BLOCKS: constexpr = HALF // N
-    head = tl.program_id(0) // BLOCKS
-    c = (tl.program_id(0) % BLOCKS) * N + tl.arange(0, N)
+    EACH: constexpr = N // 2
+    BLOCKS: constexpr = HALF // EACH
+    head, block = tl.program_id(0) // BLOCKS, tl.program_id(0) % BLOCKS
     w_ptr, s_ptr, b_ptr, own = wq_ptr, sq_ptr, bq_ptr, head
     if head >= H + G:
         w_ptr, s_ptr, b_ptr, own = wv_ptr, sv_ptr, bv_ptr, head - H - G
     elif head >= H:
         w_ptr, s_ptr, b_ptr, own = wk_ptr, sk_ptr, bk_ptr, head - H
-    n, m = own * HEAD + c, tl.arange(0, M)
-    first, second = _product(
-        x_ptr, m, rows, width, w_ptr, s_ptr, n, w_ptr, s_ptr, n + HALF, (own + 1) * HEAD, code_ptr, True, M, N, K,
-        BITS, SN, SK, PARTS,
+    i, m = tl.arange(0, N), tl.arange(0, M)
+    n = own * HEAD + block * EACH + i % EACH + i // EACH * HALF
+    w, scale = rows_of(w_ptr, s_ptr, n, length, BITS, SN, SK)
+    total, is_last = product(
+        x_ptr, x_scale_ptr, times, rows, length, w, n < (own + 1) * HEAD, scale, code_ptr, partial_ptr, done_ptr, M, N,
+        K, BITS, SPLIT, SK, PARTS, DECODE, SHARES, EARLY,
     )  # fmt: skip
+    if not is_last:
+        return
     if HAS_BIAS:
-        first += tl.load(b_ptr + n).to(tl.float32)[None, :]
-        second += tl.load(b_ptr + n + HALF).to(tl.float32)[None, :]
+        total += tl.load(b_ptr + n).to(tl.float32)[None, :]
+    first, second = tl.split(tl.permute(tl.reshape(total, (M, 2, EACH)), (0, 2, 1)))
     _rotate_and_store(
-        first, second, head, c, m, index_ptr, table_ptr, cos_ptr, sin_ptr, q_ptr, rows, each, H, G, HEAD, HAS_INDEX,
-        MANY,
+        first, second, head, block * EACH + tl.arange(0, EACH), m, index_ptr, table_ptr, cos_ptr, sin_ptr, q_ptr, rows,
+        each, H, G, HEAD, HAS_INDEX, MANY,
     )  # fmt: skip
 
 
 @triton.jit
 def _rotate_kernel(
     q_ptr, k_ptr, v_ptr, index_ptr, table_ptr, cos_ptr, sin_ptr, rows, each, H: constexpr, G: constexpr,
-    HEAD: constexpr, HAS_INDEX: constexpr, MANY: constexpr, M: constexpr,
+    HEAD: constexpr, HAS_INDEX: constexpr, MANY: constexpr, M: constexpr, EARLY: constexpr,
 ):  # fmt: skip
     """The second half of `_qkv_kernel`, after the projections; queries are rotated in place."""
+    wait_for_inputs(EARLY)
     HALF: constexpr = HEAD // 2
     head, c = tl.program_id(1), tl.arange(0, HALF)
     m = tl.program_id(0) * M + tl.arange(0, M)
@@ -212,9 +143,10 @@ def _rotate_kernel(
 @triton.jit
 def _attend_kernel(
     q_ptr, table_ptr, part_ptr, max_ptr, sum_ptr, rows, each, blocks, scaling, H: constexpr, G: constexpr,
-    HEAD: constexpr, R: constexpr, K: constexpr,
+    HEAD: constexpr, R: constexpr, K: constexpr, EARLY: constexpr,
 ):  # fmt: skip
     """Attention of a block of R queries to one split of the keys of one key-value head of one stream."""
+    wait_for_inputs(EARLY)
     SHARE: constexpr = H // G  # queries of a slot that read one key-value head
     group, split, splits = tl.program_id(0), tl.program_id(1), tl.num_programs(1)
     stream, block = tl.program_id(2) // blocks, tl.program_id(2) % blocks
@@ -258,9 +190,10 @@ def _attend_kernel(
 
 @triton.jit
 def _combine_kernel(
-    part_ptr, max_ptr, sum_ptr, out_ptr, rows, splits, HEAD: constexpr, S: constexpr,
+    part_ptr, max_ptr, sum_ptr, out_ptr, rows, splits, HEAD: constexpr, S: constexpr, EARLY: constexpr,
 ):  # fmt: skip
     """Combine the splits of one query and head; 0 where there is no key, as in streams that fill up the step."""
+    wait_for_inputs(EARLY)
     row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
     peak = tl.load(max_ptr + s * rows + row, s < splits, other=float("-inf"))
     highest = tl.max(peak, axis=0)
@@ -274,17 +207,21 @@ def _combine_kernel(
 
 @triton.jit
 def _add_kernel(
-    y_ptr, w_ptr, s_ptr, code_ptr, b_ptr, residual_ptr, x_ptr, index_ptr, scale_ptr, rows, width, num_n,
-    FROM_X: constexpr, HAS_INDEX: constexpr, HAS_BIAS: constexpr, M: constexpr, N: constexpr, K: constexpr,
-    BITS: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr,
+    y_ptr, y_scale_ptr, times, w_ptr, s_ptr, code_ptr, partial_ptr, done_ptr, b_ptr, residual_ptr, x_ptr, index_ptr,
+    scale_ptr, rows, length, num_n, FROM_X: constexpr, HAS_INDEX: constexpr, HAS_BIAS: constexpr, M: constexpr, N:
+    constexpr, K: constexpr, BITS: constexpr, SPLIT: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr, DECODE:
+    constexpr, SHARES: constexpr, EARLY: constexpr,
 ):  # fmt: skip
     """FROM_X: `residual = x[index] + y @ w`. Otherwise
     `x[index] = scale[0] * (residual + y @ w) + scale[1] * x[index]`."""
-    n = tl.program_id(0) * N + tl.arange(0, N)
-    m = tl.arange(0, M)
-    first, _ = _product(
-        y_ptr, m, rows, width, w_ptr, s_ptr, n, w_ptr, s_ptr, n, num_n, code_ptr, False, M, N, K, BITS, SN, SK, PARTS
-    )
+    n, m = tl.program_id(0) * N + tl.arange(0, N), tl.arange(0, M)
+    w, scale = rows_of(w_ptr, s_ptr, n, length, BITS, SN, SK)
+    first, is_last = product(
+        y_ptr, y_scale_ptr, times, rows, length, w, n < num_n, scale, code_ptr, partial_ptr, done_ptr, M, N, K,
+        BITS, SPLIT, SK, PARTS, DECODE, SHARES, EARLY,
+    )  # fmt: skip
+    if not is_last:
+        return
     mask = (m < rows)[:, None] & (n < num_n)[None, :]
     tokens = m.to(tl.int64)
     if HAS_INDEX:
@@ -307,26 +244,38 @@ def _add_kernel(
 
 @triton.jit
 def _project_kernel(
-    x_ptr, w_ptr, w2_ptr, s_ptr, s2_ptr, code_ptr, out_ptr, rows, width, num_n, GATED: constexpr, M: constexpr,
-    N: constexpr, K: constexpr, BITS: constexpr, SN: constexpr, SK: constexpr, PARTS: constexpr,
+    x_ptr, x_scale_ptr, times, w_ptr, w2_ptr, s_ptr, s2_ptr, code_ptr, partial_ptr, done_ptr, out_ptr, rows, length,
+    num_n, GATED: constexpr, M: constexpr, N: constexpr, K: constexpr, BITS: constexpr, SPLIT: constexpr, SN:
+    constexpr, SK: constexpr, PARTS: constexpr, DECODE: constexpr, SHARES: constexpr, EARLY: constexpr,
 ):  # fmt: skip
-    """out = x @ w, or GATED: silu(x @ w) * (x @ w2)."""
-    n = tl.program_id(0) * N + tl.arange(0, N)
-    m = tl.arange(0, M)
-    out, up = _product(
-        x_ptr, m, rows, width, w_ptr, s_ptr, n, w2_ptr, s2_ptr, n, num_n, code_ptr, GATED, M, N, K, BITS, SN, SK, PARTS
-    )
+    """out = x @ w, or GATED: silu(x @ w) * (x @ w2), of which a program takes N / 2 columns."""
+    EACH: constexpr = N // 2 if GATED else N
+    i, m = tl.arange(0, N), tl.arange(0, M)
+    n = tl.program_id(0) * EACH + i % EACH
+    w, scale = rows_of(w_ptr, s_ptr, n, length, BITS, SN, SK)
     if GATED:
-        out = out * tl.sigmoid(out) * up
+        w2, scale2 = rows_of(w2_ptr, s2_ptr, n, length, BITS, SN, SK)
+        w, scale = tl.where(i < EACH, w, w2), tl.where(i < EACH, scale, scale2)
+    out, is_last = product(
+        x_ptr, x_scale_ptr, times, rows, length, w, n < num_n, scale, code_ptr, partial_ptr, done_ptr, M, N, K,
+        BITS, SPLIT, SK, PARTS, DECODE, SHARES, EARLY,
+    )  # fmt: skip
+    if not is_last:
+        return
+    if GATED:
+        gate, up = tl.split(tl.permute(tl.reshape(out, (M, 2, EACH)), (0, 2, 1)))
+        out = gate * tl.sigmoid(gate) * up
+    n = tl.program_id(0) * EACH + tl.arange(0, EACH)
     at = out_ptr + m[:, None].to(tl.int64) * num_n + n[None, :]
     tl.store(at, out.to(out_ptr.dtype.element_ty), (m < rows)[:, None] & (n < num_n)[None, :])
 
 
 @triton.jit
 def _probability_kernel(
-    logits_ptr, probability_ptr, token, SIZE: constexpr, K: constexpr,
+    logits_ptr, probability_ptr, token, SIZE: constexpr, K: constexpr, EARLY: constexpr,
 ):  # fmt: skip
     """The softmax of one row at one token. Each of K lanes has its own maximum and sum."""
+    wait_for_inputs(EARLY)
     row = tl.program_id(0)
     logits_ptr += row.to(tl.int64) * SIZE
     peak = tl.full((K,), float("-inf"), tl.float32)
@@ -348,11 +297,12 @@ def _probability_kernel(
 def _route_kernel(
     x_ptr, w_ptr, b_ptr, index_ptr, scale_ptr, scores_ptr, kept_ptr, counts_ptr, slots, before, per_frame, num_kept,
     each, apart, STRENGTH: constexpr, GATE: constexpr, FORCE_LAST: constexpr, MIXED: constexpr, SIZE: constexpr,
-    P: constexpr, K: constexpr,
+    P: constexpr, K: constexpr, EARLY: constexpr,
 ):  # fmt: skip
     """For one frame, after `before` tokens of text: the scores, the `num_kept` highest (ties go to the lower index),
     and their slots. MIXED: a stream, which has `each` frames, keeps its own number of tokens, from `counts_ptr`, where
     those of two streams are so far `apart`; see `static_step.write_slots`."""
+    wait_for_inputs(EARLY)
     frame, i = tl.program_id(0), tl.arange(0, P)
     count, first = num_kept, frame * (before + num_kept)
     if MIXED:
@@ -407,51 +357,6 @@ def _route_kernel(
         tl.store(scale_ptr + slots + at, tl.full((P,), 1.0, tl.float32), is_other)
 
 
-def _read(name: str, x: torch.Tensor, slots: int, *linears: nn.Module, within: int = 0) -> tuple[list, dict]:
-    """What the kernel of a product takes to read weights that are stored alike: pointers to the values of each, to the
-    scales of each and to the codes of all, and keyword arguments. A program takes rows of one block of `within`."""
-    weights: list[Any] = [stored_weight(linear) for linear in linears]  # all known, as `why_not` has seen
-    first, values = weights[0], [weight.values for weight in weights]
-    scales = values if first.scale is None else [weight.scale for weight in weights]
-    n, columns, warps, stages = _tiles(name, x, slots)
-    bits = 4 if first.code is not None else 16 if first.scale is None else 8
-    shared = columns if bits == 16 else min(columns, first.columns & -first.columns)  # columns with one scale
-    options = {"M": _power(slots), "N": min(n, within or n), "BITS": bits}
-    options |= {"K": shared // (2 if bits == 4 else 1), "PARTS": columns // shared, "SN": first.rows}
-    options |= {"SK": first.columns, "num_warps": warps, "num_stages": stages}
-    return [*values, *scales, values[0] if first.code is None else first.code], options
-
-
-def _tiles(name: str, x: torch.Tensor, slots: int) -> tuple[int, int, int, int]:
-    n, columns, warps, stages = TILES[name]
-    columns //= (1 + (slots > 16)) * (1 + (x.dtype == torch.float32))
-    # each stage but one keeps columns of the tokens, and of one or two weights, in shared memory
-    loaded = (_power(slots) + n * (1 + (name in ("qkv", "mlp_up")))) * columns * x.element_size()
-    return n, columns, warps, min(stages, 1 + _shared_memory(x.device) // loaded)
-
-
-@functools.cache
-def _shared_memory(device: torch.device) -> int:
-    """Bytes that one program may use."""
-    if device.type != "cuda":  # in Triton's interpreter there is no limit
-        return 2**31
-    return triton.runtime.driver.active.utils.get_device_properties(device.index)["max_shared_mem"]
-
-
-def _power(value: int, least: int = 16) -> int:
-    return max(least, triton.next_power_of_2(value))
-
-
-def _normed(x: torch.Tensor, index: torch.Tensor | None, norm) -> torch.Tensor:
-    width = x.shape[1]
-    normed = x.new_empty((len(x) if index is None else len(index), width))
-    _norm_kernel[(len(normed),)](
-        x, index, norm.weight, normed, width, norm.variance_epsilon, HAS_INDEX=index is not None, W=_power(width),
-        num_warps=8,
-    )  # fmt: skip
-    return normed
-
-
 class Kernels:
     """As `PlainOps`, for at most 64 slots. Instead of caches, bases and counts it reads `table`, the rows of one layer
     in the table on the device, int64 `[streams, 8]`."""
@@ -461,15 +366,15 @@ class Kernels:
     @staticmethod
     def route(x, layer, shape, index, scale, scores, kept, gate: str, force_last: bool, counts=None) -> None:
         frames, per_frame, num_kept = shape
-        expert, width, padded = layer.layer_expert, x.shape[1], _power(per_frame)
+        expert, width, padded = layer.layer_expert, x.shape[1], rounded_up(per_frame)
         columns, warps = ROUTE
         _route_kernel[(frames,)](
             x, expert.weight, expert.bias, index, scale, scores, kept, counts, index.shape[0],
             len(x) // frames - per_frame, per_frame, num_kept,
             frames if counts is None else frames // len(counts), 1 if counts is None else counts.stride(0),
             STRENGTH=GATE_STRENGTH, GATE={"none": 0, "residual": 1, "output": 2}[gate], FORCE_LAST=force_last,
-            MIXED=counts is not None, SIZE=width, P=padded, K=min(max(64, columns * 16 // padded), _power(width)),
-            num_warps=warps,
+            MIXED=counts is not None, SIZE=width, P=padded, K=min(max(64, columns * 16 // padded), rounded_up(width)),
+            num_warps=warps, **starting(x.device),
         )  # fmt: skip
 
     @staticmethod
@@ -479,11 +384,12 @@ class Kernels:
             return CublasKernels.project_qkv(x, index, layer, rotary, queries, table, bases, counts)
         parts = attention.q_proj, attention.k_proj, attention.v_proj
         groups = parts[1].out_features // head_dim
-        pointers, options = _read("qkv", x, rows, *parts, within=head_dim // 2)
+        rows_of_all = (heads + 2 * groups) * head_dim
+        grid, pointers, options = read("qkv", x, rows, rows_of_all, *parts, within=head_dim)
         biases = [pointers[0] if part.bias is None else part.bias for part in parts]
-        _qkv_kernel[((heads + 2 * groups) * (head_dim // 2 // options["N"]),)](
-            _normed(x, index, layer.input_layernorm), index, table, *pointers, *biases, *rotary, queries, rows,
-            rows // len(table), x.shape[1], H=heads, G=groups, HEAD=head_dim, HAS_INDEX=index is not None,
+        _qkv_kernel[grid](
+            *tokens(x, index, layer.input_layernorm, parts[0]), index, table, *pointers, *biases, *rotary, queries,
+            rows, rows // len(table), H=heads, G=groups, HEAD=head_dim, HAS_INDEX=index is not None,
             HAS_BIAS=parts[0].bias is not None, MANY=len(table) > 1, **options,
         )  # fmt: skip
 
@@ -492,7 +398,7 @@ class Kernels:
         slots, heads, head_dim = queries.shape
         groups, streams = layer.self_attn.k_proj.out_features // head_dim, len(table)
         each = slots // streams
-        block = min(64, _power(each * heads // groups))
+        block = min(64, rounded_up(each * heads // groups))
         blocks = triton.cdiv(each * heads // groups, block)
         splits, (keys, warps, stages) = max(1, SPLITS // (blocks * streams)), KEYS_AT_ONCE
         keys = min(keys, max(16, keys * 256 // (head_dim * queries.element_size())))
@@ -500,19 +406,20 @@ class Kernels:
         peak, total = (queries.new_empty((splits, slots * heads), dtype=torch.float32) for _ in range(2))
         _attend_kernel[(groups, splits, blocks * streams)](
             queries, table, part, peak, total, slots * heads, each, blocks, layer.self_attn.scaling, H=heads, G=groups,
-            HEAD=head_dim, R=block, K=keys, num_warps=warps, num_stages=stages,
+            HEAD=head_dim, R=block, K=keys, num_warps=warps, num_stages=stages, **starting(queries.device),
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
-            part, peak, total, out, slots * heads, splits, HEAD=head_dim, S=_power(splits, 1), num_warps=4,
+            part, peak, total, out, slots * heads, splits, HEAD=head_dim, S=rounded_up(splits, 1), num_warps=4,
+            **starting(queries.device),
         )  # fmt: skip
 
     @staticmethod
     def _add(name, y, linear, residual, x, index, scale, from_x: bool) -> None:
-        (rows, width), num_n = y.shape, linear.out_features
-        pointers, options = _read(name, y, rows, linear)
-        _add_kernel[(triton.cdiv(num_n, options["N"]),)](
-            y, *pointers, linear.bias, residual, x, index, scale, rows, width, num_n, FROM_X=from_x,
-            HAS_INDEX=index is not None, HAS_BIAS=linear.bias is not None, **options,
+        rows, num_n = len(y), linear.out_features
+        grid, pointers, options = read(name, y, rows, num_n, linear)
+        _add_kernel[grid](
+            *tokens(y, None, None, linear), *pointers, linear.bias, residual, x, index, scale, rows,
+            num_n=num_n, FROM_X=from_x, HAS_INDEX=index is not None, HAS_BIAS=linear.bias is not None, **options,
         )  # fmt: skip
 
     @classmethod
@@ -520,16 +427,18 @@ class Kernels:
         cls._add("out", attended, layer.self_attn.o_proj, residual, x, index, None, True)
 
     @staticmethod
-    def _project(name, x, out, linear, second=None) -> None:
-        """out: `x @ w`, or of two weights `silu(x @ w) * (x @ w2)`."""
-        pointers, options = _read(name, x, len(x), linear, second or linear)
-        grid = (triton.cdiv(out.shape[1], options["N"]),)
-        _project_kernel[grid](x, *pointers, out, *x.shape, out.shape[1], GATED=second is not None, **options)
+    def _project(name, x, index, norm, out, linear, second=None) -> None:
+        """out: `x @ w` of normalised slots, or of two weights `silu(x @ w) * (x @ w2)`."""
+        (slots, num_n), both = out.shape, second is not None
+        grid, pointers, options = read(name, x, slots, num_n * (1 + both), linear, second or linear)
+        _project_kernel[grid](
+            *tokens(x, index, norm, linear), *pointers, out, slots, num_n=num_n, GATED=both, **options
+        )
 
     @classmethod
     def mlp_up(cls, residual, layer, intermediate) -> None:
-        normed = _normed(residual, None, layer.post_attention_layernorm)
-        cls._project("mlp_up", normed, intermediate, layer.mlp.gate_proj, layer.mlp.up_proj)
+        norm, mlp = layer.post_attention_layernorm, layer.mlp
+        cls._project("mlp_up", residual, None, norm, intermediate, mlp.gate_proj, mlp.up_proj)
 
     @classmethod
     def mlp_down(cls, intermediate, layer, residual, x, index, scale) -> None:
@@ -537,13 +446,14 @@ class Kernels:
 
     @classmethod
     def lm_head(cls, x, rows, model, logits) -> None:
-        cls._project("lm_head", _normed(x, rows, model.model.language_model.norm), logits, model.lm_head)
+        cls._project("lm_head", x, rows, model.model.language_model.norm, logits, model.lm_head)
 
     @staticmethod
     def token_probability(logits, token: int, probability) -> None:
         size = logits.shape[1]
         _probability_kernel[(len(logits),)](
-            logits, probability, token, SIZE=size, K=min(PROBABILITY[0], _power(size)), num_warps=PROBABILITY[1],
+            logits, probability, token, SIZE=size, K=min(PROBABILITY[0], rounded_up(size)), num_warps=PROBABILITY[1],
+            **starting(logits.device),
         )  # fmt: skip
 
 
@@ -565,7 +475,7 @@ class CublasKernels(Kernels):
             keys = attention.k_norm(keys.view(rows, groups, head_dim))
         _rotate_kernel[(triton.cdiv(rows, 16), heads + 2 * groups)](
             queries, keys, values, index, table, *rotary, rows, rows // len(table), H=heads, G=groups, HEAD=head_dim,
-            HAS_INDEX=index is not None, MANY=len(table) > 1, M=16, num_warps=4,
+            HAS_INDEX=index is not None, MANY=len(table) > 1, M=16, num_warps=4, **starting(x.device),
         )  # fmt: skip
 
     @classmethod

@@ -25,11 +25,10 @@ from .configuration_videollm_mod import SPEAK_RULES, check_choice, check_keep_ra
 from .containers import check_count, is_video_source, shown
 from .conversation import check_text
 from .decoding import frame_times, iter_video_blocks
-from .generation import TokenSampler
 from .memory import POLICIES, KeyRotation, StreamMemory, frames_in_context
 from .processing_videollm_mod import check_pair
 from .session_state import SessionState, StreamStats, load_session, save_session
-from .speaking import Reply, StreamEvent, WatchedFrame, check_threshold, default_threshold, speaks
+from .speaking import Reply, StreamEvent, TokenSampler, WatchedFrame, check_threshold, default_threshold, speaks
 from .steps import Encode, Feed, FeedResult, StageTime, Step, Verification, run_steps, run_together
 
 logger = logging.get_logger(__name__)

@@ -25,8 +25,7 @@ from pathlib import Path
 import torch
 
 from ..bench.record import surroundings, write
-from ..generation import TokenSampler
-from ..speaking import Reply, StreamEvent, WatchedFrame
+from ..speaking import Reply, StreamEvent, TokenSampler, WatchedFrame
 from ..steps import Step
 from .sight import best_of, build, streams_of
 from .sight_routing import FPS, Watched, encode, watch

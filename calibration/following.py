@@ -11,9 +11,8 @@ from dataclasses import dataclass, field, fields
 
 import torch
 
-from ..generation import TokenSampler
 from ..session_state import OPTIONS
-from ..speaking import StreamEvent, speaks
+from ..speaking import StreamEvent, TokenSampler, speaks
 from ..streaming import StreamingSession
 
 

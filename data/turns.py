@@ -6,7 +6,7 @@ from itertools import islice
 
 from ..containers import IGNORE_INDEX
 from ..conversation import Turn
-from ..speaking import NO_SILENCE
+from ..sequence import NO_SILENCE
 
 
 def timed(messages: list[dict], times: Iterable[float]) -> list[dict]:

@@ -18,7 +18,8 @@ from ..data.turns import timed
 from ..loading.checkpoint import load_checkpoint
 from ..loading.find import find_checkpoint
 from ..memory import frames_in_context
-from ..speaking import DEFAULT_THRESHOLD, default_threshold
+from ..sequence import DEFAULT_THRESHOLD
+from ..speaking import default_threshold
 from .answering import answers
 from .answers import Taxonomy
 from .benchmark_run import evaluate_benchmark

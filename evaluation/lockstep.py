@@ -9,7 +9,8 @@ from collections.abc import Callable
 import torch
 
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
-from ..speaking import DEFAULT_THRESHOLD, silence_probability, speaks
+from ..sequence import DEFAULT_THRESHOLD
+from ..speaking import silence_probability, speaks
 
 Said = list[tuple[int, tuple[int, ...]]]  # (frame, tokens of the reply without the end-of-sequence token)
 

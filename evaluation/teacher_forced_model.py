@@ -21,7 +21,8 @@ import torch
 from ..cache import MoDCache
 from ..containers import IGNORE_INDEX
 from ..decoding import frame_times
-from ..speaking import DEFAULT_THRESHOLD, silence_probability
+from ..sequence import DEFAULT_THRESHOLD
+from ..speaking import silence_probability
 from .teacher_forced import TurnScores, num_following, score_turn, wants_to_speak
 
 

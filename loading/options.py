@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from ..speaking import DEFAULT_THRESHOLD
+from ..sequence import DEFAULT_THRESHOLD
 from .find import find_checkpoint
 
 MODEL = "folder or Hub id of a checkpoint or adapter (default: the checkpoint of the package)"

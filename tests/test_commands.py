@@ -13,7 +13,7 @@ from videollm_mod.commands import cli
 from videollm_mod.commands.options import Parser, add_command, add_options
 from videollm_mod.data.words import counted
 from videollm_mod.narration.options import NarrateOptions
-from videollm_mod.speaking import DEFAULT_THRESHOLD
+from videollm_mod.sequence import DEFAULT_THRESHOLD
 
 LAZY = ("torch", "transformers", "accelerate", "huggingface_hub", "av", "matplotlib", "fastapi", "uvicorn")
 

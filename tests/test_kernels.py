@@ -32,8 +32,7 @@ def compiled(capability: str) -> dict:
     import triton
     from triton.backends.compiler import GPUTarget
 
-    from videollm_mod import fused, static_kernels, static_vision
-    from videollm_mod.bench.geometries import WEIGHTS
+    from videollm_mod import fused, static_kernels, static_vision, weights
 
     found: dict[str, int] = {}
     run = triton.runtime.JITFunction.run
@@ -47,13 +46,14 @@ def compiled(capability: str) -> dict:
     device.get_current_target.return_value = GPUTarget("cuda", int(capability), 32)
     device.get_current_device.return_value = 0
     triton.runtime.driver.set_active(device)
-    limits = mock.patch.object(static_kernels, "_shared_memory", lambda device: KIBIBYTES[int(capability)] * 1024)
+    chip = weights.Chip(int(capability), KIBIBYTES[int(capability)] * 1024)
+    limits = mock.patch.object(weights, "chip", lambda device: chip)
     with mock.patch.object(triton.runtime.JITFunction, "run", compile_only), limits:
-        take_static_steps([kind for kind in WEIGHTS if kind != "fp8" or int(capability) >= 89])  # see `why_not`
+        take_static_steps()
         train()
         norm, x = torch.nn.LayerNorm(96), torch.zeros(1, 7, 96)
         static_vision.TowerKernels.add_and_norm(x, x, norm)
-    modules = fused, static_kernels, static_vision
+    modules = fused, static_kernels, static_vision, weights
     functions = {value for module in modules for value in vars(module).values() if hasattr(value, "warmup")}
     return {"kernels": sorted(name for name in map(name_of, functions) if name.endswith("_kernel")), "compiled": found}
 
@@ -63,20 +63,20 @@ def name_of(kernel) -> str:
 
 
 @torch.no_grad()
-def take_static_steps(kinds: list[str]) -> None:
-    """Of one stream and of four, by our own kernels and beside cuBLAS, with weights of these kinds."""
-    from videollm_mod.bench.geometries import SEPARATOR
+def take_static_steps() -> None:
+    """Of one stream and of four, by our own kernels and beside cuBLAS, with weights of every kind."""
+    from videollm_mod.bench.geometries import SEPARATOR, WEIGHTS
     from videollm_mod.bench.streams import random_model
     from videollm_mod.bench.weights import quantise
     from videollm_mod.cache import MoDCache
     from videollm_mod.static_kernels import CublasKernels, Kernels
     from videollm_mod.static_step import Shape, StaticStep
 
-    for weights in kinds:
+    for kind in WEIGHTS:
         model = random_model("tiny", "cpu", mod_layers="interleaved", **SIZE).eval()
-        quantise(model, weights)
+        quantise(model, kind)
         routed = model.config.text_config.routed_layers
-        for streams, ops in ((1, Kernels), (4, CublasKernels if weights == "bf16" else Kernels)):
+        for streams, ops in ((1, Kernels), (4, CublasKernels if kind == "bf16" else Kernels)):
             step = StaticStep(model, Shape(1, 11, 2, "residual", "learned", False, routed, streams), ops)
             step.prepare([MoDCache(model.config) for _ in range(streams)], [[SEPARATOR]] * streams, None)
             step.forward()
@@ -94,3 +94,47 @@ def train() -> None:
         mock.patch.object(routing, "kernels_for", lambda *tensors: fused.Kernels),
     ):
         model(**random_stream(model, 3, "cpu")).loss.backward()
+
+
+def test_codes_of_4_bits_are_decoded_in_ptx():
+    """All pairs of codes, each with a scale, by instructions that are carried out here."""
+    pytest.importorskip("triton", reason="needs Triton, which make test-kernels installs")
+    from videollm_mod.weights import DECODING, StoredWeight, byte_tables
+
+    code = torch.randn(16)
+    pairs = torch.arange(256, dtype=torch.uint8)
+    weight = StoredWeight(pairs[:, None], torch.ones(1), code=code)
+    table = [word & 0xFFFFFFFF for word in byte_tables(weight).tolist()]
+    scales = torch.rand(256).bfloat16()
+    expected = torch.stack([code[pairs.long() >> 4], code[pairs.long() & 15]]).bfloat16() * scales
+    words, of_scales = pairs.view(torch.uint32).tolist(), scales.view(torch.uint32).view(-1, 2).tolist()
+    for number, (word, (first, second)) in enumerate(zip(words, of_scales, strict=True)):
+        registers = {"$4": word, "$37": first, "$38": second}
+        registers |= {f"${5 + 4 * place}": own for place, own in enumerate(table)}
+        carry_out(DECODING.value, registers)
+        made = torch.tensor([registers[f"${place}"] for place in range(4)]).to(torch.uint32).view(torch.bfloat16)
+        assert torch.equal(made.view(2, 4), expected[:, 4 * number : 4 * number + 4])
+
+
+def carry_out(code: str, registers: dict[str, int]) -> None:
+    """Instructions of PTX on 32 bits."""
+    for statement in code.strip("{}").split(";"):
+        name, _, rest = statement.strip().partition(" ")
+        if name in ("", ".reg"):
+            continue
+        to, *given = rest.replace(" ", "").split(",")
+        a, *rest = (registers[x] if x in registers else int(x, 0) for x in given)
+        b, *c = rest or [0]
+        if name == "mov.b32":
+            registers[to] = a
+        elif name == "fma.rn.bf16x2":
+            numbers = torch.tensor([a, b, *c]).to(torch.uint32).view(torch.bfloat16).view(3, 2).double()
+            made = (numbers[0] * numbers[1] + numbers[2]).bfloat16()
+            registers[to] = int(made.view(torch.uint32))
+        elif name == "prmt.b32":  # each 4 bits name a byte of b and a
+            eight = (a | b << 32).to_bytes(8, "little")
+            made = bytes(eight[c[0] >> 4 * place & 7] for place in range(4))
+            assert not any(c[0] >> 4 * place & 8 for place in range(4))
+            registers[to] = int.from_bytes(made, "little")
+        else:
+            registers[to] = {"and.b32": a & b, "or.b32": a | b, "shr.b32": a >> b}[name]

@@ -15,7 +15,6 @@ from torch import nn
 from videollm_mod.bench.geometries import WEIGHTS
 from videollm_mod.bench.weights import eight_bits, float8, four_bits, quantise
 from videollm_mod.cache import MoDCache
-from videollm_mod.compat import StoredWeight, stored_weight
 from videollm_mod.static_graphs import (
     ModelGuard,
     StaticLanguageModel,
@@ -25,6 +24,7 @@ from videollm_mod.static_graphs import (
     is_quantised,
 )
 from videollm_mod.static_step import PlainOps
+from videollm_mod.weights import Chip, StoredWeight, stored_weight
 
 SIZE = {
     "hidden_size": 128,
@@ -108,6 +108,9 @@ def test_weights_of_torchao_are_read():
 def test_what_cannot_be_read_is_told():
     uneven = four_bits(nn.Linear(96, 64, bias=False))  # blocks of 64 numbers do not end with a row
     assert stored_weight(uneven) is None and not is_quantised(uneven)
+    narrow = float8(nn.Linear(96, 64, bias=False))  # tensor cores take 32 columns of float8 at a time
+    narrow.block_size, narrow.weight_scale_inv.data = (64, 48), torch.ones(1, 2)
+    assert stored_weight(narrow) is None
     model, _ = quantised_model("nf4")
     language, parts = model.model.language_model, [model.model.language_model, model.model.connector, model.lm_head]
     quantised = [module for module in language.modules() if is_quantised(module)]
@@ -157,18 +160,59 @@ def test_steps_by_kernels_equal_dense_copies(weights, name):
     assert_equal(fed(model, getattr(kernels, name)), fed(dense, PlainOps))
 
 
+def on_device():
+    return "cuda" if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" else "cpu"
+
+
+def product_by_kernels(monkeypatch, stored: StoredWeight, y: torch.Tensor) -> torch.Tensor:
+    """`y @ w`, as the down projection of a step computes it."""
+    kernels = pytest.importorskip("videollm_mod.static_kernels")
+    rows, columns = stored.values.shape[0], y.shape[1]
+    monkeypatch.setattr("videollm_mod.weights.stored_weight", lambda linear: stored)
+    layer = SimpleNamespace(mlp=SimpleNamespace(down_proj=nn.Linear(columns, rows, bias=False)))
+    x = y.new_zeros(len(y), rows)
+    kernels.Kernels.mlp_down(y, layer, torch.zeros_like(x), x, None, None)
+    return x
+
+
 @needs_triton
 @torch.no_grad()
 def test_no_scale_is_read_beyond_a_row(monkeypatch):
     """A program reads more columns at a time than these rows have; what lies behind the last scale is no number."""
-    kernels = pytest.importorskip("videollm_mod.static_kernels")
-    device = "cuda" if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1" else "cpu"
-    scale = torch.rand(128, device=device)
+    scale = torch.rand(128, device=on_device())
     scale[64:] = float("nan")
-    values = torch.randint(-127, 128, (64, 192), dtype=torch.int8, device=device)
-    stored = StoredWeight(values, scale[:64, None], 1, 192)
-    monkeypatch.setattr(kernels, "stored_weight", lambda linear: stored)
-    layer = SimpleNamespace(mlp=SimpleNamespace(down_proj=nn.Linear(192, 64, bias=False)))
-    y, x = torch.randn(3, 192, device=device), torch.zeros(3, 64, device=device)
-    kernels.Kernels.mlp_down(y, layer, torch.zeros_like(x), x, None, None)
-    assert_near(x, y @ stored.dense(torch.float32).t())
+    values = torch.randint(-127, 128, (64, 192), dtype=torch.int8, device=on_device())
+    stored, y = StoredWeight(values, scale[:64, None], 1, 192), torch.randn(3, 192, device=on_device())
+    assert_near(product_by_kernels(monkeypatch, stored, y), y @ stored.dense(torch.float32).t())
+
+
+@needs_triton
+@pytest.mark.parametrize("weights", WEIGHTS[1:])
+@torch.no_grad()
+def test_products_in_bfloat16_are_as_exact_as_bfloat16(monkeypatch, weights):
+    """Twice, since programs that share columns count how many are done; with a token that has an outlier, and one that
+    is zero."""
+    if weights != "int8" and on_device() == "cpu":
+        pytest.skip("Triton's interpreter carries no rounding of float8 into the exponent, and multiplies no bfloat16")
+    linear = nn.Linear(1152, 192, bias=False).bfloat16()
+    stored = stored_weight({"fp8": float8, "int8": eight_bits, "nf4": four_bits}[weights](linear).to(on_device()))
+    y = torch.randn(11, 1152, device=on_device())
+    y[3, 5], y[4] = 100, 0
+    y = y.bfloat16()
+    exact = y.float() @ stored.dense(torch.float32).t()
+    for _ in range(2):
+        made = product_by_kernels(monkeypatch, stored, y).float()
+        error = (made - exact).norm(dim=1) / exact.norm(dim=1).clamp(min=1e-9)
+        assert error.max() < 5e-3, error
+
+
+@needs_triton
+@torch.no_grad()
+def test_float8_is_read_by_its_bits_on_older_gpus(monkeypatch):
+    """All numbers that are finite, below compute capability 8.9."""
+    monkeypatch.setattr("videollm_mod.weights.chip", lambda device: Chip(80, 96 * 1024))
+    codes = torch.arange(256, dtype=torch.uint8, device=on_device()).view(torch.float8_e4m3fn)
+    values = codes[codes.float().isfinite()][torch.randint(254, (64, 256), device=on_device())]
+    y, scale = torch.randn(3, 256, device=on_device()), torch.rand(1, 1, device=on_device())
+    stored = StoredWeight(values, scale, 64, 256)
+    assert_near(product_by_kernels(monkeypatch, stored, y), y @ stored.dense(torch.float32).t())

@@ -5,6 +5,7 @@ import gc
 import os
 import random
 import weakref
+from itertools import product
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from tiny_models import FIRST_WORD, ROUTINGS, SEPARATOR, START, VIDEO, random_ba
 
 from videollm_mod import StreamPool, static_step
 from videollm_mod import steps as steps_module
+from videollm_mod import weights as stored
 from videollm_mod.cache import MoDCache
 from videollm_mod.data.world import world_stream
 from videollm_mod.routing import LayerExpert
@@ -488,15 +490,16 @@ def test_the_routing_kernel_equals_plain_torch(monkeypatch, seed):
 
 
 @needs_triton
-@pytest.mark.parametrize("kilobytes", [64, 99, 163, 227])  # compute capability 7.5, 8.6 and 8.9, 8.0, 9.0
+@pytest.mark.parametrize("capability, kilobytes", [(75, 64), (86, 99), (80, 163), (90, 227)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_kernels_have_stages_in_any_shared_memory(monkeypatch, kilobytes, dtype):
-    kernels = pytest.importorskip("videollm_mod.static_kernels")
-    monkeypatch.setattr(kernels, "_shared_memory", lambda device: kilobytes * 1024)
-    for name, (*_, most) in kernels.TILES.items():
-        for slots in (1, 16, 17, 64):
-            stages = kernels._tiles(name, torch.empty(0, dtype=dtype), slots)[3]
-            assert 2 <= stages <= most and (kilobytes < 163 or stages == most)
+def test_kernels_have_stages_in_any_shared_memory(monkeypatch, capability, kilobytes, dtype):
+    monkeypatch.setattr(stored, "chip", lambda device: stored.Chip(capability, kilobytes * 1024))
+    one, byte = torch.ones(1), torch.ones(1, dtype=torch.int8)
+    kinds = (one.to(dtype),), (byte, one), (byte, one, 1, 64, one)
+    for name, (bits, weight), slots in product(stored.TILES, zip((16, 8, 4), kinds, strict=True), (1, 16, 17, 64)):
+        most = (stored.IN_FLOAT32 if dtype == torch.float32 else stored.TILES[name][bits])[-1]
+        stages = stored._tiles(name, torch.empty(0, dtype=dtype), slots, stored.StoredWeight(*weight))[-1]
+        assert 2 <= stages <= most and (kilobytes < 163 or stages == most)
 
 
 @needs_triton

@@ -16,12 +16,11 @@ from transformers import GenerationConfig
 from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDForConditionalGeneration
 from videollm_mod import steps as steps_module
 from videollm_mod.cache import MoDCache
-from videollm_mod.generation import TokenSampler
 from videollm_mod.memory import FIELDS
 from videollm_mod.narration.narrate import narrate, open_session
 from videollm_mod.narration.options import NarrateOptions
 from videollm_mod.session_state import FORMAT, checksum, read_session
-from videollm_mod.speaking import Reply
+from videollm_mod.speaking import Reply, TokenSampler
 from videollm_mod.static_graphs import StaticLanguageModel
 from videollm_mod.static_step import PlainOps
 
