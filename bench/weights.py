@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+BITS = {"bf16": 16, "fp8": 8, "int8": 8, "nf4": 4}
 BLOCK = 128  # rows and columns of a block with one scale, the default of `FineGrainedFP8Config`
 
 
@@ -17,16 +18,20 @@ def quantise(model, weights: str) -> None:
     Raises:
         `ImportError`: for int8 and nf4 without bitsandbytes.
     """
-    if weights == "bf16":
-        return
-    make = {"fp8": float8, "int8": eight_bits, "nf4": four_bits}[weights]
     for layer in model.model.language_model.layers:
         for block in (layer.self_attn, layer.mlp):
             for name, linear in list(block.named_children()):
                 if isinstance(linear, nn.Linear):
-                    setattr(block, name, make(linear))
+                    setattr(block, name, quantised(linear, weights))
     if weights == "fp8":
-        model.lm_head = float8(model.lm_head)
+        model.lm_head = quantised(model.lm_head, weights)
+
+
+def quantised(linear: nn.Linear, weights: str) -> nn.Linear:
+    """The layer with weights of that kind, made on its device."""
+    if weights == "bf16":
+        return linear
+    return {"fp8": float8, "int8": eight_bits, "nf4": four_bits}[weights](linear)
 
 
 def float8(linear: nn.Linear) -> nn.Linear:
@@ -46,24 +51,25 @@ def float8(linear: nn.Linear) -> nn.Linear:
 
 
 def eight_bits(linear: nn.Linear) -> nn.Linear:
-    bnb = bitsandbytes()
-    rows, columns = linear.weight.shape
-    quantised = bnb.nn.Linear8bitLt(columns, rows, bias=linear.bias is not None, has_fp16_weights=False)
-    quantised.weight = bnb.nn.Int8Params(linear.weight.data.cpu(), requires_grad=False, has_fp16_weights=False)
-    quantised.bias = linear.bias
-    return quantised.to(linear.weight.device)
+    bnb, (rows, columns) = bitsandbytes(), linear.weight.shape
+    options = {"has_fp16_weights": False, "device": "meta"}
+    made = bnb.nn.Linear8bitLt(columns, rows, bias=linear.bias is not None, **options)
+    values, scale, _ = bnb.functional.int8_vectorwise_quant(linear.weight.data.half())
+    made.weight = bnb.nn.Int8Params(values, requires_grad=False, has_fp16_weights=False, CB=values, SCB=scale)
+    made.bias = linear.bias
+    return made
 
 
 def four_bits(linear: nn.Linear) -> nn.Linear:
-    bnb = bitsandbytes()
-    rows, columns = linear.weight.shape
+    bnb, (rows, columns) = bitsandbytes(), linear.weight.shape
     options = {"quant_type": "nf4", "compress_statistics": True}
-    quantised = bnb.nn.Linear4bit(
+    made = bnb.nn.Linear4bit(
         columns, rows, bias=linear.bias is not None, compute_dtype=linear.weight.dtype, device="meta", **options
     )
-    quantised.weight = bnb.nn.Params4bit(linear.weight.data.cpu(), requires_grad=False, **options)
-    quantised.bias = linear.bias
-    return quantised.to(linear.weight.device)
+    values, state = bnb.functional.quantize_4bit(linear.weight.data, **options)
+    made.weight = bnb.nn.Params4bit(values, requires_grad=False, quant_state=state, bnb_quantized=True, **options)
+    made.bias = linear.bias
+    return made
 
 
 def bitsandbytes():
@@ -74,4 +80,4 @@ def bitsandbytes():
     return bitsandbytes
 
 
-__all__ = ["quantise"]
+__all__ = ["BITS", "quantise", "quantised"]
