@@ -1,4 +1,5 @@
-"""On this GPU: whether each operation of a static step is right, and which variant of it is fastest.
+"""On this GPU: whether each operation of a static step is right, and how long a step takes. `step_tiles` chooses the
+tiles of its products.
 
     python -m videollm_mod.benchmarks.step_variants --geometry llama3-8b --seconds 280 --output FOLDER
 
@@ -255,71 +256,6 @@ def time_eager(model, held: int, repeats: int = 10) -> dict:
     return milliseconds(call, repeats)
 
 
-CANDIDATES = {  # as `static_kernels.TILES`
-    "qkv": (
-        (16, 128, 4, 6), (16, 256, 4, 4), (16, 256, 4, 5), (16, 512, 4, 3), (32, 128, 4, 4), (32, 128, 4, 6),
-        (32, 256, 4, 4), (32, 256, 8, 4), (64, 128, 4, 4),
-    ),
-    "out": (
-        (16, 256, 4, 5), (16, 256, 4, 6), (16, 512, 4, 3), (16, 512, 4, 4), (32, 128, 4, 6), (32, 256, 4, 4),
-    ),
-    "mlp_up": (
-        (16, 256, 4, 4), (16, 256, 4, 5), (16, 512, 4, 3), (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 4, 3),
-        (64, 128, 4, 3), (64, 128, 4, 4),
-    ),
-    "mlp_down": (
-        (16, 256, 4, 5), (16, 256, 4, 6), (16, 512, 4, 3), (16, 512, 4, 4), (32, 256, 4, 4), (32, 512, 4, 3),
-    ),
-    "lm_head": (
-        (16, 256, 4, 5), (32, 128, 4, 6), (32, 256, 4, 4), (64, 128, 4, 4), (64, 256, 4, 3), (64, 256, 8, 3),
-        (128, 128, 4, 3),
-    ),
-}  # fmt: skip
-
-
-def sweep_products(model, log: Log) -> dict:
-    """Microseconds per layer of each product with several tiles, of which the fastest stays set: for all tokens of a
-    frame, and for the slots of a routed layer. All layers are timed, so that no weight stays in a cache; of `lm_head`,
-    one call."""
-    step, kernels = prepared(model, static_kernels.Kernels, 100), static_kernels.Kernels
-    layers, found = model.model.language_model.layers, {}
-    rotary = [p[0] for p in model.model.language_model.rotary_emb(step.x[None], step.offsets[None])]
-    for buffer in (step.x, step.attended, step.residual, step.intermediate):
-        buffer.normal_()
-
-    def calls(slots: int, index, scale) -> dict:
-        attended, residual, intermediate = step.attended[:slots], step.residual[:slots], step.intermediate[:slots]
-        queries, table = step.queries[:slots], step.table
-        return {
-            "qkv": lambda n, x: kernels.project_qkv(step.x, index, x, rotary, queries, table[n], [0], [0]),
-            "out": lambda n, x: kernels.project_out(attended, x, step.x, index, residual),
-            "mlp_up": lambda n, x: kernels.mlp_up(residual, x, intermediate),
-            "mlp_down": lambda n, x: kernels.mlp_down(intermediate, x, residual, step.x, index, scale),
-            "lm_head": lambda n, x: kernels.lm_head(step.x, step.rows, model, step.logits),
-        }
-
-    def timed(call, layers) -> float:
-        graph = captured(lambda: [call(number, layer) for number, layer in enumerate(layers)])
-        return round(milliseconds(graph.replay, 20)["p50"] * 1000 / len(layers), 2)
-
-    ways = calls(len(step.x), None, None), calls(step.slots, step.index, step.scale)
-    for name, tiles in CANDIDATES.items():
-        own, best, found[name] = static_kernels.TILES[name], (float("inf"), None), {}
-        some, over = (ways[:1], layers[:1]) if name == "lm_head" else (ways, layers)
-        for tile in tiles:
-            if time.perf_counter() > log.end - 60:
-                break
-            static_kernels.TILES[name] = tile
-            try:
-                found[name][str(tile)] = [timed(way[name], over) for way in some]
-                best = min(best, (sum(found[name][str(tile)]), tile))
-            except Exception as problem:
-                found[name][str(tile)] = f"{type(problem).__name__}: {str(problem)[:120]}"
-        static_kernels.TILES[name] = best[1] or own
-        log.say(f"{name}: {found[name]} -> {static_kernels.TILES[name]}")
-    return found
-
-
 def attention_of(step: StaticStep, layers, slots: int) -> None:
     for layer in layers:
         static_kernels.Kernels.attend(step.queries[:slots], layer, step.table[0], [slots], step.attended[:slots])
@@ -431,7 +367,6 @@ def measure(log: Log, geometry: str) -> None:
 
     each("step before tuning", lambda held: time_step(model, static_kernels.Kernels, held), (600,))
     each("step, cuBLAS", lambda held: time_step(model, static_kernels.CublasKernels, held), (600,))
-    log.attempt("products", lambda: sweep_products(model, log), 30)
     log.attempt("attention at 3000 frames", lambda: sweep_attention(model, 3000), 20)
     each("step", lambda held: time_step(model, static_kernels.Kernels, held))
     for held in (100, 600, 3000):
