@@ -145,6 +145,12 @@ def test_speed_is_that_of_the_results():
             rows("stream_llama3_8b", name="language", way=way, held=count)[0]["p50_ms"] for count in (100, 600, 3000)
         ]
         assert f"| {' / '.join(f'{ms:.2f}' for ms in held)} |" in text
+    text_of_weights = text_of(ROOT / "docs" / "how-to" / "quantisation.md")
+    for weights in ("bf16", "fp8", "nf4"):
+        name = f"stream_llama3_8b_{weights}"
+        held = [rows(name, name="language", way="mod", held=count)[0]["p50_ms"] for count in (100, 600, 3000)]
+        cells = f"{result(name)['weight_bytes'] / 1e9:.2f} GB", " / ".join(f"{ms:.2f}" for ms in held)
+        assert f"| {' | '.join(cells)} | [`{weights}`]" in text_of_weights
     figures = {name: entry["value"] for name, entry in result("summary").items()}
     for begin, name in (
         ("time, like for like", "train_time_like_for_like"),
