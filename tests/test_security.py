@@ -328,7 +328,7 @@ def test_early_interrupt_prints_nothing():
     rng = random.Random(3)
     code = "import sys; from videollm_mod.commands.cli import main; print(flush=True); sys.exit(main())"
     command = [sys.executable, "-c", code, "narrate", ROOT / "media" / "world.mp4"]
-    for _ in range(6):
+    for _ in range(4):
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         process.stdout.readline()  # the command has started
         time.sleep(rng.uniform(0.05, 0.8))

@@ -27,10 +27,11 @@ from videollm_mod.session_state import session_tensors
 from videollm_mod.speaking import StreamEvent
 
 BOUNDS = {
-    "window": {"max_cached_frames": 6, "max_new_tokens": 2},
-    "router": {"max_cached_frames": 6, "max_new_tokens": 2, "cache_policy": "router"},
-    "no bound": {"max_new_tokens": 2},
+    "window": {"max_cached_frames": 6, "max_new_tokens": 2, "speak_threshold": 1.0},
+    "router": {"max_cached_frames": 6, "max_new_tokens": 2, "speak_threshold": 1.0, "cache_policy": "router"},
+    "no bound": {"max_new_tokens": 2, "speak_threshold": 1.0},
 }
+SILENT = {"speak_threshold": 0.0}
 FRAMES = 18  # of which each three are pushed and saved together
 
 
@@ -40,14 +41,10 @@ def small():
     return small_model(0)
 
 
-def encoded(model, processor):
-    """The features of all frames, with changes between them."""
-    return model.stream(processor).encode(held_scenes(FRAMES // 3, 3, seed=7100))
-
-
 @pytest.fixture(scope="module")
-def features(checkpoint):
-    return encoded(*checkpoint)
+def features(small):
+    """Those of all frames, with changes between them."""
+    return small[0].stream(small[1]).encode(held_scenes(FRAMES // 3, 3, seed=7100))
 
 
 def watch(session, features, start: int, stop: int) -> list:
@@ -81,9 +78,9 @@ def events_of(saved) -> list[StreamEvent]:
 
 
 @pytest.mark.parametrize("place, bound", [*(("folder", bound) for bound in BOUNDS), ("memory", "window")])
-def test_restored_sessions_have_the_same_bits(checkpoint, features, tmp_path, bound, place):
+def test_restored_sessions_have_the_same_bits(small, features, tmp_path, bound, place):
     """Saved after every three frames, and restored after every ninth: evictions come before, between and after."""
-    model, processor = checkpoint
+    model, processor = small
     url = str(tmp_path) if place == "folder" else f"memory://{tmp_path}"
     alone, session = (model.stream(processor, **BOUNDS[bound]) for _ in range(2))
     expected, saved = [], SessionStore(url).open("s")
@@ -105,13 +102,14 @@ def test_restored_sessions_have_the_same_bits(checkpoint, features, tmp_path, bo
     assert expected and (bound == "no bound") == (alone.state.cache.frames_forgotten == 0)
 
 
-def test_routers_fade_segments_and_old_ones_are_written_again(checkpoint, features, tmp_path, monkeypatch):
+def test_routers_fade_segments_and_old_ones_are_written_again(checkpoint, tmp_path, monkeypatch):
     """The files hold what the session remembers, and not much more, after any number of evictions."""
     monkeypatch.setattr(segments, "OLDEST", 2)
-    model, processor = checkpoint
+    model, processor = checkpoint  # whose frames are larger than what is written about them
+    features = model.stream(processor).encode(held_scenes(FRAMES // 3, 3, seed=7100))
     for bound in ("window", "router"):
         files = SessionStore(str(tmp_path / bound))
-        session, saved, written = model.stream(processor, **BOUNDS[bound], speak_threshold=0.0), files.open("s"), 0
+        session, saved, written = model.stream(processor, **BOUNDS[bound] | SILENT), files.open("s"), 0
         for start in range(FRAMES):
             list(session.watch_encoded(features[start % FRAMES][None]))
             written += saved.save(session).result().num_bytes
@@ -127,8 +125,8 @@ def test_routers_fade_segments_and_old_ones_are_written_again(checkpoint, featur
         assert digest(files.open("s", force=True).restore(model, processor)) == digest(session)
 
 
-def test_a_reset_session_and_one_that_was_not_followed_are_saved_whole(checkpoint, features, tmp_path):
-    model, processor = checkpoint
+def test_a_reset_session_and_one_that_was_not_followed_are_saved_whole(small, features, tmp_path):
+    model, processor = small
     session, saved = model.stream(processor, **BOUNDS["window"]), SessionStore(str(tmp_path)).open("s")
     watch(session, features, 0, 9)
     saved.save(session).result()
@@ -144,9 +142,9 @@ def test_a_reset_session_and_one_that_was_not_followed_are_saved_whole(checkpoin
     assert digest(SessionStore(str(tmp_path)).open("s", force=True).restore(model, processor)) == digest(fork)
 
 
-def test_sessions_of_a_pool_are_saved_with_their_events(checkpoint, features, tmp_path):
+def test_sessions_of_a_pool_are_saved_with_their_events(small, features, tmp_path):
     """In the middle of a block the stream is settled first; what it said by then is in the save, and comes once."""
-    model, processor = checkpoint
+    model, processor = small
     frames = held_scenes(4, 3, seed=7100)
     alone = model.stream(processor, **BOUNDS["no bound"]).push(frames)
     pool, saved = StreamPool(model, processor), SessionStore(str(tmp_path)).open("s")
@@ -159,8 +157,8 @@ def test_sessions_of_a_pool_are_saved_with_their_events(checkpoint, features, tm
     assert [event.time for event in said] == [event.time for event in alone]
 
 
-def test_notes_stay_until_others_are_given(checkpoint, tmp_path):
-    session = checkpoint[0].stream(checkpoint[1])
+def test_notes_stay_until_others_are_given(small, tmp_path):
+    session = small[0].stream(small[1])
     for notes in ({"seen": 1}, None, {}):
         saved = SessionStore(str(tmp_path)).open("s", force=True)
         saved.save(session, notes).result()
@@ -184,9 +182,8 @@ def go_on(url: str, model, processor, features, shown: str, stop: int = FRAMES, 
 
 
 @pytest.fixture(scope="module")
-def undisturbed(small):
+def undisturbed(small, features):
     """`({frames: digest after them}, {frames: events up to them}, features)`."""
-    features = encoded(*small)
     session = small[0].stream(small[1], **BOUNDS["window"])
     digests, events = {0: digest(session)}, {0: []}
     for start in range(0, FRAMES, 3):
@@ -365,8 +362,8 @@ def test_cleaning_up_after_a_save_spares_what_a_new_owner_wrote(small, undisturb
 # --- full, unreachable, damaged and malicious stores
 
 
-def test_after_a_full_disk_the_next_save_holds_everything(checkpoint, features, tmp_path, monkeypatch, caplog):
-    model, processor = checkpoint
+def test_after_a_full_disk_the_next_save_holds_everything(small, features, tmp_path, monkeypatch, caplog):
+    model, processor = small
     files = SessionStore(str(tmp_path))
     session, saved = model.stream(processor, **BOUNDS["window"]), files.open("s")
     said = watch(session, features, 0, 6)
@@ -394,7 +391,7 @@ def test_after_a_full_disk_the_next_save_holds_everything(checkpoint, features, 
     assert events_of(again) == said and digest(again.restore(model, processor)) == digest(session)
 
 
-def test_an_unreachable_store_names_itself(checkpoint, tmp_path, monkeypatch):
+def test_an_unreachable_store_names_itself(small, tmp_path, monkeypatch):
     saved = SessionStore(f"memory://{tmp_path}").open("s")
 
     def unreachable(*_, **__) -> None:
@@ -402,7 +399,7 @@ def test_an_unreachable_store_names_itself(checkpoint, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(type(saved.files.fs), "pipe_file", unreachable)
-        for call in (saved.renew, saved.save(checkpoint[0].stream(checkpoint[1])).result):
+        for call in (saved.renew, saved.save(small[0].stream(small[1])).result):
             with pytest.raises(OSError, match=rf"cannot reach memory://{tmp_path}/s: no route to host"):
                 call()
     assert not saved.lost and saved.failures == 1
@@ -416,8 +413,8 @@ def test_an_unreachable_store_names_itself(checkpoint, tmp_path, monkeypatch):
             SessionStore(str(tmp_path)).open(session_id)
 
 
-def test_ended_and_abandoned_sessions_are_removed(checkpoint, features, tmp_path):
-    model, processor = checkpoint
+def test_ended_and_abandoned_sessions_are_removed(small, features, tmp_path):
+    model, processor = small
     files = SessionStore(str(tmp_path), lease_seconds=0.0)
     for session_id in ("ended", "abandoned", "damaged", "held"):
         saved = files.open(session_id)
@@ -441,11 +438,11 @@ def test_ended_and_abandoned_sessions_are_removed(checkpoint, features, tmp_path
 
 
 @pytest.fixture(scope="module")
-def whole(checkpoint, features, tmp_path_factory):
+def whole(small, features, tmp_path_factory):
     """A folder with a session of two segments, between which tokens were evicted."""
     folder = tmp_path_factory.mktemp("whole")
-    session, saved = checkpoint[0].stream(checkpoint[1], **BOUNDS["window"]), SessionStore(str(folder)).open("s")
-    for start, stop in ((0, 4), (4, 7)):
+    session, saved = small[0].stream(small[1], **BOUNDS["window"]), SessionStore(str(folder)).open("s")
+    for start, stop in ((0, 6), (6, 7)):
         save(saved, session, watch(session, features, start, stop)).result()
     saved.close()
     assert len(saved.files.names("segments")) == 2 and saved._written.masks
@@ -489,15 +486,15 @@ FORGED = {
 
 
 @pytest.mark.parametrize("how", FORGED)
-def test_forged_segments_are_refused(checkpoint, whole, tmp_path, how):
+def test_forged_segments_are_refused(small, whole, tmp_path, how):
     """All checksums fit, but nothing may be used as an index that is out of range."""
     copy(whole, str(tmp_path))
     forge(tmp_path, *FORGED[how])
     with pytest.raises(ValueError, match=r"session s in .* is (damaged or malicious|no saved session)"):
-        SessionStore(str(tmp_path)).open("s").restore(*checkpoint)
+        SessionStore(str(tmp_path)).open("s").restore(*small)
 
 
-def test_forged_manifests_are_refused(checkpoint, whole, tmp_path):
+def test_forged_manifests_are_refused(small, whole, tmp_path):
     path, file = tmp_path / "s" / "manifests" / "0000000001.json", "00000000.0000000001.safetensors"
     secret = tmp_path / "secret"
     secret.write_text("secret")
@@ -526,7 +523,7 @@ def test_forged_manifests_are_refused(checkpoint, whole, tmp_path):
         copy(whole, str(tmp_path))
         forge(tmp_path, name, **values)
         with pytest.raises(ValueError, match=message):
-            SessionStore(str(tmp_path)).open("s", force=True).restore(*checkpoint)
+            SessionStore(str(tmp_path)).open("s", force=True).restore(*small)
     text = json.loads((whole / "s" / "manifests" / "0000000001.json").read_bytes())
     for change, message in (
         ({"version": 3}, "has version 3, this package reads the versions 1 and 2"),
@@ -546,28 +543,26 @@ def test_forged_manifests_are_refused(checkpoint, whole, tmp_path):
     data = segment.read_bytes()
     segment.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(ValueError, match=f"the checksum of segment {file} does not fit"):
-        SessionStore(str(tmp_path)).open("s", force=True).restore(*checkpoint)
+        SessionStore(str(tmp_path)).open("s", force=True).restore(*small)
     segment.unlink()
     with pytest.raises(FileNotFoundError, match=file):
-        SessionStore(str(tmp_path)).open("s", force=True).restore(*checkpoint)
+        SessionStore(str(tmp_path)).open("s", force=True).restore(*small)
 
 
-def test_sessions_of_other_models_are_refused(checkpoint, whole, tmp_path):
+def test_sessions_of_other_models_are_refused(small, whole, tmp_path):
     from videollm_mod import VideoLLMMoDForConditionalGeneration
 
     copy(whole, str(tmp_path))
     with pytest.raises(ValueError, match="session s in .* was saved with another model"):
-        SessionStore(str(tmp_path)).open("s").restore(
-            VideoLLMMoDForConditionalGeneration(tiny_config()), checkpoint[1]
-        )
+        SessionStore(str(tmp_path)).open("s").restore(VideoLLMMoDForConditionalGeneration(tiny_config()), small[1])
 
 
 # --- events
 
 
-def test_events_are_written_once_or_twice_and_in_few_files(checkpoint, tmp_path):
+def test_events_are_written_once_or_twice_and_in_few_files(small, tmp_path):
     """As a server keeps 100 of them, over saves that add 0 to 30; restored they are those that were kept."""
-    session, saved = checkpoint[0].stream(checkpoint[1]), SessionStore(str(tmp_path)).open("s")
+    session, saved = small[0].stream(small[1]), SessionStore(str(tmp_path)).open("s")
     events, number, given, written = [], 0, 0, 0
     for save_number in range(60):
         more = save_number * 7 % 31
@@ -586,21 +581,21 @@ def test_events_are_written_once_or_twice_and_in_few_files(checkpoint, tmp_path)
             saved.close()
             saved = SessionStore(str(tmp_path)).open("s")
             assert saved.read_events() == events
-            session = saved.restore(*checkpoint)
+            session = saved.restore(*small)
     assert given < written < 4 * given
     saved.save(session).result()
     assert SessionStore(str(tmp_path)).open("s", force=True).read_events() == events
     saved = SessionStore(str(tmp_path)).open("s", force=True)
-    session = saved.restore(*checkpoint)
+    session = saved.restore(*small)
     saved.save(session, events=[]).result()
     assert saved.read_events() == [] and saved.files.names("events") == []
 
 
-def test_a_long_stream_stays_a_small_folder(checkpoint, features, tmp_path):
+def test_a_long_stream_stays_a_small_folder(small, features, tmp_path):
     """A session of bounded memory that keeps 200 events: neither its files nor their bytes grow."""
-    model, processor = checkpoint
+    model, processor = small
     session, saved = (
-        model.stream(processor, **BOUNDS["window"], speak_threshold=0.0),
+        model.stream(processor, **BOUNDS["window"] | SILENT),
         SessionStore(str(tmp_path)).open("s"),
     )
     events, files, sizes = [], [], []
@@ -619,9 +614,9 @@ def test_a_long_stream_stays_a_small_folder(checkpoint, features, tmp_path):
     assert saved.read_events() == events
 
 
-def test_sessions_saved_by_version_1_go_on(checkpoint, features, tmp_path):
+def test_sessions_saved_by_version_1_go_on(small, features, tmp_path):
     """Their events are in the notes of their manifest."""
-    session, saved = checkpoint[0].stream(checkpoint[1], **BOUNDS["window"]), SessionStore(str(tmp_path)).open("s")
+    session, saved = small[0].stream(small[1], **BOUNDS["window"]), SessionStore(str(tmp_path)).open("s")
     save(saved, session, watch(session, features, 0, 6)).result()
     saved.close()
     path, own = tmp_path / "s" / "manifests" / "0000000001.json", saved.read_events()
@@ -631,15 +626,15 @@ def test_sessions_saved_by_version_1_go_on(checkpoint, features, tmp_path):
     path.write_bytes(manifest_bytes(content).replace(b'"version": 2', b'"version": 1'))
     saved = SessionStore(str(tmp_path)).open("s")
     assert saved.read_events() == own and saved.notes == {"sequence": own[-1][0]}
-    session = saved.restore(*checkpoint)
+    session = saved.restore(*small)
     saved.save(session).result()  # with no word of events
     saved = SessionStore(str(tmp_path)).open("s", force=True)
-    assert saved.read_events() == own and digest(saved.restore(*checkpoint)) == digest(session)
+    assert saved.read_events() == own and digest(saved.restore(*small)) == digest(session)
     assert manifest_content((tmp_path / "s" / "manifests" / "0000000002.json").read_bytes(), "it")["events"]["files"]
 
 
 @pytest.mark.parametrize("damage", ["bytes", "order", "missing"])
-def test_damaged_events_are_refused(checkpoint, whole, tmp_path, damage):
+def test_damaged_events_are_refused(small, whole, tmp_path, damage):
     copy(whole, str(tmp_path))
     (file,) = (tmp_path / "s" / "events").iterdir()
     path = tmp_path / "s" / "manifests" / "0000000001.json"
