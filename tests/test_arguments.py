@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torch._dynamo
 from short_training import Streams, collate, fit
 from tiny_models import tiny_model
 from transformers import Trainer, TrainingArguments
@@ -154,19 +155,25 @@ def test_columns_made_on_the_fly_are_kept(tmp_path):
         {"auto_find_batch_size": True},
         {"use_cache": True},
         {"dataloader_drop_last": True, "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
-        {"torch_compile_backend": "eager"},
+        {"torch_compile_backend": "eager"},  # which runs the traced graphs without changes
     ],
     ids=lambda options: next(iter(options)),
 )
 def test_options_that_are_not_refused_keep_the_loss(tmp_path, options):
-    """Without learning, the loss in training and in evaluation is the loss of the model."""
+    """Without learning, the loss in training and in evaluation is the loss of the model. A compiled model is given
+    pixels, so that its vision tower is compiled too."""
+    compiled = "torch_compile_backend" in options
     steps = {"max_steps": 1, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 4, "learning_rate": 0.0}
     steps |= {"train_sampling_strategy": "sequential", **options}
-    model = tiny_model(3, num_hidden_layers=2 if "torch_compile_backend" in options else 5)
-    trainer = fit(tmp_path, model, StreamTrainer, **steps)
+    model = tiny_model(3, num_hidden_layers=2 if compiled else 5)
+    if compiled:
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+    trainer = fit(tmp_path, model, StreamTrainer, pixels=compiled, **steps)
+    assert not compiled or torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     model.eval()
     with torch.no_grad():
-        expected = model(**collate(Streams(model).rows[:4])).loss.item()
+        expected = model(**collate(Streams(model, pixels=compiled).rows[:4])).loss.item()
     (logged,) = (entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
     if "neftune_noise_alpha" in options:  # it changes the loss in training, on purpose
         assert logged != pytest.approx(expected, rel=1e-4)

@@ -1,15 +1,11 @@
-"""Processes that start after torch has run: the package spawns its own, and the docs tell users how to fork safely."""
+"""Processes that start after torch has run: the package never forks, and the docs tell users how to fork safely."""
 
 import os
 import re
 import sys
 
-import torch
 from fork_server import TORCH, run_forked
 from fresh_process import ROOT
-
-from videollm_mod import VideoLLMMoDProcessor
-from videollm_mod.data import world_streams
 
 FORKS = re.compile(r"""(get_context|set_start_method)\(["']fork|multiprocessing_context=["']fork|\bos\.fork(pty)?\(""")
 MAPPED = f"""
@@ -46,13 +42,3 @@ def test_package_never_forks():
     files = [path for path in ROOT.rglob("*.py") if of_tests.isdisjoint(path.parents)]
     assert len(files) > 50
     assert [str(path) for path in files if FORKS.search(path.read_text(encoding="utf-8"))] == []
-
-
-def test_streams_are_the_same_from_one_or_several_processes(monkeypatch):
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    jobs = [("hard_small", range(first, first + 2), processor) for first in (0, 2)]
-    torch.ones(500, 500) @ torch.ones(500, 500)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    several = list(world_streams.encode_all(jobs))
-    monkeypatch.setattr("os.cpu_count", lambda: 1)
-    assert repr(several) == repr(list(world_streams.encode_all(jobs)))

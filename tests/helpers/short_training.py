@@ -21,10 +21,10 @@ def stream_labels(batch: dict, seed: int) -> torch.Tensor:
 
 
 class Streams(torch.utils.data.Dataset):
-    def __init__(self, model, count: int = 8):
+    def __init__(self, model, count: int = 8, pixels: bool = False):
         self.rows = []
         for seed in range(count):
-            batch, (row,) = random_batch(model, seed, [1 + seed % 3])
+            batch, (row,) = random_batch(model, seed, [1 + seed % 3], pixels)
             self.rows.append({**row, "labels": stream_labels(batch, seed)})
 
     def __len__(self):
@@ -38,15 +38,18 @@ def collate(rows: list[dict]) -> dict:
     """Pad on the left; concatenate frames in row order."""
     length = max(row["input_ids"].shape[1] for row in rows)
     pad = lambda x, value: torch.nn.functional.pad(x, (length - x.shape[1], 0), value=value)  # noqa: E731
+    frames = "pixel_values_videos" if "pixel_values_videos" in rows[0] else "video_features"
     return {
         "input_ids": torch.cat([pad(row["input_ids"], EOS) for row in rows]),
         "attention_mask": torch.cat([pad(torch.ones_like(row["input_ids"]), 0) for row in rows]),
         "labels": torch.cat([pad(row["labels"], -100) for row in rows]),
-        "video_features": torch.cat([row["video_features"] for row in rows]),
+        frames: torch.cat([row[frames] for row in rows]),
     }
 
 
-def fit(tmp_path, model, kind: type[Trainer] = Trainer, given: dict | None = None, **options) -> Trainer:
+def fit(
+    tmp_path, model, kind: type[Trainer] = Trainer, given: dict | None = None, pixels: bool = False, **options
+) -> Trainer:
     """Train `model` on `Streams` with a Trainer class, which gets `given` as additional arguments."""
     arguments = TrainingArguments(
         output_dir=str(tmp_path),
@@ -58,7 +61,8 @@ def fit(tmp_path, model, kind: type[Trainer] = Trainer, given: dict | None = Non
         **{"logging_steps": 1, **options},
     )
     model.train()
-    trainer = kind(model=model, args=arguments, train_dataset=Streams(model), data_collator=collate, **(given or {}))
+    streams = Streams(model, pixels=pixels)
+    trainer = kind(model=model, args=arguments, train_dataset=streams, data_collator=collate, **(given or {}))
     trainer.train()
     return trainer
 

@@ -8,10 +8,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from fresh_process import ROOT
 
+from videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.benchmarks import world_rows
 from videollm_mod.benchmarks.tables_recipes import TABLES
 from videollm_mod.benchmarks.world_scores import exact_narrations
+from videollm_mod.data import world_streams
 from videollm_mod.data.world import conversation, world_stream
 from videollm_mod.data.world_hard import SPLITS
 from videollm_mod.data.world_streams import Streams, encoded_streams, normalised_sprites, pixels
@@ -141,3 +144,13 @@ def test_routers_of_the_frozen_row_are_not_trained():
     model, _ = world_rows.build("frozen", "hard_small", ARGS)
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     assert frozen == {name for name, _ in model.named_parameters() if "layer_expert" in name} != set()
+
+
+def test_streams_are_the_same_from_one_or_several_processes(monkeypatch):
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    jobs = [("hard_small", range(first, first + 2), processor) for first in (0, 2)]
+    torch.ones(500, 500) @ torch.ones(500, 500)
+    monkeypatch.setattr("os.cpu_count", lambda: 2)
+    several = list(world_streams.encode_all(jobs))
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    assert repr(several) == repr(list(world_streams.encode_all(jobs)))
