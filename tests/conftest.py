@@ -91,6 +91,19 @@ def checkpoint():
     return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
 
 
+@pytest.fixture(scope="module")
+def narrator():
+    """`(model, processor)` of `tests/tiny_world`, in float32, for tests in which it does not count whether what it says
+    is right: it speaks when `checkpoint` does, and in its sentences. A frame takes a quarter of the time."""
+    import torch
+    from fresh_process import TINY_WORLD
+
+    from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(TINY_WORLD, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(TINY_WORLD)
+
+
 @pytest.fixture
 def run(monkeypatch, capfd, checkpoint):
     """Call `videollm-mod narrate` in this process: `(exit code, lines of standard output, standard error)`."""

@@ -8,7 +8,7 @@ import re
 import threading
 
 import pytest
-from fresh_process import ROOT
+from fresh_process import ROOT, TINY_WORLD
 from running_servers import serving, serving_elsewhere
 from test_space_browser import AUDIT, PATIENCE, browser, camera_clip, chromium_is_there  # noqa: F401
 from waiting import until
@@ -18,6 +18,11 @@ from videollm_mod.data.world_clip import write_clip
 from videollm_mod.serving.store import SessionStore, manifest_content, manifest_name, manifests
 
 KEY = "a-key-for-tests-0123456789"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -126,7 +131,16 @@ NARRATED = "[...document.querySelectorAll('#log .narration time')].map(each => e
 @contextlib.contextmanager
 def killed_servers(visit, page_url, store, save_seconds: float):
     """A page that streams to a server, and `kill()`, which kills that and starts another one at its address."""
-    arguments = ["--store", str(store), "--save-seconds", str(save_seconds), "--allow-origin", page_url]
+    arguments = [
+        "--model",
+        str(TINY_WORLD),
+        "--store",
+        str(store),
+        "--save-seconds",
+        str(save_seconds),
+        "--allow-origin",
+        page_url,
+    ]
     with contextlib.ExitStack() as servers:
         url, process = servers.enter_context(serving_elsewhere(*arguments))
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from fresh_process import ROOT
+from fresh_process import ROOT, TINY_WORLD
 from pages import python_blocks
 from PIL import Image
 from running_servers import Client, client, frames_of, png, serving, serving_elsewhere
@@ -22,6 +22,11 @@ from videollm_mod.serving.store import SessionStore
 KEY = "a-key-for-tests-0123456789"
 INSTRUCTIONS = "Narrate the scene."
 QUESTION = "How many objects are there?"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +194,7 @@ def test_a_server_that_is_killed_loses_and_doubles_nothing(checkpoint, tmp_path)
     frames = frames_of(62, 12)
     arguments = (
         "--model",
-        str(ROOT),
+        str(TINY_WORLD),
         "--store",
         str(tmp_path),
         "--max-fps",

@@ -8,7 +8,7 @@ import time as clock
 
 import torch
 from fork_server import ForkedProcess
-from fresh_process import ROOT
+from fresh_process import ROOT, TINY_WORLD
 
 from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
 from videollm_mod.benchmarks.long_streams import held_scenes
@@ -41,8 +41,8 @@ SCENES = held_scenes(4, 6, seed=7100)
 
 def load():
     torch.set_num_threads(1)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(TINY_WORLD, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(TINY_WORLD)
 
 
 def test_session_killed_and_restored_says_the_same(tmp_path):

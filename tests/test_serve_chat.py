@@ -11,7 +11,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from fresh_process import ROOT
+from fresh_process import ROOT, TINY_WORLD
 from pages import python_blocks
 from plain_http import web
 from running_servers import client, data_url, frames_of, png, serving, serving_elsewhere
@@ -30,6 +30,11 @@ KEY = "a-key-for-tests-0123456789"
 PAGE = ROOT / "docs" / "how-to" / "serving.md"
 FRAMES = np.stack([frame for frame, _ in frames_of(60, 12)])
 QUESTION = "How many objects are there?"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,7 @@ def in_process(model, processor, conversation: list[dict], **options) -> tuple[s
 
 @pytest.fixture(scope="module")
 def url():
-    with serving_elsewhere("--model", str(ROOT), "--dtype", "float32", VIDEOLLM_MOD_API_KEYS=KEY) as (url, _):
+    with serving_elsewhere("--model", str(TINY_WORLD), "--dtype", "float32", VIDEOLLM_MOD_API_KEYS=KEY) as (url, _):
         yield url
 
 
@@ -94,7 +99,7 @@ def test_the_official_client_gets_what_generate_says(remote, checkpoint, video):
     assert kinds.text_tokens + kinds.image_tokens == prompt and not kinds.cached_tokens
     assert kinds.image_tokens and kinds.image_tokens % per_frame == 0
     assert prompt > 12 * checkpoint[0].config.num_frame_tokens
-    assert choice.finish_reason == ("length" if completion == 24 else "stop") and found.model == ROOT.name
+    assert choice.finish_reason == ("length" if completion == 24 else "stop") and found.model == TINY_WORLD.name
 
     chunks = list(
         remote.chat.completions.create(**asked, max_tokens=24, stream=True, stream_options={"include_usage": True})
@@ -157,7 +162,7 @@ def test_errors_reach_the_client_as_its_own_kinds(remote):
     assert remote.chat.completions.create(**asked, max_tokens=1, **neutral).usage.completion_tokens == 1
     with pytest.raises(openai.AuthenticationError, match="the key is wrong"):
         remote.with_options(api_key="another-key-0123456789").chat.completions.create(**asked)
-    assert [model.id for model in remote.models.list()] == [ROOT.name]
+    assert [model.id for model in remote.models.list()] == [TINY_WORLD.name]
 
 
 def test_the_example_of_the_docs_runs(url, video, monkeypatch, capsys):

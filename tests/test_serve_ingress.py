@@ -20,6 +20,11 @@ from videollm_mod.client import connect as connect_client
 KEY, OTHER = "a-key-for-tests-0123456789", "another-key-for-tests-0123456789"
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 def test_a_session_through_an_ingress_equals_one_at_a_server(checkpoint):
     async def run():
         async with cluster(checkpoint, count=1) as one:

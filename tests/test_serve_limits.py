@@ -31,6 +31,11 @@ IMAGE, _ = frames_of(60, 1)[0]
 
 
 @pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
+@pytest.fixture(scope="module")
 def server(checkpoint):
     limits = {"sessions": 3, "message_bytes": 200_000, "text_characters": 100, "image_pixels": 10**6}
     with serving(checkpoint, (KEY, OTHER), limits) as running:

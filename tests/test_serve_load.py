@@ -13,6 +13,11 @@ from videollm_mod.cache import PackedCache
 from videollm_mod.serving.load import CALM, KeepRatioControl
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 def test_the_ratio_falls_step_by_step_and_recovers():
     control = KeepRatioControl(0.1, 0.4, num_frame_tokens=10)
     assert control.levels == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.09) and control.levels[-1] == 0.1

@@ -6,7 +6,7 @@ import signal
 
 import openai
 import pytest
-from fresh_process import ROOT
+from fresh_process import ROOT, TINY_WORLD
 from pages import python_blocks
 from PIL import Image
 from running_servers import data_url, frames_of, serving_elsewhere
@@ -18,7 +18,10 @@ PAGE = ROOT / "docs" / "how-to" / "serving.md"
 
 @pytest.fixture(scope="module")
 def url():
-    with serving_elsewhere("--model", str(ROOT), "--max-fps", "1000000", VIDEOLLM_MOD_API_KEYS=KEY) as (url, process):
+    with serving_elsewhere("--model", str(TINY_WORLD), "--max-fps", "1000000", VIDEOLLM_MOD_API_KEYS=KEY) as (
+        url,
+        process,
+    ):
         yield url
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=PATIENCE)
@@ -32,9 +35,9 @@ def test_the_async_client_narrates_asks_and_cancels(url):
 
 async def converse(url: str) -> None:
     client = openai.AsyncOpenAI(base_url=f"{url}/v1", api_key=KEY, timeout=PATIENCE)
-    assert [model.id for model in (await client.models.list()).data] == [ROOT.name]
-    assert (await client.models.retrieve(ROOT.name)).id == ROOT.name
-    async with client.realtime.connect(model=ROOT.name) as connection:
+    assert [model.id for model in (await client.models.list()).data] == [TINY_WORLD.name]
+    assert (await client.models.retrieve(TINY_WORLD.name)).id == TINY_WORLD.name
+    async with client.realtime.connect(model=TINY_WORLD.name) as connection:
         first = await connection.recv()
         assert first.type == "session.created" and first.session.type == "realtime" and first.event_id
         await connection.session.update(

@@ -9,6 +9,11 @@ QUESTIONS = ("How many objects are there?", "What happened last?", "Where is the
 
 
 @pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
+@pytest.fixture(scope="module")
 def server(checkpoint):
     with serving(checkpoint) as running:
         yield running
@@ -19,18 +24,18 @@ async def play(url: str, seed: int) -> Client:
     async with client(url) as mine:
         await mine.until("session.created")
         await mine.send("session.update", session={"type": "realtime", "instructions": "Narrate the scene."})
-        frames = frames_of(seed, 9)
+        frames = frames_of(seed, 12)
         for index, (image, time) in enumerate(frames):
             await mine.frame(image, time)
-            if index == 4 + seed % 4:
+            if index == 5 + seed % 4:
                 await mine.ask(QUESTIONS[seed % 3])
         await mine.send("input_video_frame.commit")
         await mine.until("input_video_frame.acknowledged", status="committed")
     return mine
 
 
-def test_sessions_say_what_each_says_alone(server):
-    seeds = range(60, 64)
+def test_eight_sessions_say_what_each_says_alone(server):
+    seeds = range(60, 68)
 
     async def together():
         return await asyncio.gather(*(play(server.url, seed) for seed in seeds))

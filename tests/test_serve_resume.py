@@ -5,7 +5,7 @@ import signal
 
 import httpx
 import pytest
-from fresh_process import ROOT
+from fresh_process import TINY_WORLD
 from plain_http import web
 from running_servers import client, data_url, frames_of, serving, serving_elsewhere
 from waiting import PATIENCE, until
@@ -14,10 +14,15 @@ from websockets.exceptions import ConnectionClosed
 from videollm_mod.serving.store import SessionStore
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 def test_after_a_crash_an_http_client_learns_where_its_session_goes_on(checkpoint, tmp_path):
     """A frame that it sent in ignorance would leave a gap."""
     images = [{"image_url": data_url(image), "timestamp": time} for image, time in frames_of(67, 6)]
-    arguments = ("--model", str(ROOT), "--store", str(tmp_path), "--save-seconds", "0.1")
+    arguments = ("--model", str(TINY_WORLD), "--store", str(tmp_path), "--save-seconds", "0.1")
     with serving_elsewhere(*arguments) as (url, _):
         at = f"{url}/v1/streaming/sessions"
         session = web.post(at).json()["id"]
@@ -37,7 +42,7 @@ def test_after_a_crash_an_http_client_learns_where_its_session_goes_on(checkpoin
 
 def test_a_paused_server_is_fenced_off(tmp_path):
     """Another one continues its session after the lease, and the first one writes nothing more."""
-    arguments = ("--model", str(ROOT), "--store", str(tmp_path), "--save-seconds", "0.2", "--lease-seconds", "2")
+    arguments = ("--model", str(TINY_WORLD), "--store", str(tmp_path), "--save-seconds", "0.2", "--lease-seconds", "2")
     frames = frames_of(66, 8)
 
     async def play(first_url: str, first, second_url: str) -> None:

@@ -18,6 +18,11 @@ AT = "/v1/streaming/sessions"
 
 
 @pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
+@pytest.fixture(scope="module")
 def server(checkpoint, tmp_path_factory):
     with serving(checkpoint, saved=tmp_path_factory.mktemp("sessions"), save_seconds=0.1) as running:
         yield running

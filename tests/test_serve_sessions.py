@@ -10,13 +10,18 @@ from time import monotonic
 import httpx
 import pytest
 from comparing import PROBABILITY, assert_near
-from fresh_process import ROOT
+from fresh_process import TINY_WORLD
 from plain_http import web
 from running_servers import client, data_url, frames_of, held, metric, plain, png, serving, serving_elsewhere
 from waiting import PATIENCE, until
 from websockets.exceptions import ConnectionClosed
 
 QUESTION = "How many objects are there?"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +315,7 @@ def test_a_stopped_server_saves_its_sessions_and_another_one_continues(tmp_path)
                 pass
         return mine.events
 
-    arguments = ("--model", str(ROOT), "--store", str(tmp_path))
+    arguments = ("--model", str(TINY_WORLD), "--store", str(tmp_path))
     with serving_elsewhere(*arguments) as (url, process):
         before = asyncio.run(asyncio.wait_for(first(url, process), PATIENCE))
         assert process.wait(PATIENCE) == 0

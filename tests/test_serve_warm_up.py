@@ -22,6 +22,11 @@ from videollm_mod.steps import Encode, in_pieces
 SESSIONS = 6
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 class Recording(StaticLanguageModel):
     """Notes the shapes that it is asked to capture, which it runs, and those that streams use."""
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 HELPERS = Path(__file__).resolve().parent
 ROOT = HELPERS.parents[1]
+TINY_WORLD = HELPERS.parent / "tiny_world"  # the checkpoint of the fixture `narrator`
 
 
 def run_fresh(
