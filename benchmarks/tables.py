@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .tables_recipes import STREAMS, TABLES
 from .tables_runs import SEEDS, Key, Runs, best_rate, collect
-from .world_rows import ROWS, path_of, pretrained_path
+from .world_rows import DEEP_ROWS, ROWS, path_of, pretrained_path
 
 SECONDS_PER_LAYER = 27  # of a run next to others; no run is started that would be cut off
 
@@ -101,7 +101,7 @@ def start(job: Key, card: str, args) -> subprocess.Popen:
     row, level, seed, lr = job
     command = [sys.executable, "-m", "videollm_mod.benchmarks.world_rows", row, "--level", level, "--seed", str(seed)]
     command += ["--lr", str(lr), "--data", str(args.data)]
-    if row in ROWS:  # pretrained models are kept with the data
+    if row != "pretrained":  # pretrained models are kept with the data
         command += ["--output", str(args.output)]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": card, "OMP_NUM_THREADS": "1"}
     with open(log_of(args.output, job), "w") as log:
@@ -112,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("run", "report"))
     parser.add_argument("--level", default="hard_small", choices=TABLES)
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=ROWS)
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=[*ROWS, *DEEP_ROWS])
     parser.add_argument(
         "--minutes", type=float, default=9, help="start no run that would not end by then (default: 9)"
     )

@@ -61,11 +61,6 @@ ROWS = {
     "uniform": Row(mod(mod_selection="uniform")),
     "frozen": Row(mod(mod_gate="none"), frozen=True),
     **{f"mod_{layers}": Row(mod(mod_layers=layers)) for layers in ("all", "all_deep", "interleaved_deep")},
-    **{
-        f"{chosen}_{layers}": Row(mod(mod_selection=chosen, mod_layers=layers))
-        for chosen in ("random", "uniform")
-        for layers in ("all_deep", "interleaved_deep")
-    },
     **{f"mod_r{ratio}": Row(mod(mod_keep_ratio=ratio)) for ratio in (0.1, 0.3, 0.5, 1.0)},
     **{f"mod_{gate}": Row(mod(mod_gate=gate)) for gate in ("output", "none")},
     "mod_keep_last": Row(mod(mod_force_keep_last=True)),
@@ -77,13 +72,26 @@ ROWS = {
     # elastic training with a selection that is not learned
     **{f"{chosen}_elastic": Row(mod(mod_selection=chosen), elastic=ELASTIC) for chosen in ("random", "uniform")},
 }
+# only of models with more layers
+DEEP_ROWS = {
+    **{f"early_exit_{n}": Row({"vision_routing": "early_exit", "early_exit_layer": n}) for n in (4, 6)},
+    **{
+        f"{chosen}_{layers}": Row(mod(mod_selection=chosen, mod_layers=layers))
+        for chosen in ("random", "uniform")
+        for layers in ("all_deep", "interleaved_deep")
+    },
+}
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
+
+
+def row_of(name: str) -> Row:
+    return (ROWS | DEEP_ROWS)[name]
 
 
 def build(name: str, level: str, args):
     """A model without vision layers: each patch goes straight through the connector, so the language model has to see.
     Its processor knows the words of every level."""
-    grid, row, said = grid_of(level), ROWS[name], training_texts()
+    grid, row, said = grid_of(level), row_of(name), training_texts()
     model, processor = initialise(
         {
             "frame_token_cls": True,
@@ -223,7 +231,7 @@ def pretrained(args) -> dict[str, torch.Tensor]:
 
 def run(args) -> dict:
     torch.set_num_threads(1)
-    table, row = TABLES[args.level], ROWS[args.row]
+    table, row = TABLES[args.level], row_of(args.row)
     known = pretrained(args)
     model, processor = build(args.row, table.level, args)
     stage_data(table.level, processor, args)
@@ -270,7 +278,9 @@ def path_of(folder: Path, row: str, level: str, seed: int, lr: float) -> Path:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "row", choices=[*ROWS, "pretrained"], help="name of a row; `pretrained` makes the model that all start from"
+        "row",
+        choices=[*ROWS, *DEEP_ROWS, "pretrained"],
+        help="name of a row; `pretrained` makes the model that all start from",
     )
     parser.add_argument(
         "--level", default="hard_small", choices=TABLES, help="of the world, and the number of layers if not 4"

@@ -154,3 +154,17 @@ def test_streams_are_the_same_from_one_or_several_processes(monkeypatch):
     several = list(world_streams.encode_all(jobs))
     monkeypatch.setattr("os.cpu_count", lambda: 1)
     assert repr(several) == repr(list(world_streams.encode_all(jobs)))
+
+
+def test_rows_of_deep_models():
+    args = Namespace(layers=12, hidden=32, seed=0)
+    for row, selection, layers in (
+        ("random_all_deep", "random", list(range(2, 12))),
+        ("uniform_interleaved_deep", "uniform", [3, 5, 7, 9, 11]),
+    ):
+        text_config = world_rows.build(row, "crowd", args)[0].config.text_config
+        assert (text_config.mod_selection, text_config.mod_keep_ratio) == (selection, 0.2)
+        assert list(text_config.routed_layers) == layers
+    assert world_rows.build("early_exit_4", "crowd", args)[0].config.text_config.early_exit_layer == 4
+    assert TABLES["crowd_12"].rates == (1e-3,) and TABLES["crowd_24"].rates == (5e-4,)
+    assert TABLES["crowd_24"].start == "pretrained_crowd_24x128" != TABLES["hard_24"].start
