@@ -93,8 +93,8 @@ def checkpoint():
 
 @pytest.fixture(scope="module")
 def narrator():
-    """`(model, processor)` of `tests/tiny_world`, in float32, for tests in which it does not count whether what it says
-    is right: it speaks when `checkpoint` does, and in its sentences. A frame takes a quarter of the time."""
+    """`(model, processor)` of `tests/tiny_world`, in float32, for tests that do not ask whether what it says is right.
+    It speaks when `checkpoint` does, and a frame takes a quarter of the time."""
     import torch
     from fresh_process import TINY_WORLD
 
