@@ -29,10 +29,8 @@ SECONDS_PER_LAYER = 27  # of a run next to others; no run is started that would 
 def wanted(runs: Runs, level: str, rows: list[str]) -> list[Key]:
     """Missing runs `(row, level, seed, lr)` that can be started now, in order of priority."""
     jobs = [(row, level, 0, lr) for lr in TABLES[level].rates for row in rows]
-    for row in rows:
-        rate = best_rate(runs, row, level)
-        if rate is not None:
-            jobs += [(row, level, seed, rate) for seed in SEEDS[1:]]
+    rates = [(row, rate) for row in rows if (rate := best_rate(runs, row, level)) is not None]
+    jobs += [(row, level, seed, rate) for seed in SEEDS[1:] for row, rate in rates]
     return [job for job in jobs if job not in runs]
 
 
