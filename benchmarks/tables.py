@@ -23,7 +23,7 @@ from .tables_recipes import STREAMS, TABLES
 from .tables_runs import SEEDS, Key, Runs, best_rate, collect
 from .world_rows import DEEP_ROWS, ROWS, path_of, pretrained_path
 
-SECONDS_PER_LAYER = 27  # of a run next to others; no run is started that would be cut off
+SECONDS, SECONDS_PER_LAYER = 60, 12  # of a run next to others; no run is started that would be cut off
 
 
 def wanted(runs: Runs, level: str, rows: list[str]) -> list[Key]:
@@ -62,7 +62,7 @@ def run_all(args) -> None:
     cards, runs = visible_cards(), collect(args.output, args.level, recipe(args.level))
     slots: dict[int, tuple[Key, subprocess.Popen]] = {}
     ends, done, failed = time.monotonic() + 60 * args.minutes, 0, set()
-    last_start = ends - SECONDS_PER_LAYER * TABLES[args.level].layers
+    last_start = ends - SECONDS - SECONDS_PER_LAYER * TABLES[args.level].layers
     progress = tqdm(desc="runs", unit="run")
     while True:
         for slot, (job, process) in list(slots.items()):
