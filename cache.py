@@ -10,6 +10,7 @@ Shapes: B batch, L tokens a layer holds, T tokens of a call, E frames of the lon
 import copy
 import itertools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 BUCKET = 64  # the sizes of buffers are multiples of this
 SPARE = 8  # a new buffer is larger than needed by one part in `SPARE`
-changes = itertools.count(1)  # numbers of the changes of all buffers
+changes = itertools.count(1)  # numbers of the changes of all layers
 
 
 def buffer_size(length: int) -> int:
@@ -43,7 +44,6 @@ class GrowingTensor:
         self.dim = dim
         self.buffer = self.view = None  # type: ignore[assignment]
         self.shared = 0  # slots before this one are visible to copies, and are not written again
-        self.changed = 0  # number of the change that made the view
 
     def append(self, held: torch.Tensor | None, new: torch.Tensor) -> torch.Tensor:
         """`held` followed by `new`; the owner has to hold the result."""
@@ -73,7 +73,7 @@ class GrowingTensor:
 
     def lengthen(self, length: int) -> torch.Tensor:
         """The first `length` slots of the buffer; the owner has to hold the result."""
-        self.view, self.changed = self.buffer.narrow(self.dim, 0, length), next(changes)
+        self.view = self.buffer.narrow(self.dim, 0, length)
         return self.view
 
     def shorten(self, held: torch.Tensor, length: int) -> torch.Tensor:
@@ -93,22 +93,56 @@ class GrowingTensor:
 PADDING = -1  # position of a slot that holds no token of its row
 
 
+class Held:
+    """A tensor that is made when it is read: making those of all layers takes longer than all else that the host does
+    for a step, and hardly any is read before the next step. Its owner has `held`, the tensors by name, `catch_up()`,
+    and `changed`, the number of the last change."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
+
+    def __get__(self, owner, kind: type):
+        if owner is None:
+            return self
+        owner.catch_up()
+        return owner.held[self.name]
+
+    def __set__(self, owner, value: torch.Tensor | None) -> None:
+        owner.catch_up()
+        owner.held[self.name], owner.changed = value, next(changes)
+
+
 class MoDCacheLayer(DynamicLayer):
     """Keys and values `[B, heads, L, head_dim]` of one layer, with `positions` int64 `[B, L]` (-1: padding). All three
     grow in place (`GrowingTensor`)."""
 
-    keys: torch.Tensor  # None before `is_initialized`, and so are values
-    values: torch.Tensor
+    keys: torch.Tensor = Held()  # type: ignore[assignment]  # None before `is_initialized`, and so are values
+    values: torch.Tensor = Held()  # type: ignore[assignment]
+    positions: torch.Tensor | None = Held()  # type: ignore[assignment]
 
     def __init__(self) -> None:
+        self.held: dict = {}
+        self.behind = 0  # tokens in the buffers after those in `held`
         super().__init__()
-        self.positions: torch.Tensor | None = None
+        self.positions = None
         self.padded = False  # whether some slot is padding; a bool, so that the common case does not sync the device
         self._drop_buffers()
 
+    def catch_up(self) -> None:
+        """Let `held` have all tokens."""
+        if self.behind:
+            length, self.behind = self.get_seq_length(), 0
+            self.held = {name: tensor.lengthen(length) for name, tensor in self.growing.items()}
+
     def _drop_buffers(self) -> None:
         """Keep the tensors but not the buffers behind them, whose memory is freed."""
+        self.catch_up()
         self.growing = {"keys": GrowingTensor(2), "values": GrowingTensor(2), "positions": GrowingTensor(1)}
+        self.changed = next(changes)
+
+    def get_seq_length(self) -> int:
+        keys = self.held["keys"]
+        return self.behind if keys is None else keys.shape[2] + self.behind
 
     def record(self, positions: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor | None:
         """Record the tokens whose keys and values come with the next `update`.
@@ -153,23 +187,14 @@ class MoDCacheLayer(DynamicLayer):
 
     def lengthen(self, more: int) -> None:
         """Add `more` tokens that were written into the buffers."""
-        length = self.get_seq_length() + more
-        self.keys, self.values, self.positions = (tensor.lengthen(length) for tensor in self.growing.values())
+        self.behind += more
+        self.changed = next(changes)
 
     @property
     def place(self) -> list[int]:
         """Addresses of the buffers of keys, values and positions, number of tokens held, and capacity."""
         buffers = [tensor.buffer for tensor in self.growing.values()]
         return [*(buffer.data_ptr() for buffer in buffers), self.keys.shape[2], buffers[0].shape[2]]
-
-    def unchanged_since(self, change: int) -> bool:
-        """Whether the layer holds the views of its buffers, and none has changed since the change of that number."""
-        keys, values, positions = self.growing.values()
-        return (
-            (self.keys is keys.view is not None and keys.changed < change)
-            and (self.values is values.view is not None and values.changed < change)
-            and (self.positions is positions.view is not None and positions.changed < change)
-        )
 
     def shorten(self, length: int) -> None:
         """Keep the first `length` slots."""
@@ -179,7 +204,9 @@ class MoDCacheLayer(DynamicLayer):
                 setattr(self, name, tensor.shorten(held, length))
 
     def copy(self) -> "MoDCacheLayer":
+        self.catch_up()
         other = copy.copy(self)
+        other.held, other.changed = dict(self.held), next(changes)  # it has no buffers yet
         other.growing = {name: tensor.share() for name, tensor in self.growing.items()}
         return other
 
@@ -255,7 +282,7 @@ class Places:
             return False  # some buffers can only be written in inference mode
         if (self.table[:, 3] + counts > self.table[:, 4]).any():
             return False
-        return all(layer.unchanged_since(self.change) for layer in layers)
+        return all(layer.changed < self.change for layer in layers)
 
 
 class MoDCache(Cache):
@@ -272,6 +299,8 @@ class MoDCache(Cache):
         offloading (`bool`): keep layers that are not in use on the CPU, as `DynamicCache(offloading=True)`.
     """
 
+    next_position: torch.Tensor | None = Held()  # type: ignore[assignment]
+    frame_ends: torch.Tensor | None = Held()  # type: ignore[assignment]
     layers: list[MoDCacheLayer]  # type: ignore[assignment]  # a cache of transformers mixes kinds of layers
 
     def __init__(self, config, offloading: bool = False):
@@ -282,9 +311,21 @@ class MoDCache(Cache):
     def _clear(self) -> None:
         self.seen_tokens = 0
         self.frames_forgotten = 0
-        self.next_position: torch.Tensor | None = None
-        self.frame_ends: torch.Tensor | None = None
+        self.held: dict = {}
+        self._end: tuple[int, torch.device] | None = None  # up to which the tensors lack what `advance_stream` added
+        self._new_ends: list[int] = []
+        self.next_position = self.frame_ends = None
         self._places: Places | None = None  # after `lengthen`
+
+    def catch_up(self) -> None:
+        """Let the tensors have what `advance_stream` added."""
+        if self._end is None:
+            return
+        (position, device), ends, before = self._end, self._new_ends, self.held["frame_ends"]
+        self._end, self._new_ends = None, []
+        new = torch.tensor([ends], dtype=torch.long, device=device)
+        self.held["frame_ends"] = new if before is None else torch.cat([before, new], dim=1)
+        self.held["next_position"] = torch.full((1,), position, device=device)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen, the same for every layer; layer `i` holds `layers[i].get_seq_length()` of them."""
@@ -321,8 +362,9 @@ class MoDCache(Cache):
     @property
     def num_bytes(self) -> int:
         """Bytes of all keys and values."""
-        tensors = [t for layer in self.layers if layer.is_initialized for t in (layer.keys, layer.values)]
-        return sum(t.numel() * t.element_size() for t in tensors)
+        layers = [(layer.get_seq_length(), layer.held) for layer in self.layers if layer.is_initialized]
+        tensors = [(length, held[name]) for length, held in layers for name in ("keys", "values")]
+        return sum(length * x.shape[0] * x.shape[1] * x.shape[3] * x.element_size() for length, x in tensors)
 
     def token_bytes(self) -> torch.Tensor:
         """int64 [seen_tokens] on the CPU: bytes of each token of a single stream, over all layers."""
@@ -361,12 +403,9 @@ class MoDCache(Cache):
     def advance_stream(self, count: int, frame_ends: range, device: torch.device) -> None:
         """As `advance`, for one stream without padding, and `count` tokens after the last one. frame_ends: positions
         of the last tokens of the frames among them. Does not wait for the device."""
-        if self.frame_ends is None or frame_ends:
-            start, step = frame_ends.start, frame_ends.step
-            ends = torch.arange(start, start + step * len(frame_ends), step, device=device)[None]
-            self.frame_ends = ends if self.frame_ends is None else torch.cat([self.frame_ends, ends], dim=1)
         self.seen_tokens += count
-        self.next_position = torch.full((1,), self.seen_tokens, device=device)
+        self._new_ends += frame_ends
+        self._end = self.seen_tokens, device
 
     def reserve(
         self, counts: np.ndarray, heads: tuple[int, int], dtype: torch.dtype, device: torch.device
@@ -374,8 +413,8 @@ class MoDCache(Cache):
         """Reserve slots for more tokens of one row, `counts` for each layer, as `MoDCacheLayer.reserve`.
 
         Returns:
-            int64 [layers, 5]: the `place` of each layer. It is cheap if `advance_stream` was the only change of the
-            cache since the last `lengthen`.
+            int64 [layers, 5]: the `place` of each layer. It is cheap if nothing but `advance_stream` came since the
+            last `lengthen`.
         """
         known = self._places
         if known is not None and known.fit(self.layers, counts):
@@ -405,7 +444,9 @@ class MoDCache(Cache):
             if torch.as_tensor(position).ne(0).any():
                 raise ValueError(f"`position` must be 0 in an empty cache, got {position}")
             return
-        if isinstance(position, int) and self._is_one_stream(len(self.next_position)):
+        devices = {layer.positions.device for layer in self.layers if layer.positions is not None}
+        is_one_stream = len(self.next_position) == len(devices) == 1 and not any(x.padded for x in self.layers)
+        if isinstance(position, int) and is_one_stream:
             self._rollback_stream(position, self.next_position, self.frame_ends)
             return
         limits = torch.as_tensor(position, device=self.next_position.device).expand_as(self.next_position)
@@ -420,11 +461,6 @@ class MoDCache(Cache):
         self.frame_ends = ends[:, (ends >= 0).any(0)]
         for layer in self.layers:
             layer.rollback(limits.to(layer.positions.device) if layer.positions is not None else limits)
-
-    def _is_one_stream(self, rows: int) -> bool:
-        """Whether there is one row, without padding, on one device."""
-        devices = {layer.positions.device for layer in self.layers if layer.positions is not None}
-        return rows == len(devices) == 1 and not any(layer.padded for layer in self.layers)
 
     def _rollback_stream(self, position: int, next_position: torch.Tensor, frame_ends: torch.Tensor) -> None:
         """As `rollback`, for positions that ascend in every layer. Asks the device once how many tokens stay."""
@@ -468,10 +504,8 @@ class MoDCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last `-tokens_to_remove` tokens of every row. It is negative or 0, as in transformers."""
         if tokens_to_remove > 0:
-            raise ValueError(
-                f"`tokens_to_remove` must be negative or 0, got {tokens_to_remove}; `rollback(position)` keeps the "
-                "tokens before a position"
-            )
+            more = "`rollback(position)` keeps the tokens before a position"
+            raise ValueError(f"`tokens_to_remove` must be negative or 0, got {tokens_to_remove}; {more}")
         if tokens_to_remove and self.next_position is not None:
             self.rollback((self.next_position + tokens_to_remove).clamp(min=0))
 
@@ -485,14 +519,16 @@ class MoDCache(Cache):
         for layer in self.layers:
             layer.select_rows(indices)
 
-    def copy(self) -> "MoDCache":
-        """An independent cache of the same tokens. Both share tensors until one of them changes."""
-        other = copy.copy(self)
-        other.layers = [layer.copy() for layer in self.layers]
-        return other
-
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         self.batch_select_indices(beam_idx)
+
+    def copy(self) -> "MoDCache":
+        """An independent cache of the same tokens. Both share tensors until one of them changes."""
+        self.catch_up()
+        other = copy.copy(self)
+        other.held, other._new_ends = dict(self.held), []
+        other.layers = [layer.copy() for layer in self.layers]
+        return other
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         if self.next_position is not None:
@@ -505,11 +541,10 @@ class MoDCache(Cache):
         self._clear()
 
 
-class PackedCacheLayer:
+class PackedCacheLayer(NamedTuple):
     """One layer of the caches of several streams."""
 
-    def __init__(self, layers: list[MoDCacheLayer]):
-        self.layers = layers
+    layers: list[MoDCacheLayer]
 
     def record(self, positions: torch.Tensor, lengths: list[int]) -> None:
         """Record the tokens whose keys and values come next. positions: int64 `[1, sum(lengths)]`; lengths: tokens of

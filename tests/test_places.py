@@ -11,7 +11,7 @@ import torch
 from comparing import assert_same_cache
 from tiny_models import ROUTINGS, SEPARATOR, START, VIDEO, tiny_model
 
-from videollm_mod.cache import BUCKET, MoDCache, Places
+from videollm_mod.cache import BUCKET, GrowingTensor, MoDCache, Places
 from videollm_mod.memory import KeyRotation
 from videollm_mod.static_graphs import StaticLanguageModel
 from videollm_mod.static_step import PlainOps
@@ -139,6 +139,23 @@ def test_remembered_places_are_dropped_on_any_change():
         assert other._places is None or not other._places.fit(other.layers, counts)
     cache.reset()
     assert cache._places is None
+
+
+def test_a_step_makes_no_views(monkeypatch):
+    """They are made when they are read, of all that was written since."""
+    model, views, lengthen = tiny_model(0), [], GrowingTensor.lengthen
+    fast, cache = StaticLanguageModel(model, PlainOps), MoDCache(model.config)
+    rng = random.Random(0)
+    with torch.no_grad():
+        fast.feed(cache, *frames_of(model, rng, 1), None)
+        monkeypatch.setattr(GrowingTensor, "lengthen", lambda *own: views.append(own) or lengthen(*own))
+        for _ in range(3):
+            fast.feed(cache, *frames_of(model, rng, 1), None)
+    assert not views and cache.num_bytes and not views
+    count = model.config.num_frame_tokens + 1
+    assert cache.layers[0].keys.shape[2] == cache.layers[0].positions.shape[1] == 4 * count and len(views) == 3
+    assert cache.next_position.tolist() == [4 * count] and cache.num_frames.tolist() == [4]
+    assert cache.num_bytes == sum(own.nbytes for layer in cache.layers for own in (layer.keys, layer.values))
 
 
 def test_remembered_places_hold_no_tensor():
