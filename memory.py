@@ -9,9 +9,10 @@ Shapes: N vision tokens per frame, M tokens of the stream that are cached, at po
 
 import copy
 
+import numpy as np
 import torch
 
-from .cache import MoDCache
+from .cache import GrowingTensor, MoDCache
 from .configuration_videollm_mod import check_choice
 from .containers import check_count, is_whole
 
@@ -72,6 +73,7 @@ class StreamMemory:
         self.kinds = torch.empty(0, dtype=torch.uint8)
         self.frames = torch.empty(0, dtype=torch.long)
         self.scores = torch.empty(0)
+        self._growing = {name: GrowingTensor(0) for name in FIELDS}
 
     def resize(self, max_frames: int | None) -> None:
         """Change the number of frames to remember. Tokens beyond it leave at the next `evict`."""
@@ -126,14 +128,15 @@ class StreamMemory:
         return self.text_budget if self.max_bytes is not None else max(self.text_budget, LONGEST_TURN)
 
     def copy(self) -> "StreamMemory":
-        """An independent copy, which no store follows. Tensors are shared, since nothing here writes into them."""
+        """An independent copy, which no store follows. Tensors are shared until one of both changes."""
         other = copy.copy(self)
+        other._growing = {name: tensor.share() for name, tensor in self._growing.items()}
         other.evictions = None
         return other
 
     def record(
         self,
-        ids: torch.Tensor,
+        ids: list[int],
         video_token_id: int,
         separator_token_id: int | None,
         scores: torch.Tensor | None,
@@ -142,30 +145,31 @@ class StreamMemory:
         """Record tokens that were added to the cache.
 
         Args:
-            ids (int64 `[T]`), scores (`[F, N]`, *optional*): the tokens, and the scores of the frames among them.
+            ids (`list[int]`), scores (`[F, N]`, *optional*): the tokens, and the scores of the frames among them.
             owners (`list[int]`, *optional*): for each token which of these frames it stands around, -1 for none; if
                 omitted, a separator stands around the frame before it.
         """
-        is_vision = ids == video_token_id
-        last = int(self.frames[-1]) if len(self.frames) else -1
-        begins = is_vision.long().cumsum(0).sub(1).div(self.num_frame_tokens, rounding_mode="floor")
-        frames = torch.where(begins >= 0, last + 1 + begins, last)
-        before = (self.kinds[-1:] == VISION) if len(self.kinds) else torch.zeros(1, dtype=torch.bool)
-        after_vision = torch.cat([before, is_vision[:-1]])
-        position = torch.arange(len(ids)) + len(self.kinds)
-        kinds = torch.where((frames < 0) & (position < self.text_budget), PROMPT, TEXT)
+        tokens = np.array(ids)  # numpy, since torch takes several times as long for so few
+        is_vision, held = tokens == video_token_id, len(self.kinds)
+        last = int(self.frames[-1]) if held else -1
+        begins = (is_vision.cumsum() - 1) // self.num_frame_tokens
+        frames = np.where(begins >= 0, last + 1 + begins, last)
+        is_prompt = (frames < 0) & (np.arange(held, held + len(tokens)) < self.text_budget)
+        kinds = np.where(is_prompt, PROMPT, TEXT)
         if owners is not None:
-            owner = torch.tensor(owners)
-            frames = torch.where(owner >= 0, last + 1 + owner, frames)
-            kinds = torch.where(owner >= 0, SEPARATOR, kinds)
+            owner = np.array(owners)
+            frames = np.where(owner >= 0, last + 1 + owner, frames)
+            kinds[owner >= 0] = SEPARATOR
         elif separator_token_id is not None:
-            kinds = torch.where((ids == separator_token_id) & after_vision, SEPARATOR, kinds)
-        kinds = torch.where(is_vision, VISION, kinds).to(torch.uint8)
-        worth = torch.zeros(len(ids))
+            after_vision = np.concatenate(([held > 0 and int(self.kinds[-1]) == VISION], is_vision[:-1]))
+            kinds[(tokens == separator_token_id) & after_vision] = SEPARATOR
+        kinds[is_vision] = VISION
+        worth = np.zeros(len(tokens), np.float32)
         if scores is not None:
             worth[is_vision] = scores.flatten()
-        self.kinds, self.frames = torch.cat([self.kinds, kinds]), torch.cat([self.frames, frames])
-        self.scores = torch.cat([self.scores, worth])
+        new = {"kinds": kinds.astype(np.uint8), "frames": frames, "scores": worth}
+        for name, values in new.items():
+            setattr(self, name, self._growing[name].append(getattr(self, name), torch.from_numpy(values)))
 
     def rollback(self, position: int) -> None:
         """Remove the records of all tokens from `position` on."""
@@ -176,14 +180,15 @@ class StreamMemory:
         """Frames that can be added before some have to leave; 0 also when there is too much text.
 
         Args:
-            held_bytes (`int`): of the cache.
+            held_bytes (`int`): of the cache, if the memory is bounded in bytes.
             pending (`int`): tokens of text that come before the next frame.
         """
-        if int((self.kinds == TEXT).sum()) + pending > self.text_budget:
+        counts = np.bincount(self.kinds.numpy(), minlength=VISION + 1)
+        if counts[TEXT] + pending > self.text_budget:
             return 0  # pending text counts, since it is fed together with the next frames
         free = []
         if self.max_frames is not None:
-            free.append(self.max_frames - -(-int((self.kinds == VISION).sum()) // self.num_frame_tokens))
+            free.append(self.max_frames - -(-int(counts[VISION]) // self.num_frame_tokens))
         if self.max_bytes is not None:
             free.append((self.usable_bytes - held_bytes - pending * self.token_bytes) // self.frame_bytes)
         return max(0, min(free))

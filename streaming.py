@@ -497,7 +497,8 @@ class StreamingSession:
         return ahead if memory is None else max(1, min(ahead, self._free_frames(memory)))
 
     def _free_frames(self, memory: StreamMemory) -> int:
-        return memory.free_frames(self.cache.num_bytes, self._text_before_next_frame)
+        held = 0 if memory.max_bytes is None else self.cache.num_bytes
+        return memory.free_frames(held, self._text_before_next_frame)
 
     @property
     def _text_before_next_frame(self) -> int:
@@ -579,9 +580,8 @@ class StreamingSession:
             self._why_not_static = fed.why_not_static
             if memory is not None:
                 processor = self.processor
-                memory.record(
-                    torch.tensor(ids), processor.video_token_id, processor.frame_separator_token_id, fed.scores, owners
-                )
+                separator = processor.frame_separator_token_id
+                memory.record(ids, processor.video_token_id, separator, fed.scores, owners)
             return fed
         except BaseException:
             state.rollback_cache(before)

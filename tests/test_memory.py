@@ -101,7 +101,7 @@ def test_tokens_are_recorded_by_kind():
     first = [*prompt, 5, *frame, SEPARATOR, *frame]
     for ids, scores in ((first, torch.rand(2, 3)), ([6, SEPARATOR, 9], None), ([5, *frame], torch.rand(1, 3)),
                         ([SEPARATOR, *frame], torch.rand(1, 3))):  # fmt: skip
-        memory.record(torch.tensor(ids), VIDEO, SEPARATOR, scores)
+        memory.record(ids, VIDEO, SEPARATOR, scores)
     kinds = [PROMPT] * 4 + [VISION] * 3 + [GAP] + [VISION] * 3 + [TEXT] * 4 + [VISION] * 3 + [GAP] + [VISION] * 3
     assert memory.kinds.tolist() == kinds
     assert memory.frames.tolist() == [-1] * 4 + [0] * 4 + [1] * 7 + [2] * 4 + [3] * 3
@@ -113,10 +113,10 @@ def test_tokens_are_recorded_by_kind():
 def filled(policy: str, frames: int, seed: int = 0) -> StreamMemory:
     torch.manual_seed(seed)
     memory = StreamMemory(8, 3, policy)
-    memory.record(torch.tensor([0, 9, 5]), VIDEO, SEPARATOR, None)
+    memory.record([0, 9, 5], VIDEO, SEPARATOR, None)
     for index in range(frames):
         ids = [*([SEPARATOR] if index else []), *[VIDEO] * 3]
-        memory.record(torch.tensor(ids), VIDEO, SEPARATOR, torch.rand(1, 3))
+        memory.record(ids, VIDEO, SEPARATOR, torch.rand(1, 3))
     return memory
 
 
@@ -142,7 +142,7 @@ def test_router_policy_drops_the_lowest_scores_of_old_frames(seed):
 
 def test_text_beyond_its_budget_is_dropped_but_never_the_prompt():
     memory = filled("window", 2)
-    memory.record(torch.full((25,), 9), VIDEO, SEPARATOR, None)
+    memory.record([9] * 25, VIDEO, SEPARATOR, None)
     assert memory.text_budget == 24 and memory.free_frames() == 0
     leaving = memory.leaving()
     assert (memory.kinds[leaving] == TEXT).all() and int(leaving.sum()) == 25 - 18
