@@ -492,18 +492,19 @@ class VideoLLMMoDConfig(PreTrainedConfig):
     @property
     def num_frame_tokens(self) -> int:
         """Vision tokens per frame in the language model, `N = 1 + h * w` with a class token."""
-        height, width = self.frame_token_pooled or (0, 0)
-        return int(self.frame_token_cls) + height * width - int(self.drop_first_patch)
+        own = self.__dict__  # every step asks, and transformers takes microseconds for an attribute of a config
+        height, width = own["frame_token_pooled"] or (0, 0)
+        return int(own["frame_token_cls"]) + height * width - int(own["drop_first_patch"])
 
     @property
     def video_feature_shape(self) -> tuple[int, int]:
         """`(M, Dv)`: the number of features per frame before the connector, and their size. M is the number of vision
         tokens, except that `frame_pooling="bilinear"` pools after the connector."""
-        layers = self.vision_feature_layer
+        layers, pooling = self.vision_feature_layer, self.frame_pooling
         size = self.vision_config.hidden_size * (len(layers) if isinstance(layers, list | tuple) else 1)
-        if self.frame_pooling == "pixel_shuffle":
+        if pooling == "pixel_shuffle":
             size *= (self.patches_per_side // self.frame_token_pooled[0]) ** 2
-        return self.patches_per_side**2 if self.frame_pooling == "bilinear" else self.num_frame_tokens, size
+        return self.patches_per_side**2 if pooling == "bilinear" else self.num_frame_tokens, size
 
 
 VideoLLMMoDConfig.register_for_auto_class()

@@ -67,11 +67,11 @@ class Graphs:
     """
 
     def __init__(self, limit: int, device: torch.device):
-        self._limit, self._device = limit, device
+        self._limit, self.device = limit, device
         self._graphs: dict[Hashable, Graph] = {}  # least recently used first
         self._seen: set[Hashable] = set()
         self._lock = threading.Lock()
-        self._last_use: torch.cuda.Event | None = None
+        self._last_stream: torch.cuda.Stream | None = None
         self.why_not: str | None = None  # graphs cannot be captured here
 
     @property
@@ -84,17 +84,15 @@ class Graphs:
         """Use the graphs and their buffers alone. Threads may have CUDA streams of their own, so the current stream
         waits, on the device, for the stream of the last use."""
         with self._lock:
-            if self._device.type != "cuda":
+            if self.device.type != "cuda":
                 yield
                 return
-            with torch.cuda.device(self._device):
-                stream = torch.cuda.current_stream()
-                if self._last_use is not None:
-                    stream.wait_event(self._last_use)
-                try:
-                    yield
-                finally:
-                    self._last_use = stream.record_event()
+            with torch.cuda.device(self.device):
+                stream, last = torch.cuda.current_stream(), self._last_stream
+                if last is not None and last != stream:
+                    stream.wait_stream(last)
+                self._last_stream = stream
+                yield
 
     def get(self, key: Hashable) -> Graph | None:
         graph = self._graphs.pop(key, None)
@@ -134,11 +132,11 @@ class Graphs:
     @cached_property
     def _pool_and_stream(self) -> tuple:
         """Blocks of a pool are reused only on the stream that they were allocated on."""
-        return torch.cuda.graph_pool_handle(), torch.cuda.Stream(self._device)
+        return torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
 
     def _capture(self, function: Callable, inputs: tuple[torch.Tensor, ...]) -> Graph:
         pool, stream = self._pool_and_stream
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self._device)
+        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
             function(*inputs)  # kernels are compiled, and libraries allocate workspaces, outside of the graph
@@ -153,7 +151,9 @@ class ModelGuard:
     Notices changes of what the graphs of some modules depend on: `holds()` as long as all is as it was when the guard
     was made. It keeps modules, but no weights.
 
-    It is asked before every step, while the device waits, so whole lists are compared instead of single modules.
+    It is asked at every step, so whole lists are compared instead of single modules. Weights are looked at before a
+    graph is launched, which would read freed memory. Modules may be looked at while it runs: a graph reads the weights
+    of those that it was captured with, which the guard keeps.
 
     Args:
         owners (`list[nn.Module]`): the modules that hold `parts`.
@@ -184,6 +184,10 @@ class ModelGuard:
 
     def holds(self) -> bool:
         """Whether modules and weights are where they were, and no module has a forward hook."""
+        return self.modules_hold() and self.weights_hold()
+
+    def modules_hold(self) -> bool:
+        """Whether modules are where they were, and none has a forward hook."""
         if self._children != self._known_children:
             return False
         next_hook = RemovableHandle.next_id
@@ -191,8 +195,10 @@ class ModelGuard:
             if any(map(forward_hooks, self._attributes)) or any(map(forward_pre_hooks, self._attributes)):
                 return False
             self._next_hook = next_hook
-        if self._forwards() != self._known_forwards:
-            return False
+        return self._forwards() == self._known_forwards
+
+    def weights_hold(self) -> bool:
+        """Whether the modules' weights are where they were."""
         try:
             return self._addresses() == self._known_addresses
         except (KeyError, TypeError, AttributeError):  # a weight was removed, or set to None
@@ -314,6 +320,7 @@ class StaticLanguageModel:
         self._few = FEW_QUANTISED if is_small else FEW_SLOTS
         self._asked = self._answer = None  # of `_options`, but for the keep ratio
         self._failure: str | None = None
+        self._changed = False  # a module had changed when a step had been launched
         self._is_warm = False  # short texts have graphs
 
     def __reduce__(self):
@@ -323,6 +330,18 @@ class StaticLanguageModel:
     def is_current(self) -> bool:
         """Whether graphs still hold the addresses of the model's weights, and no module has a forward hook."""
         return self._guard.holds()
+
+    @property
+    def may_run(self) -> bool:
+        """As `is_current`, but changes of modules are found only when the first step after them has been launched."""
+        if self._changed or self._failure is not None:
+            self._changed = not self.is_current
+            return not self._changed
+        return self._guard.weights_hold()
+
+    @property
+    def device(self) -> torch.device:
+        return self._graphs.device
 
     @property
     def broken(self) -> bool:
@@ -396,6 +415,7 @@ class StaticLanguageModel:
                         found = self._run_streams(own_shape, own, any(is_output))
                         for number, output, wanted in zip(chunk, found, is_output, strict=False):
                             outputs[number] += [output] * bool(wanted)
+            self._check_modules()  # while the device is at work
             if self._graphs.keys and not self._is_warm:
                 self._warm_up(options[0])
             return [joined(own) for own in outputs]
@@ -450,7 +470,7 @@ class StaticLanguageModel:
     def _run(self, step: StaticStep) -> None:
         try:
             self._forward(step)
-        except torch.OutOfMemoryError:
+        except (torch.OutOfMemoryError, StepsUnavailable):
             raise
         except Exception as error:
             self._failure = f"a step cannot be run: {first_line(error)}"
@@ -458,18 +478,24 @@ class StaticLanguageModel:
 
     def _forward(self, step: StaticStep) -> None:
         """Run a step, if possible by its graph, which is captured when its shape comes for the second time."""
+        graph = self._graphs.get(step.shape)
+        if graph is not None:
+            graph()
+            return
+        self._check_modules()  # which run now
         if self._ops is not None:
             step.forward()
         elif step.shape.all_tokens > MAX_CAPTURED:
             step.forward(attend=PlainOps.attend)  # the host knows how long the streams are
+        elif self._graphs.is_due(step.shape) and (graph := self._graphs.capture(step.shape, step.forward)):
+            graph()
         else:
-            graph = self._graphs.get(step.shape)
-            if graph is None and self._graphs.is_due(step.shape):
-                graph = self._graphs.capture(step.shape, step.forward)
-            if graph is None:
-                step.forward()
-            else:
-                graph()
+            step.forward()
+
+    def _check_modules(self) -> None:
+        if not self._guard.modules_hold():
+            self._changed = True
+            raise StepsUnavailable("the model has changed")
 
     def _warm_up(self, options: tuple) -> None:
         """Capture short texts too, so that no question waits for it."""
@@ -523,7 +549,7 @@ def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None
     if torch.is_autocast_enabled("cuda"):  # on other devices there are no static steps
         return None, "autocast is on"  # a graph keeps the precision that it was captured in
     known = vars(model).get("_static_steps")
-    if known is not None and known.is_current and not model.training:
+    if known is not None and not model.training and known.may_run:
         return None if known.broken else known, known.why_not
     reason = why_not(model)
     if reason is not None:

@@ -148,7 +148,7 @@ def split_streams(shape: Shape, members: list) -> list[tuple[list, Shape]]:
         own = members[start : start + per_step]
         padded = 1 << (len(own) - 1).bit_length()
         streams = padded if padded * shape.tokens <= MAX_CAPTURED else len(own)
-        steps.append((own, replace(shape, streams=streams)))
+        steps.append((own, shape if streams == shape.streams else replace(shape, streams=streams)))
     return steps
 
 
@@ -409,27 +409,27 @@ class StaticStep:
         """Reserve slots in the caches, and write the inputs of a call into the buffers. There may be fewer streams
         than the step is for: the others write to no cache, and their results mean nothing. kept: for a mixed step, how
         many tokens of a frame each stream keeps."""
-        shape, missing, on_gpu = self.shape, self.shape.streams - len(caches), self.x.device.type == "cuda"
-        bases = [cache.seen_tokens - number * shape.tokens for number, cache in enumerate(caches)]
-        counts = [shape.tokens if shape.frames else len(own) for own in ids]
-        self._caches, self._bases, self._counts = caches, bases + [0] * missing, counts + [0] * missing
+        shape, missing, device = self.shape, self.shape.streams - len(caches), self.x.device
+        self._caches, self._bases = caches, [0] * shape.streams
+        self._counts = [shape.tokens if shape.frames else len(own) for own in ids] + [0] * missing
         self._added = np.outer(self.slots_each, np.sign(self._counts) if shape.frames else self._counts)
         if kept is not None:
             self._kept = kept + [0] * missing
             self._added[self.routed] = shape.frames * (self.text_before + np.array(self._kept)) * np.sign(self._counts)
-        self._places = [
-            cache.reserve(added, self.heads, self.x.dtype, self.x.device)
-            for cache, added in zip(caches, self._added.T, strict=False)
-        ]
-        control = torch.zeros(len(self.control), dtype=torch.long, pin_memory=on_gpu)  # pinned: the host does not wait
+        # pinned: the host does not wait
+        control = torch.zeros(len(self.control), dtype=torch.long, pin_memory=device.type == "cuda")
         values, rows = control.numpy(), self.table.numel()
         table, tokens = values[:rows].reshape(self.table.shape), values[rows:].reshape(shape.streams, -1)
-        for number, (places, own) in enumerate(zip(self._places, ids, strict=True)):
-            table[:, number, :5], table[:, number, 5], tokens[number, : len(own)] = places, bases[number], own
+        self._places = []
+        for number, (cache, own) in enumerate(zip(caches, ids, strict=True)):
+            places = cache.reserve(self._added[:, number], self.heads, self.x.dtype, device)
+            self._places.append(places)
+            self._bases[number] = base = cache.seen_tokens - number * shape.tokens
+            table[:, number, :5], table[:, number, 5], tokens[number, : len(own)] = places, base, own
         table[:, :, 6] = self._added
         if kept is not None:
             table[:, :, 7] = self._kept
-        self.control.copy_(control, non_blocking=on_gpu)
+        self.control.copy_(control, non_blocking=True)
         if features:
             joined = features[0] if len(features) == 1 else torch.cat(features)
             self.features[: len(joined)].copy_(joined)

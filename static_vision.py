@@ -195,6 +195,17 @@ class StaticVision:
         """Whether the graphs still hold the addresses of the tower's weights, and no module has a forward hook."""
         return self._guard.holds()
 
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor | None:
+        """As `__call__`, or None if the tower has changed. Where there is a graph, which runs no module, modules are
+        looked at while the device is at work."""
+        if not self._guard.weights_hold():
+            return None
+        is_captured = self._graphs.get(len(pixels)) is not None
+        if not is_captured and not self._guard.modules_hold():
+            return None
+        features = self(pixels)
+        return None if is_captured and not self._guard.modules_hold() else features
+
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """Features `[F, M, Dv]` of frames `[F, 3, H, W]`."""
         model, count = self._model().model, len(pixels)
@@ -225,11 +236,11 @@ def encode(model, pixels: torch.Tensor) -> torch.Tensor:
     if pixels.device.type != "cuda" or model.training or not right or torch.is_autocast_enabled("cuda"):
         return model.encode_frames(pixels).pooler_output
     known = vars(model).get("_vision_graphs")
-    if known is None or not known.is_current:
+    features = None if known is None else known.encode(pixels)
+    if features is None:
         known = model._vision_graphs = StaticVision(model)
-        if not known.is_current:  # a hook has to see each call
-            return model.encode_frames(pixels).pooler_output
-    return known(pixels)
+        features = known.encode(pixels)
+    return model.encode_frames(pixels).pooler_output if features is None else features  # a hook has to see each call
 
 
 __all__ = ["PlainTowerOps", "TowerKernels", "encode", "is_plain", "run"]

@@ -13,14 +13,14 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from itertools import groupby
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from .cache import MoDCache, PackedCache
 from .configuration_videollm_mod import num_kept_tokens
 from .speaking import silence_probability
-from .static_graphs import NOT_FINITE, StepsUnavailable, static_language_model
+from .static_graphs import NOT_FINITE, StaticLanguageModel, StepsUnavailable, static_language_model
 from .static_step import MAX_TOKENS, StepOutput
 from .static_vision import MAX_FRAMES, encode
 
@@ -36,6 +36,9 @@ def in_normal_mode(function):
 class Step:
     """A call of the model that is still to run: `together(steps)` runs several of one kind on one model.
 
+    Args:
+        num_frames (`int`): frames among the inputs.
+
     Attributes:
         times (`list[StageTime]`): the time that it took, also where it failed.
     """
@@ -43,13 +46,9 @@ class Step:
     value: Any = None
     error: BaseException | None = None
 
-    def __init__(self) -> None:
+    def __init__(self, num_frames: int):
+        self.num_frames = num_frames
         self.times: list[StageTime] = []
-
-    @property
-    def num_frames(self) -> int:
-        """Frames among the inputs."""
-        return 0
 
     @property
     def shares(self) -> dict[str, float]:
@@ -84,12 +83,8 @@ class Encode(Step):
     """
 
     def __init__(self, model, video_processor, frames: torch.Tensor):
-        super().__init__()
+        super().__init__(len(frames))
         self.model, self.video_processor, self.frames = model, video_processor, frames
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.frames)
 
     @staticmethod
     @in_normal_mode
@@ -238,7 +233,7 @@ class Feed(Step):
         verification: Verification | None = None,
         ends: list[int] | None = None,
     ):
-        super().__init__()
+        super().__init__(0 if features is None else len(features))
         self.model, self.cache, self.ids, self.features = model, cache, ids, features
         self.keep_ratio, self.wants_scores, self.verification = keep_ratio, wants_scores, verification
         self.ends = ends
@@ -246,15 +241,10 @@ class Feed(Step):
         if verification is not None:
             self.ids = ids + verification.ids
 
-    @property
-    def num_frames(self) -> int:
-        return 0 if self.features is None else len(self.features)
-
-    @property
+    @functools.cached_property
     def num_after(self) -> int:
         """Tokens of text after the last frame."""
-        video = self.model.config.video_token_id
-        return 0 if self.features is None else next(i for i, token in enumerate(self.ids[::-1]) if token == video)
+        return 0 if self.features is None else self.ids[::-1].index(self.model.config.video_token_id)
 
     @property
     def is_regular(self) -> bool:
@@ -298,26 +288,29 @@ class Feed(Step):
     @staticmethod
     @in_normal_mode
     def together(steps: list["Feed"]) -> None:
-        device = steps[0].model.device
+        model = steps[0].model
+        static, why_not = static_language_model(model)
+        device = model.device if static is None else static.device
         with stage(None, steps, device):
-            found, why_not = Feed._static(steps, device)
+            found, why_not = Feed._static(steps, static, why_not)
             others = [step for step in steps if step not in found]
             if others:
                 found |= zip(others, Feed._one_forward(others), strict=True)
-            Feed._set_results(found, why_not)
+        Feed._set_results(found, why_not)
 
     @staticmethod
-    def _static(steps: list["Feed"], device: torch.device) -> tuple[dict["Feed", StepOutput], str | None]:
+    def _static(
+        steps: list["Feed"], static: StaticLanguageModel | None, why_not: str | None
+    ) -> tuple[dict["Feed", StepOutput], str | None]:
         """Run the steps that can be static ones. Returns their outputs, and why there are none on a GPU."""
-        static, why_not = static_language_model(steps[0].model)
-        if device.type != "cuda":
-            why_not = None  # elsewhere a plain forward is as fast
-        chosen = [] if static is None else [step for step in steps if len(step.ids) <= MAX_TOKENS and step.is_regular]
+        if static is None:
+            return {}, why_not if steps[0].model.device.type == "cuda" else None  # elsewhere it is as fast
+        chosen = [step for step in steps if len(step.ids) <= MAX_TOKENS and step.is_regular]
         streams = [(step.cache, step.ids, step.features) for step in chosen]
         before = [cache.get_seq_length() for cache, _, _ in streams]
         found: list[StepOutput] = []
         try:
-            if static is not None and chosen:
+            if chosen:
                 ratios = [step.keep_ratio for step in chosen]
                 found = static.feed_together(streams, ratios, [step.num_after for step in chosen])
         except StepsUnavailable as error:
@@ -460,8 +453,7 @@ class Timestamp:
         return self.event.elapsed_time(other.event) / 1000
 
 
-@dataclass(frozen=True)
-class StageTime:
+class StageTime(NamedTuple):
     """The time of a stage: a share of the time between two timestamps."""
 
     stage: str

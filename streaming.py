@@ -487,7 +487,7 @@ class StreamingSession:
 
     @property
     def _frames_at_once(self) -> int:
-        return FRAMES_AT_ONCE_ON_GPU if self.model.device.type == "cuda" else FRAMES_AT_ONCE
+        return FRAMES_AT_ONCE_ON_GPU if self.model.lm_head.weight.is_cuda else FRAMES_AT_ONCE
 
     def _frames_ahead(self) -> int:
         """Frames that may be fed together. Tokens leave the memory at the same frames however these are pushed."""

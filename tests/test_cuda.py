@@ -329,3 +329,17 @@ def test_pixels_on_the_gpu_equal_the_cpus(options):
     torch.testing.assert_close(
         processor.to_pixels(frames.cuda()).cpu(), processor.to_pixels(frames), atol=1e-5, rtol=0
     )
+
+
+def test_a_model_may_move_after_its_sessions_were_made():
+    """Before the first frame. The session follows it, also in how many frames it takes at once, and back."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    frames = world_stream(74).frames(height=96)[:40]
+    expected, moved, returned = (model.stream(processor, max_new_tokens=8) for _ in range(3))
+    expected = [(event.time, event.text) for event in expected.push(frames)]
+    model.cuda()
+    assert expected and [(event.time, event.text) for event in moved.push(frames)] == expected
+    assert moved.stats.why_not_static is None and moved.cache.layers[0].keys.is_cuda
+    model.cpu()
+    assert [(event.time, event.text) for event in returned.push(frames)] == expected

@@ -6,6 +6,7 @@ import os
 import random
 import weakref
 from itertools import product
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -327,6 +328,42 @@ def test_a_model_is_copied_and_freed_with_its_steps():
     del model
     gc.enable()
     assert reference() is None
+
+
+def test_a_hook_sees_each_call_once(checkpoint):
+    """Also one that comes between two calls. Modules are looked at when the step of all streams of a pool is launched:
+    then each of them is rolled back, and goes through the model itself."""
+    model, processor = checkpoint
+    frames = world_stream(41).frames(height=96)[:8]
+    model._static_steps = fast = StaticLanguageModel(model, PlainOps)
+    expected = model.stream(processor).push(frames)
+    pool, calls, steps = StreamPool(model, processor), [], []
+    streams = [pool.join(model.stream(processor)) for _ in range(2)]
+    said = []
+
+    def push(some) -> None:
+        for stream in streams:
+            stream.push(some)
+        said.extend(pool.run())
+
+    with mock.patch.object(fast, "_forward", lambda step: steps.append(step) or step.forward()):
+        # as if the step were replayed: nobody looks at modules before
+        push(frames[:3])
+        assert steps and fast.may_run
+        hook = model.model.language_model.layers[1].mlp.register_forward_hook(lambda *_: calls.append(len(steps)))
+        launched = len(steps)
+        push(frames[3:4])
+        assert len(steps) == launched + 1 and not fast.may_run
+        assert {stream.session.stats.why_not_static for stream in streams} <= {None, "the model has changed"}
+        calls.clear()
+        push(frames[4:5])
+        assert len(steps) == launched + 1 and calls
+        hook.remove()
+        push(frames[5:])
+        assert len(steps) > launched + 1 and vars(model)["_static_steps"] is fast
+    del model._static_steps
+    for stream in streams:
+        assert_same_events([event for own, event in said if own is stream], expected)
 
 
 def test_sessions_call_the_model_if_steps_fail(monkeypatch, checkpoint):
