@@ -7,7 +7,7 @@ import torch
 
 from videollm_mod.bench import geometries, stream
 from videollm_mod.bench.filled import fill
-from videollm_mod.bench.watching import build, configured
+from videollm_mod.bench.watching import build, configured, joined, summary
 from videollm_mod.commands import cli
 
 
@@ -35,6 +35,14 @@ def test_stream_measures_every_stage(tmp_path, monkeypatch, capsys):
         row |= {"held": held, "name": name, "way": "mod"}
     assert set(stream.figures(result)) >= {*wanted, "first_token_ms", "generate_tokens_per_s", "end_to_end_fps"}
     assert list(stream.figures({**result, "weights": "nf4"})) == ["stream_p50_ms_600_nf4"]
+
+
+def test_what_is_not_the_devices_is_the_hosts():
+    """The time of the device is the least of all turns, and the rest of the median call is the host's."""
+    turns = [{**summary([0.006, 0.007]), "device_ms": 5.0}, {**summary([0.0065, 0.008]), "device_ms": 4.75}]
+    whole = joined(turns)
+    assert (whole["p50_ms"], whole["device_ms"], whole["host_ms"]) == (7.0, 4.75, 2.25)
+    assert "host_ms" not in joined([summary([0.006])])
 
 
 def test_offline_measures_frames_of_both_sizes(tmp_path):
