@@ -40,7 +40,7 @@ FRAME_OPTIONS += (
     "as_pictures",
 )
 INTERPOLATIONS = {2: "bilinear", 3: "bicubic"}  # by the numbers of PIL's resampling filters
-BAND = 4  # rows or columns of a resized frame that are computed together on a CPU
+BAND_ROWS, BAND_COLUMNS = 4, 16  # of a resized frame that are computed together on a CPU
 LARGEST_EDGE = 4096  # of an image whose longest edge is resized
 
 
@@ -559,22 +559,30 @@ def resized_in_bands(frames: torch.Tensor, rows: tuple, columns: tuple, mode: st
     Args:
         rows, columns: the old and the new number of pixels along an axis, and the widths of the bars.
     """
-    by_rows = frames.permute(0, 2, 3, 1)  # as decoders give them
-    found = by_rows.flatten(2) if by_rows.is_contiguous() else frames
-    # few rows at a time: as float32 they stay in the processor's cache
-    found = torch.cat([part @ found[..., own, :].float() for own, part in bands(*rows[:2], mode)], dim=-2)
-    if found.ndim == 3:
-        found = found.unflatten(2, (frames.shape[3], -1)).permute(0, 3, 1, 2).contiguous()
-    found = torch.cat([found[..., own] @ part.T for own, part in bands(*columns[:2], mode)], dim=-1)
-    return pad(found, (*columns[2], *rows[2]))
+    # frame by frame, and few rows of it at a time: as float32 they stay in the processor's cache
+    resized = torch.stack([frame_in_bands(frame, rows[:2], columns[:2], mode) for frame in frames])
+    return pad(resized, (*columns[2], *rows[2]))
+
+
+def frame_in_bands(frame: torch.Tensor, rows: tuple[int, int], columns: tuple[int, int], mode: str) -> torch.Tensor:
+    """uint8 `[3, H, W]` to float32 of another size."""
+    by_rows = frame.permute(1, 2, 0)  # as decoders give them
+    planes = [by_rows.flatten(1)] if by_rows.is_contiguous() else frame.unbind()
+    parts = bands(*rows, mode, BAND_ROWS)
+    found = torch.stack([torch.cat([part @ plane[own].float() for own, part in parts]) for plane in planes])
+    if len(found) == 1:
+        found = found.unflatten(2, (columns[0], -1))[0].permute(2, 0, 1)
+    lines = found.reshape(-1, columns[0])
+    found = torch.cat([lines[:, own] @ part.T for own, part in bands(*columns, mode, BAND_COLUMNS)], dim=1)
+    return found.view(-1, rows[1], columns[1])
 
 
 @functools.lru_cache(16)
 @torch.inference_mode(False)
-def bands(old: int, new: int, mode: str) -> list[tuple[slice, torch.Tensor]]:
-    """The rows of `resizing`, a few at a time, with the columns between which they are not zero."""
+def bands(old: int, new: int, mode: str, size: int) -> list[tuple[slice, torch.Tensor]]:
+    """The rows of `resizing`, `size` at a time, with the columns between which they are not zero."""
     found = []
-    for part in resizing(old, new, (0, 0), mode, torch.device("cpu")).split(BAND):
+    for part in resizing(old, new, (0, 0), mode, torch.device("cpu")).split(size):
         used = part.any(0).nonzero()
         own = slice(int(used[0]), int(used[-1]) + 1)
         found.append((own, part[:, own].contiguous()))
