@@ -21,7 +21,9 @@ from torch.utils.hooks import RemovableHandle
 from .cache import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
 from .static_step import (
+    FEW_ROWS,
     MAX_CAPTURED,
+    MAX_TOKENS,
     TEXT_LENGTHS,
     PlainOps,
     Shape,
@@ -212,8 +214,9 @@ def _address(weight: torch.Tensor) -> int:
 def why_not(model) -> str | None:
     """Why a model has no static steps; None if it has them."""
     text, language = model.config.text_config, model.model.language_model
-    if model.device.type != "cuda":
-        return "the model is not on a CUDA device"
+    device = model.device
+    if device.type not in ("cuda", "cpu"):
+        return f"the model is on {device.type}"
     if model.training:
         return "the model is in training mode"
     if text.vision_routing not in ("mod", "full"):
@@ -226,9 +229,11 @@ def why_not(model) -> str | None:
         return "its MLP is not Llama's"
     if language.rotary_emb.rope_type in ("dynamic", "longrope"):
         return f"the rope_type is {language.rotary_emb.rope_type!r}"
-    if text.head_dim not in (32, 64, 128, 256):
+    if device.type == "cuda" and text.head_dim not in (32, 64, 128, 256):
         return f"its head_dim is {text.head_dim}"
     quantised = [module for part in (language, model.lm_head) for module in part.modules() if is_quantised(module)]
+    if quantised and device.type == "cpu":
+        return "its weights are quantised"
     return (
         _why_not_plain([language, model.model.connector, model.lm_head], quantised)
         or _why_not_llama(language)
@@ -307,11 +312,18 @@ class StaticLanguageModel:
 
     Args:
         model (`VideoLLMMoDForConditionalGeneration`).
-        ops: `PlainOps`, for tests; the kernels of `static_kernels`, captured in graphs, if omitted.
+        ops: `PlainOps`, for tests; if omitted the kernels of `static_kernels`, captured in graphs, and `PlainOps` on a
+            CPU.
+
+    Attributes:
+        max_tokens (`int`): of a stream in one call. On a CPU, more tokens are a matter of computing, not of launching
+            operations, and go to the model itself.
     """
 
     def __init__(self, model, ops=None):
-        self._model, self._ops = weakref.ref(model), ops
+        on_cpu = ops is None and model.device.type == "cpu"
+        self._model, self._ops = weakref.ref(model), PlainOps if on_cpu else ops
+        self.max_tokens = FEW_ROWS if on_cpu else MAX_TOKENS
         self._steps: dict[Shape, StaticStep] = {}  # least recently used first
         self._graphs = Graphs(GRAPHS, model.device)
         parts = [model.model.language_model, model.model.connector, model.lm_head]
@@ -554,10 +566,11 @@ def static_language_model(model) -> tuple[StaticLanguageModel | None, str | None
     reason = why_not(model)
     if reason is not None:
         return None, reason
-    try:
-        from .static_kernels import Kernels as _  # noqa: F401
-    except ImportError as error:
-        return None, str(error)
+    if model.device.type == "cuda":
+        try:
+            from .static_kernels import Kernels as _  # noqa: F401
+        except ImportError as error:
+            return None, str(error)
     model._static_steps = StaticLanguageModel(model)
     return model._static_steps, None
 

@@ -2,7 +2,7 @@
 
 The kernels of a step do not depend on the length of a stream: a table on the device says where the keys and values of
 each stream are and how many there are. So on a GPU a step is captured once as a CUDA graph, which then serves every
-stream. On other devices, and where `why_not` names a reason, sessions call the model itself.
+stream. On a CPU steps of few tokens are static too. Where `why_not` names a reason, sessions call the model itself.
 
 The tokens of a call are split into text, which is padded to one of a few lengths, and frames, each with the one text
 token before it (a separator, or the start of the stream). Any such split equals one call. Parts of several streams
@@ -17,6 +17,7 @@ frame and Dv their size, D hidden size of the language model, I intermediate siz
 V vocabulary, L layers with a LayerExpert. T, S and F count all streams of a step, unless a text says otherwise.
 """
 
+import functools
 import math
 import weakref
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from torch import nn
 from torch.nn.attention.bias import causal_lower_right
 
 from .cache import MoDCache
+from .fused import rotate
 from .routing import (
     GATE_STRENGTH,
     change_scores,
@@ -41,6 +43,7 @@ MAX_TOKENS = 16_384  # of one step
 MAX_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
 TABLE_WIDTH = 8
 MAX_RANKED = 256  # vision tokens of a frame, in a kernel
+FEW_ROWS, FEW_QUERIES = 64, 32  # of a CPU; with more, torch's usual operations are as fast
 
 
 @dataclass(frozen=True)
@@ -191,16 +194,22 @@ class PlainOps:
         """Normalise and project the slots: queries into `queries` `[S, H, head_dim]`, keys, values and positions
         behind those that the caches hold. rotary: cosine and sine `[T, head_dim]`."""
         attention, tokens = layer.self_attn, torch.arange(len(x), device=x.device) if index is None else index
-        own, normed = [part[tokens][None] for part in rotary], layer.input_layernorm(x[tokens])[None]
-        own_queries, keys, values = attention.project(normed, own)
-        queries.copy_(own_queries[0].transpose(0, 1))
+        if index is not None:
+            x, rotary = x[index], [part[index] for part in rotary]
+        normed = layer.input_layernorm(x)
+        projections = attention.q_proj, attention.k_proj, attention.v_proj
+        own = [product(part, normed).view(1, len(x), -1, attention.head_dim) for part in projections]
+        own[:2] = attention.normalised(*own[:2])
+        if attention.has_rope:
+            own[:2] = rotate(*own[:2], *(part[None] for part in rotary))
+        queries.copy_(own[0][0])
+        keys, values = (part.transpose(1, 2) for part in own[1:])
         for cache, base, slots in zip(caches, bases, slots_of(counts, len(tokens)), strict=True):
             if cache is None:
                 continue
-            new = {"keys": keys[:, :, slots], "values": values[:, :, slots], "positions": (base + tokens[slots])[None]}
-            for name, value in new.items():
-                growing = cache.growing[name]
-                growing.buffer.narrow(growing.dim, cache.get_seq_length(), value.shape[growing.dim]).copy_(value)
+            new, start = (keys[:, :, slots], values[:, :, slots], (base + tokens[slots])[None]), cache.get_seq_length()
+            for growing, value in zip(cache.growing.values(), new, strict=True):
+                growing.buffer.narrow(growing.dim, start, value.shape[growing.dim]).copy_(value)
 
     @staticmethod
     def attend(queries, layer, caches, counts: list[int], out) -> None:
@@ -210,33 +219,37 @@ class PlainOps:
         for cache, slots in zip(caches, slots_of(counts, len(queries)), strict=True):
             if cache is None:
                 continue
-            count, length = slots.stop - slots.start, cache.get_seq_length()
+            count, own, length = slots.stop - slots.start, queries[slots].transpose(0, 1), cache.get_seq_length()
             keys, values = (cache.growing[name].buffer[:, :, : length + count] for name in ("keys", "values"))
-            attended = nn.functional.scaled_dot_product_attention(
-                queries[slots].transpose(0, 1)[None],
-                keys,
-                values,
-                causal_lower_right(count, length + count),
-                scale=layer.self_attn.scaling,
-                enable_gqa=True,
-            )
-            out[slots].view(count, *queries.shape[1:]).copy_(attended[0].transpose(0, 1))
+            if count <= FEW_QUERIES and keys.dtype == torch.float32:
+                attended = attend_few(own, keys[0], values[0], layer.self_attn.scaling)
+            else:
+                attended = nn.functional.scaled_dot_product_attention(
+                    own[None],
+                    keys,
+                    values,
+                    causal_lower_right(count, length + count),
+                    scale=layer.self_attn.scaling,
+                    enable_gqa=True,
+                )[0]
+            out[slots].view(count, *queries.shape[1:]).copy_(attended.transpose(0, 1))
 
     @staticmethod
     def project_out(attended, layer, x, index, residual) -> None:
         """residual `[S, D]`: the slots' tokens plus the output of attention."""
-        residual.copy_((x if index is None else x[index]) + layer.self_attn.o_proj(attended))
+        residual.copy_((x if index is None else x[index]) + product(layer.self_attn.o_proj, attended))
 
     @staticmethod
     def mlp_up(residual, layer, intermediate) -> None:
         """intermediate `[S, I]`: the product of the activated gate and up projections of the normalised slots."""
         normed = layer.post_attention_layernorm(residual)
-        intermediate.copy_(layer.mlp.act_fn(layer.mlp.gate_proj(normed)) * layer.mlp.up_proj(normed))
+        gate, up = product(layer.mlp.gate_proj, normed), product(layer.mlp.up_proj, normed)
+        torch.mul(nn.functional.silu(gate), up, out=intermediate)
 
     @staticmethod
     def mlp_down(intermediate, layer, residual, x, index, scale) -> None:
         """Add the down projection to `residual`, and scatter the slots into `x` `[T, D]`, through the gate."""
-        processed = residual + layer.mlp.down_proj(intermediate)
+        processed = residual + product(layer.mlp.down_proj, intermediate)
         if index is None:
             x.copy_(processed)
         else:
@@ -245,12 +258,37 @@ class PlainOps:
     @staticmethod
     def lm_head(x, rows, model, logits) -> None:
         """logits `[R, V]` of the tokens `rows` (`int64 [R]`)."""
-        logits.copy_(model.lm_head(model.model.language_model.norm(x[rows])))
+        logits.copy_(product(model.lm_head, model.model.language_model.norm(x[rows])))
 
     @staticmethod
     def token_probability(logits, token: int, probability) -> None:
         """probability (`float32 [R]`): of one token, by logits `[R, V]`."""
         probability.copy_(logits.softmax(-1, dtype=torch.float32)[:, token])
+
+
+def product(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`linear(x)` of few rows `[S, D]`. On a CPU a product with the weight on the left takes half of the time."""
+    if type(linear) is nn.Linear and linear.bias is None and x.device.type == "cpu" and len(x) <= FEW_ROWS:
+        return (linear.weight @ x.t()).t()
+    return linear(x)
+
+
+@functools.lru_cache(FEW_QUERIES)
+@torch.inference_mode(False)
+def later(count: int, device: torch.device) -> torch.Tensor:
+    """float32 `[count, count]`: -inf where a key comes after the query, 0 elsewhere."""
+    return torch.full((count, count), -math.inf, device=device).triu(1)
+
+
+def attend_few(queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, scaling: float) -> torch.Tensor:
+    """Attention of few queries `[H, S, head_dim]`, at the end of keys and values `[G, L, head_dim]`. On a CPU it takes
+    less time than a fused kernel, which works on blocks of many queries."""
+    heads, count, size = queries.shape
+    own = (scaling * queries).reshape(len(keys), -1, size)
+    scores = own @ keys.transpose(1, 2)
+    if count > 1:
+        scores.view(heads, count, -1)[:, :, -count:] += later(count, queries.device)
+    return (scores.softmax(-1) @ values).view(heads, count, size)
 
 
 def slots_of(counts: list[int], slots: int) -> list[slice]:
@@ -547,6 +585,7 @@ class StaticStep:
 
 
 __all__ = [
+    "FEW_ROWS",
     "MAX_TOKENS",
     "PlainOps",
     "Shape",

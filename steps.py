@@ -21,7 +21,7 @@ from .cache import MoDCache, PackedCache
 from .configuration_videollm_mod import num_kept_tokens
 from .speaking import silence_probability
 from .static_graphs import NOT_FINITE, StaticLanguageModel, StepsUnavailable, static_language_model
-from .static_step import MAX_TOKENS, StepOutput
+from .static_step import StepOutput
 from .static_vision import MAX_FRAMES, encode
 
 FIRST_FRAMES = 8  # of many frames, the vision tower of a GPU starts with these while the others are being copied
@@ -304,8 +304,8 @@ class Feed(Step):
     ) -> tuple[dict["Feed", StepOutput], str | None]:
         """Run the steps that can be static ones. Returns their outputs, and why there are none on a GPU."""
         if static is None:
-            return {}, why_not if steps[0].model.device.type == "cuda" else None  # elsewhere it is as fast
-        chosen = [step for step in steps if len(step.ids) <= MAX_TOKENS and step.is_regular]
+            return {}, why_not if steps[0].model.device.type == "cuda" else None  # elsewhere it is nearly as fast
+        chosen = [step for step in steps if len(step.ids) <= static.max_tokens and step.is_regular]
         streams = [(step.cache, step.ids, step.features) for step in chosen]
         before = [cache.get_seq_length() for cache, _, _ in streams]
         found: list[StepOutput] = []

@@ -15,14 +15,14 @@ from comparing import assert_near, assert_same_cache, assert_same_events
 from small_data import small_model
 from tiny_models import FIRST_WORD, ROUTINGS, SEPARATOR, START, VIDEO, random_batch, tiny_model
 
-from videollm_mod import StreamPool, static_step
+from videollm_mod import StreamPool, static_graphs, static_step
 from videollm_mod import steps as steps_module
 from videollm_mod import weights as stored
 from videollm_mod.cache import MoDCache
 from videollm_mod.data.world import world_stream
 from videollm_mod.routing import LayerExpert
 from videollm_mod.static_graphs import StaticLanguageModel, why_not
-from videollm_mod.static_step import PlainOps
+from videollm_mod.static_step import PlainOps, StaticStep
 
 needs_triton = pytest.mark.skipif(
     not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1",
@@ -314,7 +314,8 @@ def test_a_changed_model_is_noticed():
     assert fast.is_current
     layer.self_attn.q_proj = torch.nn.Linear(32, 32)
     assert not fast.is_current
-    assert why_not(model) == "the model is not on a CUDA device"
+    assert why_not(model) is None
+    assert why_not(model.to("meta")) == "the model is on meta"
 
 
 def test_a_model_is_copied_and_freed_with_its_steps():
@@ -364,6 +365,43 @@ def test_a_hook_sees_each_call_once(checkpoint):
     del model._static_steps
     for stream in streams:
         assert_same_events([event for own, event in said if own is stream], expected)
+
+
+def test_a_cpu_takes_static_steps_for_single_frames(checkpoint, monkeypatch):
+    """Frames one by one and words are static steps; a block of frames goes to the model. All say the same."""
+    model, processor = checkpoint
+    frames, steps, run = world_stream(41).frames(height=96)[:8], [], StaticStep.forward
+    monkeypatch.setattr(StaticStep, "forward", lambda step: steps.append(step.shape) or run(step))
+    monkeypatch.setattr(static_graphs, "why_not", lambda model: "switched off")
+    expected = model.stream(processor).push(frames)
+    assert expected and not steps
+    monkeypatch.undo()
+    monkeypatch.setattr(StaticStep, "forward", lambda step: steps.append(step.shape) or run(step))
+    block, single = (model.stream(processor) for _ in range(2))
+    assert_same_events(block.push(frames), expected)
+    assert all(not shape.frames or shape.tokens <= static_step.FEW_ROWS for shape in steps)
+    assert any(not shape.frames for shape in steps)
+    steps.clear()
+    assert_same_events([event for frame in frames for event in single.push(frame[None])], expected)
+    assert sum(shape.frames for shape in steps) == len(frames)
+    assert_same_cache(single.cache, block.cache)
+    assert single.stats.why_not_static is None
+    del model._static_steps
+
+
+@pytest.mark.parametrize(("count", "length"), [(1, 1), (1, 9), (5, 5), (5, 40), (32, 70)])
+def test_few_rows_and_queries_equal_torchs_operations(count, length):
+    torch.manual_seed(count)
+    heads, groups, size = 6, 3, 8
+    queries = torch.randn(heads, count, size)
+    keys, values = torch.randn(2, groups, length, size)
+    mask = torch.ones(count, length, dtype=torch.bool).tril(length - count)
+    repeated = (own.repeat_interleave(heads // groups, 0) for own in (keys, values))
+    expected = torch.nn.functional.scaled_dot_product_attention(queries, *repeated, attn_mask=mask, scale=0.3)
+    assert_near(static_step.attend_few(queries, keys, values, 0.3), expected)
+    x, plain, biased = torch.randn(count, 8), torch.nn.Linear(8, 5, bias=False), torch.nn.Linear(8, 5)
+    for linear in (plain, biased):
+        assert_near(static_step.product(linear, x), linear(x))
 
 
 def test_sessions_call_the_model_if_steps_fail(monkeypatch, checkpoint):
