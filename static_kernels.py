@@ -13,12 +13,24 @@ row of the table for each.
 Steps of many tokens (`CublasKernels`) leave the products to cuBLAS.
 """
 
+from typing import Any
+
 import torch
 from torch import nn
 
 from .fused import Kernels as Elementwise
 from .routing import GATE_STRENGTH
-from .weights import dense_weight, product, read, rounded_up, rows_of, starting, tokens, wait_for_inputs
+from .weights import (
+    dense_weight,
+    product,
+    read,
+    rounded_up,
+    rows_of,
+    starting,
+    stored_weight,
+    tokens,
+    wait_for_inputs,
+)
 
 try:  # comes with torch for CUDA; without it nothing imports this module, but a loader of remote code reads it
     import triton
@@ -38,6 +50,7 @@ KEYS_AT_ONCE = (64, 4, 3)  # of a split, warps, stages
 ROUTE = (2048, 16)
 # for the probability of a token, one program for each row: logits at a time, warps
 PROBABILITY = (16384, 32)
+MOST_SLOTS = 64
 
 
 @triton.jit
@@ -358,8 +371,8 @@ def _route_kernel(
 
 
 class Kernels:
-    """As `PlainOps`, for at most 64 slots. Instead of caches, bases and counts it reads `table`, the rows of one layer
-    in the table on the device, int64 `[streams, 8]`."""
+    """As `PlainOps`, for at most `MOST_SLOTS`. Instead of caches, bases and counts it reads `table`, the rows of one
+    layer in the table on the device, int64 `[streams, 8]`."""
 
     reads_table = True
 
@@ -458,7 +471,8 @@ class Kernels:
 
 
 class CublasKernels(Kernels):
-    """As `Kernels`, for any number of slots: cuBLAS computes the products, of quantised weights by a dense copy."""
+    """As `Kernels`, for any number of slots: cuBLAS computes the products, of quantised weights by a dense copy; but
+    not of few rows with a quantised head, whose copy would be the largest."""
 
     @classmethod
     def project_qkv(cls, x, index, layer, rotary, queries, table, bases, counts) -> None:
@@ -502,6 +516,9 @@ class CublasKernels(Kernels):
 
     @classmethod
     def lm_head(cls, x, rows, model, logits) -> None:
+        stored: Any = stored_weight(model.lm_head)  # known, as `why_not` has seen
+        if stored.scale is not None and len(rows) <= MOST_SLOTS:
+            return super().lm_head(x, rows, model, logits)
         normed = model.model.language_model.norm(x[rows])
         torch.mm(normed, dense_weight(model.lm_head, x.dtype).t(), out=logits)
 

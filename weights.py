@@ -43,6 +43,7 @@ TILES = {
     "lm_head": {16: (64, 256, 1, 4, 4), 8: (128, 256, 1, 4, 4), 4: (32, 256, 1, 2, 4)},
 }
 IN_FLOAT32 = (32, 128, 1, 4, 3)  # of each product of a float32 model, which no tensor core computes exactly
+DENSE_TILE = (16, 256)  # rows, and numbers or bytes of each, that a program copies; fewer of more rows, by the scales
 LINES = constexpr(8)  # of 128 bytes of a row that a program fetches before the kernel before it has ended
 PREFETCH = constexpr("{.reg .pred own; setp.ne.u32 own, $2, 0; @own prefetch.global.L2 [$1]; mov.u32 $0, 0;}")
 # the largest number of 8 bits that a token's numbers are scaled to, and what the rest is multiplied with
@@ -117,13 +118,6 @@ def stored_weight(linear: nn.Module) -> StoredWeight | None:
         stored = _quantised_weight(linear, weight)
         _stored[linear] = weight, stored
     return stored
-
-
-def dense_weight(linear: nn.Module, dtype: torch.dtype) -> torch.Tensor:
-    """`[N, K]` in `dtype`: a copy of a weight that is quantised, in a way that `stored_weight` knows."""
-    stored = stored_weight(linear)
-    assert stored is not None
-    return stored.dense(dtype)
 
 
 def _quantised_weight(linear: Any, weight: Any) -> StoredWeight | None:
@@ -231,7 +225,7 @@ def _add_columns(
 ):  # fmt: skip
     """`total` `[N, TOKENS]` plus the product of weights and tokens over a few columns, from byte or number `start` of
     each row on. Columns share a scale, but where BITS is 4."""
-    k, m, width = start + tl.arange(0, K), tl.arange(0, TOKENS), columns_of(length, BITS)
+    k, m, width = start + tl.arange(0, K), tl.arange(0, TOKENS), _columns_of(length, BITS)
     own = k < length
     weight = tl.load(w[:, None] + k[None, :], inside[:, None] & own[None, :], other=0.0)
     at, mask = x_ptr + m[None, :].to(tl.int64) * width + k[:, None], own[:, None] & (m < rows)[None, :]
@@ -268,7 +262,7 @@ def _add_columns(
 
 
 @jit
-def columns_of(length, BITS: constexpr):
+def _columns_of(length, BITS: constexpr):
     return length * 2 if BITS == 4 else length
 
 
@@ -276,8 +270,33 @@ def columns_of(length, BITS: constexpr):
 def rows_of(w_ptr, scale_ptr, n, length, BITS: constexpr, SN: constexpr, SK: constexpr):
     """Where the rows `n` of a weight begin, and where their scales begin. length: of a row in memory, numbers or bytes
     of two codes. See `StoredWeight`."""
-    scales = tl.cdiv(columns_of(length, BITS), SK)
+    scales = tl.cdiv(_columns_of(length, BITS), SK)
     return w_ptr + n.to(tl.int64) * length, scale_ptr + (n // SN).to(tl.int64) * scales
+
+
+@jit
+def dense_kernel(
+    w_ptr, scale_ptr, code_ptr, out_ptr, rows, length, BITS: constexpr, SN: constexpr, SK: constexpr, N: constexpr,
+    K: constexpr, EARLY: constexpr,
+):  # fmt: skip
+    """A part of `StoredWeight.dense`, computed in float32. The columns of a program share a scale."""
+    wait_for_inputs(EARLY)
+    EACH: constexpr = 2 if BITS == 4 else 1
+    n, k = tl.program_id(0) * N + tl.arange(0, N), tl.program_id(1) * K + tl.arange(0, K)
+    column, width = tl.program_id(1) * K * EACH + tl.arange(0, K * EACH), _columns_of(length, BITS)
+    w, scale = rows_of(w_ptr, scale_ptr, n, length, BITS, SN, SK)
+    mask = (n < rows)[:, None] & (k < length)[None, :]
+    weight = tl.load(w[:, None] + k[None, :], mask, other=0.0)
+    scales = tl.load(scale + tl.program_id(1) * K * EACH // SK, n < rows, other=0.0)[:, None]
+    if BITS == 4:
+        first = tl.load(code_ptr + (weight >> 4).to(tl.int32)) * scales
+        dense = tl.interleave(first, tl.load(code_ptr + (weight & 15).to(tl.int32)) * scales)
+    else:
+        if weight.dtype == tl.uint8:
+            weight = _from_float8(weight)
+        dense = weight.to(tl.float32) * scales
+    at = out_ptr + n[:, None].to(tl.int64) * width + column[None, :]
+    tl.store(at, dense.to(out_ptr.dtype.element_ty), (n < rows)[:, None] & (column < width)[None, :])
 
 
 @jit
@@ -348,11 +367,7 @@ def read(
         how many of these are done; and keyword arguments. A program takes rows of one block of `within`.
     """
     weights: list[Any] = [stored_weight(linear) for linear in linears]  # all known, as `why_not` has seen
-    first, values = weights[0], [weight.values for weight in weights]
-    if (
-        first.values.dtype == torch.float8_e4m3fn and 0 < chip(x.device).capability < 89
-    ):  # Triton has no such type there
-        values = [own.view(torch.uint8) for own in values]
+    first, values = weights[0], [_readable(weight) for weight in weights]
     scales = values if first.scale is None else [weight.scale for weight in weights]
     n, columns, shares, warps, stages = _tiles(name, x, slots, first)
     bits, n = _bits(first), min(n, within or n)
@@ -400,6 +415,31 @@ def tokens(x: torch.Tensor, index: torch.Tensor | None, norm: nn.Module | None, 
         HAS_INDEX=index is not None, SPLIT=split, APART=apart, W=rounded_up(width), num_warps=8, **starting(x.device),
     )  # fmt: skip
     return [made, units, times]
+
+
+def dense_weight(linear: nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """`[N, K]` in `dtype`: a copy of a weight that is quantised, as `StoredWeight.dense` makes it."""
+    weight: Any = stored_weight(linear)
+    if weight.scale is None:
+        return weight.values
+    (rows, length), bits = weight.values.shape, _bits(weight)
+    each = 2 if bits == 4 else 1
+    out = weight.scale.new_empty((rows, length * each), dtype=dtype)
+    n, k = DENSE_TILE
+    if weight.columns < length * each:
+        k = min(k, (weight.columns & -weight.columns) // each)
+    n *= DENSE_TILE[1] // k
+    dense_kernel[(triton.cdiv(rows, n), triton.cdiv(length, k))](
+        _readable(weight), weight.scale, weight.code, out, rows, length, BITS=bits, SN=weight.rows, SK=weight.columns,
+        N=n, K=k, num_warps=4, **starting(out.device),
+    )  # fmt: skip
+    return out
+
+
+def _readable(weight: StoredWeight) -> torch.Tensor:
+    """The values, as bytes where Triton does not have their type."""
+    is_float8, capability = weight.values.dtype == torch.float8_e4m3fn, chip(weight.values.device).capability
+    return weight.values.view(torch.uint8) if is_float8 and 0 < capability < 89 else weight.values
 
 
 def is_split(weight: StoredWeight, x: torch.Tensor) -> bool:

@@ -76,7 +76,7 @@ def take_static_steps() -> None:
         model = random_model("tiny", "cpu", mod_layers="interleaved", **SIZE).eval()
         quantise(model, kind)
         routed = model.config.text_config.routed_layers
-        for streams, ops in ((1, Kernels), (4, CublasKernels if kind == "bf16" else Kernels)):
+        for streams, ops in ((1, Kernels), (8, CublasKernels), *[(4, Kernels)] * (kind != "bf16")):
             step = StaticStep(model, Shape(1, 11, 2, "residual", "learned", False, routed, streams), ops)
             step.prepare([MoDCache(model.config) for _ in range(streams)], [[SEPARATOR]] * streams, None)
             step.forward()

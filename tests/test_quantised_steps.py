@@ -24,7 +24,7 @@ from videollm_mod.static_graphs import (
     is_quantised,
 )
 from videollm_mod.static_step import PlainOps
-from videollm_mod.weights import Chip, StoredWeight, stored_weight
+from videollm_mod.weights import Chip, StoredWeight, dense_weight, stored_weight
 
 SIZE = {
     "hidden_size": 128,
@@ -173,6 +173,16 @@ def product_by_kernels(monkeypatch, stored: StoredWeight, y: torch.Tensor) -> to
     x = y.new_zeros(len(y), rows)
     kernels.Kernels.mlp_down(y, layer, torch.zeros_like(x), x, None, None)
     return x
+
+
+@needs_triton
+@pytest.mark.parametrize("shape", [(256, 384), (72, 192)])
+@pytest.mark.parametrize("weights", WEIGHTS[1:])
+def test_dense_copies_by_the_kernel_equal_those_in_plain_torch(weights, shape):
+    linear = nn.Linear(*shape[::-1], bias=False)
+    quantised = {"fp8": float8, "int8": eight_bits, "nf4": four_bits}[weights](linear).to(on_device())
+    for dtype in (torch.float32, torch.bfloat16)[: 1 + (on_device() == "cuda")]:  # the interpreter cuts bfloat16 off
+        assert torch.equal(dense_weight(quantised, dtype), stored_weight(quantised).dense(dtype))
 
 
 @needs_triton
