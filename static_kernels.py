@@ -22,6 +22,8 @@ from .fused import Kernels as Elementwise
 from .routing import GATE_STRENGTH
 from .weights import (
     dense_weight,
+    is_apart,
+    place,
     product,
     read,
     rounded_up,
@@ -203,9 +205,11 @@ def _attend_kernel(
 
 @triton.jit
 def _combine_kernel(
-    part_ptr, max_ptr, sum_ptr, out_ptr, rows, splits, HEAD: constexpr, S: constexpr, EARLY: constexpr,
+    part_ptr, max_ptr, sum_ptr, out_ptr, rows, splits, H: constexpr, HEAD: constexpr, S: constexpr, APART: constexpr,
+    EARLY: constexpr,
 ):  # fmt: skip
-    """Combine the splits of one query and head; 0 where there is no key, as in streams that fill up the step."""
+    """Combine the splits of one query and head; 0 where there is no key, as in streams that fill up the step. APART:
+    see `place`."""
     wait_for_inputs(EARLY)
     row, s, d = tl.program_id(0), tl.arange(0, S), tl.arange(0, HEAD)
     peak = tl.load(max_ptr + s * rows + row, s < splits, other=float("-inf"))
@@ -215,7 +219,8 @@ def _combine_kernel(
     at = part_ptr + (s[:, None] * rows + row) * HEAD + d[None, :]
     part = tl.load(at, ((s < splits) & (weight > 0))[:, None], other=0.0)
     out = tl.sum(part * weight[:, None], axis=0) / tl.where(total > 0, total, 1.0)
-    tl.store(out_ptr + row * HEAD + d, out.to(out_ptr.dtype.element_ty))
+    at = row // H * H * HEAD + place(row % H * HEAD + d, H * HEAD, APART)
+    tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty))
 
 
 @triton.jit
@@ -259,9 +264,10 @@ def _add_kernel(
 def _project_kernel(
     x_ptr, x_scale_ptr, times, w_ptr, w2_ptr, s_ptr, s2_ptr, code_ptr, partial_ptr, done_ptr, out_ptr, rows, length,
     num_n, GATED: constexpr, M: constexpr, N: constexpr, K: constexpr, BITS: constexpr, SPLIT: constexpr, SN:
-    constexpr, SK: constexpr, PARTS: constexpr, DECODE: constexpr, SHARES: constexpr, EARLY: constexpr,
+    constexpr, SK: constexpr, PARTS: constexpr, DECODE: constexpr, SHARES: constexpr, EARLY: constexpr, APART:
+    constexpr,
 ):  # fmt: skip
-    """out = x @ w, or GATED: silu(x @ w) * (x @ w2), of which a program takes N / 2 columns."""
+    """out = x @ w, or GATED: silu(x @ w) * (x @ w2), of which a program takes N / 2 columns. APART: see `place`."""
     EACH: constexpr = N // 2 if GATED else N
     i, m = tl.arange(0, N), tl.arange(0, M)
     n = tl.program_id(0) * EACH + i % EACH
@@ -279,7 +285,7 @@ def _project_kernel(
         gate, up = tl.split(tl.permute(tl.reshape(out, (M, 2, EACH)), (0, 2, 1)))
         out = gate * tl.sigmoid(gate) * up
     n = tl.program_id(0) * EACH + tl.arange(0, EACH)
-    at = out_ptr + m[:, None].to(tl.int64) * num_n + n[None, :]
+    at = out_ptr + m[:, None].to(tl.int64) * num_n + place(n, num_n, APART)[None, :]
     tl.store(at, out.to(out_ptr.dtype.element_ty), (m < rows)[:, None] & (n < num_n)[None, :])
 
 
@@ -407,7 +413,12 @@ class Kernels:
         )  # fmt: skip
 
     @staticmethod
-    def attend(queries, layer, table, counts, out) -> None:
+    def _is_apart(linear) -> bool:
+        """How the operation before a product without a norm writes columns for it."""
+        return is_apart(linear)
+
+    @classmethod
+    def attend(cls, queries, layer, table, counts, out) -> None:
         slots, heads, head_dim = queries.shape
         groups, streams = layer.self_attn.k_proj.out_features // head_dim, len(table)
         each = slots // streams
@@ -422,8 +433,8 @@ class Kernels:
             HEAD=head_dim, R=block, K=keys, num_warps=warps, num_stages=stages, **starting(queries.device),
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
-            part, peak, total, out, slots * heads, splits, HEAD=head_dim, S=rounded_up(splits, 1), num_warps=4,
-            **starting(queries.device),
+            part, peak, total, out, slots * heads, splits, H=heads, HEAD=head_dim, S=rounded_up(splits, 1),
+            APART=cls._is_apart(layer.self_attn.o_proj), num_warps=4, **starting(queries.device),
         )  # fmt: skip
 
     @staticmethod
@@ -440,18 +451,19 @@ class Kernels:
         cls._add("out", attended, layer.self_attn.o_proj, residual, x, index, None, True)
 
     @staticmethod
-    def _project(name, x, index, norm, out, linear, second=None) -> None:
+    def _project(name, x, index, norm, out, linear, second=None, apart: bool = False) -> None:
         """out: `x @ w` of normalised slots, or of two weights `silu(x @ w) * (x @ w2)`."""
         (slots, num_n), both = out.shape, second is not None
         grid, pointers, options = read(name, x, slots, num_n * (1 + both), linear, second or linear)
         _project_kernel[grid](
-            *tokens(x, index, norm, linear), *pointers, out, slots, num_n=num_n, GATED=both, **options
+            *tokens(x, index, norm, linear), *pointers, out, slots, num_n=num_n, GATED=both, APART=apart, **options
         )
 
     @classmethod
     def mlp_up(cls, residual, layer, intermediate) -> None:
         norm, mlp = layer.post_attention_layernorm, layer.mlp
-        cls._project("mlp_up", residual, None, norm, intermediate, mlp.gate_proj, mlp.up_proj)
+        apart = is_apart(mlp.down_proj)
+        cls._project("mlp_up", residual, None, norm, intermediate, mlp.gate_proj, mlp.up_proj, apart)
 
     @classmethod
     def mlp_down(cls, intermediate, layer, residual, x, index, scale) -> None:
@@ -473,6 +485,10 @@ class Kernels:
 class CublasKernels(Kernels):
     """As `Kernels`, for any number of slots: cuBLAS computes the products, of quantised weights by a dense copy; but
     not of few rows with a quantised head, whose copy would be the largest."""
+
+    @staticmethod
+    def _is_apart(linear) -> bool:
+        return False
 
     @classmethod
     def project_qkv(cls, x, index, layer, rotary, queries, table, bases, counts) -> None:

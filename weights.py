@@ -44,7 +44,7 @@ TILES = {
 }
 IN_FLOAT32 = (32, 128, 1, 4, 3)  # of each product of a float32 model, which no tensor core computes exactly
 DENSE_TILE = (16, 256)  # rows, and numbers or bytes of each, that a program copies; fewer of more rows, by the scales
-LINES = constexpr(8)  # of 128 bytes of a row that a program fetches before the kernel before it has ended
+LINES = 8  # of 128 bytes of a row that a program fetches before the kernel before it has ended
 PREFETCH = constexpr("{.reg .pred own; setp.ne.u32 own, $2, 0; @own prefetch.global.L2 [$1]; mov.u32 $0, 0;}")
 # the largest number of 8 bits that a token's numbers are scaled to, and what the rest is multiplied with
 SPLITS = {torch.float8_e4m3fn: (448.0, 16.0), torch.int8: (127.0, 254.0)}
@@ -162,11 +162,17 @@ def _of_blocks(values: torch.Tensor, scale: torch.Tensor, block: Any) -> StoredW
 
 @jit
 def wait_for_inputs(EARLY: constexpr):
-    """EARLY: the kernel was launched while the one before it was at work, and so may be the next. Wait for the results
-    of the one before."""
+    """EARLY, unless it is 0: the kernel was launched while the one before it was at work, and so may be the next. Wait
+    for the results of the one before."""
     if EARLY:
         gdc_launch_dependents()
         gdc_wait()
+
+
+@jit
+def place(column, width, APART: constexpr):
+    """Where a product reads a column of a token; APART: even columns come first, then the odd ones."""
+    return column % 2 * (width // 2) + column // 2 if APART else column
 
 
 @jit
@@ -177,7 +183,7 @@ def tokens_kernel(
     """One slot as a product reads it: x[index[slot]], and its RMSNorm if NORM.
 
     SPLIT: out `[S, 2, D]` are two numbers of 8 bits for each, the second of what the first leaves `times` over, in
-    units of `scale[slot]`. APART: even columns come first, then the odd ones.
+    units of `scale[slot]`. APART: see `place`.
     """
     wait_for_inputs(EARLY)
     slot, k = tl.program_id(0).to(tl.int64), tl.arange(0, W)
@@ -200,10 +206,7 @@ def tokens_kernel(
         tl.store(out_ptr, first, k < width)
         tl.store(out_ptr + width, _to_8_bits((x - first.to(tl.float32)) * times, dtype), k < width)
     else:
-        column = k
-        if APART:
-            column = k % 2 * (width // 2) + k // 2
-        tl.store(out_ptr + slot * width + column, x.to(dtype), k < width)
+        tl.store(out_ptr + slot * width + place(k, width, APART), x.to(dtype), k < width)
 
 
 @jit
@@ -319,7 +322,7 @@ def product(
     share = tl.cdiv(tl.cdiv(length, SHARES), K * PARTS) * (K * PARTS)
     if EARLY:  # bring the first weights near, which no other kernel writes
         line: constexpr = 128 // w.dtype.element_ty.primitive_bitwidth * 8  # numbers in 128 bytes
-        k = number * share + tl.arange(0, LINES) * line
+        k = number * share + tl.arange(0, EARLY) * line
         tl.inline_asm_elementwise(
             PREFETCH, "=r,l,r", [w[:, None] + k[None, :], (inside[:, None] & (k < length)[None, :]).to(tl.int32)],
             tl.int32, False, 1,
@@ -400,11 +403,11 @@ _counters: WeakKeyDictionary[nn.Module, torch.Tensor] = WeakKeyDictionary()
 
 def tokens(x: torch.Tensor, index: torch.Tensor | None, norm: nn.Module | None, linear: nn.Module) -> list:
     """The slots as the product with a linear layer reads them, normalised if there is a norm: the numbers, their
-    units, and what the second of two numbers is multiplied with."""
+    units, and what the second of two numbers is multiplied with. Without a norm, columns are `is_apart` already."""
     weight: Any = stored_weight(linear)
     slots, width = len(x) if index is None else len(index), x.shape[1]
-    split, apart = is_split(weight, x), _bits(weight) == 4
-    if norm is None and not split and not apart:
+    split = is_split(weight, x)
+    if norm is None and not split:
         return [x, x, 1.0]
     largest, times = SPLITS[weight.values.dtype] if split else (1.0, 1.0)
     size, dtype = ((slots, 2, width), weight.values.dtype) if split else ((slots, width), x.dtype)
@@ -412,9 +415,16 @@ def tokens(x: torch.Tensor, index: torch.Tensor | None, norm: nn.Module | None, 
     tokens_kernel[(slots,)](
         x, index, x if norm is None else norm.weight, made, units, width,
         0.0 if norm is None else norm.variance_epsilon, largest, times, NORM=norm is not None,
-        HAS_INDEX=index is not None, SPLIT=split, APART=apart, W=rounded_up(width), num_warps=8, **starting(x.device),
+        HAS_INDEX=index is not None, SPLIT=split, APART=is_apart(linear), W=rounded_up(width), num_warps=8,
+        **starting(x.device),
     )  # fmt: skip
     return [made, units, times]
+
+
+def is_apart(linear: nn.Module) -> bool:
+    """Whether a product reads even and odd columns apart, since each byte of the weight holds one of both."""
+    weight: Any = stored_weight(linear)
+    return _bits(weight) == 4
 
 
 def dense_weight(linear: nn.Module, dtype: torch.dtype) -> torch.Tensor:
@@ -482,7 +492,7 @@ def chip(device: torch.device) -> Chip:
 
 def starting(device: torch.device) -> dict:
     """Options of a launch: where a GPU can, a kernel starts while the one before it ends, see `wait_for_inputs`."""
-    return {"EARLY": True, "launch_pdl": True} if chip(device).capability >= 90 else {"EARLY": False}
+    return {"EARLY": LINES, "launch_pdl": True} if chip(device).capability >= 90 else {"EARLY": 0}
 
 
 def rounded_up(value: int, least: int = 16) -> int:
@@ -506,6 +516,8 @@ __all__ = [
     "TILES",
     "StoredWeight",
     "dense_weight",
+    "is_apart",
+    "place",
     "product",
     "read",
     "rounded_up",
