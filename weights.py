@@ -44,7 +44,8 @@ TILES = {
 }
 IN_FLOAT32 = (32, 128, 1, 4, 3)  # of each product of a float32 model, which no tensor core computes exactly
 DENSE_TILE = (16, 256)  # rows, and numbers or bytes of each, that a program copies; fewer of more rows, by the scales
-LINES = 8  # of 128 bytes of a row that a program fetches before the kernel before it has ended
+# of 128 bytes of a row, that a program fetches before the kernel before it has ended; 0 starts kernels one by one
+LINES = 8
 PREFETCH = constexpr("{.reg .pred own; setp.ne.u32 own, $2, 0; @own prefetch.global.L2 [$1]; mov.u32 $0, 0;}")
 # the largest number of 8 bits that a token's numbers are scaled to, and what the rest is multiplied with
 SPLITS = {torch.float8_e4m3fn: (448.0, 16.0), torch.int8: (127.0, 254.0)}
@@ -492,7 +493,7 @@ def chip(device: torch.device) -> Chip:
 
 def starting(device: torch.device) -> dict:
     """Options of a launch: where a GPU can, a kernel starts while the one before it ends, see `wait_for_inputs`."""
-    return {"EARLY": LINES, "launch_pdl": True} if chip(device).capability >= 90 else {"EARLY": 0}
+    return {"EARLY": LINES, "launch_pdl": True} if LINES and chip(device).capability >= 90 else {"EARLY": 0}
 
 
 def rounded_up(value: int, least: int = 16) -> int:

@@ -3,10 +3,13 @@
     python -m videollm_mod.benchmarks.step_tiles --weights fp8
 
 Each product runs in a CUDA graph over so many weights that the cache of the GPU does not hold them, for all tokens of
-a frame and for the slots of a routed layer. Kernels are compiled by several processes first.
+a frame and for the slots of a routed layer. With `--step`, whole steps then choose among the three fastest tiles of
+each product, since a kernel starts while the one before it is at work, and say how far kernels should fetch ahead.
+Kernels are compiled by several processes first.
 """
 
 import argparse
+import ast
 import math
 import multiprocessing
 import time
@@ -20,12 +23,16 @@ from torch import nn
 from .. import weights as stored_weights
 from ..bench.geometries import NAMES, WEIGHTS, config_values
 from ..bench.record import commit, surroundings, write
-from ..bench.weights import BITS, quantised
+from ..bench.streams import random_model
+from ..bench.weights import BITS, quantise, quantised
 from ..configuration_videollm_mod import VideoLLMMoDConfig
 from ..static_kernels import Kernels
+from .step_variants import time_step
 
 READ = 400e6  # bytes of distinct weights, several times what an H200's cache holds
-SLOTS = (11, 3)
+SLOTS = (11, 3)  # of all layers, and of routed ones, which read their tokens by an index
+HELD = 600  # frames, in whole steps
+AHEAD = (0, 4, 8, 16, 32)  # as `weights.LINES`
 CANDIDATES = {  # as `weights.TILES`
     16: (
         (64, 128, 1, 4, 6), (64, 128, 1, 4, 4), (64, 256, 1, 4, 4), (64, 256, 2, 4, 4), (64, 128, 2, 4, 6),
@@ -51,6 +58,7 @@ class Products:
         text = VideoLLMMoDConfig(**config_values(geometry)).text_config
         self.text, self.weights, self.read = text, weights, read
         self.x = torch.randn(max(SLOTS), text.hidden_size, device="cuda", dtype=torch.bfloat16)
+        self.residual = torch.randn_like(self.x)
         self.intermediate = torch.randn(max(SLOTS), text.intermediate_size, device="cuda", dtype=torch.bfloat16)
         size = max(SLOTS), text.num_attention_heads, text.head_dim
         self.queries = torch.zeros(size, device="cuda", dtype=torch.bfloat16)
@@ -59,6 +67,8 @@ class Products:
         self.kept = buffer, torch.zeros(64, device="cuda", dtype=torch.long)
         places = [buffer.data_ptr(), buffer.data_ptr(), self.kept[1].data_ptr(), 0, 64, 0, max(SLOTS), 0]
         self.table = torch.tensor([places], device="cuda")
+        self.index = torch.arange(min(SLOTS), device="cuda")
+        self.scale = torch.ones(2, min(SLOTS), device="cuda")
         self.norm = SimpleNamespace(weight=torch.ones_like(self.x[0]), variance_epsilon=1e-5)
         self.rotary = [torch.randn(max(SLOTS), text.head_dim, device="cuda", dtype=torch.bfloat16) for _ in range(2)]
 
@@ -79,25 +89,31 @@ class Products:
         linear = nn.Linear(columns, rows, bias=False, device="cuda", dtype=torch.bfloat16)
         return quantised(linear, self.weights)
 
+    def _slots(self, slots: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Index and scale of a step."""
+        return (self.index, self.scale) if slots == min(SLOTS) else (None, None)
+
     def _qkv(self, q, k, v):
         attention = SimpleNamespace(q_proj=q, k_proj=k, v_proj=v, config=SimpleNamespace(qk_norm=False))
         layer = SimpleNamespace(self_attn=attention, input_layernorm=self.norm)
         return lambda n: Kernels.project_qkv(
-            self.x[:n], None, layer, self.rotary, self.queries[:n], self.table, [0], [n]
+            self.x, self._slots(n)[0], layer, self.rotary, self.queries[:n], self.table, [0], [n]
         )
 
     def _out(self, o):
         layer, x = SimpleNamespace(self_attn=SimpleNamespace(o_proj=o)), self.x
-        return lambda n: Kernels.project_out(self.queries[:n].flatten(1), layer, x[:n], None, x[:n])
+        return lambda n: Kernels.project_out(
+            self.queries[:n].flatten(1), layer, x, self._slots(n)[0], self.residual[:n]
+        )
 
     def _up(self, gate, up):
-        mlp = SimpleNamespace(gate_proj=gate, up_proj=up)
+        mlp = SimpleNamespace(gate_proj=gate, up_proj=up, down_proj=gate)  # of which only the kind counts
         layer = SimpleNamespace(mlp=mlp, post_attention_layernorm=self.norm)
         return lambda n: Kernels.mlp_up(self.x[:n], layer, self.intermediate[:n])
 
     def _down(self, down):
         layer, x = SimpleNamespace(mlp=SimpleNamespace(down_proj=down)), self.x
-        return lambda n: Kernels.mlp_down(self.intermediate[:n], layer, x[:n], x[:n], None, None)
+        return lambda n: Kernels.mlp_down(self.intermediate[:n], layer, self.residual[:n], x, *self._slots(n))
 
     def _head(self, head):
         language = SimpleNamespace(norm=self.norm)
@@ -143,11 +159,39 @@ def captured(calls: list[Callable[[int], None]], slots: int) -> torch.cuda.CUDAG
     return graph
 
 
+def measure_steps(geometry: str, weights: str, fastest: dict[str, list[tuple]], end: float) -> dict:
+    """ms of whole steps, by what was changed; the best tiles and the best way to fetch ahead stay set."""
+    model, found = random_model(geometry, "cuda").eval(), {}
+    quantise(model, weights)
+
+    def timed(name: str) -> float:
+        found[name] = time_step(model, Kernels, HELD)["p50"]
+        print(name, found[name], flush=True)
+        return found[name]
+
+    for name, tiles in fastest.items():
+        use(name, weights, tiles[0])
+    for name, tiles in fastest.items():
+        times = []
+        for tile in tiles:
+            if time.perf_counter() < end:
+                use(name, weights, tile)
+                times.append((timed(f"{name} {tile}"), tile))
+        if times:
+            use(name, weights, min(times)[1])
+    for lines in AHEAD:
+        if time.perf_counter() < end:
+            stored_weights.LINES = lines
+            timed(f"fetch {lines} lines ahead")
+    return found
+
+
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", choices=NAMES, default="llama3-8b")
     parser.add_argument("--weights", choices=WEIGHTS, default="fp8")
     parser.add_argument("--products", nargs="+", choices=tuple(stored_weights.TILES), default=None)
+    parser.add_argument("--step", action="store_true")
     parser.add_argument("--seconds", type=float, default=90)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
@@ -182,9 +226,17 @@ def main(argv: list[str] | None = None) -> None:
         print(f"best of {name}: {best}", found.get(best), flush=True)
         write(args.json, result)
         del calls
-    print("sum of the best, ms a frame:", round(sum(
-        min(each["ms_a_frame"][0] for each in found.values()) for found in result["products"].values() if found
-    ), 3))  # fmt: skip
+    if args.step:
+        fastest = {
+            name: sorted(map(ast.literal_eval, tiles), key=lambda tile: sum(tiles[str(tile)]["ms_a_frame"]))[:3]
+            for name, tiles in result["products"].items()
+            if tiles
+        }
+        del products
+        torch.cuda.empty_cache()
+        result["step_ms"] = measure_steps(args.geometry, args.weights, fastest, end + args.seconds)
+        result["tiles"] = {name: stored_weights.TILES[name][BITS[args.weights]] for name in names}
+        write(args.json, result)
 
 
 if __name__ == "__main__":
