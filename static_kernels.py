@@ -413,15 +413,16 @@ class Kernels:
         )  # fmt: skip
 
     @staticmethod
-    def _is_apart(linear) -> bool:
-        """How the operation before a product without a norm writes columns for it."""
-        return is_apart(linear)
+    def _is_own(slots: int, *linears) -> bool:
+        """Whether our own products read these weights."""
+        return True
 
     @classmethod
     def attend(cls, queries, layer, table, counts, out) -> None:
         slots, heads, head_dim = queries.shape
         groups, streams = layer.self_attn.k_proj.out_features // head_dim, len(table)
-        each = slots // streams
+        each, output = slots // streams, layer.self_attn.o_proj
+        apart = cls._is_own(slots, output) and is_apart(output)
         block = min(64, rounded_up(each * heads // groups))
         blocks = triton.cdiv(each * heads // groups, block)
         splits, (keys, warps, stages) = max(1, SPLITS // (blocks * streams)), KEYS_AT_ONCE
@@ -434,7 +435,7 @@ class Kernels:
         )  # fmt: skip
         _combine_kernel[(slots * heads,)](
             part, peak, total, out, slots * heads, splits, H=heads, HEAD=head_dim, S=rounded_up(splits, 1),
-            APART=cls._is_apart(layer.self_attn.o_proj), num_warps=4, **starting(queries.device),
+            APART=apart, num_warps=4, **starting(queries.device),
         )  # fmt: skip
 
     @staticmethod
@@ -483,22 +484,25 @@ class Kernels:
 
 
 class CublasKernels(Kernels):
-    """As `Kernels`, for any number of slots: cuBLAS computes the products, of quantised weights by a dense copy; but
-    not of few rows with a quantised head, whose copy would be the largest."""
+    """As `Kernels`, for any number of slots: cuBLAS computes the products. Of quantised weights it needs dense copies,
+    so where slots are few, as in routed layers, and for the head, our own products read these."""
 
     @staticmethod
-    def _is_apart(linear) -> bool:
-        return False
+    def _is_own(slots: int, *linears) -> bool:
+        stored: Any = map(stored_weight, linears)  # all known, as `why_not` has seen
+        return slots <= MOST_SLOTS and all(weight.scale is not None for weight in stored)
 
     @classmethod
     def project_qkv(cls, x, index, layer, rotary, queries, table, bases, counts) -> None:
         attention, (rows, heads, head_dim) = layer.self_attn, queries.shape
+        parts = attention.q_proj, attention.k_proj, attention.v_proj
+        if cls._is_own(rows, *parts) and not attention.config.qk_norm:
+            return super().project_qkv(x, index, layer, rotary, queries, table, bases, counts)
         normed = layer.input_layernorm(x if index is None else x[index])
         torch.mm(normed, dense_weight(attention.q_proj, x.dtype).t(), out=queries.view(rows, -1))
         if attention.q_proj.bias is not None:
             queries.view(rows, -1).add_(attention.q_proj.bias)
-        others = attention.k_proj, attention.v_proj
-        keys, values = (nn.functional.linear(normed, dense_weight(part, x.dtype), part.bias) for part in others)
+        keys, values = (nn.functional.linear(normed, dense_weight(part, x.dtype), part.bias) for part in parts[1:])
         groups = keys.shape[1] // head_dim
         if attention.config.qk_norm:
             queries.copy_(attention.q_norm(queries))
@@ -510,6 +514,8 @@ class CublasKernels(Kernels):
 
     @classmethod
     def project_out(cls, attended, layer, x, index, residual) -> None:
+        if cls._is_own(len(attended), layer.self_attn.o_proj):
+            return super().project_out(attended, layer, x, index, residual)
         before, linear = x if index is None else x[index], layer.self_attn.o_proj
         torch.addmm(before, attended, dense_weight(linear, x.dtype).t(), out=residual)
         if linear.bias is not None:
@@ -517,12 +523,16 @@ class CublasKernels(Kernels):
 
     @classmethod
     def mlp_up(cls, residual, layer, intermediate) -> None:
+        if cls._is_own(len(residual), layer.mlp.gate_proj, layer.mlp.down_proj):
+            return super().mlp_up(residual, layer, intermediate)
         normed = layer.post_attention_layernorm(residual)
         gate, up = (normed @ dense_weight(part, normed.dtype).t() for part in (layer.mlp.gate_proj, layer.mlp.up_proj))
         Elementwise.silu_product(gate, up, intermediate)
 
     @classmethod
     def mlp_down(cls, intermediate, layer, residual, x, index, scale) -> None:
+        if cls._is_own(len(residual), layer.mlp.gate_proj, layer.mlp.down_proj):
+            return super().mlp_down(intermediate, layer, residual, x, index, scale)
         weight = dense_weight(layer.mlp.down_proj, x.dtype).t()
         if index is None:
             torch.addmm(residual, intermediate, weight, out=x)
@@ -532,8 +542,7 @@ class CublasKernels(Kernels):
 
     @classmethod
     def lm_head(cls, x, rows, model, logits) -> None:
-        stored: Any = stored_weight(model.lm_head)  # known, as `why_not` has seen
-        if stored.scale is not None and len(rows) <= MOST_SLOTS:
+        if cls._is_own(len(rows), model.lm_head):
             return super().lm_head(x, rows, model, logits)
         normed = model.model.language_model.norm(x[rows])
         torch.mm(normed, dense_weight(model.lm_head, x.dtype).t(), out=logits)

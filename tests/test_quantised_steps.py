@@ -152,8 +152,9 @@ def test_steps_in_plain_torch_equal_dense_copies():
 @pytest.mark.parametrize("weights", WEIGHTS[1:])
 @pytest.mark.parametrize("name", ["Kernels", "CublasKernels"])
 @torch.no_grad()
-def test_steps_by_kernels_equal_dense_copies(weights, name):
+def test_steps_by_kernels_equal_dense_copies(monkeypatch, weights, name):
     kernels = pytest.importorskip("videollm_mod.static_kernels")
+    monkeypatch.setattr(kernels, "MOST_SLOTS", 4)  # of routed layers; others need dense copies beside cuBLAS
     model, dense = quantised_model(weights)
     if torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         model, dense = model.to("cuda"), dense.to("cuda")
