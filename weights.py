@@ -4,7 +4,7 @@ kernels.
 A weight is the first operand of `tl.dot`, so that tensor cores take it from shared memory as it lies in device
 memory. Where they multiply 8 bits, it is the tokens that are converted, once for all programs: each number becomes two
 of 8 bits, of which the second is the rest that the first leaves, together about as exact as bfloat16. Codes of 4 bits
-become bfloat16 by permutations of bytes. In float32 all products are exact.
+and their scales become bfloat16, the codes by permutations of bytes. In float32 all products are exact.
 
 Tested with bitsandbytes 0.49.0 and 0.50.2, torchao 0.18.0 and the layers of transformers 5.17.0 to 5.24.0, which do
 not document how they store weights. If a release changes that, `tests/test_quantised_steps.py` fails and names it.
