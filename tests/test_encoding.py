@@ -14,6 +14,11 @@ from videollm_mod.space.lane import Controls
 from videollm_mod.space.stream import Stream
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 @pytest.fixture
 def encoded(monkeypatch) -> list[int]:
     """How many frames each call encoded."""

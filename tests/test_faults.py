@@ -23,6 +23,11 @@ from videollm_mod.loading import checkpoint as loading
 
 
 @pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
+@pytest.fixture(scope="module")
 def clip(tmp_path_factory) -> Path:
     return write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4", seed=60)[0]
 
@@ -58,7 +63,7 @@ def test_out_of_memory_keeps_what_was_written(checkpoint, clip, tmp_path, monkey
     whole, output, overlay = tmp_path / "whole.jsonl", tmp_path / "out.jsonl", tmp_path / "o.mp4"
     monkeypatch.setattr(loading, "load_checkpoint", lambda *_, **__: checkpoint)
     assert cli.main(["narrate", str(clip), "--output", str(whole)]) == 0
-    fails_after(monkeypatch, checkpoint[0], 30)
+    fails_after(monkeypatch, checkpoint[0], 16)
     capfd.readouterr()
     code = cli.main(["narrate", str(clip), "--output", str(output), "--overlay", str(overlay)])
     out, err = capfd.readouterr()

@@ -38,6 +38,11 @@ from videollm_mod.sources.live_source import LiveClock, LiveCounts, LiveFrame, L
 COMMAND = [sys.executable, "-m", "videollm_mod.commands.cli", "narrate"]
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 @pytest.fixture(autouse=True)
 def patient(monkeypatch):
     """No source is lost because this machine stands still."""
@@ -191,7 +196,8 @@ def test_stream_is_watched_to_its_end(checkpoint, tmp_path, serve, name, monkeyp
     file = write_video(tmp_path / file, stream.frames(4, 192)[:16], codec, fps=4, audio=sound, **options)
     server = serve(file)
     events, stats = watch(f"{server.url}/{path}", checkpoint, tmp_path)
-    assert events == [event for event in stream.narrations if event[0] < 4] != []
+    assert events == watch(str(file), checkpoint, tmp_path)[0]
+    assert [time for time, _ in events] == [time for time, _ in stream.narrations if time < 4] != []
     assert ("live" in stats) == live and stats["frames"] == 8
     if live:
         assert stats["live"]["connections_lost"] == 0 and stats["live"]["decoded"] == 16
@@ -224,7 +230,8 @@ def test_a_file_address_is_a_path(checkpoint, tmp_path):
     for address in (path.as_uri(), path.as_uri().replace("file:///", "FILE://localhost/")):
         assert "%20" in address
         events, stats = watch(address, checkpoint, tmp_path)
-        assert events == [event for event in stream.narrations if event[0] < 4] != []
+        assert events == watch(str(path), checkpoint, tmp_path)[0]
+        assert [time for time, _ in events] == [time for time, _ in stream.narrations if time < 4] != []
         assert "live" not in stats and stats["frames"] == 8
         assert len(decode_video(address, 2)[0]) == 8
     with pytest.raises(OSError, match=re.escape(f"there is no video {tmp_path}/no such.mp4")):

@@ -17,6 +17,11 @@ FPS = 4.0
 
 
 @pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
+@pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     model, processor = small_model(2, initializer_range=0.1)
     path = tmp_path_factory.mktemp("checkpoint")

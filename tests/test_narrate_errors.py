@@ -38,6 +38,11 @@ BROKEN = {
 }
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 @pytest.mark.parametrize("kind", BROKEN)
 def test_broken_videos_are_one_error_line(run, tmp_path, clip, kind):
     output = tmp_path / "out.jsonl"
@@ -45,7 +50,7 @@ def test_broken_videos_are_one_error_line(run, tmp_path, clip, kind):
     assert code == 2 and lines == [] and is_one_line(err) and BROKEN[kind] in err
     if kind == "cut off":  # the narrations before the cut stay
         events = [json.loads(line) for line in output.read_text().splitlines()]
-        assert [(e["time"], e["text"]) for e in events][:1] == truth(60)[:1]
+        assert events[0]["text"] and events[0]["time"] == truth(60)[0][0]
     else:
         assert not output.exists()  # so an older file would not have been overwritten either
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from comparing import assert_same_cache, assert_same_events
 from fork_server import ForkedProcess, run_forked
-from fresh_process import HELPERS, ROOT
+from fresh_process import HELPERS, ROOT, TINY_WORLD
 from safetensors.torch import save_file
 from small_data import small_model
 from transformers import GenerationConfig
@@ -30,9 +30,14 @@ from videollm_mod.steps import run_steps
 QUESTION = "How many objects are there?"
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 def load():
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(TINY_WORLD, dtype=torch.float32).eval()
+    return model, VideoLLMMoDProcessor.from_pretrained(TINY_WORLD)
 
 
 def clip(seed: int, count: int | None = None) -> tuple[np.ndarray, list[float]]:
@@ -294,11 +299,11 @@ def test_damaged_states_are_refused(checkpoint, saved, tmp_path, how, message):
 def test_states_of_other_models_and_wrong_paths_are_refused(checkpoint, saved, tmp_path):
     model, processor = checkpoint
     session, path = model.stream(processor), saved
-    other = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.bfloat16)
+    other = VideoLLMMoDForConditionalGeneration.from_pretrained(TINY_WORLD, dtype=torch.bfloat16)
     with pytest.raises(ValueError, match="another dtype"):
         StreamingSession.load(path, other, processor)
-    other = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32)
-    other.model.language_model.layers[5].self_attn.q_proj.weight.data *= 1.01
+    other = VideoLLMMoDForConditionalGeneration.from_pretrained(TINY_WORLD, dtype=torch.float32)
+    other.model.language_model.layers[3].self_attn.q_proj.weight.data *= 1.01
     with pytest.raises(ValueError, match="another model"):
         StreamingSession.load(path, other, processor)
     with pytest.raises(FileNotFoundError, match="there is no saved session"):
@@ -559,12 +564,12 @@ def test_score_processors_see_the_reply(checkpoint):
 def test_a_restored_session_keeps_the_ratio_it_ran_at(checkpoint, tmp_path):
     model, processor = checkpoint
     session = model.stream(processor)
-    path = session.save(tmp_path / "s")
+    path, usual = session.save(tmp_path / "s"), model.keep_ratio
     model.keep_ratio = 0.7
     try:
-        assert StreamingSession.load(path, model, processor).keep_ratio == 0.2
+        assert StreamingSession.load(path, model, processor).keep_ratio == usual != 0.7
     finally:
-        model.keep_ratio = 0.2
+        model.keep_ratio = usual
 
 
 @pytest.mark.parametrize("change", ["state", "options", "tensors", "positions", "frame ends", "pending"])
