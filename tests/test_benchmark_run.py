@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from comparing import assert_same_cache
-from fresh_process import ROOT
+from fresh_process import ROOT, TINY_WORLD
 from small_data import small_model, write_video
 from torchrun import torchrun
 from waiting import PATIENCE, killed_in
@@ -84,6 +84,11 @@ def nano(checkpoint):
     return SessionModel(*checkpoint, threshold=None, keep_ratio=None)
 
 
+@pytest.fixture(scope="module")
+def tiny(narrator):
+    return SessionModel(*narrator, threshold=None, keep_ratio=None)
+
+
 def evaluated(folder: Path, out: Path, protocol: str, *more: str, items: str = "ovo.jsonl") -> dict:
     given = ["--benchmark", folder / items, "--protocol", protocol, "--json", out, *more]
     if not {"--model", "--endpoint", "--stock"} & set(map(str, more)):
@@ -115,12 +120,12 @@ def test_frames_of_a_question_are_those_up_to_it():
     assert list(spaced(range(10), 1)) == [9]
 
 
-def test_polls_in_forks_of_a_session_equal_polls_asked_anew(nano):
+def test_polls_in_forks_of_a_session_equal_polls_asked_anew(tiny):
     questions = ["How many objects are there?", "What happened last?"]
-    view, answers = nano.view(CLIP, 24), []
+    view, answers = tiny.view(CLIP, 24), []
     for stop in (4, 13, 25):
         for question in questions:
-            anew = nano.view(CLIP, 24)
+            anew = tiny.view(CLIP, 24)
             answers.append(view.answer(range(stop), question))
             assert anew.answer(range(stop), question) == answers[-1]
         assert_same_cache(view._session.cache, anew._session.cache)
@@ -129,7 +134,7 @@ def test_polls_in_forks_of_a_session_equal_polls_asked_anew(nano):
     assert view.cost.frames == 25  # each once
     assert view.cost.peak_cache_bytes >= anew.cost.peak_cache_bytes > 0
     again = view.answer(range(2, 8), questions[0])  # from another second on: not a part of what it has seen
-    assert again == nano.view(CLIP, 24).answer(range(2, 8), questions[0])
+    assert again == tiny.view(CLIP, 24).answer(range(2, 8), questions[0])
 
 
 def test_a_stream_is_watched_once_and_asked_once(nano, watched):
@@ -147,22 +152,22 @@ def test_a_stream_is_watched_once_and_asked_once(nano, watched):
     assert outcome.cost["tokens"] > run(nano, OVO, item, CLIP, "poll").cost["tokens"] + 20  # it spoke before that
 
 
-def test_a_question_that_a_poll_takes_is_no_longer_too_long_in_a_stream(nano):
+def test_a_question_that_a_poll_takes_is_no_longer_too_long_in_a_stream(tiny):
     """As that of StreamingBench's questions in sequence, which holds those before it."""
     question = "What happened before the last thing that happened there? " * 26
     with pytest.raises(ValueError, match="`question` is too long for a bounded session"):
-        nano.view(CLIP, 4)._new(nano.most_frames).ask(question)
+        tiny.view(CLIP, 4)._new(tiny.most_frames).ask(question)
     for frames in (range(4), range(0)):
-        ((time, text),) = nano.view(CLIP, 4).stream(frames, range(0), question)
+        ((time, text),) = tiny.view(CLIP, 4).stream(frames, range(0), question)
         assert time == (1.5 if frames else 0.0) and text
-    assert text == nano.view(CLIP, 4).answer(range(0), question)
+    assert text == tiny.view(CLIP, 4).answer(range(0), question)
 
 
-def test_polls_see_the_same_frames_as_the_stream(nano, watched):
+def test_polls_see_the_same_frames_as_the_stream(tiny, watched):
     item = forward("a", CLIP, (3.0, 5.0, 6.0))
     for seconds, first in ((None, 0.0), (2.0, 1.0)):
         watched_before = len(watched)
-        outcome = run(nano, OVO, item, CLIP, "poll", context_seconds=seconds)
+        outcome = run(tiny, OVO, item, CLIP, "poll", context_seconds=seconds)
         sessions = list(watched)[watched_before:]
         assert [answer["time"] for answer in outcome.answers] == [3.0, 5.0, 6.0]
         assert sessions[0][0] == first and sessions[-1][-1] == 6.0
@@ -170,27 +175,27 @@ def test_polls_see_the_same_frames_as_the_stream(nano, watched):
         assert spans == ([(0.0, 6.0)] if seconds is None else [(1.0, 3.0), (3.0, 5.0), (4.0, 6.0)])
 
 
-def test_last4_sees_four_frames_and_blind_none(nano, watched):
+def test_last4_sees_four_frames_and_blind_none(tiny, watched):
     for protocol in ("poll", "stream"):
-        run(nano, OVO, choice("a", CLIP, 8.0), CLIP, protocol, "last4")
+        run(tiny, OVO, choice("a", CLIP, 8.0), CLIP, protocol, "last4")
     assert list(watched) == [[6.5, 7.0, 7.5, 8.0]] * 2
     item = forward("b", CLIP, (7.0, 8.0), asked=6.0)
-    run(nano, OVO, item, CLIP, "stream", "last4")
+    run(tiny, OVO, item, CLIP, "stream", "last4")
     assert list(watched)[2:] == [[end - 1.5, end - 1.0, end - 0.5, end] for end in (6.0, 6.5, 7.0, 7.5, 8.0)]
     before = len(watched)
     for protocol in ("poll", "stream"):
-        outcome = run(nano, OVO, choice("c", CLIP, 8.0), CLIP, protocol, "blind")
+        outcome = run(tiny, OVO, choice("c", CLIP, 8.0), CLIP, protocol, "blind")
         assert len(outcome.answers + outcome.said) == 1
         assert outcome.cost["frames"] == 0
-    assert run(nano, OVO, item, CLIP, "stream", "blind").said == []
+    assert run(tiny, OVO, item, CLIP, "stream", "blind").said == []
     assert len(watched) == before
 
 
-def test_always_speaks_after_each_frame(nano):
+def test_always_speaks_after_each_frame(tiny):
     item = forward("a", CLIP, (5.0, 8.0), asked=6.0)
-    outcome = run(nano, OVO, item, CLIP, "stream", "always")
+    outcome = run(tiny, OVO, item, CLIP, "stream", "always")
     assert [one["time"] for one in outcome.said] == [6.0, 6.5, 7.0, 7.5, 8.0]
-    polled = run(nano, OVO, item, CLIP, "poll", "always")
+    polled = run(tiny, OVO, item, CLIP, "poll", "always")
     assert [answer["text"] for answer in polled.answers] == ["Yes", "Yes"] and polled.cost["frames"] == 0
 
 
@@ -284,12 +289,13 @@ def test_a_killed_run_resumes_to_the_same_result(folder, tmp_path):
 
 
 def test_two_processes_give_the_result_of_one(tmp_path):
-    """With the bundled checkpoint, since its replies end by themselves."""
+    """With a checkpoint whose replies end by themselves."""
     items = [choice(text, CLIP, time, text) for time, text in ((1.0, "How many objects are there?"), (2.0, "What?"))]
     write_items(tmp_path / "ovo.jsonl", [*items, forward("c", CLIP, (1.5, 2.0), asked=1.0)])
     given = ["--protocol", "stream", "--control", "last4"]
-    one = evaluated(tmp_path, tmp_path / "one.json", *given[1:], "--model", ROOT)
-    command = ["-m", "videollm_mod.commands.cli", "evaluate", "--benchmark", tmp_path / "ovo.jsonl", *given, "--json"]
+    one = evaluated(tmp_path, tmp_path / "one.json", *given[1:], "--model", TINY_WORLD)
+    command = ["-m", "videollm_mod.commands.cli", "evaluate", "--benchmark", tmp_path / "ovo.jsonl", *given]
+    command += ["--model", TINY_WORLD, "--json"]
     process = torchrun(*command, tmp_path / "two.json", cwd=tmp_path, timeout=PATIENCE)
     assert process.returncode == 0, process.stdout + process.stderr
     two = json.loads((tmp_path / "two.json").read_text())

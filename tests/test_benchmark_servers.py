@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from fastapi.responses import JSONResponse
-from fresh_process import ROOT
+from fresh_process import ROOT, TINY_WORLD
 from running_servers import serving
 from small_data import write_video
 from stock_vlms import save_vlm
@@ -24,6 +24,11 @@ from videollm_mod.evaluation.image_views import StockModel
 CLIP = str(ROOT / "media" / "world.mp4")
 KEY = "a-key-for-tests-0123456789"
 QUESTIONS = {2.0: "How many objects are there?", 3.5: "Where is the white circle?", 5.0: "What is at the right?"}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
 
 
 def choice(time: float, text: str, video: str = CLIP) -> Item:
@@ -53,7 +58,9 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def command(folder: Path, name: str, protocol: str, *more: str) -> list[str]:
+def command(folder: Path, name: str, protocol: str, *more: str, model: Path = TINY_WORLD) -> list[str]:
+    """Of a model, unless a server or a stock model is given."""
+    more = more if {"--endpoint", "--stock"} & set(more) else (*more, "--model", str(model))
     given = ["--benchmark", folder / f"{name}.jsonl", "--protocol", protocol, "--json", folder / "out.json"]
     return list(map(str, ["evaluate", *given, *more]))
 
@@ -128,12 +135,12 @@ def test_a_server_that_fails_ends_the_run_which_then_continues(folder, what, mon
 
 
 def test_a_judge_scores_what_a_stream_said(folder, capsys):
-    assert cli.main(command(folder, "pauc", "stream", "--control", "none")) == 0
+    assert cli.main(command(folder, "pauc", "stream", "--control", "none", model=ROOT)) == 0
     result = json.loads((folder / "out.json").read_text())
     assert result["summary"]["model"]["official"] is None and "give `--judge`" in result["note"]
     with serve_chats(judge_exactly) as url:
         judge = ["--judge", url, "--judge-model", "exact", "--control", "silent", "blind"]
-        assert cli.main(command(folder, "pauc", "stream", *judge)) == 0
+        assert cli.main(command(folder, "pauc", "stream", *judge, model=ROOT)) == 0
     result = json.loads((folder / "out.json").read_text())
     assert result["summary"] == {
         "model": {"official": 100.0, "strict": 100.0},
