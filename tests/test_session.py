@@ -74,12 +74,18 @@ def holds_the_same(session, other) -> None:
 
 @pytest.fixture(scope="module")
 def watched(stream):
-    """`(frames, times, events, session)` of a session that watched ten frames at once, and spoke early and late."""
-    frames, times = images(38)
-    session = stream()
-    events = session.push(frames, times)
-    assert [event.time for event in events] == [0.5, 1.5, 4.5]
-    return frames, times, events, session
+    """`(frames, times, events, session)` of a session that watched ten frames at once, and spoke once in the first
+    three, then, and late. What a random model says differs between releases, which draw other weights."""
+    for seed in range(38, 200):
+        frames, times = images(seed)
+        session = stream()
+        events = session.push(frames, times)
+        early, then, late = (
+            [event for event in events if begin <= event.time < end] for begin, end in ((0, 1.5), (1.5, 4), (4, 5))
+        )
+        if len(early) == 1 and then and late:
+            return frames, times, events, session
+    raise AssertionError("the model speaks nowhere as these tests need it")
 
 
 def goes_on_like(watched, session, before: list[StreamEvent], cut: int) -> None:
@@ -100,12 +106,15 @@ def saved(checkpoint, tmp_path_factory):
 @pytest.fixture(scope="module")
 def watched_video(small, stream, tmp_path_factory):
     """`(path, frames, times, events)` of a video, after which its first frames are watched again."""
-    path = write_video(tmp_path_factory.mktemp("video") / "a.mkv", images(60, 20)[0], "mjpeg", fps=2)
-    frames, times = decode_video(path, small[1].video_processor.fps)
-    assert len(frames) == 20  # more than are decoded at once
-    session = stream()
-    events = session.push(frames, times) + session.push(frames[:4], times[:4] + times[-1] + 0.5)
-    return path, frames, times, events
+    for seed in range(60, 200):  # until it speaks now and then
+        path = write_video(tmp_path_factory.mktemp("video") / "a.mkv", images(seed, 20)[0], "mjpeg", fps=2)
+        frames, times = decode_video(path, small[1].video_processor.fps)
+        assert len(frames) == 20  # more than are decoded at once
+        session = stream()
+        events = session.push(frames, times) + session.push(frames[:4], times[:4] + times[-1] + 0.5)
+        if len(events) >= 6 and len(session.push(path)) >= 5:
+            return path, frames, times, events
+    raise AssertionError("the model speaks in no video")
 
 
 @pytest.mark.parametrize("kind", ["path", "file", "pool"])
