@@ -1,11 +1,12 @@
-"""8-bit and NF4 weights against bfloat16: memory at the geometry of an 8B model, and narrations of the bundled model.
+"""Weights of 8 and 4 bits against bfloat16: memory at the geometry of an 8B model, and narrations of the bundled one.
 
     python -m videollm_mod.benchmarks.quantisation memory   # on a GPU; writes 17 GB to a temporary folder
     python -m videollm_mod.benchmarks.quantisation quality  # on a GPU, or slowly on a CPU
 
 Each command measures one half of `results/quantisation.json`, keeps the other half, and prints the table. Memory is
 `get_memory_footprint()` and, on a GPU, what torch had allocated after loading. In each precision, the model watches
-the same unseen streams frame by frame on its own words.
+the same unseen streams frame by frame on its own words. float8 is that of `FineGrainedFP8Config`, whose layers need a
+GPU and kernels from the Hub: the model watches with dense copies of its weights, as static steps read them.
 """
 
 import argparse
@@ -15,8 +16,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 from transformers import BitsAndBytesConfig
 
@@ -24,12 +27,16 @@ from videollm_mod import VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcess
 from videollm_mod.bench.geometries import GEOMETRIES
 from videollm_mod.bench.record import RESULTS, summarise, surroundings, write_result
 from videollm_mod.bench.streams import random_model
+from videollm_mod.bench.weights import quantise
 from videollm_mod.evaluation.free_running import Counts, watch_world
+from videollm_mod.static_graphs import is_quantised
+from videollm_mod.weights import stored_weight
 
 ROOT = Path(__file__).resolve().parent.parent
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
 PRECISIONS = {
     "bfloat16": None,
+    "float8": None,
     "8 bit": {"load_in_8bit": True},
     "nf4": NF4 | {"bnb_4bit_compute_dtype": torch.bfloat16},
 }
@@ -38,9 +45,22 @@ PRECISIONS = {
 def load(path, precision: str, device: str):
     config = PRECISIONS[precision]
     options = {} if config is None else {"quantization_config": BitsAndBytesConfig(**config)}
-    return VideoLLMMoDForConditionalGeneration.from_pretrained(
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(
         path, dtype=torch.bfloat16, device_map={"": device}, **options
     ).eval()
+    if precision == "float8":
+        quantise(model, "fp8")
+    return model
+
+
+def use_dense_copies(model) -> None:
+    """In place of the layers with weights of float8."""
+    for name, linear in list(model.named_modules()):
+        if type(linear).__name__ == "FP8Linear" and is_quantised(linear):
+            weight: Any = stored_weight(linear)
+            dense = nn.Linear(linear.in_features, linear.out_features, bias=False, device="meta")
+            dense.weight = nn.Parameter(weight.dense(model.dtype), requires_grad=False)
+            model.set_submodule(name, dense)
 
 
 def memory(args) -> dict:
@@ -68,9 +88,11 @@ def quality(args) -> dict:
     processor, rows = VideoLLMMoDProcessor.from_pretrained(ROOT), {}
     for precision in PRECISIONS:
         model, counts = load(ROOT, precision, "cuda" if torch.cuda.is_available() else "cpu"), Counts()
+        footprint = model.get_memory_footprint()
+        use_dense_copies(model)
         for seed in tqdm(range(args.first_seed, args.first_seed + args.streams), desc=precision):
             counts += watch_world(model, processor, seed).counts(2.0)
-        rows[precision] = counts.summary() | {"footprint_bytes": model.get_memory_footprint()}
+        rows[precision] = counts.summary() | {"footprint_bytes": footprint}
     return {"seeds": [args.first_seed, args.first_seed + args.streams], "rows": rows}
 
 
@@ -82,10 +104,10 @@ def table(result: dict) -> str:
     ]
     for precision in PRECISIONS:
         cells = ["", "", "", ""]
-        if "memory" in result:
+        if precision in result.get("memory", {}).get("rows", {}):
             cells[0] = f"{result['memory']['rows'][precision]['footprint_bytes'] / 1e9:.2f} GB"
             cells[1] = f"{result['memory']['footprint_ratio'][precision]:.3f}"
-        if "quality" in result:
+        if precision in result.get("quality", {}).get("rows", {}):
             row = result["quality"]["rows"][precision]
             cells[2] = f"{row['exact']:.1f} % of {row['narrations']}"
             cells[3] = f"{row['right']:.1f} % of {row['questions']}"
