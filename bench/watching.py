@@ -19,6 +19,7 @@ from ..steps import run_steps
 from .filled import fill
 from .record import ROOT
 from .streams import random_model
+from .traffic import bytes_of_weights, copy_rate
 
 QUESTION = "What happened to the red ball that was on the table a while ago?"
 WORDS_ONLY = {
@@ -99,6 +100,7 @@ def joined(parts: list[dict], frames: int = 1, **about) -> dict:
     if "device_ms" in whole:
         whole["device_ms"] = min(part["device_ms"] for part in parts)
         whole["host_ms"] = round(whole["p50_ms"] - whole["device_ms"], 4)
+        whole["read_bytes"], whole["copy_ms"] = parts[-1]["read_bytes"], round(parts[-1]["copy_ms"], 4)
     return whole
 
 
@@ -117,7 +119,10 @@ def language(model, processor, held: int, repeats: int, frames: int = 1) -> dict
     seconds = clock(lambda index: list(session.watch_encoded(features)), model.device, repeats)
     found = {**summary(seconds, frames), "why_not_static": session.stats.why_not_static}
     device_ms = graph_ms(model, repeats)
-    return found if device_ms is None else {**found, "device_ms": device_ms}
+    if device_ms is None:
+        return found
+    read = bytes_of_weights(model) + session.stats.kv_bytes
+    return {**found, "device_ms": device_ms, "read_bytes": read, "copy_ms": read / copy_rate(model.device) * 1e3}
 
 
 def graph_ms(model, repeats: int) -> float | None:

@@ -21,6 +21,7 @@ from ..bench.filled import filled_cache
 from ..bench.geometries import NAMES, VIDEO
 from ..bench.record import surroundings
 from ..bench.streams import random_model
+from ..bench.traffic import bytes_of_weights
 from ..cache import MoDCache
 from ..static_graphs import StaticLanguageModel
 from ..static_step import PlainOps, Shape, StaticStep
@@ -314,13 +315,10 @@ def bandwidth() -> dict:
 def bytes_of_step(model, held: int) -> int:
     """Bytes that a frame has to read: weights, keys and values."""
     text = model.config.text_config
-    weights = sum(p.numel() * p.element_size() for p in model.model.language_model.layers.parameters())
-    weights += model.lm_head.weight.numel() * model.lm_head.weight.element_size()
-    weights += sum(p.numel() * p.element_size() for p in model.model.connector.parameters())
     routed = len(text.routed_layers) if text.vision_routing == "mod" else 0
     per_frame = model.config.num_frame_tokens + 1
     tokens = held * ((text.num_hidden_layers - routed) * per_frame + routed * 3)
-    return weights + tokens * 2 * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
+    return bytes_of_weights(model) + tokens * 2 * text.num_key_value_heads * text.head_dim * model.dtype.itemsize
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -7,7 +7,10 @@ import torch
 
 from videollm_mod.bench import geometries, stream
 from videollm_mod.bench.filled import fill
+from videollm_mod.bench.streams import random_model
+from videollm_mod.bench.traffic import bytes_of_weights
 from videollm_mod.bench.watching import build, configured, joined, summary
+from videollm_mod.bench.weights import quantise
 from videollm_mod.commands import cli
 
 
@@ -39,10 +42,34 @@ def test_stream_measures_every_stage(tmp_path, monkeypatch, capsys):
 
 def test_what_is_not_the_devices_is_the_hosts():
     """The time of the device is the least of all turns, and the rest of the median call is the host's."""
-    turns = [{**summary([0.006, 0.007]), "device_ms": 5.0}, {**summary([0.0065, 0.008]), "device_ms": 4.75}]
+    read = {"read_bytes": 16_000, "copy_ms": 3.5}
+    turns = [
+        summary([0.006, 0.007]) | {"device_ms": 5.0, **read},
+        summary([0.0065, 0.008]) | {"device_ms": 4.75, **read},
+    ]
     whole = joined(turns)
     assert (whole["p50_ms"], whole["device_ms"], whole["host_ms"]) == (7.0, 4.75, 2.25)
-    assert "host_ms" not in joined([summary([0.006])])
+    assert whole["copy_ms"] == 3.5 and "host_ms" not in joined([summary([0.006])])
+
+
+@pytest.mark.parametrize("weights, bits", [("bf16", 16), ("nf4", 4 + 32 / 64), ("fp8", 8 + 32 / 128**2)])
+def test_bytes_of_weights_are_those_in_memory(weights, bits):
+    """With a scale of float32 for each 64 codes, or for each block of 128 x 128."""
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "num_key_value_heads": 4}
+    model = random_model("tiny", "cpu", **sizes)
+    text, head = model.config.text_config, model.lm_head.weight.numel()
+    layers = sum(
+        linear.weight.numel()
+        for layer in model.model.language_model.layers
+        for block in (layer.self_attn, layer.mlp)
+        for linear in block.children()
+        if isinstance(linear, torch.nn.Linear)
+    )
+    rest = bytes_of_weights(model) - 2 * (layers + head)
+    assert 0 < rest < 2 * 256 * (2 * text.num_hidden_layers + 1024)  # norms, experts and the connector
+    quantise(model, weights)
+    in_head = bits if weights == "fp8" else 16
+    assert bytes_of_weights(model) - rest == pytest.approx((bits * layers + in_head * head) / 8, rel=1e-3)
 
 
 def test_offline_measures_frames_of_both_sizes(tmp_path):
