@@ -151,6 +151,10 @@ def test_speed_is_that_of_the_results():
         held = [rows(name, name="language", way="mod", held=count)[0]["p50_ms"] for count in (100, 600, 3000)]
         cells = f"{result(name)['weight_bytes'] / 1e9:.2f} GB", " / ".join(f"{ms:.2f}" for ms in held)
         assert f"| {' | '.join(cells)} | [`{weights}`]" in text_of_weights
+    for way in ("mod", "dense"):
+        names = [f"stream_llama3_8b_{weights}" for weights in ("fp8", "nf4", "bf16")]
+        times = [rows(name, name="language", way=way, held=600)[0]["p50_ms"] for name in names]
+        assert f"| {' / '.join(f'{ms:.2f}' for ms in times)} |" in text
     figures = {name: entry["value"] for name, entry in result("summary").items()}
     for begin, name in (
         ("time, like for like", "train_time_like_for_like"),
