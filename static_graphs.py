@@ -318,12 +318,13 @@ class StaticLanguageModel:
     Attributes:
         max_tokens (`int`): of a stream in one call. On a CPU, more tokens are a matter of computing, not of launching
             operations, and go to the model itself.
+        captures (`bool`): steps can become graphs.
     """
 
     def __init__(self, model, ops=None):
         on_cpu = ops is None and model.device.type == "cpu"
         self._model, self._ops = weakref.ref(model), PlainOps if on_cpu else ops
-        self.max_tokens = FEW_ROWS if on_cpu else MAX_TOKENS
+        self.max_tokens, self.captures = FEW_ROWS if on_cpu else MAX_TOKENS, not on_cpu
         self._steps: dict[Shape, StaticStep] = {}  # least recently used first
         self._graphs = Graphs(GRAPHS, model.device)
         parts = [model.model.language_model, model.model.connector, model.lm_head]

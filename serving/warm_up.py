@@ -1,8 +1,8 @@
 """What a server prepares before it serves, so that no client waits for it: the CUDA graphs for its numbers of streams.
 
 A graph is otherwise captured when its shape comes for the second time, and all streams wait for that. The engine's
-thread captures them one after the other, while `/health` answers `starting`. Without static steps, as on a CPU, there
-is nothing to prepare.
+thread captures them one after the other, while `/health` answers `starting`. Without graphs, as on a CPU, there is
+nothing to prepare.
 """
 
 from collections.abc import Callable, Sequence
@@ -43,7 +43,7 @@ def preparations(
     if model.device.type == "cuda":
         found += [partial(encode_twice, model, count) for count in frame_counts(sessions)]
     static, _ = static_language_model(model)
-    if static is not None:
+    if static is not None and static.captures:
         verifies = (options.get("speak_rule") or model.config.speak_rule) == "verify"
         shapes = step_shapes(static, processor, verifies, ratios, sessions)
         found += [partial(in_normal_mode(static.capture), shape) for shape in shapes]

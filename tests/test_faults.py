@@ -20,6 +20,7 @@ from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
 from videollm_mod.decoding import decode_video
 from videollm_mod.loading import checkpoint as loading
+from videollm_mod.static_step import StaticStep
 
 
 @pytest.fixture(scope="module")
@@ -47,16 +48,20 @@ def is_one_line(err: str) -> bool:
 
 
 def fails_after(monkeypatch, model, calls: int):
-    """Let the forward of a model run out of memory after `calls` calls, until the patch is undone."""
-    forward, left = model.forward, [calls]
+    """Let a model and its static steps run out of memory after `calls` calls, until the patch is undone."""
+    left = [calls]
 
-    def limited(*args, **kwargs):
-        left[0] -= 1
-        if left[0] < 0:
-            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total ...")
-        return forward(*args, **kwargs)
+    def limited(forward):
+        def run(*args, **kwargs):
+            left[0] -= 1
+            if left[0] < 0:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nGPU 0 has a total ...")
+            return forward(*args, **kwargs)
 
-    monkeypatch.setattr(model, "forward", limited)
+        return run
+
+    for owner in (model, StaticStep):
+        monkeypatch.setattr(owner, "forward", limited(owner.forward))
 
 
 def test_out_of_memory_keeps_what_was_written(checkpoint, clip, tmp_path, monkeypatch, capfd):
