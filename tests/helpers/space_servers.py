@@ -1,6 +1,7 @@
-"""Servers of the Space for tests: one model per process, and one server per `Settings`."""
+"""Servers of the Space for tests: each checkpoint is loaded once, and there is one server per `Settings`."""
 
 from functools import cache
+from pathlib import Path
 
 import torch
 from plain_http import web
@@ -11,17 +12,18 @@ from videollm_mod.space.settings import Settings
 
 
 @cache
-def models() -> Models:
+def models(checkpoint: Path | None = None) -> Models:
+    """Of a checkpoint, or of that of the package."""
     threads = torch.get_num_threads()
-    loaded = Models.load()
+    loaded = Models.load(checkpoint and str(checkpoint))
     torch.set_num_threads(threads)
     return loaded
 
 
 @cache
-def serve(**settings) -> tuple[Space, str]:
+def serve(checkpoint: Path | None = None, **settings) -> tuple[Space, str]:
     """A running Space and its address, which ends in a slash."""
-    space = Space(models(), Settings(**{"running": 4, **settings}))
+    space = Space(models(checkpoint), Settings(**{"running": 4, **settings}))
     _, url, _ = space.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     return space, url
 
