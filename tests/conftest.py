@@ -13,13 +13,13 @@ import pytest
 THREADS = (os.environ.get("TEST_THREADS") or os.environ.get("OMP_NUM_THREADS") or "1").split(",")[0]
 # Files that take longest start first, so that the processes which share the files end together.
 LONGEST = (
-    *("narrate", "space_browser", "live", "space", "pool", "vlm", "benchmark_run", "memory", "camera_example"),
-    *("security", "narrate_errors", "checkpoint", "session", "docs", "family_learning", "recomputing", "image_tiles"),
-    *("hub_round_trip", "hub", "distributed", "calibration", "placement", "evaluate", "session_store", "modeling"),
-    *("verify", "packaging", "auto_classes", "bench_serve", "building", "finetune", "serve_ingress", "bench"),
-    *("faults", "noise", "static_step", "family_sessions", "narrate_endings", "demo", "train_command", "space_app"),
-    *("processes", "serve_sessions", "generation", "serve_chat", "space_remote", "arguments", "cache", "metrics"),
-    *("benchmark_servers", "family_pixels", "readme", "client", "growth", "serve_realtime"),
+    *("space_browser", "live", "vlm", "memory", "benchmark_run", "camera_example", "pool", "narrate", "narrate_truth"),
+    *("security", "space", "modeling", "evaluate", "space_remote", "calibration", "static_step", "distributed"),
+    *("family_sessions", "space_app", "train_command", "recomputing", "docs", "verify", "family_learning"),
+    *("auto_classes", "noise", "hub_round_trip", "bench_serve", "finetune", "narrate_errors", "arguments", "building"),
+    *("hub", "checkpoint", "session", "family_pixels", "session_store", "demo", "packaging", "generation", "metrics"),
+    *("cache", "faults", "placement", "narrate_endings", "teacher_forced", "readme", "bench", "training", "skipped"),
+    *("benchmark_servers", "image_tiles", "seeking", "bench_stream", "quantisation", "extract", "adapter_folders"),
 )
 gc.disable()  # until the tests begin: libraries make a million objects when they are imported
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and break off.
