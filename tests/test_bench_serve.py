@@ -21,6 +21,11 @@ from videollm_mod.bench.watching import build
 from videollm_mod.commands import cli
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 @pytest.fixture(autouse=True)
 def forked(monkeypatch):
     """Servers and clients are processes that start at once; clients wait for the last answers of a slow machine."""

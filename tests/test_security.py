@@ -27,7 +27,7 @@ from media_servers import FileServer
 from video_files import moving, write_video
 from waiting import PATIENCE
 
-from videollm_mod import StreamingSession, VideoLLMMoDForConditionalGeneration, VideoLLMMoDProcessor
+from videollm_mod import StreamingSession
 from videollm_mod.commands import cli
 from videollm_mod.containers import plain_float, shown, source_name
 from videollm_mod.conversation import MAX_TEXT
@@ -42,9 +42,8 @@ WRITING = ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.syml
 
 
 @pytest.fixture(scope="module")
-def checkpoint():
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
-    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+def checkpoint(narrator):
+    return narrator
 
 
 def watched() -> dict[str, list]:

@@ -29,6 +29,11 @@ from videollm_mod.video_processing_videollm_mod import (
 )
 
 
+@pytest.fixture(scope="module")
+def checkpoint(narrator):
+    return narrator
+
+
 def siglip(seed: int, **options):
     torch.manual_seed(seed)
     config = SiglipVisionConfig(**{**VISION["siglip_vision_model"], **options})
