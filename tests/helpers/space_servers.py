@@ -12,12 +12,16 @@ from videollm_mod.space.settings import Settings
 
 
 @cache
+def loaded(checkpoint: Path | None) -> Models:
+    threads = torch.get_num_threads()
+    found = Models.load(checkpoint and str(checkpoint))
+    torch.set_num_threads(threads)
+    return found
+
+
 def models(checkpoint: Path | None = None) -> Models:
     """Of a checkpoint, or of that of the package."""
-    threads = torch.get_num_threads()
-    loaded = Models.load(checkpoint and str(checkpoint))
-    torch.set_num_threads(threads)
-    return loaded
+    return loaded(checkpoint)
 
 
 @cache
