@@ -94,7 +94,7 @@ def checkpoint():
 @pytest.fixture(scope="module")
 def narrator():
     """`(model, processor)` of `tests/tiny_world`, in float32, for tests that do not ask whether what it says is right.
-    It speaks when `checkpoint` does, and a frame takes a quarter of the time."""
+    It speaks at the right times, mostly, and ends its sentences."""
     import torch
     from fresh_process import TINY_WORLD
 
