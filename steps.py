@@ -305,9 +305,9 @@ class Feed(Step):
         """Run the steps that can be static ones. Returns their outputs, and why there are none on a GPU."""
         if static is None:
             return {}, why_not if steps[0].model.device.type == "cuda" else None  # elsewhere it is nearly as fast
-        chosen = [step for step in steps if len(step.ids) <= static.max_tokens and step.is_regular]
-        if not static.captures:  # without graphs only frames gain: a word takes two threads of a CPU longer so
-            chosen = [step for step in chosen if step.num_frames]
+        few = [step for step in steps if len(step.ids) <= static.max_tokens and step.is_regular]
+        # without graphs only frames gain: a word takes two threads of a CPU longer in a static step
+        chosen = [step for step in few if static.captures or step.num_frames]
         streams = [(step.cache, step.ids, step.features) for step in chosen]
         before = [cache.get_seq_length() for cache, _, _ in streams]
         found: list[StepOutput] = []

@@ -208,8 +208,7 @@ class HardSmallLessons(HardSmallStream):
 class CrowdStream(HardStream):
     """The level for deep models: every thing of the world takes part, and five change in each frame.
 
-    One of them changes three times and four change four times, so every kind occurs once. A token can hold few changes
-    beside its own, so those of the others must be in the layers that follow them.
+    One of them changes three times and four change four times, so every kind occurs once.
     """
 
     PAIRS = 5
