@@ -468,6 +468,8 @@ def _tiles(name: str, x: torch.Tensor, slots: int, weight: StoredWeight) -> tupl
     bits = _bits(weight)
     n, columns, shares, warps, stages = IN_FLOAT32 if x.dtype == torch.float32 else TILES[name][bits]
     columns //= 1 + (slots > 16)
+    if n * rounded_up(slots) * (1 + is_split(weight, x)) > 128 * 64:  # sums, of which 4 warps have no room for more
+        warps = max(warps, 8)
     # a stage keeps columns of tokens and weights in shared memory; but for one, where tensor cores read registers
     loaded = rounded_up(slots) * columns * x.element_size()
     loaded += n * columns * weight.values.element_size() // (2 if bits == 4 else 1)
