@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from .tables_recipes import STREAMS, TABLES
+from .tables_recipes import TABLES
 from .tables_runs import SEEDS, Key, Runs, best_rate, collect
 from .world_rows import DEEP_ROWS, ROWS, path_of, pretrained_path
 
@@ -43,14 +43,6 @@ def ready(jobs: list[Key], args) -> list[Key]:
     return first + [job for job in jobs if there[job[2]]]
 
 
-def recipe(level: str) -> dict:
-    """What existing runs must have in common with new ones."""
-    table = TABLES[level]
-    pretraining = [*table.pretraining, table.pretraining_lr]
-    shape = {"layers": table.layers, "hidden": table.hidden, "streams": STREAMS}
-    return {"pretraining": pretraining, "stage": list(table.stage), **shape}
-
-
 def visible_cards() -> list[str]:
     """The GPUs that this program may use, as in `CUDA_VISIBLE_DEVICES`; one empty name if there is none."""
     given, count = os.environ.get("CUDA_VISIBLE_DEVICES"), torch.cuda.device_count()
@@ -59,7 +51,7 @@ def visible_cards() -> list[str]:
 
 def run_all(args) -> None:
     args.output.mkdir(parents=True, exist_ok=True)
-    cards, runs = visible_cards(), collect(args.output, args.level, recipe(args.level))
+    cards, runs = visible_cards(), collect(args.output, args.level, TABLES[args.level].recipe)
     slots: dict[int, tuple[Key, subprocess.Popen]] = {}
     ends, done, failed = time.monotonic() + 60 * args.minutes, 0, set()
     last_start = ends - SECONDS - SECONDS_PER_LAYER * TABLES[args.level].layers
@@ -73,7 +65,7 @@ def run_all(args) -> None:
                     failed.add(job)
                     continue
                 done += 1
-                runs = collect(args.output, args.level, recipe(args.level))
+                runs = collect(args.output, args.level, TABLES[args.level].recipe)
                 log_of(args.output, job).unlink(missing_ok=True)
         running = [job for job, _ in slots.values()]
         jobs = ready(wanted(runs, args.level, args.rows), args)

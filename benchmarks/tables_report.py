@@ -38,7 +38,7 @@ def recipe_in_words(level: Level) -> str:
     run = next(iter(level.runs.values()))
     devices = sorted({run["device"] for run in level.runs.values()})
     versions = sorted({f"{name} {v}" for run in level.runs.values() for name, v in run["versions"].items()})
-    (first, steps, streams, rate), (own, own_steps, own_streams) = run["pretraining"], run["stage"]
+    (first, steps, streams, *_, rate), (own, own_steps, own_streams) = run["pretraining"], run["stage"]
     return (
         f"{len(level.runs)} runs, {run['layers']} layers of {run['hidden']}; pretraining: {steps} steps of {streams} "
         f"streams of `{first}` at {rate:g}; then {own_steps} steps of {own_streams} streams of `{own}`, drawn from "

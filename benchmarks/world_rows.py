@@ -15,6 +15,7 @@ import json
 import math
 import os
 import time
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,7 @@ from ..data.world_streams import CELL, Streams, encoded_streams, grid_of, normal
 from ..routing import LayerExpert
 from ..training.initialise import initialise
 from ..training.keep_ratio import KeepRatioSchedule
-from .tables_recipes import STREAMS, TABLES, Table
+from .tables_recipes import STREAMS, TABLES, Stage, Table
 from .world_scores import autocast, exact_narrations, self_conditioned, streaming_metrics
 
 
@@ -45,6 +46,7 @@ class Row:
 
 
 ELASTIC = (0.1, 1.0)
+SCORED_EVERY = 175  # steps, on the streams for the curve
 
 
 def mod(**options) -> dict:
@@ -80,6 +82,7 @@ DEEP_ROWS = {
         for chosen in ("random", "uniform")
         for layers in ("all_deep", "interleaved_deep")
     },
+    "mod_all_deep_warmup": Row(mod(mod_layers="all_deep"), warmup=0.5),
 }
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
 
@@ -134,8 +137,24 @@ def stage_data(level: str, processor, args) -> list:
     return [encoded_streams(*which, processor, args.data) for which in wanted]
 
 
-def train(model, processor, row: Row, stage: tuple[str, int, int], lr: float, args) -> list[dict]:
-    """Train with AdamW, warm-up and cosine. Return the curve: loss, and score on validation streams."""
+@contextmanager
+def compiled_blocks(model, **options):
+    """Compile the blocks of the layers, once for all of them: on a GPU, launching the operations of such small layers
+    one by one takes several times as long as the operations themselves. options: of `torch.compile`."""
+    layers = model.model.language_model.layers
+    for layer in layers:
+        for name in ("attention_block", "mlp_block"):
+            setattr(layer, name, torch.compile(getattr(layer, name), dynamic=True, **options))
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.attention_block, layer.mlp_block
+
+
+def train(model, processor, row: Row, stage: Stage, lr: float, args, ends_at: float | None = None) -> list[dict]:
+    """Train with AdamW, warm-up and cosine. Return the curve: loss, and score on validation streams, which ends the
+    training early where it reaches `ends_at` percent of exact narrations."""
     level, steps, batch_size = stage
     rng, text_config = np.random.default_rng(args.seed), model.config.text_config
     placeholder = (model.config.num_frame_tokens, model.config.video_token_id, args.device)
@@ -163,7 +182,7 @@ def train(model, processor, row: Row, stage: tuple[str, int, int], lr: float, ar
             return model(input_ids=ids, labels=labels, pixel_values_videos=pixels(bank, codes), use_cache=False).loss
 
     curve, losses, step, started = [], [], 0, time.perf_counter()
-    while step < steps:
+    while True:
         for ids, labels, codes, _ in learned.batches(batch_size, rng):
             text_config.mod_keep_ratio = schedule_of_ratio.ratio(step, keep_ratio)
             loss = loss_of(ids, labels, codes)
@@ -175,18 +194,18 @@ def train(model, processor, row: Row, stage: tuple[str, int, int], lr: float, ar
             losses.append(loss.detach())
             step += 1
             text_config.mod_keep_ratio = keep_ratio
-            if step % 175 == 0 or step == steps:
+            if step % SCORED_EVERY == 0 or step == steps:
                 model.eval()
-                score = exact_narrations(model, scored, bank, processor)
+                with torch.compiler.set_stance("force_eager"):  # scoring keeps a cache
+                    score = exact_narrations(model, scored, bank, processor)
                 model.train()
                 seconds = round(time.perf_counter() - started, 1)
                 mean_loss = round(float(torch.stack(losses).mean()), 5)
                 curve.append({"level": level, "step": step, "seconds": seconds, "loss": mean_loss, **score})
                 losses = []
                 print(f"{args.row} seed {args.seed} {json.dumps(curve[-1])}", flush=True)
-            if step == steps:
-                break
-    return curve
+            if step == steps or (ends_at is not None and curve and curve[-1]["exact"] >= ends_at):
+                return curve
 
 
 def flops_per_stream(model, streams: Streams, bank: torch.Tensor) -> float:
@@ -210,20 +229,34 @@ def pretrained_path(folder: Path, table: Table, seed: int) -> Path:
     return folder / f"{table.start}_s{seed}.safetensors"
 
 
+def start_from(model, weights: dict[str, torch.Tensor]) -> None:
+    """Load the weights of another level's model, if any. A finer grid has other positions; the rest is the same."""
+    own = model.state_dict()
+    same = {name: value for name, value in weights.items() if value.shape == own[name].shape}
+    missing = set(model.load_state_dict(same, strict=False).missing_keys) - {"lm_head.weight"}
+    assert not weights or all("expert" in name or weights[name].shape != own[name].shape for name in missing)
+
+
 def pretrained(args) -> dict[str, torch.Tensor]:
     """Weights of the dense model that all rows of a seed start from. The first caller trains it."""
     table = TABLES[args.level]
-    path, stage = pretrained_path(args.data, table, args.seed), table.pretraining
+    path = pretrained_path(args.data, table, args.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            model, processor = build("dense", stage[0], args)
-            stage_data(stage[0], processor, args)  # made by other processes, before the GPU is in use
-            curve = train(model.to(args.device).train(), processor, ROWS["dense"], stage, table.pretraining_lr, args)
-            weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-            weights.pop("lm_head.weight", None)  # the embedding
-            path.with_suffix(".json").write_text(json.dumps(curve) + "\n", encoding="utf-8")
+            weights: dict[str, torch.Tensor] = {}
+            curves = []
+            for stage in table.pretraining:
+                model, processor = build("dense", stage[0], args)
+                stage_data(stage[0], processor, args)  # made by other processes, before the GPU is in use
+                start_from(model, weights)
+                learning = (ROWS["dense"], stage, table.pretraining_lr, args, table.ends_at)
+                with compiled_blocks(model) if args.device == "cuda" else nullcontext():
+                    curves += train(model.to(args.device).train(), processor, *learning)
+                weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
+                weights.pop("lm_head.weight", None)  # the embedding
+            path.with_suffix(".json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
             with written_whole(path) as partial:
                 save_file(weights, partial)
     return load_file(path)
@@ -235,10 +268,9 @@ def run(args) -> dict:
     known = pretrained(args)
     model, processor = build(args.row, table.level, args)
     stage_data(table.level, processor, args)
-    own = model.state_dict()  # a finer grid has other positions; the rest is the same
-    missing = model.load_state_dict({n: v for n, v in known.items() if v.shape == own[n].shape}, strict=False)
-    assert all("expert" in n or n == "lm_head.weight" or known[n].shape != own[n].shape for n in missing.missing_keys)
-    curve = train(model.to(args.device).train(), processor, row, table.stage, args.lr, args)
+    start_from(model, known)
+    with compiled_blocks(model) if args.device == "cuda" else nullcontext():
+        curve = train(model.to(args.device).train(), processor, row, table.stage, args.lr, args)
     bank, result, started = normalised_sprites(processor, args.device), {}, time.perf_counter()
     for split in ("validation", "test"):
         streams = encoded_streams(table.level, split, args.eval_streams, processor, args.data)
@@ -258,8 +290,7 @@ def run(args) -> dict:
     return {
         "row": args.row,
         **{name: getattr(args, name) for name in ("level", "seed", "lr", "layers", "hidden", "streams")},
-        "pretraining": [*table.pretraining, table.pretraining_lr],
-        "stage": table.stage,
+        **{name: table.recipe[name] for name in ("pretraining", "stage")},
         "parameters": sum(p.numel() for p in model.parameters()),
         "flops_per_stream": flops,
         "training_seconds": curve[-1]["seconds"],

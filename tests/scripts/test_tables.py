@@ -31,7 +31,7 @@ def run_of(row: str, level: str, seed: int, lr: float, exact=50.0, validation=50
     score = {"narrations": 5120, "exact": exact, "exact_by_depth": {"0": exact, "1": exact}}
     return {
         **{"row": row, "level": level, "seed": seed, "lr": lr},
-        **tables.recipe(level),
+        **TABLES[level].recipe,
         **{"flops_per_stream": 4e9, "training_seconds": 60.0, "device": "a card", "versions": {"torch": "2"}},
         "validation": {**score, "exact": validation},
         "test": {**score, "streaming": streaming, "self_conditioned": own_words},

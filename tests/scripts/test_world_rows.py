@@ -2,6 +2,7 @@
 
 import json
 from argparse import Namespace
+from contextlib import nullcontext
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -118,7 +119,7 @@ def test_narration_is_exact_if_all_since_the_previous_one_is_right(small, tmp_pa
 
 
 def test_run_is_written_once_and_is_reproducible(tmp_path, monkeypatch, capsys):
-    small = replace(TABLES["hard"], layers=2, hidden=32, pretraining=("hard_small", 2, 4), stage=("hard", 2, 4))
+    small = replace(TABLES["hard"], layers=2, hidden=32, pretraining=(("hard_small", 2, 4),), stage=("hard", 2, 4))
     monkeypatch.setitem(TABLES, "hard", small)
     command = "layer_skip --level hard --streams 20 --curve-streams 2 --eval-streams 2"
     command = [*command.split(), "--device", "cpu", "--data", str(tmp_path / "data"), "--output"]
@@ -138,6 +139,43 @@ def test_run_is_written_once_and_is_reproducible(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(world_rows, "run", None)  # would fail if called
     world_rows.main([*command, str(tmp_path / "one")])
     assert "exists" in capsys.readouterr().out
+
+
+def test_pretraining_goes_through_its_stages_until_it_has_learned_each(tmp_path, monkeypatch):
+    scores = iter([0.0, 99.0, 99.6, 10.0, 20.0])
+    monkeypatch.setattr(world_rows, "exact_narrations", lambda *args: {"exact": next(scores)})
+    stages = (("hard_small", 400, 4), ("hard", 3, 4))
+    monkeypatch.setitem(TABLES, "hard", replace(TABLES["hard"], layers=1, pretraining=stages, ends_at=99.5))
+    args = Namespace(level="hard", layers=1, hidden=32, seed=3, data=tmp_path, row="pretrained", device="cpu")
+    args.streams, args.curve_streams = 40, 1
+    monkeypatch.setattr(world_rows, "SCORED_EVERY", 2)
+    known = world_rows.pretrained(args)
+    curve = json.loads(world_rows.pretrained_path(tmp_path, TABLES["hard"], 3).with_suffix(".json").read_text())
+    steps = [(point["level"], point["step"]) for point in curve]
+    assert steps == [("hard_small", 2), ("hard_small", 4), ("hard_small", 6), ("hard", 2), ("hard", 3)]
+    model, _ = world_rows.build("mod", "hard", args)
+    world_rows.start_from(model, known)
+    own = model.state_dict()
+    assert all(torch.equal(own[name], value) for name, value in known.items())
+
+
+def test_compiled_blocks_train_as_the_model_does(tmp_path):
+    """`aot_eager` runs what the compiler traced, forward and backward, without making kernels of it."""
+    args = Namespace(**vars(ARGS), data=tmp_path, streams=40, curve_streams=2)
+    model, processor = world_rows.build("mod", "hard_small", args)
+    data = Streams(world_rows.stage_data("hard_small", processor, args)[0], 10, processor.video_token_id, "cpu")
+    ids, labels, codes, _ = next(data.batches(2))
+    bank = normalised_sprites(processor, "cpu")
+    gradients = []
+    for compiled in (nullcontext(), world_rows.compiled_blocks(model, backend="aot_eager")):
+        with compiled:
+            model.train()(ids, labels=labels, pixel_values_videos=pixels(bank, codes), use_cache=False).loss.backward()
+        gradients.append({name: weight.grad for name, weight in model.named_parameters() if weight.grad is not None})
+        model.zero_grad(set_to_none=True)
+    assert "attention_block" not in vars(model.model.language_model.layers[0])
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], gradient, atol=1e-6, rtol=1e-4)
 
 
 def test_routers_of_the_frozen_row_are_not_trained():
