@@ -2,6 +2,7 @@
 
 import contextlib
 import time
+from collections.abc import Callable
 from itertools import islice
 from unittest import mock
 
@@ -14,7 +15,7 @@ from .. import steps as steps_module
 from ..compat import CACHE_NAME
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
-from ..static_graphs import static_language_model
+from ..static_graphs import Graph
 from ..steps import run_steps
 from .filled import fill
 from .record import ROOT
@@ -116,28 +117,33 @@ def language(model, processor, held: int, repeats: int, frames: int = 1) -> dict
     session = session_of(model, processor, held)
     size = (frames, model.config.num_frame_tokens, model.config.vision_config.hidden_size)
     features = torch.randn(size, device=model.device, dtype=model.dtype)
-    seconds = clock(lambda index: list(session.watch_encoded(features)), model.device, repeats)
-    found = {**summary(seconds, frames), "why_not_static": session.stats.why_not_static}
-    device_ms = graph_ms(model, repeats)
+
+    def call(index=0):
+        list(session.watch_encoded(features))
+
+    found = {**summary(clock(call, model.device, repeats), frames), "why_not_static": session.stats.why_not_static}
+    device_ms = graphs_ms(call, repeats)
     if device_ms is None:
         return found
     read = bytes_of_weights(model) + session.stats.kv_bytes
     return {**found, "device_ms": device_ms, "read_bytes": read, "copy_ms": read / copy_rate(model.device) * 1e3}
 
 
-def graph_ms(model, repeats: int) -> float | None:
-    """Time of the last graph that a static step replayed, in a row of replays: what remains of a call is the host's.
-    None where there is no graph. It writes the tokens of the last call once more."""
-    static, _ = static_language_model(model)
-    if static is None or not static._graphs.keys:
+def graphs_ms(call: Callable[[], None], repeats: int) -> float | None:
+    """Time of the graphs that one more call replays, in a row of replays: what remains of a call is the host's. None
+    if it replays none. The replays write the tokens of this call again, so its session has to live on."""
+    with mock.patch.object(Graph, "__call__", autospec=True, side_effect=Graph.__call__) as replay:
+        call()
+    graphs = [graph for (graph, *_), _ in replay.call_args_list]
+    if not graphs:
         return None
-    graph, begin, end = static._graphs.get(static._graphs.keys[-1]), *(torch.cuda.Event(True) for _ in range(2))
-    with static._graphs.exclusive():
-        graph()
-        begin.record()
-        for _ in range(repeats):
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for number in range(1 + repeats):
+        if number == 1:  # the device is at work already
+            begin.record()
+        for graph in graphs:
             graph()
-        end.record()
+    end.record()
     end.synchronize()
     return round(begin.elapsed_time(end) / repeats, 4)
 

@@ -1,6 +1,7 @@
 """`videollm-mod bench stream` and `offline`, on a model small enough to run here."""
 
 import json
+from unittest import mock
 
 import pytest
 import torch
@@ -9,9 +10,10 @@ from videollm_mod.bench import geometries, stream
 from videollm_mod.bench.filled import fill
 from videollm_mod.bench.streams import random_model
 from videollm_mod.bench.traffic import bytes_of_weights
-from videollm_mod.bench.watching import build, configured, joined, summary
+from videollm_mod.bench.watching import build, configured, graphs_ms, joined, summary
 from videollm_mod.bench.weights import quantise
 from videollm_mod.commands import cli
+from videollm_mod.static_graphs import Graph
 
 
 def test_stream_measures_every_stage(tmp_path, monkeypatch, capsys):
@@ -50,6 +52,16 @@ def test_what_is_not_the_devices_is_the_hosts():
     whole = joined(turns)
     assert (whole["p50_ms"], whole["device_ms"], whole["host_ms"]) == (7.0, 4.75, 2.25)
     assert whole["copy_ms"] == 3.5 and "host_ms" not in joined([summary([0.006])])
+
+
+def test_the_devices_time_is_that_of_the_graphs_of_this_call(monkeypatch):
+    """No other graph is replayed: the caches that it writes to may be freed."""
+    others, own = Graph(mock.Mock(), (), None), [Graph(mock.Mock(), (), None) for _ in range(2)]
+    monkeypatch.setattr(torch.cuda, "Event", mock.Mock(return_value=mock.Mock(elapsed_time=lambda end: 12.0)))
+    others()
+    assert graphs_ms(lambda: [graph() for graph in own], repeats=4) == 3.0
+    assert [graph._graph.replay.call_count for graph in [others, *own]] == [1, 6, 6]
+    assert graphs_ms(lambda: None, repeats=4) is None
 
 
 @pytest.mark.parametrize("weights, bits", [("bf16", 16), ("nf4", 4 + 32 / 64), ("fp8", 8 + 32 / 128**2)])

@@ -21,6 +21,7 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     steps,
 )
+from videollm_mod.bench import watching
 from videollm_mod.commands import cli
 from videollm_mod.data.world import world_stream
 from videollm_mod.data.world_clip import write_clip
@@ -320,6 +321,18 @@ def test_a_live_source_takes_the_graphs_of_the_tower():
     with torch.no_grad():
         pixels = processor.video_processor.to_pixels(torch.from_numpy(frames).movedim(-1, 1).cuda())
         assert relative_error(torch.stack(features), model.encode_frames(pixels).pooler_output) < 1e-3
+
+
+def test_bench_measures_a_device_only_where_graphs_are_replayed():
+    """A row without static steps comes after one with graphs, whose caches are freed by then."""
+    model, processor = watching.build("middle", torch.device("cuda"))
+    assert watching.language(model, processor, 40, 3)["device_ms"] > 0
+    torch.cuda.empty_cache()
+    with watching.configured(model, static=False):
+        found = watching.language(model, processor, 40, 3)
+    assert found["why_not_static"] == "switched off" and "device_ms" not in found
+    blocks = watching.language(model, processor, 40, 3, frames=4)
+    assert blocks["why_not_static"] is None and blocks["device_ms"] > 0
 
 
 @pytest.mark.parametrize("options", [{}, {"do_pad": False}, {"resample": 2}, {"size": {"height": 50, "width": 20}}])
