@@ -36,16 +36,16 @@ EIGHT_BITS = (torch.float8_e4m3fn, torch.int8)
 # programs that share the columns, warps, stages (fewer where shared memory is small); `benchmarks/step_tiles.py` finds
 # the fastest
 TILES = {
-    "qkv": {16: (64, 128, 1, 4, 6), 8: (64, 256, 1, 4, 6), 4: (32, 256, 4, 2, 4)},
-    "out": {16: (64, 128, 1, 4, 6), 8: (128, 128, 4, 4, 6), 4: (32, 256, 4, 2, 4)},
-    "mlp_up": {16: (128, 128, 1, 4, 4), 8: (128, 256, 1, 4, 4), 4: (32, 256, 1, 2, 4)},
-    "mlp_down": {16: (64, 256, 2, 4, 4), 8: (128, 256, 4, 4, 4), 4: (32, 256, 4, 2, 4)},
-    "lm_head": {16: (64, 256, 1, 4, 4), 8: (128, 256, 1, 4, 4), 4: (32, 256, 1, 2, 4)},
+    "qkv": {16: (64, 128, 1, 4, 6), 8: (64, 512, 1, 4, 3), 4: (32, 256, 4, 2, 4)},
+    "out": {16: (64, 128, 1, 4, 6), 8: (64, 256, 2, 4, 4), 4: (32, 256, 4, 2, 4)},
+    "mlp_up": {16: (128, 128, 1, 4, 4), 8: (128, 128, 1, 4, 4), 4: (32, 256, 1, 2, 4)},
+    "mlp_down": {16: (64, 256, 2, 4, 4), 8: (128, 128, 4, 4, 6), 4: (32, 256, 4, 2, 4)},
+    "lm_head": {16: (64, 256, 1, 4, 4), 8: (64, 128, 1, 4, 6), 4: (32, 256, 1, 2, 4)},
 }
 IN_FLOAT32 = (32, 128, 1, 4, 3)  # of each product of a float32 model, which no tensor core computes exactly
 DENSE_TILE = (16, 256)  # rows, and numbers or bytes of each, that a program copies; fewer of more rows, by the scales
 # of 128 bytes of a row, that a program fetches before the kernel before it has ended; 0 starts kernels one by one
-LINES = 8
+LINES = 4
 PREFETCH = constexpr("{.reg .pred own; setp.ne.u32 own, $2, 0; @own prefetch.global.L2 [$1]; mov.u32 $0, 0;}")
 # the largest number of 8 bits that a token's numbers are scaled to, and what the rest is multiplied with
 SPLITS = {torch.float8_e4m3fn: (448.0, 16.0), torch.int8: (127.0, 254.0)}

@@ -204,7 +204,7 @@ def main(argv: list[str] | None = None) -> None:
     with multiprocessing.get_context("spawn").Pool(min(16, len(tasks))) as pool:
         pool.map(compile_one, tasks, chunksize=1)
     print(f"compiled, {end - time.perf_counter():.0f} s left", flush=True)
-    command = f"python -m videollm_mod.benchmarks.step_tiles --weights {args.weights}"
+    command = f"python -m videollm_mod.benchmarks.step_tiles --weights {args.weights}" + " --step" * args.step
     result = {"command": command, "commit": commit(), **surroundings("triton"), "weights": args.weights}
     result |= {"geometry": args.geometry, "slots": SLOTS, "products": {}}
     products = Products(args.geometry, args.weights)
