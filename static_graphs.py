@@ -8,7 +8,7 @@ import copy
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
 from itertools import repeat
@@ -46,16 +46,17 @@ forward_hooks, forward_pre_hooks = itemgetter("_forward_hooks"), itemgetter("_fo
 
 
 class Graph:
-    """One captured call of a function. Each replay runs the same kernels on the same tensors."""
+    """One captured call of a function, in parts. Each replay runs the same kernels on the same tensors."""
 
-    def __init__(self, graph: "torch.cuda.CUDAGraph", inputs: tuple[torch.Tensor, ...], outputs):
-        self._graph, self._inputs, self._outputs = graph, inputs, outputs
+    def __init__(self, parts: "list[torch.cuda.CUDAGraph]", inputs: tuple[torch.Tensor, ...], outputs):
+        self._parts, self._inputs, self._outputs = parts, inputs, outputs
 
     def __call__(self, *inputs: torch.Tensor):
         """Replay with other inputs of the same shapes. The returned tensors are overwritten by the next replay."""
         for own, value in zip(self._inputs, inputs, strict=True):
             own.copy_(value)
-        self._graph.replay()
+        for part in self._parts:
+            part.replay()
         return self._outputs
 
 
@@ -114,9 +115,10 @@ class Graphs:
         return False
 
     def capture(self, key: Hashable, function: Callable, *inputs: torch.Tensor) -> Graph | None:
-        """The graph of `function(*inputs)`. None if it cannot be captured: then `why_not` says why.
+        """The graph of `function(*inputs, cut)`. None if it cannot be captured: then `why_not` says why.
 
         Args:
+            function: calls `cut()` where the next part begins: one is launched while the device works on another.
             inputs: belong to the graph from now on.
         """
         if len(self._graphs) >= self._limit:
@@ -137,15 +139,22 @@ class Graphs:
         return torch.cuda.graph_pool_handle(), torch.cuda.Stream(self.device)
 
     def _capture(self, function: Callable, inputs: tuple[torch.Tensor, ...]) -> Graph:
-        pool, stream = self._pool_and_stream
-        graph, current = torch.cuda.CUDAGraph(), torch.cuda.current_stream(self.device)
+        (pool, stream), current = self._pool_and_stream, torch.cuda.current_stream(self.device)
         stream.wait_stream(current)
         with torch.cuda.stream(stream):
-            function(*inputs)  # kernels are compiled, and libraries allocate workspaces, outside of the graph
+            function(*inputs, lambda: None)  # kernels are compiled, and libraries allocate workspaces, before
         current.wait_stream(stream)
-        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            outputs = function(*inputs)
-        return Graph(graph, inputs, outputs)
+        parts: list[torch.cuda.CUDAGraph] = []
+        with ExitStack() as part:
+
+            def cut() -> None:
+                part.close()
+                parts.append(torch.cuda.CUDAGraph())
+                part.enter_context(torch.cuda.graph(parts[-1], pool, stream, "thread_local"))
+
+            cut()
+            outputs = function(*inputs, cut)
+        return Graph(parts, inputs, outputs)
 
 
 class ModelGuard:

@@ -42,6 +42,7 @@ TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 MAX_TOKENS = 16_384  # of one step
 MAX_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels takes no time beside the work
 TABLE_WIDTH = 8
+FIRST_LAYERS = 4  # a graph of their own
 MAX_RANKED = 256  # vision tokens of a frame, in a kernel
 FEW_ROWS, FEW_QUERIES = 64, 32  # of a CPU; with more, torch's usual operations are as fast
 
@@ -476,12 +477,9 @@ class StaticStep:
                     found = cache.values_of_last_frame(len(own))
                     own.copy_(torch.zeros_like(own) if found is None else found[0])
 
-    def forward(self, attend=None) -> None:
-        """Run the step, from the buffers into the buffers.
-
-        Args:
-            attend (*optional*): in place of the attention of the ops; takes caches, as that of `PlainOps`.
-        """
+    def forward(self, cut=None, attend=None) -> None:
+        """Run the step, from the buffers into the buffers. cut: is called after the first layers. attend: in place of
+        the attention of the ops; takes caches, as that of `PlainOps`."""
         language, shape = self.model.model.language_model, self.shape
         self._embed()
         positions = self.table[0, :, 5:6] + self.offsets.view(shape.streams, -1)
@@ -491,6 +489,8 @@ class StaticStep:
         elif shape.mixed and shape.selection == "uniform":
             self._keep(self._uniform)
         for number, layer in enumerate(language.layers):
+            if cut is not None and number == FIRST_LAYERS:
+                cut()
             own = rotary if layer.self_attn.has_rope else list(map(torch.full_like, rotary, (1.0, 0.0)))
             self._run_layer(number, layer, own, attend)
         self.ops.lm_head(self.x, self.rows, self.model, self.logits)

@@ -56,11 +56,11 @@ def test_what_is_not_the_devices_is_the_hosts():
 
 def test_the_devices_time_is_that_of_the_graphs_of_this_call(monkeypatch):
     """No other graph is replayed: the caches that it writes to may be freed."""
-    others, own = Graph(mock.Mock(), (), None), [Graph(mock.Mock(), (), None) for _ in range(2)]
+    others, own = Graph([mock.Mock()], (), None), [Graph([mock.Mock()], (), None) for _ in range(2)]
     monkeypatch.setattr(torch.cuda, "Event", mock.Mock(return_value=mock.Mock(elapsed_time=lambda end: 12.0)))
     others()
     assert graphs_ms(lambda: [graph() for graph in own], repeats=4) == 3.0
-    assert [graph._graph.replay.call_count for graph in [others, *own]] == [1, 6, 6]
+    assert [graph._parts[0].replay.call_count for graph in [others, *own]] == [1, 6, 6]
     assert graphs_ms(lambda: None, repeats=4) is None
 
 

@@ -1,6 +1,6 @@
 """When graphs are captured, kept and dropped, and that any change of what they depend on is noticed."""
 
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from unittest import mock
 
 import pytest
@@ -74,7 +74,9 @@ def test_a_removed_weight_is_noticed(kind):
 def graphs_without_cuda(most: int, device: str = "cpu") -> Graphs:
     """`Graphs` whose capture runs the function once."""
     graphs = Graphs(most, torch.device(device))
-    graphs._capture = lambda function, inputs: Graph(mock.Mock(), inputs, function(*inputs))
+    graphs._capture = lambda function, inputs: Graph(
+        [mock.Mock(), mock.Mock()], inputs, function(*inputs, mock.Mock())
+    )
     return graphs
 
 
@@ -85,7 +87,7 @@ def test_a_graph_is_captured_the_second_time_and_kept_while_in_use():
         """Whether this captured a graph."""
         if graphs.get(key) is not None or not graphs.is_due(key):
             return False
-        return graphs.capture(key, lambda: key) is not None
+        return graphs.capture(key, lambda cut: key) is not None
 
     assert [use(key) for key in "aabbaac"] == [False, True, False, True, False, False, False]
     assert graphs.keys == ["b", "a"]
@@ -97,9 +99,37 @@ def test_a_graph_is_captured_the_second_time_and_kept_while_in_use():
 
 def test_a_graph_is_replayed_on_its_own_tensors():
     own = torch.zeros(3)
-    graph = graphs_without_cuda(most=1).capture("key", lambda x: (x,), own)
+    graph = graphs_without_cuda(most=1).capture("key", lambda x, cut: (x,), own)
     (output,) = graph(torch.arange(3))
-    assert output is own and own.tolist() == [0, 1, 2] and graph._graph.replay.call_count == 1
+    assert output is own and own.tolist() == [0, 1, 2]
+    assert [part.replay.call_count for part in graph._parts] == [1, 1]
+
+
+def test_a_graph_is_captured_in_parts(monkeypatch):
+    """Each part ends where the function says so, after one call outside of a graph."""
+    log, made = [], [mock.Mock(), mock.Mock()]
+
+    @contextmanager
+    def capturing(part, *options):
+        log.append(("begin", made.index(part)))
+        yield
+        log.append(("end", made.index(part)))
+
+    def function(x, cut):
+        log.append("first")
+        cut()
+        log.append("second")
+        return (x,)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: mock.Mock())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", mock.Mock(side_effect=made))
+    monkeypatch.setattr(torch.cuda, "graph", capturing)
+    graphs = Graphs(1, torch.device("cuda"))
+    graphs._pool_and_stream = ("pool", mock.Mock())
+    graph = graphs.capture("key", function, torch.zeros(2))
+    parts = [("begin", 0), "first", ("end", 0), ("begin", 1), "second", ("end", 1)]
+    assert log == ["first", "second", *parts] and graph._parts == made and graphs.why_not is None
 
 
 def test_what_cannot_be_captured_is_not_tried_again():
