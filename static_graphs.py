@@ -34,7 +34,7 @@ from .static_step import (
     split_streams,
     text_shape,
 )
-from .weights import StoredWeight, stored_weight
+from .weights import StoredWeight, addresses, is_wrapped, stored_weight
 
 FEW_SLOTS = 16  # up to here our own kernels read the weights faster than cuBLAS
 FEW_QUANTISED = 64  # the same for quantised weights, of which cuBLAS needs a dense copy
@@ -180,9 +180,7 @@ class ModelGuard:
         weights = [(own, name) for own, name in places if own[name] is not None]
         self._owners: list[dict] = [own for own, _ in weights]
         self._names = [name for _, name in weights]
-        # weights of torchao are wrappers, which have no address
-        wrapped = any(hasattr(own[name], "qdata") for own, name in weights)
-        self._address = _address if wrapped else torch.Tensor.data_ptr
+        self._wrapped = any(map(is_wrapped, map(getitem, self._owners, self._names)))
         self._next_hook: int | None = None  # torch's counter of hooks when these modules were last searched for any
         self._known_addresses, self._known_forwards = self._addresses(), self._forwards()
 
@@ -191,7 +189,7 @@ class ModelGuard:
         return list(map(dict.get, self._attributes, repeat("forward")))
 
     def _addresses(self) -> list[int]:
-        return list(map(self._address, map(getitem, self._owners, self._names)))
+        return addresses(map(getitem, self._owners, self._names), self._wrapped)
 
     def holds(self) -> bool:
         """Whether modules and weights are where they were, and no module has a forward hook."""
@@ -214,10 +212,6 @@ class ModelGuard:
             return self._addresses() == self._known_addresses
         except (KeyError, TypeError, AttributeError):  # a weight was removed, or set to None
             return False
-
-
-def _address(weight: torch.Tensor) -> int:
-    return getattr(weight, "qdata", weight).data_ptr()
 
 
 def why_not(model) -> str | None:

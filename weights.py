@@ -13,6 +13,7 @@ Shapes: S slots, D width of a token, N rows of weights in a program, M slots rou
 """
 
 import functools
+from collections.abc import Iterable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -159,6 +160,18 @@ def _of_blocks(values: torch.Tensor, scale: torch.Tensor, block: Any) -> StoredW
         return None
     scale = scale.to(values.device, torch.float32).reshape(-(-values.shape[0] // rows), -(-values.shape[1] // columns))
     return StoredWeight(values, scale.contiguous(), rows, columns)
+
+
+def is_wrapped(weight: Any) -> bool:
+    """Whether a weight is one of torchao, which holds the tensor that has an address."""
+    return hasattr(weight, "qdata")
+
+
+def addresses(weights: Iterable[Any], wrapped: bool) -> list[int]:
+    """Where weights lie in memory. Their classes, such as those of bitsandbytes, are not asked first, which would take
+    several times as long. wrapped: some of them are `is_wrapped`."""
+    with torch._C.DisableTorchFunctionSubclass():
+        return list(map(torch.Tensor.data_ptr, (getattr(x, "qdata", x) for x in weights) if wrapped else weights))
 
 
 @jit
@@ -518,8 +531,10 @@ _tables: WeakKeyDictionary[StoredWeight, torch.Tensor] = WeakKeyDictionary()
 __all__ = [
     "TILES",
     "StoredWeight",
+    "addresses",
     "dense_weight",
     "is_apart",
+    "is_wrapped",
     "place",
     "product",
     "read",

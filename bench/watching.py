@@ -4,6 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from itertools import islice, pairwise
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -192,8 +193,9 @@ def live(model, processor, held: int, repeats: int, size: tuple[int, int]) -> di
     decisions."""
     session = session_of(model, processor, held)
     pixels = np.random.default_rng(0).integers(0, 256, (4, *size, 3), dtype=np.uint8)
+    source: Any = Frames(pixels, 4 * WARM_UP + repeats, session.time + 1)
     with mock.patch.object(live_module, "WAITING", 1):
-        watch = LiveWatch(session, Frames(pixels, 4 * WARM_UP + repeats, session.time + 1), "wait")
+        watch = LiveWatch(session, source, "wait")
     with watch:
         done = [time.perf_counter() for _ in watch][4 * WARM_UP - 1 :]
     return {**summary([after - before for before, after in pairwise(done)]), "frame_size": list(size)}

@@ -71,6 +71,29 @@ def test_a_removed_weight_is_noticed(kind):
     assert not graphs.is_current
 
 
+class Weight(torch.nn.Parameter):
+    """As weights of bitsandbytes, which have a say in every operation."""
+
+    asked = mock.Mock()
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        cls.asked(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+
+def test_weights_are_looked_at_without_asking_their_class():
+    """It takes several times as long, at every step."""
+    model = tiny_model(5)
+    linear = model.model.language_model.layers[1].mlp.up_proj
+    linear.weight = Weight(linear.weight.data)
+    guard = StaticLanguageModel(model, PlainOps)._guard
+    Weight.asked.reset_mock()
+    assert guard.holds() and not Weight.asked.called
+    linear.weight.data = linear.weight.data.clone()
+    assert not guard.holds()
+
+
 def graphs_without_cuda(most: int, device: str = "cpu") -> Graphs:
     """`Graphs` whose capture runs the function once."""
     graphs = Graphs(most, torch.device(device))
