@@ -241,6 +241,19 @@ def test_infinite_features_of_one_stream_do_not_affect_the_others(ratios):
 
 
 @torch.no_grad()
+def test_a_step_is_cut_once_after_its_first_layers(monkeypatch):
+    model, ran = tiny_model(3), []
+    monkeypatch.setattr(static_step, "FIRST_LAYERS", 2)
+    fast = StaticLanguageModel(model, PlainOps)
+    whole = mock.patch.object(fast, "_forward", lambda step: step.forward(lambda: ran.append("cut")))
+    layer = mock.patch.object(PlainOps, "attend", lambda *arguments: ran.append("layer"))
+    with whole, layer:
+        fast.feed(MoDCache(model.config), [5], None, None)
+    layers = model.config.text_config.num_hidden_layers
+    assert ran == ["layer"] * 2 + ["cut"] + ["layer"] * (layers - 2)
+
+
+@torch.no_grad()
 def test_the_keep_ratio_of_a_call_is_used():
     model = tiny_model(3)
     fast = StaticLanguageModel(model, PlainOps)
