@@ -22,6 +22,7 @@ from .cache import MoDCache
 from .configuration_videollm_mod import num_kept_tokens
 from .static_step import (
     FEW_ROWS,
+    FIRST_LAYERS,
     MAX_CAPTURED,
     MAX_TOKENS,
     TEXT_LENGTHS,
@@ -51,12 +52,15 @@ class Graph:
     def __init__(self, parts: "list[torch.cuda.CUDAGraph]", inputs: tuple[torch.Tensor, ...], outputs):
         self._parts, self._inputs, self._outputs = parts, inputs, outputs
 
-    def __call__(self, *inputs: torch.Tensor):
-        """Replay with other inputs of the same shapes. The returned tensors are overwritten by the next replay."""
+    def __call__(self, *inputs: torch.Tensor, check: Callable[[], None] = lambda: None):
+        """Replay with other inputs of the same shapes. The returned tensors are overwritten by the next replay.
+        check: is called before the last part, and raises if that must not run."""
         for own, value in zip(self._inputs, inputs, strict=True):
             own.copy_(value)
-        for part in self._parts:
+        for part in self._parts[:-1]:
             part.replay()
+        check()
+        self._parts[-1].replay()
         return self._outputs
 
 
@@ -162,9 +166,9 @@ class ModelGuard:
     Notices changes of what the graphs of some modules depend on: `holds()` as long as all is as it was when the guard
     was made. It keeps modules, but no weights.
 
-    It is asked at every step, so whole lists are compared instead of single modules. Weights are looked at before a
-    graph is launched, which would read freed memory. Modules may be looked at while it runs: a graph reads the weights
-    of those that it was captured with, which the guard keeps.
+    It is asked at every step, so whole lists are compared instead of single modules. Weights are looked at before the
+    part of a graph is launched that would read freed memory. Modules may be looked at while it runs: a graph reads the
+    weights of those that it was captured with, which the guard keeps.
 
     Args:
         owners (`list[nn.Module]`): the modules that hold `parts`.
@@ -330,9 +334,11 @@ class StaticLanguageModel:
         self.max_tokens, self.captures = FEW_ROWS if on_cpu else MAX_TOKENS, not on_cpu
         self._steps: dict[Shape, StaticStep] = {}  # least recently used first
         self._graphs = Graphs(GRAPHS, model.device)
-        parts = [model.model.language_model, model.model.connector, model.lm_head]
-        self._guard = ModelGuard([model, model.model], parts)
-        is_small = is_quantised(model.model.language_model.layers[0].self_attn.q_proj)
+        language, connector = model.model.language_model, model.model.connector
+        self._guard = ModelGuard([model, model.model], [language, connector, model.lm_head])
+        first = [language.embed_tokens, connector, *language.layers[:FIRST_LAYERS]]
+        self._guard_of_first = ModelGuard([], first) if ops is None and not on_cpu else self._guard
+        is_small = is_quantised(language.layers[0].self_attn.q_proj)
         self._few = FEW_QUANTISED if is_small else FEW_SLOTS
         self._asked = self._answer = None  # of `_options`, but for the keep ratio
         self._failure: str | None = None
@@ -349,11 +355,11 @@ class StaticLanguageModel:
 
     @property
     def may_run(self) -> bool:
-        """As `is_current`, but changes of modules are found only when the first step after them has been launched."""
+        """As `is_current`, but changes of all but the first layers' weights are found when a step is launched."""
         if self._changed or self._failure is not None:
             self._changed = not self.is_current
             return not self._changed
-        return self._guard.weights_hold()
+        return self._guard_of_first.weights_hold()
 
     @property
     def device(self) -> torch.device:
@@ -431,7 +437,7 @@ class StaticLanguageModel:
                         found = self._run_streams(own_shape, own, any(is_output))
                         for number, output, wanted in zip(chunk, found, is_output, strict=False):
                             outputs[number] += [output] * bool(wanted)
-            self._check_modules()  # while the device is at work
+            self._check(self._guard.modules_hold())  # while the device is at work
             if self._graphs.keys and not self._is_warm:
                 self._warm_up(options[0])
             return [joined(own) for own in outputs]
@@ -496,9 +502,9 @@ class StaticLanguageModel:
         """Run a step, if possible by its graph, which is captured when its shape comes for the second time."""
         graph = self._graphs.get(step.shape)
         if graph is not None:
-            graph()
+            graph(check=lambda: self._check(self._guard.weights_hold()))
             return
-        self._check_modules()  # which run now
+        self._check(self._guard.modules_hold())  # they run now
         if self._ops is not None:
             step.forward()
         elif step.shape.all_tokens > MAX_CAPTURED:
@@ -508,8 +514,8 @@ class StaticLanguageModel:
         else:
             step.forward()
 
-    def _check_modules(self) -> None:
-        if not self._guard.modules_hold():
+    def _check(self, holds: bool) -> None:
+        if not holds:
             self._changed = True
             raise StepsUnavailable("the model has changed")
 

@@ -19,6 +19,7 @@ from videollm_mod import (
     StreamPool,
     VideoLLMMoDForConditionalGeneration,
     VideoLLMMoDProcessor,
+    static_graphs,
     static_step,
     static_vision,
     steps,
@@ -38,6 +39,7 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 @pytest.fixture(autouse=True)
 def small_models_have_graphs_in_parts(monkeypatch):
     monkeypatch.setattr(static_step, "FIRST_LAYERS", 1)
+    monkeypatch.setattr(static_graphs, "FIRST_LAYERS", 1)
     monkeypatch.setattr(static_vision, "FIRST_LAYERS", 2)
 
 
@@ -274,6 +276,29 @@ def test_static_sessions_equal_others(bounds):
         assert watch(block)[1] == expected
     with ThreadPoolExecutor(4) as pool:
         assert all(events == expected for _, events in pool.map(watch, [5] * 4))
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_weights_that_took_the_place_of_others_are_read(number):
+    """Those of the first layers are looked at before a graph is launched, others while it is at work."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval().cuda()
+    frames = world_stream(76).frames(height=96)[:8]
+
+    def watch():
+        session = model.stream(processor)
+        return session, [watched.silence_probability for frame in frames for watched in session.watch(frame[None])]
+
+    before = watch()[1]
+    weight = model.model.language_model.layers[number].mlp.up_proj.weight
+    weight.data = weight.data * 3
+    torch.cuda.empty_cache()  # now the old weights cannot be read
+    changed = watch()[1]
+    with mock.patch.object(steps, "static_language_model", lambda model: (None, "switched off")):
+        expected = watch()[1]
+    assert np.allclose(changed, expected, atol=1e-4) and not np.allclose(changed, before, atol=1e-3)
+    session, again = watch()
+    assert session.stats.why_not_static is None and np.allclose(again, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])

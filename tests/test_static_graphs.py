@@ -8,7 +8,15 @@ import torch
 from accelerate.hooks import ModelHook, add_hook_to_module, remove_hook_from_module
 from tiny_models import tiny_model
 
-from videollm_mod.static_graphs import Graph, Graphs, StaticLanguageModel, has_own_forward
+from videollm_mod.cache import MoDCache
+from videollm_mod.static_graphs import (
+    Graph,
+    Graphs,
+    ModelGuard,
+    StaticLanguageModel,
+    StepsUnavailable,
+    has_own_forward,
+)
 from videollm_mod.static_step import PlainOps
 from videollm_mod.static_vision import StaticVision
 
@@ -126,6 +134,9 @@ def test_a_graph_is_replayed_on_its_own_tensors():
     (output,) = graph(torch.arange(3))
     assert output is own and own.tolist() == [0, 1, 2]
     assert [part.replay.call_count for part in graph._parts] == [1, 1]
+    with pytest.raises(StepsUnavailable):  # before the last part
+        graph(torch.arange(3), check=mock.Mock(side_effect=StepsUnavailable))
+    assert [part.replay.call_count for part in graph._parts] == [2, 1]
 
 
 def test_a_graph_is_captured_in_parts(monkeypatch):
@@ -153,6 +164,26 @@ def test_a_graph_is_captured_in_parts(monkeypatch):
     graph = graphs.capture("key", function, torch.zeros(2))
     parts = [("begin", 0), "first", ("end", 0), ("begin", 1), "second", ("end", 1)]
     assert log == ["first", "second", *parts] and graph._parts == made and graphs.why_not is None
+
+
+@torch.no_grad()
+def test_weights_of_the_last_part_are_looked_at_while_the_first_is_at_work(monkeypatch):
+    model, parts = tiny_model(5), [mock.Mock(), mock.Mock()]
+    language = model.model.language_model
+    fast = StaticLanguageModel(model, PlainOps)
+    fast._guard_of_first = ModelGuard([], [language.layers[0]])  # as with graphs
+    monkeypatch.setattr(fast._graphs, "get", lambda key: Graph(parts, (), None))
+    cache = MoDCache(model.config)
+    fast.feed(cache, [7], None, None)
+    language.layers[-1].mlp.up_proj.weight.data = language.layers[-1].mlp.up_proj.weight.data.clone()
+    assert fast.may_run
+    with pytest.raises(StepsUnavailable, match="the model has changed"):
+        fast.feed(cache, [7], None, None)
+    assert [part.replay.call_count for part in parts] == [2, 1] and not fast.may_run
+    fast = StaticLanguageModel(model, PlainOps)
+    fast._guard_of_first = ModelGuard([], [language.layers[0]])
+    language.layers[0].mlp.up_proj.weight.data = language.layers[0].mlp.up_proj.weight.data.clone()
+    assert not fast.may_run
 
 
 def test_what_cannot_be_captured_is_not_tried_again():
