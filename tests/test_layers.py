@@ -15,7 +15,7 @@ TABLE = ROOT / "docs" / "architecture.md"
 @cache
 def modules(root: Path = ROOT) -> dict[str, str]:
     """Each module of the package, in dots, and its file, relative to the root."""
-    inits = [file for depth in ("*", "*/*") for file in root.glob(f"{depth}/__init__.py")]
+    inits = [file for depth in ("[!.]*", "[!.]*/*") for file in root.glob(f"{depth}/__init__.py")]
     folders = [file.parent for file in inits if file.relative_to(root).parts[0] not in ("tests", "build")]
     files = [file.relative_to(root) for folder in (root, *folders) for file in folder.glob("*.py")]
     return {".".join((PACKAGE, *file.with_suffix("").parts)).removesuffix(".__init__"): str(file) for file in files}
