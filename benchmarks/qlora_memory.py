@@ -21,7 +21,7 @@ from videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.bench.geometries import GEOMETRIES
 from videollm_mod.bench.record import summarise, surroundings, write_result
 from videollm_mod.bench.streams import random_model
-from videollm_mod.benchmarks.lora import train_lora
+from videollm_mod.benchmarks.training_steps import train_streams
 from videollm_mod.training.adapters import LoraOptions
 from videollm_mod.training.config import TrainingConfig
 from videollm_mod.training.train import load
@@ -70,7 +70,7 @@ def train(checkpoint: str, frames: int, steps: int, limit: float) -> dict:
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     gradients = RouterGradients()
-    run = train_lora(model, arguments, frames, LoraOptions(**config.lora), gradients)
+    run = train_streams(model, arguments, frames, LoraOptions(**config.lora), gradients)
     return {
         "loading": loading,
         "training": memory(),

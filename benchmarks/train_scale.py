@@ -1,20 +1,24 @@
-"""Training on two GPUs against one: samples per second under DDP, and agreement of the losses with one GPU and FSDP2.
+"""Training on two GPUs against one: samples per second under DDP, the steps of DDP and FSDP2, and their losses.
 
     python -m videollm_mod.benchmarks.train_scale
 
-It trains LoRA of the paper's rank on random weights of Llama-3-8B's geometry, in bfloat16 with gradient checkpointing.
-A sample is a stream of 600 frames of 10 tokens, given as features, with one sample per GPU and step. One and two GPUs
-take turns, each in new processes of the HF Trainer.
+It trains LoRA of the paper's rank on random weights of Llama-3-8B's geometry, in bfloat16 with gradient checkpointing,
+and at last all weights, in float32 with autocast. A sample is a stream of 600 frames of 10 tokens, given as features,
+with one sample per GPU and step. Runs of the same processes follow each other, each with the HF Trainer.
 """
 
 import argparse
+import gc
 import json
 import os
+import shlex
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections import defaultdict
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,12 +26,38 @@ import torch
 from transformers import TrainerCallback, TrainingArguments
 
 from videollm_mod.bench.geometries import GEOMETRIES
-from videollm_mod.bench.record import summarise, surroundings, write_result
+from videollm_mod.bench.record import commit, summarise, surroundings, write, write_result
 from videollm_mod.bench.streams import random_model
-from videollm_mod.benchmarks.lora import train_lora
+from videollm_mod.benchmarks.training_steps import train_streams
 from videollm_mod.training.adapters import LoraOptions
 
 WARM_UP = 4  # steps that are not timed
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to train, with its options of FSDP2 if it shards."""
+
+    fsdp: dict | None = None
+    accumulate: int = 1
+    lora: bool = True
+
+
+WAYS = {
+    "plain": Way(),
+    "accumulated": Way(accumulate=2),
+    "ddp": Way(),
+    "fsdp2": Way({"reshard_after_forward": False}),
+    "fsdp2, frozen weights sharded": Way({"reshard_after_forward": True}),
+    "fsdp2, all weights trained": Way({"reshard_after_forward": True}, lora=False),
+}
+# of each start of processes: their number, and the ways that they train, one after the other; DDP first, as accelerate
+# asks the environment for FSDP, and keeps it there
+STARTS = (
+    (1, ("plain", "accumulated", "plain")),
+    (2, ("ddp", "ddp", "fsdp2", "fsdp2, frozen weights sharded")),
+    (2, ("fsdp2, all weights trained",)),
+)
 
 
 class StepClock(TrainerCallback):
@@ -42,14 +72,15 @@ class StepClock(TrainerCallback):
         self.times.append(time.perf_counter())
 
 
-def work(arguments: argparse.Namespace) -> None:
-    """One process of a run; the first process writes the measurements."""
+def train(way: Way, arguments: argparse.Namespace, folder: Path) -> tuple[dict, bool]:
+    """The measurements of one run, and whether this is the first process."""
+    cuda = torch.cuda.is_available()
     options = TrainingArguments(
-        output_dir=str(Path(arguments.worker).parent / "trainer"),
+        output_dir=str(folder / "trainer"),
         max_steps=arguments.steps,
         per_device_train_batch_size=1,
-        gradient_accumulation_steps=arguments.accumulate,
-        learning_rate=2e-4,
+        gradient_accumulation_steps=way.accumulate,
+        learning_rate=2e-4 if way.lora else 1e-5,
         lr_scheduler_type="constant",
         bf16=True,
         gradient_checkpointing=True,
@@ -60,79 +91,97 @@ def work(arguments: argparse.Namespace) -> None:
         disable_tqdm=True,
         dataloader_num_workers=2,
         remove_unused_columns=False,
-        use_cpu=not torch.cuda.is_available(),
-        **({"fsdp": True, "fsdp_config": {"version": 2}} if arguments.fsdp else {}),
+        use_cpu=not cuda,
+        **({"fsdp": True, "fsdp_config": {"version": 2, **way.fsdp}} if way.fsdp else {}),
     )
-    clock = StepClock()
-    model = random_model(arguments.geometry, options.device)
-    run = train_lora(model, options, arguments.frames, LoraOptions(), clock)
-    if options.process_index == 0:
-        run["seconds_per_step"] = [after - before for before, after in pairwise(clock.times)]
+    clock, dtype = StepClock(), torch.bfloat16 if way.lora else torch.float32
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    held = torch.cuda.memory_allocated() / 2**30 if cuda else None  # by the runs before, which should be 0
+    model = random_model(arguments.geometry, options.device, dtype=dtype)
+    run = train_streams(model, options, arguments.frames, LoraOptions() if way.lora else None, clock)
+    run["seconds_per_step"] = [after - before for before, after in pairwise(clock.times)]
+    run["seconds"] = statistics.median(run["seconds_per_step"][WARM_UP - 1 :])
+    if cuda:
+        run |= {"held_gib": held, "peak_allocated_gib": torch.cuda.max_memory_allocated() / 2**30}
+    return run, options.process_index == 0
+
+
+def work(arguments: argparse.Namespace) -> None:
+    """One process of a start; the first process writes the measurements after every run."""
+    runs, path = [], Path(arguments.worker)
+    for name in STARTS[arguments.part][1]:
+        run, first = train(WAYS[name], arguments, path.parent)
+        runs.append({"way": name, **run})
+        if first:
+            write(path, runs)
+        gc.collect()
         if torch.cuda.is_available():
-            run["peak_allocated_gib"] = torch.cuda.max_memory_allocated() / 2**30
-        Path(arguments.worker).write_text(json.dumps(run))
+            torch.cuda.empty_cache()
 
 
-def launch(arguments: argparse.Namespace, processes: int, steps: int, *options: str) -> dict:
-    """Run `processes` workers and return the measurements of the first."""
+def launch(arguments: argparse.Namespace, start: int) -> list[dict]:
+    """The runs of one of `STARTS`; fewer if one of them fails."""
+    processes = STARTS[start][0]
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "result.json"
-        shared = ["--geometry", arguments.geometry, "--frames", arguments.frames, "--steps", steps]
-        command = [__file__, *shared, "--worker", result, *options]
+        path = Path(folder) / "runs.json"
+        shared = ["--geometry", arguments.geometry, "--frames", arguments.frames, "--steps", arguments.steps]
+        command = [__file__, *shared, "--worker", path, "--part", start]
         environment = dict(os.environ)
         if processes == 1:  # as usual on one GPU: without a process group and DDP
             environment["CUDA_VISIBLE_DEVICES"] = "0"
         else:
             command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, *command]
-        subprocess.run([sys.executable, *map(str, command)], check=True, env=environment)
-        return json.loads(result.read_text())
+        code = subprocess.run([sys.executable, *map(str, command)], env=environment).returncode
+        print(f"start {start} ended with {code}", flush=True)
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", choices=GEOMETRIES, default="llama3-8b")
     parser.add_argument("--frames", type=int, default=600)
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--repeats", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=12, help="of each run, the first 4 of which are not timed")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
-    parser.add_argument("--accumulate", type=int, default=1, help=argparse.SUPPRESS)
-    parser.add_argument("--fsdp", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--part", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         return work(arguments)
 
-    command = " ".join(["python -m videollm_mod.benchmarks.train_scale", *sys.argv[1:]])
-    runs = {"1": [], "2": []}
+    command = shlex.join(["python", "-m", "videollm_mod.benchmarks.train_scale", *sys.argv[1:]])
+    runs: list[dict] = []
     result = {
         "command": command,
+        "commit": commit(),
         **surroundings("accelerate", "peft"),
         "geometry": arguments.geometry,
         "sample": f"{arguments.frames} frames of 10 tokens, a reply of 12 words after every 20th",
         "lora": {"r": LoraOptions().r, "alpha": LoraOptions().alpha},
-        "ddp": runs,
+        "runs": runs,
     }
-    for _ in range(arguments.repeats):
-        for processes in (1, 2):
-            run = launch(arguments, processes, arguments.steps)
-            run["samples_per_second"] = processes / statistics.fmean(run["seconds_per_step"][WARM_UP - 1 :])
-            runs[str(processes)].append(run)
-            path = write_result("train_scale", result)  # keep what is measured if the rest fails
-            print(f"{processes} GPU: {run['samples_per_second']:.3f} samples/s", flush=True)
-    rates = {n: statistics.median(run["samples_per_second"] for run in runs[n]) for n in runs}
-    result |= {"samples_per_second": rates, "ddp_speedup_2": rates["2"] / rates["1"]}
-    write_result("train_scale", result)
-    summarise("ddp_speedup_2", round(result["ddp_speedup_2"], 3), f"benchmarks/results/{path.name}", command)
-    print(f"ddp_speedup_2: {result['ddp_speedup_2']:.3f}", flush=True)
-
-    same_batches = launch(arguments, 1, 5, "--accumulate", "2")
-    result["fsdp2"] = launch(arguments, 2, 5, "--fsdp")
-    result["losses_of_the_same_global_batches"] = {
-        "one GPU, two accumulated": same_batches["losses"],
-        "two GPUs, DDP": runs["2"][0]["losses"][:5],
-        "two GPUs, FSDP2": result["fsdp2"]["losses"],
+    for start in range(len(STARTS)):
+        runs += launch(arguments, start)
+        write_result("train_scale", result)  # keep what is measured if the rest fails
+    found = defaultdict(list)
+    for run in runs:
+        found[run["way"]].append(run)
+        print(f"{run['way']}: {run['seconds']:.3f} s, {run.get('peak_allocated_gib', 0):.1f} GiB", flush=True)
+    seconds = {name: statistics.median(run["seconds"] for run in own) for name, own in found.items()}
+    rates = {"1": 1 / seconds["plain"], "2": 2 / seconds["ddp"]}
+    figures = {
+        "ddp_speedup_2": round(rates["2"] / rates["1"], 3),
+        "fsdp2_step_vs_ddp": round(seconds["fsdp2"] / seconds["ddp"], 3),
     }
-    write_result("train_scale", result)
-    print(json.dumps(result["losses_of_the_same_global_batches"], indent=1))
+    alike = {name: found[name][0]["losses"] for name in ("accumulated", *STARTS[1][1])}
+    result |= {"seconds_per_step": seconds, "samples_per_second": rates, **figures}
+    result["losses_of_the_same_global_batches"] = alike
+    path = write_result("train_scale", result)
+    for name, value in figures.items():
+        summarise(name, value, f"benchmarks/results/{path.name}", command)
+    print(json.dumps({**figures, "losses": alike}, indent=1))
+    missing = {name for _, names in STARTS for name in names} - found.keys()
+    if missing:
+        sys.exit(f"these runs failed: {', '.join(sorted(missing))}")
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from videollm_mod.training.saving import save
 from videollm_mod.training.train import TrainingConfig, train
 
 SHARDED = {"fsdp": True, "fsdp_config": {"version": 2}}
+KEPT_WHOLE = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward": False}}
 WHOLE = {"freeze_vision_tower": False, "eval_strategy": "steps", "eval_steps": 3}
 VALIDATED = {"world": {"validation": 4}}
 LORA = {"lora": {"r": 4, "alpha": 8}}
@@ -34,6 +35,7 @@ RUNS = {
     "ddp_lora": (LORA, PAIRS),
     "fsdp": (VALIDATED, SHARDED | WHOLE | PAIRS),
     "fsdp_lora": (LORA, SHARDED | ATTENTION),
+    "fsdp_lora_whole": (LORA, KEPT_WHOLE),
     "fsdp_lora_bf16": (LORA | {"dtype": "bfloat16"}, SHARDED | {"bf16": True}),
 }
 if torch.__version__ < "2.10":  # FSDP is refused there, see tests/test_training_compat.py
@@ -115,6 +117,14 @@ def test_fsdp_shards_trained_parameters_and_ddp_does_not(folder, name):
     for rank in range(2):
         assert seen(folder, name, rank)["sharded"] == ["fsdp" in name]
         assert seen(folder, name, rank)["dtypes"] == ["torch.float32"]
+
+
+@pytest.mark.parametrize("name", [name for name in RUNS if "lora" in name])
+def test_frozen_weights_lie_whole_on_each_device_where_weights_stay_whole(folder, name):
+    """Under `reshard_after_forward: false` they are never sharded, so nothing waits for them."""
+    for rank in range(2):
+        frozen = [name in ("fsdp_lora", "fsdp_lora_bf16")]
+        assert seen(folder, name, rank)["frozen_sharded"] == frozen
 
 
 @sharded

@@ -17,12 +17,18 @@ from .saving import unsharded
 logger = logging.get_logger(__name__)
 
 
+def is_frozen(module: torch.nn.Module) -> bool:
+    return not any(parameter.requires_grad for parameter in module.parameters())
+
+
 class StreamTrainer(Trainer):
     """A `Trainer` whose batches may have `frames`, uint8 `[F, 3, H, W]`, instead of `pixel_values_videos`. Frames have
     a quarter of the bytes to copy, and are preprocessed on the model's device.
 
     It supports one device, DDP and FSDP2. Under FSDP2 every parameter is gathered in its own dtype and computed with
-    autocast, as under DDP, because accelerate's policy would round the float32 routers to bfloat16.
+    autocast, as under DDP, because accelerate's policy would round the float32 routers to bfloat16. With
+    `reshard_after_forward: false`, which keeps weights whole, frozen weights are never sharded: they lie on every
+    device, as under DDP, and nothing waits for them.
 
     Args:
         video_processor: turns frames into pixel values; needed if batches have `frames`.
@@ -78,6 +84,9 @@ class StreamTrainer(Trainer):
                 found = {type(module).__name__ for module in self.model.modules()}
                 whole = cast(set[str], self.model._no_split_modules)
                 plugin.transformer_cls_names_to_wrap = sorted(found.intersection(whole))
+            if not plugin.reshard_after_forward and plugin.ignored_modules is None:
+                modules = [module for module in self.model.modules() if is_frozen(module)]
+                plugin.ignored_modules = [module.to(args.device) for module in modules]  # FSDP would move only its own
         elif self.args.fsdp:
             logger.warning("`fsdp` has no effect: accelerate shards only on GPUs and with several processes")
 

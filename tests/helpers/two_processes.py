@@ -25,16 +25,18 @@ def _shard_on_cpu(self, *args, fsdp_plugin=None, **kwargs):
 
 
 class Observer(TrainerCallback):
-    """Records the trained parameters and the gradients of the routers."""
+    """Records which parameters are sharded, and the gradients of the routers."""
 
     def __init__(self):
-        self.routers, self.sharded, self.dtypes = {}, set(), set()
+        self.routers, self.sharded, self.frozen_sharded, self.dtypes = {}, set(), set(), set()
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
                 self.sharded.add(isinstance(parameter, DTensor))
                 self.dtypes.add(str(parameter.dtype))
+            else:
+                self.frozen_sharded.add(isinstance(parameter, DTensor))
             if parameter.requires_grad and "layer_expert" in name:
                 gradient = parameter.grad
                 gradient = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
@@ -55,5 +57,6 @@ if __name__ == "__main__":
         training.StreamTrainer, plain = ObservedTrainer, training.StreamTrainer
         folder = training.train(TrainingConfig.load(path))
         training.StreamTrainer = plain
-        seen = {"routers": observer.routers, "sharded": sorted(observer.sharded), "dtypes": sorted(observer.dtypes)}
+        seen = {"routers": observer.routers}
+        seen |= {name: sorted(getattr(observer, name)) for name in ("sharded", "frozen_sharded", "dtypes")}
         (folder.parent / f"seen.{path.stem}.{PartialState().process_index}.json").write_text(json.dumps(seen))

@@ -1,4 +1,4 @@
-"""Train LoRA adapters on random streams with the Trainer, to measure what training costs."""
+"""Train adapters, or all weights, on random streams with the Trainer, to measure what training costs."""
 
 import torch
 from transformers import TrainerCallback, TrainingArguments
@@ -11,18 +11,18 @@ from videollm_mod.training.freezing import freeze_unreached
 from videollm_mod.training.trainer import StreamTrainer
 
 
-def train_lora(
+def train_streams(
     model: VideoLLMMoDForConditionalGeneration,
     arguments: TrainingArguments,
     num_frames: int,
-    lora: LoraOptions,
+    lora: LoraOptions | None,
     callback: TrainerCallback,
 ) -> dict:
-    """Train adapters on random streams. Return the loss and gradient norm of every step, and the number of trained
-    parameters."""
+    """Train adapters, or all weights without `lora`. Return the loss and gradient norm of every step, and the number of
+    trained parameters."""
     dataset = RandomStreams(model.config, num_frames)
     torch.manual_seed(0)  # so that adapters start the same with any number of processes
-    model = add_lora(model, lora)
+    model = model if lora is None else add_lora(model, lora)
     freeze_unreached(model, given_features=True)
     trainer = StreamTrainer(
         model=model.train(),
