@@ -36,10 +36,10 @@ def frames_of(seed: int, count: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, 96, 96, 3), dtype=np.uint8)
 
 
-def watch(model, processor, way: str, count: int, args, ratios=(None,)) -> tuple[float, list]:
+def watch(model, processor, way: str, count: int, args, ratios=(None,), ready=lambda: None) -> tuple[float, list]:
     """Seconds that `count` streams in a pool, or one session alone, take for `args.frames` frames each, with
     `args.before` frames in their caches; and the counters of the sessions. ratios: keep ratios that streams have by
-    turns."""
+    turns. ready: is called before the clock starts."""
     own = islice(cycle(ratios), count)
     sessions = [model.stream(processor, speak_threshold=0.0, keep_ratio=ratio) for ratio in own]
     for session in sessions:
@@ -48,6 +48,7 @@ def watch(model, processor, way: str, count: int, args, ratios=(None,)) -> tuple
     members = sessions if count == 1 else [pool.join(session) for session in sessions]
     frames = [frames_of(seed, args.frames) for seed in range(count)]
     synchronise(model.device)
+    ready()
     start = time.perf_counter()
     for block in np.split(np.arange(args.frames), args.frames if way == "live" else 1):
         for member, own in zip(members, frames, strict=True):
