@@ -2,6 +2,7 @@
 
     python -m videollm_mod.benchmarks.tables run --minutes 9  # repeat until no run is missing
     python -m videollm_mod.benchmarks.tables report
+    python -m videollm_mod.benchmarks.tables depth  # of tables with more than four layers
 
 A run is one row, seed and learning rate (`benchmarks/world_rows.py`). The learning rate of a row is the best of those
 of its level (`tables_recipes.py`) on the validation streams of seed 0; the tables show the test streams of all seeds.
@@ -100,7 +101,7 @@ def start(job: Key, card: str, args) -> subprocess.Popen:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("run", "report"))
+    parser.add_argument("what", choices=("run", "report", "depth"))
     parser.add_argument("--level", default="hard_small", choices=TABLES)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=[*ROWS, *DEEP_ROWS])
     parser.add_argument(
@@ -113,10 +114,14 @@ def main() -> None:
     try:
         if args.what == "run":
             run_all(args)
-        else:
-            from .tables_report import report  # needs packages that a run does not need
+        elif args.what == "depth":
+            from . import tables_depth  # needs packages that a run does not need
 
-            report(args.output)
+            tables_depth.report(args.output)
+        else:
+            from . import tables_report
+
+            tables_report.report(args.output)
     except (ValueError, OSError, ImportError) as error:
         needs = ": pip install videollm-mod[eval]" if isinstance(error, ImportError) else ""
         print(f"error: {error}{needs}", file=sys.stderr)

@@ -11,7 +11,7 @@ from statistics import mean, stdev
 from scipy import stats
 
 from .tables_runs import SEEDS, Runs, best_rate, lacking_rates
-from .world_rows import ROWS
+from .world_rows import ROWS, row_of
 
 MIN_SEEDS = 3  # a row with fewer is marked and has no figure
 
@@ -49,7 +49,7 @@ def difference(a: Scores, b: Scores) -> Difference | None:
 
 def varies(row: str) -> bool:
     """Whether the row keeps more than its own ratio during training, so that its training FLOPs are unknown."""
-    return ROWS[row].warmup > 0 or ROWS[row].elastic is not None
+    return row_of(row).warmup > 0 or row_of(row).elastic is not None
 
 
 def exact(run: dict) -> float:

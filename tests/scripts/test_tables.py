@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from waiting import PATIENCE, killed_in, until
 
-from videollm_mod.benchmarks import tables, tables_page, tables_report, world_rows
+from videollm_mod.benchmarks import tables, tables_depth, tables_page, tables_report, world_rows
 from videollm_mod.benchmarks.tables_recipes import RATES, TABLES
 from videollm_mod.benchmarks.tables_runs import SEEDS, best_rate, collect, key_of
 from videollm_mod.benchmarks.tables_scores import difference, self_conditioned
@@ -348,3 +348,45 @@ def test_a_folder_without_runs_gives_one_error_line(tmp_path, monkeypatch, capsy
     with pytest.raises(SystemExit) as stopped:
         tables.main()
     assert stopped.value.code == 2 and capsys.readouterr().err.count("\n") == 1
+
+
+def test_deep_rows_are_compared_with_chance_at_the_same_operations(tmp_path):
+    folder, level = tmp_path / "tables", "crowd_12"
+    kept = {"dense": (21.9, 99.9), "mod_all_deep": (7.7, 99.5), "random_all_deep": (7.7, 24.0), "mod": (13.4, 99.8)}
+    rate = TABLES[level].rates[0]
+    for row, (gflop, exact) in kept.items():
+        for seed in SEEDS if row != "mod" else SEEDS[:2]:
+            run = run_of(row, level, seed, rate, exact - seed / 10, validation=exact)
+            write(folder, {**run, "flops_per_stream": gflop * 1e9})
+    tables_depth.report(folder)
+    page = (tmp_path / "world_depth.md").read_text()
+    lines = {line.split("`")[1]: line.split(" | ") for line in page.splitlines() if line.startswith("| `")}
+    assert list(lines) == ["dense", "mod", "mod_all_deep", "random_all_deep"]  # by falling operations
+    assert lines["mod_all_deep"][1:4] == ["0.352", "99.30", "99.50, 99.40, 99.30, 99.20, 99.10"]
+    assert lines["mod_all_deep"][4:6] == ["-0.40 [-0.40, -0.40]", "-0.40"]
+    assert lines["mod_all_deep"][6] == "+75.50 [+75.50, +75.50] |"
+    assert "99.80, 99.70, -, -, -" in page and "Fewer than 3 seeds: `mod`." in page
+    assert "by validation: `mod_all_deep`" in page  # `mod` has more operations than the best may have
+    figures = {name: figure["value"] for name, figure in json.loads((tmp_path / "summary.json").read_text()).items()}
+    assert figures == {
+        "depth12_dense_exact": 99.7,
+        "depth12_best_exact": 99.3,
+        "depth12_random_exact": 23.8,
+        "depth12_best_operations": 0.352,
+    }
+    with Image.open(tmp_path / "world_depth.png") as picture:
+        assert picture.size == (600, 480)
+
+
+def test_rows_have_the_peers_that_differ_only_in_what_they_choose():
+    peers = {row: tables_depth.peer(row, "random") for row in world_rows.ROWS | world_rows.DEEP_ROWS}
+    assert peers["mod"] == peers["mod_warmup"] == peers["mod_output"] == "random"
+    assert peers["mod_all_deep"] == peers["mod_all_deep_warmup"] == "random_all_deep"
+    assert peers["mod_r0.5"] is None  # no row chooses half of them at random
+
+
+def test_there_is_no_page_of_deep_rows_without_dense(tmp_path):
+    write(tmp_path / "tables", run_of("mod", "crowd_12", 0, TABLES["crowd_12"].rates[0]))
+    with pytest.raises(FileNotFoundError, match="no runs of dense"):
+        tables_depth.report(tmp_path / "tables")
+    assert not (tmp_path / "world_depth.md").exists()
