@@ -18,9 +18,17 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def commit() -> str | None:
-    """The commit of the running code: that of the repository, or else the value of VIDEOLLM_MOD_COMMIT."""
-    git = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True)
-    return git.stdout.strip() if git.returncode == 0 else os.environ.get("VIDEOLLM_MOD_COMMIT")
+    """The commit of the running code: VIDEOLLM_MOD_COMMIT, for code that was copied without its history, or else that
+    of the repository, with a `+` if the working tree has other code."""
+    if given := os.environ.get("VIDEOLLM_MOD_COMMIT"):
+        return given
+
+    def git(*command: str) -> str | None:
+        asked = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True)
+        return asked.stdout.strip() if asked.returncode == 0 else None
+
+    head = git("rev-parse", "HEAD")
+    return head and head + "+" * bool(git("status", "--porcelain", "--untracked-files=no", "--", "*.py"))
 
 
 def header() -> dict:

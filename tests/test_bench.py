@@ -1,12 +1,13 @@
 """`videollm-mod bench`: its counts are exact, and its results are complete."""
 
 import json
+import subprocess
 
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from videollm_mod.bench import train
+from videollm_mod.bench import record, train
 from videollm_mod.bench.arithmetic import layer_tokens, step_operations
 from videollm_mod.bench.cache_bytes import bytes_per_frame, held_tokens
 from videollm_mod.bench.check import check
@@ -16,6 +17,28 @@ from videollm_mod.benchmarks import varying_lengths
 from videollm_mod.commands.cli import main
 from videollm_mod.configuration_videollm_mod import num_kept_tokens
 from videollm_mod.recomputing import choices_of_layers
+
+
+def test_the_commit_says_whether_the_code_is_another(tmp_path, monkeypatch):
+    def git(*command: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        return subprocess.run(["git", *who, *command], cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    monkeypatch.delenv("VIDEOLLM_MOD_COMMIT", raising=False)
+    monkeypatch.setattr(record, "ROOT", tmp_path)
+    assert record.commit() is None  # no repository
+    git("init", "-q")
+    (tmp_path / "code.py").write_text("1")
+    (tmp_path / "result.json").write_text("1")
+    git("add", ".")
+    git("commit", "-q", "-m", "first")
+    head = git("rev-parse", "HEAD").strip()
+    (tmp_path / "result.json").write_text("2")  # which a benchmark writes
+    assert record.commit() == head
+    (tmp_path / "code.py").write_text("2")
+    assert record.commit() == head + "+"
+    monkeypatch.setenv("VIDEOLLM_MOD_COMMIT", "abc")
+    assert record.commit() == "abc"
 
 
 @pytest.fixture(scope="module")
