@@ -59,6 +59,7 @@ class Space:
         self.visitors = Visitors(models, settings, self._uploads)
         self._last: dict[str, str] = {}  # session of an API client -> its last stream
         self._rendering = threading.Semaphore(1)
+        self._app: Any = None  # once it is launched
         self.server = gr.Server(title="VideoLLM-MoD", docs_url=None, redoc_url=None, openapi_url=None)
         for function, public in (
             (self.narrate, True),
@@ -287,7 +288,16 @@ class Space:
         """Start the server; see `gradio.Blocks.launch`."""
         limit = f"{self.settings.upload_megabytes}mb"
         options = {"show_error": False, "max_file_size": limit, "ssr_mode": False, **options}
-        return self.server.launch(_frontend=False, **options)
+        launched = self.server.launch(_frontend=False, **options)
+        self._app = launched[0]
+        return launched
+
+    def close(self) -> None:
+        """End all streams, delete all files, and stop the server, which would look for work a thousand times a second
+        as long as the process lives."""
+        self.visitors.close()
+        if self._app is not None:
+            self._app.get_blocks().close(verbose=False)
 
 
 def ascii_name(name: str) -> str:

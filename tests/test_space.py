@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import threading
 import time as clock
 from functools import partial
 
@@ -20,10 +21,10 @@ from fresh_process import ROOT, TINY_WORLD
 from pages import python_blocks
 from PIL import Image
 from plain_http import web
-from space_servers import call, upload
+from space_servers import call, launched, upload
 from stock_vlms import save_vlm
 from video_files import moving, write_sound, write_video
-from waiting import PATIENCE
+from waiting import PATIENCE, until
 
 from videollm_mod import VideoLLMMoDConfig, VideoLLMMoDForConditionalGeneration
 from videollm_mod.data.world import world_stream
@@ -39,9 +40,23 @@ from videollm_mod.space.stream import Stream
 from videollm_mod.space.visitors import Gone, Visitors
 
 INSTRUCTION = "Narrate what happens."
-# of a tiny model; where what it says must be right, `space_servers.models()` and `space_servers.serve()`
-models, serve = (partial(make, TINY_WORLD) for make in (space_servers.models, space_servers.serve))
+# of a tiny model; where what it says must be right, `space_servers.models()`
+models = partial(space_servers.models, TINY_WORLD)
 PATIENT = {"httpx_kwargs": {"timeout": PATIENCE}}  # of gradio's client
+
+
+@pytest.fixture(scope="module")
+def served():
+    """A running Space of the tiny model, and its address."""
+    with launched(TINY_WORLD) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def served_bundled():
+    """A running Space of the bundled checkpoint, and its address."""
+    with launched() as running:
+        yield running
 
 
 @pytest.fixture
@@ -306,10 +321,10 @@ def test_a_video_outside_the_domain_is_watched_without_a_word(tmp_path):
     assert Stream("id", models(), clips.upload("w", folder, world, "holiday.mp4", 180.0), Controls()).describes
 
 
-def test_a_program_is_told_why_nothing_is_said():
+def test_a_program_is_told_why_nothing_is_said(served):
     from gradio_client import Client, handle_file
 
-    _, url = serve()
+    _, url = served
     path = OWN_CHECKPOINT / "media" / "cup.mp4"
     result = Client(url, verbose=False, **PATIENT).predict(handle_file(path), threshold=1.0, api_name="/narrate")
     assert result["events"] == [] and result["stats"]["mod"]["frames"] == 17
@@ -374,8 +389,8 @@ def test_idle_streams_are_deleted_and_used_ones_stay(tmp_path):
 # ---- the server
 
 
-def test_only_page_and_assets_are_served_with_a_policy():
-    _, url = serve()
+def test_only_page_and_assets_are_served_with_a_policy(served):
+    _, url = served
     page = web.get(url)
     assert page.status_code == 200 and "default-src 'self'" in page.headers["content-security-policy"]
     assert "http://" not in page.text and "https://" not in page.text
@@ -389,8 +404,8 @@ def test_only_page_and_assets_are_served_with_a_policy():
         assert f"{option['parameter_name']}: " in names["/narrate"]["description"]
 
 
-def test_wrong_calls_get_one_sentence(tmp_path):
-    _, url = serve()
+def test_wrong_calls_get_one_sentence(served, tmp_path):
+    _, url = served
     secret = tmp_path / "secret.mp4"
     write_clip(secret, 1)
     status, clip = call(url, "choose", "example", "world", "")
@@ -420,35 +435,53 @@ def test_wrong_calls_get_one_sentence(tmp_path):
 
 
 def test_too_large_upload_is_refused(tmp_path):
-    _, url = serve(upload_megabytes=1)
-    path = tmp_path / "large.mp4"
-    path.write_bytes(bytes(1_200_000))
-    with pytest.raises(httpx.HTTPStatusError, match="413"):
-        upload(url, path)
+    with launched(TINY_WORLD, upload_megabytes=1) as (_, url):
+        path = tmp_path / "large.mp4"
+        path.write_bytes(bytes(1_200_000))
+        with pytest.raises(httpx.HTTPStatusError, match="413"):
+            upload(url, path)
+
+
+def test_a_closed_space_leaves_nothing_running():
+    with launched(TINY_WORLD) as (_, url):
+        assert web.get(url).status_code == 200
+        before = threading.active_count()
+        with launched(TINY_WORLD) as (other, elsewhere):
+            clip = call(elsewhere, "choose", "scene", 81, "")[1]["clip"]
+            call(elsewhere, "begin", clip, {})
+            (stream,) = other.visitors.streams.values()
+        until(lambda: threading.active_count() <= before, "the end of its threads")
+        assert stream.over and not other.visitors.clips[clip].folder.exists()
+        with pytest.raises(httpx.ConnectError):
+            web.get(elsewhere)
+        assert web.get(url).status_code == 200
 
 
 def test_line_has_a_limit_and_moves_on():
-    space, url = serve(running=1, waiting=1, patience_seconds=PATIENCE)
-    assert web.get(f"{url}about.json").json()["limits"]["waiting"] == 1
-    clip = call(url, "choose", "scene", 81, "")[1]["clip"]
-    first, second = (call(url, "begin", clip, {})[1] for _ in range(2))
-    assert (first["waiting"], second["waiting"]) == (0, 1)
-    assert call(url, "begin", clip, {}) == (500, "Too many people are here right now. Please try again in a minute.")
-    waiting = call(url, "advance", second["stream"], 2.0, {}, {}, None)[1]
-    assert waiting["waiting"] == 1 and waiting["lanes"]["mod"]["frames"] == []
-    call(url, "stop", first["stream"], {})
-    going = call(url, "advance", second["stream"], 2.0, {}, {}, None)[1]
-    assert going["waiting"] == 0 and len(going["lanes"]["mod"]["frames"]) == 5
-    call(url, "stop", second["stream"], {})
-    assert len(space.visitors.line._heard) == 0
+    with launched(TINY_WORLD, running=1, waiting=1, patience_seconds=PATIENCE) as (space, url):
+        assert web.get(f"{url}about.json").json()["limits"]["waiting"] == 1
+        clip = call(url, "choose", "scene", 81, "")[1]["clip"]
+        first, second = (call(url, "begin", clip, {})[1] for _ in range(2))
+        assert (first["waiting"], second["waiting"]) == (0, 1)
+        assert call(url, "begin", clip, {}) == (
+            500,
+            "Too many people are here right now. Please try again in a minute.",
+        )
+        waiting = call(url, "advance", second["stream"], 2.0, {}, {}, None)[1]
+        assert waiting["waiting"] == 1 and waiting["lanes"]["mod"]["frames"] == []
+        call(url, "stop", first["stream"], {})
+        going = call(url, "advance", second["stream"], 2.0, {}, {}, None)[1]
+        assert going["waiting"] == 0 and len(going["lanes"]["mod"]["frames"]) == 5
+        call(url, "stop", second["stream"], {})
+        assert len(space.visitors.line._heard) == 0
 
 
-def test_example_of_the_docs_runs(tmp_path, monkeypatch, capsys):
+def test_example_of_the_docs_runs(served_bundled, tmp_path, monkeypatch, capsys):
     import re
 
     from gradio_client import Client
 
-    _, url = space_servers.serve()
+    _, url = served_bundled
     ((_, block),) = python_blocks(ROOT / "docs" / "how-to" / "space.md")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("gradio_client.Client", partial(Client, **PATIENT))
@@ -462,11 +495,11 @@ def test_example_of_the_docs_runs(tmp_path, monkeypatch, capsys):
     assert printed.rstrip().endswith("s  " + world_stream(3).narrations[-1][1])  # what happened last
 
 
-def test_two_programs_do_not_share_a_stream(tmp_path):
+def test_two_programs_do_not_share_a_stream(served_bundled, tmp_path):
     from gradio_client import Client, handle_file
     from gradio_client.exceptions import AppError
 
-    _, url = space_servers.serve()
+    _, url = served_bundled
     clients = [Client(url, verbose=False, **PATIENT) for _ in range(2)]
     paths = [write_clip(tmp_path / f"{seed}.mp4", seed)[0] for seed in (91, 92)]
     jobs = [
@@ -492,10 +525,10 @@ def test_two_programs_do_not_share_a_stream(tmp_path):
     assert "Traceback" not in str(caught.value)
 
 
-def test_call_without_a_session_is_asked_about_by_its_id_only(tmp_path):
+def test_call_without_a_session_is_asked_about_by_its_id_only(served, tmp_path):
     from gradio import Request
 
-    space, url = serve()
+    space, url = served
     path, _ = write_clip(tmp_path / "clip.mp4", 93)
     *_, last = space.narrate({"path": upload(url, path)}, request=Request())
     with pytest.raises(Gone):  # it may be the call of another visitor
@@ -503,8 +536,8 @@ def test_call_without_a_session_is_asked_about_by_its_id_only(tmp_path):
     assert space.ask("What happened last?", last["stream"], request=Request())["kind"] == "answer"
 
 
-def test_downloads_over_http():
-    _, url = serve()
+def test_downloads_over_http(served):
+    _, url = served
     clip = call(url, "choose", "scene", 95, "")[1]["clip"]
     stream = call(url, "begin", clip, {})[1]["stream"]
     view = {"more": True}

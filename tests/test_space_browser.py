@@ -10,7 +10,7 @@ import av
 import numpy as np
 import pytest
 from running_servers import serving
-from space_servers import models, serve
+from space_servers import launched, models
 from waiting import until
 
 from videollm_mod.data.world import world_stream
@@ -61,9 +61,15 @@ def browser(camera_clip):
         yield started.chromium.launch(executable_path=CHROMIUM, args=options)
 
 
+@pytest.fixture(scope="module")
+def served():
+    with launched() as running:
+        yield running
+
+
 @pytest.fixture
-def space_url() -> str:
-    return serve()[1]
+def space_url(served) -> str:
+    return served[1]
 
 
 @pytest.fixture
@@ -263,7 +269,7 @@ def test_camera_is_watched_live(visit, of_no_domain):
         wait_until(page, f"document.querySelector('#log [aria-current=true] time')?.textContent === '{time}'")
 
 
-def test_bad_files_and_failing_calls_are_explained(visit, tmp_path):
+def test_bad_files_and_failing_calls_are_explained(visit, tmp_path, served):
     page = visit(expect_errors=True)
     broken, large = tmp_path / "broken.mp4", tmp_path / "large.mp4"
     broken.write_bytes(CUP.read_bytes()[:4000])
@@ -283,7 +289,7 @@ def test_bad_files_and_failing_calls_are_explained(visit, tmp_path):
     page.click("#start")
     page.wait_for_selector("#log li")
     # a stream that the server has deleted
-    space, _ = serve()
+    space, _ = served
     for stream in list(space.visitors.streams):
         del space.visitors.streams[stream]
     wait_until(page, "document.getElementById('problem').textContent.includes('idle for too long')")
@@ -363,7 +369,7 @@ def test_a_video_outside_the_domain_is_watched_without_a_word(visit):
     assert page.is_visible("#ask") and page.is_visible("#log")
 
 
-def test_page_is_that_of_the_model(visit, monkeypatch, of_no_domain):
+def test_page_is_that_of_the_model(visit, monkeypatch, of_no_domain, served):
     """Of one that was made from a pretrained image model: without a separator, and dense before calibration."""
     for name, value in {
         "name": "smolvlm2",
@@ -382,7 +388,7 @@ def test_page_is_that_of_the_model(visit, monkeypatch, of_no_domain):
     page.evaluate("document.getElementById('video').playbackRate = 4")
     page.click("#start")
     page.wait_for_selector("#log li")
-    *_, stream = serve()[0].visitors.streams.values()
+    *_, stream = served[0].visitors.streams.values()
     controls = stream.full_controls
     assert (stream.rule, controls.threshold, controls.keep_ratio, stream.compare) == ("verify", 0.1353, None, False)
     assert stream.instruction == "What do you see?" and page.is_hidden("#truth")
@@ -465,7 +471,7 @@ class TestSpaceOnAServer:
         remote.config.domain = None  # so that it speaks about a camera, whatever that shows
         space = Space(remote, Settings(running=4))
         yield space.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")[1]
-        space.visitors.close()
+        space.close()
         until(lambda: not server.registry.sessions, "the end of all sessions")
 
     def test_visitors_of_a_video_and_a_camera_are_sessions_there(self, visit, server, tmp_path):

@@ -133,4 +133,4 @@ def test_programs_use_a_space_on_a_server(server, remote):
         status, why = call(url, "begin", clip["clip"], {"compare": True})
         assert status != 200 and "cannot be compared" in why
     finally:
-        space.visitors.close()
+        space.close()

@@ -1,5 +1,8 @@
-"""Servers of the Space for tests: each checkpoint is loaded once, and there is one server per `Settings`."""
+"""Servers of the Space for tests: each checkpoint is loaded once. A server that nobody uses any more is closed, since
+what else runs in its process would take twice as long beside a few of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -24,12 +27,14 @@ def models(checkpoint: Path | None = None) -> Models:
     return loaded(checkpoint)
 
 
-@cache
-def serve(checkpoint: Path | None = None, **settings) -> tuple[Space, str]:
+@contextmanager
+def launched(checkpoint: Path | None = None, **settings) -> Iterator[tuple[Space, str]]:
     """A running Space and its address, which ends in a slash."""
     space = Space(models(checkpoint), Settings(**{"running": 4, **settings}))
-    _, url, _ = space.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    return space, url
+    try:
+        yield space, space.launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")[1]
+    finally:
+        space.close()
 
 
 def call(url: str, name: str, *data):
