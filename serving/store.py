@@ -152,9 +152,9 @@ class SessionStore:
         return None
 
     def __contains__(self, session_id: str) -> bool:
-        """Whether something was saved under this id."""
+        """Whether something was saved under this id, to its end."""
         known = SESSION_ID.fullmatch(session_id) is not None
-        return known and bool(self.files.folder(session_id).names("manifests"))
+        return known and bool(manifests(self.files.folder(session_id)))
 
     def session_ids(self) -> list[str]:
         """Of all sessions in the store."""

@@ -425,6 +425,10 @@ def test_ended_and_abandoned_sessions_are_removed(small, features, tmp_path):
     with pytest.raises(SessionLost, match="not, or no longer, owned"):
         ended.save(model.stream(processor))
     assert not (tmp_path / "ended").exists() and "ended" not in files and "held" in files and ".." not in files
+    (tmp_path / "first" / "manifests").mkdir(parents=True)
+    (tmp_path / "first" / "manifests" / ".0000000001.json.0.partial").touch()  # its first save has not come to its end
+    assert "first" not in files
+    files.files.remove("first")
     assert files.session_ids() == ["abandoned", "damaged", "held"]
     owner = SessionStore(str(tmp_path))
     held = owner.open("held")
