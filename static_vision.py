@@ -8,7 +8,6 @@ size of the vision tower, I its intermediate size.
 """
 
 import weakref
-from collections.abc import Callable
 from functools import partial
 from types import SimpleNamespace
 
@@ -28,7 +27,6 @@ except ImportError:
 
 GRAPHS = 20  # numbers of frames with a graph: in a pool of streams all up to 15 occur, and powers of two
 MAX_FRAMES = 64  # of one graph: with more, launching kernels takes no time beside the work
-FIRST_LAYERS = 4  # up to this one they are a graph of their own
 ROWS, WARPS = 1, 4  # of one program of the kernel
 
 
@@ -130,14 +128,11 @@ class TowerKernels(PlainTowerOps):
         return activated.view(*normed.shape[:2], -1)
 
 
-def run(
-    tower, pixels: torch.Tensor, ops=PlainTowerOps, feature_layer: int | list[int] | None = None, cut=lambda: None
-):
+def run(tower, pixels: torch.Tensor, ops=PlainTowerOps, feature_layer: int | list[int] | None = None):
     """The forward pass of a tower for frames `[F, 3, H, W]` in its dtype.
 
     Args:
         feature_layer: `vision_feature_layer` of the model's config. Layers above it are left out.
-        cut: is called after the first layers.
 
     Returns:
         Its `last_hidden_state` `[F, P, Dv]`, or the hidden states of `feature_layer`, and SigLIP's `pooler_output`
@@ -152,8 +147,6 @@ def run(
     states, normed = {0: x}, layers[0].layer_norm1(x)
     norms = [*(layer.layer_norm1 for layer in layers[1:]), core.post_layernorm]
     for number, (layer, next_norm) in enumerate(zip(used, norms, strict=False), 1):
-        if number == FIRST_LAYERS:
-            cut()
         attended = ops.attend(layer.self_attn, ops.project_qkv(layer.self_attn, normed))
         x, normed = ops.add_and_norm(x, layer.self_attn.out_proj(attended), layer.layer_norm2)
         x, normed = ops.add_and_norm(x, layer.mlp.fc2(ops.mlp_up(layer.mlp, normed)), next_norm)
@@ -223,11 +216,11 @@ class StaticVision:
                 graph = self._graphs.capture(count, partial(self._features, model), buffer)
             return self._features(model, pixels) if graph is None else graph(pixels).clone()
 
-    def _features(self, model, pixels: torch.Tensor, cut: Callable[[], None] = lambda: None) -> torch.Tensor:
+    def _features(self, model, pixels: torch.Tensor, cut=None) -> torch.Tensor:
         if self._ops is not None:
             try:
                 tower, layer = model.vision_tower, model.config.vision_feature_layer
-                return model.tokens_of(*run(tower, pixels.to(tower.dtype), self._ops, layer, cut))
+                return model.tokens_of(*run(tower, pixels.to(tower.dtype), self._ops, layer))
             except torch.OutOfMemoryError:
                 raise
             except Exception:  # for example where the kernel cannot be compiled

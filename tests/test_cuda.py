@@ -21,7 +21,6 @@ from videollm_mod import (
     VideoLLMMoDProcessor,
     static_graphs,
     static_step,
-    static_vision,
     steps,
 )
 from videollm_mod.bench import watching
@@ -40,7 +39,6 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a C
 def small_models_have_graphs_in_parts(monkeypatch):
     monkeypatch.setattr(static_step, "FIRST_LAYERS", 1)
     monkeypatch.setattr(static_graphs, "FIRST_LAYERS", 1)
-    monkeypatch.setattr(static_vision, "FIRST_LAYERS", 2)
 
 
 def to_cuda(inputs: dict) -> dict:
