@@ -11,7 +11,14 @@ import pytest
 import torch
 from fresh_process import ROOT
 from picture_source import Pictures
-from test_static_step import STATIC, calls_of, check_streams_together, watch_in_a_pool, with_any_norm
+from test_static_step import (
+    STATIC,
+    calls_of,
+    check_other_weights_are_read,
+    check_streams_together,
+    watch_in_a_pool,
+    with_any_norm,
+)
 from tiny_models import EOS, PAD, ROUTINGS, frame_cuts, random_batch, run_in_pieces, tiny_config, tiny_model
 
 from videollm_mod import (
@@ -279,24 +286,7 @@ def test_static_sessions_equal_others(bounds):
 @pytest.mark.parametrize("number", [0, -1])
 def test_weights_that_took_the_place_of_others_are_read(number):
     """Those of the first layers are looked at before a graph is launched, others while it is at work."""
-    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval().cuda()
-    frames = world_stream(76).frames(height=96)[:8]
-
-    def watch():
-        session = model.stream(processor)
-        return session, [watched.silence_probability for frame in frames for watched in session.watch(frame[None])]
-
-    before = watch()[1]
-    weight = model.model.language_model.layers[number].mlp.up_proj.weight
-    weight.data = weight.data * 3
-    torch.cuda.empty_cache()  # now the old weights cannot be read
-    changed = watch()[1]
-    with mock.patch.object(steps, "static_language_model", lambda model: (None, "switched off")):
-        expected = watch()[1]
-    assert np.allclose(changed, expected, atol=1e-4) and not np.allclose(changed, before, atol=1e-3)
-    session, again = watch()
-    assert session.stats.why_not_static is None and np.allclose(again, expected, atol=1e-4)
+    check_other_weights_are_read("cuda", number)
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 3e-2)])

@@ -12,10 +12,17 @@ import numpy as np
 import pytest
 import torch
 from comparing import assert_near, assert_same_cache, assert_same_events
+from fresh_process import ROOT
 from small_data import small_model
 from tiny_models import FIRST_WORD, ROUTINGS, SEPARATOR, START, VIDEO, random_batch, tiny_model
 
-from videollm_mod import StreamPool, static_graphs, static_step
+from videollm_mod import (
+    StreamPool,
+    VideoLLMMoDForConditionalGeneration,
+    VideoLLMMoDProcessor,
+    static_graphs,
+    static_step,
+)
 from videollm_mod import steps as steps_module
 from videollm_mod import weights as stored
 from videollm_mod.cache import MoDCache
@@ -329,6 +336,36 @@ def test_a_changed_model_is_noticed():
     assert not fast.is_current
     assert why_not(model) is None
     assert why_not(model.to("meta")) == "the model is on meta"
+
+
+def check_other_weights_are_read(device: str, number: int) -> None:
+    """A session continues with weights of a layer that took the place of others, whose memory is free."""
+    processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval().to(device)
+    frames = world_stream(76).frames(height=96)[:8]
+
+    def watch():
+        session = model.stream(processor)
+        found = [watched.silence_probability for frame in frames for watched in session.watch(frame[None])]
+        return np.array(found), session.stats.why_not_static
+
+    before = watch()[0]
+    weight = model.model.language_model.layers[number].mlp.down_proj.weight
+    torch.manual_seed(0)
+    weight.data = 4 * weight.data.std() * torch.randn_like(weight.data)
+    if device == "cuda":
+        torch.cuda.empty_cache()  # now the old ones cannot be read
+    changed = watch()[0]
+    with mock.patch.object(steps_module, "static_language_model", lambda model: (None, "switched off")):
+        expected = watch()[0]
+    assert np.allclose(changed, expected, atol=1e-4) and np.abs(changed - before).max() > 0.1
+    again, why_not_static = watch()
+    assert why_not_static is None and np.allclose(again, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("number", [0, -1])
+def test_weights_that_took_the_place_of_others_are_read(number):
+    check_other_weights_are_read("cpu", number)
 
 
 def test_a_model_is_copied_and_freed_with_its_steps():
