@@ -166,19 +166,6 @@ def copying_stream(device: torch.device) -> "torch.cuda.Stream":
     return torch.cuda.Stream(device)
 
 
-@contextmanager
-def beside_others(device: torch.device) -> Iterator[None]:
-    """Where a thread encodes frames while another watches, let a GPU do both at a time: what comes here is done after
-    all work so far, and then on a CUDA stream of its own. Whoever uses the results waits for them first."""
-    if device.type != "cuda":
-        yield
-        return
-    stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(stream):
-        yield
-
-
 @dataclass(frozen=True)
 class FeedResult:
     """What a session gets of a `Feed`.
@@ -507,7 +494,6 @@ __all__ = [
     "Step",
     "Timestamp",
     "Verification",
-    "beside_others",
     "run_steps",
     "run_together",
 ]

@@ -2,9 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
-from itertools import islice, pairwise
-from typing import Any
+from collections.abc import Callable
+from itertools import islice
 from unittest import mock
 
 import numpy as np
@@ -16,9 +15,6 @@ from .. import steps as steps_module
 from ..compat import CACHE_NAME
 from ..modeling_videollm_mod import VideoLLMMoDForConditionalGeneration
 from ..processing_videollm_mod import VideoLLMMoDProcessor
-from ..sources import live as live_module
-from ..sources.live import LiveWatch
-from ..sources.live_source import LiveCounts, LiveFrame
 from ..static_graphs import Graph
 from ..steps import run_steps
 from .filled import fill
@@ -171,34 +167,6 @@ def end_to_end(model, processor, held: int, repeats: int, frames: int, size: tup
         if name != "generation"
     }
     return {**summary(seconds, frames), "ms_per_frame": stages, "frame_size": list(size)}
-
-
-class Frames:
-    """A live source of frames that are there as soon as they are wanted."""
-
-    def __init__(self, images: np.ndarray, count: int, start: float):
-        self.images, self.count, self.start, self.counts = images, count, start, LiveCounts()
-
-    def __iter__(self) -> Iterator[LiveFrame]:
-        for index in range(self.count):
-            yield LiveFrame(self.images[index % len(self.images)], self.start + index / 2, time.perf_counter())
-
-    def stop(self) -> None:
-        self.count = 0
-
-
-def live(model, processor, held: int, repeats: int, size: tuple[int, int]) -> dict:
-    """From decoded frames of `size` (height, width) to the decision to speak, one by one, as from a camera that is
-    faster than the model: the next frame is encoded while the language model watches one. Times are those between two
-    decisions."""
-    session = session_of(model, processor, held)
-    pixels = np.random.default_rng(0).integers(0, 256, (4, *size, 3), dtype=np.uint8)
-    source: Any = Frames(pixels, 4 * WARM_UP + repeats, session.time + 1)
-    with mock.patch.object(live_module, "WAITING", 1):
-        watch = LiveWatch(session, source, "wait")
-    with watch:
-        done = [time.perf_counter() for _ in watch][4 * WARM_UP - 1 :]
-    return {**summary([after - before for before, after in pairwise(done)]), "frame_size": list(size)}
 
 
 def first_token(model, processor, held: int, repeats: int) -> dict:

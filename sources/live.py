@@ -181,19 +181,16 @@ class LiveWatch:
                 return
 
     def _encode(self) -> None:
-        from ..steps import beside_others
-
-        with beside_others(self.session.model.device):
-            while True:
-                self._encoded.wait_until_empty()  # so that no newer frame is dropped while older ones wait here
-                block = self._decoded.take()
-                if not block:
-                    return
-                features = self.encode(block)
-                for frame, encoded in zip(block, features, strict=True):
-                    frame.features = encoded
-                if not self._encoded.put(block):
-                    return
+        while True:
+            self._encoded.wait_until_empty()  # so that no newer frame is dropped while older ones wait here
+            block = self._decoded.take()
+            if not block:
+                return
+            features = self.encode(block)
+            for frame, encoded in zip(block, features, strict=True):
+                frame.features = encoded
+            if not self._encoded.put(block):
+                return
 
 
 def percentiles(seconds: list[float]) -> dict[str, float] | None:

@@ -323,10 +323,9 @@ def test_a_live_source_takes_the_graphs_of_the_tower():
     processor = VideoLLMMoDProcessor.from_pretrained(ROOT)
     model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval().cuda()
     frames = np.concatenate([world_stream(seed).frames(height=96) for seed in (74, 75)])[:48]
-    by_graph, call, streams = [], StaticVision.__call__, set()
+    by_graph, call = [], StaticVision.__call__
 
     def count(vision, pixels):
-        streams.add(torch.cuda.current_stream())
         features = call(vision, pixels)
         by_graph.append(len(pixels) if len(pixels) in vision._graphs.keys else 0)
         return features
@@ -341,7 +340,6 @@ def test_a_live_source_takes_the_graphs_of_the_tower():
         assert WAITING * len(by_graph) >= len(frames) and by_graph.count(0) <= WAITING
         assert sum(by_graph) >= len(frames) / 2
         assert session.stats.why_not_static is None and model._vision_graphs.is_current
-        assert len(streams) == 1 and torch.cuda.current_stream() not in streams  # so the device does both at a time
     with torch.no_grad():
         pixels = processor.video_processor.to_pixels(torch.from_numpy(frames).movedim(-1, 1).cuda())
         assert relative_error(torch.stack(features), model.encode_frames(pixels).pooler_output) < 1e-3
