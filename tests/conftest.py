@@ -1,5 +1,6 @@
 """Set-up of every test: nothing may reach a model hub, and random numbers start from one seed."""
 
+import atexit
 import functools
 import gc
 import os
@@ -25,8 +26,14 @@ gc.disable()  # until the tests begin: libraries make a million objects when the
 # A shell's background jobs ignore Ctrl-C, and so would the commands that tests start and break off.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Registered first, and so called last: nobody reads this process's exit code, and freeing every object that many
+    # tests leave takes Python seconds, while all wait for the last process.
+    atexit.register(os._exit, 0)
+
 # huggingface_hub and transformers read theirs when they are first imported, which is after this file.
 _hf_home = tempfile.TemporaryDirectory(prefix="hf-home-")
+atexit.register(_hf_home.cleanup)
 os.environ |= {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -64,6 +71,10 @@ def pytest_collection_modifyitems(items):
 def pytest_collection_finish():
     gc.freeze()
     gc.enable()
+
+
+def pytest_sessionfinish():
+    gc.freeze()  # pytest collects garbage ten times before it ends; what tests have left is millions of objects
 
 
 @pytest.fixture(autouse=True)
