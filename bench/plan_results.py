@@ -11,7 +11,7 @@ STREAM = "videollm-mod bench stream --json benchmarks/results/stream_llama3_8b.j
 OFFLINE = "videollm-mod bench offline --json benchmarks/results/offline_llama3_8b.json"
 GROWTH = "videollm-mod bench growth --json benchmarks/results/growth_llama3_8b.json"
 POOL = "python -m videollm_mod.benchmarks.pool --geometry llama3-8b"
-SCALE = "python -m videollm_mod.benchmarks.train_scale --steps 16"
+SCALE = "python -m videollm_mod.benchmarks.train_scale --steps 12"
 MEMORY = "videollm-mod bench memory --json benchmarks/results/bench_memory.json"
 
 

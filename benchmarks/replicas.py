@@ -2,8 +2,8 @@
 
     python -m videollm_mod.benchmarks.replicas
 
-A replica is a process with a GPU of its own, a model and a pool, as those of a server on several GPUs are. The batch is
-watched by one replica, and then half by each of two, in turns. Weights and frames are random, which does not change
+A replica is a process with a GPU of its own, a model and a pool, as those of a server on several GPUs are. The batch
+is watched by one replica, and then half by each of two, in turns. Weights and frames are random, which does not change
 what a frame costs. The ways are those of `benchmarks/pool.py`: `live`, frame by frame, and `backlog`, in blocks.
 """
 
@@ -65,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--geometry", default="llama3-8b", choices=NAMES)
     parser.add_argument("--streams", type=int, nargs="+", default=[64, 16], help="of a batch")
     parser.add_argument("--before", type=int, default=160, help="frames in each cache when the clock starts")
-    parser.add_argument("--frames", type=int, default=32, help="timed frames of each stream")
+    parser.add_argument("--frames", type=int, default=24, help="timed frames of each stream")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args(argv)
     machine = surroundings()

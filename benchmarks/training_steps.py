@@ -18,8 +18,8 @@ def train_streams(
     lora: LoraOptions | None,
     callback: TrainerCallback,
 ) -> dict:
-    """Train adapters, or all weights without `lora`. Return the loss and gradient norm of every step, and the number of
-    trained parameters."""
+    """Train adapters, or all weights without `lora`. Return the loss and gradient norm of every step, and the number
+    of trained parameters."""
     dataset = RandomStreams(model.config, num_frames)
     torch.manual_seed(0)  # so that adapters start the same with any number of processes
     model = model if lora is None else add_lora(model, lora)

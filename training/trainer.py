@@ -1,6 +1,7 @@
 """The HF Trainer for streams: frames are moved as uint8 and preprocessed on the device."""
 
 import contextlib
+import re
 from collections.abc import Iterator
 from typing import cast
 
@@ -18,7 +19,9 @@ logger = logging.get_logger(__name__)
 
 
 def is_frozen(module: torch.nn.Module) -> bool:
-    return not any(parameter.requires_grad for parameter in module.parameters())
+    """Whether a module holds parameters of its own, and trains none of them."""
+    own = list(module.parameters(recurse=False))
+    return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
 class StreamTrainer(Trainer):
@@ -85,8 +88,9 @@ class StreamTrainer(Trainer):
                 whole = cast(set[str], self.model._no_split_modules)
                 plugin.transformer_cls_names_to_wrap = sorted(found.intersection(whole))
             if not plugin.reshard_after_forward and plugin.ignored_modules is None:
-                modules = [module for module in self.model.modules() if is_frozen(module)]
-                plugin.ignored_modules = [module.to(args.device) for module in modules]  # FSDP would move only its own
+                # by name: the plugin outlives the model
+                frozen = [name for name, module in self.model.named_modules() if is_frozen(module)]
+                plugin.ignored_modules = "|".join(map(re.escape, frozen)) or None
         elif self.args.fsdp:
             logger.warning("`fsdp` has no effect: accelerate shards only on GPUs and with several processes")
 
