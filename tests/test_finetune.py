@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +26,7 @@ from videollm_mod.data.collator import StreamCollator
 from videollm_mod.loading.quantisation import four_bit
 from videollm_mod.training.adapters import LoraOptions, add_lora, merge_adapter
 from videollm_mod.training.examples import stream_datasets
-from videollm_mod.training.freezing import freeze_unreached
+from videollm_mod.training.freezing import freeze_unreached, frozen_modules
 from videollm_mod.training.keep_ratio import KeepRatioSchedule
 from videollm_mod.training.saving import save
 from videollm_mod.training.train import TrainingConfig, train
@@ -205,6 +206,16 @@ def test_frozen_parameters_are_those_without_gradient(name, frames):
     without = {n for n, p in model.named_parameters() if p.grad is None}
     freeze_unreached(model, given_features=features)
     assert {n for n, p in model.named_parameters() if not p.requires_grad} == without
+
+
+def test_frozen_modules_are_those_that_train_nothing():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "a_b": torch.nn.Linear(2, 2), "none": torch.nn.ReLU()})
+    assert frozen_modules(model) is None
+    model["a"].weight.requires_grad_(False)
+    assert frozen_modules(model) is None
+    model["a"].bias.requires_grad_(False)
+    matched = [name for name, _ in model.named_modules() if re.fullmatch(frozen_modules(model), name)]
+    assert matched == ["a"]
 
 
 def test_keep_ratio_warms_up_from_one_or_is_drawn_from_its_range():

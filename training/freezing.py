@@ -4,6 +4,10 @@ DDP waits for the gradient of every trainable parameter, and FSDP expects the sa
 exact and free, while `find_unused_parameters` would search the graph in every step.
 """
 
+import re
+
+from torch import nn
+
 from ..configuration_videollm_mod import VideoLLMMoDConfig
 
 
@@ -31,3 +35,14 @@ def freeze_unreached(model, given_features: bool) -> None:
     for name, parameter in model.named_parameters():
         if any(part in f".{name}" for part in names_without_gradient(model.config, given_features)):
             parameter.requires_grad_(False)
+
+
+def frozen_modules(model: nn.Module) -> str | None:
+    """A pattern that matches the names of the modules that hold parameters and train none of them. None if there are
+    no such modules: an empty pattern would match the model itself."""
+    names = []
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        if own and not any(parameter.requires_grad for parameter in own):
+            names.append(re.escape(name))
+    return "|".join(names) or None

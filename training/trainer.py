@@ -1,7 +1,6 @@
 """The HF Trainer for streams: frames are moved as uint8 and preprocessed on the device."""
 
 import contextlib
-import re
 from collections.abc import Iterator
 from typing import cast
 
@@ -11,17 +10,12 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 from .compat import check_sharded_norms, train_on_one_gpu
+from .freezing import frozen_modules
 from .keep_ratio import KeepRatioSchedule
 from .refused import refuse
 from .saving import unsharded
 
 logger = logging.get_logger(__name__)
-
-
-def is_frozen(module: torch.nn.Module) -> bool:
-    """Whether a module holds parameters of its own, and trains none of them."""
-    own = list(module.parameters(recurse=False))
-    return bool(own) and not any(parameter.requires_grad for parameter in own)
 
 
 class StreamTrainer(Trainer):
@@ -88,9 +82,7 @@ class StreamTrainer(Trainer):
                 whole = cast(set[str], self.model._no_split_modules)
                 plugin.transformer_cls_names_to_wrap = sorted(found.intersection(whole))
             if not plugin.reshard_after_forward and plugin.ignored_modules is None:
-                # by name: the plugin outlives the model
-                frozen = [name for name, module in self.model.named_modules() if is_frozen(module)]
-                plugin.ignored_modules = "|".join(map(re.escape, frozen)) or None
+                plugin.ignored_modules = frozen_modules(self.model)  # by name: the plugin outlives the model
         elif self.args.fsdp:
             logger.warning("`fsdp` has no effect: accelerate shards only on GPUs and with several processes")
 
