@@ -137,6 +137,26 @@ def launch(arguments: argparse.Namespace, start: int) -> list[dict]:
         return json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
 
 
+def conclude(result: dict) -> dict[str, float]:
+    """The figures of the summary. Adds them to the result, with what they come from."""
+    found = defaultdict(list)
+    for run in result["runs"]:
+        found[run["way"]].append(run)
+    seconds = {name: statistics.median(run["seconds"] for run in own) for name, own in found.items()}
+    rates = {"1": 1 / seconds["plain"], "2": 2 / seconds["ddp"]}
+    figures = {
+        "ddp_speedup_2": round(rates["2"] / rates["1"], 3),
+        "fsdp2_step_vs_ddp": round(seconds["fsdp2"] / seconds["ddp"], 3),
+    }
+    result |= {"seconds_per_step": seconds, "samples_per_second": rates, **figures}
+    if "peak_allocated_gib" in result["runs"][0]:
+        own = {name: min(run["peak_allocated_gib"] - run["held_gib"] for run in of) for name, of in found.items()}
+        result["peak_gib"] = {name: round(peak, 2) for name, peak in own.items()}
+    alike = ("accumulated", *STARTS[1][1])
+    result["losses_of_the_same_global_batches"] = {name: found[name][0]["losses"] for name in alike}
+    return figures
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--geometry", choices=GEOMETRIES, default="llama3-8b")
@@ -162,24 +182,12 @@ def main() -> None:
     for start in range(len(STARTS)):
         runs += launch(arguments, start)
         write_result("train_scale", result)  # keep what is measured if the rest fails
-    found = defaultdict(list)
-    for run in runs:
-        found[run["way"]].append(run)
-        print(f"{run['way']}: {run['seconds']:.3f} s, {run.get('peak_allocated_gib', 0):.1f} GiB", flush=True)
-    seconds = {name: statistics.median(run["seconds"] for run in own) for name, own in found.items()}
-    rates = {"1": 1 / seconds["plain"], "2": 2 / seconds["ddp"]}
-    figures = {
-        "ddp_speedup_2": round(rates["2"] / rates["1"], 3),
-        "fsdp2_step_vs_ddp": round(seconds["fsdp2"] / seconds["ddp"], 3),
-    }
-    alike = {name: found[name][0]["losses"] for name in ("accumulated", *STARTS[1][1])}
-    result |= {"seconds_per_step": seconds, "samples_per_second": rates, **figures}
-    result["losses_of_the_same_global_batches"] = alike
+    figures = conclude(result)
     path = write_result("train_scale", result)
     for name, value in figures.items():
         summarise(name, value, f"benchmarks/results/{path.name}", command)
-    print(json.dumps({**figures, "losses": alike}, indent=1))
-    missing = {name for _, names in STARTS for name in names} - found.keys()
+    print(json.dumps({**figures, "losses": result["losses_of_the_same_global_batches"]}, indent=1))
+    missing = {name for _, names in STARTS for name in names} - {run["way"] for run in runs}
     if missing:
         sys.exit(f"these runs failed: {', '.join(sorted(missing))}")
 
