@@ -4,7 +4,6 @@ import json
 import random
 import signal
 import sys
-import time as clock
 
 import torch
 from fork_server import ForkedProcess
@@ -14,7 +13,7 @@ from videollm_mod import StreamingSession, StreamPool, VideoLLMMoDForConditional
 from videollm_mod.benchmarks.long_streams import held_scenes
 
 WATCHES_UNTIL_KILLED = """
-import json, sys
+import json, os, signal, sys, threading
 sys.path += {tests!r}
 from test_killed_session import load, SCENES
 from videollm_mod import StreamPool
@@ -23,6 +22,8 @@ pool = StreamPool(model, processor)
 streams = [pool.join(max_cached_frames=8, cache_policy=policy) for policy in ("window", "router")]
 said = [[], []]
 for index in range(len(SCENES)):
+    if index == int(sys.argv[2]):
+        threading.Timer(float(sys.argv[3]), os.kill, (os.getpid(), signal.SIGKILL)).start()
     for stream in streams:
         stream.push(SCENES[index : index + 1])
     for stream, event in pool.run():
@@ -32,9 +33,8 @@ for index in range(len(SCENES)):
         stream.save(path)
         with open(path + ".part", "w") as file:
             json.dump([stream.session.stats.frames, said[number]], file)
-        import os
         os.replace(path + ".part", path + ".json")
-    print(index, flush=True)
+signal.pause()
 """
 SCENES = held_scenes(4, 6, seed=7100)
 
@@ -50,11 +50,8 @@ def test_session_killed_and_restored_says_the_same(tmp_path):
     The saved files are complete, and continue like an undisturbed session."""
     rng = random.Random()  # wherever it is killed, the saved file must be complete
     code = WATCHES_UNTIL_KILLED.format(tests=[str(ROOT / "tests"), str(ROOT / "tests" / "helpers")])
-    process = ForkedProcess([sys.executable, "-c", code, tmp_path])
-    for _ in range(rng.randint(8, len(SCENES) - 5)):
-        assert process.stdout.readline()
-    clock.sleep(rng.uniform(0, 0.2))
-    process.send_signal(signal.SIGKILL)
+    moment = (str(rng.randint(8, len(SCENES) - 5)), str(rng.uniform(0, 0.2)))  # a frame, and seconds after it
+    process = ForkedProcess([sys.executable, "-c", code, tmp_path, *moment])
     assert process.wait() == -signal.SIGKILL
     model, processor = load()
     pool, said = StreamPool(model, processor), {}
@@ -63,7 +60,8 @@ def test_session_killed_and_restored_says_the_same(tmp_path):
         frames, events = json.loads((tmp_path / f"{number}.json").read_text())
         assert session.stats.frames - frames in (0, 1)  # killed between saving the session and the notes
         stream = pool.join(session)
-        stream.push(SCENES[session.stats.frames :])
+        if session.stats.frames < len(SCENES):
+            stream.push(SCENES[session.stats.frames :])
         said[stream] = (policy, session.stats.frames, events)
     rest = pool.run()
     for stream, (policy, frames, events) in said.items():
