@@ -27,11 +27,12 @@ from ..bench.streams import random_model
 from ..bench.weights import BITS, quantise, quantised
 from ..configuration_videollm_mod import VideoLLMMoDConfig
 from ..static_kernels import Kernels
-from .step_variants import kernel_table, time_step
+from .step_variants import device_times, kernel_table, time_step
 
 READ = 400e6  # bytes of distinct weights, several times what an H200's cache holds
 SLOTS = (11, 3)  # of all layers, and of routed ones, which read their tokens by an index
 HELD = 600  # frames, in whole steps
+REPEATS = 20  # of a product
 AHEAD = (0, 4, 8, 16, 32)  # as `weights.LINES`
 CANDIDATES = {  # as `weights.TILES`
     16: (
@@ -137,17 +138,6 @@ def use(name: str, weights: str, tile: tuple) -> None:
     stored_weights.TILES[name][BITS[weights]] = tile
 
 
-def milliseconds(function: Callable[[], object], repeats: int = 20) -> float:
-    """p50 of calls, timed on the device."""
-    events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
-    for start, end in events:
-        start.record()
-        function()
-        end.record()
-    torch.cuda.synchronize()
-    return sorted(start.elapsed_time(end) for start, end in events)[repeats // 2]
-
-
 def captured(calls: list[Callable[[int], None]], slots: int) -> torch.cuda.CUDAGraph:
     for call in calls:  # kernels are compiled, and counters made, outside of the graph
         call(slots)
@@ -216,7 +206,9 @@ def main(argv: list[str] | None = None) -> None:
                 break
             use(name, args.weights, tile)
             try:
-                times = [milliseconds(captured(calls, slots).replay) / len(calls) for slots in SLOTS]
+                times = [
+                    device_times(captured(calls, slots).replay, REPEATS)[REPEATS // 2] / len(calls) for slots in SLOTS
+                ]
             except Exception as error:
                 print(name, tile, type(error).__name__, str(error)[:200], flush=True)
                 continue

@@ -196,17 +196,22 @@ def check_stream(dtype: torch.dtype, **options) -> dict:
     return {"logits": worst, "keys": keys, "positions": same, "graphs": graphs, "failed": fast.why_not}
 
 
-def milliseconds(function, repeats: int) -> dict:
-    """p50 and p95 of single calls, timed on the device."""
-    for _ in range(3):
-        function()
+def device_times(function, repeats: int) -> list[float]:
+    """Milliseconds of single calls, timed on the device, in ascending order."""
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(repeats)]
     for start, end in events:
         start.record()
         function()
         end.record()
     torch.cuda.synchronize()
-    times = sorted(start.elapsed_time(end) for start, end in events)
+    return sorted(start.elapsed_time(end) for start, end in events)
+
+
+def milliseconds(function, repeats: int) -> dict:
+    """p50 and p95 of single calls, timed on the device."""
+    for _ in range(3):
+        function()
+    times = device_times(function, repeats)
     return {"p50": round(times[len(times) // 2], 4), "p95": round(times[int(0.95 * len(times))], 4)}
 
 
