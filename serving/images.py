@@ -74,7 +74,9 @@ def decode_image(content: bytes | str, max_pixels: int = MAX_PIXELS) -> np.ndarr
             if max(width, height) > LONGEST_SIDE * min(width, height):
                 message = f"the image is {width} x {height}: one side is over {LONGEST_SIDE} times the other"
                 raise ApiError("invalid_image", message, param="image")
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+            # Copies of an image take longer than decoding it, and keep the interpreter from the model's thread.
+            ImageOps.exif_transpose(image, in_place=True)
+            return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except ApiError:
         raise
     except Image.DecompressionBombError:
