@@ -282,7 +282,7 @@ class Places:
             return False  # some buffers can only be written in inference mode
         if (self.table[:, 3] + counts > self.table[:, 4]).any():
             return False
-        return all(layer.changed < self.change for layer in layers)
+        return max([layer.changed for layer in layers]) < self.change  # a list: this is asked at every step
 
 
 class MoDCache(Cache):
@@ -413,8 +413,7 @@ class MoDCache(Cache):
         """Reserve slots for more tokens of one row, `counts` for each layer, as `MoDCacheLayer.reserve`.
 
         Returns:
-            int64 [layers, 5]: the `place` of each layer. It is cheap if nothing but `advance_stream` came since the
-            last `lengthen`.
+            int64 [layers, 5]: the `place` of each layer; what the last `lengthen` returned, if nothing has changed.
         """
         known = self._places
         if known is not None and known.fit(self.layers, counts):
@@ -423,13 +422,14 @@ class MoDCache(Cache):
             layer.reserve(count, heads, dtype, device)
         return np.array([layer.place for layer in self.layers])
 
-    def lengthen(self, places: np.ndarray, counts: np.ndarray) -> None:
-        """Add the tokens that were written into the buffers. places: as returned by `reserve`."""
+    def lengthen(self, places: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        """Add tokens that were written into the buffers. places: as returned by `reserve`, and so is the result."""
         for layer, count in zip(self.layers, counts.tolist(), strict=True):
             layer.lengthen(count)
         places = places.copy()
         places[:, 3] += counts
         self._places = Places(places)
+        return places
 
     def rollback(self, position: int | torch.Tensor) -> None:
         """Forget everything from `position` on, in every layer; the next token then gets that position.

@@ -37,6 +37,7 @@ from .routing import (
     select_tokens,
     uniform_priority,
 )
+from .weights import linear_of_few
 
 TEXT_LENGTHS = (1, 16, 32, 64, 128, 256)  # of steps without frames
 MAX_TOKENS = 16_384  # of one step
@@ -44,7 +45,7 @@ MAX_CAPTURED = 1024  # tokens of a captured step: with more, launching kernels t
 TABLE_WIDTH = 8
 FIRST_LAYERS = 4  # a graph of their own
 MAX_RANKED = 256  # vision tokens of a frame, in a kernel
-FEW_ROWS, FEW_QUERIES = 64, 32  # of a CPU; with more, torch's usual operations are as fast
+FEW_QUERIES = 32  # of a CPU; with more, torch's usual operations are as fast
 
 
 @dataclass(frozen=True)
@@ -199,7 +200,7 @@ class PlainOps:
             x, rotary = x[index], [part[index] for part in rotary]
         normed = layer.input_layernorm(x)
         projections = attention.q_proj, attention.k_proj, attention.v_proj
-        own = [product(part, normed).view(1, len(x), -1, attention.head_dim) for part in projections]
+        own = [linear_of_few(part, normed).view(1, len(x), -1, attention.head_dim) for part in projections]
         own[:2] = attention.normalised(*own[:2])
         if attention.has_rope:
             own[:2] = rotate(*own[:2], *(part[None] for part in rotary))
@@ -238,19 +239,19 @@ class PlainOps:
     @staticmethod
     def project_out(attended, layer, x, index, residual) -> None:
         """residual `[S, D]`: the slots' tokens plus the output of attention."""
-        residual.copy_((x if index is None else x[index]) + product(layer.self_attn.o_proj, attended))
+        residual.copy_((x if index is None else x[index]) + linear_of_few(layer.self_attn.o_proj, attended))
 
     @staticmethod
     def mlp_up(residual, layer, intermediate) -> None:
         """intermediate `[S, I]`: the product of the activated gate and up projections of the normalised slots."""
         normed = layer.post_attention_layernorm(residual)
-        gate, up = product(layer.mlp.gate_proj, normed), product(layer.mlp.up_proj, normed)
+        gate, up = linear_of_few(layer.mlp.gate_proj, normed), linear_of_few(layer.mlp.up_proj, normed)
         torch.mul(nn.functional.silu(gate), up, out=intermediate)
 
     @staticmethod
     def mlp_down(intermediate, layer, residual, x, index, scale) -> None:
         """Add the down projection to `residual`, and scatter the slots into `x` `[T, D]`, through the gate."""
-        processed = residual + product(layer.mlp.down_proj, intermediate)
+        processed = residual + linear_of_few(layer.mlp.down_proj, intermediate)
         if index is None:
             x.copy_(processed)
         else:
@@ -259,19 +260,12 @@ class PlainOps:
     @staticmethod
     def lm_head(x, rows, model, logits) -> None:
         """logits `[R, V]` of the tokens `rows` (`int64 [R]`)."""
-        logits.copy_(product(model.lm_head, model.model.language_model.norm(x[rows])))
+        logits.copy_(linear_of_few(model.lm_head, model.model.language_model.norm(x[rows])))
 
     @staticmethod
     def token_probability(logits, token: int, probability) -> None:
         """probability (`float32 [R]`): of one token, by logits `[R, V]`."""
         probability.copy_(logits.softmax(-1, dtype=torch.float32)[:, token])
-
-
-def product(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    """`linear(x)` of few rows `[S, D]`. On a CPU a product with the weight on the left takes half of the time."""
-    if type(linear) is nn.Linear and linear.bias is None and x.device.type == "cpu" and len(x) <= FEW_ROWS:
-        return (linear.weight @ x.t()).t()
-    return linear(x)
 
 
 @functools.lru_cache(FEW_QUERIES)
@@ -340,13 +334,7 @@ def write_slots(
 
 
 class StaticStep:
-    """
-    A step of one shape, with its buffers.
-
-    Args:
-        model (`VideoLLMMoDForConditionalGeneration`), shape (`Shape`).
-        ops: `PlainOps`, or a class with the same operations.
-    """
+    """A step of one shape, with its buffers. ops: `PlainOps`, or a class with the same operations."""
 
     def __init__(self, model, shape: Shape, ops=PlainOps):
         self._model, self.shape, self.ops = weakref.ref(model), shape, ops
@@ -399,6 +387,7 @@ class StaticStep:
         else:
             self.rows = self.offsets if shape.every else buffer(streams, dtype=torch.long)
         self.logits = buffer(len(self.rows), model.lm_head.out_features)
+        self._ahead: tuple = (None,) * 4  # of `_inputs_of` the next call
 
     @property
     def model(self):
@@ -407,16 +396,13 @@ class StaticStep:
     def _parts(self, found: torch.Tensor) -> list[torch.Tensor]:
         """Kept tokens, scores, whether features are finite, and probabilities of silence, as they lie in a buffer with
         8 bytes for each number."""
-        parts = found.split([math.prod(size) for size in self._sizes])
-        dtypes = torch.long, torch.float32, torch.bool, torch.float32
-        return [
-            part.view(dtype)[: len(part)].view(size)
-            for part, dtype, size in zip(parts, dtypes, self._sizes, strict=True)
-        ]
+        parts, dtypes = found.split(list(map(math.prod, self._sizes))), (torch.long, torch.float32, torch.bool)
+        each = zip(parts, (*dtypes, torch.float32), self._sizes, strict=True)
+        return [part.view(dtype)[: len(part)].view(size) for part, dtype, size in each]
 
     @property
     def _own_counts(self) -> torch.Tensor | None:
-        """int64 `[streams]`, on the device: how many tokens of a frame each stream keeps, in a mixed step."""
+        """int64 `[streams]`, on the device: how many tokens of a frame each keeps, in a mixed step."""
         return self.table[0, :, 7] if self.shape.mixed else None
 
     @property
@@ -427,8 +413,7 @@ class StaticStep:
         return uniform_priority(frames, self.shape.num_kept, of_frames)
 
     def _keep(self, priority: torch.Tensor, which: int | None = None) -> None:
-        """Keep the tokens of each frame with the highest priority `[F, N]`, in the routed layer of that number or in
-        all of them."""
+        """Keep the tokens of each frame with the highest priority `[F, N]`, in one routed layer or in all."""
         shape, counts = self.shape, self._own_counts
         of_frames = None if counts is None else counts.repeat_interleave(shape.frames)
         kept = select_tokens(priority, shape.num_kept, shape.force_last, of_frames)
@@ -438,37 +423,50 @@ class StaticStep:
             self.kept[which].copy_(kept)
         write_slots(kept, priority.shape[1], self.index, self.scale, counts)
 
-    def prepare(
-        self,
-        caches: list[MoDCache],
-        ids: list[list[int]],
-        features: list[torch.Tensor] | None,
-        kept: list[int] | None = None,
-    ) -> None:
-        """Reserve slots in the caches, and write the inputs of a call into the buffers. There may be fewer streams
-        than the step is for: the others write to no cache, and their results mean nothing. kept: for a mixed step, how
-        many tokens of a frame each stream keeps."""
-        shape, missing, device = self.shape, self.shape.streams - len(caches), self.x.device
-        self._caches, self._bases = caches, [0] * shape.streams
-        self._counts = [shape.tokens if shape.frames else len(own) for own in ids] + [0] * missing
+    def _count(self, ids: list[list[int]], kept: list[int] | None) -> None:
+        """How many tokens and slots a call adds to each stream."""
+        shape, missing = self.shape, [0] * (self.shape.streams - len(ids))
+        self._counts = [shape.tokens if shape.frames else len(own) for own in ids] + missing
         self._added = np.outer(self.slots_each, np.sign(self._counts) if shape.frames else self._counts)
         if kept is not None:
-            self._kept = kept + [0] * missing
+            self._kept = kept + missing
             self._added[self.routed] = shape.frames * (self.text_before + np.array(self._kept)) * np.sign(self._counts)
+
+    def _bases_of(self, caches: list[MoDCache]) -> list[int]:
+        return [cache.seen_tokens - number * self.shape.tokens for number, cache in enumerate(caches)]
+
+    def _inputs_of(self, ids: list[list[int]], bases: list[int], places: list[np.ndarray], kept) -> tuple:
+        """The table and the ids of a call, after what they are made from."""
         # pinned: the host does not wait
-        control = torch.zeros(len(self.control), dtype=torch.long, pin_memory=device.type == "cuda")
+        control = torch.zeros(len(self.control), dtype=torch.long, pin_memory=self.x.is_cuda)
         values, rows = control.numpy(), self.table.numel()
-        table, tokens = values[:rows].reshape(self.table.shape), values[rows:].reshape(shape.streams, -1)
-        self._places = []
-        for number, (cache, own) in enumerate(zip(caches, ids, strict=True)):
-            places = cache.reserve(self._added[:, number], self.heads, self.x.dtype, device)
-            self._places.append(places)
-            self._bases[number] = base = cache.seen_tokens - number * shape.tokens
-            table[:, number, :5], table[:, number, 5], tokens[number, : len(own)] = places, base, own
+        table, tokens = values[:rows].reshape(self.table.shape), values[rows:].reshape(self.shape.streams, -1)
+        for number, own in enumerate(ids):
+            table[:, number, :5], table[:, number, 5] = places[number], bases[number]
+            tokens[number, : len(own)] = own
         table[:, :, 6] = self._added
         if kept is not None:
             table[:, :, 7] = self._kept
-        self.control.copy_(control, non_blocking=True)
+        return (ids, kept), bases, places, control
+
+    def prepare(
+        self, caches: list[MoDCache], ids: list[list[int]], features: list[torch.Tensor] | None, kept=None
+    ) -> None:
+        """Reserve slots in the caches, and write the inputs of a call into the buffers. Streams that are missing write
+        to no cache, and their results mean nothing. kept: for a mixed step, how many tokens of a frame each keeps."""
+        shape, known = self.shape, self._ahead
+        if known[0] != (ids, kept):
+            self._count(ids, kept)
+        self._caches, x = caches, self.x
+        self._places = [
+            cache.reserve(self._added[:, number], self.heads, x.dtype, x.device) for number, cache in enumerate(caches)
+        ]
+        self._bases = self._bases_of(caches) + [0] * (shape.streams - len(caches))
+        is_known = known[0] == (ids, kept) and known[1] == self._bases
+        if not is_known or any(own is not other for own, other in zip(self._places, known[2], strict=True)):
+            known = self._inputs_of(ids, self._bases, self._places, kept)
+        self._ahead = known
+        self.control.copy_(known[3], non_blocking=True)
         if features:
             joined = features[0] if len(features) == 1 else torch.cat(features)
             self.features[: len(joined)].copy_(joined)
@@ -553,11 +551,15 @@ class StaticStep:
     def finish(self) -> None:
         """Let the caches hold what was written behind them."""
         shape, stride = self.shape, self.model.config.num_frame_tokens + self.text_before
+        places: list[np.ndarray] = []
         for number, cache in enumerate(self._caches):
             base, count = cache.seen_tokens, self._counts[number]
             ends = range(base + stride - 1, base + stride * shape.frames, stride)
             cache.advance_stream(count, ends, self.x.device)
-            cache.lengthen(self._places[number], self._added[:, number])
+            places.append(cache.lengthen(self._places[number], self._added[:, number]))
+        if shape.frames:  # the next frames will probably come in the same way, and now the device is at work
+            (ids, kept), bases = self._ahead[0], self._bases_of(self._caches)
+            self._ahead = self._inputs_of(ids, bases + self._bases[len(bases) :], places, kept)
 
     def drop(self) -> None:
         """Hold no cache any longer."""
@@ -585,7 +587,6 @@ class StaticStep:
 
 
 __all__ = [
-    "FEW_ROWS",
     "MAX_TOKENS",
     "PlainOps",
     "Shape",

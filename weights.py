@@ -32,6 +32,7 @@ try:  # comes with torch for CUDA; elsewhere the kernels below are defined, but 
 except ImportError:
     triton, tl, jit, constexpr = None, SimpleNamespace(), lambda function: function, lambda value: value
 
+FEW_ROWS = 64  # tokens, on a CPU; with more, torch's usual operations are as fast
 EIGHT_BITS = (torch.float8_e4m3fn, torch.int8)
 # of each product, by the bits of its weights: rows of weights per program, columns at a time (half for many slots),
 # programs that share the columns, warps, stages (fewer where shared memory is small); `benchmarks/step_tiles.py` finds
@@ -173,6 +174,13 @@ def addresses(weights: Iterable[Any], wrapped: bool) -> list[int]:
     # torch's notes on extending it name this context manager; tried with torch 2.8, 2.11 and 2.13
     with torch._C.DisableTorchFunctionSubclass():
         return list(map(torch.Tensor.data_ptr, (getattr(x, "qdata", x) for x in weights) if wrapped else weights))
+
+
+def linear_of_few(linear: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """`linear(x)` of few rows `[S, D]`. On a CPU a product with the weight on the left takes half of the time."""
+    if type(linear) is nn.Linear and linear.bias is None and x.device.type == "cpu" and len(x) <= FEW_ROWS:
+        return (linear.weight @ x.t()).t()
+    return linear(x)
 
 
 @jit
@@ -530,12 +538,14 @@ def byte_tables(weight: StoredWeight) -> torch.Tensor:
 _tables: WeakKeyDictionary[StoredWeight, torch.Tensor] = WeakKeyDictionary()
 
 __all__ = [
+    "FEW_ROWS",
     "TILES",
     "StoredWeight",
     "addresses",
     "dense_weight",
     "is_apart",
     "is_wrapped",
+    "linear_of_few",
     "place",
     "product",
     "read",

@@ -261,6 +261,39 @@ def test_a_step_is_cut_once_after_its_first_layers(monkeypatch):
 
 
 @torch.no_grad()
+def test_the_inputs_of_the_next_frame_are_made_behind_the_last(monkeypatch):
+    """Unless the stream, its keep ratio or its cache has changed: then they are made anew."""
+    model, made = tiny_model(3), []
+    fast, inputs_of, finish = StaticLanguageModel(model), StaticStep._inputs_of, StaticStep.finish
+    monkeypatch.setattr(StaticStep, "_inputs_of", lambda *given: made.append("inputs") or inputs_of(*given))
+    monkeypatch.setattr(StaticStep, "finish", lambda step: made.append("finish") or finish(step))
+    caches, expected = ([MoDCache(model.config) for _ in range(2)] for _ in range(2))
+    ids, features = [6, *[VIDEO] * 5], torch.randn(12, 1, 5, 16)
+
+    def feed(number: int, turn: int, ratio: float | None = None) -> list[str]:
+        made.clear()
+        logits, *_ = fast.feed(caches[number], ids, features[turn], ratio)
+        inputs = {"input_ids": torch.tensor([ids]), "video_features": features[turn], "keep_ratio": ratio}
+        output = model(**inputs, past_key_values=expected[number])
+        assert_near(logits, output.logits[0, -1:])
+        assert_same_cache(caches[number], expected[number])
+        return list(made)
+
+    behind, anew = ["finish", "inputs"], ["inputs", "finish", "inputs"]
+    assert feed(0, 0) == anew and feed(0, 1) == feed(0, 2) == behind
+    assert feed(1, 3) == anew and feed(1, 4) == behind and feed(0, 5) == anew
+    for cache in (caches[0], expected[0]):
+        cache.rollback(12)
+    assert feed(0, 6) == anew and feed(0, 7) == behind
+    fork = caches[0].copy()
+    assert feed(0, 8) == behind
+    caches[1], expected[1] = fork, expected[0].copy()
+    expected[1].rollback(expected[1].get_seq_length() - len(ids))
+    assert feed(1, 9) == anew
+    assert feed(1, 10, 1.0) == anew
+
+
+@torch.no_grad()
 def test_the_keep_ratio_of_a_call_is_used():
     model = tiny_model(3)
     fast = StaticLanguageModel(model, PlainOps)
@@ -430,7 +463,7 @@ def test_a_cpu_takes_static_steps_for_single_frames(checkpoint, monkeypatch):
     monkeypatch.setattr(StaticStep, "forward", lambda step: steps.append(step.shape) or run(step))
     block, single = (model.stream(processor) for _ in range(2))
     assert_same_events(block.push(frames), expected)
-    assert all(not shape.frames or shape.tokens <= static_step.FEW_ROWS for shape in steps)
+    assert all(not shape.frames or shape.tokens <= stored.FEW_ROWS for shape in steps)
     assert sum(not shape.frames for shape in steps) == 1
     steps.clear()
     assert_same_events([event for frame in frames for event in single.push(frame[None])], expected)
@@ -452,7 +485,7 @@ def test_few_rows_and_queries_equal_torchs_operations(count, length):
     assert_near(static_step.attend_few(queries, keys, values, 0.3), expected)
     x, plain, biased = torch.randn(count, 8), torch.nn.Linear(8, 5, bias=False), torch.nn.Linear(8, 5)
     for linear in (plain, biased):
-        assert_near(static_step.product(linear, x), linear(x))
+        assert_near(stored.linear_of_few(linear, x), linear(x))
 
 
 def test_sessions_call_the_model_if_steps_fail(monkeypatch, checkpoint):
