@@ -88,7 +88,10 @@ def lacking_rates(runs: Runs, row: str, level: str) -> list[float]:
 
 
 def best_rate(runs: Runs, row: str, level: str) -> float | None:
-    """The rate with the most exact narrations on validation streams of seed 0, or None until the sweep is complete."""
+    """The rate with the most exact narrations on validation streams of seed 0, or None until the sweep is complete.
+    Where there is one rate, nothing has to be swept."""
+    if len(TABLES[level].rates) == 1:
+        return TABLES[level].rates[0]
     if lacking_rates(runs, row, level):
         return None
     return max(TABLES[level].rates, key=lambda lr: runs[row, level, 0, lr]["validation"]["exact"])

@@ -237,28 +237,35 @@ def start_from(model, weights: dict[str, torch.Tensor]) -> None:
     assert not weights or all("expert" in name or weights[name].shape != own[name].shape for name in missing)
 
 
+def save_stage(path: Path, model, curves: list[dict]) -> None:
+    weights = {name: value.to("cpu", torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
+    weights.pop("lm_head.weight", None)  # the embedding
+    path.with_suffix(".json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
+    with written_whole(path) as partial:
+        save_file(weights, partial)
+
+
 def pretrained(args) -> dict[str, torch.Tensor]:
-    """Weights of the dense model that all rows of a seed start from. The first caller trains it."""
+    """Weights of the dense model that all rows of a seed start from, in bfloat16. The first caller trains it, without
+    the stages that an interrupted one has finished."""
     table = TABLES[args.level]
     path = pretrained_path(args.data, table, args.seed)
     path.parent.mkdir(parents=True, exist_ok=True)
+    saved = [path.with_name(f"{path.stem}_{level}.safetensors") for level, *_ in table.pretraining[:-1]] + [path]
     with open(path.with_suffix(".lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            weights: dict[str, torch.Tensor] = {}
-            curves = []
-            for stage in table.pretraining:
+        weights: dict[str, torch.Tensor] = {}
+        curves: list[dict] = []
+        for part, stage in zip(saved, table.pretraining, strict=True) if not path.exists() else ():
+            if not part.exists():
                 model, processor = build("dense", stage[0], args)
                 stage_data(stage[0], processor, args)  # made by other processes, before the GPU is in use
                 start_from(model, weights)
                 learning = (ROWS["dense"], stage, table.pretraining_lr, args, table.ends_at)
                 with compiled_blocks(model) if args.device == "cuda" else nullcontext():
                     curves += train(model.to(args.device).train(), processor, *learning)
-                weights = {name: value.cpu().contiguous() for name, value in model.state_dict().items()}
-                weights.pop("lm_head.weight", None)  # the embedding
-            path.with_suffix(".json").write_text(json.dumps(curves) + "\n", encoding="utf-8")
-            with written_whole(path) as partial:
-                save_file(weights, partial)
+                save_stage(part, model, curves)
+            weights, curves = load_file(part), json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
     return load_file(path)
 
 

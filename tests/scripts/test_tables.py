@@ -71,6 +71,8 @@ def test_the_rate_of_a_row_is_chosen_before_its_other_seeds_run():
     assert missing[:2] == [("dense", "hard", 0, lr) for lr in RATES[1:]]
     assert missing[2:] == [("mod", "hard", seed, RATES[1]) for seed in SEEDS[1:]]
     assert best_rate(runs, "dense", "hard") is None and best_rate(runs, "mod", "hard") == RATES[1]
+    one = TABLES["crowd_24"].rates[0]  # nothing to choose
+    assert tables.wanted({}, "crowd_24", rows) == [(row, "crowd_24", seed, one) for seed in SEEDS for row in rows]
 
 
 def test_a_run_waits_for_the_model_it_starts_from(tmp_path):

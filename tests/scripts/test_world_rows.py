@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from fresh_process import ROOT
+from safetensors.torch import load_file
 
 from videollm_mod import VideoLLMMoDProcessor
 from videollm_mod.benchmarks import world_rows
@@ -153,10 +154,37 @@ def test_pretraining_goes_through_its_stages_until_it_has_learned_each(tmp_path,
     curve = json.loads(world_rows.pretrained_path(tmp_path, TABLES["hard"], 3).with_suffix(".json").read_text())
     steps = [(point["level"], point["step"]) for point in curve]
     assert steps == [("hard_small", 2), ("hard_small", 4), ("hard_small", 6), ("hard", 2), ("hard", 3)]
+    assert all(value.dtype == torch.bfloat16 for value in known.values())
     model, _ = world_rows.build("mod", "hard", args)
     world_rows.start_from(model, known)
     own = model.state_dict()
     assert all(torch.equal(own[name], value) for name, value in known.items())
+
+
+def test_interrupted_pretraining_goes_on_with_the_next_stage(tmp_path, monkeypatch):
+    scores = iter([99.9, KeyboardInterrupt(), 20.0])
+
+    def score(*args):
+        if isinstance(found := next(scores), BaseException):
+            raise found
+        return {"exact": found}
+
+    monkeypatch.setattr(world_rows, "exact_narrations", score)
+    monkeypatch.setattr(world_rows, "SCORED_EVERY", 2)
+    stages = (("hard_small", 9, 4), ("hard", 2, 4))
+    monkeypatch.setitem(TABLES, "hard", replace(TABLES["hard"], layers=1, pretraining=stages, ends_at=99.5))
+    args = Namespace(level="hard", layers=1, hidden=32, seed=3, data=tmp_path, row="pretrained", device="cpu")
+    args.streams, args.curve_streams = 40, 1
+    with pytest.raises(KeyboardInterrupt):
+        world_rows.pretrained(args)
+    first = load_file(tmp_path / "pretrained_hard_1x128_s3_hard_small.safetensors")
+    known = world_rows.pretrained(args)
+    curve = json.loads(world_rows.pretrained_path(tmp_path, TABLES["hard"], 3).with_suffix(".json").read_text())
+    assert [(point["level"], point["step"]) for point in curve] == [("hard_small", 2), ("hard", 2)]
+    assert any(
+        first[name].shape == value.shape and not torch.equal(first[name], value) for name, value in known.items()
+    )
+    assert next(scores, None) is None
 
 
 def test_compiled_blocks_train_as_the_model_does(tmp_path):
