@@ -15,6 +15,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -27,18 +28,19 @@ from .world_rows import DEEP_ROWS, ROWS, path_of, pretrained_path
 SECONDS, SECONDS_PER_LAYER = 60, 12  # of a run next to others; no run is started that would be cut off
 
 
-def wanted(runs: Runs, level: str, rows: list[str]) -> list[Key]:
-    """Missing runs `(row, level, seed, lr)` that can be started now, in order of priority."""
+def wanted(runs: Runs, level: str, rows: list[str], seeds: Collection[int] = SEEDS) -> list[Key]:
+    """Missing runs `(row, level, seed, lr)` of `seeds` that can be started now, in order of priority."""
     jobs = [(row, level, 0, lr) for lr in TABLES[level].rates for row in rows]
     rates = [(row, rate) for row in rows if (rate := best_rate(runs, row, level)) is not None]
     jobs += [(row, level, seed, rate) for seed in SEEDS[1:] for row, rate in rates]
-    return [job for job in jobs if job not in runs]
+    return [job for job in jobs if job not in runs and job[2] in seeds]
 
 
 def ready(jobs: list[Key], args) -> list[Key]:
     """The runs that make pretrained models, for all seeds at once, since the sweep of the first seed takes longer;
     then those of `jobs` whose pretrained model exists."""
-    there = {seed: pretrained_path(args.data, TABLES[args.level], seed).exists() for seed in (SEEDS if jobs else ())}
+    seeds = args.seeds if jobs else ()
+    there = {seed: pretrained_path(args.data, TABLES[args.level], seed).exists() for seed in seeds}
     rate = TABLES[args.level].pretraining_lr
     first = [("pretrained", args.level, seed, rate) for seed, exists in there.items() if not exists]
     return first + [job for job in jobs if there[job[2]]]
@@ -69,7 +71,7 @@ def run_all(args) -> None:
                 runs = collect(args.output, args.level, TABLES[args.level].recipe)
                 log_of(args.output, job).unlink(missing_ok=True)
         running = [job for job, _ in slots.values()]
-        jobs = ready(wanted(runs, args.level, args.rows), args)
+        jobs = ready(wanted(runs, args.level, args.rows, args.seeds), args)
         jobs = [job for job in jobs if job not in running and job not in failed]
         if not slots and (not jobs or time.monotonic() > last_start):
             break
@@ -104,6 +106,7 @@ def main() -> None:
     parser.add_argument("what", choices=("run", "report", "depth"))
     parser.add_argument("--level", default="hard_small", choices=TABLES)
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=[*ROWS, *DEEP_ROWS])
+    parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS), choices=SEEDS)
     parser.add_argument(
         "--minutes", type=float, default=9, help="start no run that would not end by then (default: 9)"
     )

@@ -18,6 +18,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from ..data.world_streams import CELL, Streams, encoded_streams, grid_of, normal
 from ..routing import LayerExpert
 from ..training.initialise import initialise
 from ..training.keep_ratio import KeepRatioSchedule
+from ..training.routers import initialise_routers
 from .tables_recipes import STREAMS, TABLES, Stage, Table
 from .world_scores import autocast, exact_narrations, self_conditioned, streaming_metrics
 
@@ -43,14 +45,20 @@ class Row:
     frozen: bool = False  # routers stay as initialised
     warmup: float = 0.0  # share of each stage in which the keep ratio falls from 1 to its value
     elastic: tuple[float, float] | None = None  # range of a keep ratio that is drawn at each step
+    fitted: bool = False  # routers start from `initialise_routers` instead of zero
 
 
 ELASTIC = (0.1, 1.0)
+FITTED_ON = (4, 64)  # batches that routers are fitted on, streams of each
 SCORED_EVERY = 175  # steps, on the streams for the curve
 
 
 def mod(**options) -> dict:
     return {"vision_routing": "mod", "mod_keep_ratio": 0.2, **options}
+
+
+def deep(ratio: float) -> dict:
+    return {"mod_layers": "all_deep", "mod_keep_ratio": ratio}
 
 
 ROWS = {
@@ -83,6 +91,10 @@ DEEP_ROWS = {
         for layers in ("all_deep", "interleaved_deep")
     },
     "mod_all_deep_warmup": Row(mod(mod_layers="all_deep"), warmup=0.5),
+    "mod_fitted": Row(mod(), fitted=True),
+    "mod_all_deep_fitted": Row(mod(mod_layers="all_deep"), fitted=True),
+    **{f"random_all_deep_r{ratio}": Row(mod(mod_selection="random", **deep(ratio))) for ratio in (0.1, 0.26)},
+    **{f"mod_all_deep_r{ratio}_fitted": Row(mod(**deep(ratio)), fitted=True) for ratio in (0.1, 0.26)},
 }
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
 
@@ -208,6 +220,19 @@ def train(model, processor, row: Row, stage: Stage, lr: float, args, ends_at: fl
                 return curve
 
 
+def fit_routers(model, processor, level: str, args) -> None:
+    learned, _, _ = stage_data(level, processor, args)
+    streams = Streams(learned, model.config.num_frame_tokens, model.config.video_token_id, args.device)
+    bank, (count, batch_size) = normalised_sprites(processor, args.device), FITTED_ON
+    drawn = islice(streams.batches(batch_size, np.random.default_rng(args.seed)), count)
+    batches = (
+        {"input_ids": ids, "labels": labels, "pixel_values_videos": pixels(bank, codes)}
+        for ids, labels, codes, _ in drawn
+    )
+    with autocast(model.device):
+        initialise_routers(model, batches)
+
+
 def flops_per_stream(model, streams: Streams, bank: torch.Tensor) -> float:
     """Floating-point operations per stream, forward and backward, as torch counts them for matrix products."""
     ids, labels, codes, _ = next(streams.batches(32))
@@ -276,8 +301,11 @@ def run(args) -> dict:
     model, processor = build(args.row, table.level, args)
     stage_data(table.level, processor, args)
     start_from(model, known)
+    model.to(args.device)
+    if row.fitted:
+        fit_routers(model, processor, table.level, args)
     with compiled_blocks(model) if args.device == "cuda" else nullcontext():
-        curve = train(model.to(args.device).train(), processor, row, table.stage, args.lr, args)
+        curve = train(model.train(), processor, row, table.stage, args.lr, args)
     bank, result, started = normalised_sprites(processor, args.device), {}, time.perf_counter()
     for split in ("validation", "test"):
         streams = encoded_streams(table.level, split, args.eval_streams, processor, args.data)

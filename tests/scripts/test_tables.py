@@ -76,13 +76,16 @@ def test_the_rate_of_a_row_is_chosen_before_its_other_seeds_run():
 
 
 def test_a_run_waits_for_the_model_it_starts_from(tmp_path):
-    args = SimpleNamespace(data=tmp_path, level="hard")
+    args = SimpleNamespace(data=tmp_path, level="hard", seeds=list(SEEDS))
     jobs = [("mod", "hard", 0, 1e-3), ("mod", "hard", 1, 1e-3), ("dense", "hard", 1, 1e-3)]
     first = [("pretrained", "hard", seed, TABLES["hard"].pretraining_lr) for seed in SEEDS]
     assert tables.ready(jobs, args) == first
     world_rows.pretrained_path(tmp_path, TABLES["hard"], 1).touch()
     assert tables.ready(jobs, args) == first[:1] + first[2:] + jobs[1:]
     assert tables.ready([], args) == []
+    assert tables.wanted({}, "crowd_12", ["mod"], [1, 3]) == [("mod", "crowd_12", seed, 1e-3) for seed in (1, 3)]
+    args.seeds = [1, 3]
+    assert tables.ready(jobs[1:], args) == [first[3], *jobs[1:]]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +172,9 @@ def test_programs_lose_nothing_in_parallel_or_when_killed(tmp_path, monkeypatch)
         world_rows.pretrained_path(tmp_path, TABLES["hard"], seed).touch()
 
     def arguments(rows: list[str]) -> SimpleNamespace:
-        return SimpleNamespace(data=tmp_path, output=output, level="hard", rows=rows, minutes=60, per_card=2)
+        return SimpleNamespace(
+            data=tmp_path, output=output, level="hard", rows=rows, seeds=[0, 1, 2, 3, 4], minutes=60, per_card=2
+        )
 
     def run(come) -> None:
         monkeypatch.setattr(tables, "start", lambda *job: come() or start_writer(*job))

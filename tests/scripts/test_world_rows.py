@@ -119,10 +119,12 @@ def test_narration_is_exact_if_all_since_the_previous_one_is_right(small, tmp_pa
         assert share == round(100 * (count - missed) / count, 3)
 
 
-def test_run_is_written_once_and_is_reproducible(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("row", ["layer_skip", "mod_fitted"])
+def test_run_is_written_once_and_is_reproducible(row, tmp_path, monkeypatch, capsys):
     small = replace(TABLES["hard"], layers=2, hidden=32, pretraining=(("hard_small", 2, 4),), stage=("hard", 2, 4))
     monkeypatch.setitem(TABLES, "hard", small)
-    command = "layer_skip --level hard --streams 20 --curve-streams 2 --eval-streams 2"
+    command = f"{row} --level hard --streams 20 --curve-streams 2 --eval-streams 2"
+    monkeypatch.setattr(world_rows, "FITTED_ON", (2, 4))
     command = [*command.split(), "--device", "cpu", "--data", str(tmp_path / "data"), "--output"]
     results = []
     for name in ("one", "two"):
