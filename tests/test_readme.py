@@ -97,7 +97,7 @@ def numbers() -> dict[str, str]:
     figures = {name: entry["value"] for name, entry in result("summary").items()}
     summaries = [result(name)["summary"] for name in ("world_basic", "nano_hard_small", "nano_hard")]
     held = [
-        next(row["p50_ms"] for row in rows("stream_llama3_8b_bf16", name="language", way=way, held=600))
+        next(row["p50_ms"] for row in rows("stream_llama3_8b", name="language", way=way, held=600))
         for way in ("mod", "dense")
     ]
     recorded = [
@@ -141,8 +141,8 @@ def test_speed_is_that_of_the_results():
     """A few cells of docs/benchmarks/speed.md."""
     text = text_of(ROOT / "docs" / "benchmarks" / "speed.md")
     text_of_weights = text_of(ROOT / "docs" / "how-to" / "quantisation.md")
-    for weights in ("bf16", "fp8", "nf4"):
-        name = f"stream_llama3_8b_{weights}"
+    for weights, suffix in (("bf16", ""), ("fp8", "_fp8"), ("nf4", "_nf4")):
+        name = f"stream_llama3_8b{suffix}"
         cells = []
         for way in ("mod", "dense"):
             held = [rows(name, name="language", way=way, held=count)[0]["p50_ms"] for count in (100, 600, 3000)]
