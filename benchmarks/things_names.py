@@ -70,7 +70,7 @@ police light; ring-buoy = life buoy
 # buildings
 house, house-with-garden = house; church; mosque; castle; factory; tent; ferris-wheel = Ferris wheel;
 roller-coaster = roller coaster; carousel-horse = carousel horse; circus-tent = circus tent; fountain;
-statue-of-liberty = Statue of Liberty; tokyo-tower = tower; snow-capped-mountain, mountain, mount-fuji = mountain;
+tokyo-tower = tower; snow-capped-mountain, mountain, mount-fuji = mountain;
 volcano; desert-island = desert island; barber-pole = barber pole; rock; wood = log
 # sky
 rainbow; sun, sun-with-face = sun; crescent-moon = crescent moon; ringed-planet = planet; shooting-star = shooting

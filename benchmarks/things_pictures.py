@@ -22,6 +22,7 @@ from .things_photos import photographs
 from .things_sets import PACKAGES, IconSet
 
 QUALITY = 85  # of WebP, at which the file has about 20 MB
+FEW = 50  # of how many icons of nothing that has a name one is kept beside chosen things
 OPAQUE = 24  # alpha above which a pixel belongs to what a picture shows
 
 
@@ -65,13 +66,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("things.npz"), help="(default: things.npz)")
     parser.add_argument("--sets", type=Path, default=Path("runs/things"), help="folder of the packages")
     parser.add_argument("--styles", nargs="+", choices=(*PACKAGES, PHOTOGRAPHS), default=(*PACKAGES, PHOTOGRAPHS))
-    parser.add_argument("--things", nargs="+", metavar="NAME", help="only these, and nothing unknown (default: all)")
+    parser.add_argument("--things", nargs="+", metavar="NAME", help="only these, one picture of each, and a few of nothing")
     args = parser.parse_args(argv)
     listed = json.loads(LIST.read_text(encoding="utf-8"))
     if args.things:
         if missing := [name for name in args.things if name not in listed["things"]]:
             parser.error(f"--things must be in {LIST.name}, got {', '.join(missing)}")
-        listed = {"things": {name: listed["things"][name] for name in args.things}, "unknown": []}
+        chosen = {name: {"icons": listed["things"][name]["icons"][:1]} for name in args.things}
+        listed = {"things": chosen, "unknown": listed["unknown"][::FEW]}
     made = Pictures([], [], [], {})
     with ProcessPoolExecutor() as pool:
         for style in args.styles:

@@ -14,6 +14,11 @@ NAMES = (
     "crowd_small",
     "crowd_lessons",
     "crowd_small_lessons",
+    "things",
+    "things_camera",
+    "things_unseen",
+    "things_photos",
+    "things_unknown",
 )
 
 

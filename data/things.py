@@ -2,6 +2,8 @@
 
     python -m videollm_mod.benchmarks.things_pictures --output things.npz
     export VIDEOLLM_MOD_THINGS=things.npz
+
+`media/things.npz` is such a file with a few things, for demos and tests.
 """
 
 import io
@@ -32,7 +34,11 @@ STYLES = (*TRAINED, UNSEEN, PHOTOGRAPHS)
 UNKNOWN = ""  # name of a picture of nothing that has a name here
 VARIABLE = "VIDEOLLM_MOD_THINGS"  # environment variable with the path of the file
 SIDE = 128  # pixels, longer side of a picture
-HOW = f"""make the file with "python -m videollm_mod.benchmarks.things_pictures" and set {VARIABLE} to its path"""
+BUNDLED = Path(__file__).resolve().parent.parent / "media" / "things.npz"  # a few things in four styles
+HOW = (
+    f'make the file with "python -m videollm_mod.benchmarks.things_pictures" in a checkout and set {VARIABLE} to its '
+    f"path, or set it to {BUNDLED}, which has a few things"
+)
 
 
 @dataclass(eq=False)

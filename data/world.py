@@ -19,6 +19,8 @@ from .world_hard import (
     HardStream,
 )
 from .world_tasks import HardSmallTasksLessons, HardSmallTasksStream, HardTasksLessons, HardTasksStream
+from .world_things import ThingsPhotosStream, ThingsStream, ThingsUnknownStream, ThingsUnseenStream
+from .world_things_camera import ThingsCameraStream
 
 DOMAIN = "procedural world"  # `config.domain` of models that know only this world, and the title of its clips
 KINDS: tuple[type[BasicStream], ...] = (
@@ -35,6 +37,11 @@ KINDS: tuple[type[BasicStream], ...] = (
     CrowdSmallStream,
     CrowdLessons,
     CrowdSmallLessons,
+    ThingsStream,
+    ThingsCameraStream,
+    ThingsUnseenStream,
+    ThingsPhotosStream,
+    ThingsUnknownStream,
 )
 LEVELS = dict(zip(NAMES, KINDS, strict=True))
 

@@ -176,6 +176,11 @@ class BasicStream:
         """uint8 `[F, H, W, 3]`: the frames at `frame_times(fps)`."""
         return self.drawn(height, width)[self.shown(fps)]
 
+    def distinct(self, fps: float, height: int) -> tuple[np.ndarray, np.ndarray]:
+        """The distinct square frames, uint8 `[D, H, H, 3]`, and int64 `[F]`, which of them each frame at
+        `frame_times(fps)` is."""
+        return self.drawn(height), self.shown(fps)
+
     def state(self, thing: Thing, things: tuple[Thing, ...]) -> int:
         """The state of one of `things`, the things in a picture: below `NUM_STATES`."""
         return THERE

@@ -93,10 +93,11 @@ class WorldStreams(WorldDataset):
     def example(self, stream) -> dict:
         fps = self.data.fps
         messages = conversation(stream, fps, self.data.num_questions)
+        frames, index = stream.distinct(fps, self.height)
         return {
             **encode_example(messages, self.processor, stream.frame_times(fps)),
-            "frames": torch.from_numpy(stream.drawn(self.height)).permute(0, 3, 1, 2),
-            "frame_index": torch.from_numpy(stream.shown(fps)),
+            "frames": torch.from_numpy(frames).permute(0, 3, 1, 2),
+            "frame_index": torch.from_numpy(index),
         }
 
 
