@@ -53,9 +53,7 @@ def drawn(svg: str) -> bytes:
 def of_set(known: IconSet, listed: dict) -> list[tuple[str, str]]:
     """`(name, svg)` of all pictures of a set; of some sets several icons show the same."""
     named = [
-        (name, icon)
-        for name, thing in listed["things"].items()
-        for icon in thing.get(known.style, thing["icons"])
+        (name, icon) for name, thing in listed["things"].items() for icon in thing.get(known.style, thing["icons"])
     ]
     named += [(UNKNOWN, icon) for icon in listed["unknown"] if icon in known]
     return list(dict.fromkeys((name, known.svg(icon)) for name, icon in named))
@@ -66,13 +64,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("things.npz"), help="(default: things.npz)")
     parser.add_argument("--sets", type=Path, default=Path("runs/things"), help="folder of the packages")
     parser.add_argument("--styles", nargs="+", choices=(*PACKAGES, PHOTOGRAPHS), default=(*PACKAGES, PHOTOGRAPHS))
-    parser.add_argument("--things", nargs="+", metavar="NAME", help="only these, one picture of each, and a few of nothing")
+    parser.add_argument(
+        "--things", nargs="+", metavar="NAME", help="only these, one picture of each, and a few of nothing"
+    )
     args = parser.parse_args(argv)
     listed = json.loads(LIST.read_text(encoding="utf-8"))
     if args.things:
         if missing := [name for name in args.things if name not in listed["things"]]:
             parser.error(f"--things must be in {LIST.name}, got {', '.join(missing)}")
-        chosen = {name: {"icons": listed["things"][name]["icons"][:1]} for name in args.things}
+        chosen = {name: {key: icons[:1] for key, icons in listed["things"][name].items()} for name in args.things}
         listed = {"things": chosen, "unknown": listed["unknown"][::FEW]}
     made = Pictures([], [], [], {})
     with ProcessPoolExecutor() as pool:

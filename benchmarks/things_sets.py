@@ -54,7 +54,9 @@ class IconSet:
         path = folder / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
         if not path.exists():
             folder.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["npm", "pack", "--silent", PACKAGES[style]], cwd=folder, check=True, stdout=subprocess.PIPE)
+            subprocess.run(
+                ["npm", "pack", "--silent", PACKAGES[style]], cwd=folder, check=True, stdout=subprocess.PIPE
+            )
         with tarfile.open(path) as archive:
             info, icons, chars, more = (
                 json.load(archive.extractfile(f"package/{name}.json"))

@@ -30,7 +30,7 @@ class Background:
     """One background, which looks the same at any resolution."""
 
     kind: str
-    colours: tuple[tuple[int, int, int], tuple[int, int, int]]
+    colours: tuple[tuple[int, ...], tuple[int, ...]]  # red, green and blue, in [0, 255]
     angle: float  # radians
     period: float  # of stripes and checks, and grain size of textures; fraction of the shorter side
     seed: int
@@ -38,9 +38,10 @@ class Background:
     @classmethod
     def chosen(cls, rng: random.Random) -> "Background":
         (kind,) = rng.choices([*KINDS], [*KINDS.values()])
-        first = tuple(rng.randint(10, 245) for _ in range(3))
-        near = tuple(min(255, max(0, value + rng.randint(-60, 60))) for value in first)
-        return cls(kind, (first, near), rng.uniform(0, np.pi), rng.uniform(0.04, 0.3), rng.getrandbits(32))
+        first = [rng.randint(10, 245) for _ in range(3)]
+        near = [min(255, max(0, value + rng.randint(-60, 60))) for value in first]
+        colours = tuple(first), tuple(near)
+        return cls(kind, colours, rng.uniform(0, np.pi), rng.uniform(0.04, 0.3), rng.getrandbits(32))
 
     def image(self, height: int, width: int) -> Image.Image:
         """RGB, `width` x `height` pixels."""

@@ -14,6 +14,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 NEUTRAL = 5500.0  # kelvin, light that the camera's white balance is made for
 WAVELENGTHS = (610e-9, 550e-9, 465e-9)  # of red, green and blue
+CAST = 0.4  # power of the light's colour that is left by the automatic white balance
 SHAKES = ((0.4, 1.4, 1.0), (5.0, 9.0, 0.12))  # lowest and highest frequency in hertz, and share, of sway and tremor
 NEAREST = 0.4  # distance of a card's nearest corner, of its centre's
 NOISES = 8  # different pictures of noise
@@ -34,9 +35,8 @@ class Shake:
 
     @classmethod
     def chosen(cls, rng: random.Random, amplitude: float) -> "Shake":
-        return cls(
-            tuple((rng.uniform(low, high), rng.uniform(0, 2 * math.pi), amplitude * share) for low, high, share in SHAKES)
-        )
+        waves = ((rng.uniform(low, high), share) for low, high, share in SHAKES)
+        return cls(tuple((hertz, rng.uniform(0, 2 * math.pi), amplitude * share) for hertz, share in waves))
 
     def at(self, time: float) -> float:
         return sum(a * math.sin(2 * math.pi * f * time + phase) for f, phase, a in self.waves)
@@ -76,6 +76,7 @@ class Camera:
 
     @classmethod
     def chosen(cls, rng: random.Random) -> "Camera":
+        unsteady = rng.choice((0.0, rng.uniform(0.1, 0.6)))
         return cls(
             field_of_view=rng.uniform(38, 62),
             aperture=rng.uniform(0.8, 2.4) * 1e-3,
@@ -90,7 +91,7 @@ class Camera:
             slope_angle=rng.uniform(0, 360),
             contrast=rng.uniform(0.0, 0.5),
             noise=rng.uniform(0.5, 9.0),
-            shake=tuple(Shake.chosen(rng, amplitude) for amplitude in [rng.choice((0.0, rng.uniform(0.1, 0.6)))] * 2),
+            shake=(Shake.chosen(rng, unsteady), Shake.chosen(rng, unsteady)),
             seed=rng.getrandbits(32),
         )
 
@@ -158,7 +159,7 @@ class Film:
     def _tones(self) -> list[int]:
         """For each colour and level, what the camera makes of it."""
         camera, level = self.camera, np.linspace(0, 1, 256)
-        gains = black_body(camera.kelvin) ** 0.4 * np.array([1, camera.tint, 1]) * camera.gain
+        gains = black_body(camera.kelvin) ** CAST * np.array([1, camera.tint, 1]) * camera.gain
         tones = []
         for gain in gains:  # levels are displayed light, so gains of light are taken to the power of 1 / 2.2
             value = (level * gain ** (1 / 2.2)).clip(0, 1)
@@ -185,9 +186,9 @@ class Film:
         size, box = float(np.ptp(pixels, 0).max()), (int(right - left), int(bottom - top))
         if (factor := int(max(card.size) / max(size, 1))) > 1:  # so that small pictures are not made of single pixels
             card = card.reduce(factor)
-        coarse = max(1.0, size / max(card.size))  # nothing is gained by more pixels than the card has, or than blur leaves
-        coarse = max(coarse, min(4.0, max(blur, float(np.abs(path).max()) / 2) * self.short / 2))
-        small = tuple(max(1, round(side / coarse)) for side in box)
+        smeared = max(blur, float(np.abs(path).max()) / 2) * self.short
+        coarse = max(1.0, size / max(card.size), min(4.0, smeared / 2))  # more pixels than the card has show nothing
+        small = max(1, round(box[0] / coarse)), max(1, round(box[1] / coarse))
         numbers = coefficients((pixels - (left, top)) * small / box, *card.size)
         seen = card.transform(small, Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BILINEAR)
         if blur * self.short > 0.7:

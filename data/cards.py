@@ -11,6 +11,7 @@ from .backgrounds import Background
 PIXELS = 160  # width of a card's front
 SKINS = ((255, 219, 186), (232, 184, 144), (198, 142, 100), (150, 98, 66), (98, 62, 44), (70, 44, 33))
 WIDTHS = {"phone": (0.065, 0.08), "tablet": (0.13, 0.2), "paper": (0.1, 0.21)}  # metres
+HEIGHTS = {"phone": (1.6, 2.1), "tablet": (0.7, 1.4), "paper": (0.9, 1.45)}  # relative to the width
 AROUND = 0.25  # widths of a card around it that its fingers may need
 CONTRAST = 40  # mean difference of a picture from what it is on, of 255 levels
 Colour = tuple[int, int, int]
@@ -49,7 +50,7 @@ class Card:
     def chosen(cls, rng: random.Random) -> "Card":
         kind = rng.choice(("phone", "phone", "tablet", "paper", "paper"))
         width = rng.uniform(*WIDTHS[kind])
-        height = {"phone": rng.uniform(1.6, 2.1), "tablet": rng.uniform(0.7, 1.4), "paper": rng.uniform(0.9, 1.45)}[kind]
+        height = rng.uniform(*HEIGHTS[kind])
         light, dark = (shade(rng, *levels) for levels in ((215, 255), (0, 50)))
         return cls(
             kind,
@@ -80,7 +81,7 @@ class Card:
             front.paste(Background.chosen(rng).image(*reversed(inside)), (border, border))
         else:
             scale = self.share * width / max(picture.size)
-            size = tuple(max(1, round(scale * side)) for side in picture.size)
+            size = max(1, round(scale * picture.width)), max(1, round(scale * picture.height))
             picture = picture.resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0)
             ground = ground_for(picture, self.ground)
             front.paste(ground, (border, border, border + inside[0], border + inside[1]))
@@ -96,7 +97,8 @@ class Card:
         if self.hand != "none":  # fingertips that reach round from behind
             for finger in range(-1, 2) if self.hand != "below" else ():
                 reach, middle = 0.45 * thick, y + 1.1 * finger * thick
-                draw.rounded_rectangle((x - reach, middle - thick / 2, x + reach, middle + thick / 2), thick / 2, self.skin)
+                tip = (x - reach, middle - thick / 2, x + reach, middle + thick / 2)
+                draw.rounded_rectangle(tip, thick / 2, self.skin)
         held.paste(front, (edge, edge), mask)
         if self.hand == "below":
             draw.rounded_rectangle((x - thick / 2, y - 1.2 * thick, x + thick / 2, y + thick), thick / 2, self.skin)

@@ -29,14 +29,18 @@ def as_h264(frames: np.ndarray, fps: float, quality: int) -> np.ndarray:
     height, width = frames.shape[1:3]
     frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), "edge")  # colours are of 2 x 2 pixels
     file = io.BytesIO()
-    with av.open(file, "w", format="mp4") as container:
-        video = container.add_stream("libx264", rate=max(1, round(fps)))
+    with av.open(file, "w", format="mp4") as output:
+        video = output.add_stream("libx264", rate=max(1, round(fps)))
         video.width, video.height, video.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
-        video.options = {"crf": str(quality), "preset": "ultrafast", "threads": "1"}  # one thread: the same bytes again
+        video.options = {
+            "crf": str(quality),
+            "preset": "ultrafast",
+            "threads": "1",
+        }  # one thread: the same bytes again
         for frame in frames:
-            container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(video.encode())
+            output.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        output.mux(video.encode())
     file.seek(0)
-    with av.open(file) as container:
+    with av.open(file, "r") as container:
         decoded = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     return np.stack(decoded)[:, :height, :width]

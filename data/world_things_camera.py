@@ -11,7 +11,8 @@ from .camera import Camera, Film, Pose, Shake
 from .cards import AROUND, Card
 from .compression import as_h264, as_jpeg
 from .world_basic import STEP
-from .world_things import Key, ThingsStream, Visit
+from .world_things import ThingsStream
+from .world_things_script import Key, Visit
 
 MARGIN = 0.12  # of the background around the view, for a camera that shakes
 OUT = 1.6  # what a card's nearer half may gain in size by perspective, with its fingers

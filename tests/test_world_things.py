@@ -1,0 +1,226 @@
+"""The world's levels of things: what is said is what the frames show, and test styles are not shown in training."""
+
+import hashlib
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from fresh_process import ROOT, run_fresh
+
+from videollm_mod.commands import cli
+from videollm_mod.data import things
+from videollm_mod.data.things import BUNDLED, PHOTOGRAPHS, TRAINED, UNSEEN, VARIABLE, Pictures
+from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.data.world_basic import PLACES, STEP
+from videollm_mod.data.world_things import NOTHING
+from videollm_mod.data.world_things_script import SETTLE, enumerated, with_article
+
+LEVELS = ("things", "things_camera")
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(monkeypatch):
+    monkeypatch.setenv(VARIABLE, str(BUNDLED))
+
+
+def digest() -> dict:
+    found = {}
+    for level in LEVELS:
+        summed = hashlib.sha256()
+        for seed in range(4):
+            stream = world_stream(seed, level)
+            summed.update(stream.frames(2.0, 48, 64).tobytes())
+            summed.update(json.dumps([conversation(stream, num_questions=3), stream.narrations]).encode())
+        found[level] = summed.hexdigest()
+    return found
+
+
+def test_seed_gives_the_same_stream_in_another_process(tmp_path):
+    assert run_fresh(digest, tmp_path / "process", **{VARIABLE: str(BUNDLED)}) == digest()
+
+
+def without(stream, visits):
+    """The same stream in which `visits` are all that comes into view."""
+    other = type(stream)(stream.seed)
+    kept = [other.visits[stream.visits.index(visit)] for visit in visits]
+    other.visits = kept
+    if hasattr(other, "codec"):
+        other.codec = "none"  # compression changes pixels beside what is drawn
+    return other
+
+
+def shown(stream, visits, side: int = 64) -> np.ndarray:
+    """bool `[F, H, W]`: where the frames at each multiple of `STEP` show one of `visits`, if only they are there."""
+    bare, seen = (without(stream, each).frames(1 / STEP, side).astype(int) for each in ([], visits))
+    return np.abs(seen - bare).max(-1) > 12
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_things_are_in_the_frames_when_they_are_said_to_be(level):
+    """From "appears" to "leaves" at least a third of a thing is seen beside what is in front of it, at the place that
+    answers name; it is there when it is named and gone when it is said to be."""
+    named = gone = 0
+    for seed in range(14):
+        stream = world_stream(seed, level)
+        everything = without(stream, stream.visits).frames(1 / STEP, 64).astype(int)
+        for visit in [visit for visit in stream.visits if visit.name]:
+            alone = shown(stream, [visit])
+            others = without(stream, [each for each in stream.visits if each is not visit]).frames(1 / STEP, 64)
+            matters = np.abs(everything - others).max(-1) > 12
+            for index, time in enumerate(stream.frame_times(1 / STEP).tolist()):
+                there = [each for each in stream.things(time) if each.name == visit.name]
+                owner = [each for each in stream.visits if each.name == visit.name and each.at(time) is not None]
+                if not there:
+                    continue
+                if owner == [visit] and stream.is_settled(time):
+                    assert alone[index].any()
+                    if level == "things":
+                        assert matters[index].sum() > 0.33 * alone[index].sum()
+                        rows, columns = np.nonzero(alone[index])
+                        middle = (rows.min() + rows.max()) / 128, (columns.min() + columns.max()) / 128
+                        assert abs(middle[0] - there[0].y) < 0.08 and abs(middle[1] - there[0].x) < 0.08
+                    named += 1
+            if visit.until < stream.seconds:
+                after = stream.frame_times(1 / STEP) >= visit.until
+                assert not alone[after].any()
+                gone += 1
+    assert named > 100 and gone > 8
+
+
+def first_rest(visit, seconds: float) -> float | None:
+    """The first multiple of `STEP` from which on a thing does not move."""
+    for time in np.arange(0, seconds, STEP).tolist():
+        now, soon = visit.at(time), visit.at(time + STEP / 4)
+        if now and soon and (now.x, now.y, now.scale, now.alpha) == (soon.x, soon.y, soon.scale, soon.alpha):
+            return time
+    return None
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_rests_is_named_once_and_what_passes_is_not(level):
+    passed = 0
+    for seed in range(30):
+        stream = world_stream(seed, level)
+        coming = [(time, text) for time, text in stream.narrations if "leaves" not in text]
+        expected = []
+        for visit in [visit for visit in stream.visits if visit.name]:
+            rest = first_rest(visit, stream.seconds)
+            passed += rest is None
+            expected += [] if rest is None else [(rest + SETTLE, with_article(visit.name))]
+        for time, text in coming:
+            there = [name for at, name in expected if at == time]
+            assert there and all(name.lower() in text.lower() for name in there)
+        assert {time for time, _ in expected} == {time for time, _ in coming}
+        leaving = [text for _, text in stream.narrations if "leaves" in text or "replaces" in text]
+        ended = [visit for visit in stream.visits if visit.name and visit.until < stream.seconds]
+        assert len(leaving) == sum(first_rest(visit, stream.seconds) is not None for visit in ended)
+        assert all(time % STEP == 0 for time, _ in stream.narrations)
+        assert all(a < b for (a, _), (b, _) in pairwise(stream.narrations))
+    assert passed > 3
+
+
+def test_answers_are_true_for_what_is_there():
+    kinds = set()
+    for level in (*LEVELS, "things_unknown"):
+        for seed in range(25):
+            stream = world_stream(seed, level)
+            for time, question, answer in stream.questions(count=6):
+                seen = sorted(stream.things(time), key=lambda thing: thing.x)
+                words = question.rstrip("?").split(" the ")
+                if question.startswith("How many"):
+                    expected = ["None.", "One.", "Two.", "Three.", "Four."][len(seen)] if seen else NOTHING
+                elif question.startswith(("Where", "At which")):
+                    places = [thing.place for thing in seen if thing.name == words[-1]]
+                    expected = f"At the {places[0]}." if places else "It is not there."
+                elif " at the " in question:
+                    names = [with_article(thing.name) for thing in seen if thing.place == words[-1]]
+                    expected = f"{enumerated(names)}." if names else "Nothing that I know."
+                elif "last" in question:
+                    past = [text for at, text in stream.narrations if at <= time]
+                    expected = past[-1] if past else "Nothing yet."
+                else:
+                    expected = f"{enumerated([with_article(thing.name) for thing in seen])}." if seen else NOTHING
+                assert answer == expected[0].upper() + expected[1:]
+                kinds.add(question.split(" the ")[0])
+    assert len(kinds) > 8
+
+
+def test_nothing_is_said_where_nothing_has_a_name():
+    for seed in range(15):
+        stream = world_stream(seed, "things_unknown")
+        assert stream.narrations == [] and not any(event.things for event in stream.events)
+        asked = stream.questions(count=5)
+        answers = {answer for _, question, answer in asked if question.startswith(("What do", "How"))}
+        assert answers <= {NOTHING, "Nothing that I know."}
+    assert any(world_stream(seed, "things_unknown").visits for seed in range(3))
+
+
+def test_training_levels_never_show_a_test_style():
+    assert not {UNSEEN, PHOTOGRAPHS} & {*TRAINED}
+    for level, styles in (("things", TRAINED), ("things_camera", TRAINED), ("things_unseen", (UNSEEN,))):
+        drawn = {
+            stream.pictures.styles[visit.picture]
+            for stream in (world_stream(seed, level) for seed in range(60))
+            for visit in stream.visits
+            if visit.picture is not None
+        }
+        assert drawn and drawn <= {*styles}
+    with pytest.raises(ValueError, match="has none of the styles photographs"):
+        world_stream(0, "things_photos")
+
+
+def test_frames_are_those_of_the_events_and_of_any_shape():
+    stream = world_stream(3, "things")
+    assert len(stream.drawn(40, 60)) == len(stream.events) > 2
+    times = stream.frame_times(1 / STEP)
+    at = [int(np.searchsorted(times, event.time)) for event in stream.events]
+    assert np.array_equal(stream.drawn(40, 60), stream.frames(1 / STEP, 40, 60)[at])
+    assert stream.frames(7.0, 33, 50).shape == (int(7 * stream.seconds), 33, 50, 3)
+    assert world_stream(4, "things_camera").frames(1.0, 33, 51).shape[1:] == (33, 51, 3)
+    states = stream.states((3, 3))
+    for of_event, event in zip(states, stream.events, strict=True):
+        there = {(PLACES[r][c], stream.pictures.things[n]) for r, c, n in zip(*of_event.nonzero(), strict=True)}
+        assert there == {(thing.place, thing.name) for thing in event.things}
+
+
+def test_levels_are_training_data(checkpoint):
+    from videollm_mod.data.world_data import WorldData, WorldStreams  # not for the other process
+
+    _, processor = checkpoint
+    data = WorldStreams(WorldData(level={"things": 1, "things_camera": 1}, num_streams=4, num_questions=2), processor)
+    for example in data:
+        frames, index = example["frames"], example["frame_index"]
+        assert frames.shape[1] == 3 and len(index) == len(frames)  # everything may move
+        assert len(example["input_ids"]) == len(example["labels"])
+
+
+def test_missing_or_wrong_files_say_what_to_do(monkeypatch, tmp_path, capsys):
+    clip = ["--output", str(tmp_path / "clip.mp4"), "--height", "64", "--seed", "1"]
+    assert cli.main(["world", "--level", "things_camera", *clip]) == 0
+    other = tmp_path / "other.npz"
+    np.savez(other, x=np.zeros(3))
+    missing = tmp_path / "no.npz"
+    for path, message in (("", "need a file of pictures"), (missing, "no file"), (other, "is not a file of pictures")):
+        monkeypatch.setenv(VARIABLE, str(path))
+        capsys.readouterr()
+        assert cli.main(["world", "--level", "things", *clip]) != 0
+        error = capsys.readouterr().err
+        assert message in error and "videollm_mod.benchmarks.things_pictures" in error and VARIABLE in error
+
+
+def test_bundled_pictures_name_their_licences(tmp_path):
+    """What is stored here is small, drawn by sets whose licences are named, and read back as it was written."""
+    found = Pictures.load(BUNDLED)
+    assert BUNDLED.stat().st_size < 300_000
+    listed = {style: found.licences[style].split(",")[0] for style in {*found.styles}}
+    assert listed == {"noto": "Apache-2.0", "twemoji": "CC-BY-4.0", "openmoji": "CC-BY-SA-4.0"}
+    notes = [(ROOT / name).read_text(encoding="utf-8") for name in ("LICENSE", "media/README.md")]
+    for author in ("Noto Emoji", "Twemoji", "OpenMoji"):
+        assert all(author in note for note in notes)
+    found.save(tmp_path / "again.npz")
+    again = Pictures.load(tmp_path / "again.npz")
+    assert (again.files, again.names, again.styles, again.licences) == (
+        found.files, found.names, found.styles, found.licences,
+    )  # fmt: skip
+    assert max(found.picture(0).size) == things.SIDE and found.picture(0).mode == "RGBA"
