@@ -7,7 +7,7 @@ shorter side from its centre, x to the right and y down.
 import math
 import random
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
@@ -17,7 +17,8 @@ WAVELENGTHS = (610e-9, 550e-9, 465e-9)  # of red, green and blue
 CAST = 0.4  # power of the light's colour that is left by the automatic white balance
 SHAKES = ((0.4, 1.4, 1.0), (5.0, 9.0, 0.12))  # lowest and highest frequency in hertz, and share, of sway and tremor
 NEAREST = 0.4  # distance of a card's nearest corner, of its centre's
-NOISES = 8  # different pictures of noise
+GRAIN = 32  # standard deviation of the picture that noise is taken from
+ROOM = 64  # pixels by which that picture is larger than a frame
 
 
 def black_body(kelvin: float) -> np.ndarray:
@@ -135,14 +136,20 @@ def coefficients(corners: np.ndarray, width: float, height: float) -> list[float
     return np.linalg.solve(np.concatenate(rows), source.T.ravel()).tolist()
 
 
+@lru_cache(maxsize=4)
+def grain(height: int, width: int) -> Image.Image:
+    """RGB noise around 128, larger than a frame."""
+    noise = np.random.default_rng(0).normal(128, GRAIN, (height + ROOM, width + ROOM, 3))
+    return Image.fromarray(noise.clip(0, 255).round().astype(np.uint8))
+
+
 class Film:
     """A camera's frames of `width` x `height` pixels."""
 
     def __init__(self, camera: Camera, height: int, width: int):
         self.camera, self.height, self.width, self.short = camera, height, width, min(height, width)
-        rng = np.random.default_rng(camera.seed)
-        grain = rng.normal(128, camera.noise, (self.height + NOISES, self.width + NOISES, 3))
-        self.noise = Image.fromarray(grain.clip(0, 255).round().astype(np.uint8))
+        levels = [round(128 + (level - 128) * camera.noise / GRAIN) for level in range(256)]
+        self.noise = grain(height, width).point(levels * 3)
         self.light = self._light()
         self.tones = self._tones()
 
@@ -184,10 +191,10 @@ class Film:
         if left >= right or top >= bottom:
             return
         size, box = float(np.ptp(pixels, 0).max()), (int(right - left), int(bottom - top))
-        if (factor := int(max(card.size) / max(size, 1))) > 1:  # so that small pictures are not made of single pixels
-            card = card.reduce(factor)
         smeared = max(blur, float(np.abs(path).max()) / 2) * self.short
         coarse = max(1.0, size / max(card.size), min(4.0, smeared / 2))  # more pixels than the card has show nothing
+        if (factor := int(coarse * max(card.size) / max(size, 1))) > 1:  # small pictures are means, not single pixels
+            card = card.reduce(factor)
         small = max(1, round(box[0] / coarse)), max(1, round(box[1] / coarse))
         numbers = coefficients((pixels - (left, top)) * small / box, *card.size)
         seen = card.transform(small, Image.Transform.PERSPECTIVE, numbers, Image.Resampling.BILINEAR)
@@ -234,7 +241,7 @@ class Film:
         """A frame with the light, the colours and the noise of the camera."""
         frame = ImageChops.multiply(frame, self.light).point(self.tones)
         rng = random.Random(f"{self.camera.seed}/{time:.3f}")
-        left, top = rng.randrange(NOISES), rng.randrange(NOISES)
+        left, top = rng.randrange(ROOM), rng.randrange(ROOM)
         noise = self.noise.crop((left, top, left + self.width, top + self.height))
         if rng.random() < 0.5:
             noise = noise.transpose(Image.Transpose.FLIP_LEFT_RIGHT)

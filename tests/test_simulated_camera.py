@@ -59,8 +59,10 @@ def test_blur_is_that_of_the_lens_until_the_focus_has_followed():
 @pytest.mark.parametrize("path", [(0.2, 0.0), (-0.2, 0.0), (0.0, 0.2), (0.13, -0.1)])
 def test_what_moves_is_smeared_along_its_path_only(path):
     """A card at the edge of the view leaves no traces at the other side of it."""
-    card = Image.new("RGBA", (20, 20), (255, 255, 255, 255)).convert("RGBa")
-    square = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.2
+    card = Image.new("RGBA", (80, 80), (255, 255, 255, 0))  # with room around it, as those of `Card`
+    card.paste((255, 255, 255, 255), (20, 20, 60, 60))
+    card = card.convert("RGBa")
+    square = np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)]) * 0.4
     film = Film(PLAIN, 100, 100)
     for middle in ((0.0, 0.0), (-0.45, 0.1), (0.1, 0.5)):
         frame = Image.new("RGB", (100, 100))
