@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fresh_process import ROOT
 from PIL import Image
 
 from videollm_mod.benchmarks import things_names, things_pictures
@@ -33,6 +34,20 @@ def test_list_is_of_everyday_things_that_enough_sets_draw():
         assert sum(bool(thing.get(style, thing["icons"])) for style in TRAINED) >= FEWEST
     unknown = json.loads(LIST.read_text(encoding="utf-8"))["unknown"]
     assert len(unknown) > 200 and not {*unknown} & {*icons}
+
+
+def test_page_has_the_figures_of_the_list_and_of_the_measurement():
+    page = (ROOT / "docs" / "how-to" / "things.md").read_text(encoding="utf-8")
+    assert f"{len(THINGS)} everyday things" in page
+    rows = json.loads((ROOT / "benchmarks" / "results" / "things_speed.json").read_text(encoding="utf-8"))["rows"]
+    rates = {(row["level"], row["side"]): row["frames_per_second"] for row in rows if row["codec"] == "all"}
+    for level in ("things", "things_camera"):
+        figures = " | ".join(str(rates[level, side]) for side in (96, 160, 384))
+        assert f"| `{level}` | {figures} |" in page
+    large = [row for row in rows if (row["level"], row["side"]) == ("things_camera", 384)]
+    taken = {row["codec"]: row["ms_per_frame"] for row in large}
+    for codec, words in (("none", "without compression"), ("jpeg", "with JPEG"), ("h264", "with H.264")):
+        assert f"{taken[codec]:.1f} ms {words}" in page
 
 
 def test_entries_are_read():
