@@ -98,11 +98,15 @@ class ThingsCameraStream(ThingsStream):
         """Places in the frame of the corners of a card's front and fingers, whose centre is at `x`, `y`."""
         held = self.held(visit)
         card, shakes = held.card, [shake.at(key.time) for shake in held.shakes]
-        depth = card.share * card.width / (visit.size * self.camera.span)
         angles = (angle + shake for angle, shake in zip((held.yaw, held.pitch, held.roll), shakes[2:], strict=True))
-        pose = Pose(x + shakes[0], y + shakes[1], depth, *angles)
+        pose = Pose(x + shakes[0], y + shakes[1], self._depth(visit), *angles)
         sides = (card.width * (side + 2 * AROUND) for side in (1, card.height))
         return self.camera.corners(pose, *sides)
+
+    def _depth(self, visit: Visit) -> float:
+        """Distance of a card at which its picture has its size in the frame; metres."""
+        card = self.held(visit).card
+        return card.share * card.width / (visit.size * self.camera.span)
 
     def _film(self, times: np.ndarray, fps: float, height: int, width: int) -> np.ndarray:
         film = Film(self.camera, height, width)
@@ -123,20 +127,24 @@ class ThingsCameraStream(ThingsStream):
         )
         image = behind.crop((left, top, left + film.width, top + film.height))
         shape = np.array([film.width, film.height]) / film.short
-        for visit, key in self.in_view(time):
+        held = [
+            (visit, key, self._corners(visit, key, *((np.array([key.x, key.y]) - 0.5) * shape + sway)))
+            for visit, key in self.in_view(time)
+        ]
+        for visit, _, corners in held:  # all arms are behind all cards, so that they hide no thing
+            card = self.held(visit).card
+            if card.hand != "none":
+                x, y = card.grip
+                x = -x if visit.mirrored else x
+                grip = 0.5 + x / (1 + 2 * AROUND), 0.5 + y / (card.height + 2 * AROUND)
+                film.arm(image, corners, grip, 1.6 * card.finger / (1 + 2 * AROUND), card.skin)
+        for visit, key, corners in held:
             if visit not in fronts:
                 front = self.held(visit).card.front(None if visit.picture is None else self.look(visit))
                 flip = Image.Transpose.FLIP_LEFT_RIGHT
                 fronts[visit] = (front.transpose(flip) if visit.mirrored else front).convert("RGBa")
-            card = self.held(visit).card
-            corners = self._corners(visit, key, *((np.array([key.x, key.y]) - 0.5) * shape + sway))
             before = visit.at(time - self.camera.exposure) or key
             path = np.array([key.x - before.x, key.y - before.y]) * shape
-            depth = card.share * card.width / (visit.size * self.camera.span)
-            blur = min(self.camera.blur(depth, time - visit.keys[0].time), SHARPEST * visit.size)
-            if card.hand != "none":
-                x, y = card.grip
-                u, v = (0.5 + (-x if visit.mirrored else x) / (1 + 2 * AROUND), 0.5 + y / (card.height + 2 * AROUND))
-                film.arm(image, corners, (u, v), 1.6 * card.finger, card.skin)
+            blur = min(self.camera.blur(self._depth(visit), time - visit.keys[0].time), SHARPEST * visit.size)
             film.place(image, fronts[visit], corners, blur, path)
         return film.developed(image, time)
