@@ -59,13 +59,13 @@ teapot; wine-glass = glass of wine; cocktail-glass = cocktail; tropical-drink = 
 beer; beverage-box = juice box; ice = ice cube; chopsticks = pair of chopsticks; spoon; kitchen-knife = kitchen
 knife; fork-and-knife = fork and knife; salt = salt shaker; butter = piece of butter
 # vehicles
-locomotive = steam locomotive; high-speed-train, bullet-train = train; tram, metro, light-rail, station = tram;
+locomotive = steam locomotive; high-speed-train, bullet-train, light-rail = train; tram;
 bus, oncoming-bus = bus; ambulance; fire-engine = fire truck; police-car, oncoming-police-car = police car; taxi,
 oncoming-taxi = taxi; automobile, oncoming-automobile = car; pickup-truck = pickup truck; delivery-truck,
 articulated-lorry = truck; tractor; racing-car = race car; motorcycle; motor-scooter = motor scooter; kick-scooter
 = kick scooter; bicycle; skateboard; roller-skate = roller skate; passenger-ship, ship = ship; sailboat; speedboat;
 canoe; airplane, small-airplane = airplane; helicopter; rocket; flying-saucer = flying saucer; satellite;
-aerial-tramway, mountain-cableway = cable car; parachute; manual-wheelchair, motorized-wheelchair = wheelchair;
+aerial-tramway, mountain-cableway = cable car; parachute; manual-wheelchair = wheelchair;
 anchor; fuel-pump = gas pump; vertical-traffic-light, horizontal-traffic-light = traffic light; police-car-light =
 police light; ring-buoy = life buoy
 # buildings
@@ -120,7 +120,7 @@ syringe; pill; adhesive-bandage = bandage; stethoscope; scissors = pair of sciss
 teddy-bear = teddy bear; puzzle-piece = puzzle piece; game-die = die; chess-pawn = chess pawn; kite; yo-yo;
 balloon; wrapped-gift = gift; party-popper = party popper; jack-o-lantern = jack-o'-lantern; trophy; sports-medal,
 military-medal, 1st-place-medal, 2nd-place-medal, 3rd-place-medal = medal; soccer-ball = soccer ball; baseball;
-basketball; volleyball; american-football, rugby-football = football; ping-pong = table tennis paddle; badminton =
+basketball; volleyball; american-football = football; ping-pong = table tennis paddle; badminton =
 badminton racket; boxing-glove = boxing glove; ice-skate = ice skate; fishing-pole = fishing rod; skis = pair of
 skis; sled; bullseye = target; water-pistol = water pistol; pool-8-ball = billiard ball; crystal-ball = crystal
 ball; magic-wand = magic wand; nesting-dolls = nesting doll; mirror-ball = disco ball; playground-slide = slide;
