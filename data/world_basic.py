@@ -185,6 +185,11 @@ class BasicStream:
         """The state of one of `things`, the things in a picture: below `NUM_STATES`."""
         return THERE
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What `states` tells apart."""
+        return KINDS
+
     def states(self, grid: tuple[int, int] = (3, 3)) -> np.ndarray:
         """uint8 `[E, h, w, KINDS]`: the state of each kind in each cell of a grid after each event. A thing belongs to
         the cell of its centre."""

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 from .frames import input_size
 from .turns import encode_example
 from .world import conversation, texts, world_stream
+from .world_basic import KINDS
 
 
 @dataclass
@@ -103,9 +104,15 @@ class WorldStreams(WorldDataset):
 
 class WorldCells(WorldDataset):
     """An example has the distinct frames of a stream as uint8 `frames` `[E, 3, H, W]`, and int64 `labels`
-    `[E, h * w, KINDS]`: the state, below `NUM_STATES`, of each kind in each cell of the grid; 0 means absent."""
+    `[E, h * w, KINDS]`: the state, below `NUM_STATES`, of each kind in each cell of the grid; 0 means absent.
+
+    Raises:
+        `ValueError`: for levels that show other things than `KINDS`.
+    """
 
     def __init__(self, data: WorldData, height: int, grid: tuple[int, int]):
+        if other := [level for level in data.shares if world_stream(data.first_seed, level).kinds != KINDS]:
+            raise ValueError(f"cells of frames are classified by the {len(KINDS)} coloured shapes, which {other} lack")
         self.data, self.height, self.grid = data, height, tuple(grid)
 
     def example(self, stream) -> dict:

@@ -116,9 +116,13 @@ class ThingsStream(ThingsScript):
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return image.rotate(visit.tilt, Image.Resampling.BILINEAR, expand=True) if visit.tilt else image
 
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        return tuple(self.pictures.things)
+
     def states(self, grid: tuple[int, int] = (3, 3)) -> np.ndarray:
-        """uint8 `[E, h, w, things]`: whether each of `pictures.things` is in each cell of a grid after each event."""
-        numbers = {name: number for number, name in enumerate(self.pictures.things)}
+        """uint8 `[E, h, w, things]`: whether each of `kinds` is in each cell of a grid after each event."""
+        numbers = {name: number for number, name in enumerate(self.kinds)}
         of_event = np.zeros((len(self.events), *grid, len(numbers)), dtype=np.uint8)
         for states, event in zip(of_event, self.events, strict=True):
             for thing in event.things:

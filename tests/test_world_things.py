@@ -180,12 +180,12 @@ def test_frames_are_those_of_the_events_and_of_any_shape():
     assert world_stream(4, "things_camera").frames(1.0, 33, 51).shape[1:] == (33, 51, 3)
     states = stream.states((3, 3))
     for of_event, event in zip(states, stream.events, strict=True):
-        there = {(PLACES[r][c], stream.pictures.things[n]) for r, c, n in zip(*of_event.nonzero(), strict=True)}
+        there = {(PLACES[r][c], stream.kinds[n]) for r, c, n in zip(*of_event.nonzero(), strict=True)}
         assert there == {(thing.place, thing.name) for thing in event.things}
 
 
 def test_levels_are_training_data(checkpoint):
-    from videollm_mod.data.world_data import WorldData, WorldStreams  # not for the other process
+    from videollm_mod.data.world_data import WorldCells, WorldData, WorldStreams  # not for the other process
 
     _, processor = checkpoint
     data = WorldStreams(WorldData(level={"things": 1, "things_camera": 1}, num_streams=4, num_questions=2), processor)
@@ -193,6 +193,8 @@ def test_levels_are_training_data(checkpoint):
         frames, index = example["frames"], example["frame_index"]
         assert frames.shape[1] == 3 and len(index) == len(frames)  # everything may move
         assert len(example["input_ids"]) == len(example["labels"])
+    with pytest.raises(ValueError, match=r"by the 24 coloured shapes, which \['things'\] lack"):
+        WorldCells(WorldData(level={"basic": 1, "things": 1}), 96, (3, 3))
 
 
 def test_missing_or_wrong_files_say_what_to_do(monkeypatch, tmp_path, capsys):
