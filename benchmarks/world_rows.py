@@ -18,7 +18,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +49,8 @@ class Row:
 
 
 ELASTIC = (0.1, 1.0)
+STUCK = (3000, 50.0)  # a model with fewer exact narrations, in percent, after these steps starts anew
+OTHER_WEIGHTS = 1000  # added to the seed of the weights then
 FITTED_ON = (4, 64)  # batches that routers are fitted on, streams of each
 SCORED_EVERY = 175  # steps, on the streams for the curve
 
@@ -103,7 +105,7 @@ def row_of(name: str) -> Row:
     return (ROWS | DEEP_ROWS)[name]
 
 
-def build(name: str, level: str, args):
+def build(name: str, level: str, args, seed: int | None = None):
     """A model without vision layers: each patch goes straight through the connector, so the language model has to see.
     Its processor knows the words of every level."""
     grid, row, said = grid_of(level), row_of(name), training_texts()
@@ -133,7 +135,7 @@ def build(name: str, level: str, args):
         },
         [*said, *["\nUser: \nAssistant:"] * len(said)],  # the headers need tokens too
         vocab_size=400,
-        seed=args.seed,
+        seed=args.seed if seed is None else seed,
     )
     if row.frozen:
         for module in model.modules():
@@ -164,9 +166,14 @@ def compiled_blocks(model, **options):
             del layer.attention_block, layer.mlp_block
 
 
+def is_stuck(curve: list[dict]) -> bool:
+    """Whether a model has learned too little in its first steps to learn the rest in time."""
+    return curve[-1]["step"] >= STUCK[0] and curve[-1]["exact"] < STUCK[1]
+
+
 def train(model, processor, row: Row, stage: Stage, lr: float, args, ends_at: float | None = None) -> list[dict]:
     """Train with AdamW, warm-up and cosine. Return the curve: loss, and score on validation streams, which ends the
-    training early where it reaches `ends_at` percent of exact narrations."""
+    training early where it reaches `ends_at` percent of exact narrations, or is too low to do so."""
     level, steps, batch_size = stage
     rng, text_config = np.random.default_rng(args.seed), model.config.text_config
     placeholder = (model.config.num_frame_tokens, model.config.video_token_id, args.device)
@@ -216,21 +223,23 @@ def train(model, processor, row: Row, stage: Stage, lr: float, args, ends_at: fl
                 curve.append({"level": level, "step": step, "seconds": seconds, "loss": mean_loss, **score})
                 losses = []
                 print(f"{args.row} seed {args.seed} {json.dumps(curve[-1])}", flush=True)
-            if step == steps or (ends_at is not None and curve and curve[-1]["exact"] >= ends_at):
+            if step == steps:
+                return curve
+            if ends_at is not None and curve and (curve[-1]["exact"] >= ends_at or is_stuck(curve)):
                 return curve
 
 
 def fit_routers(model, processor, level: str, args) -> None:
     learned, _, _ = stage_data(level, processor, args)
     streams = Streams(learned, model.config.num_frame_tokens, model.config.video_token_id, args.device)
-    bank, (count, batch_size) = normalised_sprites(processor, args.device), FITTED_ON
-    drawn = islice(streams.batches(batch_size, np.random.default_rng(args.seed)), count)
-    batches = (
+    bank, (batches, batch_size) = normalised_sprites(processor, args.device), FITTED_ON
+    drawn = islice(streams.batches(batch_size, np.random.default_rng(args.seed)), batches)
+    inputs = (
         {"input_ids": ids, "labels": labels, "pixel_values_videos": pixels(bank, codes)}
         for ids, labels, codes, _ in drawn
     )
     with autocast(model.device):
-        initialise_routers(model, batches)
+        initialise_routers(model, inputs)
 
 
 def flops_per_stream(model, streams: Streams, bank: torch.Tensor) -> float:
@@ -270,6 +279,24 @@ def save_stage(path: Path, model, curves: list[dict]) -> None:
         save_file(weights, partial)
 
 
+def learned(stage: Stage, weights: dict[str, torch.Tensor], args) -> tuple:
+    """A dense model after a stage of pretraining that starts from `weights`, and its curve. Where there are none, a
+    model that is stuck starts anew."""
+    table = TABLES[args.level]
+    learning = (ROWS["dense"], stage, table.pretraining_lr, args, table.ends_at)
+    curves: list[dict] = []
+    for attempt in count():
+        model, processor = build("dense", stage[0], args, args.seed + OTHER_WEIGHTS * attempt)
+        stage_data(stage[0], processor, args)  # made by other processes, before the GPU is in use
+        start_from(model, weights)
+        with compiled_blocks(model) if args.device == "cuda" else nullcontext():
+            curve = train(model.to(args.device).train(), processor, *learning)
+        curves += [{"attempt": attempt, **point} for point in curve]
+        if weights or not is_stuck(curve):
+            break
+    return model, curves
+
+
 def pretrained(args) -> dict[str, torch.Tensor]:
     """Weights of the dense model that all rows of a seed start from, in bfloat16. The first caller trains it, without
     the stages that an interrupted one has finished."""
@@ -283,13 +310,8 @@ def pretrained(args) -> dict[str, torch.Tensor]:
         curves: list[dict] = []
         for part, stage in zip(saved, table.pretraining, strict=True) if not path.exists() else ():
             if not part.exists():
-                model, processor = build("dense", stage[0], args)
-                stage_data(stage[0], processor, args)  # made by other processes, before the GPU is in use
-                start_from(model, weights)
-                learning = (ROWS["dense"], stage, table.pretraining_lr, args, table.ends_at)
-                with compiled_blocks(model) if args.device == "cuda" else nullcontext():
-                    curves += train(model.to(args.device).train(), processor, *learning)
-                save_stage(part, model, curves)
+                model, curve = learned(stage, weights, args)
+                save_stage(part, model, curves + curve)
             weights, curves = load_file(part), json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
     return load_file(path)
 

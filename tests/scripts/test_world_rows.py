@@ -163,6 +163,30 @@ def test_pretraining_goes_through_its_stages_until_it_has_learned_each(tmp_path,
     assert all(torch.equal(own[name], value) for name, value in known.items())
 
 
+def test_a_model_that_is_stuck_starts_anew_with_other_weights(tmp_path, monkeypatch):
+    scores, first = iter([0.0, 10.0, 60.0, 70.0, 5.0]), []
+    monkeypatch.setattr(world_rows, "exact_narrations", lambda *args: {"exact": next(scores)})
+    monkeypatch.setattr(world_rows, "SCORED_EVERY", 2)
+    monkeypatch.setattr(world_rows, "STUCK", (4, 50.0))
+    stages = (("hard_small", 4, 4), ("hard", 2, 4))
+    monkeypatch.setitem(TABLES, "hard", replace(TABLES["hard"], layers=1, pretraining=stages, ends_at=99.5))
+    args = Namespace(level="hard", layers=1, hidden=32, seed=3, data=tmp_path, row="pretrained", device="cpu")
+    args.streams, args.curve_streams = 40, 1
+    train = world_rows.train
+
+    def trained(model, *rest):
+        first.append(model.lm_head.weight.detach().clone())
+        return train(model, *rest)
+
+    monkeypatch.setattr(world_rows, "train", trained)
+    world_rows.pretrained(args)
+    curve = json.loads(world_rows.pretrained_path(tmp_path, TABLES["hard"], 3).with_suffix(".json").read_text())
+    steps = [(point["attempt"], point["level"], point["step"]) for point in curve]
+    small = [(attempt, "hard_small", step) for attempt in (0, 1) for step in (2, 4)]
+    assert steps == [*small, (0, "hard", 2)]
+    assert len(first) == 3 and not torch.equal(first[0], first[1])
+
+
 def test_interrupted_pretraining_goes_on_with_the_next_stage(tmp_path, monkeypatch):
     scores = iter([99.9, KeyboardInterrupt(), 20.0])
 
