@@ -18,7 +18,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import count, islice
+from itertools import count, islice, product
 from pathlib import Path
 
 import numpy as np
@@ -46,11 +46,14 @@ class Row:
     warmup: float = 0.0  # share of each stage in which the keep ratio falls from 1 to its value
     elastic: tuple[float, float] | None = None  # range of a keep ratio that is drawn at each step
     fitted: bool = False  # routers start from `initialise_routers` instead of zero
+    router_rate: float = 1.0  # learning rate of routers, relative to that of all else
 
 
 ELASTIC = (0.1, 1.0)
 STUCK = (3000, 50.0)  # a model with fewer exact narrations, in percent, after these steps starts anew
 OTHER_WEIGHTS = 1000  # added to the seed of the weights then
+SLOW = 0.01  # router_rate: Adam's steps are as long as the fitted weights otherwise, and undo the fit
+FITTED: dict = {"fitted": True, "router_rate": SLOW}
 FITTED_ON = (4, 64)  # batches that routers are fitted on, streams of each
 SCORED_EVERY = 175  # steps, on the streams for the curve
 
@@ -93,10 +96,13 @@ DEEP_ROWS = {
         for layers in ("all_deep", "interleaved_deep")
     },
     "mod_all_deep_warmup": Row(mod(mod_layers="all_deep"), warmup=0.5),
-    "mod_fitted": Row(mod(), fitted=True),
-    "mod_all_deep_fitted": Row(mod(mod_layers="all_deep"), fitted=True),
+    "mod_fitted": Row(mod(), **FITTED),
+    "mod_all_deep_fitted": Row(mod(mod_layers="all_deep"), **FITTED),
+    "mod_all_deep_fitted_frozen": Row(mod(mod_layers="all_deep"), fitted=True, frozen=True),
+    "mod_all_deep_fitted_quick": Row(mod(mod_layers="all_deep"), fitted=True),
+    "mod_all_deep_slow": Row(mod(mod_layers="all_deep"), router_rate=SLOW),
     **{f"random_all_deep_r{ratio}": Row(mod(mod_selection="random", **deep(ratio))) for ratio in (0.1, 0.26)},
-    **{f"mod_all_deep_r{ratio}_fitted": Row(mod(**deep(ratio)), fitted=True) for ratio in (0.1, 0.26)},
+    **{f"mod_all_deep_r{ratio}_fitted": Row(mod(**deep(ratio)), **FITTED) for ratio in (0.1, 0.26)},
 }
 ELASTIC_RATIOS = (0.1, 0.2, 0.3, 0.5, 1.0)
 
@@ -182,10 +188,15 @@ def train(model, processor, row: Row, stage: Stage, lr: float, args, ends_at: fl
     bank, keep_ratio = normalised_sprites(processor, args.device), text_config.mod_keep_ratio
     schedule_of_ratio = KeepRatioSchedule(int(row.warmup * steps), row.elastic, args.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
+    routers = {p for module in model.modules() if isinstance(module, LayerExpert) for p in module.parameters()}
     optimizer = torch.optim.AdamW(
         [
-            {"params": [p for p in trained if p.dim() > 1], "weight_decay": 0.01},
-            {"params": [p for p in trained if p.dim() <= 1], "weight_decay": 0.0},
+            {
+                "params": [p for p in trained if (p in routers, p.dim() > 1) == (is_router, is_matrix)],
+                "lr": lr * (row.router_rate if is_router else 1),
+                "weight_decay": 0.01 * is_matrix,
+            }
+            for is_router, is_matrix in product((False, True), repeat=2)
         ],
         lr=lr,
         betas=(0.9, 0.98),

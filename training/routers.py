@@ -1,7 +1,7 @@
 """Routers of a model that was dense: they start by choosing the tokens whose work the loss feels most.
 
-LayerExperts start at zero, so that a new model is dense at keep ratio 1. As soon as it is lower, all scores tie: each
-routed layer keeps the first tokens of a frame, and the router learns from those alone.
+New LayerExperts know nothing. Those of a converted model are zero, so that it is dense at keep ratio 1: below that all
+scores tie, and each routed layer keeps the first tokens of a frame. Those of a model with random weights are random.
 """
 
 from collections.abc import Iterable

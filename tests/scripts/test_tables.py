@@ -71,8 +71,8 @@ def test_the_rate_of_a_row_is_chosen_before_its_other_seeds_run():
     assert missing[:2] == [("dense", "hard", 0, lr) for lr in RATES[1:]]
     assert missing[2:] == [("mod", "hard", seed, RATES[1]) for seed in SEEDS[1:]]
     assert best_rate(runs, "dense", "hard") is None and best_rate(runs, "mod", "hard") == RATES[1]
-    one = TABLES["crowd_24"].rates[0]  # nothing to choose
-    assert tables.wanted({}, "crowd_24", rows) == [(row, "crowd_24", seed, one) for seed in SEEDS for row in rows]
+    (one,) = TABLES["hard_24"].rates  # nothing to choose
+    assert tables.wanted({}, "hard_24", rows) == [(row, "hard_24", seed, one) for seed in SEEDS for row in rows]
 
 
 def test_a_run_waits_for_the_model_it_starts_from(tmp_path):
@@ -83,7 +83,7 @@ def test_a_run_waits_for_the_model_it_starts_from(tmp_path):
     world_rows.pretrained_path(tmp_path, TABLES["hard"], 1).touch()
     assert tables.ready(jobs, args) == first[:1] + first[2:] + jobs[1:]
     assert tables.ready([], args) == []
-    assert tables.wanted({}, "crowd_12", ["mod"], [1, 3]) == [("mod", "crowd_12", seed, 1e-3) for seed in (1, 3)]
+    assert tables.wanted({}, "hard_12", ["mod"], [1, 3]) == [("mod", "hard_12", seed, 1e-3) for seed in (1, 3)]
     args.seeds = [1, 3]
     assert tables.ready(jobs[1:], args) == [first[3], *jobs[1:]]
 
@@ -360,11 +360,12 @@ def test_a_folder_without_runs_gives_one_error_line(tmp_path, monkeypatch, capsy
 def test_deep_rows_are_compared_with_chance_at_the_same_operations(tmp_path):
     folder, level = tmp_path / "tables", "crowd_12"
     kept = {"dense": (21.9, 99.9), "mod_all_deep": (7.7, 99.5), "random_all_deep": (7.7, 24.0), "mod": (13.4, 99.8)}
-    rate = TABLES[level].rates[0]
+    rate, other = TABLES[level].rates
     for row, (gflop, exact) in kept.items():
+        runs = [run_of(row, level, 0, other, 100.0, validation=exact - 1)]
         for seed in SEEDS if row != "mod" else SEEDS[:2]:
-            run = run_of(row, level, seed, rate, exact - seed / 10, validation=exact)
-            write(folder, {**run, "flops_per_stream": gflop * 1e9})
+            runs.append(run_of(row, level, seed, rate, exact - seed / 10, validation=exact))
+        write(folder, *({**run, "flops_per_stream": gflop * 1e9} for run in runs))
     tables_depth.report(folder)
     page = (tmp_path / "world_depth.md").read_text()
     lines = {line.split("`")[1]: line.split(" | ") for line in page.splitlines() if line.startswith("| `")}
@@ -393,7 +394,7 @@ def test_rows_have_the_peers_that_differ_only_in_what_they_choose():
 
 
 def test_there_is_no_page_of_deep_rows_without_dense(tmp_path):
-    write(tmp_path / "tables", run_of("mod", "crowd_12", 0, TABLES["crowd_12"].rates[0]))
+    write(tmp_path / "tables", *(run_of("mod", "crowd_12", 0, rate) for rate in TABLES["crowd_12"].rates))
     with pytest.raises(FileNotFoundError, match="no runs of dense"):
         tables_depth.report(tmp_path / "tables")
     assert not (tmp_path / "world_depth.md").exists()
