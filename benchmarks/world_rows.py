@@ -46,6 +46,7 @@ class Row:
     warmup: float = 0.0  # share of each stage in which the keep ratio falls from 1 to its value
     elastic: tuple[float, float] | None = None  # range of a keep ratio that is drawn at each step
     fitted: bool = False  # routers start from `initialise_routers` instead of zero
+    refitted: int = 0  # steps after which they are fitted again, and again
     router_rate: float = 1.0  # learning rate of routers, relative to that of all else
 
 
@@ -99,6 +100,7 @@ DEEP_ROWS = {
     "mod_fitted": Row(mod(), **FITTED),
     "mod_all_deep_fitted": Row(mod(mod_layers="all_deep"), **FITTED),
     "mod_all_deep_fitted_frozen": Row(mod(mod_layers="all_deep"), fitted=True, frozen=True),
+    "mod_all_deep_refitted": Row(mod(mod_layers="all_deep"), fitted=True, refitted=100, frozen=True),
     "mod_all_deep_fitted_quick": Row(mod(mod_layers="all_deep"), fitted=True),
     "mod_all_deep_slow": Row(mod(mod_layers="all_deep"), router_rate=SLOW),
     **{f"random_all_deep_r{ratio}": Row(mod(mod_selection="random", **deep(ratio))) for ratio in (0.1, 0.26)},
@@ -177,6 +179,16 @@ def is_stuck(curve: list[dict]) -> bool:
     return curve[-1]["step"] >= STUCK[0] and curve[-1]["exact"] < STUCK[1]
 
 
+def fit_routers(model, streams: Streams, bank: torch.Tensor, rng: np.random.Generator) -> None:
+    batches, batch_size = FITTED_ON
+    inputs = (
+        {"input_ids": ids, "labels": labels, "pixel_values_videos": pixels(bank, codes)}
+        for ids, labels, codes, _ in islice(streams.batches(batch_size, rng), batches)
+    )
+    with autocast(model.device), torch.compiler.set_stance("force_eager"):
+        initialise_routers(model, inputs)
+
+
 def train(model, processor, row: Row, stage: Stage, lr: float, args, ends_at: float | None = None) -> list[dict]:
     """Train with AdamW, warm-up and cosine. Return the curve: loss, and score on validation streams, which ends the
     training early where it reaches `ends_at` percent of exact narrations, or is too low to do so."""
@@ -186,6 +198,8 @@ def train(model, processor, row: Row, stage: Stage, lr: float, args, ends_at: fl
     learned, lessons, scored = stage_data(level, processor, args)
     learned, scored = Streams(learned + lessons, *placeholder), Streams(scored, *placeholder)
     bank, keep_ratio = normalised_sprites(processor, args.device), text_config.mod_keep_ratio
+    if row.fitted:
+        fit_routers(model, learned, bank, np.random.default_rng(args.seed))
     schedule_of_ratio = KeepRatioSchedule(int(row.warmup * steps), row.elastic, args.seed)
     trained = [p for p in model.parameters() if p.requires_grad]
     routers = {p for module in model.modules() if isinstance(module, LayerExpert) for p in module.parameters()}
@@ -214,6 +228,8 @@ def train(model, processor, row: Row, stage: Stage, lr: float, args, ends_at: fl
     curve, losses, step, started = [], [], 0, time.perf_counter()
     while True:
         for ids, labels, codes, _ in learned.batches(batch_size, rng):
+            if row.refitted and step and step % row.refitted == 0:
+                fit_routers(model, learned, bank, rng)
             text_config.mod_keep_ratio = schedule_of_ratio.ratio(step, keep_ratio)
             loss = loss_of(ids, labels, codes)
             loss.backward()
@@ -238,19 +254,6 @@ def train(model, processor, row: Row, stage: Stage, lr: float, args, ends_at: fl
                 return curve
             if ends_at is not None and curve and (curve[-1]["exact"] >= ends_at or is_stuck(curve)):
                 return curve
-
-
-def fit_routers(model, processor, level: str, args) -> None:
-    learned, _, _ = stage_data(level, processor, args)
-    streams = Streams(learned, model.config.num_frame_tokens, model.config.video_token_id, args.device)
-    bank, (batches, batch_size) = normalised_sprites(processor, args.device), FITTED_ON
-    drawn = islice(streams.batches(batch_size, np.random.default_rng(args.seed)), batches)
-    inputs = (
-        {"input_ids": ids, "labels": labels, "pixel_values_videos": pixels(bank, codes)}
-        for ids, labels, codes, _ in drawn
-    )
-    with autocast(model.device):
-        initialise_routers(model, inputs)
 
 
 def flops_per_stream(model, streams: Streams, bank: torch.Tensor) -> float:
@@ -335,8 +338,6 @@ def run(args) -> dict:
     stage_data(table.level, processor, args)
     start_from(model, known)
     model.to(args.device)
-    if row.fitted:
-        fit_routers(model, processor, table.level, args)
     with compiled_blocks(model) if args.device == "cuda" else nullcontext():
         curve = train(model.train(), processor, row, table.stage, args.lr, args)
     bank, result, started = normalised_sprites(processor, args.device), {}, time.perf_counter()

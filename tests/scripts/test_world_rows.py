@@ -119,12 +119,16 @@ def test_narration_is_exact_if_all_since_the_previous_one_is_right(small, tmp_pa
         assert share == round(100 * (count - missed) / count, 3)
 
 
-@pytest.mark.parametrize("row", ["layer_skip", "mod_fitted"])
+@pytest.mark.parametrize("row", ["layer_skip", "mod_fitted", "mod_all_deep_refitted"])
 def test_run_is_written_once_and_is_reproducible(row, tmp_path, monkeypatch, capsys):
     small = replace(TABLES["hard"], layers=2, hidden=32, pretraining=(("hard_small", 2, 4),), stage=("hard", 2, 4))
     monkeypatch.setitem(TABLES, "hard", small)
     command = f"{row} --level hard --streams 20 --curve-streams 2 --eval-streams 2"
     monkeypatch.setattr(world_rows, "FITTED_ON", (2, 4))
+    refitted = replace(world_rows.DEEP_ROWS["mod_all_deep_refitted"], routing=world_rows.mod(), refitted=1)
+    monkeypatch.setitem(world_rows.DEEP_ROWS, "mod_all_deep_refitted", refitted)
+    fits, fit = [], world_rows.initialise_routers
+    monkeypatch.setattr(world_rows, "initialise_routers", lambda *given: fits.append(fit(*given)))
     command = [*command.split(), "--device", "cpu", "--data", str(tmp_path / "data"), "--output"]
     results = []
     for name in ("one", "two"):
@@ -135,6 +139,7 @@ def test_run_is_written_once_and_is_reproducible(row, tmp_path, monkeypatch, cap
         for point in results[-1]["curve"]:
             assert point.pop("seconds") >= 0
     assert results[0] == results[1]
+    assert fits == 2 * {"layer_skip": 0, "mod_fitted": 1, "mod_all_deep_refitted": 2}[row] * [[1]]
     assert [(point["level"], point["step"]) for point in results[0]["curve"]] == [("hard", 2)]
     assert results[0]["test"]["narrations"] == results[0]["validation"]["narrations"] == 16
     assert results[0]["flops_per_stream"] > 0
