@@ -22,7 +22,8 @@ STAGES: dict[str, Stage] = {
 }  # fmt: skip
 RATES = (1e-3, 5e-4, 2e-3)  # that rows of four layers choose from
 DEEP_RATE = 5e-4  # beyond twelve layers dense learns nothing at 1e-3
-SMALLER = 0.3  # of that rate, for rows that start from a model which has learned their level
+# of that rate, for rows that start from a model which has learned their level: larger ones can undo what it knows
+ADAPTING = (1, 0.2, 0.05)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,11 @@ class Table:
 def _table(level: str, layers: int) -> Table:
     rate = 1e-3 if layers <= 12 else DEEP_RATE
     kind = level.split("_")[0]
-    rates = RATES if layers == LAYERS else (rate, round(SMALLER * rate, 6)) if level == "crowd" else (rate,)
+    rates = (
+        RATES
+        if layers == LAYERS
+        else tuple(round(share * rate, 6) for share in ADAPTING if share == 1 or level == "crowd")
+    )
     name = level if layers == LAYERS else f"{level}_{layers}"
     return Table(name, level, layers, PRETRAINING[kind], rate, ENDS_AT.get(kind), STAGES[level], rates)
 

@@ -270,5 +270,5 @@ def test_rows_of_deep_models():
         assert (text_config.mod_selection, text_config.mod_keep_ratio) == (selection, 0.2)
         assert list(text_config.routed_layers) == layers
     assert world_rows.build("early_exit_4", "crowd", args)[0].config.text_config.early_exit_layer == 4
-    assert TABLES["crowd_12"].rates == (1e-3, 3e-4) and TABLES["crowd_24"].rates == (5e-4, 1.5e-4)
+    assert TABLES["crowd_12"].rates == (1e-3, 2e-4, 5e-5) and TABLES["crowd_24"].rates == (5e-4, 1e-4, 2.5e-5)
     assert TABLES["crowd_24"].start == "pretrained_crowd_24x128" != TABLES["hard_24"].start
