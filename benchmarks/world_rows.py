@@ -101,6 +101,8 @@ DEEP_ROWS = {
     "mod_all_deep_fitted": Row(mod(mod_layers="all_deep"), **FITTED),
     "mod_all_deep_fitted_frozen": Row(mod(mod_layers="all_deep"), fitted=True, frozen=True),
     "mod_all_deep_refitted": Row(mod(mod_layers="all_deep"), fitted=True, refitted=100, frozen=True),
+    "mod_all_deep_gradual": Row(mod(mod_layers="all_deep"), warmup=0.5, fitted=True, refitted=100, frozen=True),
+    "random_all_deep_gradual": Row(mod(mod_layers="all_deep", mod_selection="random"), warmup=0.5),
     "mod_all_deep_fitted_quick": Row(mod(mod_layers="all_deep"), fitted=True),
     "mod_all_deep_slow": Row(mod(mod_layers="all_deep"), router_rate=SLOW),
     **{f"random_all_deep_r{ratio}": Row(mod(mod_selection="random", **deep(ratio))) for ratio in (0.1, 0.26)},
