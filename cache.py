@@ -477,13 +477,13 @@ class MoDCache(Cache):
         for (layer, _), length in zip(held, lengths, strict=True):
             layer.shorten(length)
 
-    def forget(self, leaving: torch.Tensor, rotate: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> None:
+    def forget(self, leaving: torch.Tensor, rotation) -> None:
         """Remove tokens of a single stream from every layer that holds them. The remaining tokens are renumbered: they
         get the positions 0, 1, 2, ... in their order.
 
         Args:
             leaving (`bool [M]`): for each token that was seen, at positions 0 .. M-1, whether it leaves.
-            rotate (`Callable`): rotates keys `[1, heads, L, head_dim]` back by int64 `[L]` positions.
+            rotation (`KeyRotation`): moves keys to earlier positions.
 
         Raises:
             `ValueError`: for several streams or another number of tokens.
@@ -491,9 +491,9 @@ class MoDCache(Cache):
         ends, position = self.frame_ends, self.next_position
         if ends is None or position is None or position.tolist() != [len(leaving)] != [self.seen_tokens]:
             raise ValueError(f"`leaving` must hold each token of one stream, got {len(leaving)} for {position}")
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
             if layer.is_initialized:
-                layer.forget(leaving.to(layer.keys.device), rotate)
+                layer.forget(leaving.to(layer.keys.device), rotation.of_layer(index))
         leaving = leaving.to(ends.device)
         remaining = ends[:, ~leaving[ends[0]]]
         self.frames_forgotten += ends.shape[1] - remaining.shape[1]

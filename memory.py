@@ -8,6 +8,7 @@ Shapes: N vision tokens per frame, M tokens of the stream that are cached, at po
 """
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -240,16 +241,23 @@ class StreamMemory:
     def evict(self, cache: MoDCache, rotary_embedding, pending: int = 0, keep_newest: bool = False) -> None:
         """Remove the tokens that leave now from the cache, and from these records. keep_newest: of the last frame
         nothing leaves, since a question about it comes next and no other frame."""
-        sizes = None if self.max_bytes is None else cache.token_bytes()
+        if len(self.kinds):  # a long prompt leaves no room for a frame, but there is nothing yet to forget
+            sizes = None if self.max_bytes is None else cache.token_bytes()
+            leaving = self.forget(sizes, pending, keep_newest)
+            cache.forget(leaving, KeyRotation(rotary_embedding))
+            if self.evictions is not None:
+                self.evictions.append(leaving)
+
+    def forget(self, sizes: torch.Tensor | None = None, pending: int = 0, keep_newest: bool = False) -> torch.Tensor:
+        """Remove the tokens that leave now from these records alone. Returns bool `[M]`, which did; for the arguments
+        see `leaving` and `evict`."""
         leaving = self.leaving(sizes, pending)
         if keep_newest and len(self.frames):
             leaving &= (self.kinds == TEXT) | (self.frames != self.frames[-1])
-        cache.forget(leaving, KeyRotation(rotary_embedding))
         self.forgotten += int(leaving.sum())
-        if self.evictions is not None:
-            self.evictions.append(leaving)
         for name in FIELDS:
             setattr(self, name, getattr(self, name)[~leaving])
+        return leaving
 
 
 def frames_in_context(config) -> int:
@@ -276,9 +284,15 @@ class KeyRotation:
             )
         self.rotary_embedding = rotary_embedding
 
+    def of_layer(self, layer_idx: int) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+        """The rotation of a layer's keys, which does nothing in a layer without rotary embeddings."""
+        no_rope = getattr(self.rotary_embedding.config, "no_rope_layers", ())
+        return (lambda keys, distance: keys) if layer_idx in no_rope else self
+
     def __call__(self, keys: torch.Tensor, distance: torch.Tensor) -> torch.Tensor:
-        """keys `[B, heads, L, head_dim]`, distance int64 `[L]` -> keys of the tokens at `position - distance`."""
-        cos, sin = self.rotary_embedding(keys.float(), distance[None])
+        """keys `[B, heads, L, head_dim]`, distance int64 `[L]` or `[B, L]` -> keys of the tokens at `position -
+        distance`."""
+        cos, sin = self.rotary_embedding(keys.float(), distance if distance.dim() == 2 else distance[None])
         scaling = self.rotary_embedding.attention_scaling  # the keys are scaled already
         cos, sin = cos[:, None] / scaling, sin[:, None] / scaling
         first, second = keys.float().chunk(2, dim=-1)

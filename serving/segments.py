@@ -203,7 +203,7 @@ def assemble(found: list[tuple[Segment, dict]], masks: Sequence[torch.Tensor], f
         masks (`bool [M]` each), first (`int`): as in `Written`.
     """
     layers = [MoDCacheLayer() for _ in range(model.config.text_config.num_hidden_layers)]
-    rotate = KeyRotation(model.model.language_model.rotary_emb)
+    rotation = KeyRotation(model.model.language_model.rotary_emb)
     for evictions, mask in enumerate([*masks, None], start=first):
         own = [tensors for segment, tensors in found if segment.evictions == evictions]
         for index, layer in enumerate(layers):
@@ -214,7 +214,7 @@ def assemble(found: list[tuple[Segment, dict]], masks: Sequence[torch.Tensor], f
                 setattr(layer, name, torch.cat([*held, new], dim))
             layer.is_initialized = layer.is_initialized or bool(parts)
             if mask is not None and layer.is_initialized:
-                layer.forget(mask.to(model.device), rotate)
+                layer.forget(mask.to(model.device), rotation.of_layer(index))
     tensors = {}
     for index, layer in enumerate(layers):
         if layer.positions is not None:

@@ -95,6 +95,35 @@ def test_layer_0_keys_are_those_of_the_shorter_stream(checkpoint):
     assert session.stats.tokens == shorter.stats.tokens + 2 * 11
 
 
+def test_layers_without_rotary_embeddings_keep_their_keys():
+    """A layer without positions has nothing to renumber, as in SmolLM3; the others have."""
+    model, processor = small_model(0, no_rope_layers=[0])
+    frames = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), dtype=np.uint8)
+    bounded = model.stream(processor, speak_threshold=0.0, max_cached_frames=8)
+    bounded.push(frames)
+    shorter = model.stream(processor, speak_threshold=0.0)
+    shorter.push(frames[2:])
+    assert_near(bounded.cache.layers[0].keys, shorter.cache.layers[0].keys)
+    rotation = KeyRotation(model.model.language_model.rotary_emb)
+    keys, distance = torch.randn(1, 2, 3, 8), torch.tensor([0, 2, 5])
+    assert rotation.of_layer(0)(keys, distance) is keys
+    assert torch.equal(rotation.of_layer(1)(keys, distance), rotation(keys, distance))
+    rows = rotation(keys.expand(2, -1, -1, -1), torch.stack([distance, distance.flip(0)]))
+    assert_near(rows[1:], rotation(keys, distance.flip(0)))
+
+
+def test_a_prompt_or_question_may_be_longer_than_the_text_that_is_remembered(small, frames):
+    """It is pending before the first frame, when there is nothing to forget."""
+    model, processor = small
+    text = "What happened? " * 20
+    session = model.stream(processor, system_prompt=text, speak_threshold=0.0, max_cached_frames=4)
+    assert len(session.state.pending) > session.state.memory.text_budget
+    session.push(frames[:12])
+    assert session.cache.num_bytes <= session.max_kv_bytes and session.stats.frames == 12
+    asked = model.stream(processor, speak_threshold=0.0, max_cached_frames=4, max_new_tokens=4)
+    assert asked.ask(text)[0].kind == "answer"
+
+
 def test_tokens_are_recorded_by_kind():
     memory = StreamMemory(8, 3)
     prompt, frame = [0, 9, SEPARATOR], [VIDEO] * 3
