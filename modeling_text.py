@@ -42,7 +42,7 @@ from .compat import (
 )
 from .configuration_videollm_mod import VideoLLMMoDConfig, VideoLLMMoDTextConfig
 from .fused import rotate, silu_product
-from .recomputing import run_blocks, run_layers, set_recomputing
+from .recomputing import can_recompute, run_blocks, run_layers, set_recomputing
 from .routing import FrameRouter, KeepRatio, LayerExpert, StreamLayout
 
 # Full names, with and without a head around the model. LayerExperts are no plain `nn.Linear`, so none is quantised.
@@ -191,9 +191,7 @@ class VideoLLMMoDAttention(LlamaAttention):
         """lengths: tokens of each stream in `hidden_states` `[1, T, D]`, for a `PackedCache`."""
         queries, keys, values = self.project(hidden_states, position_embeddings)
         if not isinstance(cache, PackedCache):
-            if cache is not None:
-                keys, values = cache.update(keys, values, self.layer_idx)
-            attended, weights = self.attend_to(queries, keys, values, attention_mask, **kwargs)
+            attended, weights = self.attend_to(queries, keys, values, attention_mask, cache=cache, **kwargs)
             return self.o_proj(attended), weights
         parts = []
         split = zip(
@@ -217,13 +215,16 @@ class VideoLLMMoDAttention(LlamaAttention):
         attention_mask: torch.Tensor | None = None,
         **kwargs,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """`forward` without a cache and without the output projection: `[B, T, heads * head_dim]`, and the attention
+        """`forward` of one stream a row, without the output projection: `[B, T, heads * head_dim]`, and the attention
         weights if there are any."""
         return self.attend_to(*self.project(hidden_states, position_embeddings), attention_mask, **kwargs)
 
     def attend_to(
-        self, queries, keys, values, attention_mask=None, **kwargs
+        self, queries, keys, values, attention_mask=None, cache: MoDCache | None = None, **kwargs
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attention to these keys and to those of the cache, to which they are added."""
+        if cache is not None:
+            keys, values = cache.update(keys, values, self.layer_idx)
         implementation = self.config._attn_implementation
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(implementation, eager_attention_forward)
         if implementation == "sdpa" and attention_mask is not None and queries.device.type == "cpu" and GROUPS_ON_CPU:
@@ -337,8 +338,8 @@ class VideoLLMMoDDecoderLayer(LlamaDecoderLayer):
             "position_embeddings": position_embeddings,
             **kwargs,
         }
-        if self.training and cache is None:  # recomputing would add to a cache twice
-            processed = run_blocks(self, entered, **arguments)
+        if self.training and can_recompute(cache):
+            processed = run_blocks(self, entered, cache=cache, **arguments)
         else:
             processed = self.attention_block(entered, cache=cache, lengths=lengths, **arguments)
             processed = self.mlp_block(processed)
@@ -498,7 +499,7 @@ class VideoLLMMoDTextModel(VideoLLMMoDPreTrainedModel, LlamaModel):
         hidden_states = run_layers(
             self.layers[: self.config.num_hidden_layers],
             inputs_embeds,
-            recomputes=recomputes and cache is None,
+            recomputes=recomputes and can_recompute(cache),
             attention_mask=own_mask,
             position_ids=position_ids,
             cache=cache,

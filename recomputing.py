@@ -68,6 +68,12 @@ def set_recomputing(layers: "list[Layer]", options: dict, recompute: str | dict[
         layer.checkpoint = partial(checkpoint, **{"use_reentrant": False, **options})
 
 
+def can_recompute(cache) -> bool:
+    """Whether layers may run again: there is no cache, or one to which the same tokens can be added twice
+    (`is_repeatable`)."""
+    return cache is None or getattr(cache, "is_repeatable", False)
+
+
 def run_layers(layers: Iterable, hidden_states: torch.Tensor, recomputes: bool, **arguments) -> torch.Tensor:
     """All layers, one after the other. With `recomputes` only the input of `"layer"` and of two consecutive `"pairs"`
     is kept; the other choices concern the parts of a layer, see `run_blocks`.
@@ -102,8 +108,7 @@ def _run_group(layers: "list[Layer]", hidden_states: torch.Tensor, **arguments) 
 
 
 def run_blocks(layer: "Layer", hidden_states: torch.Tensor, **attention) -> torch.Tensor:
-    """The attention and MLP blocks of a decoder layer in training, without a cache, recomputing what
-    `layer.recompute` says.
+    """The attention and MLP blocks of a decoder layer in training, recomputing what `layer.recompute` says.
 
     Args:
         layer (`VideoLLMMoDDecoderLayer`), hidden_states (`[B, K, D]`): the tokens that enter the layer.

@@ -1,6 +1,7 @@
 """The collator: examples become a batch whose rows are padded on the left, or packed."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -44,8 +45,12 @@ class StreamCollator:
         if self.max_tokens is not None:
             check_count("`max_tokens`", self.max_tokens)
 
-    def __call__(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        rows = self.group_rows([self.prepare(example) for example in examples])
+    def __call__(self, examples: list[dict]) -> dict[str, Any]:
+        return self.collate([self.prepare(example) for example in examples])
+
+    def collate(self, examples: list[dict]) -> dict[str, Any]:
+        """The batch of examples that are prepared."""
+        rows = self.group_rows(examples)
         batch = self.pack(rows) if self.packing else self.pad(rows)
         examples = [example for row in rows for example in row]
         for name in FRAMES:

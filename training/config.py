@@ -15,6 +15,7 @@ from ..containers import check_count, is_number
 from ..data.world_data import WorldData
 from .adapters import LoraOptions
 from .arguments import stage_arguments
+from .carried import Carrying
 
 TYPES = {
     "output_dir": (str,),
@@ -33,8 +34,11 @@ DATA_FIELDS = {"path": str, "streaming": bool, "missing": str, "strict": bool, "
 VALIDATION_STREAMS = 200  # of the world, by default
 STOPPING_OPTIONS = {"early_stopping_patience", "early_stopping_threshold"}
 COLLATOR_OPTIONS = {"max_tokens", "packing", "augmentation"}
+CARRYING_OPTIONS = {"max_cached_frames", "cache_policy", "backprop_frames"}
 KEEP_RATIO_OPTIONS = {"keep_ratio_warmup_steps", "elastic_keep_ratio"}
-STREAM_OPTIONS = {"freeze_vision_tower", *KEEP_RATIO_OPTIONS, *COLLATOR_OPTIONS, *STOPPING_OPTIONS}
+STREAM_OPTIONS = {
+    "freeze_vision_tower", *KEEP_RATIO_OPTIONS, *COLLATOR_OPTIONS, *CARRYING_OPTIONS, *STOPPING_OPTIONS
+}  # fmt: skip
 
 
 @dataclass
@@ -60,6 +64,8 @@ class TrainingConfig:
             - `freeze_vision_tower` (`bool`): do not train the vision tower; true by default with `lora`,
             - `max_tokens` (`int`) of a row, `packing` (`bool`): see `StreamCollator`; your own streams are cut into
               several if they are longer, see `data.windows`,
+            - `max_cached_frames` (`int`), `cache_policy` (`str`), `backprop_frames` (`int`): train on whole streams
+              with the memory of a bounded session, see `Carrying`; not with `max_tokens` or `packing`,
             - `augmentation` (`float`): share of streams with an altered narration, see `ReplyAugmentation`,
             - `keep_ratio_warmup_steps` (`int`) and `elastic_keep_ratio` (`[low, high]`): see `KeepRatioSchedule`.
         dtype (`str`): dtype of the final checkpoint; with `lora`, of the frozen weights.
@@ -171,6 +177,10 @@ class TrainingConfig:
         check_count("`keep_ratio_warmup_steps`", stage.get("keep_ratio_warmup_steps", 0), 0)
         if stage.get("max_tokens") is not None:
             check_count("`max_tokens`", stage["max_tokens"])
+        carrying = self.carrying
+        for name in ("max_tokens", "packing") if carrying else ():
+            if stage.get(name):
+                raise ValueError(f"`{name}` cannot be used with `max_cached_frames`, with which streams stay whole")
         share = self.augmentation
         if not is_number(share) or not 0 <= share <= 1:
             raise ValueError(f"`augmentation` must be in [0, 1], got {share!r}")
@@ -184,6 +194,14 @@ class TrainingConfig:
     @property
     def augmentation(self) -> float:
         return (self.stream_stage or {}).get("augmentation", 0.0)
+
+    @property
+    def carrying(self) -> Carrying | None:
+        """The bounded memory with which the stream stage trains; None without a bound."""
+        options = {name: value for name, value in (self.stream_stage or {}).items() if name in CARRYING_OPTIONS}
+        if options and "max_cached_frames" not in options:
+            raise ValueError(f"`{sorted(options)[0]}` needs `max_cached_frames`")
+        return Carrying(**options) if options else None
 
     def world_data(self) -> WorldData:
         return WorldData(**{name: value for name, value in self.world.items() if name != "validation"})

@@ -23,6 +23,7 @@ from ..processing_videollm_mod import VideoLLMMoDProcessor
 from ..speaking import learn_silence
 from .adapters import LoraOptions, add_lora
 from .arguments import check_hub_access, stage_arguments
+from .carried import CarriedCollator
 from .config import TrainingConfig, last_checkpoint
 from .curves import draw_curves
 from .examples import check_files, stream_datasets, vision_datasets
@@ -154,6 +155,8 @@ def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model
         options.get("packing", False),
         ReplyAugmentation(processor, config.augmentation, config.seed) if config.augmentation else None,
     )
+    if config.carrying is not None:
+        collator = CarriedCollator(**vars(collator), processor=processor, carrying=config.carrying)
     trainer = StreamTrainer(
         model=model.train(),
         args=arguments,
@@ -162,6 +165,7 @@ def run_stream_stage(config: TrainingConfig, arguments: TrainingArguments, model
         processing_class=processor,
         video_processor=processor.video_processor,
         keep_ratio=schedule if schedule.warmup_steps or schedule.elastic else None,
+        carrying=config.carrying,
         callbacks=early_stopping(config, "stream"),
         **datasets,
     )

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
+from .carried import CarriedStreams, Carrying
 from .compat import check_sharded_norms, train_on_one_gpu
 from .freezing import frozen_modules
 from .keep_ratio import KeepRatioSchedule
@@ -31,6 +32,8 @@ class StreamTrainer(Trainer):
         video_processor: turns frames into pixel values; needed if batches have `frames`.
         keep_ratio (`KeepRatioSchedule`, *optional*): changes the keep ratio during training.
         eval_collator (*optional*): collator for `evaluate` and `predict`; `data_collator` by default.
+        carrying (`Carrying`, *optional*): train with the memory of a bounded session, on batches of a
+            `CarriedCollator`. A step then has a backward pass for each span of its streams, and one synchronisation.
 
     Raises:
         `ValueError`: for arguments that streams do not support (see `refused`), for `compute_loss_func`, and for a
@@ -49,6 +52,7 @@ class StreamTrainer(Trainer):
         video_processor=None,
         keep_ratio: KeepRatioSchedule | None = None,
         eval_collator=None,
+        carrying: Carrying | None = None,
         **kwargs,
     ):
         args = args or TrainingArguments("tmp_trainer", remove_unused_columns=False)
@@ -67,6 +71,9 @@ class StreamTrainer(Trainer):
                 "`compute_loss_func` is not supported: the model computes the loss, with `stream_loss_weight`"
             )
         self.video_processor, self.keep_ratio, self.eval_collator = video_processor, keep_ratio, eval_collator
+        self.carrying = carrying
+        if carrying is not None:
+            self._check_carrying()
         self.frozen: list[torch.nn.Parameter] = []
         if keep_ratio is not None:
             self.add_callback(keep_ratio)
@@ -85,6 +92,19 @@ class StreamTrainer(Trainer):
                 plugin.ignored_modules = frozen_modules(self.model)  # by name: the plugin outlives the model
         elif self.args.fsdp:
             logger.warning("`fsdp` has no effect: accelerate shards only on GPUs and with several processes")
+
+    def _check_carrying(self) -> None:
+        if self.is_fsdp_enabled:
+            raise ValueError(
+                "`max_cached_frames` does not support FSDP, whose processes would have to take the same number of "
+                "windows; use DDP"
+            )
+        options = self.args.gradient_checkpointing_kwargs
+        if isinstance(options, dict) and options.get("use_reentrant"):
+            raise ValueError(
+                "`max_cached_frames` needs `use_reentrant: false`: reentrant checkpoints pass no gradient back "
+                "through the cache"
+            )
 
     def train(self, *args, **kwargs):
         self.frozen = [parameter for parameter in self.model.parameters() if not parameter.requires_grad]
@@ -131,7 +151,24 @@ class StreamTrainer(Trainer):
             stack.enter_context(self.accelerator.autocast())  # accelerate only does this for unsharded models
         return stack
 
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self.carrying is None:
+            return super().training_step(model, inputs, num_items_in_batch)
+        streams = self._streams(inputs)
+        labels = streams.num_labels if num_items_in_batch is None else num_items_in_batch
+        losses = []
+        for span in streams.spans:  # processes may have different numbers of them, so only the last one synchronises
+            with contextlib.nullcontext() if span is streams.spans[-1] else self.accelerator.no_sync(model):
+                losses.append(super().training_step(model, {"streams": streams, "span": span}, labels))
+        return torch.stack(losses).sum()
+
+    def _streams(self, inputs: dict) -> CarriedStreams:
+        assert self.carrying is not None
+        return CarriedStreams(self.accelerator.unwrap_model(self.model), self.carrying, self._prepare_inputs(inputs))
+
     def compute_loss(self, model, inputs, *args, **kwargs):
+        if "streams" in inputs:
+            return self._loss_of_span(model, inputs["streams"], inputs["span"], **kwargs)
         inputs = self.with_pixels(inputs)
         given = {"pixel_values_videos", "video_features"} & inputs.keys()
         if model.training and self.args.world_size > 1 and not given:
@@ -141,7 +178,28 @@ class StreamTrainer(Trainer):
             )
         return super().compute_loss(model, inputs, *args, **kwargs)
 
+    def _loss_of_span(self, model, streams: CarriedStreams, span: range, **kwargs) -> torch.Tensor:
+        losses = []
+        for window, inputs in zip(span, streams.span(span), strict=True):
+            loss, outputs = super().compute_loss(model, self.with_pixels(inputs), return_outputs=True, **kwargs)
+            streams.add(window, outputs.router_scores, window == span[-1])
+            losses.append(loss)
+        return torch.stack(losses).sum()
+
+    def _loss_of_streams(self, model, inputs: dict) -> torch.Tensor:
+        """The mean loss of the labels of a batch, without gradients."""
+        streams, losses = self._streams(inputs), []
+        for span in streams.spans:
+            for window, own in zip(span, streams.span(span), strict=True):
+                outputs = model(**self.with_pixels(own), num_items_in_batch=streams.num_labels, logits_to_keep=1)
+                streams.add(window, outputs.router_scores, True)
+                losses.append(outputs.loss)
+        return torch.stack(losses).sum()
+
     def prediction_step(self, model, inputs, prediction_loss_only, *args, **kwargs):
+        if self.carrying is not None:
+            with torch.no_grad(), self.compute_loss_context_manager():
+                return self._loss_of_streams(model, inputs), None, None
         with torch.no_grad(), self.compute_loss_context_manager():
             inputs = self.with_pixels(inputs)
         if prediction_loss_only and "labels" in inputs and "input_ids" in inputs:

@@ -1,0 +1,197 @@
+"""Training with the memory of a bounded session in force: it equals a session that watches frame by frame."""
+
+import pytest
+import torch
+from comparing import PROBABILITY, assert_near, assert_near_gradients
+from small_data import small_model
+
+from videollm_mod.data.turns import encode_example
+from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.memory import POLICIES
+from videollm_mod.training.carried import CarriedCollator, CarriedStreams, Carrying
+
+SEEDS = (3, 5)  # streams of 16 and 20 frames, with narrations and questions
+
+
+class Teacher:
+    """In place of a session's sampler: says what it is told, and records the scores of what it says."""
+
+    generator = None
+
+    def __init__(self, sampler, said: list[int]):
+        self.ends, self.said, self.scores = sampler.ends, said, []
+
+    def __call__(self, said: list[int], logits: torch.Tensor) -> int:
+        self.scores.append(logits.float().log_softmax(-1))
+        return self.said[len(said)]
+
+
+def watched(model, processor, messages: list[dict], frames, **options) -> tuple[list[float], torch.Tensor]:
+    """What a session that is pushed frame by frame thinks of a conversation: P(silence) after each frame, and the log
+    probabilities of all tokens where it says something."""
+    system = messages[0]["content"] if messages[0]["role"] == "system" else None
+    session, silence, scores, done = model.stream(processor, system_prompt=system, **options), [], [], 0
+    messages = messages[system is not None :]
+    for message, following in zip(messages, [*messages[1:], {"role": None}], strict=True):
+        speaks = following["role"] == "assistant"
+        if speaks:
+            said = processor.encode_text(following["content"]) + processor.reply_end_ids
+            session.sampler = Teacher(session.sampler, said)
+        if message["role"] == "user":
+            session.ask(message["content"]) if speaks else session.instruct(message["content"])
+        for index in range(message.get("num_frames", 0)):
+            now = speaks and index + 1 == message["num_frames"]
+            session.speak_threshold = 2.0 if now else 0.0  # speaks in any case, or in no case
+            (frame,) = session.watch(frames[done][None])
+            assert (frame.event is not None) == now
+            silence.append(frame.silence_probability)
+            done += 1
+        if speaks:
+            scores += session.sampler.scores
+    return silence, torch.stack(scores), session
+
+
+def example_of(processor, seed: int, num_questions: int = 3) -> tuple[list[dict], dict]:
+    stream = world_stream(seed)
+    messages = conversation(stream, 2.0, num_questions)
+    frames = torch.from_numpy(stream.frames(2.0, 32)).permute(0, 3, 1, 2)
+    return messages, {**encode_example(messages, processor, stream.frame_times(2.0)), "frames": frames}
+
+
+def encoded(model, processor, batch: dict) -> dict:
+    """The batch with features in place of frames."""
+    frames = batch.pop("frames").frames
+    pixels = processor.video_processor(frames, return_tensors="pt")["pixel_values_videos"]
+    with torch.no_grad():
+        return {**batch, "video_features": model.encode_frames(pixels).pooler_output}
+
+
+def collated(model, processor, carrying: Carrying, examples: list[dict]) -> dict:
+    collate = CarriedCollator(processor.tokenizer.pad_token_id, processor=processor, carrying=carrying)
+    return encoded(model, processor, collate(examples))
+
+
+@torch.no_grad()
+def logits_of(model, streams: CarriedStreams) -> list[torch.Tensor]:
+    """`[T, V]` for each stream of a batch: the logits of its windows, joined."""
+    found: list[list[torch.Tensor]] = [[] for _ in streams.windows]
+    for span in streams.spans:
+        for window, inputs in zip(span, streams.span(span), strict=True):
+            outputs = model(**inputs)
+            for row, logits in zip(streams.rows, outputs.logits, strict=True):
+                start, stop = streams.windows[row][window]
+                found[row].append(logits[len(logits) - (stop.token - start.token) :])
+            streams.add(window, outputs.router_scores, window == span[-1])
+    return [torch.cat(parts) for parts in found]
+
+
+@pytest.mark.parametrize(
+    ("policy", "bound", "text"),
+    [
+        ("window", 6, {}),
+        ("router", 6, {}),
+        ("router", 5, {"mod_layers": "all"}),
+        ("window", 7, {"no_rope_layers": [2], "mod_selection": "random"}),
+        ("window", 4, {"mod_selection": "difference"}),
+    ],
+)
+def test_windows_equal_a_session_frame_by_frame(policy, bound, text):
+    """Streams of unequal length in one batch, each beside a real session with the same bound."""
+    model, processor = small_model(0, **text)
+    examples = [example_of(processor, seed) for seed in SEEDS]
+    carrying = Carrying(bound, policy)
+    streams = CarriedStreams(model, carrying, collated(model, processor, carrying, [x for _, x in examples]))
+    found = logits_of(model, streams)
+    separator = processor.frame_separator_token_id
+    for (messages, example), logits in zip(examples, found, strict=True):
+        options = {"max_cached_frames": bound, "cache_policy": policy}
+        silence, scores, session = watched(model, processor, messages, example["frames"], **options)
+        assert session.cache.frames_forgotten or policy == "router"
+        assert session.stats.tokens > session.cache.get_seq_length()
+        turns = example["turns"]
+        ends = [start + processor.num_frame_tokens - 1 for turn in turns for start in turn.frames]
+        own = logits.float().log_softmax(-1)
+        assert_near(own[ends, separator].exp().tolist(), silence, PROBABILITY)
+        header = len(processor.assistant_header_ids)
+        said = [i - 1 for turn in turns if turn.role == "assistant" for i in range(turn.start + header, turn.stop)]
+        assert_near(own[said], scores, PROBABILITY)
+
+
+def gradients(model, streams: CarriedStreams) -> dict:
+    model.zero_grad()
+    for span in streams.spans:
+        loss = 0.0
+        for window, inputs in zip(span, streams.span(span), strict=True):
+            outputs = model(**inputs, num_items_in_batch=streams.num_labels)
+            streams.add(window, outputs.router_scores, window == span[-1])
+            loss = loss + outputs.loss
+        loss.backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.fixture(scope="module")
+def small():
+    return small_model(1)
+
+
+def streams_of(small, carrying: Carrying, seeds=SEEDS) -> CarriedStreams:
+    model, processor = small
+    examples = [example_of(processor, seed)[1] for seed in seeds]
+    return CarriedStreams(model, carrying, collated(model, processor, carrying, examples))
+
+
+def test_gradients_equal_those_of_whole_streams_while_nothing_leaves(small):
+    model, _ = small
+    carrying = Carrying(200)
+    streams = streams_of(small, carrying)
+    assert [len(windows) for windows in streams.windows] == [1, 1]
+    batch = {name: value for name, value in streams.batch.items() if name != "evictions"}
+    model.train()
+    model.zero_grad()
+    model(**batch).loss.backward()
+    expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+    assert_near_gradients(gradients(model, streams), expected)
+
+
+@pytest.fixture(scope="module")
+def plain_gradients(small):
+    small[0].train()
+    return {policy: gradients(small[0], streams_of(small, Carrying(6, policy, 12))) for policy in POLICIES}
+
+
+@pytest.mark.parametrize(
+    ("recompute", "policy"),
+    [("layer", "router"), ("pairs", "window"), ("entered", "window"), ("attention", "router"), ("mlp", "window"),
+     ("activation", "window")],
+)  # fmt: skip
+def test_checkpoints_give_the_same_gradients(small, plain_gradients, recompute, policy):
+    """With gradients that flow back over several windows."""
+    model, _ = small
+    model.train()
+    carrying = Carrying(6, policy, backprop_frames=12)
+    model.activation_checkpointing_enable({"recompute": recompute})
+    try:
+        found = gradients(model, streams_of(small, carrying))
+    finally:
+        model.activation_checkpointing_disable()
+    assert_near_gradients(found, plain_gradients[policy])
+
+
+def test_gradients_flow_back_through_the_cache_over_a_span_and_no_further(small):
+    """What is said last depends on the first window if nothing is detached; the graph ends where a span does."""
+    model, _ = small
+    model.train()
+    reached = {}
+    for frames in (1, 100):
+        streams = streams_of(small, Carrying(6, backprop_frames=frames), SEEDS[:1])
+        features = streams.batch["video_features"].requires_grad_()
+        assert len(streams.windows[0]) > 3
+        for span in streams.spans:
+            for window, inputs in zip(span, streams.span(span), strict=True):
+                outputs = model(**inputs)
+                streams.add(window, outputs.router_scores, window == span[-1])
+        outputs.loss.backward()
+        reached[frames] = features.grad.flatten(1).norm(dim=1) > 0
+        last = streams.windows[0][streams.spans[-1].start][0].frame
+    assert not reached[1][:last].any() and reached[1][last:].any()
+    assert reached[100][:6].any()

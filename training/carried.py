@@ -1,0 +1,270 @@
+"""Training on long streams with the memory of a bounded session in force, in constant memory.
+
+A session that remembers so many frames lets tokens leave its cache now and then, at frames that follow from the stream
+alone. Between two such evictions everything that it has read is in its cache. So a stream is cut into windows that end
+where the session evicts, and each window attends to the cache that the session would have then: the same tokens, at
+the same positions. The forward pass is that of the session, to rounding.
+
+Gradients flow back through the cache over at least `backprop_frames` frames, and end there (truncated backpropagation
+through time). Streams of a batch have their own windows; shorter ones leave the batch when they end.
+
+Shapes: B streams, T tokens of the longest one, F frames of all streams, N vision tokens per frame.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+
+from ..configuration_videollm_mod import check_choice
+from ..containers import IGNORE_INDEX, check_count
+from ..data.collator import FRAMES, StreamCollator
+from ..data.turns import check_turns
+from ..memory import POLICIES, KeyRotation, StreamMemory
+from .carried_cache import CarriedCache
+
+
+@dataclass(frozen=True)
+class Carrying:
+    """
+    Args:
+        max_cached_frames (`int`), cache_policy (`str`): as of `StreamingSession`.
+        backprop_frames (`int`, *optional*): frames over which gradients flow back at least; `max_cached_frames` if
+            omitted. Memory grows with it, and not with the length of the stream.
+
+    Raises:
+        `ValueError`: for a number below 1, or another policy.
+    """
+
+    max_cached_frames: int
+    cache_policy: str = "window"
+    backprop_frames: int | None = None
+
+    def __post_init__(self):
+        check_count("`max_cached_frames`", self.max_cached_frames)
+        check_choice("cache_policy", self.cache_policy, POLICIES)
+        if self.backprop_frames is not None:
+            check_count("`backprop_frames`", self.backprop_frames)
+
+    @property
+    def span(self) -> int:
+        return self.max_cached_frames if self.backprop_frames is None else self.backprop_frames
+
+    def memory(self, num_frame_tokens: int) -> StreamMemory:
+        return StreamMemory(self.max_cached_frames, num_frame_tokens, self.cache_policy)
+
+
+class Eviction(NamedTuple):
+    """Where a session evicts: before a token of the stream, of which it has read all tokens and frames before. For
+    `pending` and `keep_newest` see `StreamMemory.evict`."""
+
+    token: int
+    frame: int
+    pending: int
+    keep_newest: int
+
+
+def evictions(example: dict, processor, memory: StreamMemory) -> list[Eviction]:
+    """Where a session evicts that sees, hears and says what is in an example. Which tokens leave then may depend on
+    scores, but how many does not: so this is known before the model runs.
+
+    Args:
+        example (`dict`): `input_ids` and `turns`.
+        processor (`VideoLLMMoDProcessor`): that made it.
+        memory (`StreamMemory`): an empty one, of this stream.
+
+    Raises:
+        `ValueError`: for the prompts of another family, whose turns repeat the instruction.
+    """
+    if processor.sequence.one_turn:
+        raise ValueError(
+            "`max_cached_frames` in training needs this package's own sequence, and not the prompts of a family; "
+            "models of `from_components` and `videollm-mod build --llm` have it"
+        )
+    check_turns(example)
+    ids, turns, found, read, frames = example["input_ids"], example["turns"], [], 0, 0
+    tokens = processor.video_token_id, processor.frame_separator_token_id
+
+    def evict_if_full(pending: int, keep_newest: bool = False) -> None:
+        if read and memory.free_frames(pending=pending) == 0:
+            found.append(Eviction(read, frames, pending, int(keep_newest)))
+            memory.forget(None, pending, keep_newest)
+
+    for before, turn in zip([None, *turns], turns, strict=False):
+        for start in turn.frames:
+            evict_if_full(0 if start > turn.frames[0] else start - read)
+            stop = start + processor.num_frame_tokens
+            memory.record(ids[read:stop], *tokens, None)
+            read, frames = stop, frames + 1
+        if turn.role == "assistant":
+            if before is not None and before.role == "user":
+                evict_if_full(turn.start - read + len(processor.start_stream_ids), keep_newest=True)
+            stop = turn.stop - len(processor.reply_end_ids)  # the end of a reply is read with what follows
+            memory.record(ids[read:stop], *tokens, None)
+            read = stop
+    return found
+
+
+@dataclass(frozen=True)
+class OnHost:
+    """Frames that stay in the memory of the host until their window comes."""
+
+    frames: torch.Tensor
+
+
+@dataclass
+class CarriedCollator(StreamCollator):
+    """A `StreamCollator` whose batches also hold `evictions`, int64 `[B, E, 4]`: those of each stream, and -1 behind.
+    Uint8 frames stay on the host.
+
+    Args:
+        processor (`VideoLLMMoDProcessor`).
+        carrying (`Carrying`).
+
+    Raises:
+        `ValueError`: with `packing` or `max_tokens`.
+    """
+
+    processor: Any = None
+    carrying: Carrying | None = None
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.packing:
+            raise ValueError("`packing` cannot be used with `max_cached_frames`: each stream has its own cache")
+        if self.max_tokens is not None:
+            raise ValueError("`max_tokens` cannot be used with `max_cached_frames`, with which streams are not cut")
+
+    def collate(self, examples: list[dict]) -> dict[str, Any]:
+        assert self.carrying is not None
+        batch, memory = super().collate(examples), self.carrying.memory
+        found = [evictions(x, self.processor, memory(self.processor.num_frame_tokens)) for x in examples]
+        batch["evictions"] = torch.full((len(found), max(map(len, found)), 4), -1)
+        for row, own in zip(batch["evictions"], found, strict=True):
+            row[: len(own)] = torch.tensor(own, dtype=torch.long).view(-1, 4)
+        if "frames" in batch:
+            batch["frames"] = OnHost(batch["frames"])
+        return batch
+
+
+class CarriedStreams:
+    """The windows of a batch, one after the other.
+
+    Args:
+        model (`VideoLLMMoDForConditionalGeneration`): or a `PeftModel` around it.
+        carrying (`Carrying`).
+        batch (`dict`): of a `CarriedCollator`.
+    """
+
+    def __init__(self, model, carrying: Carrying, batch: dict[str, Any]):
+        model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.config, self.carrying, self.batch = model.config, carrying, batch
+        self.rotation = KeyRotation(model.model.language_model.rotary_emb)
+        self.cache = CarriedCache(model.config)
+        ids = batch["input_ids"]
+        valid = batch["attention_mask"].bool()
+        first = (~valid).sum(1).tolist()
+        self.num_labels = int((batch["labels"][:, 1:] != IGNORE_INDEX).sum())
+        self.labels = torch.nn.functional.pad(batch["labels"], (0, 1), value=IGNORE_INDEX)[:, 1:]
+        self.ids, self.device = ids.tolist(), ids.device
+        is_frame = ids == self.config.video_token_id
+        counts = (is_frame.sum(1) // self.config.num_frame_tokens).tolist()
+        self.windows: list[list[tuple[Eviction, Eviction]]] = []  # of each row: where they begin and end
+        self.first_frame = [sum(counts[:row]) for row in range(len(counts))]
+        for row, own in enumerate(batch["evictions"].tolist()):
+            cuts = [Eviction(*cut) for cut in own if cut[0] >= 0]
+            cuts = [Eviction(0, 0, 0, 0), *cuts, Eviction(ids.shape[1] - first[row], counts[row], 0, 0)]
+            self.windows.append(list(pairwise(cuts)))
+        self.first_token = first
+        self.memories = [carrying.memory(self.config.num_frame_tokens) for _ in self.windows]
+        self.rows = list(range(len(self.windows)))  # of those that go on
+        self.spans = self._spans()
+
+    def _spans(self) -> list[range]:
+        """The windows between which gradients flow. Each span has frames, so that connector and routers learn."""
+        frames = [0] * max(map(len, self.windows))
+        for windows in self.windows:
+            for window, (start, stop) in enumerate(windows):
+                frames[window] = max(frames[window], stop.frame - start.frame)
+        spans, first = [], 0
+        for end in range(1, len(frames) + 1):
+            if end == len(frames) or (sum(frames[first:end]) >= self.carrying.span and any(frames[end:])):
+                spans.append(range(first, end))
+                first = end
+        return spans
+
+    def span(self, windows: range) -> Iterator[dict[str, Any]]:
+        """The inputs of the model for each window of a span, with `shift_labels`. Before it takes the next one, the
+        caller calls `add` with the router's scores."""
+        for window in windows:
+            rows = [row for row in self.rows if window < len(self.windows[row])]
+            self.cache = self.cache.of_rows([self.rows.index(row) for row in rows])
+            self.rows = rows
+            yield self._inputs(window)
+
+    def _inputs(self, window: int) -> dict[str, Any]:
+        cuts = [self.windows[row][window] for row in self.rows]
+        lengths = torch.tensor([stop.token - start.token for start, stop in cuts])
+        starts = torch.tensor([self.first_token[r] + own[0].token for r, own in zip(self.rows, cuts, strict=True)])
+        width = int(lengths.max())
+        column = torch.arange(width) - (width - lengths)[:, None]  # below 0 is padding, on the left
+        valid, index = (column >= 0).to(self.device), (starts[:, None] + column.clamp(min=0)).to(self.device)
+        rows = torch.tensor(self.rows, device=self.device)
+        filler = int(self.config.video_token_id == 0)  # any token that is no frame
+        inputs = {
+            "input_ids": self.batch["input_ids"][rows].gather(1, index).masked_fill(~valid, filler),
+            "shift_labels": self.labels[rows].gather(1, index).masked_fill(~valid, IGNORE_INDEX),
+            "cache": self.cache,
+            "output_router_scores": self.carrying.cache_policy == "router",
+        }
+        if int(lengths.min()) < width:
+            inputs["attention_mask"] = valid.long()
+        frames = [
+            torch.arange(start.frame, stop.frame) + self.first_frame[row]
+            for row, (start, stop) in zip(self.rows, cuts, strict=True)
+        ]
+        return inputs | self._frames(torch.cat(frames))
+
+    def _frames(self, chosen: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The frames of a window, int64 `[F]` of those of the batch."""
+        if len(chosen) == 0:
+            return {}
+        batch = self.batch
+        if "frame_index" in batch:  # frames repeat
+            distinct, index = batch["frame_index"].cpu()[chosen].unique(return_inverse=True)
+            return {"frames": batch["frames"].frames[distinct], "frame_index": index.to(self.device)}
+        (name,) = (name for name in FRAMES if name in batch)
+        frames = batch[name]
+        return {name: frames.frames[chosen] if isinstance(frames, OnHost) else frames[chosen.to(frames.device)]}
+
+    def add(self, window: int, router_scores: tuple | None, end_of_span: bool) -> None:
+        """Let the memory of each stream record a window, and evict what the session does at its end.
+
+        Args:
+            router_scores (`tuple`, *optional*): of the model, for `"router"`.
+            end_of_span (`bool`): no gradient flows back from later windows.
+        """
+        going_on = [row for row in self.rows if window + 1 < len(self.windows[row])]
+        if not going_on:
+            return
+        routed = [scores for scores in router_scores or () if scores is not None]
+        scores = torch.stack(routed).sigmoid().mean(0).float().cpu() if routed else None
+        tokens = self.config.video_token_id, self.config.frame_separator_token_id
+        leaving, frame = [], 0
+        for row in self.rows:
+            (start, stop), memory = self.windows[row][window], self.memories[row]
+            count = stop.frame - start.frame
+            first = self.first_token[row]
+            own = None if scores is None or not count else scores[frame : frame + count]
+            memory.record(self.ids[row][first + start.token : first + stop.token], *tokens, own)
+            frame += count
+            ends = row not in going_on
+            held = torch.zeros(len(memory.kinds), dtype=torch.bool) if ends else None
+            leaving.append(memory.forget(None, stop.pending, bool(stop.keep_newest)) if held is None else held)
+        padded = torch.nn.utils.rnn.pad_sequence(leaving, batch_first=True).to(self.device)
+        self.cache = self.cache.trimmed(padded, self.rotation, detach=end_of_span)
+
+
+__all__ = ["CarriedCollator", "CarriedStreams", "Carrying", "evictions"]
