@@ -19,6 +19,8 @@ NAMES = (
     "things_unseen",
     "things_photos",
     "things_unknown",
+    "minute",
+    "minutes",
 )
 
 

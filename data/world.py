@@ -18,6 +18,7 @@ from .world_hard import (
     HardSmallStream,
     HardStream,
 )
+from .world_minutes import MinutesStream, MinuteStream
 from .world_tasks import HardSmallTasksLessons, HardSmallTasksStream, HardTasksLessons, HardTasksStream
 from .world_things import ThingsPhotosStream, ThingsStream, ThingsUnknownStream, ThingsUnseenStream
 from .world_things_camera import ThingsCameraStream
@@ -42,6 +43,8 @@ KINDS: tuple[type[BasicStream], ...] = (
     ThingsUnseenStream,
     ThingsPhotosStream,
     ThingsUnknownStream,
+    MinuteStream,
+    MinutesStream,
 )
 LEVELS = dict(zip(NAMES, KINDS, strict=True))
 

@@ -20,14 +20,14 @@ class WorldData:
         level (`str` or `dict[str, float]`): of the world, or several levels with their shares of the streams, such as
             `{basic: 2, hard: 1}`. The level of a stream depends on its seed only.
         first_seed, num_streams (`int`): seeds `first_seed .. first_seed + num_streams - 1`.
-        fps (`float`): frames per second.
+        fps (`float` or `list[float]`): frames per second; of several, a stream has the one that its seed chooses.
         num_questions (`int`): per stream.
     """
 
     level: str | dict[str, float] = "basic"
     first_seed: int = 1_000_000_000
     num_streams: int = 1_000_000
-    fps: float = 2.0
+    fps: float | list[float] = 2.0
     num_questions: int = 2
 
     def __post_init__(self):
@@ -37,8 +37,11 @@ class WorldData:
         if not valid or not all(is_share(share) for share in self.shares.values()):
             raise ValueError(f"`level` must be a level, or levels with shares above 0, got {self.level!r}")
         streams = [world_stream(self.first_seed, level) for level in self.shares]
-        streams[0].frame_times(self.fps)  # checks `fps`
-        shortest = min(int(stream.SECONDS[0] * self.fps) for stream in streams)
+        if not self.rates:
+            raise ValueError(f"`fps` must be a number, or a list of some, got {self.fps!r}")
+        for rate in self.rates:
+            streams[0].frame_times(rate)  # checks it
+        shortest = min(int(stream.SECONDS[0] * min(self.rates)) for stream in streams)
         if not 0 <= self.num_questions <= shortest:
             raise ValueError(
                 f"`num_questions` must be in [0, {shortest}], the frames of the shortest stream, "
@@ -49,6 +52,14 @@ class WorldData:
     def shares(self) -> dict[str, float]:
         """Level -> share of the streams. Shares need not add up to 1."""
         return self.level if isinstance(self.level, dict) else {self.level: 1.0}
+
+    @property
+    def rates(self) -> list[float]:
+        return self.fps if isinstance(self.fps, list) else [self.fps]
+
+    def fps_of(self, stream) -> float:
+        """Frames per second of a stream."""
+        return random.Random(f"fps/{stream.seed}").choice(self.rates)
 
     def stream(self, index: int):
         seed, levels = self.first_seed + index, list(self.shares)
@@ -92,7 +103,7 @@ class WorldStreams(WorldDataset):
         self.height = input_size(processor.video_processor)[0]
 
     def example(self, stream) -> dict:
-        fps = self.data.fps
+        fps = self.data.fps_of(stream)
         messages = conversation(stream, fps, self.data.num_questions)
         frames, index = stream.distinct(fps, self.height)
         return {
