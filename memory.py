@@ -34,8 +34,7 @@ class StreamMemory:
 
     Args:
         max_frames (`int`, *optional*): frames to remember: the cache holds at most the vision tokens of so many
-            frames, and as many tokens of text after the prompt (at least those of 4 frames), of which the oldest
-            leave.
+            frames.
         num_frame_tokens (`int`): N.
         policy (`str`): `"window"`: the oldest frames leave. `"router"`: the newer half of the budget is kept whole; of
             older frames the tokens with the lowest LayerExpert scores leave first, so that a frame fades patch by
@@ -45,6 +44,9 @@ class StreamMemory:
         turn_tokens (`int`): tokens of the longest reply and of what stands around it, whose bytes are kept free.
         frame_text (`int`): tokens of text around a frame, which leave with its last vision token: the separator, or
             the pieces of a family.
+        max_text (`int`, *optional*): tokens of text to remember after the prompt, at least 48, of which the oldest
+            leave. Text outlives the frames that it was said about. Without it, as many as the vision tokens of
+            `max_frames` (at least those of 4 frames); with `max_bytes`, no more than a sixth of the bytes hold.
 
     Raises:
         `ValueError`: for another policy, no frame, or bytes that hold too little.
@@ -59,7 +61,13 @@ class StreamMemory:
         token_bytes: int = 1,
         turn_tokens: int = 0,
         frame_text: int = 1,
+        max_text: int | None = None,
     ):
+        if max_text is not None:
+            check_count("`max_cached_text`", max_text, FEWEST_WORDS)
+            if max_frames is None and max_bytes is None:
+                raise ValueError("`max_cached_text` needs `max_cached_frames` or `max_cached_bytes`")
+        self.max_text = max_text
         check_choice("cache_policy", policy, POLICIES)
         self.num_frame_tokens, self.policy = num_frame_tokens, policy
         self.max_bytes, self.token_bytes = max_bytes, token_bytes
@@ -78,10 +86,11 @@ class StreamMemory:
 
     def resize(self, max_frames: int | None) -> None:
         """Change the number of frames to remember. Tokens beyond it leave at the next `evict`."""
-        budgets = []
+        budgets = [] if self.max_text is None else [self.max_text]
         if max_frames is not None:
             check_count("`max_cached_frames`", max_frames)
-            budgets.append(max(max_frames, QUARTER) * self.num_frame_tokens)  # for instructions beside a single frame
+            # for instructions beside a single frame
+            budgets = budgets or [max(max_frames, QUARTER) * self.num_frame_tokens]
         if self.max_bytes is not None:
             fewest = self._fewest_bytes + self.turn_tokens * self.token_bytes
             if not is_whole(self.max_bytes) or self.max_bytes < fewest:

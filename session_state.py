@@ -35,6 +35,7 @@ OPTIONS = (
     "keep_ratio",
     "max_cached_frames",
     "max_cached_bytes",
+    "max_cached_text",
     "max_new_tokens",
     "cache_policy",
 )
@@ -338,7 +339,7 @@ def restore(cls, tensors: dict[str, torch.Tensor], content: dict, model, process
     check_indices(tensors, content, model)
     config = content["generation_config"]
     config = None if config is None else GenerationConfig.from_dict(config)
-    old = {"speak_rule": "trained"}  # before version 4
+    old = {"speak_rule": "trained", "max_cached_text": None}  # before version 4, and before there was such a bound
     options = {name: {**old, **content["options"]}[name] for name in OPTIONS}
     session = cls(model, processor, **options, generation_config=config)
     state = session.state

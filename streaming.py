@@ -59,10 +59,10 @@ class StreamingSession:
             If omitted it is 0.725, or for `"verify"` `exp(-config.verify_margin)`.
         keep_ratio (`float`, *optional*): share of vision tokens that routed layers keep in this session, in (0, 1];
             the model's own if omitted.
-        max_cached_frames (`int`, *optional*): frames to remember, at least 1.
-        max_cached_bytes (`int`, *optional*): size that the cache never exceeds. With neither bound the session
-            remembers everything, and warns once when it grows past the model's `max_position_embeddings`. See
-            `StreamMemory`.
+        max_cached_frames, max_cached_bytes (`int`, *optional*): frames to remember, and size that the cache never
+            exceeds. With neither, everything is remembered, and a warning comes once the stream is longer than the
+            model's `max_position_embeddings`.
+        max_cached_text (`int`, *optional*): tokens of text that a bounded session remembers, see `StreamMemory`.
         cache_policy (`str`): which vision tokens leave a bounded cache first, `"window"` or `"router"`.
         max_new_tokens (`int`): limit for one narration or answer.
         generation_config (`GenerationConfig`, *optional*): sampling, penalties and everything else that changes scores
@@ -92,6 +92,7 @@ class StreamingSession:
         cache_policy: str = "window",
         max_cached_bytes: int | None = None,
         speak_rule: str | None = None,
+        max_cached_text: int | None = None,
     ):
         check_pair(model, processor)
         speak_rule = model.config.speak_rule if speak_rule is None else speak_rule
@@ -111,12 +112,11 @@ class StreamingSession:
         if system_prompt is not None:
             check_text("`system_prompt`", system_prompt)
         self.model, self.processor = model, processor
-        self.system_prompt = system_prompt
+        self.system_prompt, self.generation_config = system_prompt, generation_config
         self.speak_rule, self.speak_threshold = speak_rule, float(speak_threshold)
         self.keep_ratio, self.max_new_tokens = keep_ratio, max_new_tokens
         self.max_cached_frames, self.max_cached_bytes = max_cached_frames, max_cached_bytes
-        self.cache_policy = cache_policy
-        self.generation_config = generation_config
+        self.cache_policy, self.max_cached_text = cache_policy, max_cached_text
         self.sampler = TokenSampler(model, processor, generation_config)
         self._why_not_static: str | None = None
         # the last iterator of `watch` or `ask_tokens`; a weak reference, so that leaving a loop over it closes it
@@ -127,7 +127,7 @@ class StreamingSession:
         """Forget the stream, as if the session were new; its options stay."""
         self.break_off()
         memory = None
-        if self.max_cached_frames is not None or self.max_cached_bytes is not None:
+        if (self.max_cached_frames, self.max_cached_bytes, self.max_cached_text) != (None, None, None):
             memory = self._new_memory()
             KeyRotation(self._rotary_embedding)  # raises if keys cannot be moved to other positions
         pending = self.processor.start_ids(self.system_prompt)
@@ -165,9 +165,10 @@ class StreamingSession:
             self.model.config.num_frame_tokens,
             self.cache_policy,
             self.max_cached_bytes,
-            per_token,
-            around + self.max_new_tokens,
-            processor.frame_text_tokens,
+            token_bytes=per_token,
+            turn_tokens=around + self.max_new_tokens,
+            frame_text=processor.frame_text_tokens,
+            max_text=self.max_cached_text,
         )
 
     def fork(self) -> "StreamingSession":

@@ -91,7 +91,7 @@ class BasicStream:
 
     MAX_THINGS = 4
     SECONDS = (8.0, 16.0)
-    GAPS = (2, 3, 4, 5, 6)  # steps between two events
+    GAPS: tuple[int, ...] = (2, 3, 4, 5, 6)  # steps between two events
 
     def __init__(self, seed: int):
         self.seed = seed

@@ -88,7 +88,7 @@ class MinutesStream(BasicStream):
     """A stream of one to ten minutes."""
 
     SECONDS = (60.0, 600.0)
-    GAPS = (2, 4, 6, 8, 12, 20, 40, 100)  # steps between two events: a second to fifty
+    GAPS: tuple[int, ...] = (2, 4, 6, 8, 12, 20, 40, 100)  # steps between two events: a second to fifty
 
     def __init__(self, seed: int):
         super().__init__(seed)
@@ -153,10 +153,10 @@ class MinutesStream(BasicStream):
                 after = past[index + 1]
                 yield "after", (own.past,), after.text, own.time, after.said and own.said
         for verb, done in VERBS.items():
-            own = [x for x in past if x.verb == verb]
-            if 0 < len(own) < len(COUNTS):
-                number = COUNTS[len(own)].capitalize()
-                yield "times", (done,), f"{number}.", own[0].time, all(x.said for x in own)
+            some = [x for x in past if x.verb == verb]
+            if 0 < len(some) < len(COUNTS):
+                number = COUNTS[len(some)].capitalize()
+                yield "times", (done,), f"{number}.", some[0].time, all(x.said for x in some)
 
     def _things(self, past: list[Happening], time: float) -> Iterator[tuple]:
         """Questions about things that were there, as `_events`."""
@@ -199,7 +199,7 @@ class MinutesStream(BasicStream):
 
 
 class MinuteStream(MinutesStream):
-    """A stream of at most a minute, to learn from first."""
+    """A stream of about a minute, to learn from first."""
 
-    SECONDS = (20.0, 60.0)
+    SECONDS = (30.0, 90.0)
     GAPS = (2, 3, 4, 6, 8, 12, 20, 30)

@@ -89,7 +89,7 @@ def logits_of(model, streams: CarriedStreams) -> list[torch.Tensor]:
     ("policy", "bound", "text"),
     [
         ("window", 6, {}),
-        ("router", 6, {}),
+        ("router", 3, {}),
         ("router", 5, {"mod_layers": "all"}),
         ("window", 7, {"no_rope_layers": [2], "mod_selection": "random"}),
         ("window", 4, {"mod_selection": "difference"}),
@@ -99,12 +99,12 @@ def test_windows_equal_a_session_frame_by_frame(policy, bound, text):
     """Streams of unequal length in one batch, each beside a real session with the same bound."""
     model, processor = small_model(0, **text)
     examples = [example_of(processor, seed) for seed in SEEDS]
-    carrying = Carrying(bound, policy)
+    carrying = Carrying(bound, policy, max_cached_text=48 if bound == 3 else None)
     streams = CarriedStreams(model, carrying, collated(model, processor, carrying, [x for _, x in examples]))
     found = logits_of(model, streams)
     separator = processor.frame_separator_token_id
     for (messages, example), logits in zip(examples, found, strict=True):
-        options = {"max_cached_frames": bound, "cache_policy": policy}
+        options = {"max_cached_frames": bound, "cache_policy": policy, "max_cached_text": carrying.max_cached_text}
         silence, scores, session = watched(model, processor, messages, example["frames"], **options)
         assert session.cache.frames_forgotten or policy == "router"
         assert session.stats.tokens > session.cache.get_seq_length()

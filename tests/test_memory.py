@@ -178,6 +178,29 @@ def test_text_beyond_its_budget_is_dropped_but_never_the_prompt():
     assert leaving.nonzero()[0] == (memory.kinds == TEXT).nonzero()[0]
 
 
+def test_text_outlives_the_frames_that_it_was_said_about(small, frames, tmp_path):
+    """Within a budget of its own, which is part of the bound in bytes: the newest stays, and the oldest leaves."""
+    model, processor = small
+    options = {"max_cached_frames": 4, "max_new_tokens": 4, "speak_threshold": 0.0}
+    session, shorter = model.stream(processor, max_cached_text=200, **options), model.stream(processor, **options)
+    last, most, oldest = [], 0, []
+    for index in range(12):
+        session.push(frames[2 * index : 2 * index + 2])
+        last.append(int(session.state.memory.frames.max()))
+        session.ask("What happened?")
+        most = max(most, session.cache.num_bytes)
+        memory = session.state.memory
+        oldest.append(int(memory.frames[memory.kinds == VISION].min()))
+    said = memory.frames[memory.kinds == TEXT]
+    assert oldest[-1] >= 20 and 0 < said.min() < 14 and said.max() == last[-1]
+    assert memory.text_budget == 200 and shorter.state.memory.text_budget == 20
+    assert most <= session.max_kv_bytes > shorter.max_kv_bytes
+    restored = StreamingSession.load(session.save(tmp_path / "s"), model, processor)
+    assert restored.max_cached_text == restored.state.memory.text_budget == 200
+    in_bytes = model.stream(processor, max_cached_bytes=512 * 400, max_cached_text=50)
+    assert in_bytes.state.memory.text_budget == 50 and in_bytes.max_kv_bytes == 512 * 400
+
+
 @pytest.fixture(scope="module")
 def small():
     return small_model(0)
@@ -399,6 +422,8 @@ def test_bounds_are_checked(checkpoint):
         ({"max_cached_frames": 8.0}, "`max_cached_frames`.*got 8.0"),
         ({"max_cached_frames": 8, "cache_policy": "lru"}, "`cache_policy` must be one of 'window', 'router'"),
         ({"cache_policy": "lru"}, "`cache_policy` must be one of 'window', 'router'"),
+        ({"max_cached_text": 100}, "`max_cached_text` needs `max_cached_frames` or `max_cached_bytes`"),
+        ({"max_cached_text": 47, "max_cached_frames": 8}, "`max_cached_text` must be .* at least 48, got 47"),
     ]:
         with pytest.raises(ValueError, match=message):
             model.stream(processor, **options)

@@ -18,11 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..configuration_videollm_mod import check_choice
 from ..containers import IGNORE_INDEX, check_count
 from ..data.collator import FRAMES, StreamCollator
 from ..data.turns import check_turns
-from ..memory import POLICIES, KeyRotation, StreamMemory
+from ..memory import KeyRotation, StreamMemory
 from .carried_cache import CarriedCache
 
 
@@ -30,7 +29,7 @@ from .carried_cache import CarriedCache
 class Carrying:
     """
     Args:
-        max_cached_frames (`int`), cache_policy (`str`): as of `StreamingSession`.
+        max_cached_frames (`int`), max_cached_text (`int`, *optional*), cache_policy (`str`): as of `StreamingSession`.
         backprop_frames (`int`, *optional*): frames over which gradients flow back at least; `max_cached_frames` if
             omitted. Memory grows with it, and not with the length of the stream.
 
@@ -41,10 +40,10 @@ class Carrying:
     max_cached_frames: int
     cache_policy: str = "window"
     backprop_frames: int | None = None
+    max_cached_text: int | None = None
 
     def __post_init__(self):
-        check_count("`max_cached_frames`", self.max_cached_frames)
-        check_choice("cache_policy", self.cache_policy, POLICIES)
+        self.memory(1)  # checks the others
         if self.backprop_frames is not None:
             check_count("`backprop_frames`", self.backprop_frames)
 
@@ -53,7 +52,7 @@ class Carrying:
         return self.max_cached_frames if self.backprop_frames is None else self.backprop_frames
 
     def memory(self, num_frame_tokens: int) -> StreamMemory:
-        return StreamMemory(self.max_cached_frames, num_frame_tokens, self.cache_policy)
+        return StreamMemory(self.max_cached_frames, num_frame_tokens, self.cache_policy, max_text=self.max_cached_text)
 
 
 class Eviction(NamedTuple):
