@@ -16,11 +16,11 @@ from ..data.world import world_stream
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def nano() -> tuple:
-    """The bundled model in float32 and its processor, on one thread. The features of each picture are cached: the
-    vision tower sees one frame at a time, so its cost cannot grow."""
+def nano(folder: Path = ROOT) -> tuple:
+    """The bundled model, or another checkpoint, in float32 and its processor, on one thread. The features of each
+    picture are cached: the vision tower sees one frame at a time, so its cost cannot grow."""
     torch.set_num_threads(1)
-    model = VideoLLMMoDForConditionalGeneration.from_pretrained(ROOT, dtype=torch.float32).eval()
+    model = VideoLLMMoDForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
     encode, seen = model.encode_frames, {}
 
     def encode_frames(pixels: torch.Tensor):
@@ -34,7 +34,7 @@ def nano() -> tuple:
         return out
 
     model.encode_frames = encode_frames
-    return model, VideoLLMMoDProcessor.from_pretrained(ROOT)
+    return model, VideoLLMMoDProcessor.from_pretrained(folder)
 
 
 def scenes(count: int, seed: int = 0) -> np.ndarray:

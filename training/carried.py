@@ -21,7 +21,7 @@ import torch
 from ..containers import IGNORE_INDEX, check_count
 from ..data.collator import FRAMES, StreamCollator
 from ..data.turns import check_turns
-from ..memory import KeyRotation, StreamMemory
+from ..memory import TEXT, KeyRotation, StreamMemory
 from .carried_cache import CarriedCache
 
 
@@ -83,26 +83,33 @@ def evictions(example: dict, processor, memory: StreamMemory) -> list[Eviction]:
             "models of `from_components` and `videollm-mod build --llm` have it"
         )
     check_turns(example)
-    ids, turns, found, read, frames = example["input_ids"], example["turns"], [], 0, 0
+    ids, turns, found = example["input_ids"], example["turns"], []
     tokens = processor.video_token_id, processor.frame_separator_token_id
+    read = frames = 0
+    recorded = (0, 0)  # tokens and frames that the memory knows of
+    free, spare = 0, 0  # frames, and tokens of text, that it surely had room for then
 
     def evict_if_full(pending: int, keep_newest: bool = False) -> None:
-        if read and memory.free_frames(pending=pending) == 0:
+        nonlocal recorded, free, spare
+        more = frames - recorded[1]
+        words = read - recorded[0] - more * processor.num_frame_tokens + pending  # and separators
+        if not read or (more < free and words <= spare):  # recording each frame would take most of the time
+            return
+        memory.record(ids[recorded[0] : read], *tokens, None)
+        recorded = read, frames
+        if memory.free_frames(pending=pending) == 0:
             found.append(Eviction(read, frames, pending, int(keep_newest)))
             memory.forget(None, pending, keep_newest)
+        free, spare = memory.free_frames(), memory.text_budget - int((memory.kinds == TEXT).sum())
 
     for before, turn in zip([None, *turns], turns, strict=False):
         for start in turn.frames:
             evict_if_full(0 if start > turn.frames[0] else start - read)
-            stop = start + processor.num_frame_tokens
-            memory.record(ids[read:stop], *tokens, None)
-            read, frames = stop, frames + 1
+            read, frames = start + processor.num_frame_tokens, frames + 1
         if turn.role == "assistant":
             if before is not None and before.role == "user":
                 evict_if_full(turn.start - read + len(processor.start_stream_ids), keep_newest=True)
-            stop = turn.stop - len(processor.reply_end_ids)  # the end of a reply is read with what follows
-            memory.record(ids[read:stop], *tokens, None)
-            read = stop
+            read = turn.stop - len(processor.reply_end_ids)  # the end of a reply is read with what follows
     return found
 
 
