@@ -1,14 +1,21 @@
 """Training with the memory of a bounded session in force: it equals a session that watches frame by frame."""
 
+import copy
+from dataclasses import replace
+
 import pytest
 import torch
 from comparing import PROBABILITY, assert_near, assert_near_gradients
 from small_data import small_model
+from transformers import TrainingArguments
 
 from videollm_mod.data.turns import encode_example
 from videollm_mod.data.world import conversation, world_stream
+from videollm_mod.data.world_data import WorldData, WorldStreams
 from videollm_mod.memory import POLICIES
-from videollm_mod.training.carried import CarriedCollator, CarriedStreams, Carrying
+from videollm_mod.training.carried import CarriedCollator, CarriedStreams, Carrying, evictions
+from videollm_mod.training.config import TrainingConfig
+from videollm_mod.training.trainer import StreamTrainer
 
 SEEDS = (3, 5)  # streams of 16 and 20 frames, with narrations and questions
 
@@ -156,7 +163,7 @@ def test_gradients_equal_those_of_whole_streams_while_nothing_leaves(small):
 @pytest.fixture(scope="module")
 def plain_gradients(small):
     small[0].train()
-    return {policy: gradients(small[0], streams_of(small, Carrying(6, policy, 12))) for policy in POLICIES}
+    return {policy: gradients(small[0], streams_of(small, Carrying(6, policy, 2))) for policy in POLICIES}
 
 
 @pytest.mark.parametrize(
@@ -168,7 +175,7 @@ def test_checkpoints_give_the_same_gradients(small, plain_gradients, recompute, 
     """With gradients that flow back over several windows."""
     model, _ = small
     model.train()
-    carrying = Carrying(6, policy, backprop_frames=12)
+    carrying = Carrying(6, policy, backprop_windows=2)
     model.activation_checkpointing_enable({"recompute": recompute})
     try:
         found = gradients(model, streams_of(small, carrying))
@@ -177,21 +184,84 @@ def test_checkpoints_give_the_same_gradients(small, plain_gradients, recompute, 
     assert_near_gradients(found, plain_gradients[policy])
 
 
+def trained(small, tmp_path, carrying: Carrying, **options) -> tuple[list[float], dict]:
+    """Losses and weights of two steps on four streams of unequal length."""
+    model, processor = copy.deepcopy(small[0]).train(), small[1]
+    data = WorldStreams(WorldData(num_streams=4), processor)
+    arguments = TrainingArguments(
+        str(tmp_path), max_steps=2, optim="sgd", learning_rate=1e-2, remove_unused_columns=False, use_cpu=True,
+        report_to=[], save_strategy="no", logging_steps=1, disable_tqdm=True, prediction_loss_only=True, **options,
+    )  # fmt: skip
+    collate = CarriedCollator(processor.tokenizer.pad_token_id, processor=processor, carrying=carrying)
+    trainer = StreamTrainer(
+        model, arguments, collate, data, data, video_processor=processor.video_processor, carrying=carrying
+    )
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    return [*losses, trainer.evaluate()["eval_loss"]], {n: p.detach() for n, p in model.named_parameters()}
+
+
+def test_the_trainer_learns_the_same_however_a_step_is_cut(small, tmp_path):
+    """Four streams at once and one by one, and in half precision; and all of it is learned."""
+    whole, weights = trained(small, tmp_path, Carrying(8), per_device_train_batch_size=4)
+    single, others = trained(
+        small, tmp_path, Carrying(8), per_device_train_batch_size=1, gradient_accumulation_steps=4,
+        per_device_eval_batch_size=4, gradient_checkpointing=True,
+    )  # fmt: skip
+    assert_near(single, whole)
+    for name, value in weights.items():
+        torch.testing.assert_close(others[name], value, atol=1e-5, rtol=1e-4)
+    assert whole[1] < whole[0] > whole[2]
+    half, _ = trained(small, tmp_path, Carrying(8, "router"), per_device_train_batch_size=4, bf16=True)
+    full, _ = trained(small, tmp_path, Carrying(8, "router"), per_device_train_batch_size=4)
+    assert half == pytest.approx(full, rel=2e-2) and half != full
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ({"max_cached_frames": 0}, "`max_cached_frames` must be a whole number of at least 1, got 0"),
+        ({"max_cached_frames": 8, "cache_policy": "lru"}, "`cache_policy` must be one of 'window', 'router', got"),
+        ({"max_cached_frames": 8, "backprop_windows": 0}, "`backprop_windows` must be a whole number of at least 1"),
+        ({"max_cached_frames": 8, "max_cached_text": 8}, "`max_cached_text` must be .* at least 48, got 8"),
+        ({"max_cached_text": 100}, "`max_cached_text` needs `max_cached_frames`"),
+        ({"max_cached_frames": 8, "max_tokens": 99}, "`max_tokens` cannot be used with `max_cached_frames`"),
+        ({"max_cached_frames": 8, "packing": True}, "`packing` cannot be used with `max_cached_frames`"),
+    ],
+)
+def test_wrong_options_of_a_stage_are_named(tmp_path, stage, message):
+    with pytest.raises(ValueError, match=message):
+        TrainingConfig(str(tmp_path), ".", stream_stage=stage).check()
+
+
+def test_what_cannot_carry_a_memory_is_refused(small, tmp_path):
+    model, processor = small
+    arguments = TrainingArguments(
+        str(tmp_path), remove_unused_columns=False, report_to=[], gradient_checkpointing_kwargs={"use_reentrant": True}
+    )
+    with pytest.raises(ValueError, match="`max_cached_frames` needs `use_reentrant: false`"):
+        StreamTrainer(model, arguments, carrying=Carrying(8))
+    family = copy.copy(processor)
+    family.sequence = replace(processor.sequence, one_turn=True)
+    with pytest.raises(ValueError, match="`max_cached_frames` in training needs this package's own sequence"):
+        evictions(example_of(processor, 3)[1], family, Carrying(8).memory(5))
+
+
 def test_gradients_flow_back_through_the_cache_over_a_span_and_no_further(small):
     """What is said last depends on the first window if nothing is detached; the graph ends where a span does."""
     model, _ = small
     model.train()
     reached = {}
-    for frames in (1, 100):
-        streams = streams_of(small, Carrying(6, backprop_frames=frames), SEEDS[:1])
+    for windows in (2, 100):
+        streams = streams_of(small, Carrying(6, backprop_windows=windows), SEEDS[:1])
         features = streams.batch["video_features"].requires_grad_()
-        assert len(streams.windows[0]) > 3
+        assert len(streams.windows[0]) > 4
         for span in streams.spans:
             for window, inputs in zip(span, streams.span(span), strict=True):
                 outputs = model(**inputs)
                 streams.add(window, outputs.router_scores, window == span[-1])
         outputs.loss.backward()
-        reached[frames] = features.grad.flatten(1).norm(dim=1) > 0
+        reached[windows] = features.grad.flatten(1).norm(dim=1) > 0
         last = streams.windows[0][streams.spans[-1].start][0].frame
-    assert not reached[1][:last].any() and reached[1][last:].any()
+    assert not reached[2][:last].any() and reached[2][last:].any()
     assert reached[100][:6].any()

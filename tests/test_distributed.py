@@ -25,6 +25,7 @@ KEPT_WHOLE = {"fsdp": True, "fsdp_config": {"version": 2, "reshard_after_forward
 WHOLE = {"freeze_vision_tower": False, "eval_strategy": "steps", "eval_steps": 2}
 VALIDATED = {"world": {"validation": 4}}
 LORA = {"lora": {"r": 4, "alpha": 8}}
+CARRIED = {"max_cached_frames": 8, "backprop_windows": 3}
 PAIRS, ATTENTION = (
     {"gradient_checkpointing_kwargs": {"use_reentrant": False, "recompute": recompute}}
     for recompute in ("pairs", {"attention": 1, "mlp": 2})
@@ -33,6 +34,7 @@ PAIRS, ATTENTION = (
 RUNS = {
     "ddp": (VALIDATED, WHOLE),
     "ddp_lora": (LORA, PAIRS),
+    "ddp_lora_carried": (LORA, ATTENTION | CARRIED),  # each process with its own number of windows
     "fsdp": (VALIDATED, SHARDED | WHOLE | PAIRS),
     "fsdp_lora": (LORA, SHARDED | ATTENTION),
     "fsdp_lora_whole": (LORA, KEPT_WHOLE),
@@ -45,7 +47,7 @@ sharded = pytest.mark.skipif("fsdp" not in RUNS, reason="FSDP needs torch 2.10 o
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Runs of two processes in `NAME/`, and the same runs of one process in `alone/` and `alone_lora/`."""
+    """Runs of two processes in `NAME/`, and those of DDP with one process in `alone/`, `alone_lora/`, ..."""
     folder = tmp_path_factory.mktemp("distributed")
     options = yaml.safe_load(write_config(folder, "model").read_text())["model"]
     options["text_config"] |= {"num_hidden_layers": 3, "mod_layers": [0, 2], "mod_keep_ratio": 0.5}
@@ -83,7 +85,8 @@ def seen(folder, name: str, rank: int) -> dict:
 
 @pytest.mark.parametrize("name", [name for name in RUNS if not name.endswith("bf16")])
 def test_two_processes_train_like_one(folder, name):
-    reference = folder / ("alone_lora" if "lora" in name else "alone")
+    alike = "alone_lora" if "lora" in name else "alone"
+    reference = folder / (name.replace("ddp", "alone") if name.startswith("ddp") else alike)
     together, alone = history(folder / name), history(reference)
     for key in ("loss", "grad_norm"):
         assert [entry[key] for entry in together] == pytest.approx([entry[key] for entry in alone], rel=1e-4)

@@ -5,8 +5,8 @@ alone. Between two such evictions everything that it has read is in its cache. S
 where the session evicts, and each window attends to the cache that the session would have then: the same tokens, at
 the same positions. The forward pass is that of the session, to rounding.
 
-Gradients flow back through the cache over at least `backprop_frames` frames, and end there (truncated backpropagation
-through time). Streams of a batch have their own windows; shorter ones leave the batch when they end.
+Gradients flow back through the cache over a span of windows, and end there (truncated backpropagation through time).
+Streams of a batch have their own windows; shorter ones leave the batch when they end.
 
 Shapes: B streams, T tokens of the longest one, F frames of all streams, N vision tokens per frame.
 """
@@ -30,8 +30,8 @@ class Carrying:
     """
     Args:
         max_cached_frames (`int`), max_cached_text (`int`, *optional*), cache_policy (`str`): as of `StreamingSession`.
-        backprop_frames (`int`, *optional*): frames over which gradients flow back at least; `max_cached_frames` if
-            omitted. Memory grows with it, and not with the length of the stream.
+        backprop_windows (`int`): length of a span. The first window has `max_cached_frames` frames, and each further
+            one about a quarter of them. Memory grows with it, and not with the length of the stream.
 
     Raises:
         `ValueError`: for a number below 1, or another policy.
@@ -39,17 +39,12 @@ class Carrying:
 
     max_cached_frames: int
     cache_policy: str = "window"
-    backprop_frames: int | None = None
+    backprop_windows: int = 4
     max_cached_text: int | None = None
 
     def __post_init__(self):
         self.memory(1)  # checks the others
-        if self.backprop_frames is not None:
-            check_count("`backprop_frames`", self.backprop_frames)
-
-    @property
-    def span(self) -> int:
-        return self.max_cached_frames if self.backprop_frames is None else self.backprop_frames
+        check_count("`backprop_windows`", self.backprop_windows)
 
     def memory(self, num_frame_tokens: int) -> StreamMemory:
         return StreamMemory(self.max_cached_frames, num_frame_tokens, self.cache_policy, max_text=self.max_cached_text)
@@ -186,20 +181,8 @@ class CarriedStreams:
         self.first_token = first
         self.memories = [carrying.memory(self.config.num_frame_tokens) for _ in self.windows]
         self.rows = list(range(len(self.windows)))  # of those that go on
-        self.spans = self._spans()
-
-    def _spans(self) -> list[range]:
-        """The windows between which gradients flow. Each span has frames, so that connector and routers learn."""
-        frames = [0] * max(map(len, self.windows))
-        for windows in self.windows:
-            for window, (start, stop) in enumerate(windows):
-                frames[window] = max(frames[window], stop.frame - start.frame)
-        spans, first = [], 0
-        for end in range(1, len(frames) + 1):
-            if end == len(frames) or (sum(frames[first:end]) >= self.carrying.span and any(frames[end:])):
-                spans.append(range(first, end))
-                first = end
-        return spans
+        number, length = max(map(len, self.windows)), carrying.backprop_windows
+        self.spans = [range(first, min(first + length, number)) for first in range(0, number, length)]
 
     def span(self, windows: range) -> Iterator[dict[str, Any]]:
         """The inputs of the model for each window of a span, with `shift_labels`. Before it takes the next one, the

@@ -34,7 +34,7 @@ DATA_FIELDS = {"path": str, "streaming": bool, "missing": str, "strict": bool, "
 VALIDATION_STREAMS = 200  # of the world, by default
 STOPPING_OPTIONS = {"early_stopping_patience", "early_stopping_threshold"}
 COLLATOR_OPTIONS = {"max_tokens", "packing", "augmentation"}
-CARRYING_OPTIONS = {"max_cached_frames", "max_cached_text", "cache_policy", "backprop_frames"}
+CARRYING_OPTIONS = {"max_cached_frames", "max_cached_text", "cache_policy", "backprop_windows"}
 KEEP_RATIO_OPTIONS = {"keep_ratio_warmup_steps", "elastic_keep_ratio"}
 STREAM_OPTIONS = {
     "freeze_vision_tower", *KEEP_RATIO_OPTIONS, *COLLATOR_OPTIONS, *CARRYING_OPTIONS, *STOPPING_OPTIONS
@@ -64,7 +64,7 @@ class TrainingConfig:
             - `freeze_vision_tower` (`bool`): do not train the vision tower; true by default with `lora`,
             - `max_tokens` (`int`) of a row, `packing` (`bool`): see `StreamCollator`; your own streams are cut into
               several if they are longer, see `data.windows`,
-            - `max_cached_frames`, `max_cached_text`, `backprop_frames` (`int`), `cache_policy` (`str`): train on whole
+            - `max_cached_frames`, `max_cached_text`, `backprop_windows` (`int`), `cache_policy` (`str`): train whole
               streams with the memory of a bounded session, see `Carrying`; not with `max_tokens` or `packing`,
             - `augmentation` (`float`): share of streams with an altered narration, see `ReplyAugmentation`,
             - `keep_ratio_warmup_steps` (`int`) and `elastic_keep_ratio` (`[low, high]`): see `KeepRatioSchedule`.

@@ -18,6 +18,8 @@ from .saving import unsharded
 
 logger = logging.get_logger(__name__)
 
+FRAMES = {"pixel_values_videos", "video_features"}
+
 
 class StreamTrainer(Trainer):
     """A `Trainer` whose batches may have `frames`, uint8 `[F, 3, H, W]`, instead of `pixel_values_videos`. Frames have
@@ -170,8 +172,7 @@ class StreamTrainer(Trainer):
         if "streams" in inputs:
             return self._loss_of_span(model, inputs["streams"], inputs["span"], **kwargs)
         inputs = self.with_pixels(inputs)
-        given = {"pixel_values_videos", "video_features"} & inputs.keys()
-        if model.training and self.args.world_size > 1 and not given:
+        if model.training and self.args.world_size > 1 and not FRAMES & inputs.keys():
             raise ValueError(
                 "a batch without frames gives no gradients to connector and routers, for which the other processes "
                 "would wait: remove examples without frames"
@@ -179,11 +180,15 @@ class StreamTrainer(Trainer):
         return super().compute_loss(model, inputs, *args, **kwargs)
 
     def _loss_of_span(self, model, streams: CarriedStreams, span: range, **kwargs) -> torch.Tensor:
-        losses = []
+        losses, has_frames = [], False
         for window, inputs in zip(span, streams.span(span), strict=True):
-            loss, outputs = super().compute_loss(model, self.with_pixels(inputs), return_outputs=True, **kwargs)
+            inputs = self.with_pixels(inputs)
+            has_frames |= bool(FRAMES & inputs.keys())
+            loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
             streams.add(window, outputs.router_scores, window == span[-1])
             losses.append(loss)
+        if not has_frames and self.args.world_size > 1:  # connector and routers need some gradient, as below
+            losses += [0 * p.sum() for p in model.parameters() if p.requires_grad]
         return torch.stack(losses).sum()
 
     def _loss_of_streams(self, model, inputs: dict) -> torch.Tensor:
