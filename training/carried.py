@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from ..containers import IGNORE_INDEX, check_count
@@ -23,6 +24,8 @@ from ..data.collator import FRAMES, StreamCollator
 from ..data.turns import check_turns
 from ..memory import TEXT, KeyRotation, StreamMemory
 from .carried_cache import CarriedCache
+
+NEVER = 2**31  # the eviction at which a token leaves that stays to the end
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,10 @@ class Eviction(NamedTuple):
     keep_newest: int
 
 
-def evictions(example: dict, processor, memory: StreamMemory) -> list[Eviction]:
-    """Where a session evicts that sees, hears and says what is in an example. Which tokens leave then may depend on
-    scores, but how many does not: so this is known before the model runs.
+def evictions(example: dict, processor, memory: StreamMemory) -> tuple[list[Eviction], np.ndarray]:
+    """Where a session evicts that sees, hears and says what is in an example, and int64 `[T]`, the number of the
+    eviction at which each token leaves, `NEVER` if it stays. Under `"router"`, which tokens leave depends on scores,
+    but how many does not: so where they leave is known before the model runs.
 
     Args:
         example (`dict`): `input_ids` and `turns`.
@@ -78,23 +82,26 @@ def evictions(example: dict, processor, memory: StreamMemory) -> list[Eviction]:
             "models of `from_components` and `videollm-mod build --llm` have it"
         )
     check_turns(example)
-    ids, turns, found = example["input_ids"], example["turns"], []
+    ids, turns = example["input_ids"], example["turns"]
+    found: list[Eviction] = []
+    leaves, held = np.full(len(ids), NEVER), np.empty(0, dtype=np.int64)  # and the tokens that are cached
     tokens = processor.video_token_id, processor.frame_separator_token_id
     read = frames = 0
     recorded = (0, 0)  # tokens and frames that the memory knows of
     free, spare = 0, 0  # frames, and tokens of text, that it surely had room for then
 
     def evict_if_full(pending: int, keep_newest: bool = False) -> None:
-        nonlocal recorded, free, spare
+        nonlocal recorded, free, spare, held
         more = frames - recorded[1]
         words = read - recorded[0] - more * processor.num_frame_tokens + pending  # and separators
         if not read or (more < free and words <= spare):  # recording each frame would take most of the time
             return
         memory.record(ids[recorded[0] : read], *tokens, None)
-        recorded = read, frames
+        held, recorded = np.concatenate([held, np.arange(recorded[0], read)]), (read, frames)
         if memory.free_frames(pending=pending) == 0:
+            leaving = memory.forget(None, pending, keep_newest).numpy()
+            leaves[held[leaving]], held = len(found), held[~leaving]
             found.append(Eviction(read, frames, pending, int(keep_newest)))
-            memory.forget(None, pending, keep_newest)
         free, spare = memory.free_frames(), memory.text_budget - int((memory.kinds == TEXT).sum())
 
     for before, turn in zip([None, *turns], turns, strict=False):
@@ -105,7 +112,7 @@ def evictions(example: dict, processor, memory: StreamMemory) -> list[Eviction]:
             if before is not None and before.role == "user":
                 evict_if_full(turn.start - read + len(processor.start_stream_ids), keep_newest=True)
             read = turn.stop - len(processor.reply_end_ids)  # the end of a reply is read with what follows
-    return found
+    return found, leaves
 
 
 @dataclass(frozen=True)
@@ -117,8 +124,8 @@ class OnHost:
 
 @dataclass
 class CarriedCollator(StreamCollator):
-    """A `StreamCollator` whose batches also hold `evictions`, int64 `[B, E, 4]`: those of each stream, and -1 behind.
-    Uint8 frames stay on the host.
+    """A `StreamCollator` whose batches also hold `evictions`, int64 `[B, E, 4]`: those of each stream, and -1 behind;
+    and `leaves`, int64 `[B, T]`, at which of them each token leaves. Uint8 frames stay on the host.
 
     Args:
         processor (`VideoLLMMoDProcessor`).
@@ -142,9 +149,11 @@ class CarriedCollator(StreamCollator):
         assert self.carrying is not None
         batch, memory = super().collate(examples), self.carrying.memory
         found = [evictions(x, self.processor, memory(self.processor.num_frame_tokens)) for x in examples]
-        batch["evictions"] = torch.full((len(found), max(map(len, found)), 4), -1)
-        for row, own in zip(batch["evictions"], found, strict=True):
-            row[: len(own)] = torch.tensor(own, dtype=torch.long).view(-1, 4)
+        batch["evictions"] = torch.full((len(found), max(len(own) for own, _ in found), 4), -1)
+        batch["leaves"] = torch.full_like(batch["input_ids"], -1)
+        for row, (own, leaves) in enumerate(found):
+            batch["evictions"][row, : len(own)] = torch.tensor(own, dtype=torch.long).view(-1, 4)
+            batch["leaves"][row, -len(leaves) :] = torch.from_numpy(leaves)
         if "frames" in batch:
             batch["frames"] = OnHost(batch["frames"])
         return batch
@@ -235,25 +244,38 @@ class CarriedStreams:
             router_scores (`tuple`, *optional*): of the model, for `"router"`.
             end_of_span (`bool`): no gradient flows back from later windows.
         """
-        going_on = [row for row in self.rows if window + 1 < len(self.windows[row])]
-        if not going_on:
+        if all(window + 1 == len(self.windows[row]) for row in self.rows):
             return
+        own = self._leaving(window) if self.carrying.cache_policy == "window" else self._scored(window, router_scores)
+        self.cache = self.cache.trimmed(own, self.rotation, detach=end_of_span)
+
+    def _leaving(self, window: int) -> torch.Tensor:
+        """bool `[B, M]`: which of the cached tokens leave after a window, as was known from the beginning."""
+        ends = [self.first_token[row] + self.windows[row][window][1].token for row in self.rows]
+        leaves = self.batch["leaves"][torch.tensor(self.rows, device=self.device)]
+        column = torch.arange(leaves.shape[1], device=self.device)
+        held = (leaves >= window) & (column < torch.tensor(ends, device=self.device)[:, None])
+        place = torch.where(held, held.long().cumsum(1) - 1, self.cache.seen_tokens)
+        leaving = held.new_zeros(len(ends), self.cache.seen_tokens + 1).scatter_(1, place, leaves == window)
+        return leaving[:, :-1]
+
+    def _scored(self, window: int, router_scores: tuple | None) -> torch.Tensor:
+        """As `_leaving`, by the scores of the router."""
         routed = [scores for scores in router_scores or () if scores is not None]
         scores = torch.stack(routed).sigmoid().mean(0).float().cpu() if routed else None
         tokens = self.config.video_token_id, self.config.frame_separator_token_id
         leaving, frame = [], 0
         for row in self.rows:
-            (start, stop), memory = self.windows[row][window], self.memories[row]
+            (start, stop), memory, first = self.windows[row][window], self.memories[row], self.first_token[row]
             count = stop.frame - start.frame
-            first = self.first_token[row]
-            own = None if scores is None or not count else scores[frame : frame + count]
+            own = scores[frame : frame + count] if scores is not None and count else None
             memory.record(self.ids[row][first + start.token : first + stop.token], *tokens, own)
             frame += count
-            ends = row not in going_on
-            held = torch.zeros(len(memory.kinds), dtype=torch.bool) if ends else None
-            leaving.append(memory.forget(None, stop.pending, bool(stop.keep_newest)) if held is None else held)
-        padded = torch.nn.utils.rnn.pad_sequence(leaving, batch_first=True).to(self.device)
-        self.cache = self.cache.trimmed(padded, self.rotation, detach=end_of_span)
+            if window + 1 < len(self.windows[row]):
+                leaving.append(memory.forget(None, stop.pending, bool(stop.keep_newest)))
+            else:  # it ends here
+                leaving.append(torch.zeros(len(memory.kinds), dtype=torch.bool))
+        return torch.nn.utils.rnn.pad_sequence(leaving, batch_first=True).to(self.device)
 
 
 __all__ = ["CarriedCollator", "CarriedStreams", "Carrying", "evictions"]

@@ -79,13 +79,15 @@ class CarriedCache(MoDCache):
         """
         assert self.frame_ends is not None and self.next_position is not None  # the window had tokens
         gone = leaving.long().cumsum(1)
+        position = self.next_position - gone[:, -1]
         stay, widths = {}, []
         for index, layer in enumerate(self.layers):
             if layer.has_tokens:
                 stay[index] = kept(layer.all("positions"), leaving)
                 widths += [stay[index].sum(1).amax(), stay[index].sum(1).amin()]
         frames_stay = kept(self.frame_ends, leaving)
-        *sizes, most_frames = torch.stack([*widths, frames_stay.sum(1).amax()]).tolist()  # waits for the device once
+        widths += [frames_stay.sum(1).amax(), position.amax()]
+        *sizes, most_frames, most_tokens = torch.stack(widths).tolist()  # waits for the device once
         other = copy.copy(self)
         other.held, other._new_ends = dict(self.held), []
         other.layers = [CarriedLayer() for _ in self.layers]
@@ -105,8 +107,7 @@ class CarriedCache(MoDCache):
         ends = ends - gone.gather(1, ends.clamp(min=0))
         other.frames_forgotten = self.frames_forgotten + (self.frame_ends >= 0).sum(1) - frames_stay.sum(1)
         other.frame_ends = ends.masked_fill(~frames_stay.gather(1, slots), PADDING)
-        other.next_position = self.next_position - gone[:, -1]
-        other.seen_tokens = int(other.next_position.max())
+        other.next_position, other.seen_tokens = position, most_tokens
         return other
 
     def of_rows(self, rows: list[int]) -> "CarriedCache":
