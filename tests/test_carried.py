@@ -1,12 +1,14 @@
 """Training with the memory of a bounded session in force: it equals a session that watches frame by frame."""
 
 import copy
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from comparing import PROBABILITY, assert_near, assert_near_gradients
-from small_data import small_model
+from small_data import said, small_model, write_lines, write_video
+from training_configs import STAGE
 from transformers import TrainingArguments
 
 from videollm_mod.data.turns import encode_example
@@ -15,6 +17,8 @@ from videollm_mod.data.world_data import WorldData, WorldStreams
 from videollm_mod.memory import POLICIES
 from videollm_mod.training.carried import CarriedCollator, CarriedStreams, Carrying, evictions
 from videollm_mod.training.config import TrainingConfig
+from videollm_mod.training.saving import save
+from videollm_mod.training.train import train
 from videollm_mod.training.trainer import StreamTrainer
 
 SEEDS = (3, 5)  # streams of 16 and 20 frames, with narrations and questions
@@ -215,6 +219,29 @@ def test_the_trainer_learns_the_same_however_a_step_is_cut(small, tmp_path):
     half, _ = trained(small, tmp_path, Carrying(8, "router"), per_device_train_batch_size=4, bf16=True)
     full, _ = trained(small, tmp_path, Carrying(8, "router"), per_device_train_batch_size=4)
     assert half == pytest.approx(full, rel=2e-2) and half != full
+
+
+def test_videos_of_unequal_length_train_whole(small, tmp_path):
+    """`videollm-mod train` on a file of videos: nothing is cut, and its loss is that of the streams unbounded while
+    all of it fits."""
+    lines = []
+    for index, count in enumerate((12, 30)):
+        video = write_video(tmp_path / f"{index}.mp4", count, fps=2, seed=index)
+        turns = [said(time, "A red circle appears.") for time in range(1, count // 2, 3)]
+        lines.append({"video": str(video), "fps": 2.0, "turns": [*turns, said(count / 2 - 1, "What?", "user")]})
+    data = str(write_lines(tmp_path / "streams.jsonl", lines))
+    save(*small, tmp_path / "base", torch.float32)
+    losses = {}
+    for bound in (None, 6, 100):
+        stage = {**STAGE, "max_steps": 1, "save_strategy": "no"} | ({"max_cached_frames": bound} if bound else {})
+        config = TrainingConfig(str(tmp_path / f"run{bound}"), str(tmp_path / "base"), data=data, stream_stage=stage)
+        train(config)
+        (losses[bound],) = (
+            log["loss"]
+            for log in json.loads((tmp_path / f"run{bound}/stream/trainer_state.json").read_text())["log_history"]
+            if "loss" in log
+        )
+    assert losses[100] == pytest.approx(losses[None], rel=1e-4) != pytest.approx(losses[6], rel=1e-4)
 
 
 @pytest.mark.parametrize(
