@@ -29,16 +29,19 @@ from .long_streams import ROOT, nano
 
 AGES = (10, 30, 60, 120, 300)  # seconds
 NEAR = 0.25  # a question has one of these ages within this share of it
-TRIES = 16  # moments of a stream at which a question of an age is looked for
+EACH = 4  # questions of an age, of what was said and of what was not, in a stream
+TRIES = 24  # moments at which they are looked for
 FPS = 2.0
 STYLES = {"everything": "-", "window": "--", "router": ":"}
 
 
 def plan(stream: MinutesStream, kinds: tuple[str, ...]) -> list[tuple[int, Question]]:
-    """`(age, question)` in order of time: for each of `AGES` one of what was said and one of what was not, where the
-    stream has them."""
-    rng, times, found = random.Random(f"recall/{stream.seed}"), stream.frame_times(FPS).tolist(), []
+    """`(age, question)` in order of time: for each of `AGES` up to `EACH` of what was said and of what was not, at
+    different moments."""
+    rng, times = random.Random(f"recall/{stream.seed}"), stream.frame_times(FPS).tolist()
+    found: list[tuple[int, Question]] = []
     for age, said in product(AGES, (True, False)):
+        enough = len(found) + EACH
         for time in rng.sample(times, min(TRIES, len(times))):
             fitting = [
                 x
@@ -49,6 +52,7 @@ def plan(stream: MinutesStream, kinds: tuple[str, ...]) -> list[tuple[int, Quest
                 kind = rng.choice(sorted({x.kind for x in fitting}))
                 chosen = rng.choice([x for x in fitting if x.kind == kind])
                 found.append((age, replace(chosen, wording=rng.randrange(len(QUESTIONS[kind])))))
+            if len(found) == enough:
                 break
     return sorted(found, key=lambda asked: asked[1].time)
 
