@@ -81,7 +81,8 @@ def interval(right: int, count: int, z: float = 1.96) -> tuple[float, float]:
     share, spread = right / count, z * z / count
     middle = share + spread / 2
     half = z * math.sqrt(share * (1 - share) / count + spread / count / 4)
-    return tuple(round(100 * (middle + sign * half) / (1 + spread), 1) for sign in (-1, 1))
+    low, high = ((middle + sign * half) / (1 + spread) for sign in (-1, 1))
+    return round(100 * max(low, 0.0), 1), round(100 * min(high, 1.0), 1)
 
 
 def cell(answers: list[bool]) -> dict:
@@ -133,6 +134,7 @@ def plot(rows: dict, path: Path) -> None:
                 label=f"{bound}, {size}",
             )  # fmt: skip
         axis.set_xticks(range(len(AGES)), AGES)
+        axis.set_xlim(-0.4, len(AGES) - 0.6)
         axis.set_title({"said": "what was narrated", "unsaid": "what was only shown"}[way])
         axis.set_xlabel("seconds since the moment")
         axis.grid(alpha=0.3)
