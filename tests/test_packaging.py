@@ -70,7 +70,8 @@ def test_every_package_folder_is_listed():
     setup.read(ROOT / "setup.cfg")
     listed = setup["options"]["packages"].split()
     folders = (file.parent.relative_to(ROOT) for depth in ("*", "*/*") for file in ROOT.glob(f"{depth}/__init__.py"))
-    found = {".".join(folder.parts) for folder in folders if folder.parts[0] not in ("benchmarks", "tests", "build")}
+    others = re.compile(r"\.|(benchmarks|tests|build)(/|$)")  # hidden folders hold environments
+    found = {".".join(folder.parts) for folder in folders if not others.match(str(folder))}
     assert sorted(listed) == sorted(["videollm_mod", *(f"videollm_mod.{name}" for name in found)])
 
 
