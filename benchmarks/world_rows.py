@@ -53,6 +53,7 @@ class Row:
 ELASTIC = (0.1, 1.0)
 STUCK = (3000, 50.0)  # a model with fewer exact narrations, in percent, after these steps starts anew
 OTHER_WEIGHTS = 1000  # added to the seed of the weights then
+REFITTED = 25  # steps
 SLOW = 0.01  # router_rate: Adam's steps are as long as the fitted weights otherwise, and undo the fit
 FITTED: dict = {"fitted": True, "router_rate": SLOW}
 FITTED_ON = (4, 64)  # batches that routers are fitted on, streams of each
@@ -100,8 +101,8 @@ DEEP_ROWS = {
     "mod_fitted": Row(mod(), **FITTED),
     "mod_all_deep_fitted": Row(mod(mod_layers="all_deep"), **FITTED),
     "mod_all_deep_fitted_frozen": Row(mod(mod_layers="all_deep"), fitted=True, frozen=True),
-    "mod_all_deep_refitted": Row(mod(mod_layers="all_deep"), fitted=True, refitted=100, frozen=True),
-    "mod_all_deep_gradual": Row(mod(mod_layers="all_deep"), warmup=0.5, fitted=True, refitted=100, frozen=True),
+    "mod_all_deep_refitted": Row(mod(mod_layers="all_deep"), fitted=True, refitted=REFITTED, frozen=True),
+    "mod_all_deep_gradual": Row(mod(mod_layers="all_deep"), warmup=0.5, fitted=True, refitted=REFITTED, frozen=True),
     "random_all_deep_gradual": Row(mod(mod_layers="all_deep", mod_selection="random"), warmup=0.5),
     "mod_all_deep_fitted_quick": Row(mod(mod_layers="all_deep"), fitted=True),
     "mod_all_deep_slow": Row(mod(mod_layers="all_deep"), router_rate=SLOW),
