@@ -34,18 +34,17 @@ class ThingsStream(ThingsScript):
 
     def is_settled(self, time: float) -> bool:
         """Whether nothing moves or waits to be named."""
-        return not any(start < time < end for start, end in self.busy)
+        return not any(start <= time < end for start, end in self.busy)
 
     def questions(self, fps: float = 2.0, count: int = 1) -> list[tuple[float, str, str]]:
-        """As in `BasicStream`, at moments at which nothing moves if there are enough of them."""
+        """As in `BasicStream`, at moments at which nothing moves as long as there are any."""
         super().questions(fps, count)  # checks `count`
         rng = random.Random()
         rng.setstate(self._rng_state)
         times = self.frame_times(fps).tolist()
-        settled = [time for time in times if self.is_settled(time)]
-        if len(settled) < count:
-            settled = times
-        return [(time, *self.question(rng, time)) for time in sorted(rng.sample(settled, count))]
+        rng.shuffle(times)
+        times.sort(key=lambda time: not self.is_settled(time))
+        return [(time, *self.question(rng, time)) for time in sorted(times[:count])]
 
     def question(self, rng: random.Random, time: float) -> tuple[str, str]:
         seen = sorted(self.things(time), key=lambda thing: thing.x)
@@ -69,7 +68,8 @@ class ThingsStream(ThingsScript):
 
     def in_view(self, time: float) -> list[tuple[Visit, Key]]:
         """Everything that is in view, the lowest first."""
-        return [(visit, key) for visit in self.visits if (key := visit.at(time)) is not None]
+        seen = [(visit, key) for visit in self.visits if (key := visit.at(time)) is not None]
+        return sorted(seen, key=lambda each: each[0].front(time))
 
     def look(self, visit: Visit) -> Image.Image:
         """The picture of something, RGBA."""

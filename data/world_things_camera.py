@@ -67,9 +67,12 @@ class ThingsCameraStream(ThingsStream):
 
     def _new(self, rng: random.Random, there: list[Visit], crowded: bool) -> Visit:
         visit = super()._new(rng, there, crowded)
-        card = self.held(visit).card
-        visit.tilt, visit.cover = 0.0, (1 / card.share, card.height / card.share)  # cards are turned instead
+        visit.tilt = 0.0  # cards are turned instead
         return visit
+
+    def _cover(self, visit: Visit) -> tuple[float, float]:
+        card = self.held(visit).card
+        return 1 / card.share, card.height / card.share
 
     def _stands_out(self, visit: Visit, x: float, y: float) -> bool:
         return True  # a card has a colour from which its picture stands out

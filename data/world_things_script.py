@@ -58,6 +58,7 @@ class Visit:
     mirrored: bool
     seed: int
     keys: list[Key] = field(default_factory=list)
+    raised: list[float] = field(default_factory=list)  # when it comes in front of everything that is in view
     until: float = float("inf")
 
     def at(self, time: float) -> Key | None:
@@ -74,6 +75,10 @@ class Visit:
             getattr(a, name) + share * (getattr(b, name) - getattr(a, name)) for name in ("x", "y", "scale", "alpha")
         )
         return Key(time, x, y, scale, alpha)
+
+    def front(self, time: float) -> float:
+        """When it last came in front of everything; what did so later hides it."""
+        return max(raised for raised in self.raised if raised <= time)
 
     def overlap(self, other: "Visit", x: float, y: float) -> float:
         """The share of this thing's box, at its last key, that `other` covers at `x`, `y`."""
@@ -99,7 +104,7 @@ class Seen:
 
 class ThingsScript(BasicStream):
     """The script of a stream of up to `MAX_THINGS` things in one style. `visits` is everything that comes into view,
-    the lowest first."""
+    in this order."""
 
     STYLES: tuple[str, ...] = TRAINED
     MAX_THINGS = 4
@@ -173,19 +178,28 @@ class ThingsScript(BasicStream):
         low, high = self.SIZES[0], self.SIZES[1] * (0.6 if crowded else 1.0)
         size = low * (high / low) ** rng.random()
         tilt = rng.choice((0.0, 0.0, rng.uniform(-15, 15)))
-        return Visit(name, picture, size, box, box, tilt, rng.random() < 0.25, rng.getrandbits(32))
+        visit = Visit(name, picture, size, box, box, tilt, rng.random() < 0.25, rng.getrandbits(32))
+        visit.cover = self._cover(visit)
+        return visit
+
+    def _cover(self, visit: Visit) -> tuple[float, float]:
+        """What something hides of others: width and height, relative to its longer side."""
+        return visit.box
 
     def _spot(self, rng: random.Random, visit: Visit, others: list[Visit]) -> tuple[float, float] | None:
         """A place where it is seen and leaves the others to be seen, away from the borders between places."""
         for _ in range(20):
             row, column = rng.randrange(3), rng.randrange(3)
             x, y = ((cell + 0.5 + rng.uniform(-0.3, 0.3)) / 3 for cell in (column, row))
-            half = [visit.size * side / 2 for side in visit.box]
-            least = [side + self.INSET for side in half]
-            inside = all(least[i] <= place <= 1 - least[i] for i, place in enumerate((x, y)))
-            if inside and self._leaves_seen(visit, x, y, others) and self._stands_out(visit, x, y):
+            if self._fits(visit, x, y, others):
                 return x, y
         return None
+
+    def _fits(self, visit: Visit, x: float, y: float, others: list[Visit]) -> bool:
+        """Whether it is seen at `x`, `y` and leaves the others to be seen."""
+        least = [visit.size * side / 2 + self.INSET for side in visit.box]
+        inside = all(least[i] <= place <= 1 - least[i] for i, place in enumerate((x, y)))
+        return inside and self._leaves_seen(visit, x, y, others) and self._stands_out(visit, x, y)
 
     def _leaves_seen(self, visit: Visit, x: float, y: float, others: list[Visit]) -> bool:
         """Whether `visit` at `x`, `y` covers too little of any other thing, together with those above it, to hide
@@ -228,7 +242,7 @@ class ThingsScript(BasicStream):
             visit = self._new(rng, [*there, *new], bool(there) or count > 1)
             if (spot := self._spot(rng, visit, [*there, *new])) is None:
                 continue
-            visit.keys = [*self._arrival(rng, visit, start, end, *spot), Key(end, *spot)]
+            visit.keys, visit.raised = [*self._arrival(rng, visit, start, end, *spot), Key(end, *spot)], [start]
             new.append(visit)
         self.visits += new
         named = sorted((visit for visit in new if visit.name), key=lambda visit: visit.keys[-1].x)
@@ -270,13 +284,11 @@ class ThingsScript(BasicStream):
     def _move(self, rng: random.Random, there: list[Visit], start: float, end: float) -> list[Visit]:
         """Something moves; what has a new place is not narrated, but can be asked for."""
         old = rng.choice(there)
-        others, above = [visit for visit in there if visit is not old], there[there.index(old) + 1 :]
-        spot = self._spot(rng, old, others)
-        if spot is None or sum(old.overlap(visit, visit.keys[-1].x, visit.keys[-1].y) for visit in above) > HIDDEN:
+        rest, others = old.keys[-1], [visit for visit in there if visit is not old]
+        if (spot := self._spot(rng, old, others)) is None:
             return there
-        rest = old.keys[-1]
         old.keys += [Key(start, rest.x, rest.y), Key(end, *spot)]
-        self.visits = [*(visit for visit in self.visits if visit is not old), old]  # in front of all others
+        old.raised.append(start)
         there = [*others, old]
         if old.name:
             self._show(end, "", there)
@@ -287,11 +299,12 @@ class ThingsScript(BasicStream):
         old = rng.choice(there)
         rest, others = old.keys[-1], [visit for visit in there if visit is not old]
         new = self._new(rng, there, crowded=bool(others))
-        new.size, new.seed, new.cover = old.size, old.seed, old.cover
-        if not self._leaves_seen(new, rest.x, rest.y, others) or not self._stands_out(new, rest.x, rest.y):
+        new.size, new.seed = old.size, old.seed
+        new.cover = self._cover(new)
+        if not self._fits(new, rest.x, rest.y, others):
             return there
         old.until = start
-        new.keys = [Key(start, rest.x, rest.y)]
+        new.keys, new.raised = [Key(start, rest.x, rest.y)], [start]
         self.visits.append(new)
         if new.name:
             text = (
@@ -310,7 +323,7 @@ class ThingsScript(BasicStream):
         y, out = rng.uniform(0.2, 0.8), self._reach(visit)
         ends = [(-out, y), (1 + out, y)]
         rng.shuffle(ends)
-        visit.keys = [Key(start, *ends[0]), Key(end, *ends[1])]
+        visit.keys, visit.raised = [Key(start, *ends[0]), Key(end, *ends[1])], [start]
         visit.until = end
         self.visits.append(visit)
         return there

@@ -14,7 +14,7 @@ from videollm_mod.data.things import BUNDLED, PHOTOGRAPHS, TRAINED, UNSEEN, VARI
 from videollm_mod.data.world import conversation, world_stream
 from videollm_mod.data.world_basic import PLACES, STEP
 from videollm_mod.data.world_things import NOTHING
-from videollm_mod.data.world_things_script import SETTLE, enumerated, with_article
+from videollm_mod.data.world_things_script import HIDDEN, SETTLE, enumerated, with_article
 
 LEVELS = ("things", "things_camera")
 
@@ -86,6 +86,32 @@ def test_things_are_in_the_frames_when_they_are_said_to_be(level):
                 assert not alone[after].any()
                 gone += 1
     assert named > 100 and gone > 8
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_said_to_be_there_is_in_view_and_not_hidden_once_nothing_moves(level):
+    """Frame by frame at 8 a second, at all moments at which questions are asked, from where everything is drawn."""
+    moved = exchanged = 0
+    for seed in range(300):
+        stream = world_stream(seed, level)
+        moved += sum(len(visit.raised) > 1 for visit in stream.visits)
+        exchanged += sum(" replaces " in text for _, text in stream.narrations)
+        for time in filter(stream.is_settled, stream.frame_times(8.0).tolist()):
+            drawn = stream.in_view(time)
+            said = [thing.name for thing in stream.things(time)]
+            assert sorted(said) == sorted(visit.name for visit, _ in drawn if visit.name), (seed, time)
+            for i, (visit, key) in enumerate(drawn):
+                half = [visit.size * side / 2 for side in visit.box]
+                inside = [(x - each, x + each) for x, each in zip((key.x, key.y), half, strict=True)]
+                assert all(-0.03 < low < high < 1.03 for low, high in inside), (seed, time)
+                covered = 0.0
+                for other, its in drawn[i + 1 :]:
+                    reach = [other.size * side / 2 for side in other.cover]
+                    spans = zip((key.x, key.y), half, (its.x, its.y), reach, strict=True)
+                    shared = [min(a + b, c + d) - max(a - b, c - d) for a, b, c, d in spans]
+                    covered += max(0.0, shared[0]) * max(0.0, shared[1]) / (4 * half[0] * half[1])
+                assert covered < HIDDEN + 0.01, (seed, time)
+    assert moved > 30 and exchanged > 30
 
 
 def first_rest(visit, seconds: float) -> float | None:
