@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from ..data.world import conversation, world_stream
+from ..data.world import conversation, narrated, world_stream
 from ..data.world_hard import split_seeds
 from ..data.world_streams import FPS
 from ..evaluation.answering import answers
@@ -47,8 +47,9 @@ def narrations(model, processor, level: str, seeds: range, fps: float = FPS, hei
     counts = Counts()
     for stream, own in zip(streams, said, strict=True):
         own = [(frame / fps, processor.decode(list(ids), skip_special_tokens=True).strip()) for frame, ids in own]
-        exact, pairs, seconds = match(stream.narrations, own, tolerance=0.5 / fps)
-        counts += Counts(len(stream.narrations), exact, len(own), pairs, seconds)
+        true = narrated(stream, fps)
+        exact, pairs, seconds = match(true, own, tolerance=0.5 / fps)
+        counts += Counts(len(true), exact, len(own), pairs, seconds)
     summary = counts.summary()
     return {name: summary[name] for name in ("narrations", "exact", "false", "time_diff", "unmatched")}
 

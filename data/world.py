@@ -59,12 +59,18 @@ def world_stream(seed: int, level: str = "basic") -> BasicStream:
     return LEVELS[level](seed)
 
 
+def narrated(stream, fps: float) -> list[tuple[float, str]]:
+    """`(time, text)` of the narrations of what the frames at `fps` show: none comes after the last frame."""
+    last = stream.frame_times(fps)[-1]
+    return [(time, text) for time, text in stream.narrations if time <= last]
+
+
 def conversation(stream, fps: float = 2.0, num_questions: int = 1, opening: bool = True) -> list[dict]:
     """A stream as messages for a processor: each narration follows the frame of its time; questions come in between.
 
     The frames, in order, are `stream.frames(fps)`.
     """
-    turns = [(time, 0, [("assistant", text)]) for time, text in stream.narrations]
+    turns = [(time, 0, [("assistant", text)]) for time, text in narrated(stream, fps)]
     for time, question, answer in stream.questions(fps, num_questions):
         turns.append((time, 1, [("user", question), ("assistant", answer)]))
     messages = []

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .world import DOMAIN, world_stream
+from .world import DOMAIN, narrated, world_stream
 
 SUFFIXES = (".mp4", ".mkv", ".mov")
 
@@ -53,7 +53,7 @@ def write_clip(
         for image in stream.frames(fps, height):
             container.mux(video.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
         container.mux(video.encode())
-    turns = [{"time": time, "role": "assistant", "content": text} for time, text in stream.narrations]
+    turns = [{"time": time, "role": "assistant", "content": text} for time, text in narrated(stream, fps)]
     truth = path.with_suffix(".jsonl")
     truth.write_text(json.dumps({"video": path.name, "fps": fps, "turns": turns}) + "\n", encoding="utf-8")
     return path, truth

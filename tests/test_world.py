@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from itertools import product
 
 import av
 import numpy as np
@@ -10,7 +11,7 @@ from fresh_process import ROOT
 
 from videollm_mod import VideoLLMMoDConfig
 from videollm_mod.commands import cli
-from videollm_mod.data.world import DOMAIN, conversation, world_stream
+from videollm_mod.data.world import DOMAIN, conversation, narrated, world_stream
 from videollm_mod.data.world_basic import COLOURS, KINDS, PLACES, SHAPES, THERE, inside
 from videollm_mod.narration.sight import clip_domain
 
@@ -111,6 +112,22 @@ def test_conversation_has_every_frame_and_narration_once(seed):
     assert seen == len(stream.frames(height=24))
     assert said == stream.narrations
     assert sum(message["role"] == "user" for message in messages) in (3, 4)  # questions and an instruction
+
+
+@pytest.mark.parametrize("level", ["basic", "hard", "hard_small_tasks", "crowd_small"])
+def test_conversation_at_any_rate_ends_with_the_last_frame(level):
+    """What changes after the last of few frames is not narrated: no frame shows it."""
+    late = 0
+    for seed, fps in product(range(12), (0.4, 1.0, 1.5, 2.0, 3.0, 8.0)):
+        stream = world_stream(seed, level)
+        messages, times = conversation(stream, fps), stream.frame_times(fps)
+        assert sum(message.get("num_frames", 0) for message in messages) == len(times)
+        said = [message["content"] for message in messages if message["role"] == "assistant"]
+        told = narrated(stream, fps)
+        assert len(said) == len(told) + 1 and all(time <= times[-1] for time, _ in told)
+        late += len(stream.narrations) - len(told)
+        assert fps < 2 or told == stream.narrations
+    assert late > 0 or level == "hard_small_tasks"  # whose last procedure is over before the stream is
 
 
 def test_frames_show_the_same_at_any_resolution_and_rate():
