@@ -19,10 +19,10 @@ from .things_sets import PACKAGES, IconSet
 LIST = Path(__file__).with_name("things.json")
 FEWEST = 4  # sets to train on that draw a thing
 UNKNOWN = ("Symbols", "Flags", "Smileys & Emotion")  # categories of icons of nothing that is a thing
-ALIKE = {  # words in the names of icons that resemble a thing
-    "arrow", "atm", "baggage", "bicycles", "bright", "brightness", "camera", "cat", "cinema", "clouds", "currency",
-    "dashing", "dim", "dimmed", "dizzy", "goblin", "heart", "litter", "love", "luggage", "mobile", "monkey", "ogre",
-    "poo", "sweat", "vibration", "water",
+ALIKE = {  # words in the names of icons that resemble a thing, or a coloured shape, which the other levels name
+    "arrow", "atm", "baggage", "bicycles", "bright", "brightness", "camera", "cat", "cinema", "circle", "clouds",
+    "cross", "currency", "dashing", "dim", "dimmed", "dizzy", "goblin", "heart", "litter", "love", "luggage", "mobile",
+    "monkey", "ogre", "plus", "poo", "square", "sweat", "vibration", "water",
 }  # fmt: skip
 CHOSEN = """
 # animals

@@ -20,7 +20,7 @@ QUESTIONS = {
     "what": ("What do you see?", "What is in view?", "Which things do you see?", "What is there?"),
     "count": ("How many things that you know are there?", "How many things do you recognize?"),
     "where": ("Where is the {}?", "Where do you see the {}?", "At which place is the {}?"),
-    "place": ("What is at the {}?", "What do you see at the {}?"),
+    "place": ("What do you see at the {}?", "What can you see at the {}?"),
     "last": ("What happened last?",),
 }
 
@@ -49,6 +49,9 @@ class ThingsStream(ThingsScript):
     def question(self, rng: random.Random, time: float) -> tuple[str, str]:
         seen = sorted(self.things(time), key=lambda thing: thing.x)
         kind = rng.choice(("what", "what", "what", "where", "where", "count", "place", "last"))
+        past = [event.text for event in self.events[1:] if event.time <= time]
+        if kind == "last" and past and not past[-1]:
+            kind = "what"  # a thing has moved since, which is not narrated
         asked = rng.choice(QUESTIONS[kind])
         if kind == "what":
             return asked, sentence(enumerated([with_article(each.name) for each in seen])) if seen else NOTHING
@@ -63,7 +66,6 @@ class ThingsStream(ThingsScript):
             place = rng.choice([each.place for each in seen] * 2 + [place for row in PLACES for place in row][::4])
             names = [with_article(each.name) for each in seen if each.place == place]
             return asked.format(place), sentence(enumerated(names)) if names else "Nothing that I know."
-        past = [text for event_time, text in self.narrations if event_time <= time]
         return asked, past[-1] if past else "Nothing yet."
 
     def in_view(self, time: float) -> list[tuple[Visit, Key]]:

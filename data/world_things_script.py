@@ -171,7 +171,7 @@ class ThingsScript(BasicStream):
         unknown = self.unknown_only or rng.random() < self.UNKNOWN_SHARE or not names
         name = UNKNOWN if unknown else rng.choice(names)
         picture = rng.choice(named[name]) if name or (UNKNOWN in named and rng.random() < 0.7) else None
-        box = (1.0, rng.uniform(0.5, 1.0))
+        box = (1.0, rng.uniform(0.5, 0.8))  # of a patch, never a square, which other levels name
         if picture is not None:
             width, height = self.pictures.picture(picture).size
             box = (width / max(width, height), height / max(width, height))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from videollm_mod.commands import cli
 from videollm_mod.data import things
 from videollm_mod.data.things import BUNDLED, PHOTOGRAPHS, TRAINED, UNSEEN, VARIABLE, Pictures
 from videollm_mod.data.world import conversation, world_stream
-from videollm_mod.data.world_basic import PLACES, STEP
+from videollm_mod.data.world_basic import PLACES, SHAPES, STEP
 from videollm_mod.data.world_things import NOTHING
 from videollm_mod.data.world_things_script import HIDDEN, SETTLE, enumerated, with_article
 
@@ -163,13 +163,34 @@ def test_answers_are_true_for_what_is_there():
                     names = [with_article(thing.name) for thing in seen if thing.place == words[-1]]
                     expected = f"{enumerated(names)}." if names else "Nothing that I know."
                 elif "last" in question:
-                    past = [text for at, text in stream.narrations if at <= time]
+                    past = [event.text for event in stream.events[1:] if event.time <= time]  # "" for a move
                     expected = past[-1] if past else "Nothing yet."
                 else:
                     expected = f"{enumerated([with_article(thing.name) for thing in seen])}." if seen else NOTHING
                 assert answer == expected[0].upper() + expected[1:]
                 kinds.add(question.split(" the ")[0])
     assert len(kinds) > 8
+
+
+def test_levels_do_not_contradict_each_other():
+    """One model learns all levels: the same question has the same answer where nothing is, and what another level
+    names is not shown as nothing that has a name."""
+    empty: dict[str, set[str]] = {}
+    for level, seed in product(("basic", "hard", "things"), range(150)):
+        for _, question, answer in world_stream(seed, level).questions(count=6):
+            if answer.startswith(("Nothing", "I see nothing", "It is not", "None", "Nobody")):
+                empty.setdefault(question.split(" the ")[0], set()).add(answer)
+    assert len(empty) > 6 and all(len(answers) == 1 for answers in empty.values())
+    shapes = {*SHAPES, "plus"}
+    unknown = json.loads((ROOT / "benchmarks" / "things.json").read_text(encoding="utf-8"))["unknown"]
+    assert not [name for name in unknown if shapes & {*name.split("-")}]
+    patches = [
+        visit.box
+        for seed in range(60)
+        for visit in world_stream(seed, "things_unknown").visits
+        if visit.picture is None
+    ]
+    assert len(patches) > 30 and all(height <= 0.8 for _, height in patches)
 
 
 def test_nothing_is_said_where_nothing_has_a_name():
