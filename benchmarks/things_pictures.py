@@ -1,6 +1,6 @@
 """Draw all things of `things.json` in all styles, and write the file that the world's levels of things read.
 
-    pip install resvg_py
+    pip install -e '.[things]'
     python -m videollm_mod.benchmarks.things_pictures --output things.npz
 
 The sets of icons come from npm and the photographs from the Debian package `tuxpaint-stamps-default`, both by their

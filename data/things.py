@@ -1,7 +1,7 @@
 """Pictures of everyday things in several styles, for the world's levels `things...`: one file, made once.
 
     python -m videollm_mod.benchmarks.things_pictures --output things.npz
-    export VIDEOLLM_MOD_THINGS=things.npz
+    export VIDEOLLM_MOD_THINGS="$PWD/things.npz"
 
 `media/things.npz` is such a file with a few things, for demos and tests.
 """
@@ -12,6 +12,7 @@ import os
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from PIL import Image
@@ -36,8 +37,8 @@ VARIABLE = "VIDEOLLM_MOD_THINGS"  # environment variable with the path of the fi
 SIDE = 128  # pixels, longer side of a picture
 BUNDLED = Path(__file__).resolve().parent.parent / "media" / "things.npz"  # a few things in four styles
 HOW = (
-    f'make the file with "python -m videollm_mod.benchmarks.things_pictures" in a checkout and set {VARIABLE} to its '
-    f"path, or set it to {BUNDLED}, which has a few things"
+    f'make the file with "python -m videollm_mod.benchmarks.things_pictures" after "pip install -e \'.[things]\'" in a '
+    f"checkout and set {VARIABLE} to its path, or set it to {BUNDLED}, which has a few things"
 )
 
 
@@ -56,17 +57,20 @@ class Pictures:
 
         Raises:
             `FileNotFoundError`: if there is no such file.
-            `ValueError`: if it is another kind of file.
+            `ValueError`: if it is another kind of file, or not whole.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"there is no file of pictures at {path}: {HOW}")
         try:
             with np.load(path) as stored:
                 names, styles = stored["names"].tolist(), stored["styles"].tolist()
-                parts = np.split(stored["files"], np.cumsum(stored["sizes"])[:-1])
+                files, sizes = stored["files"], stored["sizes"]
+                if files.dtype != np.uint8 or len(files) != sum(sizes) or not len(sizes) == len(names) == len(styles):
+                    raise ValueError("its arrays are those of something else")
+                parts = np.split(files, np.cumsum(sizes)[:-1])
                 licences = json.loads(str(stored["licences"]))
-        except (OSError, KeyError, ValueError) as error:
-            raise ValueError(f"{path} is not a file of pictures of things: {HOW}") from error
+        except (OSError, EOFError, BadZipFile, KeyError, TypeError, ValueError) as error:  # as numpy's reader raises
+            raise ValueError(f"{path} is not a whole file of pictures of things: {HOW}") from error
         return cls([part.tobytes() for part in parts], names, styles, licences)
 
     def save(self, path: str | Path) -> None:

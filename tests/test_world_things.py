@@ -249,8 +249,17 @@ def test_missing_or_wrong_files_say_what_to_do(monkeypatch, tmp_path, capsys):
     assert cli.main(["world", "--level", "things_camera", *clip]) == 0
     other = tmp_path / "other.npz"
     np.savez(other, x=np.zeros(3))
-    missing = tmp_path / "no.npz"
-    for path, message in (("", "need a file of pictures"), (missing, "no file"), (other, "is not a file of pictures")):
+    wrong = dict.fromkeys((other, tmp_path / "array.npz", tmp_path / "mixed.npz"), "is not a whole file of pictures")
+    with open(tmp_path / "array.npz", "wb") as opened:
+        np.save(opened, np.zeros(3))
+    stored = dict(np.load(BUNDLED))
+    np.savez(tmp_path / "mixed.npz", **stored | {"names": stored["names"][1:]})
+    whole = BUNDLED.read_bytes()
+    for length in (0, 1, 1000, len(whole) // 2, len(whole) - 1):  # as a copy that broke off
+        cut = tmp_path / f"{length}.npz"
+        cut.write_bytes(whole[:length])
+        wrong[cut] = "is not a whole file of pictures"
+    for path, message in {"": "need a file of pictures", tmp_path / "no.npz": "no file", **wrong}.items():
         monkeypatch.setenv(VARIABLE, str(path))
         capsys.readouterr()
         assert cli.main(["world", "--level", "things", *clip]) != 0
