@@ -16,6 +16,7 @@ NAMES = (
     "crowd_small_lessons",
     "things",
     "things_camera",
+    "things_camera_unseen",
     "things_unseen",
     "things_photos",
     "things_unknown",

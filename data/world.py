@@ -21,7 +21,7 @@ from .world_hard import (
 from .world_minutes import MinutesStream, MinuteStream
 from .world_tasks import HardSmallTasksLessons, HardSmallTasksStream, HardTasksLessons, HardTasksStream
 from .world_things import ThingsPhotosStream, ThingsStream, ThingsUnknownStream, ThingsUnseenStream
-from .world_things_camera import ThingsCameraStream
+from .world_things_camera import ThingsCameraStream, ThingsCameraUnseenStream
 
 DOMAIN = "procedural world"  # `config.domain` of models that know only this world, and the title of its clips
 KINDS: tuple[type[BasicStream], ...] = (
@@ -40,6 +40,7 @@ KINDS: tuple[type[BasicStream], ...] = (
     CrowdSmallLessons,
     ThingsStream,
     ThingsCameraStream,
+    ThingsCameraUnseenStream,
     ThingsUnseenStream,
     ThingsPhotosStream,
     ThingsUnknownStream,

@@ -1,4 +1,4 @@
-"""The level `things_camera`: things are held up to a simulated camera, on phones, tablets and paper."""
+"""The levels `things_camera...`: things are held up to a simulated camera, on phones, tablets and paper."""
 
 import math
 import random
@@ -10,6 +10,7 @@ from PIL import Image
 from .camera import Camera, Film, Pose, Shake
 from .cards import AROUND, Card
 from .compression import as_h264, as_jpeg
+from .things import UNSEEN
 from .world_basic import STEP
 from .world_things import ThingsStream
 from .world_things_script import Key, Visit
@@ -151,3 +152,9 @@ class ThingsCameraStream(ThingsStream):
             blur = min(self.camera.blur(self._depth(visit), time - visit.keys[0].time), SHARPEST * visit.size)
             film.place(image, fronts[visit], corners, blur, path)
         return film.developed(image, time)
+
+
+class ThingsCameraUnseenStream(ThingsCameraStream):
+    """Things in the style to test on."""
+
+    STYLES = (UNSEEN,)

@@ -205,7 +205,12 @@ def test_nothing_is_said_where_nothing_has_a_name():
 
 def test_training_levels_never_show_a_test_style():
     assert not {UNSEEN, PHOTOGRAPHS} & {*TRAINED}
-    for level, styles in (("things", TRAINED), ("things_camera", TRAINED), ("things_unseen", (UNSEEN,))):
+    for level, styles in (
+        ("things", TRAINED),
+        ("things_camera", TRAINED),
+        ("things_unseen", (UNSEEN,)),
+        ("things_camera_unseen", (UNSEEN,)),
+    ):
         drawn = {
             stream.pictures.styles[visit.picture]
             for stream in (world_stream(seed, level) for seed in range(60))
