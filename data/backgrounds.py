@@ -54,7 +54,7 @@ class Background:
         if self.kind == "plain":
             mixed = np.zeros((height, width))
         elif self.kind == "gradient":
-            mixed = (along - along.min()) / np.ptp(along)
+            mixed = (along - along.min()) / max(np.ptp(along), 1e-9)  # of one pixel, 0
         elif self.kind == "stripes":
             mixed = np.floor(along / self.period) % 2
         elif self.kind == "checks":
