@@ -157,12 +157,12 @@ tennisball = tennis; europeancastle = castle; sunrays = sun; womansshirt = woman
 classicalbuilding = classical-building; raincloud = cloud-with-rain; personalcomputer = desktop-computer
 """,
     "streamline-emojis": """
-school-backpack = backpack; red-wine-glass = wine-glass; direct-hit = bullseye; game-dice = game-die
+school-backpack = backpack; direct-hit = bullseye; game-dice = game-die
 """,
 }
 WRONG = {  # icons that show something else than those of their name in other sets
     "fxemoji": ("bird", "window"),
-    "streamline-emojis": ("turkey", "headphone"),
+    "streamline-emojis": ("turkey", "headphone", "maple-leaf", "wine-glass"),
     "openmoji": ("scroll",),
 }
 

@@ -13,7 +13,8 @@ SKINS = ((255, 219, 186), (232, 184, 144), (198, 142, 100), (150, 98, 66), (98, 
 WIDTHS = {"phone": (0.065, 0.08), "tablet": (0.13, 0.2), "paper": (0.1, 0.21)}  # metres
 HEIGHTS = {"phone": (1.6, 2.1), "tablet": (0.7, 1.4), "paper": (0.9, 1.45)}  # relative to the width
 AROUND = 0.25  # widths of a card around it that its fingers may need
-CONTRAST = 40  # mean difference of a picture from what it is on, of 255 levels
+CONTRAST = 40  # difference of a pixel of a picture from what it is on, of 255 levels
+SEEN = 0.6  # share of a picture's pixels that should have it
 Colour = tuple[int, int, int]
 
 
@@ -22,12 +23,15 @@ def shade(rng: random.Random, low: int, high: int) -> Colour:
 
 
 def ground_for(picture: Image.Image, ground: Colour) -> Colour:
-    """`ground`, or its opposite if an RGBA picture could not be told from it."""
+    """`ground`, or its opposite if too little of an RGBA picture could be told from `ground` and more from that."""
     small = np.asarray(picture.reduce(max(1, min(picture.size) // 16)), dtype=np.int16)
-    covers = small[..., 3] > 128
-    if not covers.any() or abs(small[..., :3] - np.array(ground))[covers].mean() >= CONTRAST:
-        return ground
-    return tuple(255 - level for level in ground)  # type: ignore[return-value]
+    colours = small[small[..., 3] > 128][:, :3]
+
+    def seen(ground: Colour) -> int:
+        return int((abs(colours - np.array(ground)).mean(1) >= CONTRAST).sum())
+
+    opposite: Colour = (255 - ground[0], 255 - ground[1], 255 - ground[2])
+    return opposite if seen(ground) < min(SEEN * len(colours), seen(opposite)) else ground
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ VARIABLE = "VIDEOLLM_MOD_THINGS"  # environment variable with the path of the fi
 SIDE = 128  # pixels, longer side of a picture
 BUNDLED = Path(__file__).resolve().parent.parent / "media" / "things.npz"  # a few things in four styles
 HOW = (
-    f'make the file with "python -m videollm_mod.benchmarks.things_pictures" after "pip install -e \'.[things]\'" in a '
-    f"checkout and set {VARIABLE} to its path, or set it to {BUNDLED}, which has a few things"
+    'make the file with "python -m videollm_mod.benchmarks.things_pictures" in a checkout that "pip install -e '
+    f"'.[things]'\" has installed, and set {VARIABLE} to its path, or set it to {BUNDLED}, which has a few things"
 )
 
 

@@ -110,6 +110,9 @@ def test_compression_is_real_and_repeats_itself():
 def test_cards_show_their_picture_so_that_it_stands_out():
     white = Image.new("RGBA", (128, 64), (255, 255, 255, 255))
     assert ground_for(white, (250, 250, 250)) == (5, 5, 5) and ground_for(white, (20, 20, 20)) == (20, 20, 20)
+    outlined = white.copy()  # with so much black that the mean of all pixels differs from a dark ground
+    outlined.paste((0, 0, 0, 255), (0, 0, 80, 64))
+    assert ground_for(outlined, (20, 20, 20)) == (235, 235, 235) and ground_for(outlined, (235,) * 3) == (235,) * 3
     kinds = set()
     for seed in range(20):
         card = Card.chosen(random.Random(seed))
