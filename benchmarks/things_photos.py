@@ -7,6 +7,8 @@ from tempfile import TemporaryDirectory
 
 from PIL import Image
 
+from .things_sets import fetch
+
 PACKAGE = "tuxpaint-stamps-default"
 LICENCE = f"GPL-2, {PACKAGE} by Bill Kendrick and contributors, https://tuxpaint.org"
 DRAWN = ("cartoon", "symbols", "seasonal", "flags", "roadsigns")  # folders that hold no photographs
@@ -26,8 +28,7 @@ OTHERS = (  # ends of captions of pictures that are drawings, or show something 
 def fetched(folder: Path) -> Path:
     """The package in `folder`; `apt-get download` brings it there if it is not."""
     if not (found := sorted(folder.glob(f"{PACKAGE}_*.deb"))):
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "download", "--quiet", PACKAGE], cwd=folder, check=True)
+        fetch(PACKAGE, folder, ["apt-get", "download", "--quiet", PACKAGE])
         found = sorted(folder.glob(f"{PACKAGE}_*.deb"))
     return found[-1]
 

@@ -1,6 +1,7 @@
 """The emoji sets whose pictures the world's level `things` shows, as npm packages of named vector pictures."""
 
 import json
+import shutil
 import subprocess
 import tarfile
 from dataclasses import dataclass
@@ -23,6 +24,20 @@ PACKAGES = {  # style -> package, at the version that the list of things was mad
 # licence on what is made from a picture is good enough for a style that is only tested on.
 TRAINABLE = ("Apache-2.0", "MIT", "CC-BY-4.0")
 TESTABLE = (*TRAINABLE, "CC-BY-SA-4.0")
+
+
+def fetch(package: str, folder: Path, command: list[str]) -> None:
+    """Bring a package to `folder` by an ordinary client.
+
+    Raises:
+        `FileNotFoundError`: if the client is not installed.
+    """
+    if shutil.which(command[0]) is None:
+        raise FileNotFoundError(
+            f"{package} is fetched by {command[0]}, which is not installed; or put it into {folder}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(command, cwd=folder, check=True, stdout=subprocess.PIPE)
 
 
 def check_licence(style: str, licence: str) -> None:
@@ -53,10 +68,7 @@ class IconSet:
         package, _, version = PACKAGES[style].rpartition("@")
         path = folder / f"{package.removeprefix('@').replace('/', '-')}-{version}.tgz"
         if not path.exists():
-            folder.mkdir(parents=True, exist_ok=True)
-            subprocess.run(
-                ["npm", "pack", "--silent", PACKAGES[style]], cwd=folder, check=True, stdout=subprocess.PIPE
-            )
+            fetch(PACKAGES[style], folder, ["npm", "pack", "--silent", PACKAGES[style]])
         with tarfile.open(path) as archive:
             info, icons, chars, more = (
                 json.load(archive.extractfile(f"package/{name}.json"))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from videollm_mod.benchmarks import things_names, things_pictures
 from videollm_mod.benchmarks.things_names import FEWEST, LIST, WRONG, entries
-from videollm_mod.benchmarks.things_photos import thing_of
+from videollm_mod.benchmarks.things_photos import fetched, thing_of
 from videollm_mod.benchmarks.things_sets import PACKAGES, IconSet, check_licence
 from videollm_mod.data.things import PHOTOGRAPHS, SIDE, STYLES, TRAINED, UNKNOWN, UNSEEN, Pictures
 
@@ -122,6 +122,16 @@ def test_pictures_are_drawn_cropped_and_named(tmp_path, capsys):
     with pytest.raises(SystemExit):
         things_pictures.main([*arguments, "nothing"])
     assert "--things must be in things.json, got nothing" in capsys.readouterr().err
+
+
+def test_missing_clients_give_a_clear_error(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(
+        FileNotFoundError, match=r"@iconify-json/noto@.* is fetched by npm, which is not installed; or"
+    ):
+        IconSet.fetch("noto", tmp_path)
+    with pytest.raises(FileNotFoundError, match="tuxpaint-stamps-default is fetched by apt-get, which is not inst"):
+        fetched(tmp_path)
 
 
 def test_empty_picture_gives_a_clear_error():
