@@ -282,7 +282,7 @@ class Places:
             return False  # some buffers can only be written in inference mode
         if (self.table[:, 3] + counts > self.table[:, 4]).any():
             return False
-        return max([layer.changed for layer in layers]) < self.change  # a list: this is asked at every step
+        return max([layer.changed for layer in layers], default=-1) < self.change  # a list: asked at every step
 
 
 class MoDCache(Cache):
