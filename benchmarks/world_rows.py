@@ -45,7 +45,7 @@ class Row:
     frozen: bool = False  # routers stay as initialised
     warmup: float = 0.0  # share of each stage in which the keep ratio falls from 1 to its value
     elastic: tuple[float, float] | None = None  # range of a keep ratio that is drawn at each step
-    fitted: bool = False  # routers start from `initialise_routers` instead of zero
+    fitted: bool = False  # routers start from `initialise_routers` instead of at random
     refitted: int = 0  # steps after which they are fitted again, and again
     router_rate: float = 1.0  # learning rate of routers, relative to that of all else
 
@@ -54,7 +54,7 @@ ELASTIC = (0.1, 1.0)
 STUCK = (3000, 50.0)  # a model with fewer exact narrations, in percent, after these steps starts anew
 OTHER_WEIGHTS = 1000  # added to the seed of the weights then
 REFITTED = 25  # steps
-SLOW = 0.01  # router_rate: Adam's steps are as long as the fitted weights otherwise, and undo the fit
+SLOW = 0.01  # `router_rate` of fitted routers: Adam moves weights by the rate, and theirs are small
 FITTED: dict = {"fitted": True, "router_rate": SLOW}
 FITTED_ON = (4, 64)  # batches that routers are fitted on, streams of each
 SCORED_EVERY = 175  # steps, on the streams for the curve
@@ -183,6 +183,7 @@ def is_stuck(curve: list[dict]) -> bool:
 
 
 def fit_routers(model, streams: Streams, bank: torch.Tensor, rng: np.random.Generator) -> None:
+    """`initialise_routers` on a few batches of the streams that are learned."""
     batches, batch_size = FITTED_ON
     inputs = (
         {"input_ids": ids, "labels": labels, "pixel_values_videos": pixels(bank, codes)}
@@ -296,7 +297,7 @@ def save_stage(path: Path, model, curves: list[dict]) -> None:
         save_file(weights, partial)
 
 
-def learned(stage: Stage, weights: dict[str, torch.Tensor], args) -> tuple:
+def pretrain_stage(stage: Stage, weights: dict[str, torch.Tensor], args) -> tuple:
     """A dense model after a stage of pretraining that starts from `weights`, and its curve. Where there are none, a
     model that is stuck starts anew."""
     table = TABLES[args.level]
@@ -327,7 +328,7 @@ def pretrained(args) -> dict[str, torch.Tensor]:
         curves: list[dict] = []
         for part, stage in zip(saved, table.pretraining, strict=True) if not path.exists() else ():
             if not part.exists():
-                model, curve = learned(stage, weights, args)
+                model, curve = pretrain_stage(stage, weights, args)
                 save_stage(part, model, curves + curve)
             weights, curves = load_file(part), json.loads(part.with_suffix(".json").read_text(encoding="utf-8"))
     return load_file(path)
